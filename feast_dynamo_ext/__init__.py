@@ -1,0 +1,46 @@
+"""A Feast plugin for teams on AWS: DynamoDB online, Parquet on S3 offline, SageMaker training.
+
+`feature_store.yaml` names these classes; they are loaded when first used, so that importing the
+package is cheap and pulls in neither duckdb, pyspark nor sagemaker.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from feast_dynamo_ext.offline_store import (
+        S3ParquetOfflineStore,
+        S3ParquetOfflineStoreConfig,
+    )
+    from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
+    from feast_dynamo_ext.provider import DynamoProvider
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DynamoOnlineStore",
+    "DynamoOnlineStoreConfig",
+    "DynamoProvider",
+    "S3ParquetOfflineStore",
+    "S3ParquetOfflineStoreConfig",
+]
+
+_MODULE_OF = {
+    "DynamoOnlineStore": "online_store",
+    "DynamoOnlineStoreConfig": "online_store",
+    "DynamoProvider": "provider",
+    "S3ParquetOfflineStore": "offline_store",
+    "S3ParquetOfflineStoreConfig": "offline_store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

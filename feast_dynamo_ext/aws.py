@@ -1,0 +1,296 @@
+"""The only module that builds AWS sessions, clients and S3 filesystems.
+
+botocore resolves credentials, region and endpoints (profiles, role_arn, SSO, instance and
+container credentials, ``AWS_ENDPOINT_URL`` and ``AWS_ENDPOINT_URL_<SERVICE>``); whatever it
+resolves is what every part of this package uses, the S3 filesystem of pyarrow included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlparse
+
+import boto3
+from botocore import exceptions as boto_errors
+from botocore.config import Config
+from botocore.configprovider import ConfiguredEndpointProvider
+from botocore.credentials import (
+    AssumeRoleCredentialFetcher,
+    DeferredRefreshableCredentials,
+)
+from feast.repo_config import FeastConfigBaseModel
+from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
+
+from feast_dynamo_ext.errors import (
+    AccessDeniedError,
+    AwsError,
+    AwsUnavailableError,
+    ConfigError,
+    CredentialsError,
+    ResourceNotFoundError,
+    ThrottledError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyarrow.fs import FileSystem
+
+# One table from service error code to our exception; anything else is a plain AwsError.
+ERROR_BY_CODE: dict[str, type[AwsError]] = {
+    "UnrecognizedClientException": CredentialsError,
+    "InvalidClientTokenId": CredentialsError,
+    "InvalidAccessKeyId": CredentialsError,
+    "InvalidSignatureException": CredentialsError,
+    "SignatureDoesNotMatch": CredentialsError,
+    "IncompleteSignatureException": CredentialsError,
+    "MissingAuthenticationTokenException": CredentialsError,
+    "ExpiredToken": CredentialsError,
+    "ExpiredTokenException": CredentialsError,
+    "RequestExpired": CredentialsError,
+    "AccessDenied": AccessDeniedError,
+    "AccessDeniedException": AccessDeniedError,
+    "403": AccessDeniedError,
+    "ResourceNotFoundException": ResourceNotFoundError,
+    "NoSuchBucket": ResourceNotFoundError,
+    "NoSuchKey": ResourceNotFoundError,
+    "404": ResourceNotFoundError,
+    "ProvisionedThroughputExceededException": ThrottledError,
+    "RequestLimitExceeded": ThrottledError,
+    "ThrottlingException": ThrottledError,
+    "Throttling": ThrottledError,
+    "TooManyRequestsException": ThrottledError,
+    "LimitExceededException": ThrottledError,
+    "SlowDown": ThrottledError,
+    "InternalServerError": AwsUnavailableError,
+    "InternalFailure": AwsUnavailableError,
+    "ServiceUnavailable": AwsUnavailableError,
+}
+
+ADVICE: dict[type[AwsError], str] = {
+    CredentialsError: (
+        "Check the credentials this process runs with (environment, profile, role); "
+        "`aws sts get-caller-identity` shows who they are."
+    ),
+    AccessDeniedError: (
+        "Add the missing action to the identity's IAM policy; the least-privilege policy of each "
+        "command is in docs/configuration.md."
+    ),
+    ThrottledError: "Retry later, or raise the table's or account's capacity.",
+    AwsUnavailableError: "Check the network, the region and any endpoint_url, then run it again.",
+}
+
+
+@dataclass(frozen=True)
+class AwsSettings:
+    """How to reach AWS. None means: what botocore resolves from environment and profile."""
+
+    region: str | None = None
+    endpoint_url: str | None = None
+    profile: str | None = None
+    role_arn: str | None = None
+
+
+class AwsConfigModel(FeastConfigBaseModel):
+    """The fields that the online and offline store's blocks of feature_store.yaml share."""
+
+    region: str | None = None
+    """AWS region name, for example `eu-west-1`. Default: `AWS_REGION`, `AWS_DEFAULT_REGION` or the
+    profile's region."""
+
+    endpoint_url: str | None = None
+    """URL of the service's endpoint: a VPC endpoint or a local server. Default:
+    `AWS_ENDPOINT_URL_<SERVICE>`, `AWS_ENDPOINT_URL`, or AWS's own for the region."""
+
+    profile: str | None = None
+    """Named profile of the shared AWS config and credentials files. Default: `AWS_PROFILE`."""
+
+    role_arn: str | None = None
+    """ARN of an IAM role to assume; its temporary credentials (1 hour) are renewed before they
+    expire. Default: none is assumed."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, values: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        if isinstance(values, dict):
+            _refuse_unknown_keys(cls, values)
+        try:
+            return handler(values)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"`{'.'.join(str(part) for part in problem['loc'])}`: {problem['msg']}"
+                for problem in error.errors(include_input=False, include_url=False)
+            )
+            raise ConfigError(
+                f"{_block(cls)} of feature_store.yaml: {problems}. "
+                "Each field is explained in docs/configuration.md."
+            ) from error
+
+    def aws(self) -> AwsSettings:
+        """The settings as a value that `session`, `client` and `filesystem` take."""
+        return AwsSettings(self.region, self.endpoint_url, self.profile, self.role_arn)
+
+
+def _block(model: type[FeastConfigBaseModel]) -> str:
+    return "online_store" if "Online" in model.__name__ else "offline_store"
+
+
+def _refuse_unknown_keys(model: type[FeastConfigBaseModel], values: dict[str, Any]) -> None:
+    known = set(model.model_fields)
+    for key in values.keys() - known:
+        close = difflib.get_close_matches(str(key), known, n=1)
+        hint = f" Did you mean `{close[0]}`?" if close else f" Known: {', '.join(sorted(known))}."
+        raise ConfigError(f"{_block(model)} of feature_store.yaml: unknown key `{key}`.{hint}")
+
+
+def session(settings: AwsSettings) -> boto3.Session:
+    """Build a session; with `role_arn` its credentials are those of the assumed role.
+
+    Raises:
+        ConfigError: the profile does not exist, or no region is set anywhere.
+    """
+    try:
+        base = boto3.Session(profile_name=settings.profile, region_name=settings.region)
+    except boto_errors.ProfileNotFound as error:
+        raise ConfigError(
+            f"AWS profile `{settings.profile}` does not exist. "
+            "Set `profile` in feature_store.yaml to one that `aws configure list-profiles` shows."
+        ) from error
+    if base.region_name is None:
+        raise ConfigError(
+            "No AWS region is set. Set `region` in this block of feature_store.yaml, "
+            "or AWS_REGION in the environment."
+        )
+    return _assume(base, settings.role_arn) if settings.role_arn else base
+
+
+def _assume(base: boto3.Session, role_arn: str) -> boto3.Session:
+    source = base.get_credentials()
+    if source is None:
+        raise _no_credentials("sts", "AssumeRole")
+    fetcher = AssumeRoleCredentialFetcher(
+        client_creator=base._session.create_client,  # noqa: SLF001 - boto3 exposes no other way
+        source_credentials=source,
+        role_arn=role_arn,
+        extra_args={"RoleSessionName": "feast-dynamo-ext"},
+    )
+    assumed = boto3.Session(region_name=base.region_name)
+    assumed._session._credentials = DeferredRefreshableCredentials(  # noqa: SLF001 - as above
+        method="assume-role", refresh_using=fetcher.fetch_credentials
+    )
+    return assumed
+
+
+def client(
+    service: str,
+    settings: AwsSettings,
+    *,
+    config: Config | None = None,
+    given: boto3.Session | None = None,
+) -> Any:
+    """Build a boto3 client: from the given session, else from one of the settings."""
+    return (given or session(settings)).client(
+        service, endpoint_url=settings.endpoint_url, config=config
+    )
+
+
+def endpoint_url(service: str, settings: AwsSettings, aws_session: boto3.Session) -> str | None:
+    """The endpoint that is configured for a service, or None where AWS's own is meant."""
+    if settings.endpoint_url:
+        return settings.endpoint_url
+    core = aws_session._session  # noqa: SLF001 - botocore's session has the resolved config
+    if core.get_config_variable("ignore_configured_endpoint_urls"):
+        return None
+    found: str | None = ConfiguredEndpointProvider(
+        full_config=core.full_config,
+        scoped_config=core.get_scoped_config(),
+        client_name=service,
+    ).provide()
+    return found
+
+
+def filesystem(uri: str, settings: AwsSettings) -> tuple[FileSystem, str]:
+    """The pyarrow filesystem for a URI or local path, and the path within it.
+
+    S3 credentials are resolved by botocore at the time of the call, so that a filesystem built
+    per operation always has fresh ones.
+
+    Raises:
+        CredentialsError: s3:// and no credentials.
+        ConfigError: no region, or a scheme that is neither s3 nor a file.
+    """
+    from pyarrow import fs
+
+    parsed = urlparse(uri)
+    if parsed.scheme in ("", "file"):
+        return fs.LocalFileSystem(), parsed.path if parsed.scheme else uri
+    if parsed.scheme not in ("s3", "s3a", "s3n"):
+        raise ConfigError(
+            f"`{uri}`: only s3:// URIs and local paths can be read and written, "
+            f"not {parsed.scheme}://."
+        )
+    aws_session = session(settings)
+    credentials = aws_session.get_credentials()
+    if credentials is None:
+        raise _no_credentials("s3", uri)
+    frozen = credentials.get_frozen_credentials()
+    return fs.S3FileSystem(
+        access_key=frozen.access_key,
+        secret_key=frozen.secret_key,
+        session_token=frozen.token,
+        region=aws_session.region_name,
+        endpoint_override=endpoint_url("s3", settings, aws_session),
+    ), parsed.netloc + parsed.path
+
+
+def _no_credentials(service: str, operation: str) -> CredentialsError:
+    return CredentialsError(
+        f"{service} {operation}: no AWS credentials were found. "
+        "Set them in the environment, a profile, or give this machine a role.",
+        service=service,
+        operation=operation,
+    )
+
+
+def aws_error(
+    code: str, message: str, *, service: str, operation: str, resource: str, request_id: str = ""
+) -> AwsError:
+    """Our exception for a service's error code, naming operation and resource."""
+    kind = ERROR_BY_CODE.get(code, AwsError)
+    advice = ADVICE.get(kind, "")
+    text = f"{service} {operation} on {resource}: {code}: {message.rstrip('.')}. {advice}".rstrip()
+    return kind(text, service=service, operation=operation, code=code, request_id=request_id)
+
+
+@contextlib.contextmanager
+def translated(service: str, resource: str) -> Iterator[None]:
+    """Turn botocore's exceptions into ours, naming the resource.
+
+    Raises:
+        AwsError: or the subclass that ERROR_BY_CODE names for the code.
+    """
+    try:
+        yield
+    except boto_errors.ClientError as error:
+        _raise_client_error(error, service, resource)
+    except (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError) as error:
+        raise _no_credentials(service, resource) from error
+    except boto_errors.BotoCoreError as error:
+        raise AwsUnavailableError(
+            f"{service} on {resource}: {error}. {ADVICE[AwsUnavailableError]}", service=service
+        ) from error
+
+
+def _raise_client_error(error: Any, service: str, resource: str) -> NoReturn:
+    details = error.response.get("Error", {})
+    raise aws_error(
+        str(details.get("Code", "Unknown")),
+        str(details.get("Message", "")) or "no message",
+        service=service,
+        operation=error.operation_name,
+        resource=resource,
+        request_id=error.response.get("ResponseMetadata", {}).get("RequestId", ""),
+    ) from error

@@ -1,0 +1,1 @@
+"""The online side: rows in DynamoDB, one packed item each."""

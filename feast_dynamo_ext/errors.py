@@ -1,0 +1,180 @@
+"""Every error this package raises, as one tree.
+
+Each message says what happened, to which table, view, column or file, and what to do about it.
+Where a caller would expect a builtin, the error is that builtin too::
+
+    FeastDynamoError
+    ├── ConfigError                      a setting that cannot work
+    ├── DependencyError                  an optional package is missing         (ImportError)
+    ├── AwsError                         AWS refused a call: operation, code, request id
+    │   ├── CredentialsError             no, wrong or expired credentials       (PermissionError)
+    │   ├── AccessDeniedError            the identity may not do this           (PermissionError)
+    │   ├── ResourceNotFoundError        no such table, bucket or object        (LookupError)
+    │   ├── ThrottledError               AWS asked to slow down
+    │   └── AwsUnavailableError          no answer: network, timeout, 5xx       (ConnectionError)
+    ├── OnlineStoreError
+    │   ├── IncompleteReadError          keys left unread at the deadline       (TimeoutError)
+    │   ├── IncompleteWriteError         rows left unwritten at the deadline    (TimeoutError)
+    │   ├── EntityKeyError               an entity key that cannot be a key     (ValueError)
+    │   ├── ItemTooLargeError            over DynamoDB's 400 KB an item         (ValueError)
+    │   ├── ItemFormatError              an item that is not in our layout      (ValueError)
+    │   └── TableLayoutError             a table that is not in our layout      (ValueError)
+    ├── OfflineStoreError
+    │   ├── SourceNotFoundError          no file at the source's path           (FileNotFoundError)
+    │   ├── SourceReadError              a file that cannot be read             (OSError)
+    │   ├── ColumnNotFoundError          a view names a column no file has      (LookupError)
+    │   ├── ColumnTypeError              a column of the wrong type             (TypeError)
+    │   └── EntityRowsError              entity rows that cannot be joined      (ValueError)
+    ├── UnsupportedTypeError             a value or type that cannot be kept    (TypeError)
+    ├── TrainingSetError                 a training set SageMaker cannot read   (ValueError)
+    └── LocalError                       the embedded AWS: cannot start or stop (RuntimeError)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class FeastDynamoError(Exception):
+    """Base of every error of this package."""
+
+
+class ConfigError(FeastDynamoError):
+    """A setting that cannot work.
+
+    Not a ValueError: pydantic would fold that into a ValidationError of many lines, and the one
+    sentence that helps would be lost in it.
+    """
+
+
+class DependencyError(FeastDynamoError, ImportError):
+    """An optional package is missing; the message says what to install."""
+
+
+class AwsError(FeastDynamoError):
+    """AWS refused a call.
+
+    Attributes:
+        service: AWS service id, for example ``dynamodb``.
+        operation: API operation, for example ``BatchGetItem``.
+        code: AWS error code, for example ``ValidationException``.
+        request_id: AWS request id, to quote to AWS support; empty where there was no answer.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        service: str = "",
+        operation: str = "",
+        code: str = "",
+        request_id: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.service = service
+        self.operation = operation
+        self.code = code
+        self.request_id = request_id
+
+
+class CredentialsError(AwsError, PermissionError):
+    """No credentials, or wrong or expired ones."""
+
+
+class AccessDeniedError(AwsError, PermissionError):
+    """The identity is known but may not do this."""
+
+
+class ResourceNotFoundError(AwsError, LookupError):
+    """No such table, bucket or object."""
+
+
+class ThrottledError(AwsError):
+    """AWS asked to slow down."""
+
+
+class AwsUnavailableError(AwsError, ConnectionError):
+    """No usable answer: network, timeout or a 5xx."""
+
+
+class OnlineStoreError(FeastDynamoError):
+    """Base of the online store's own errors."""
+
+
+class IncompleteReadError(OnlineStoreError, TimeoutError):
+    """Keys were left unread when the deadline came.
+
+    Attributes:
+        unread: number of unread keys by table name.
+    """
+
+    def __init__(self, message: str, *, unread: Mapping[str, int]) -> None:
+        super().__init__(message)
+        self.unread = dict(unread)
+
+
+class IncompleteWriteError(OnlineStoreError, TimeoutError):
+    """Rows were left unwritten when the deadline came.
+
+    Attributes:
+        unwritten: entity keys (serialized) of the rows that are not in the table.
+    """
+
+    def __init__(self, message: str, *, unwritten: list[bytes]) -> None:
+        super().__init__(message)
+        self.unwritten = unwritten
+
+
+class EntityKeyError(OnlineStoreError, ValueError):
+    """An entity key that DynamoDB cannot hold, or a request without its join key."""
+
+
+class ItemTooLargeError(OnlineStoreError, ValueError):
+    """A row over DynamoDB's 400 KB an item."""
+
+
+class ItemFormatError(OnlineStoreError, ValueError):
+    """An item that is not in our layout."""
+
+
+class TableLayoutError(OnlineStoreError, ValueError):
+    """A table that is not in our layout."""
+
+
+class OfflineStoreError(FeastDynamoError):
+    """Base of the offline store's own errors."""
+
+
+class SourceNotFoundError(OfflineStoreError, FileNotFoundError):
+    """No file at the source's path."""
+
+
+class SourceReadError(OfflineStoreError, OSError):
+    """A file that is there but cannot be read."""
+
+
+class ColumnNotFoundError(OfflineStoreError, LookupError):
+    """A view names a column that no file of its source has."""
+
+
+class ColumnTypeError(OfflineStoreError, TypeError):
+    """A column whose type cannot serve its purpose."""
+
+
+class EntityRowsError(OfflineStoreError, ValueError):
+    """Entity rows that cannot be joined."""
+
+
+class UnsupportedTypeError(FeastDynamoError, TypeError):
+    """A value or a type that cannot be kept without loss."""
+
+
+class TrainingSetError(FeastDynamoError, ValueError):
+    """A training set that SageMaker could not read."""
+
+
+class LocalError(FeastDynamoError, RuntimeError):
+    """The embedded AWS cannot start, stop or answer."""

@@ -1,0 +1,1 @@
+"""The embedded AWS for a laptop: start, stop, status."""

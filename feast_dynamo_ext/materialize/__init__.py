@@ -1,0 +1,1 @@
+"""From history to online: the newest row of each entity key."""

@@ -1,0 +1,1 @@
+"""The offline side: history in Parquet, joined point in time."""
