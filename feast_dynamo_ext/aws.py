@@ -15,7 +15,6 @@ from urllib.parse import urlparse
 
 import boto3
 from botocore import exceptions as boto_errors
-from botocore.config import Config
 from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.credentials import (
     AssumeRoleCredentialFetcher,
@@ -35,6 +34,7 @@ from feast_dynamo_ext.errors import (
 )
 
 if TYPE_CHECKING:
+    from botocore.config import Config
     from collections.abc import Iterator
 
     from pyarrow.fs import FileSystem
@@ -172,13 +172,13 @@ def _assume(base: boto3.Session, role_arn: str) -> boto3.Session:
     if source is None:
         raise _no_credentials("sts", "AssumeRole")
     fetcher = AssumeRoleCredentialFetcher(
-        client_creator=base._session.create_client,  # noqa: SLF001 - boto3 exposes no other way
+        client_creator=base._session.create_client,
         source_credentials=source,
         role_arn=role_arn,
         extra_args={"RoleSessionName": "feast-dynamo-ext"},
     )
     assumed = boto3.Session(region_name=base.region_name)
-    assumed._session._credentials = DeferredRefreshableCredentials(  # noqa: SLF001 - as above
+    assumed._session._credentials = DeferredRefreshableCredentials(
         method="assume-role", refresh_using=fetcher.fetch_credentials
     )
     return assumed
@@ -201,7 +201,7 @@ def endpoint_url(service: str, settings: AwsSettings, aws_session: boto3.Session
     """The endpoint that is configured for a service, or None where AWS's own is meant."""
     if settings.endpoint_url:
         return settings.endpoint_url
-    core = aws_session._session  # noqa: SLF001 - botocore's session has the resolved config
+    core = aws_session._session
     if core.get_config_variable("ignore_configured_endpoint_urls"):
         return None
     found: str | None = ConfiguredEndpointProvider(

@@ -1,0 +1,86 @@
+"""One batch request, sent again until nothing of it is left or its deadline comes.
+
+DynamoDB answers a batch in part when it throttles, when the answer passes 16 MB, or when one
+partition's share passes 1 MB; what it left out comes back in the answer and must be asked again.
+https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_BatchGetItem.html
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+from feast_dynamo_ext.errors import AwsError, AwsUnavailableError, ThrottledError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from feast_dynamo_ext.dynamo.retry import RetryPolicy
+    from feast_dynamo_ext.dynamo.wire import Answer
+
+logger = logging.getLogger(__name__)
+
+Pending = dict[str, Any]
+"""What is left to do, by table name: the RequestItems of the next request."""
+
+
+class Wire(Protocol):
+    """What a batch needs of the connection."""
+
+    def call(self, operation: str, body: Any, resource: str) -> Answer:
+        """Send one request and give back its decoded answer."""
+        ...
+
+
+class Leftover(Exception):  # noqa: N818 - not an error of its own: reader and writer turn it into one
+    """The deadline came with something left.
+
+    Attributes:
+        pending: what is left, by table.
+        cause: the last failure, if the last request failed.
+    """
+
+    def __init__(self, pending: Pending, cause: AwsError | None) -> None:
+        super().__init__(f"{sum(map(len, pending.values()))} left")
+        self.pending = pending
+        self.cause = cause
+
+
+def drain(
+    wire: Wire, operation: str, pending: Pending, unprocessed: str, policy: RetryPolicy
+) -> Iterator[Answer]:
+    """Send `pending`, then what the answer left out, until nothing is left.
+
+    Args:
+        wire: the connection.
+        operation: ``BatchGetItem`` or ``BatchWriteItem``.
+        pending: RequestItems of the first request.
+        unprocessed: the answer's field that holds what it left out, in the form of RequestItems.
+        policy: when to send again and when to give up.
+
+    Yields:
+        Each answer.
+
+    Raises:
+        Leftover: the deadline came, or too many requests in a row failed.
+        AwsError: AWS refused the request for a reason that trying again does not mend.
+    """
+    attempts = policy.start()
+    while pending:
+        failure: AwsError | None = None
+        try:
+            answer = wire.call(operation, {"RequestItems": pending}, ", ".join(sorted(pending)))
+        except ThrottledError as error:
+            failure = error
+        except AwsUnavailableError as error:
+            failure = error
+            if not attempts.failed():
+                raise Leftover(pending, failure) from error
+        else:
+            attempts.answered()
+            yield answer
+            pending = answer.get(unprocessed) or {}
+        if pending:
+            logger.debug("%s: sending again for %s", operation, sorted(pending))
+            if not attempts.wait():
+                raise Leftover(pending, failure) from failure

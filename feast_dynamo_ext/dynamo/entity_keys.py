@@ -1,0 +1,67 @@
+"""From Feast's join keys to the keys of items."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any
+
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+
+from feast_dynamo_ext.dynamo.item import key_bytes
+from feast_dynamo_ext.errors import EntityKeyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# Feast reads and writes views without entities under this one key.
+ENTITYLESS_KEY = EntityKey(join_keys=[DUMMY_ENTITY_ID], entity_values=[Value(string_val="")])
+
+
+def join_keys(view: Any) -> tuple[str, ...]:
+    """The join keys of a feature view; none for a view without entities."""
+    if list(view.entities) == [DUMMY_ENTITY_NAME]:
+        return ()
+    return tuple(column.name for column in view.entity_columns)
+
+
+def request_columns(view: Any) -> tuple[tuple[str, str], ...]:
+    """(join key, the request's column that holds it): a projection may rename columns."""
+    renamed: Mapping[str, str] = view.projection.join_key_map
+    return tuple((name, renamed.get(name, name)) for name in join_keys(view))
+
+
+def keys_of_request(
+    view: Any, values: Mapping[str, Sequence[Value]], rows: int
+) -> tuple[str | None, ...]:
+    """The key of each row of a request, in base64; None where a join key is null.
+
+    Args:
+        view: the feature view.
+        values: the request's columns.
+        rows: number of rows of the request.
+
+    Raises:
+        EntityKeyError: the request lacks a join key of the view, or a key is too long.
+    """
+    columns = request_columns(view)
+    missing = [column for _, column in columns if column not in values]
+    if missing:
+        raise EntityKeyError(
+            f"Feature view `{view.projection.name_to_use()}` needs the join keys {missing}, which "
+            f"the request lacks; it has {sorted(values)}. Add them to every entity row."
+        )
+    if not columns:
+        return (_text(ENTITYLESS_KEY, view.name),) * rows
+    names = [name for name, _ in columns]
+    return tuple(
+        None
+        if any(value.WhichOneof("val") is None for value in row)
+        else _text(EntityKey(join_keys=names, entity_values=row), view.name)
+        for row in zip(*(values[column] for _, column in columns), strict=True)
+    )
+
+
+def _text(entity_key: EntityKey, view: str) -> str:
+    return base64.b64encode(key_bytes(entity_key, view)).decode()

@@ -1,0 +1,244 @@
+"""One row of a feature view as one DynamoDB item.
+
+====  ====  ===============================================================================
+name  type  meaning
+====  ====  ===============================================================================
+k     B     partition key: the serialized entity key (version 3, reversible)
+v     B     the values in the order of the row's schema, one `RepeatedValue` message of Feast
+t     N     event time, microseconds since 1970 UTC
+c     N     created time, the same; absent where the source has none
+f     B     fingerprint of the schema: which names and types the values stand for
+x     N     seconds since 1970 UTC when the row is past its view's ttl (DynamoDB's TTL
+            attribute); absent where the view has no ttl
+====  ====  ===============================================================================
+
+A table also holds one schema item per fingerprint, so that a reader with a newer definition of
+the view can still tell what an old item's values stand for. Its key starts with four 0xff bytes,
+which as a serialized entity key would mean 4,294,967,295 join keys.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key
+from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
+
+from feast_dynamo_ext.errors import EntityKeyError, ItemFormatError, ItemTooLargeError
+
+if TYPE_CHECKING:
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from collections.abc import Iterable, Mapping, Sequence
+
+KEY, VALUES, EVENT_TIME, CREATED_TIME, FINGERPRINT, EXPIRY = "k", "v", "t", "c", "f", "x"
+SCHEMA = "s"
+SCHEMA_KEY_PREFIX = b"\xff\xff\xff\xffschema:"
+
+# Service limits, https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
+MAX_KEY_BYTES = 2_048
+MAX_ITEM_BYTES = 400 * 1_024
+
+JsonItem = dict[str, dict[str, str]]
+"""An item as DynamoDB's JSON protocol has it: {attribute: {type: text}}."""
+
+
+@dataclass(frozen=True)
+class RowSchema:
+    """The names and value types that a row's packed values stand for, in order.
+
+    Attributes:
+        names: feature names.
+        types: names of Feast's `ValueType`, one a feature.
+    """
+
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+
+    @cached_property
+    def text(self) -> str:
+        """The schema as canonical JSON, as its schema item keeps it."""
+        return json.dumps(list(zip(self.names, self.types, strict=True)), separators=(",", ":"))
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """The first 8 bytes of the SHA-256 of `text`."""
+        return hashlib.sha256(self.text.encode()).digest()[:8]
+
+    @cached_property
+    def fingerprint_text(self) -> str:
+        """The fingerprint in base64, as items carry it."""
+        return base64.b64encode(self.fingerprint).decode()
+
+    @classmethod
+    def of(cls, view: Any) -> RowSchema:
+        """The schema of a feature view as it is declared now."""
+        return cls(
+            tuple(field.name for field in view.features),
+            tuple(field.dtype.to_value_type().name for field in view.features),
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> RowSchema:
+        """The inverse of `text`."""
+        pairs = json.loads(text)
+        return cls(tuple(name for name, _ in pairs), tuple(kind for _, kind in pairs))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row on its way into a table.
+
+    Attributes:
+        key: serialized entity key.
+        values: packed values, see `pack`.
+        event_us: event time, microseconds since 1970 UTC.
+        created_us: created time, the same, or None.
+    """
+
+    key: bytes
+    values: bytes
+    event_us: int
+    created_us: int | None
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """What decides which of two rows of one key is newer: event time, then created time."""
+        return self.event_us, -(2**63) if self.created_us is None else self.created_us
+
+
+def newest_per_key(rows: Iterable[Row]) -> list[Row]:
+    """The newest row of each key; of equal ones the last, as a later call would also win."""
+    newest: dict[bytes, Row] = {}
+    for row in rows:
+        held = newest.get(row.key)
+        if held is None or row.age >= held.age:
+            newest[row.key] = row
+    return list(newest.values())
+
+
+def pack(values: Sequence[Value]) -> bytes:
+    """Values in schema order as one message; a null is an empty Value."""
+    packed: bytes = RepeatedValue(val=values).SerializeToString()
+    return packed
+
+
+def unpack(packed: bytes) -> Sequence[Value]:
+    """The inverse of `pack`."""
+    values: Sequence[Value] = RepeatedValue.FromString(packed).val
+    return values
+
+
+def key_bytes(entity_key: EntityKey, view: str) -> bytes:
+    """The serialized entity key, checked to fit a partition key.
+
+    Raises:
+        EntityKeyError: over 2,048 bytes, or a type that Feast has no key encoding for.
+    """
+    try:
+        key: bytes = serialize_entity_key(entity_key, entity_key_serialization_version=3)
+    except (ValueError, TypeError) as error:
+        raise EntityKeyError(
+            f"Feature view `{view}`: an entity key of {list(entity_key.join_keys)} cannot be "
+            "serialized: join keys must be String, Bytes, Int32, Int64 or UnixTimestamp, "
+            "and not null."
+        ) from error
+    if len(key) > MAX_KEY_BYTES:
+        raise EntityKeyError(
+            f"Feature view `{view}`: an entity key of {list(entity_key.join_keys)} takes "
+            f"{len(key):,} bytes; DynamoDB's partition key holds at most {MAX_KEY_BYTES:,}. "
+            "Use a shorter join key, for example a hash of it, in source and requests."
+        )
+    return key
+
+
+def entity_of(key: bytes) -> dict[str, Any]:
+    """The join keys and their values of a serialized entity key."""
+    entity_key = deserialize_entity_key(key, entity_key_serialization_version=3)
+    return {
+        name: getattr(value, value.WhichOneof("val"))
+        for name, value in zip(entity_key.join_keys, entity_key.entity_values, strict=True)
+    }
+
+
+def to_item(row: Row, schema: RowSchema, ttl_s: int | None, view: str) -> JsonItem:
+    """The item of a row.
+
+    Args:
+        row: the row.
+        schema: what its values stand for.
+        ttl_s: the view's ttl in seconds, or None.
+        view: name of the feature view, for errors.
+
+    Raises:
+        ItemTooLargeError: over DynamoDB's 400 KB an item.
+    """
+    item: JsonItem = {
+        KEY: {"B": base64.b64encode(row.key).decode()},
+        VALUES: {"B": base64.b64encode(row.values).decode()},
+        EVENT_TIME: {"N": str(row.event_us)},
+        FINGERPRINT: {"B": schema.fingerprint_text},
+    }
+    if row.created_us is not None:
+        item[CREATED_TIME] = {"N": str(row.created_us)}
+    if ttl_s:
+        item[EXPIRY] = {"N": str(expiry_s(row.event_us, ttl_s))}
+    if len(row.values) > MAX_ITEM_BYTES - 2 * MAX_KEY_BYTES and item_bytes(item) > MAX_ITEM_BYTES:
+        raise ItemTooLargeError(
+            f"Feature view `{view}`: the row of {sorted(entity_of(row.key))} at event time "
+            f"{row.event_us} us takes {item_bytes(item):,} bytes; DynamoDB holds at most "
+            f"{MAX_ITEM_BYTES:,} an item. Split the view, or shorten its largest feature."
+        )
+    return item
+
+
+def expiry_s(event_us: int, ttl_s: int) -> int:
+    """The first whole second at which a row is past its ttl (the ttl itself still counts)."""
+    return event_us // 1_000_000 + ttl_s + 1
+
+
+def item_bytes(item: Mapping[str, Mapping[str, str]]) -> int:
+    """Size of an item by DynamoDB's rule: names and values, numbers at half a byte a digit.
+
+    https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
+    """
+    return sum(len(name) + _value_bytes(value) for name, value in item.items())
+
+
+def _value_bytes(value: Mapping[str, str]) -> int:
+    ((kind, text),) = value.items()
+    if kind == "B":
+        return len(base64.b64decode(text))
+    if kind == "N":
+        return (len(text.lstrip("-")) + 1) // 2 + 1 + text.startswith("-")
+    return len(text.encode())
+
+
+def schema_key(fingerprint: bytes) -> str:
+    """The key of a fingerprint's schema item, in base64."""
+    return base64.b64encode(SCHEMA_KEY_PREFIX + fingerprint).decode()
+
+
+def to_schema_item(schema: RowSchema) -> JsonItem:
+    """The item that says what a fingerprint's values stand for."""
+    return {KEY: {"B": schema_key(schema.fingerprint)}, SCHEMA: {"S": schema.text}}
+
+
+def values_of(item: Mapping[str, Mapping[str, str]], table: str) -> Sequence[Value]:
+    """The unpacked values of an item.
+
+    Raises:
+        ItemFormatError: the item is not in this layout.
+    """
+    try:
+        return unpack(base64.b64decode(item[VALUES]["B"]))
+    except Exception as error:
+        raise ItemFormatError(
+            f"Table `{table}` holds an item that is not in this store's layout (attributes "
+            f"{sorted(item)}). Write the view again with `feast materialize`, or point "
+            "`table_name_template` to tables that only this store writes."
+        ) from error

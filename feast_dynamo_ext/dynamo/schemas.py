@@ -1,0 +1,137 @@
+"""What an item's packed values stand for, however old the item is.
+
+A view may gain, lose, rename and retype features while old items stay in its table. Each item
+carries the fingerprint of the schema it was written under, and the table holds that schema.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from feast.protos.feast.types.Value_pb2 import Value
+
+from feast_dynamo_ext.dynamo.item import FINGERPRINT, KEY, SCHEMA, RowSchema, schema_key
+from feast_dynamo_ext.dynamo.reader import TableKeys
+from feast_dynamo_ext.errors import ItemFormatError
+from feast_dynamo_ext.type_map import VALUE_FIELD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from feast_dynamo_ext.dynamo.item import JsonItem
+    from feast_dynamo_ext.dynamo.reader import Found, Reader
+
+logger = logging.getLogger(__name__)
+
+# Retypes that keep every value exactly: old field -> new field -> how to carry it over.
+WIDENINGS: dict[tuple[str, str], Callable[[Value], Value]] = {
+    ("int32_val", "int64_val"): lambda old: Value(int64_val=old.int32_val),
+    ("int32_val", "double_val"): lambda old: Value(double_val=old.int32_val),
+    ("float_val", "double_val"): lambda old: Value(double_val=old.float_val),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where a requested feature is among an item's packed values.
+
+    Attributes:
+        position: index into the values.
+        widen: carries a value of the old type over to the type of now, or None.
+    """
+
+    position: int
+    widen: Callable[[Value], Value] | None = None
+
+    def value_of(self, values: Sequence[Value]) -> Value:
+        """The feature's value; a null stays null under every type."""
+        value = values[self.position]
+        if self.widen is None or value.WhichOneof("val") is None:
+            return value
+        return self.widen(value)
+
+
+@dataclass
+class SchemaBook:
+    """The schemas of one store's tables, each read once, and how they map to views of now.
+
+    Entries are added, never changed: threads share it safely.
+    """
+
+    known: dict[tuple[str, str], RowSchema] = field(default_factory=dict)
+    columns: dict[tuple[str, RowSchema, tuple[str, ...]], list[Column | None]] = field(
+        default_factory=dict
+    )
+
+    def learn(self, table: str, schema: RowSchema) -> None:
+        """Keep the schema that a table's items of now are written under."""
+        self.known[table, schema.fingerprint_text] = schema
+
+    def fetch_missing(self, found: Found, reader: Reader) -> None:
+        """Read the schema items of fingerprints that this process has not seen yet."""
+        missing = {
+            (table, item[FINGERPRINT]["B"])
+            for table, items in found.items()
+            for item in items.values()
+            if FINGERPRINT in item and (table, item[FINGERPRINT]["B"]) not in self.known
+        }
+        if missing:
+            self._fetch(missing, reader)
+
+    def _fetch(self, missing: Iterable[tuple[str, str]], reader: Reader) -> None:
+        wanted: dict[str, list[str]] = {}
+        for table, fingerprint in missing:
+            key = schema_key(base64.b64decode(fingerprint))
+            wanted.setdefault(table, []).append(key)
+        found = reader.read([TableKeys(table, tuple(keys)) for table, keys in wanted.items()])
+        for table, items in found.items():
+            for item in items.values():
+                self.learn(table, RowSchema.parse(item[SCHEMA]["S"]))
+
+    def columns_of(
+        self, table: str, item: JsonItem, now: RowSchema, requested: tuple[str, ...]
+    ) -> list[Column | None]:
+        """Where each requested feature is in an item; None where the item does not have it.
+
+        Raises:
+            ItemFormatError: nothing says what the item's values stand for.
+        """
+        fingerprint = item.get(FINGERPRINT, {}).get("B", "")
+        stored = self.known.get((table, fingerprint))
+        if stored is None:
+            raise ItemFormatError(
+                f"Table `{table}` holds an item (key {item[KEY]['B']}) whose schema fingerprint "
+                f"`{fingerprint}` no schema item explains. Write the view again with `feast "
+                "materialize`."
+            )
+        # The fingerprint stands for the stored schema, so now's schema completes the cache key.
+        cached = self.columns.get((fingerprint, now, requested))
+        if cached is None:
+            cached = [_column(stored, now, name) for name in requested]
+            self.columns[fingerprint, now, requested] = cached
+        return cached
+
+
+def _column(stored: RowSchema, now: RowSchema, name: str) -> Column | None:
+    if name not in stored.names:
+        return None
+    position = stored.names.index(name)
+    if name not in now.names:
+        return Column(position)
+    old = VALUE_FIELD.get(stored.types[position], "")
+    new = VALUE_FIELD.get(now.types[now.names.index(name)], "")
+    if old == new:
+        return Column(position)
+    if (old, new) in WIDENINGS:
+        return Column(position, WIDENINGS[old, new])
+    logger.warning(
+        "feature %s was %s and is now %s: rows written before read as missing until the view is "
+        "materialized again",
+        name,
+        stored.types[position],
+        now.types[now.names.index(name)],
+    )
+    return None

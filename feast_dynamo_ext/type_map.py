@@ -1,0 +1,138 @@
+"""Feast's value types, the fields that carry them, and Arrow, as tables.
+
+Sources: `feast/protos/feast/types/Value.proto` and `feast.type_map` of Feast 0.67.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.type_map import VALUE_TYPE_TO_PROTO_VALUE_MAP, python_values_to_proto_values
+from feast.value_type import ValueType
+
+from feast_dynamo_ext.errors import ColumnTypeError, UnsupportedTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Value type name -> field of Feast's Value message. Feast's own table lacks the last four.
+VALUE_FIELD: dict[str, str] = {
+    **{kind.name: field for kind, field in VALUE_TYPE_TO_PROTO_VALUE_MAP.items()},
+    "PDF_BYTES": "bytes_val",
+    "IMAGE_BYTES": "bytes_val",
+    "ZONED_TIMESTAMP": "zoned_timestamp_val",
+    "UNKNOWN": "null_val",
+}
+
+# Field of Feast's Value message -> the value type that it is read back as.
+FIELD_VALUE_TYPE: dict[str, str] = {
+    **{field: kind.name for kind, field in VALUE_TYPE_TO_PROTO_VALUE_MAP.items()},
+    "zoned_timestamp_val": "ZONED_TIMESTAMP",
+}
+
+# Scalars that Arrow casts exactly or refuses: value type -> Arrow type. int64 stays int64 with
+# nulls in it (Feast goes through float there and rounds above 2^53).
+SCALAR_ARROW: dict[ValueType, pa.DataType] = {
+    ValueType.INT32: pa.int32(),
+    ValueType.INT64: pa.int64(),
+    ValueType.DOUBLE: pa.float64(),
+    ValueType.FLOAT: pa.float32(),
+    ValueType.BOOL: pa.bool_(),
+    ValueType.STRING: pa.string(),
+    ValueType.JSON: pa.string(),
+    ValueType.UUID: pa.string(),
+    ValueType.TIME_UUID: pa.string(),
+    ValueType.BYTES: pa.binary(),
+    ValueType.PDF_BYTES: pa.binary(),
+    ValueType.IMAGE_BYTES: pa.binary(),
+}
+
+# Arrow types that no Feast value type can carry.
+UNSUPPORTED_ARROW: tuple[tuple[str, Callable[[pa.DataType], bool]], ...] = (
+    ("duration", pa.types.is_duration),
+    ("time of day", pa.types.is_time),
+    ("interval", pa.types.is_interval),
+    ("union", pa.types.is_union),
+)
+
+
+def check_supported(column: str, kind: pa.DataType, where: str) -> None:
+    """Refuse an Arrow type that no Feast value can carry.
+
+    Raises:
+        UnsupportedTypeError: names the column, its type and the way out.
+    """
+    for name, matches in UNSUPPORTED_ARROW:
+        if matches(kind):
+            raise UnsupportedTypeError(
+                f"{where}: column `{column}` is a {name} ({kind}), which Feast has no type for. "
+                "Store it as a number (and say the unit in its name) or as text."
+            )
+
+
+def to_values(column: pa.ChunkedArray | pa.Array, kind: ValueType, name: str) -> list[Value]:
+    """A column as Feast values, one a row; a null is an empty Value.
+
+    Args:
+        column: any Arrow column.
+        kind: value type of the feature.
+        name: name of the feature, for errors.
+
+    Raises:
+        ColumnTypeError: a value does not fit the declared type.
+        UnsupportedTypeError: an Arrow type that Feast has no type for.
+    """
+    check_supported(name, column.type, "Materialization")
+    if pa.types.is_dictionary(column.type):
+        column = pc.cast(column, column.type.value_type)
+    try:
+        return _to_values(column, kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise ColumnTypeError(
+            f"Feature `{name}` is declared as {kind.name}, but its column of type {column.type} "
+            f"holds a value that does not fit: {error}. Correct the feature's dtype, or cast the "
+            "column in the source."
+        ) from error
+
+
+def _to_values(column: pa.ChunkedArray | pa.Array, kind: ValueType) -> list[Value]:
+    field = VALUE_FIELD[kind.name]
+    if kind == ValueType.UNIX_TIMESTAMP:
+        return _scalars(_seconds(column), field)
+    if kind == ValueType.DECIMAL and pa.types.is_decimal(column.type):
+        return _scalars(column.cast(pa.string()), field)
+    if kind in SCALAR_ARROW:
+        return _scalars(column.cast(SCALAR_ARROW[kind]), field)
+    values: list[Value] = python_values_to_proto_values(_plain(column), kind)
+    return values
+
+
+def _scalars(column: pa.ChunkedArray | pa.Array, field: str) -> list[Value]:
+    return [Value() if cell is None else Value(**{field: cell}) for cell in column.to_pylist()]
+
+
+def _seconds(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Whole seconds since 1970 UTC, the resolution of Feast's UNIX_TIMESTAMP; floored."""
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.int64())
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("s"))
+    floored = pc.floor_temporal(column, unit="second")
+    return floored.cast(pa.timestamp("s", tz=column.type.tz)).cast(pa.int64())
+
+
+def _plain(column: pa.ChunkedArray | pa.Array) -> list[Any]:
+    """Python values, with Arrow's maps as dicts."""
+    if not _holds_map(column.type):
+        cells: list[Any] = column.to_pylist()
+        return cells
+    return column.to_pylist(maps_as_pydicts="strict")  # type: ignore[no-any-return]
+
+
+def _holds_map(kind: pa.DataType) -> bool:
+    return pa.types.is_map(kind) or any(
+        _holds_map(kind.field(i).type) for i in range(kind.num_fields)
+    )
