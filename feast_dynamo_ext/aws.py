@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlparse
@@ -117,6 +119,7 @@ class AwsConfigModel(FeastConfigBaseModel):
     def _explain(cls, values: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
         if isinstance(values, dict):
             _refuse_unknown_keys(cls, values)
+            _refuse_unset_variables(cls, values)
         try:
             return handler(values)
         except ValidationError as error:
@@ -146,6 +149,16 @@ def _refuse_unknown_keys(model: type[FeastConfigBaseModel], values: dict[str, An
         raise ConfigError(f"{_block(model)} of feature_store.yaml: unknown key `{key}`.{hint}")
 
 
+def _refuse_unset_variables(model: type[FeastConfigBaseModel], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        unset = re.search(r"\$\{?(\w+)\}?", value) if isinstance(value, str) else None
+        if unset:
+            raise ConfigError(
+                f"{_block(model)} of feature_store.yaml: `{key}` is `{value}`, because the "
+                f"environment variable {unset[1]} is not set. Set it, or write the value itself."
+            )
+
+
 def session(settings: AwsSettings) -> boto3.Session:
     """Build a session; with `role_arn` its credentials are those of the assumed role.
 
@@ -153,7 +166,9 @@ def session(settings: AwsSettings) -> boto3.Session:
         ConfigError: the profile does not exist, or no region is set anywhere.
     """
     try:
-        base = boto3.Session(profile_name=settings.profile, region_name=settings.region)
+        # botocore reads AWS_DEFAULT_REGION alone; Lambda, ECS and other SDKs have AWS_REGION.
+        region = settings.region or os.environ.get("AWS_REGION")
+        base = boto3.Session(profile_name=settings.profile, region_name=region)
     except boto_errors.ProfileNotFound as error:
         raise ConfigError(
             f"AWS profile `{settings.profile}` does not exist. "
@@ -243,6 +258,8 @@ def filesystem(uri: str, settings: AwsSettings) -> tuple[FileSystem, str]:
         session_token=frozen.token,
         region=aws_session.region_name,
         endpoint_override=endpoint_url("s3", settings, aws_session),
+        # A small file is then one PUT, not a multipart upload of three requests.
+        allow_delayed_open=True,
     ), parsed.netloc + parsed.path
 
 

@@ -131,12 +131,13 @@ class S3ParquetOfflineStore(OfflineStore):
         return ParquetRetrievalJob(
             config=config,
             run=lambda: Result.of(join(plan, entities, engine, _opener(config))),
-            sources=tuple(view.source for view in plan.views),
+            views=tuple(feature_views),
+            entities=entities,
             odfvs=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
             full_names=full_feature_names,
             about=RetrievalMetadata(
                 features=feature_refs,
-                keys=[name for name in entities.table.column_names if name != entities.event_time],
+                keys=entities.other_columns,
                 min_event_timestamp=first,
                 max_event_timestamp=last,
             ),
@@ -301,7 +302,7 @@ def _row_job(
         columns = view.feature_columns
         return Result(source.schema_of(columns), len(found), lambda: source.fetch(columns, found))
 
-    return ParquetRetrievalJob(config=config, run=run, sources=(view.source,))
+    return ParquetRetrievalJob(config=config, run=run)
 
 
 def _as_source(table: pa.Table, source: ParquetSource, view: str) -> pa.Table:

@@ -75,6 +75,11 @@ class EntityRows:
         times = column.cast(pa.int64()).to_numpy()
         return cls(table, event_time, times, column.type.unit)
 
+    @property
+    def other_columns(self) -> list[str]:
+        """Every column but the event time: join keys, and what else the rows carry."""
+        return [name for name in self.table.column_names if name != self.event_time]
+
     def key(self, column: str, view: str) -> pa.ChunkedArray:
         """A join key's column, in the type that is compared.
 

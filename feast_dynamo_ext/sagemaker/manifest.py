@@ -1,0 +1,270 @@
+"""What a training set is made of and from: its manifest, and the check of its files against it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from feast_dynamo_ext.errors import TrainingSetError
+from feast_dynamo_ext.sagemaker.output import OutputFolder, open_folder
+from feast_dynamo_ext.sagemaker.split import SPLITS, TimeSplit
+
+if TYPE_CHECKING:
+    from feast_dynamo_ext.aws import AwsSettings
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+LAYOUT_FOLDERS = (*SPLITS, "rows")
+
+_LIBRARIES = ("feast-dynamo-ext", "feast", "pyarrow", "duckdb")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that features were read from, as it was at that time.
+
+    Attributes:
+        path: S3 URI or local path.
+        size: in bytes.
+        etag: S3's ETag; None for a local file.
+    """
+
+    path: str
+    size: int
+    etag: str | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the rows of a training set come from.
+
+    Attributes:
+        project: Feast project.
+        feature_refs: feature references as they were asked for, `view:feature`.
+        view_definitions: SHA-256 of each feature view's definition, by its name.
+        source_files: every file of the views' sources.
+        entity_rows_sha256: `hash_table` of the entity rows.
+    """
+
+    project: str
+    feature_refs: tuple[str, ...]
+    view_definitions: Mapping[str, str]
+    source_files: tuple[SourceFile, ...]
+    entity_rows_sha256: str
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file of the training set; its path is relative to the training set's output."""
+
+    path: str
+    bytes: int
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """The label in one split.
+
+    Attributes:
+        count: labelled rows, which is all rows.
+        mean: arithmetic mean, as float64.
+        min: smallest value.
+        max: largest value.
+        values: rows per value where there are at most 20 distinct values, else None.
+    """
+
+    count: int
+    mean: float
+    min: float
+    max: float
+    values: Mapping[str, int] | None
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """The rows of one split: how many, first and last event time (ISO 8601, UTC), label."""
+
+    rows: int
+    first_event: str
+    last_event: str
+    label: LabelStatistics
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A training set in full.
+
+    Attributes:
+        label: the label's column.
+        event_timestamp: the event time's column.
+        entity_columns: columns that identify the entity of a row.
+        features: feature columns in the order of the files, after the label.
+        types: Arrow type of label and features as written, by column.
+        split: the split rule.
+        splits: what came out of it, by split.
+        files: every file of the training set, except the manifest.
+        provenance: where the rows come from.
+        libraries: version of each library that has a part in the result, by name.
+    """
+
+    label: str
+    event_timestamp: str
+    entity_columns: tuple[str, ...]
+    features: tuple[str, ...]
+    types: Mapping[str, str]
+    split: TimeSplit
+    splits: Mapping[str, SplitSummary]
+    files: tuple[OutputFile, ...]
+    provenance: Provenance
+    libraries: Mapping[str, str]
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`: the same for the same training set, byte for byte."""
+        values = vars(self) | {
+            "format_version": FORMAT_VERSION,
+            "split": self.split.as_manifest(),
+        }
+        return (
+            json.dumps(values, indent=2, sort_keys=True, allow_nan=False, default=_members) + "\n"
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, source: str) -> Manifest:
+        """Read a manifest; `source` names it in errors.
+
+        Raises:
+            TrainingSetError: not a manifest, or of a format this version does not know.
+        """
+        try:
+            values = json.loads(text)
+            version = values.pop("format_version")
+            if version == FORMAT_VERSION:
+                return _manifest(values)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise TrainingSetError(
+                f"{source} is not a training set's manifest: {type(error).__name__}: {error}. "
+                "Write the training set again."
+            ) from error
+        raise TrainingSetError(
+            f"{source} has format_version {version}; this version reads {FORMAT_VERSION}. "
+            "Upgrade feast-dynamo-ext, or write the training set again."
+        )
+
+
+def _members(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else vars(value)
+
+
+def _manifest(values: dict[str, Any]) -> Manifest:
+    provenance = values["provenance"]
+    return Manifest(
+        label=values["label"],
+        event_timestamp=values["event_timestamp"],
+        entity_columns=tuple(values["entity_columns"]),
+        features=tuple(values["features"]),
+        types=values["types"],
+        split=TimeSplit.from_manifest(values["split"]),
+        splits={
+            split: SplitSummary(**summary | {"label": LabelStatistics(**summary["label"])})
+            for split, summary in values["splits"].items()
+        },
+        files=tuple(OutputFile(**file) for file in values["files"]),
+        provenance=Provenance(
+            project=provenance["project"],
+            feature_refs=tuple(provenance["feature_refs"]),
+            view_definitions=provenance["view_definitions"],
+            source_files=tuple(SourceFile(**file) for file in provenance["source_files"]),
+            entity_rows_sha256=provenance["entity_rows_sha256"],
+        ),
+        libraries=values["libraries"],
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what takes part in making a training set."""
+    versions = {name: metadata.version(name) for name in _LIBRARIES}
+    return versions | {"python": platform.python_version()}
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """The files of a training set against its manifest, by path.
+
+    Attributes:
+        checked: number of files in the manifest.
+        missing: in the manifest, but not there.
+        changed: there, with another size or hash.
+        unexpected: not in the manifest, but in a folder of the training set, where a SageMaker
+            channel would read it as data.
+    """
+
+    checked: int
+    missing: tuple[str, ...]
+    changed: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the training set is what its manifest says."""
+        return not (self.missing or self.changed or self.unexpected)
+
+
+def load_manifest(output: str, aws: AwsSettings) -> Manifest:
+    """Read the manifest of a training set.
+
+    Args:
+        output: `s3://bucket/prefix` or a local folder.
+        aws: how to reach S3.
+
+    Raises:
+        TrainingSetError: there is no complete training set, or its manifest cannot be read.
+        AwsError: S3 refused.
+    """
+    return read_manifest(open_folder(output, aws))
+
+
+def read_manifest(folder: OutputFolder) -> Manifest:
+    """As `load_manifest`, for a folder that is open."""
+    try:
+        text = b"".join(folder.chunks(MANIFEST))
+    except FileNotFoundError as error:
+        raise TrainingSetError(
+            f"{folder.uri} has no {MANIFEST}: no training set was written there, or writing it "
+            "was interrupted. Write it again."
+        ) from error
+    return Manifest.from_json(text, source=f"{folder.uri}/{MANIFEST}")
+
+
+def verify(output: str, aws: AwsSettings) -> VerifyReport:
+    """Recompute size and hash of every file of a training set.
+
+    Raises:
+        TrainingSetError: as `load_manifest`.
+        AwsError: S3 refused.
+    """
+    folder = open_folder(output, aws)
+    manifest = read_manifest(folder)
+    found = {path for name in LAYOUT_FOLDERS for path in folder.files(name)}
+    expected = {file.path: file for file in manifest.files}
+    present = sorted(expected.keys() & found)
+    return VerifyReport(
+        checked=len(expected),
+        missing=tuple(sorted(expected.keys() - found)),
+        changed=tuple(path for path in present if not _matches(folder, expected[path])),
+        unexpected=tuple(sorted(found - expected.keys())),
+    )
+
+
+def _matches(folder: OutputFolder, file: OutputFile) -> bool:
+    digest, size = hashlib.sha256(), 0
+    for chunk in folder.chunks(file.path):
+        digest.update(chunk)
+        size += len(chunk)
+    return (size, digest.hexdigest()) == (file.bytes, file.sha256)

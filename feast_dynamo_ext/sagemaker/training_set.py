@@ -1,0 +1,278 @@
+"""A training set: the rows of a point-in-time join, split by time, as files SageMaker reads.
+
+Under its output::
+
+    train/       csv/part-00000.csv    parquet/part-00000.parquet
+    validation/  csv/part-00000.csv    parquet/part-00000.parquet
+    test/        csv/part-00000.csv    parquet/part-00000.parquet
+    rows/        train.parquet  validation.parquet  test.parquet
+    manifest.json
+
+`rows/` holds entity columns and event time of each row, in the order of the split's files, so that
+predictions can be joined back. It lies outside the folders that channels point to.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feast_dynamo_ext.errors import TrainingSetError
+from feast_dynamo_ext.sagemaker.channels import input_data_config
+from feast_dynamo_ext.sagemaker.columns import NumericColumn, numeric_columns, require_columns
+from feast_dynamo_ext.sagemaker.manifest import (
+    LAYOUT_FOLDERS,
+    MANIFEST,
+    LabelStatistics,
+    Manifest,
+    OutputFile,
+    Provenance,
+    SplitSummary,
+    library_versions,
+    read_manifest,
+)
+from feast_dynamo_ext.sagemaker.output import OutputFolder, open_folder
+from feast_dynamo_ext.sagemaker.split import SPLITS, TimeSplit, event_range
+from feast_dynamo_ext.sagemaker.table_files import TableFile, filtered, part_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from feast_dynamo_ext.aws import AwsSettings
+
+_OWN_FILE = re.compile(
+    r"(train|validation|test)/(csv/part-\d{5}\.csv|parquet/part-\d{5}\.parquet)"
+    r"|rows/(train|validation|test)\.parquet"
+)
+_MOST_LABEL_VALUES = 20
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """A complete training set.
+
+    Attributes:
+        output: `s3://bucket/prefix` or an absolute local folder, without a slash at the end.
+        manifest: what it is made of and from.
+    """
+
+    output: str
+    manifest: Manifest
+
+    def files(self, split: str, format: str) -> tuple[OutputFile, ...]:  # noqa: A002 - as channels
+        """Files of one split (`train`, `validation`, `test`) in one format (`csv`, `parquet`)."""
+        folder = f"{split}/{format}/"
+        return tuple(file for file in self.manifest.files if file.path.startswith(folder))
+
+    def channels(self, **options: Any) -> list[dict[str, Any]]:
+        """Its `InputDataConfig`; options and errors are those of `input_data_config`."""
+        return input_data_config(self, **options)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """A row per split: rows, first and last event time, and the label's mean, min and max."""
+        return [
+            {
+                "split": split,
+                "rows": found.rows,
+                "first_event": found.first_event,
+                "last_event": found.last_event,
+                "label_mean": found.label.mean,
+                "label_min": found.label.min,
+                "label_max": found.label.max,
+            }
+            for split, found in ((split, self.manifest.splits[split]) for split in SPLITS)
+        ]
+
+
+def load_training_set(output: str, aws: AwsSettings) -> TrainingSet:
+    """Open a training set that was written before.
+
+    Raises:
+        TrainingSetError: there is no complete training set, or its manifest cannot be read.
+        AwsError: S3 refused.
+    """
+    folder = open_folder(output, aws)
+    return TrainingSet(folder.uri, read_manifest(folder))
+
+
+def write_training_set(
+    table: pa.Table,
+    *,
+    label: str,
+    event_timestamp: str,
+    entity_columns: Sequence[str],
+    features: Sequence[str],
+    output: str,
+    split: TimeSplit,
+    aws: AwsSettings,
+    provenance: Provenance,
+    overwrite: bool = False,
+    parts: int = 1,
+) -> TrainingSet:
+    """Write the rows of a point-in-time join as a training set.
+
+    Both formats hold the label first, then the features in order, as plain numbers: booleans as
+    int64, decimals as float64, integers with missing values as float64; the rest keeps its type.
+    A missing value is an empty cell or a null; NaN counts as missing. Rows keep their order. The
+    same input and library versions give the same bytes. The manifest is written last: without
+    one, a training set is incomplete, and may be written again.
+
+    Args:
+        table: one row per example.
+        label: column to predict: numbers or booleans, none missing.
+        event_timestamp: column of the event time, by which rows are split.
+        entity_columns: columns that identify a row's entity; kept in `rows/`, not trained on.
+        features: columns to train on.
+        output: `s3://bucket/prefix` or a local folder.
+        split: the split rule.
+        aws: how to reach S3.
+        provenance: where the rows come from, for the manifest.
+        overwrite: replace the training set that is there.
+        parts: files per split and format. As many as the job has instances lets each of them
+            read a part of its own (`ShardedByS3Key`).
+
+    Raises:
+        TrainingSetError: a column that is absent or cannot be written as numbers, a row without
+            label or event time, an empty split, a training set that is there already, or a file
+            that is in the way.
+        AwsError: S3 refused.
+    """
+    require_columns(table, [label, event_timestamp, *entity_columns, *features])
+    columns = numeric_columns(table, label=label, features=features, entity_columns=entity_columns)
+    masks = split.masks(table.column(event_timestamp))
+    _refuse_parts(parts, masks)
+    schemas = _schemas(table, columns, [*entity_columns, event_timestamp])
+    table = table.select(list(dict.fromkeys([*schemas.keys.names, label, *features])))
+
+    folder = open_folder(output, aws)
+    _make_room(folder, overwrite=overwrite)
+    files: list[OutputFile] = []
+    for name in SPLITS:
+        sizes = part_sizes(masks[name].true_count, parts)
+        batches = filtered(table, masks[name], itertools.chain.from_iterable(sizes))
+        files += _write_split(folder, name, batches, sizes, schemas)
+    manifest = Manifest(
+        label=label,
+        event_timestamp=event_timestamp,
+        entity_columns=tuple(entity_columns),
+        features=tuple(features),
+        types={column.name: str(column.type) for column in columns},
+        split=split,
+        splits={
+            name: _summary(table, masks[name], columns[0], event_timestamp) for name in SPLITS
+        },
+        files=tuple(sorted(files, key=lambda file: file.path)),
+        provenance=provenance,
+        libraries=library_versions(),
+    )
+    text = manifest.to_json().encode()
+    with folder.create(MANIFEST) as file:
+        file.write(text)
+    return TrainingSet(folder.uri, manifest)
+
+
+def _refuse_parts(parts: int, masks: dict[str, pa.BooleanArray]) -> None:
+    smallest = min(SPLITS, key=lambda name: masks[name].true_count)
+    rows = masks[smallest].true_count
+    if not 1 <= parts <= rows:
+        raise TrainingSetError(
+            f"`parts` is {parts}: it must be at least 1 and at most the rows of the smallest "
+            f"split, which is {smallest} with {rows}."
+        )
+
+
+def _make_room(folder: OutputFolder, *, overwrite: bool) -> None:
+    if folder.exists(MANIFEST) and not overwrite:
+        raise TrainingSetError(
+            f"{folder.uri} holds a training set already. Choose another output, or pass "
+            "overwrite=True to replace it."
+        )
+    found = [path for name in LAYOUT_FOLDERS for path in folder.files(name)]
+    foreign = [path for path in found if not _OWN_FILE.fullmatch(path)]
+    if foreign:
+        raise TrainingSetError(
+            f"{folder.uri} holds {len(foreign)} files that no training set wrote, and a job would "
+            f"read as data: {', '.join(foreign[:5])}. Choose another output, or move them away."
+        )
+    # The manifest goes first: what is left after an interruption is then no training set.
+    if folder.exists(MANIFEST):
+        folder.delete([MANIFEST])
+    folder.delete(found)
+
+
+@dataclass(frozen=True)
+class _Schemas:
+    """What the files of every split hold."""
+
+    columns: list[NumericColumn]
+    keys: pa.Schema
+
+    @property
+    def numbers(self) -> pa.Schema:
+        return pa.schema([pa.field(column.name, column.type) for column in self.columns])
+
+    def key_rows(self, rows: pa.Table) -> pa.Table:
+        return rows.select(self.keys.names).cast(self.keys)
+
+    def number_rows(self, rows: pa.Table) -> pa.Table:
+        return pa.Table.from_arrays(
+            [column.convert(rows.column(column.name)) for column in self.columns],
+            schema=self.numbers,
+        )
+
+
+def _schemas(table: pa.Table, columns: list[NumericColumn], keys: Sequence[str]) -> _Schemas:
+    # Fields made anew: the table's may carry metadata, pandas' index among it.
+    fields = [pa.field(key, table.schema.field(key).type) for key in dict.fromkeys(keys)]
+    return _Schemas(columns, pa.schema(fields))
+
+
+def _write_split(
+    folder: OutputFolder,
+    name: str,
+    batches: Iterator[pa.Table],
+    sizes: list[list[int]],
+    schemas: _Schemas,
+) -> Iterator[OutputFile]:
+    """Write one split's batches; `sizes` are those of the batches of each part."""
+    with TableFile(folder, f"rows/{name}.parquet", schemas.keys) as row_file:
+        for part, part_sizes in enumerate(sizes):
+            paths = [f"{name}/{kind}/part-{part:05d}.{kind}" for kind in ("csv", "parquet")]
+            with (
+                TableFile(folder, paths[0], schemas.numbers) as csv_file,
+                TableFile(folder, paths[1], schemas.numbers) as parquet_file,
+            ):
+                for batch in itertools.islice(batches, len(part_sizes)):
+                    numbers = schemas.number_rows(batch)
+                    csv_file.write(numbers)
+                    parquet_file.write(numbers)
+                    row_file.write(schemas.key_rows(batch))
+            yield csv_file.written()
+            yield parquet_file.written()
+    yield row_file.written()
+
+
+def _summary(
+    table: pa.Table, mask: pa.BooleanArray, label: NumericColumn, event_timestamp: str
+) -> SplitSummary:
+    rows = table.select([label.name, event_timestamp]).filter(mask)
+    first, last = event_range(rows.column(event_timestamp))
+    # In one piece, as the last digit of a mean depends on how the sum is cut up.
+    values = label.convert(rows.column(label.name)).combine_chunks()
+    return SplitSummary(rows.num_rows, first, last, _label_statistics(values))
+
+
+def _label_statistics(values: pa.Array) -> LabelStatistics:
+    bounds = pc.min_max(values).as_py()
+    counts = None
+    if pc.count_distinct(values).as_py() <= _MOST_LABEL_VALUES:
+        pairs = [(pair["values"], pair["counts"]) for pair in pc.value_counts(values).to_pylist()]
+        counts = {str(value): count for value, count in sorted(pairs)}
+    # As float64: a sum of large integers would overflow.
+    mean = pc.mean(values.cast(pa.float64(), safe=False)).as_py()
+    return LabelStatistics(len(values), mean, bounds["min"], bounds["max"], counts)

@@ -1,0 +1,88 @@
+"""The shop's features, as Feast objects. `feast apply` imports this file and no other here."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast.types import Float64, Int64
+
+BUCKET = os.environ.get("FEATURE_BUCKET", "feast-dynamo-demo")
+
+customer = Entity(
+    name="customer",
+    join_keys=["customer_id"],
+    value_type=ValueType.INT64,
+    description="A customer of the shop.",
+)
+
+customer_90d_source = FileSource(
+    name="customer_90d_source",
+    path=f"s3://{BUCKET}/history/customer_90d/",
+    timestamp_field="event_timestamp",
+    created_timestamp_column="created_timestamp",
+    description="A row for each day a customer's 90-day numbers changed; written by history.py.",
+)
+
+customer_lifetime_source = FileSource(
+    name="customer_lifetime_source",
+    path=f"s3://{BUCKET}/history/customer_lifetime/",
+    timestamp_field="event_timestamp",
+    created_timestamp_column="created_timestamp",
+    description="A row for each day a customer bought; written by history.py.",
+)
+
+customer_90d = FeatureView(
+    name="customer_90d",
+    entities=[customer],
+    # 0 means: no row ever expires. The 90 days are in the numbers, not in the life of the row: a
+    # row holds until the next one, and the one that says "0 orders" is written as well. With a ttl
+    # of 90 days that known 0 would turn into "unknown" for everyone who has been away for 180
+    # days, and of this data of 1998 no row would be served today. Feeds that write a row each day
+    # whether or not anything changed are the ones that want a ttl: a few times their interval.
+    ttl=timedelta(0),
+    schema=[
+        Field(name="customer_id", dtype=Int64),
+        Field(name="orders_90d", dtype=Int64, description="Orders in the last 90 days."),
+        Field(name="items_90d", dtype=Int64, description="Items in those orders."),
+        Field(name="spend_90d", dtype=Float64, description="Amount of those orders."),
+        Field(name="mean_basket_90d", dtype=Float64, description="Spend per order; null if none."),
+        Field(
+            name="days_since_last_purchase",
+            dtype=Int64,
+            description="As of the row: up to 13 days too small when read; 90 means 90 or more.",
+        ),
+    ],
+    source=customer_90d_source,
+    description="What a customer bought in the last 90 days.",
+)
+
+customer_lifetime = FeatureView(
+    name="customer_lifetime",
+    entities=[customer],
+    ttl=timedelta(0),  # true until the next purchase, however long that takes
+    schema=[
+        Field(name="customer_id", dtype=Int64),
+        Field(name="lifetime_orders", dtype=Int64, description="Orders so far."),
+        Field(name="lifetime_spend", dtype=Float64, description="Amount of those orders."),
+        Field(
+            name="first_purchase_age_days",
+            dtype=Int64,
+            description="Days from the first purchase to the newest.",
+        ),
+        Field(
+            name="mean_gap_days",
+            dtype=Float64,
+            description="Mean days between days with a purchase; null until there are two.",
+        ),
+    ],
+    source=customer_lifetime_source,
+    description="What a customer bought since the first purchase.",
+)
+
+repurchase_v1 = FeatureService(
+    name="repurchase_v1",
+    features=[customer_90d, customer_lifetime],
+    description="Inputs of the model that predicts a purchase within 60 days.",
+)
