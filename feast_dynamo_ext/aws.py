@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -40,6 +41,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyarrow.fs import FileSystem
+
+# `feast` sets the root logger to INFO, at which botocore reports every session it builds, across
+# the progress bar of `feast materialize`. A level that somebody set is left alone.
+for _name in ("botocore.credentials", "botocore.configprovider"):
+    if logging.getLogger(_name).level == logging.NOTSET:
+        logging.getLogger(_name).setLevel(logging.WARNING)
 
 # One table from service error code to our exception; anything else is a plain AwsError.
 ERROR_BY_CODE: dict[str, type[AwsError]] = {

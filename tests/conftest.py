@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import boto3
 import pytest
+import urllib3
 from feast import FeatureStore, RepoConfig
 
 from feast_dynamo_ext.aws import AwsSettings
@@ -61,6 +62,20 @@ def aws_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def moto_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a running moto server."""
     server = start_moto(tmp_path_factory.mktemp("moto"))
+    yield server.endpoint
+    stop(server)
+
+
+@pytest.fixture(scope="session")
+def strict_aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a moto server that checks credentials and IAM, and knows none: it refuses all."""
+    server = start_moto(tmp_path_factory.mktemp("strict-aws"))
+    urllib3.request(
+        "POST",
+        f"{server.endpoint}/moto-api/reset-auth",
+        body=b"0",
+        headers={"Content-Type": "application/octet-stream"},
+    )
     yield server.endpoint
     stop(server)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.dynamo.batch import Leftover, Pending, Wire, drain
-from feast_dynamo_ext.dynamo.item import KEY, entity_of
+from feast_dynamo_ext.dynamo.item import KEY
 from feast_dynamo_ext.errors import IncompleteWriteError, ResourceNotFoundError
 
 if TYPE_CHECKING:
@@ -93,11 +93,9 @@ def _keys_left(pending: Pending) -> Iterable[bytes]:
 def _incomplete(
     table: str, unwritten: list[bytes], total: int, cause: Exception | None
 ) -> IncompleteWriteError:
-    # Join keys only: values of features never go into messages or logs.
-    names = sorted({name for key in unwritten[:1] for name in entity_of(key)})
     why = f" Last answer: {cause}" if cause is not None else ""
     return IncompleteWriteError(
-        f"Table {table}: {len(unwritten):,} of {total:,} rows (by {names}) are not written; their "
+        f"Table {table}: {len(unwritten):,} of {total:,} rows are not written; their "
         f"keys are in the error's `unwritten`.{why} The others are: write the same rows again.",
         unwritten=unwritten,
     )

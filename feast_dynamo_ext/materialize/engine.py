@@ -67,7 +67,6 @@ class DynamoComputeEngine(LocalComputeEngine):
             and not getattr(view, "source_views", None)
             and getattr(view, "feature_transformation", None) is None
             and not getattr(view, "aggregations", None)
-            and self.repo_config.materialization_config.pull_latest_features
         )
 
     def _materialize(self, registry: BaseRegistry, task: MaterializationTask) -> None:

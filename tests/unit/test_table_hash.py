@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from datetime import datetime
 from decimal import Decimal
 
 import pyarrow as pa
@@ -34,7 +33,7 @@ VALUES = {
     "flag": st.booleans(),
     "city": st.text(st.characters(codec="utf-8"), max_size=5),
     "raw": st.binary(max_size=5),
-    "at": st.datetimes(datetime.min.replace(1900), datetime.min.replace(2200)),
+    "at": st.datetimes(),
     "price": st.decimals(-1000, 1000, places=2),
     "tags": st.lists(st.one_of(st.none(), st.text("ab", max_size=3)), max_size=3),
     "pair": st.lists(st.integers(-5, 5), min_size=2, max_size=2),

@@ -133,7 +133,7 @@ UNITS = {"s": 10**6, "ms": 10**3, "us": 1}
 def test_masks_agree_with_comparing_datetimes_however_the_rows_are_chunked(
     micros, first, length, unit, cut
 ):
-    epoch = utc(1970, 1, 1, tzinfo=timezone.utc)
+    epoch = utc(1970, 1, 1)
     split = TimeSplit(
         epoch + timedelta(microseconds=first), epoch + timedelta(microseconds=first + length)
     )

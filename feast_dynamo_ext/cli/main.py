@@ -1,0 +1,38 @@
+"""The feast-dynamo command: its groups, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from feast_dynamo_ext import __version__
+from feast_dynamo_ext.cli.local import local
+from feast_dynamo_ext.errors import FeastDynamoError
+
+
+class ErrorsAsExitCode(click.Group):
+    """A group whose commands fail with one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; click's own usage errors keep exit code 2."""
+        try:
+            return super().invoke(ctx)
+        except FeastDynamoError as error:
+            click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=ErrorsAsExitCode, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="feast-dynamo")
+def main() -> None:
+    """Feast on AWS: DynamoDB online, Parquet on S3 offline, training sets for SageMaker.
+
+    Exit codes: 0 done, 1 failed (one line `error: ...` on stderr), 2 wrong usage.
+    """
+
+
+main.add_command(local)
+
+if __name__ == "__main__":
+    main(prog_name="feast-dynamo")

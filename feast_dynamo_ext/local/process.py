@@ -1,0 +1,198 @@
+"""One local server as a process: start it detached, know it again, stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from feast_dynamo_ext.errors import DependencyError, LocalError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
+POLL_S = 0.05
+LOG_TAIL_LINES = 5
+
+# The kernel's boot time, which psutil adds to a process's age, moves with clock corrections.
+SAME_START_S = 2.0
+
+# Each server writes the address it listens on to its log, once it does.
+LISTENING = re.compile(r"127\.0\.0\.1:(\d+)\D")
+PORT_IN_USE = "Address already in use"
+
+
+class PortInUseError(LocalError):
+    """Another process took the port first; the next port may do."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server process that was started here.
+
+    Attributes:
+        name: `moto` or `dynamodb-local`.
+        endpoint: URL for boto3, for example `http://127.0.0.1:40693`.
+        pid: process id; only together with `started_at` does it name one process.
+        started_at: when the process started, epoch seconds.
+        log: file with what the server printed.
+    """
+
+    name: str
+    endpoint: str
+    pid: int
+    started_at: float
+    log: Path
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process runs: not a zombie, not another one with its old pid."""
+        psutil = load_psutil()
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started_at) < SAME_START_S
+            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # not ours, if we may not look at it
+            return False
+
+
+def load_psutil() -> Any:
+    """The psutil module.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
+    try:
+        import psutil
+    except ImportError as error:
+        raise missing_extra("psutil") from error
+    return psutil
+
+
+def missing_extra(package: str) -> DependencyError:
+    """The error for a package of the extra `local` that is not installed."""
+    return DependencyError(
+        f"The embedded AWS needs the package `{package}`, which is not installed. "
+        "Run: pip install 'feast-dynamo-ext[local]'"
+    )
+
+
+def launch(
+    name: str,
+    command: Sequence[str],
+    log: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = START_TIMEOUT_S,
+) -> Server:
+    """Start a server that outlives this process, and wait until it listens on 127.0.0.1.
+
+    It runs in a session of its own, so that Ctrl-C in the caller's terminal does not reach it,
+    and in the log's folder, so that no module of the caller's folder shadows one of its own.
+
+    Args:
+        name: what messages call it.
+        command: program and arguments; it must print `127.0.0.1:PORT` once it listens.
+        log: file for its output, replaced if there is one.
+        environment: variables on top of those of this process.
+        timeout_s: seconds until it must listen.
+
+    Raises:
+        PortInUseError: the port it was told to listen on is taken.
+        LocalError: it ended, or did not listen in time; nothing is left running.
+    """
+    psutil = load_psutil()
+    log = log.resolve()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - the callers' own fixed commands
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+    try:
+        port = _wait_until_listening(name, process, log, timeout_s)
+        started_at = float(psutil.Process(process.pid).create_time())
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    process.returncode = 0  # else Popen warns, when collected, that its process still runs
+    return Server(name, f"http://127.0.0.1:{port}", process.pid, started_at, log)
+
+
+def _wait_until_listening(
+    name: str, process: subprocess.Popen[bytes], log: Path, timeout_s: float
+) -> int:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise _ended(name, process.returncode, log)
+        found = LISTENING.search(log.read_text(errors="replace"))
+        if found:
+            return int(found[1])
+        time.sleep(POLL_S)
+    raise LocalError(
+        f"{name} did not listen within {timeout_s:g} s and was stopped. {_log_end(log)}"
+    )
+
+
+def _ended(name: str, code: int, log: Path) -> LocalError:
+    end = _log_end(log)
+    kind = PortInUseError if PORT_IN_USE in end else LocalError
+    return kind(f"{name} ended with exit code {code} before it listened. {end}")
+
+
+def _log_end(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    tail = " | ".join([line for line in lines if line][-LOG_TAIL_LINES:])
+    return f"The end of its log {log}: {tail or '(empty)'}"
+
+
+def stop(server: Server, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """Stop a server and wait until it is gone; one that is gone already is left alone.
+
+    Its pid is signalled only while it is the process that was started, never a later one.
+
+    Args:
+        server: what to stop.
+        timeout_s: seconds until it is killed, and then until that must have worked.
+
+    Raises:
+        LocalError: it runs on, even after a kill.
+    """
+    if not server.alive:
+        return
+    psutil = load_psutil()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself just now
+            psutil.Process(server.pid).send_signal(number)
+        if _wait_until_gone(server, timeout_s):
+            return
+    raise LocalError(
+        f"{server.name} (pid {server.pid}) runs on {2 * timeout_s:g} s after it was told to "
+        f"stop and killed. See `ps -p {server.pid}`, end it, and run this again."
+    )
+
+
+def _wait_until_gone(server: Server, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):  # only its parent can, and must, reap it
+            os.waitpid(server.pid, os.WNOHANG)
+        if not server.alive:
+            return True
+        time.sleep(POLL_S)
+    return False

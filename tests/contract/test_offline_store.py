@@ -1,0 +1,263 @@
+"""The offline store on S3 (moto) and on a local disk, through Feast."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import boto3
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Float64, Int64
+
+from feast_dynamo_ext import aws
+from feast_dynamo_ext.aws import AwsSettings
+from feast_dynamo_ext.errors import (
+    AccessDeniedError,
+    ColumnNotFoundError,
+    OfflineStoreError,
+    SourceNotFoundError,
+    SourceReadError,
+)
+from feast_dynamo_ext.offline.source import ParquetSource
+
+START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
+HOUR = dt.timedelta(hours=1)
+CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+
+HISTORY = pa.table(
+    {
+        "cid": [1, 1, 2],
+        "event_timestamp": pa.array(
+            [START, START + HOUR, START], pa.timestamp("us", tz="UTC")
+        ),
+        "total": [1.0, 2.0, 3.0],
+        "day": ["d1", "d2", "d1"],
+    }
+)
+ENTITIES = pd.DataFrame(
+    {
+        "cid": [2, 1, 1, 3],
+        "event_timestamp": pd.to_datetime(
+            [START, START, START + HOUR, START + HOUR], utc=True
+        ),
+    }
+)
+EXPECTED = [3.0, 1.0, 2.0, None]
+
+
+@pytest.fixture(params=["s3", "local"])
+def root(request, tmp_path) -> str:
+    """A place for files: on S3 or on the local disk."""
+    if request.param == "local":
+        return str(tmp_path / "data")
+    return f"s3://{request.getfixturevalue('bucket')}/data"
+
+
+@pytest.fixture
+def store(open_store, moto_endpoint, monkeypatch):
+    """S3 is found through the environment, as AWS's own libraries find it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", moto_endpoint)
+    return open_store(online={"region": "us-east-1", "endpoint_url": moto_endpoint})
+
+
+def put(root: str, table: pa.Table, moto_endpoint: str, **options) -> None:
+    settings = AwsSettings(region="us-east-1", endpoint_url=moto_endpoint)
+    filesystem, path = aws.filesystem(root, settings)
+    pads.write_dataset(
+        table, path, filesystem=filesystem, format="parquet", create_dir="://" not in root, **options
+    )
+
+
+def orders(path: str, **source) -> FeatureView:
+    return FeatureView(
+        name="orders",
+        entities=[CUSTOMER],
+        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
+        source=FileSource(name="orders", path=path, timestamp_field="event_timestamp", **source),
+        ttl=dt.timedelta(0),
+    )
+
+
+def totals(store) -> list:
+    job = store.get_historical_features(entity_df=ENTITIES, features=["orders:total"])
+    return job.to_arrow().column("total").to_pylist()
+
+
+@pytest.mark.parametrize("layout", ["file", "folder", "hive"])
+def test_a_file_source_works_unchanged(store, root, layout, moto_endpoint):
+    path = f"{root}/orders"
+    if layout == "hive":
+        flavor = pads.partitioning(pa.schema([("day", pa.string())]), flavor="hive")
+        put(path, HISTORY, moto_endpoint, partitioning=flavor)
+    else:
+        put(path, HISTORY, moto_endpoint)
+    store.apply([CUSTOMER, orders(f"{path}/part-0.parquet" if layout == "file" else path)])
+    assert totals(store) == EXPECTED
+
+
+def test_the_endpoint_of_a_file_source_overrides_the_configs(
+    open_store, bucket, moto_endpoint, monkeypatch
+):
+    put(f"s3://{bucket}/orders", HISTORY, moto_endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    store = open_store(online={"region": "us-east-1", "endpoint_url": moto_endpoint})
+    store.apply([CUSTOMER, orders(f"s3://{bucket}/orders", s3_endpoint_override=moto_endpoint)])
+    assert totals(store) == EXPECTED
+
+
+def test_materialize_serves_the_newest_row_and_keeps_integers_exact(store, root, moto_endpoint):
+    wide = pa.table(
+        {
+            "cid": [1, 1, 2],
+            "event_timestamp": HISTORY["event_timestamp"],
+            "count": pa.array([0, 2**53 + 1, None], pa.int64()),
+        }
+    )
+    put(f"{root}/wide", wide, moto_endpoint)
+    view = FeatureView(
+        name="wide",
+        entities=[CUSTOMER],
+        schema=[Field(name="cid", dtype=Int64), Field(name="count", dtype=Int64)],
+        source=FileSource(path=f"{root}/wide", timestamp_field="event_timestamp"),
+        ttl=dt.timedelta(0),
+    )
+    store.apply([CUSTOMER, view])
+    store.materialize(START, START + HOUR)
+    answer = store.get_online_features(
+        features=["wide:count"], entity_rows=[{"cid": cid} for cid in (1, 2, 3)]
+    ).to_dict()
+    assert answer["count"] == [2**53 + 1, None, None]
+    store.teardown()
+
+
+def test_a_view_without_entities_is_materialized_and_served(store, root, moto_endpoint):
+    put(f"{root}/settings", HISTORY.select(["event_timestamp", "total"]), moto_endpoint)
+    view = FeatureView(
+        name="settings",
+        entities=[],
+        schema=[Field(name="total", dtype=Float64)],
+        source=FileSource(path=f"{root}/settings", timestamp_field="event_timestamp"),
+        ttl=dt.timedelta(0),
+    )
+    store.apply([view])
+    store.materialize(START, START + HOUR)
+    answer = store.get_online_features(features=["settings:total"], entity_rows=[{"any": 0}] * 2)
+    assert answer.to_dict()["total"] == [2.0, 2.0]
+    store.teardown()
+
+
+def test_on_demand_features_are_computed_on_the_result(store, root, moto_endpoint):
+    put(f"{root}/orders", HISTORY, moto_endpoint)
+    view = orders(f"{root}/orders")
+
+    @on_demand_feature_view(
+        sources=[view], schema=[Field(name="doubled", dtype=Float64)], mode="pandas"
+    )
+    def twice(inputs: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"doubled": inputs["total"] * 2})
+
+    store.apply([CUSTOMER, view, twice])
+    job = store.get_historical_features(
+        entity_df=ENTITIES.head(3), features=["orders:total", "twice:doubled"]
+    )
+    assert job.to_df()["doubled"].tolist() == [6.0, 2.0, 4.0]
+
+
+def test_a_saved_dataset_is_kept_read_back_and_guarded(store, root, moto_endpoint):
+    put(f"{root}/orders", HISTORY, moto_endpoint)
+    store.apply([CUSTOMER, orders(f"{root}/orders")])
+    storage = SavedDatasetFileStorage(path=f"{root}/saved/rows.parquet")
+
+    def job():
+        return store.get_historical_features(entity_df=ENTITIES, features=["orders:total"])
+
+    dataset = store.create_saved_dataset(from_=job(), name="rows", storage=storage)
+    assert dataset.to_df()["total"].fillna(-1).tolist() == [3.0, 1.0, 2.0, -1.0]
+    with pytest.raises(OfflineStoreError, match=r"rows\.parquet exists already"):
+        store.create_saved_dataset(from_=job(), name="rows", storage=storage)
+    store.create_saved_dataset(
+        from_=job(), name="rows", storage=storage, allow_overwrite=True
+    )
+
+
+def test_pushed_rows_are_appended_as_new_files(store, root, moto_endpoint):
+    put(f"{root}/orders", HISTORY, moto_endpoint)
+    store.apply([CUSTOMER, orders(f"{root}/orders")])
+    later = pd.DataFrame(
+        {
+            "cid": [3],
+            "event_timestamp": [pd.Timestamp(START)],
+            "total": [9.0],
+            "day": ["d3"],
+        }
+    )
+    for _ in range(2):
+        store.write_to_offline_store("orders", later)
+    assert totals(store) == [3.0, 1.0, 2.0, 9.0]
+    lacking = pa.Table.from_pandas(later.drop(columns="day"))
+    with pytest.raises(ColumnNotFoundError, match=r"`orders`.*\['day'\]"):
+        store.provider.offline_write_batch(
+            store.config, store.get_feature_view("orders"), lacking, None
+        )
+
+
+def test_a_missing_file_bucket_or_column_is_named(store, root, bucket, moto_endpoint):
+    store.apply([CUSTOMER, orders(f"{root}/nothing")])
+    with pytest.raises(SourceNotFoundError, match="`orders`: there is no file at .*nothing"):
+        totals(store)
+    store.apply([CUSTOMER, orders("s3://no-such-bucket-here/orders")])
+    with pytest.raises(SourceNotFoundError, match="no-such-bucket-here"):
+        totals(store)
+    put(f"{root}/partial", HISTORY.drop_columns("total"), moto_endpoint)
+    store.apply([CUSTOMER, orders(f"{root}/partial")])
+    with pytest.raises(ColumnNotFoundError, match=r"`orders`.*\['total'\].*field_mapping"):
+        totals(store)
+
+
+def test_a_file_that_is_not_parquet_is_named(store, root, bucket, moto_endpoint, tmp_path):
+    if root.startswith("s3"):
+        client = boto3.client("s3", region_name="us-east-1", endpoint_url=moto_endpoint)
+        client.put_object(Bucket=bucket, Key="data/bad/a.parquet", Body=b"PAR1 not really")
+    else:
+        (tmp_path / "data" / "bad").mkdir(parents=True)
+        (tmp_path / "data" / "bad" / "a.parquet").write_bytes(b"PAR1 not really")
+    store.apply([CUSTOMER, orders(f"{root}/bad")])
+    with pytest.raises(SourceReadError, match=r"bad.*a\.parquet"):
+        totals(store)
+
+
+def test_a_truncated_file_among_good_ones_is_named(store, tmp_path):
+    folder = tmp_path / "orders"
+    folder.mkdir()
+    pq.write_table(HISTORY, folder / "a.parquet")
+    whole = (folder / "a.parquet").read_bytes()
+    (folder / "b.parquet").write_bytes(whole[: len(whole) // 2])
+    store.apply([CUSTOMER, orders("orders")])
+    with pytest.raises(SourceReadError, match=r"b\.parquet"):
+        totals(store)
+
+
+def test_hidden_files_of_writers_are_passed_over(store, tmp_path):
+    folder = tmp_path / "orders"
+    (folder / "_temporary").mkdir(parents=True)
+    pq.write_table(HISTORY, folder / "a.parquet")
+    for name in ("_SUCCESS", ".a.parquet.crc", "_temporary/b.parquet"):
+        (folder / name).write_bytes(b"")
+    store.apply([CUSTOMER, orders("orders")])
+    assert totals(store) == EXPECTED
+
+
+def test_refused_credentials_are_an_access_error(open_store, strict_aws):
+    store = open_store(
+        online={"region": "us-east-1", "endpoint_url": strict_aws},
+        offline={"endpoint_url": strict_aws},
+    )
+    view = orders("s3://some-bucket/orders")
+    with pytest.raises(AccessDeniedError, match=r"some-bucket/orders.*s3:ListBucket"):
+        ParquetSource.open(view.batch_source, store.config)
