@@ -37,9 +37,9 @@ from feast_dynamo_ext.errors import (
 )
 
 if TYPE_CHECKING:
-    from botocore.config import Config
     from collections.abc import Iterator
 
+    from botocore.config import Config
     from pyarrow.fs import FileSystem
 
 # `feast` sets the root logger to INFO, at which botocore reports every session it builds, across

@@ -91,8 +91,9 @@ class S3ParquetOfflineStore(OfflineStore):
         """Each entity row with the feature values that were known at its event time.
 
         A row of history is seen where its event time is at most the entity row's and, where the
-        view has a ttl, at least the entity row's less the ttl, both bounds included. Of several the
-        newest event time wins, then the newest created time, then the later row of the later file.
+        view has a ttl, at least the entity row's less the ttl, both bounds included. Of several
+        the newest event time wins, then the newest created time, then the later row of
+        the later file.
 
         Args:
             config: the repo's config.
@@ -242,7 +243,7 @@ class S3ParquetOfflineStore(OfflineStore):
         append_part(uri, table, config.offline_store.aws())
 
     def validate_data_source(self, config: RepoConfig, data_source: DataSource) -> None:
-        """Warn where a source's files are not there or lack its columns; history may come later."""
+        """Warn where a source's files or columns are not there; history may come later."""
         try:
             source = ParquetSource.open(data_source, config)
             columns = [data_source.timestamp_field, data_source.created_timestamp_column]

@@ -64,8 +64,8 @@ class DynamoOnlineStoreConfig(AwsConfigModel):
     """Selects this store."""
 
     table_name_template: StrictStr = "{project}.{table_name}"
-    """Name of a view's table, from `{project}` and `{table_name}` (the view's name). DynamoDB takes
-    3 to 255 characters of a-z, A-Z, 0-9, `_`, `-` and `.`."""
+    """Name of a view's table, from `{project}` and `{table_name}` (the view's name). DynamoDB
+    takes 3 to 255 characters of a-z, A-Z, 0-9, `_`, `-` and `.`."""
 
     consistent_reads: StrictBool = False
     """Strongly consistent reads: see every finished write, at twice the read units."""
@@ -98,8 +98,8 @@ class DynamoOnlineStoreConfig(AwsConfigModel):
     for no limit but the deadline. Throttling does not count: it ends at the deadline."""
 
     retry_mode: Literal["legacy", "standard", "adaptive"] | None = "adaptive"
-    """botocore's retry mode for calls about tables; reads and writes of rows retry by the deadlines
-    above, with full jitter."""
+    """botocore's retry mode for calls about tables; reads and writes of rows retry by the
+    deadlines above, with full jitter."""
 
     max_pool_connections: int = Field(default=50, ge=1)
     """Connections kept open to DynamoDB."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import os
 import shutil
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,14 +96,57 @@ def dynamodb_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     stop(server)
 
 
-@pytest.fixture(
-    params=["moto", pytest.param("dynamodb_local", marks=pytest.mark.dynamodb_local)]
-)
+@pytest.fixture(params=["moto", pytest.param("dynamodb_local", marks=pytest.mark.dynamodb_local)])
 def dynamodb(request: pytest.FixtureRequest) -> Backend:
     """Each DynamoDB in turn; a contract test runs on all of them."""
     if request.param == "moto":
         return Backend("moto", request.getfixturevalue("moto_endpoint"), has_tags=True)
     return Backend("dynamodb_local", request.getfixturevalue("dynamodb_local"), has_tags=False)
+
+
+@pytest.fixture
+def scripted_http() -> Iterator[Callable[..., str]]:
+    """Starts an HTTP server that gives each request the next answer of a script.
+
+    An answer is (status, body) or (status, body, headers); a dict as body is sent as JSON; None
+    instead of an answer drops the connection. The server's `requests` are kept on the function.
+    """
+    servers = []
+
+    def start(answers: list) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                start.requests.append(self.rfile.read(int(self.headers["Content-Length"])))
+                answer = answers.pop(0)
+                if answer is None:
+                    self.close_connection = True
+                    return
+                status, body, *headers = answer
+                data = json.dumps(body).encode() if isinstance(body, dict) else body
+                self.send_response(status)
+                sent = {"Content-Length": str(len(data)), **(headers[0] if headers else {})}
+                for name, value in sent.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+                self.close_connection = len(data) != int(sent["Content-Length"])
+
+            def log_message(self, *args) -> None:
+                """Nothing is logged."""
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    start.requests = []
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture

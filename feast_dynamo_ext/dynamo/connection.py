@@ -15,8 +15,8 @@ from feast_dynamo_ext.dynamo.wire import DynamoWire, WireSettings
 from feast_dynamo_ext.dynamo.writer import Writer
 
 if TYPE_CHECKING:
-    from feast_dynamo_ext.dynamo.retry import RetryPolicy
     from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.dynamo.retry import RetryPolicy
 
 
 @dataclass(frozen=True)

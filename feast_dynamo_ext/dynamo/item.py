@@ -32,8 +32,9 @@ from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 from feast_dynamo_ext.errors import EntityKeyError, ItemFormatError, ItemTooLargeError
 
 if TYPE_CHECKING:
-    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from collections.abc import Iterable, Mapping, Sequence
+
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 
 KEY, VALUES, EVENT_TIME, CREATED_TIME, FINGERPRINT, EXPIRY = "k", "v", "t", "c", "f", "x"
 SCHEMA = "s"

@@ -143,7 +143,7 @@ def _keys(batch: pa.RecordBatch, view: FeatureView) -> Iterator[bytes]:
         if batch.column(name).null_count:
             raise EntityKeyError(
                 f"Feature view `{view.name}`: {batch.column(name).null_count:,} rows have no "
-                f"`{name}`. Filter them out of the source: a row without its key belongs to no one."
+                f"`{name}`. Filter them out of the source: it belongs to no entity."
             )
     columns = [to_values(batch.column(name), kinds[name], name) for name in names]
     return (

@@ -69,11 +69,8 @@ class DuckDbEngine:
         with self._connection() as connection:
             connection.register("entity_rows", rows)
             connection.execute("CREATE TEMP TABLE e AS FROM entity_rows")
-            _load(
-                connection,
-                history,
-                f"t <= (SELECT max(hi) FROM e) AND EXISTS (FROM e WHERE {_equal('e', 'h', view)})",
-            )
+            asked = f"EXISTS (FROM e WHERE {_equal('e', 'h', view)})"  # noqa: S608 - our own column names
+            _load(connection, history, f"t <= (SELECT max(hi) FROM e) AND {asked}")
             known = created_by_entity_time and view.created_time is not None
             matched = connection.execute(
                 _match_known_sql(view) if known else _match_sql(view)
@@ -178,7 +175,7 @@ class _History:
         return " AND ".join(bounds) or "true"
 
     def _narrow(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        columns = [comparable(batch.column(column)) for _, column in self.view.keys]
+        columns = [self._key(batch, column) for _, column in self.view.keys]
         if not columns:
             columns = [pa.array(np.zeros(batch.num_rows, dtype=np.int64))]
         columns.append(self.axis.cast(batch.column(self.view.event_time)))
@@ -187,6 +184,16 @@ class _History:
         else:
             columns.append(pa.nulls(batch.num_rows, pa.int64()))
         return pa.RecordBatch.from_arrays(columns, names=[*_keys(self.view), "t", "c"])
+
+    def _key(self, batch: pa.RecordBatch, column: str) -> pa.Array:
+        try:
+            return comparable(batch.column(column))
+        except pa.ArrowException as error:
+            raise ColumnTypeError(
+                f"Feature view `{self.view.view}`, source {self.source.uri}: join key `{column}` "
+                f"holds a value that cannot be compared exactly: {error}. Use 64-bit integers or "
+                "text."
+            ) from error
 
 
 def _entity_table(

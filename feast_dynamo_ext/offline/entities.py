@@ -14,10 +14,10 @@ from feast_dynamo_ext.offline.keys import comparable
 from feast_dynamo_ext.offline.times import check_time
 
 if TYPE_CHECKING:
-    import numpy as np
     from collections.abc import Sequence
     from datetime import datetime
 
+    import numpy as np
     from numpy.typing import NDArray
 
 DEFAULT_EVENT_TIME = "event_timestamp"
@@ -53,8 +53,8 @@ class EntityRows:
         """
         if not isinstance(frame, pd.DataFrame):
             raise EntityRowsError(
-                f"Entity rows must be a pandas DataFrame, not {type(frame).__name__}. For SQL or a "
-                "path, load it first, for example with `pandas.read_parquet`."
+                f"Entity rows must be a pandas DataFrame, not {type(frame).__name__}. For SQL or "
+                "a path, load it first, for example with `pandas.read_parquet`."
             )
         if frame.empty:
             raise EntityRowsError(

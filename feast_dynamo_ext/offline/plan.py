@@ -13,8 +13,8 @@ from feast.feature_view import DUMMY_ENTITY_NAME
 from feast_dynamo_ext.errors import OfflineStoreError
 
 if TYPE_CHECKING:
-    from datetime import timedelta
     from collections.abc import Sequence
+    from datetime import timedelta
 
     from feast import FeatureView
     from feast.data_source import DataSource

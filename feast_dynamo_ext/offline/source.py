@@ -29,6 +29,7 @@ from feast_dynamo_ext.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
     from feast import RepoConfig
     from feast.data_source import DataSource
     from numpy.typing import NDArray
@@ -183,8 +184,8 @@ class ParquetSource:
         for file, info in zip(self.files, infos, strict=True):
             if (info.size, info.mtime_ns) != (file.size, file.mtime_ns):
                 raise SourceReadError(
-                    f"{self.uri}: {file.path} changed while it was being read. Run it again; write "
-                    "new files beside the old ones instead of replacing them."
+                    f"{self.uri}: {file.path} changed while it was being read. Run it again; "
+                    "write new files beside the old ones instead of replacing them."
                 )
 
 
@@ -196,12 +197,14 @@ def uri_of(data_source: DataSource, config: RepoConfig) -> str:
     """
     if not isinstance(data_source, FileSource):
         raise OfflineStoreError(
-            f"Source `{data_source.name}` is a {type(data_source).__name__}; S3ParquetOfflineStore "
-            "reads Feast's `FileSource`. Export its data as Parquet and point a FileSource there."
+            f"Source `{data_source.name}` is a {type(data_source).__name__}; "
+            "S3ParquetOfflineStore reads Feast's `FileSource`. Export its data as "
+            "Parquet and point a FileSource there."
         )
-    if not isinstance(data_source.file_format, ParquetFormat | None):
+    file_format = data_source.file_format
+    if not isinstance(file_format, ParquetFormat | None):
         raise OfflineStoreError(
-            f"Source `{data_source.name}` has the format {type(data_source.file_format).__name__}; "
+            f"Source `{data_source.name}` has the format {type(file_format).__name__}; "
             "S3ParquetOfflineStore reads Parquet."
         )
     uri: str = FileSource.get_uri_for_file_path(config.repo_path, data_source.path)

@@ -43,8 +43,7 @@ def provenance_of(
         project=config.project,
         feature_refs=tuple(job.metadata.features) if job.metadata else (),
         view_definitions={
-            view.name: definition_hash(view)
-            for view in [*job.views, *job.on_demand_feature_views]
+            view.name: definition_hash(view) for view in [*job.views, *job.on_demand_feature_views]
         },
         source_files=tuple(sorted(files, key=lambda file: file.path)),
         entity_rows_sha256=hash_table(entity_rows),

@@ -33,9 +33,7 @@ CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64
 HISTORY = pa.table(
     {
         "cid": [1, 1, 2],
-        "event_timestamp": pa.array(
-            [START, START + HOUR, START], pa.timestamp("us", tz="UTC")
-        ),
+        "event_timestamp": pa.array([START, START + HOUR, START], pa.timestamp("us", tz="UTC")),
         "total": [1.0, 2.0, 3.0],
         "day": ["d1", "d2", "d1"],
     }
@@ -43,9 +41,7 @@ HISTORY = pa.table(
 ENTITIES = pd.DataFrame(
     {
         "cid": [2, 1, 1, 3],
-        "event_timestamp": pd.to_datetime(
-            [START, START, START + HOUR, START + HOUR], utc=True
-        ),
+        "event_timestamp": pd.to_datetime([START, START, START + HOUR, START + HOUR], utc=True),
     }
 )
 EXPECTED = [3.0, 1.0, 2.0, None]
@@ -70,7 +66,12 @@ def put(root: str, table: pa.Table, moto_endpoint: str, **options) -> None:
     settings = AwsSettings(region="us-east-1", endpoint_url=moto_endpoint)
     filesystem, path = aws.filesystem(root, settings)
     pads.write_dataset(
-        table, path, filesystem=filesystem, format="parquet", create_dir="://" not in root, **options
+        table,
+        path,
+        filesystem=filesystem,
+        format="parquet",
+        create_dir="://" not in root,
+        **options,
     )
 
 
@@ -181,9 +182,7 @@ def test_a_saved_dataset_is_kept_read_back_and_guarded(store, root, moto_endpoin
     assert dataset.to_df()["total"].fillna(-1).tolist() == [3.0, 1.0, 2.0, -1.0]
     with pytest.raises(OfflineStoreError, match=r"rows\.parquet exists already"):
         store.create_saved_dataset(from_=job(), name="rows", storage=storage)
-    store.create_saved_dataset(
-        from_=job(), name="rows", storage=storage, allow_overwrite=True
-    )
+    store.create_saved_dataset(from_=job(), name="rows", storage=storage, allow_overwrite=True)
 
 
 def test_pushed_rows_are_appended_as_new_files(store, root, moto_endpoint):
@@ -209,7 +208,7 @@ def test_pushed_rows_are_appended_as_new_files(store, root, moto_endpoint):
 
 def test_a_missing_file_bucket_or_column_is_named(store, root, bucket, moto_endpoint):
     store.apply([CUSTOMER, orders(f"{root}/nothing")])
-    with pytest.raises(SourceNotFoundError, match="`orders`: there is no file at .*nothing"):
+    with pytest.raises(SourceNotFoundError, match=r"`orders`: there is no file at .*nothing"):
         totals(store)
     store.apply([CUSTOMER, orders("s3://no-such-bucket-here/orders")])
     with pytest.raises(SourceNotFoundError, match="no-such-bucket-here"):

@@ -111,9 +111,7 @@ def statuses(response):
 
 
 def table_of(store, name="orders") -> dict:
-    client = boto3.client(
-        "dynamodb", region_name="us-east-1", endpoint_url=store.backend.endpoint
-    )
+    client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=store.backend.endpoint)
     return client, f"{store.project}.{name}"
 
 
@@ -177,7 +175,10 @@ def test_rows_found_and_not_found_in_the_order_of_the_request(store):
     )
     asked = [249, 7, 1_000, 7, 0, *range(100, 230)]
     response = read(
-        store, ["orders:count", "orders:total"], [{"cid": n} for n in asked], full_feature_names=True
+        store,
+        ["orders:count", "orders:total"],
+        [{"cid": n} for n in asked],
+        full_feature_names=True,
     )
     answer = response.to_dict(include_event_timestamps=True)
     found = [n if n < 250 else None for n in asked]

@@ -151,7 +151,9 @@ def test_a_read_that_is_throttled_past_its_deadline_names_what_is_missing(execut
     clock = Clock()
     reader = Reader(dynamo, clock.policy(5.0), executor)
     keys = tuple(map(text, range(3)))
-    with pytest.raises(IncompleteReadError, match=r"orders \(2 keys\), visits \(2 keys\)") as caught:
+    with pytest.raises(
+        IncompleteReadError, match=r"orders \(2 keys\), visits \(2 keys\)"
+    ) as caught:
         reader.read([TableKeys("visits", keys), TableKeys("orders", keys)])
     assert caught.value.unread == {"orders": 2, "visits": 2}
     assert isinstance(caught.value, TimeoutError)

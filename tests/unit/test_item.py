@@ -110,10 +110,14 @@ def test_newest_per_key_equals_a_plain_loop(given_rows):
     for row in given_rows:
         held = expected.get(row.key)
         older = held and (held.event_us, held.created_us if held.created_us is not None else -99)
-        if held is None or (
-            row.event_us,
-            row.created_us if row.created_us is not None else -99,
-        ) >= older:
+        if (
+            held is None
+            or (
+                row.event_us,
+                row.created_us if row.created_us is not None else -99,
+            )
+            >= older
+        ):
             expected[row.key] = row
     assert {row.key: row for row in newest_per_key(given_rows)} == expected
 
@@ -169,7 +173,7 @@ def test_a_fingerprint_tells_names_types_and_order_apart():
 
 
 def test_event_times_keep_their_microseconds_and_naive_ones_are_utc():
-    moment = dt.datetime(2026, 3, 29, 2, 30, 0, 123_457)
+    moment = dt.datetime(2026, 3, 29, 2, 30, 0, 123_457)  # noqa: DTZ001 - naive on purpose
     assert micros(moment) == 1_774_751_400_123_457
     zone = dt.timezone(dt.timedelta(hours=5, minutes=30))
     assert micros(moment.replace(tzinfo=zone)) == 1_774_751_400_123_457 - 19_800_000_000

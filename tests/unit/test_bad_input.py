@@ -1,0 +1,281 @@
+"""Bad input gives one error of our tree, which names the thing and the way out."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.repo_config import load_repo_config
+from feast.types import Float64, Int64, String
+
+from feast_dynamo_ext import errors
+from feast_dynamo_ext.dynamo.item import key_bytes
+from feast_dynamo_ext.errors import (
+    AwsUnavailableError,
+    ColumnTypeError,
+    ConfigError,
+    CredentialsError,
+    DependencyError,
+    EntityRowsError,
+    FeastDynamoError,
+    UnsupportedTypeError,
+)
+from feast_dynamo_ext.type_map import to_values
+
+NOON = dt.datetime(2026, 1, 1, 12, tzinfo=dt.timezone.utc)
+CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+
+YAML = """
+project: shop
+provider: feast_dynamo_ext.DynamoProvider
+registry: registry.db
+online_store:
+  type: feast_dynamo_ext.DynamoOnlineStore
+  {online}
+offline_store:
+  type: feast_dynamo_ext.S3ParquetOfflineStore
+  {offline}
+entity_key_serialization_version: 3
+"""
+
+
+def load(tmp_path, online="region: eu-west-1", offline="region: eu-west-1"):
+    path = tmp_path / "feature_store.yaml"
+    path.write_text(YAML.format(online=online, offline=offline))
+    config = load_repo_config(tmp_path, path)
+    assert config.online_store is not None
+    assert config.offline_store is not None
+    return config
+
+
+def test_the_yaml_of_the_readme_loads(tmp_path):
+    config = load(tmp_path)
+    assert config.online_store.region == "eu-west-1"
+    assert config.online_store.table_name_template == "{project}.{table_name}"
+
+
+def test_names_of_feasts_own_dynamodb_store_are_taken(tmp_path):
+    names = {
+        "batch_size": 40,
+        "endpoint_url": "http://127.0.0.1:1",
+        "region": "eu-west-1",
+        "table_name_template": "x_{project}_{table_name}",
+        "consistent_reads": True,
+        "warmup_connections": True,
+        "tags": {"team": "growth"},
+        "session_based_auth": True,
+        "max_read_workers": 3,
+        "max_pool_connections": 7,
+        "keepalive_timeout": 12.5,
+        "connect_timeout": 1,
+        "read_timeout": 2,
+        "total_max_retry_attempts": None,
+        "retry_mode": "standard",
+    }
+    from feast_dynamo_ext import DynamoOnlineStoreConfig
+
+    config = DynamoOnlineStoreConfig(**names)
+    assert {name: getattr(config, name) for name in names} == names
+
+
+@pytest.mark.parametrize(
+    ("online", "offline", "message"),
+    [
+        ("regoin: eu-west-1", "", r"online_store.*unknown key `regoin`.*Did you mean `region`"),
+        ("", "memory: 4GB", r"offline_store.*unknown key `memory`"),
+        ("batch_size: 101", "", r"online_store.*`batch_size`.*100"),
+        ("table_name_template: all", "", r"`table_name_template`.*\{table_name\}"),
+        ("table_name_template: '{view}'", "", r"`table_name_template`.*\{project\}"),
+        ("", "memory_limit: lots", r"offline_store.*`memory_limit`"),
+        ("region: ${NO_SUCH_VARIABLE}", "", r"`region`.*NO_SUCH_VARIABLE is not set"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_named(tmp_path, online, offline, message):
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, online, offline)
+
+
+def test_a_missing_region_is_said_where_aws_is_first_needed(open_store):
+    store = open_store(online={})
+    with pytest.raises(ConfigError, match=r"No AWS region.*AWS_REGION"):
+        store.apply([CUSTOMER, orders("nowhere")])
+
+
+def test_aws_region_of_the_environment_is_enough(open_store, monkeypatch):
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    connection = open_store(online={}).config.online_store.connection()
+    from feast_dynamo_ext import aws
+
+    assert aws.session(connection.aws).region_name == "eu-west-1"
+
+
+def test_an_unknown_profile_is_named(open_store):
+    store = open_store(online={"profile": "nobody", "region": "eu-west-1"})
+    with pytest.raises(ConfigError, match=r"profile `nobody`"):
+        store.apply([CUSTOMER, orders("nowhere")])
+
+
+def test_missing_credentials_are_said(open_store, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    store = open_store(online={"region": "eu-west-1"})
+    with pytest.raises(CredentialsError, match="no AWS credentials were found"):
+        store.apply([CUSTOMER, orders("nowhere")])
+
+
+def test_wrong_credentials_are_said_by_apply_and_by_reads_and_writes(open_store, scripted_http):
+    refusal = {
+        "__type": "com.amazon.coral.service#UnrecognizedClientException",
+        "message": "The security token included in the request is invalid.",
+    }
+    endpoint = scripted_http([(400, refusal)] * 3)
+    store = open_store(online={"region": "us-east-1", "endpoint_url": endpoint})
+    view = orders("nowhere")
+    with pytest.raises(CredentialsError, match=r"DescribeTable on table p\.orders.*credentials"):
+        store.apply([CUSTOMER, view])
+    key = EntityKey(join_keys=["cid"], entity_values=[Value(int64_val=1)])
+    with pytest.raises(CredentialsError, match=r"BatchGetItem on p\.orders.*credentials"):
+        store.provider.online_read(store.config, view, [key], ["total"])
+    row = (key, {"total": Value(double_val=1.0)}, NOON, None)
+    with pytest.raises(CredentialsError, match=r"BatchWriteItem on p\.orders"):
+        store.provider.online_write_batch(store.config, view, [row], None)
+
+
+def test_an_endpoint_nobody_listens_on_is_named(open_store):
+    online = {
+        "region": "us-east-1",
+        "endpoint_url": "http://127.0.0.1:9",
+        "retry_mode": "standard",
+    }
+    store = open_store(online={**online, "total_max_retry_attempts": 1})
+    with pytest.raises(AwsUnavailableError, match=r"table p\.orders.*127\.0\.0\.1:9"):
+        store.apply([CUSTOMER, orders("nowhere")])
+
+
+def orders(path: str, dtype=Float64, **source) -> FeatureView:
+    return FeatureView(
+        name="orders",
+        entities=[CUSTOMER],
+        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=dtype)],
+        source=FileSource(name="orders", path=path, timestamp_field="event_timestamp", **source),
+        ttl=dt.timedelta(0),
+    )
+
+
+def retrieve(open_store, tmp_path, frame, **columns):
+    """Retrieve `total` from a history file with some columns replaced."""
+    history = {
+        "cid": pa.array([1]),
+        "event_timestamp": pa.array([NOON], pa.timestamp("us")),
+        "total": pa.array([1.0]),
+        **columns,
+    }
+    pq.write_table(pa.table(history), tmp_path / "orders.parquet")
+    config = open_store(online={"region": "us-east-1"}).config
+    from feast_dynamo_ext import S3ParquetOfflineStore
+
+    class NoRegistry:
+        def list_on_demand_feature_views(self, *args, **kwargs):
+            return []
+
+    job = S3ParquetOfflineStore.get_historical_features(
+        config, [orders("orders.parquet")], ["orders:total"], frame, NoRegistry(), "p"
+    )
+    return job.to_arrow()
+
+
+GOOD = pd.DataFrame({"cid": [1], "event_timestamp": [pd.Timestamp(NOON)]})
+
+
+@pytest.mark.parametrize(
+    ("frame", "error", "message"),
+    [
+        (GOOD.drop(columns="cid"), EntityRowsError, r"\['cid'\] of feature view `orders`"),
+        (GOOD.head(0), EntityRowsError, "entity rows are empty"),
+        (
+            GOOD.assign(event_timestamp=["2026-01-01"]),
+            ColumnTypeError,
+            r"Entity rows: column `event_timestamp`.*pd\.to_datetime",
+        ),
+        (GOOD.drop(columns="event_timestamp"), EntityRowsError, "need a column `event_timestamp`"),
+        (
+            GOOD.assign(event_timestamp=pd.Series([pd.NaT], dtype="datetime64[ns, UTC]")),
+            EntityRowsError,
+            "1 rows have no `event_timestamp`",
+        ),
+        (GOOD.assign(cid=["one"]), EntityRowsError, r"Join key `cid` is string.*int64"),
+        (GOOD.assign(cid=[1.5]), EntityRowsError, r"join key `cid`.*`orders`"),
+        (GOOD.assign(total=[0]), EntityRowsError, r"\['total'\].*full_feature_names"),
+        (GOOD.assign(mixed=[{1: 2}]), EntityRowsError, "cannot be held by Arrow"),
+        ("SELECT 1", EntityRowsError, "must be a pandas DataFrame, not str"),
+        (None, EntityRowsError, "without entity rows"),
+    ],
+)
+def test_entity_rows_that_cannot_be_joined(open_store, tmp_path, frame, error, message):
+    with pytest.raises(error, match=message):
+        retrieve(open_store, tmp_path, frame)
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        (
+            {"event_timestamp": pa.array(["2026-01-01"])},
+            ColumnTypeError,
+            r"`orders`.*orders\.parquet: column `event_timestamp` has type string",
+        ),
+        (
+            {"total": pa.array([1], pa.duration("s"))},
+            UnsupportedTypeError,
+            r"`orders`: column `total` is a duration",
+        ),
+        ({"cid": pa.array([[1]])}, ColumnTypeError, r"join key `cid` has type list"),
+    ],
+)
+def test_files_that_cannot_serve(open_store, tmp_path, columns, error, message):
+    with pytest.raises(error, match=message):
+        retrieve(open_store, tmp_path, GOOD, **columns)
+
+
+def test_an_uint64_key_over_int64_is_named(open_store, tmp_path):
+    with pytest.raises(ColumnTypeError, match=r"`orders`.*join key `cid`.*9223372036854775808"):
+        retrieve(open_store, tmp_path, GOOD, cid=pa.array([2**63], pa.uint64()))
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "message"),
+    [
+        (pa.array([1.5]), ValueType.INT64, r"`total` is declared as INT64.*double"),
+        (pa.array([2**40]), ValueType.INT32, r"`total` is declared as INT32"),
+        (pa.array(["x"]), ValueType.DOUBLE, r"`total` is declared as DOUBLE.*string"),
+        (pa.array([2**53 + 1]), ValueType.DOUBLE, r"`total` is declared as DOUBLE.*int64"),
+        (pa.array(["x"]), ValueType.INT64_LIST, r"`total` is declared as INT64_LIST"),
+    ],
+)
+def test_a_column_that_does_not_fit_its_feature_is_named(column, kind, message):
+    with pytest.raises(ColumnTypeError, match=message):
+        to_values(column, kind, "total")
+
+
+def test_a_null_join_key_in_history_is_refused_before_it_is_written(open_store, tmp_path):
+    from feast_dynamo_ext.errors import EntityKeyError
+
+    view = orders("nowhere", dtype=String)
+    proto = EntityKey(join_keys=["cid"], entity_values=[Value()])
+    with pytest.raises(EntityKeyError, match="not null"):
+        key_bytes(proto, view.name)
+
+
+def test_the_tree_in_the_docstring_is_the_tree():
+    classes = [
+        item
+        for item in vars(errors).values()
+        if isinstance(item, type) and issubclass(item, FeastDynamoError)
+    ]
+    assert {item.__name__ for item in classes} <= set(errors.__doc__.replace("(", " ").split())
+    assert issubclass(DependencyError, ImportError)
