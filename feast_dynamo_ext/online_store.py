@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.infra.online_stores.online_store import OnlineStore
-from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from pydantic import Field, StrictBool, StrictStr, field_validator
@@ -31,6 +30,7 @@ from feast_dynamo_ext.dynamo.item import (
     pack,
     to_item,
     to_schema_item,
+    unpack,
 )
 from feast_dynamo_ext.dynamo.reader import TableKeys
 from feast_dynamo_ext.dynamo.retry import RetryPolicy
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NULL = ValueProto()
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MICROSECOND = timedelta(microseconds=1)
 
@@ -270,12 +271,10 @@ class DynamoOnlineStore(OnlineStore):
         view = self._view_read(config, table, requested, keys)
         found = self._read(config, [view])[view.table]
         book = self._connection(config).schemas
-        rows: list[ReadRow] = []
-        for key in keys:
-            item = found.get(key)
-            cells = item and response.cells_of(item, view, book, time.time())
-            rows.append(_read_row(view, cells) if cells else (None, None))
-        return rows
+        return [
+            _read_row(view, stored)
+            for stored in response.read_items(view, found, book, time.time())
+        ]
 
     def _read_features_per_fv(
         self,
@@ -302,8 +301,8 @@ class DynamoOnlineStore(OnlineStore):
         for (view, requested), read in zip(grouped_refs, views, strict=True):
             prefix = f"{view_name(view)}__" if full_feature_names else ""
             names = [prefix + name for name in requested]
-            items = found[read.table]
-            response.add_view(online_features_response, read, items, names, book, now_s)
+            rows = response.read_items(read, found[read.table], book, now_s)
+            response.add_view(online_features_response, rows, names)
             if include_feature_view_version_metadata:
                 response.add_version(online_features_response, view)
 
@@ -314,9 +313,8 @@ class DynamoOnlineStore(OnlineStore):
         requested: Sequence[str],
         keys: tuple[str | None, ...],
     ) -> response.ViewRead:
-        return response.ViewRead(
-            table_name(config, view), RowSchema.of(view), tuple(requested), keys
-        )
+        schema = self._connection(config).schemas.schema_of(view)
+        return response.ViewRead(table_name(config, view), schema, tuple(requested), keys)
 
     def _read(
         self, config: RepoConfig, views: Sequence[response.ViewRead]
@@ -421,16 +419,19 @@ def _row(
 ) -> Row:
     return Row(
         key=key_bytes(entity_key, view),
-        values=pack([values.get(name) or response.NULL for name in schema.names]),
+        values=pack([values.get(name) or NULL for name in schema.names]),
         event_us=micros(event_time),
         created_us=None if created_time is None else micros(created_time),
     )
 
 
-def _read_row(view: response.ViewRead, cells: response.Cells) -> ReadRow:
-    values = {
+def _read_row(view: response.ViewRead, stored: response.Stored) -> ReadRow:
+    if stored.packed is None:
+        return None, None
+    values = unpack(b"".join(stored.cells()))
+    present = {
         name: value
-        for name, value, status in zip(view.requested, cells.values, cells.statuses, strict=True)
-        if status == FieldStatus.PRESENT
+        for name, value, column in zip(view.requested, values, stored.layout.columns, strict=True)
+        if column is not None
     }
-    return cells.event_time.ToDatetime(tzinfo=timezone.utc), values
+    return stored.event_time.ToDatetime(tzinfo=timezone.utc), present

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key
 from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 
-from feast_dynamo_ext.errors import EntityKeyError, ItemFormatError, ItemTooLargeError
+from feast_dynamo_ext.errors import EntityKeyError, ItemTooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -227,19 +227,3 @@ def schema_key(fingerprint: bytes) -> str:
 def to_schema_item(schema: RowSchema) -> JsonItem:
     """The item that says what a fingerprint's values stand for."""
     return {KEY: {"B": schema_key(schema.fingerprint)}, SCHEMA: {"S": schema.text}}
-
-
-def values_of(item: Mapping[str, Mapping[str, str]], table: str) -> Sequence[Value]:
-    """The unpacked values of an item.
-
-    Raises:
-        ItemFormatError: the item is not in this layout.
-    """
-    try:
-        return unpack(base64.b64decode(item[VALUES]["B"]))
-    except Exception as error:
-        raise ItemFormatError(
-            f"Table `{table}` holds an item that is not in this store's layout (attributes "
-            f"{sorted(item)}). Write the view again with `feast materialize`, or point "
-            "`table_name_template` to tables that only this store writes."
-        ) from error

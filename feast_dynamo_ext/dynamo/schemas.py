@@ -9,11 +9,19 @@ from __future__ import annotations
 import base64
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from feast.protos.feast.types.Value_pb2 import Value
 
-from feast_dynamo_ext.dynamo.item import FINGERPRINT, KEY, SCHEMA, RowSchema, schema_key
+from feast_dynamo_ext.dynamo.item import (
+    FINGERPRINT,
+    KEY,
+    SCHEMA,
+    RowSchema,
+    pack,
+    schema_key,
+    unpack,
+)
 from feast_dynamo_ext.dynamo.reader import TableKeys
 from feast_dynamo_ext.errors import ItemFormatError
 from feast_dynamo_ext.type_map import VALUE_FIELD
@@ -23,6 +31,8 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.dynamo.item import JsonItem
     from feast_dynamo_ext.dynamo.reader import Found, Reader
+
+MOST_VIEWS = 10_000
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +56,13 @@ class Column:
     position: int
     widen: Callable[[Value], Value] | None = None
 
-    def value_of(self, values: Sequence[Value]) -> Value:
-        """The feature's value; a null stays null under every type."""
-        value = values[self.position]
-        if self.widen is None or value.WhichOneof("val") is None:
-            return value
-        return self.widen(value)
+    def cell_of(self, stored: Sequence[bytes]) -> bytes:
+        """The feature among an item's entries; a null stays null under every type."""
+        cell = stored[self.position]
+        if self.widen is None:
+            return cell
+        (value,) = unpack(cell)
+        return cell if value.WhichOneof("val") is None else pack([self.widen(value)])
 
 
 @dataclass
@@ -65,6 +76,21 @@ class SchemaBook:
     columns: dict[tuple[str, RowSchema, tuple[str, ...]], list[Column | None]] = field(
         default_factory=dict
     )
+
+    _views: dict[int, tuple[Any, RowSchema]] = field(default_factory=dict, repr=False)
+
+    def schema_of(self, view: Any) -> RowSchema:
+        """A view's schema of now, worked out once per view object.
+
+        Feast hands out the same object until its registry is refreshed.
+        """
+        held = self._views.get(id(view))
+        if held is None or held[0] is not view:
+            if len(self._views) >= MOST_VIEWS:
+                self._views.clear()
+            # The view is held too, so that its id stays its own.
+            held = self._views[id(view)] = (view, RowSchema.of(view))
+        return held[1]
 
     def learn(self, table: str, schema: RowSchema) -> None:
         """Keep the schema that a table's items of now are written under."""

@@ -69,8 +69,7 @@ class DuckDbEngine:
         with self._connection() as connection:
             connection.register("entity_rows", rows)
             connection.execute("CREATE TEMP TABLE e AS FROM entity_rows")
-            asked = f"EXISTS (FROM e WHERE {_equal('e', 'h', view)})"  # noqa: S608 - our own column names
-            _load(connection, history, f"t <= (SELECT max(hi) FROM e) AND {asked}")
+            _load(connection, history, _asked_for(view))
             known = created_by_entity_time and view.created_time is not None
             matched = connection.execute(
                 _match_known_sql(view) if known else _match_sql(view)
@@ -257,6 +256,11 @@ def _match_known_sql(view: ViewPlan) -> str:
         f"ON {_equal('e', 'h', view)} AND h.t <= e.hi AND h.t >= e.lo AND h.c <= e.known "
         "GROUP BY e.r"
     )
+
+
+def _asked_for(view: ViewPlan) -> str:
+    """The condition that some entity row asks for a row's keys, at its time or later."""
+    return f"t <= (SELECT max(hi) FROM e) AND EXISTS (FROM e WHERE {_equal('e', 'h', view)})"  # noqa: S608 - our own column names
 
 
 def _keys(view: ViewPlan) -> list[str]:
