@@ -295,6 +295,7 @@ def translated(service: str, resource: str) -> Iterator[None]:
 
     Raises:
         AwsError: or the subclass that ERROR_BY_CODE names for the code.
+        ConfigError: botocore refused a parameter before anything was sent.
     """
     try:
         yield
@@ -302,9 +303,39 @@ def translated(service: str, resource: str) -> Iterator[None]:
         _raise_client_error(error, service, resource)
     except (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError) as error:
         raise _no_credentials(service, resource) from error
+    except boto_errors.ParamValidationError as error:
+        raise ConfigError(f"{service} on {resource}: {error}") from error
     except boto_errors.BotoCoreError as error:
         raise AwsUnavailableError(
             f"{service} on {resource}: {error}. {ADVICE[AwsUnavailableError]}", service=service
+        ) from error
+
+
+# pyarrow reports S3's error code inside the text of an OSError.
+S3_ERROR = re.compile(r"AWS Error (\w+) during (\w+) operation: (.*)", re.DOTALL)
+
+
+@contextlib.contextmanager
+def s3_translated(resource: str) -> Iterator[None]:
+    """Turn what pyarrow's S3 filesystem raises into our exceptions, naming the resource.
+
+    Raises:
+        AwsError: or the subclass for the code.
+        OSError: unchanged, where it is not S3's.
+    """
+    try:
+        yield
+    except OSError as error:
+        found = S3_ERROR.search(str(error))
+        if found is None:
+            raise
+        code = found[1].title().replace("_", "")
+        raise aws_error(
+            "ServiceUnavailable" if code == "NetworkConnection" else code,
+            found[3],
+            service="s3",
+            operation=found[2],
+            resource=resource,
         ) from error
 
 

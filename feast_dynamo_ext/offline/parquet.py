@@ -73,7 +73,17 @@ def write_file(
     """Write one Parquet file; on a local disk under another name first, then moved into place.
 
     An S3 object needs no such care: it appears when its upload is complete.
+
+    Raises:
+        AwsError: S3 refused.
     """
+    with aws.s3_translated(path):
+        _write(filesystem, path, schema, batches)
+
+
+def _write(
+    filesystem: fs.FileSystem, path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
+) -> None:
     local = isinstance(filesystem, fs.LocalFileSystem)
     written = f"{path}.{uuid.uuid4().hex}.tmp" if local else path
     if local:

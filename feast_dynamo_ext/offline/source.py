@@ -20,8 +20,8 @@ from pyarrow import fs
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.errors import (
-    AccessDeniedError,
     ColumnNotFoundError,
+    FeastDynamoError,
     OfflineStoreError,
     SourceNotFoundError,
     SourceReadError,
@@ -170,9 +170,12 @@ class ParquetSource:
     def _batches(self, dataset: ds.Dataset, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         path = self.uri
         try:
-            for tagged in dataset.scanner(columns=list(columns)).scan_batches():
-                path = getattr(tagged.fragment, "path", path)
-                yield tagged.record_batch
+            with aws.s3_translated(path):
+                for tagged in dataset.scanner(columns=list(columns)).scan_batches():
+                    path = getattr(tagged.fragment, "path", path)
+                    yield tagged.record_batch
+        except FeastDynamoError:
+            raise
         except (pa.ArrowException, OSError) as error:
             raise SourceReadError(
                 f"{self.uri}: reading failed at or after {path}: {error}. Check that every file "
@@ -215,17 +218,16 @@ def _list_files(
     filesystem: fs.FileSystem, path: str, uri: str, name: str
 ) -> tuple[FileState, ...]:
     try:
-        info = filesystem.get_file_info(path)
-        if info.type == fs.FileType.Directory:
-            selector = fs.FileSelector(path, recursive=True)
-            infos = [found for found in filesystem.get_file_info(selector) if found.is_file]
-        else:
-            infos = [info] if info.is_file else []
-    except PermissionError as error:
-        raise _denied(uri, error) from error
+        with aws.s3_translated(uri):
+            info = filesystem.get_file_info(path)
+            if info.type == fs.FileType.Directory:
+                selector = fs.FileSelector(path, recursive=True)
+                infos = [found for found in filesystem.get_file_info(selector) if found.is_file]
+            else:
+                infos = [info] if info.is_file else []
+    except FeastDynamoError:
+        raise
     except OSError as error:
-        if "ACCESS_DENIED" in str(error) or "403" in str(error):
-            raise _denied(uri, error) from error
         raise SourceReadError(f"Source `{name}`: {uri} cannot be listed: {error}.") from error
     root = path.rstrip("/")
     files = [
@@ -241,25 +243,18 @@ def _list_files(
     return tuple(sorted(files, key=lambda file: file.path))
 
 
-def _denied(uri: str, error: OSError) -> AccessDeniedError:
-    return AccessDeniedError(
-        f"s3: listing {uri} was refused: {error}. Check the credentials this process runs with, "
-        "and that they allow s3:ListBucket on the bucket and s3:GetObject on its objects.",
-        service="s3",
-        operation="ListObjectsV2",
-        code="AccessDenied",
-    )
-
-
 def _dataset(filesystem: fs.FileSystem, path: str, files: list[str], uri: str) -> ds.Dataset:
     try:
-        return ds.dataset(
-            files,
-            format="parquet",
-            filesystem=filesystem,
-            partitioning=ds.HivePartitioning.discover(),
-            partition_base_dir=path,
-        )
+        with aws.s3_translated(uri):
+            return ds.dataset(
+                files,
+                format="parquet",
+                filesystem=filesystem,
+                partitioning=ds.HivePartitioning.discover(),
+                partition_base_dir=path,
+            )
+    except FeastDynamoError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise SourceReadError(
             f"{uri}: {files[0]} cannot be read as Parquet: {error}. Remove it, or write it again."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -13,8 +12,6 @@ from pyarrow import fs
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.errors import (
-    AwsError,
-    AwsUnavailableError,
     FeastDynamoError,
     TrainingSetError,
 )
@@ -23,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _READ_BYTES = 1 << 20
-
-# pyarrow reports S3's error code inside the text of an OSError.
-_S3_ERROR = re.compile(r"AWS Error (\w+) during (\w+) operation: (.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -157,25 +151,11 @@ def open_folder(output: str, settings: aws.AwsSettings) -> OutputFolder:
 @contextlib.contextmanager
 def _explained(resource: str) -> Iterator[None]:
     try:
-        yield
+        with aws.s3_translated(resource):
+            yield
     except (FeastDynamoError, FileNotFoundError):
         raise
     except OSError as error:
-        raise _storage_error(error, resource) from error
-
-
-def _storage_error(error: OSError, resource: str) -> AwsError | TrainingSetError:
-    match = _S3_ERROR.search(str(error))
-    if match is None:
-        return TrainingSetError(
+        raise TrainingSetError(
             f"{resource}: {error}. Check the path, its permissions and the free space."
-        )
-    code = match[1].title().replace("_", "")
-    if code == "NetworkConnection":
-        return AwsUnavailableError(
-            f"s3 {match[2]} on {resource}: {match[3]}. {aws.ADVICE[AwsUnavailableError]}",
-            service="s3",
-            operation=match[2],
-            code=code,
-        )
-    return aws.aws_error(code, match[3], service="s3", operation=match[2], resource=resource)
+        ) from error
