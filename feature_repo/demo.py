@@ -96,7 +96,8 @@ class Demo:
 
     def write_history(self, facts: list[str]) -> Any:
         """Step 1."""
-        aws.client("s3", self.settings).create_bucket(Bucket=BUCKET)
+        with aws.translated("s3", f"bucket {BUCKET}"):
+            aws.client("s3", self.settings).create_bucket(Bucket=BUCKET)
         purchases = load_purchases()
         if not self.on_dynamodb_local:
             few = pc.less_equal(purchases["customer_id"], CUSTOMERS_ON_MOTO)
@@ -330,8 +331,8 @@ def main() -> int:
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     started = time.monotonic()
-    with_java = shutil.which("java") is not None and local.dynamodb_local_folder() is not None
     try:
+        with_java = shutil.which("java") is not None and local.dynamodb_local_folder() is not None
         embedded = local.up(WORK, dynamodb_local=with_java)
         os.environ.update(embedded.environment())
         os.environ["FEATURE_BUCKET"] = BUCKET
