@@ -186,11 +186,13 @@ class DynamoOnlineStore(OnlineStore):
         for view in tables_to_keep:
             tags = {**(config.online_store.tags or {}), **(view.tags or {})}
             spec = table.TableSpec(table_name(config, view), view.name, tags)
-            table.ensure_table(connection.client, spec)
+            if table.ensure_table(connection.client, spec):
+                connection.schemas.forget(spec.name)
         for view in tables_to_delete:
             name = table_name(config, view)
             if config.online_store.on_remove == "delete":
                 table.delete_table(connection.client, name)
+                connection.schemas.forget(name)
             else:
                 logger.warning(
                     "feature view %s is gone; its table %s is kept (on_remove: retain)",
@@ -207,7 +209,9 @@ class DynamoOnlineStore(OnlineStore):
         """Delete the tables of the given views."""
         connection = self._connection(config)
         for view in tables:
-            table.delete_table(connection.client, table_name(config, view))
+            name = table_name(config, view)
+            table.delete_table(connection.client, name)
+            connection.schemas.forget(name)
 
     # Writes
 
@@ -245,10 +249,10 @@ class DynamoOnlineStore(OnlineStore):
         name = table_name(config, view)
         ttl_s = ttl_seconds(view)
         items = [to_item(row, schema, ttl_s, view.name) for row in newest_per_key(rows)]
-        if (name, schema.fingerprint_text) not in connection.schemas.known:
+        if (name, schema.fingerprint_text) not in connection.schemas.written:
             # Before the first row, so that no reader ever meets a fingerprint nothing explains.
             connection.writer.write(name, [to_schema_item(schema)])
-            connection.schemas.learn(name, schema)
+            connection.schemas.written.add((name, schema.fingerprint_text))
         connection.writer.write(name, items, progress)
         return len(items)
 

@@ -70,9 +70,15 @@ class SchemaBook:
     """The schemas of one store's tables, each read once, and how they map to views of now.
 
     Entries are added, never changed: threads share it safely.
+
+    Attributes:
+        known: what a fingerprint (base64) of a table stands for.
+        written: tables and fingerprints whose schema item this process has written.
+        columns: where requested features are, by fingerprint, schema of now and request.
     """
 
     known: dict[tuple[str, str], RowSchema] = field(default_factory=dict)
+    written: set[tuple[str, str]] = field(default_factory=set)
     columns: dict[tuple[str, RowSchema, tuple[str, ...]], list[Column | None]] = field(
         default_factory=dict
     )
@@ -91,6 +97,10 @@ class SchemaBook:
             # The view is held too, so that its id stays its own.
             held = self._views[id(view)] = (view, RowSchema.of(view))
         return held[1]
+
+    def forget(self, table: str) -> None:
+        """Forget what was written into a table that is new or gone."""
+        self.written -= {entry for entry in self.written if entry[0] == table}
 
     def learn(self, table: str, schema: RowSchema) -> None:
         """Keep the schema that a table's items of now are written under."""

@@ -25,7 +25,7 @@ from feast_dynamo_ext.online_store import DynamoOnlineStore
 from feast_dynamo_ext.type_map import to_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from feast import FeatureView
     from feast.infra.common.materialization_job import MaterializationTask
@@ -100,15 +100,27 @@ class DynamoComputeEngine(LocalComputeEngine):
 def _rows_of(job: Any) -> tuple[int, Iterator[pa.RecordBatch]]:
     """How many rows a job has, and the rows in batches of bounded size."""
     if isinstance(job, ParquetRetrievalJob):
-        rows, batches = job.result().rows, job.to_arrow_batches()
-    else:
-        table = job.to_arrow()
-        rows, batches = table.num_rows, iter(table.to_batches())
-    return rows, (
-        batch.slice(start, ROWS_PER_WRITE)
-        for batch in batches
-        for start in range(0, batch.num_rows, ROWS_PER_WRITE)
-    )
+        return job.result().rows, _rebatched(job.to_arrow_batches())
+    table = job.to_arrow()
+    return table.num_rows, _rebatched(table.to_batches())
+
+
+def _rebatched(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of ROWS_PER_WRITE: files may hold few matching rows each."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(part.num_rows for part in held) >= ROWS_PER_WRITE:
+            yield from _as_batches(held)
+            held = []
+    if held:
+        yield from _as_batches(held)
+
+
+def _as_batches(parts: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    whole = pa.Table.from_batches(parts).combine_chunks()
+    batches: list[pa.RecordBatch] = whole.to_batches(max_chunksize=ROWS_PER_WRITE)
+    return batches
 
 
 def _renamed(batch: pa.RecordBatch, mapping: dict[str, str]) -> pa.RecordBatch:

@@ -299,6 +299,20 @@ def test_old_items_stay_readable_when_a_view_changes(store):
     assert statuses(response)["kind"] == [NOT_FOUND, PRESENT]
 
 
+def test_items_written_after_a_read_or_into_a_new_table_can_be_read_by_others(store, open_store):
+    orders = view(total=Float64)
+    online = {"region": "us-east-1", "endpoint_url": store.backend.endpoint}
+    for total in (1.0, 2.0):  # the second time the table is a new one, in the same process
+        store.apply([CUSTOMER, orders])
+        assert read(store, ["orders:total"], [{"cid": 1}]).to_dict()["total"] == [None]
+        write(store, orders, [(key(cid=1), {"total": total}, NOW, None)])
+        other = open_store(store.project, online=online)
+        changed = view(fresh=Int64, total=Float64)
+        (row,) = other.provider.online_read(other.config, changed, [key(cid=1)])
+        assert row == (NOW, {"total": Value(double_val=total)})
+        store.teardown()
+
+
 def test_the_table_is_on_demand_and_its_keys_can_be_read_back(store):
     orders = view(total=Float64, tags={"team": "growth"})
     store.apply([CUSTOMER, orders])
