@@ -186,20 +186,21 @@ def session(settings: AwsSettings) -> boto3.Session:
             "No AWS region is set. Set `region` in this block of feature_store.yaml, "
             "or AWS_REGION in the environment."
         )
-    return _assume(base, settings.role_arn) if settings.role_arn else base
+    return _assume(base, settings) if settings.role_arn else base
 
 
-def _assume(base: boto3.Session, role_arn: str) -> boto3.Session:
+def _assume(base: boto3.Session, settings: AwsSettings) -> boto3.Session:
     source = base.get_credentials()
     if source is None:
         raise _no_credentials("sts", "AssumeRole")
     fetcher = AssumeRoleCredentialFetcher(
         client_creator=base._session.create_client,
         source_credentials=source,
-        role_arn=role_arn,
+        role_arn=settings.role_arn,
         extra_args={"RoleSessionName": "feast-dynamo-ext"},
     )
-    assumed = boto3.Session(region_name=base.region_name)
+    # The profile stays for what else it sets: endpoints, retries, the CA bundle.
+    assumed = boto3.Session(profile_name=settings.profile, region_name=base.region_name)
     assumed._session._credentials = DeferredRefreshableCredentials(
         method="assume-role", refresh_using=fetcher.fetch_credentials
     )

@@ -128,12 +128,14 @@ class S3ParquetOfflineStore(OfflineStore):
         for view in plan.views:
             entities.require([column for column, _ in view.keys], view.view)
         engine = config.offline_store.engine()
+        opened: dict[str, ParquetSource] = {}
         first, last = entities.range()
         return ParquetRetrievalJob(
             config=config,
-            run=lambda: Result.of(join(plan, entities, engine, _opener(config))),
+            run=lambda: Result.of(join(plan, entities, engine, _opener(config, opened))),
             views=tuple(feature_views),
             entities=entities,
+            opened=opened,
             odfvs=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
             full_names=full_feature_names,
             about=RetrievalMetadata(
@@ -259,9 +261,10 @@ class S3ParquetOfflineStore(OfflineStore):
         return [(column.name, str(column.type)) for column in schema]
 
 
-def _opener(config: RepoConfig) -> Callable[[DataSource], ParquetSource]:
-    """Opens sources, each of them once."""
-    opened: dict[str, ParquetSource] = {}
+def _opener(
+    config: RepoConfig, opened: dict[str, ParquetSource]
+) -> Callable[[DataSource], ParquetSource]:
+    """Opens sources, each of them once; `opened` holds them by name."""
 
     def open_source(data_source: DataSource) -> ParquetSource:
         if data_source.name not in opened:

@@ -35,6 +35,7 @@ from feast_dynamo_ext.dynamo.item import (
 from feast_dynamo_ext.dynamo.reader import TableKeys
 from feast_dynamo_ext.dynamo.retry import RetryPolicy
 from feast_dynamo_ext.dynamo.wire import WireSettings
+from feast_dynamo_ext.errors import AwsError
 from feast_dynamo_ext.type_map import FIELD_VALUE_TYPE
 
 if TYPE_CHECKING:
@@ -345,7 +346,11 @@ class DynamoOnlineStore(OnlineStore):
         """Called when a feature server starts."""
         connection = self._connection(config)
         if config.online_store.warmup_connections:
-            connection.wire.call("DescribeLimits", {}, "this account")
+            try:
+                connection.wire.call("DescribeLimits", {}, "this account")
+            except AwsError as error:
+                # A slow first request is no reason not to serve.
+                logger.warning("no connection could be warmed up: %s", error)
 
     async def close(self) -> None:
         """Called when a feature server stops."""

@@ -80,7 +80,7 @@ class DynamoProvider(PassthroughProvider):
             output=output,
             split=split,
             aws=self.repo_config.offline_store.aws(),
-            provenance=provenance_of(job, self.repo_config, table.select(given)),
+            provenance=provenance_of(job, self.repo_config.project, table.select(given)),
             overwrite=overwrite,
             parts=parts,
         )

@@ -49,7 +49,12 @@ class Writer:
             AwsError: AWS refused the request.
         """
         requests = [
-            {table: [{"PutRequest": {"Item": item}} for item in items[start : start + 25]]}
+            {
+                table: [
+                    {"PutRequest": {"Item": item}}
+                    for item in items[start : start + MAX_ITEMS_PER_REQUEST]
+                ]
+            }
             for start in range(0, len(items), MAX_ITEMS_PER_REQUEST)
         ]
         unwritten: list[bytes] = []

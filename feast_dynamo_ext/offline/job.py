@@ -12,13 +12,14 @@ from feast_dynamo_ext.offline.parquet import write_dataset
 from feast_dynamo_ext.offline.source import uri_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import pandas as pd
     from feast import FeatureView, OnDemandFeatureView, RepoConfig
     from feast.saved_dataset import SavedDatasetStorage
 
     from feast_dynamo_ext.offline.entities import EntityRows
+    from feast_dynamo_ext.offline.source import ParquetSource
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class ParquetRetrievalJob(RetrievalJob):
     Attributes:
         config: the repo's config.
         run: finds the rows; called once, at the first use of the job.
+        opened: the sources that were read, by name, once the job has run.
         entities: the entity rows, where it has any.
         views: the feature views it reads, projections applied, for a training set's manifest.
     """
@@ -56,6 +58,7 @@ class ParquetRetrievalJob(RetrievalJob):
     run: Callable[[], Result]
     views: tuple[FeatureView, ...] = ()
     entities: EntityRows | None = None
+    opened: Mapping[str, ParquetSource] = field(default_factory=dict)
     odfvs: list[OnDemandFeatureView] = field(default_factory=list)
     full_names: bool = False
     about: RetrievalMetadata | None = None

@@ -12,7 +12,6 @@ from feast_dynamo_ext import aws
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.offline.source import ParquetSource
 
 
@@ -31,7 +30,7 @@ class ListedFile:
     etag: str | None
 
 
-def listed_files(source: ParquetSource, settings: AwsSettings) -> list[ListedFile]:
+def listed_files(source: ParquetSource) -> list[ListedFile]:
     """The files of a source, by path.
 
     Raises:
@@ -39,16 +38,16 @@ def listed_files(source: ParquetSource, settings: AwsSettings) -> list[ListedFil
     """
     if not isinstance(source.filesystem, fs.S3FileSystem):
         return [ListedFile(file.path, file.size, None) for file in source.files]
-    etags = dict(_etags(source, settings))
+    etags = dict(_etags(source))
     return [
         ListedFile(f"s3://{file.path}", file.size, etags.get(file.path)) for file in source.files
     ]
 
 
-def _etags(source: ParquetSource, settings: AwsSettings) -> Iterator[tuple[str, str]]:
+def _etags(source: ParquetSource) -> Iterator[tuple[str, str]]:
     bucket, _, prefix = source.uri.partition("://")[2].partition("/")
     with aws.translated("s3", source.uri):
-        pages = aws.client("s3", settings).get_paginator("list_objects_v2")
+        pages = aws.client("s3", source.settings).get_paginator("list_objects_v2")
         for page in pages.paginate(Bucket=bucket, Prefix=prefix):
             for entry in page.get("Contents", ()):
                 yield f"{bucket}/{entry['Key']}", entry["ETag"].strip('"')

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from feast.data_source import DataSource
     from numpy.typing import NDArray
 
+    from feast_dynamo_ext.aws import AwsSettings
+
 logger = logging.getLogger(__name__)
 
 ROW = "__row"
@@ -66,12 +68,14 @@ class ParquetSource:
         filesystem: where it is.
         files: its files, by path.
         dataset: the same as a pyarrow dataset.
+        settings: how S3 was reached.
     """
 
     uri: str
     filesystem: fs.FileSystem
     files: tuple[FileState, ...]
     dataset: ds.Dataset
+    settings: AwsSettings
 
     @classmethod
     def open(cls, data_source: DataSource, config: RepoConfig) -> ParquetSource:
@@ -91,7 +95,7 @@ class ParquetSource:
         filesystem, path = aws.filesystem(uri, settings)
         files = _list_files(filesystem, path, uri, data_source.name)
         dataset = _dataset(filesystem, path, [file.path for file in files], uri)
-        return cls(uri, filesystem, files, dataset)
+        return cls(uri, filesystem, files, dataset, settings)
 
     @property
     def schema(self) -> pa.Schema:

@@ -6,41 +6,33 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.offline.listing import listed_files
-from feast_dynamo_ext.offline.source import ParquetSource
 from feast_dynamo_ext.sagemaker.manifest import Provenance, SourceFile
 from feast_dynamo_ext.sagemaker.table_hash import hash_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from feast import RepoConfig
 
     from feast_dynamo_ext.offline.job import ParquetRetrievalJob
 
 
-def provenance_of(
-    job: ParquetRetrievalJob, config: RepoConfig, entity_rows: pa.Table
-) -> Provenance:
+def provenance_of(job: ParquetRetrievalJob, project: str, entity_rows: pa.Table) -> Provenance:
     """The provenance of a retrieval.
 
     Args:
-        job: the retrieval.
-        config: the repo's config.
+        job: the retrieval, after it has run.
+        project: Feast project.
         entity_rows: the entity rows, event time and label included.
 
     Raises:
         AwsError: S3 does not allow to list a source's files.
     """
-    settings = config.offline_store.aws()
-    sources = {
-        view.batch_source.name: view.batch_source for view in job.views if view.batch_source
-    }
     files = {
         SourceFile(file.uri, file.size, file.etag)
-        for source in sources.values()
-        for file in listed_files(ParquetSource.open(source, config), settings)
+        for source in job.opened.values()
+        for file in listed_files(source)
     }
     return Provenance(
-        project=config.project,
+        project=project,
         feature_refs=tuple(job.metadata.features) if job.metadata else (),
         view_definitions={
             view.name: definition_hash(view) for view in [*job.views, *job.on_demand_feature_views]

@@ -1,0 +1,175 @@
+"""Writes the parts of README.md and docs/ that follow from the code; `make docs` runs it.
+
+Such a part stands in a page between two lines, `<!-- generated: NAME -->` and
+`<!-- /generated -->`, and is replaced. NAME is one of::
+
+    online_store, offline_store   a table of the fields of that block of feature_store.yaml
+    cli                           the help of every feast-dynamo command
+    file PATH                     a file as a code block, PATH counted from the project's folder
+
+Pydantic does not keep the text that stands beside a field, so the tables are read from the source.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from feast_dynamo_ext.cli.main import main as feast_dynamo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "feast_dynamo_ext"
+PART = re.compile(r"<!-- generated: (.+?) -->\n.*?<!-- /generated -->", re.DOTALL)
+
+SHARED = (PACKAGE / "aws.py", "AwsConfigModel")
+BLOCKS = {
+    "online_store": (PACKAGE / "online_store.py", "DynamoOnlineStoreConfig"),
+    "offline_store": (PACKAGE / "offline_store.py", "S3ParquetOfflineStoreConfig"),
+}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".diff": "diff"}
+YAML_TYPES = {
+    "str": "text",
+    "StrictStr": "text",
+    "int": "integer",
+    "float": "number",
+    "bool": "true or false",
+    "StrictBool": "true or false",
+    "dict[str, str]": "map of text to text",
+    "None": "null",
+}
+BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+NOT_SHOWN = {"default", "pattern"}  # a pattern's meaning is in the field's own sentence
+
+
+@dataclass(frozen=True)
+class ConfigField:
+    """One field of a config class, as its source has it."""
+
+    name: str
+    kind: str
+    bounds: str
+    default: Any
+    meaning: str
+
+    def row(self) -> str:
+        """Its row of the table."""
+        kind = ", ".join(filter(None, (self.kind, self.bounds)))
+        default = self.default if isinstance(self.default, str) else json.dumps(self.default)
+        return f"| `{self.name}` | {kind} | `{default}` | {self.meaning} |"
+
+
+def pages() -> list[Path]:
+    """Every page that may have generated parts."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def rendered(page: str) -> str:
+    """A page's text with its generated parts made anew.
+
+    Raises:
+        KeyError: a part of a name that is not known.
+        FileNotFoundError: a part that is a file which does not exist.
+    """
+    return PART.sub(
+        lambda part: f"<!-- generated: {part[1]} -->\n{_part(part[1])}\n<!-- /generated -->", page
+    )
+
+
+def _part(name: str) -> str:
+    if name.startswith("file "):
+        return _file(ROOT / name.removeprefix("file "))
+    return _cli() if name == "cli" else _table(name)
+
+
+def _file(path: Path) -> str:
+    text = path.read_text().strip("\n")  # lines of a diff may start with a space
+    return f"```{LANGUAGES[path.suffix]}\n{text}\n```"
+
+
+def _table(block: str) -> str:
+    rows = [field.row() for field in config_fields(block)]
+    return "\n".join(["| field | type | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def config_fields(block: str) -> list[ConfigField]:
+    """The fields of a block: `type`, those that both blocks have, then its own."""
+    first, *own = _fields(*BLOCKS[block])
+    return [first, *_fields(*SHARED), *own]
+
+
+def _fields(path: Path, class_name: str) -> Iterator[ConfigField]:
+    module = ast.parse(path.read_text())
+    (found,) = (
+        node for node in module.body if isinstance(node, ast.ClassDef) and node.name == class_name
+    )
+    for node, following in zip(found.body, found.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield _field(node, node.target.id, following)
+
+
+def _field(node: ast.AnnAssign, name: str, following: ast.stmt) -> ConfigField:
+    if not (isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)):
+        raise TypeError(f"Config field `{name}` has no text after it that says what it means.")
+    options: dict[str, Any] = {}
+    if isinstance(node.value, ast.Call):
+        options = {str(word.arg): ast.literal_eval(word.value) for word in node.value.keywords}
+    elif node.value is not None:
+        options = {"default": ast.literal_eval(node.value)}
+    return ConfigField(
+        name=name,
+        kind=_kind(node.annotation),
+        bounds=", ".join(
+            f"{BOUNDS[key]} {value}" for key, value in options.items() if key not in NOT_SHOWN
+        ),
+        default=options["default"],
+        meaning=" ".join(str(following.value.value).split()).replace("|", r"\|"),
+    )
+
+
+def _kind(annotation: ast.expr) -> str:
+    if isinstance(annotation, ast.BinOp):
+        kinds = [_kind(annotation.left), _kind(annotation.right)]
+        return " or ".join(kind for kind in kinds if (kind, kinds[-1]) != ("integer", "number"))
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
+        values = ast.literal_eval(annotation.slice)
+        texts = values if isinstance(values, tuple) else (values,)
+        return " or ".join(f"`{text}`" for text in texts)
+    return YAML_TYPES[ast.unparse(annotation)]
+
+
+def _cli() -> str:
+    return "\n\n".join(_help(feast_dynamo, "feast-dynamo", None))
+
+
+def _help(command: click.Command, name: str, parent: click.Context | None) -> Iterator[str]:
+    context = command.make_context(
+        name, [], parent=parent, resilient_parsing=True, terminal_width=80
+    )
+    yield f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```"
+    if isinstance(command, click.Group):
+        for child in command.list_commands(context):
+            yield from _help(command.commands[child], child, context)
+
+
+def main() -> None:
+    """Write every page whose generated parts have changed."""
+    for page in pages():
+        text = page.read_text()
+        new = rendered(text)
+        if new != text:
+            page.write_text(new)
+            sys.stdout.write(f"wrote {page.relative_to(ROOT)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""A training set from a store on S3: what is in it, and what its manifest says."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import boto3
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast.types import Float64, Int64
+
+from feast_dynamo_ext import aws, sagemaker
+from feast_dynamo_ext.aws import AwsSettings
+from feast_dynamo_ext.errors import ConfigError, TrainingSetError
+
+DAY = dt.timedelta(days=1)
+START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
+SPLIT = sagemaker.TimeSplit(validation_from=START + 10 * DAY, test_from=START + 20 * DAY)
+ROWS = pd.DataFrame(
+    {
+        "cid": [1, 2, 1, 2],
+        "event_timestamp": pd.to_datetime(
+            [START + 5 * DAY, START + 5 * DAY, START + 15 * DAY, START + 25 * DAY], utc=True
+        ),
+        "bought": [1, 0, 0, 1],
+    }
+)
+
+
+@pytest.fixture
+def store(open_store, bucket, moto_endpoint, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
+    history = pa.table(
+        {
+            "cid": [1, 1, 2],
+            "event_timestamp": pa.array(
+                [START, START + 14 * DAY, START], pa.timestamp("us", tz="UTC")
+            ),
+            "total": [0.5, 1.5, 2.0],
+            "orders": pa.array([1, 2, None], pa.int64()),
+        }
+    )
+    filesystem, path = aws.filesystem(f"s3://{bucket}/orders/a.parquet", AwsSettings("us-east-1"))
+    pq.write_table(history, path, filesystem=filesystem)
+    customer = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+    orders = FeatureView(
+        name="orders",
+        entities=[customer],
+        schema=[
+            Field(name="cid", dtype=Int64),
+            Field(name="total", dtype=Float64),
+            Field(name="orders", dtype=Int64),
+        ],
+        source=FileSource(path=f"s3://{bucket}/orders", timestamp_field="event_timestamp"),
+        ttl=dt.timedelta(0),
+    )
+    store = open_store(online={"region": "us-east-1"})
+    store.apply([customer, orders])
+    yield store
+    store.teardown()
+
+
+def write(store, bucket, **more):
+    return sagemaker.create_training_set(
+        store,
+        entity_rows=ROWS,
+        features=["orders:total", "orders:orders"],
+        label="bought",
+        output=f"s3://{bucket}/training",
+        split=SPLIT,
+        **more,
+    )
+
+
+def test_files_and_manifest(store, bucket, moto_endpoint):
+    training_set = write(store, bucket)
+    client = boto3.client("s3", region_name="us-east-1", endpoint_url=moto_endpoint)
+
+    def text(path):
+        body = client.get_object(Bucket=bucket, Key=f"training/{path}")["Body"]
+        return body.read().decode()
+
+    # label, total, orders: no header, a missing value is an empty cell
+    assert text("train/csv/part-00000.csv") == "1,0.5,1\n0,2,\n"
+    assert text("validation/csv/part-00000.csv") == "0,1.5,2\n"
+    assert text("test/csv/part-00000.csv") == "1,2,\n"
+
+    manifest = training_set.manifest
+    assert manifest.features == ("total", "orders")
+    assert manifest.entity_columns == ("cid",)
+    assert manifest.provenance.feature_refs == ("orders:total", "orders:orders")
+    head = client.head_object(Bucket=bucket, Key="orders/a.parquet")
+    (source,) = manifest.provenance.source_files
+    assert source.path == f"s3://{bucket}/orders/a.parquet"
+    assert (source.size, source.etag) == (head["ContentLength"], head["ETag"].strip('"'))
+    given = pa.Table.from_pandas(ROWS[["cid", "bought", "event_timestamp"]], preserve_index=False)
+    assert manifest.provenance.entity_rows_sha256 == sagemaker.hash_table(given)
+    assert set(manifest.provenance.view_definitions) == {"orders"}
+    assert sagemaker.verify(training_set.output, store.config.offline_store.aws()).ok
+
+
+def test_the_same_inputs_give_the_same_bytes(store, bucket):
+    first = write(store, bucket).manifest
+    with pytest.raises(TrainingSetError, match="holds a training set already"):
+        write(store, bucket)
+    assert write(store, bucket, overwrite=True).manifest.to_json() == first.to_json()
+
+
+def test_a_changed_definition_changes_its_hash(store, bucket):
+    before = write(store, bucket).manifest.provenance.view_definitions
+    view = store.get_feature_view("orders")
+    view.ttl = DAY
+    store.apply([view])
+    after = write(store, bucket, overwrite=True).manifest.provenance.view_definitions
+    assert before["orders"] != after["orders"]
+
+
+def test_another_provider_is_refused(tmp_path):
+    from feast import FeatureStore, RepoConfig
+
+    config = RepoConfig(
+        project="p",
+        provider="local",
+        registry=str(tmp_path / "registry.db"),
+        entity_key_serialization_version=3,
+    )
+    with pytest.raises(ConfigError, match=r"feast_dynamo_ext\.DynamoProvider"):
+        write(FeatureStore(config=config), "nowhere")

@@ -1,0 +1,248 @@
+"""README.md and docs/ say what the code says: generated parts, code blocks, links, commands."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from feast.repo_config import load_repo_config
+
+from feast_dynamo_ext.cli.main import main as feast_dynamo
+from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, S3ParquetOfflineStoreConfig
+from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
+from feast_dynamo_ext.provider import DynamoProvider
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "feature_repo" / "README.md", *sorted(DOCS.glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+GENERATED = re.compile(r"<!-- generated: .+? -->.*?<!-- /generated -->", re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+COMMAND = re.compile(r"(?:`|^|\$\()(feast-dynamo(?: [a-z-]+)*(?: --[a-z-]+)*)", re.MULTILINE)
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@pytest.fixture(scope="module")
+def generate():
+    """The module docs/generate.py."""
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    # Its dataclass looks its annotations up there.
+    sys.modules["generate"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["generate"]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return [body for found, body in BLOCK.findall(text) if found == language]
+
+
+# Generated parts
+
+
+@each_page
+def test_generated_parts_are_what_make_docs_writes_now(page, generate):
+    text = page.read_text()
+    assert generate.rendered(text) == text, "run `make docs`"
+
+
+@pytest.mark.parametrize(
+    ("block", "model"),
+    [
+        ("online_store", DynamoOnlineStoreConfig),
+        ("offline_store", S3ParquetOfflineStoreConfig),
+    ],
+)
+def test_every_field_is_in_the_table_with_its_default(generate, block, model):
+    documented = {field.name: field.default for field in generate.config_fields(block)}
+    assert documented == {name: field.default for name, field in model.model_fields.items()}
+    assert all(field.meaning.endswith(".") for field in generate.config_fields(block))
+
+
+def test_a_row_of_the_table(generate):
+    rows = {field.name: field.row() for field in generate.config_fields("online_store")}
+    assert rows["batch_size"] == (
+        "| `batch_size` | integer, at least 1, at most 100 | `100` | Keys in one BatchGetItem "
+        "request; DynamoDB takes at most 100, of all views together. |"
+    )
+
+
+def test_a_field_without_a_sentence_is_refused(generate, tmp_path):
+    source = tmp_path / "config.py"
+    source.write_text("class Config:\n    a: int = 1\n    b: int = 2\n    '''Text.'''\n")
+    with pytest.raises(TypeError, match="`a` has no text"):
+        list(generate._fields(source, "Config"))
+
+
+# Code blocks
+
+
+@each_page
+def test_code_blocks_come_from_files_that_run(page):
+    # The blocks of training-sets.md are run by tests/contract/test_training_sets_page.py.
+    if page.name == "training-sets.md":
+        return
+    by_hand = GENERATED.sub("", page.read_text())
+    assert {language for language, _ in BLOCK.findall(by_hand)} <= {"bash", "text"}
+
+
+@each_page
+def test_python_blocks_compile_and_import_what_exists(page):
+    for code in blocks(page.read_text(), "python"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                exec(ast.unparse(node), {})  # noqa: S102 - importing is the test
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/configuration.md"])
+def test_json_blocks_are_json(name):
+    for block in blocks((ROOT / name).read_text(), "json"):
+        assert json.loads(block)["Version"] == "2012-10-17"
+
+
+def side(diff: str, sign: str) -> str:
+    """One side of a diff: `-` before, `+` after."""
+    return "".join(line[1:] for line in diff.splitlines(keepends=True) if line[0] in (" ", sign))
+
+
+@pytest.fixture
+def repo_yaml(monkeypatch):
+    """The feature_store.yaml that readers see: README's diff before and after, quickstart's."""
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    monkeypatch.setenv("FEATURE_BUCKET", "my-features")
+    (diff,) = blocks((ROOT / "README.md").read_text(), "diff")
+    (quickstart,) = blocks((DOCS / "quickstart.md").read_text(), "yaml")
+    return {"before": side(diff, "-"), "after": side(diff, "+"), "quickstart": quickstart}
+
+
+@pytest.mark.parametrize("name", ["after", "quickstart"])
+def test_feature_store_yaml_loads_with_our_classes(name, repo_yaml, tmp_path):
+    path = tmp_path / "feature_store.yaml"
+    path.write_text(repo_yaml[name])
+    config = load_repo_config(tmp_path, path)
+    assert type(config.online_store) is DynamoOnlineStoreConfig
+    assert type(config.offline_store) is S3ParquetOfflineStoreConfig
+    assert config.online_store.region == "eu-west-1"
+    assert config.registry.path == "s3://my-features/registry.db"
+    provider = DynamoProvider(config)
+    assert type(provider.online_store) is DynamoOnlineStore
+    assert type(provider.offline_store) is S3ParquetOfflineStore
+
+
+def test_three_lines_change_from_feasts_own_stores(repo_yaml):
+    before, after = yaml.safe_load(repo_yaml["before"]), yaml.safe_load(repo_yaml["after"])
+    assert before["provider"] == "aws"
+    assert before["online_store"].pop("type") == "dynamodb"
+    assert before["offline_store"].pop("type") == "file"
+    assert after.pop("provider") == "feast_dynamo_ext.DynamoProvider"
+    assert after["online_store"].pop("type") == "feast_dynamo_ext.DynamoOnlineStore"
+    assert after["offline_store"].pop("type") == "feast_dynamo_ext.S3ParquetOfflineStore"
+    assert before | {"provider": "aws"} == after | {"provider": "aws"}
+
+
+def test_every_policy_is_on_the_page():
+    page = (DOCS / "configuration.md").read_text()
+    policies = sorted((DOCS / "snippets" / "iam").iterdir())
+    assert len(policies) == 8
+    for policy in policies:
+        assert f"<!-- generated: file docs/snippets/iam/{policy.name} -->" in page
+
+
+# Links and commands
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_relative_links_lead_somewhere(page):
+    dead = []
+    for link in LINK.findall(page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if link.startswith(("https://", "http://")):
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            dead.append(link)
+    assert dead == []
+
+
+@each_page
+def test_make_targets_exist(page):
+    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(), re.MULTILINE))
+    assert named <= targets
+
+
+def test_the_readme_names_demo_and_test():
+    assert blocks((ROOT / "README.md").read_text(), "bash") == ["make demo\nmake test\n"]
+
+
+@each_page
+def test_feast_dynamo_commands_exist(page):
+    for found in COMMAND.findall(page.read_text()):
+        command: click.Command = feast_dynamo
+        for word in shlex.split(found)[1:]:
+            if word.startswith("--"):
+                options = {name for option in command.params for name in option.opts}
+                assert word in options | {"--help", "--version"}, found
+            elif isinstance(command, click.Group):
+                assert word in command.commands, found
+                command = command.commands[word]
+
+
+@each_page
+def test_extras_and_python_files_exist(page):
+    text = page.read_text()
+    _, _, extras = (
+        (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")
+    )
+    extras, _, _ = extras.partition("[project.scripts]")
+    named = set(re.findall(r"(?:feast-dynamo-ext|'\.)\[(\w+)\]", text))
+    assert named <= set(re.findall(r"^(\w+) = \[", extras, re.MULTILINE))
+    folders = ("feast_dynamo_ext", "feature_repo", "docs", "tests")
+    files = {path.name for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    assert {Path(name).name for name in re.findall(r"[\w/]+\.py\b", text)} <= files
+
+
+@each_page
+def test_no_page_names_a_folder_of_somebodys_machine(page):
+    assert re.findall(r"(?<![\w.])/(?:root|home|work|Users)/", page.read_text()) == []
+
+
+def test_the_layout_in_the_design_is_the_packages():
+    (layout,) = [
+        block
+        for block in blocks((DOCS / "design.md").read_text(), "text")
+        if block.startswith("feature_repo/")
+    ]
+    folders: list[str] = []
+    named = set()
+    for line in layout.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        folders = [*folders[:depth], name]
+        named.add("".join(folders).rstrip("/"))
+    package = ROOT / "feast_dynamo_ext"
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+    whole = ("local", "cli")  # folders that the layout names in one line
+    built = {
+        str(path.relative_to(ROOT))
+        for path in package.rglob("*.py")
+        if path.name != "__init__.py" and path.relative_to(package).parts[0] not in whole
+    }
+    assert built <= named
