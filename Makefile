@@ -53,9 +53,12 @@ $(VENV)/.dynamodb-local: | $(if $(filter demo,$(MAKECMDGOALS)),$(VENV)/.demo,$(V
 	@$(if $(JAVA_AND_NPM),$(BIN)/feast-dynamo local install,echo "No Java or npm here: moto stands in for DynamoDB.")
 	@touch $@
 
-# Feast's own DynamoDB store needs aiobotocore, which caps botocore: an environment of its own.
-.venv-bench/.ready: pyproject.toml tests/benchmarks/requirements.txt
+# Feast's own DynamoDB store needs aiobotocore, which caps botocore: an environment of its own, the
+# same as .venv in all else that both have.
+.venv-bench/.ready: constraints.txt tests/benchmarks/requirements.txt
 	@echo "Installing Feast's own store to measure against (once, about two minutes) ..."
 	@$(PYTHON) -m venv .venv-bench
-	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/benchmarks/requirements.txt
+	@grep -v '^boto' constraints.txt > .venv-bench/constraints.txt
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint .venv-bench/constraints.txt --requirement tests/benchmarks/requirements.txt
 	@touch $@

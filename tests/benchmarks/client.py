@@ -57,7 +57,7 @@ def views_of(workload: Workload) -> list[FeatureView]:
 
 
 def load(store: FeatureStore, workload: Workload) -> None:
-    """Create and fill the tables. Once: a second apply of Feast's store fails on DynamoDB Local."""
+    """Create and fill the tables: once, or Feast's store fails on DynamoDB Local."""
     views = views_of(workload)
     store.apply([CUSTOMER, *views])
     for view, (name, features) in zip(views, workload.names().items(), strict=True):
@@ -68,7 +68,7 @@ def load(store: FeatureStore, workload: Workload) -> None:
                     feature: Value(double_val=value)
                     for feature, value in zip(features, workload.values(name, entity), strict=True)
                 },
-                EVENT_TIME,
+                EVENT_TIME + dt.timedelta(minutes=entity),
                 None,
             )
             for entity in range(workload.entities)

@@ -17,7 +17,7 @@ import platform
 import resource
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -71,11 +71,9 @@ def timed(
 
 
 def about() -> dict[str, Any]:
+    # aiobotocore and orjson are in one of the environments each.
+    installed = {one.name: one.version for one in distributions()}
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue  # only one of the environments has it
+    versions.update((name, installed[name]) for name in PACKAGES if name in installed)
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"peak_mb": peak_kb / 1024, "versions": versions}

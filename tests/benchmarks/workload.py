@@ -30,7 +30,7 @@ class Workload:
 
     def names(self) -> dict[str, list[str]]:
         """Feature names, 11 to 20 letters each, by view name."""
-        dice = random.Random(self.seed)
+        dice = self._dice()
         return {
             f"view_{view:02}": [
                 "".join(dice.choices(string.ascii_lowercase, k=dice.randint(11, 20)))
@@ -41,7 +41,7 @@ class Workload:
 
     def values(self, view: str, entity: int) -> list[float]:
         """The values of one row, in the order of the view's names."""
-        dice = random.Random(f"{self.seed}/{view}/{entity}")
+        dice = self._dice(view, entity)
         return [dice.random() for _ in range(self.features)]
 
     def references(self) -> list[str]:
@@ -58,5 +58,9 @@ class Workload:
 
     def requests(self, calls: int, count: int, part: int) -> list[list[int]]:
         """The entities of each of `calls` requests: other ones in each call and each part."""
-        dice = random.Random(f"{self.seed}/{part}/{count}")
+        dice = self._dice(part, count)
         return [dice.sample(range(self.entities), count) for _ in range(calls)]
+
+    def _dice(self, *parts: object) -> random.Random:
+        # Anyone may know these values: they must only be the same in every process.
+        return random.Random("/".join(map(str, (self.seed, *parts))))  # noqa: S311
