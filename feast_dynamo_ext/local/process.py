@@ -190,9 +190,10 @@ def stop(server: Server, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
 def _wait_until_gone(server: Server, timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
+        alive = server.alive
         with contextlib.suppress(ChildProcessError):  # only its parent can, and must, reap it
             os.waitpid(server.pid, os.WNOHANG)
-        if not server.alive:
+        if not alive:
             return True
         time.sleep(POLL_S)
     return False
