@@ -10,13 +10,11 @@ import logging
 import os
 import threading
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.infra.online_stores.online_store import OnlineStore
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
-from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from pydantic import Field, StrictBool, StrictStr, field_validator
 
 from feast_dynamo_ext.aws import AwsConfigModel
@@ -27,33 +25,29 @@ from feast_dynamo_ext.dynamo.item import (
     RowSchema,
     key_bytes,
     newest_per_key,
-    pack,
     to_item,
     to_schema_item,
-    unpack,
 )
 from feast_dynamo_ext.dynamo.reader import TableKeys
 from feast_dynamo_ext.dynamo.retry import RetryPolicy
+from feast_dynamo_ext.dynamo.rows import (
+    FeastRow,
+    ReadRow,
+    packed_row,
+    read_row,
+    schema_of_rows,
+)
 from feast_dynamo_ext.dynamo.wire import WireSettings
 from feast_dynamo_ext.errors import AwsError
-from feast_dynamo_ext.type_map import FIELD_VALUE_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from feast import Entity, FeatureView, RepoConfig
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
+    from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
 logger = logging.getLogger(__name__)
-
-NULL = ValueProto()
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-MICROSECOND = timedelta(microseconds=1)
-
-FeastRow = tuple[EntityKeyProto, dict[str, ValueProto], datetime, datetime | None]
-"""Entity key, values by feature name, event time, created time: as Feast writes rows."""
-
-ReadRow = tuple[datetime | None, dict[str, ValueProto] | None]
-"""Event time and values by feature name, or (None, None): as Feast reads rows."""
 
 
 class DynamoOnlineStoreConfig(AwsConfigModel):
@@ -230,8 +224,8 @@ class DynamoOnlineStore(OnlineStore):
             ItemTooLargeError: a row over 400 KB. Nothing of `data` is written then.
             IncompleteWriteError: rows left unwritten at the deadline, named.
         """
-        schema = _schema_of_rows(table, data)
-        rows = (_row(table.name, schema, *entry) for entry in data)
+        schema = schema_of_rows(table, data)
+        rows = (packed_row(table.name, schema, row) for row in data)
         self.write_rows(config, table, schema, rows, progress)
 
     def write_rows(
@@ -277,7 +271,7 @@ class DynamoOnlineStore(OnlineStore):
         found = self._read(config, [view])[view.table]
         book = self._connection(config).schemas
         return [
-            _read_row(view, stored)
+            read_row(view, stored)
             for stored in response.read_items(view, found, book, time.time())
         ]
 
@@ -392,55 +386,5 @@ def ttl_seconds(view: Any) -> int | None:
     return -(-ttl // timedelta(seconds=1)) if ttl else None
 
 
-def micros(moment: datetime) -> int:
-    """Microseconds since 1970 UTC; a naive datetime is taken as UTC, as Feast does."""
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    return (aware - EPOCH) // MICROSECOND
-
-
 def _text(key: bytes) -> str:
     return base64.b64encode(key).decode()
-
-
-def _schema_of_rows(view: Any, data: Iterable[FeastRow]) -> RowSchema:
-    """The view's schema, and any further values that rows carry (on-demand views do)."""
-    declared = RowSchema.of(view)
-    known = set(declared.names)
-    extra: dict[str, str] = {}
-    for _, values, _, _ in data:
-        if not values.keys() <= known:
-            for name in values.keys() - known:
-                kind = FIELD_VALUE_TYPE.get(values[name].WhichOneof("val") or "")
-                extra[name] = kind or extra.get(name, "UNKNOWN")
-    names = sorted(extra)
-    return RowSchema(
-        declared.names + tuple(names), declared.types + tuple(extra[name] for name in names)
-    )
-
-
-def _row(
-    view: str,
-    schema: RowSchema,
-    entity_key: EntityKeyProto,
-    values: Mapping[str, ValueProto],
-    event_time: datetime,
-    created_time: datetime | None,
-) -> Row:
-    return Row(
-        key=key_bytes(entity_key, view),
-        values=pack([values.get(name) or NULL for name in schema.names]),
-        event_us=micros(event_time),
-        created_us=None if created_time is None else micros(created_time),
-    )
-
-
-def _read_row(view: response.ViewRead, stored: response.Stored) -> ReadRow:
-    if stored.packed is None:
-        return None, None
-    values = unpack(b"".join(stored.cells()))
-    present = {
-        name: value
-        for name, value, column in zip(view.requested, values, stored.layout.columns, strict=True)
-        if column is not None
-    }
-    return stored.event_time.ToDatetime(tzinfo=timezone.utc), present

@@ -10,7 +10,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
-from feast_dynamo_ext.errors import AwsError, AwsUnavailableError, ThrottledError
+from feast_dynamo_ext.errors import (
+    AwsError,
+    AwsUnavailableError,
+    ResourceNotFoundError,
+    ThrottledError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +68,7 @@ def drain(
 
     Raises:
         Leftover: the deadline came, or too many requests in a row failed.
+        ResourceNotFoundError: one of the tables does not exist.
         AwsError: AWS refused the request for a reason that trying again does not mend.
     """
     attempts = policy.start()
@@ -76,6 +82,8 @@ def drain(
             failure = error
             if not attempts.failed():
                 raise Leftover(pending, failure) from error
+        except ResourceNotFoundError as error:
+            raise _no_table(error, pending) from error
         else:
             attempts.answered()
             yield answer
@@ -84,3 +92,17 @@ def drain(
             logger.debug("%s: sending again for %s", operation, sorted(pending))
             if not attempts.wait():
                 raise Leftover(pending, failure) from failure
+
+
+def _no_table(error: AwsError, pending: Pending) -> ResourceNotFoundError:
+    # DynamoDB does not say which one.
+    which = "one of " if len(pending) > 1 else ""
+    return ResourceNotFoundError(
+        f"DynamoDB table not found: {which}{', '.join(sorted(pending))}. Run `feast apply` to "
+        "create it; if it exists, check `region`, `endpoint_url` and `table_name_template` in "
+        "feature_store.yaml.",
+        service=error.service,
+        operation=error.operation,
+        code=error.code,
+        request_id=error.request_id,
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from feast_dynamo_ext.dynamo.batch import Leftover, Pending, Wire, drain
 from feast_dynamo_ext.dynamo.item import KEY
-from feast_dynamo_ext.errors import IncompleteReadError, ResourceNotFoundError
+from feast_dynamo_ext.errors import IncompleteReadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -95,16 +95,6 @@ class Reader:
                     part.setdefault(table, {}).update((item[KEY]["B"], item) for item in items)
         except Leftover as leftover:
             return part, leftover
-        except ResourceNotFoundError as error:
-            raise ResourceNotFoundError(
-                f"DynamoDB table not found, one of: {', '.join(sorted(request))}. Run `feast "
-                "apply` to create it; if it exists, check `region`, `endpoint_url` and "
-                "`table_name_template` in feature_store.yaml.",
-                service=error.service,
-                operation=error.operation,
-                code=error.code,
-                request_id=error.request_id,
-            ) from error
         return part, None
 
 

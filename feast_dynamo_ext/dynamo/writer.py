@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.dynamo.batch import Leftover, Pending, Wire, drain
 from feast_dynamo_ext.dynamo.item import KEY
-from feast_dynamo_ext.errors import IncompleteWriteError, ResourceNotFoundError
+from feast_dynamo_ext.errors import IncompleteWriteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -76,16 +76,6 @@ class Writer:
                 pass
         except Leftover as leftover:
             return leftover
-        except ResourceNotFoundError as error:
-            raise ResourceNotFoundError(
-                f"DynamoDB table {', '.join(request)} not found. Run `feast apply` to create it; "
-                "if it exists, check `region`, `endpoint_url` and `table_name_template` in "
-                "feature_store.yaml.",
-                service=error.service,
-                operation=error.operation,
-                code=error.code,
-                request_id=error.request_id,
-            ) from error
         return None
 
 

@@ -27,8 +27,8 @@ from feast_dynamo_ext.dynamo.item import (
     to_schema_item,
     unpack,
 )
+from feast_dynamo_ext.dynamo.rows import micros
 from feast_dynamo_ext.errors import EntityKeyError, ItemTooLargeError
-from feast_dynamo_ext.online_store import micros
 
 SCHEMA = RowSchema(("a", "b"), ("DOUBLE", "STRING"))
 int64 = st.integers(-(2**63), 2**63 - 1)
