@@ -327,6 +327,8 @@ def fail(message: str) -> NoReturn:
 def main() -> int:
     """Start the embedded AWS, run the demo, stop what was started."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # A shell starts background jobs with Ctrl-C ignored; Python would leave it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(REPO.parent)
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
