@@ -43,8 +43,14 @@ def keys_of_request(
         rows: number of rows of the request.
 
     Raises:
-        EntityKeyError: the request lacks a join key of the view, or a key is too long.
+        EntityKeyError: the request has no rows or lacks a join key of the view, or a key is too
+            long.
     """
+    if not rows:
+        raise EntityKeyError(
+            f"The request for feature view `{view.projection.name_to_use()}` has no entity rows. "
+            "Pass at least one, with the view's join keys."
+        )
     columns = request_columns(view)
     missing = [column for _, column in columns if column not in values]
     if missing:

@@ -69,12 +69,8 @@ class Reader:
         found: Found = {keys.table: {} for keys in wanted}
         unread: dict[str, int] = {}
         cause: Exception | None = None
-        for outcome in (
-            map(self._read_one, requests)
-            if len(requests) == 1
-            else (self.executor.map(self._read_one, requests))
-        ):
-            part, leftover = outcome
+        run = map if len(requests) == 1 else self.executor.map
+        for part, leftover in run(self._read_one, requests):
             for table, items in part.items():
                 found[table].update(items)
             if leftover is not None:

@@ -407,6 +407,13 @@ def test_a_request_without_a_join_key_is_refused_by_name(store):
         read(store, ["pairs:visits"], [{"cid": 1}])
 
 
+def test_a_request_without_rows_is_refused(store):
+    orders = view(total=Float64)
+    store.apply([CUSTOMER, orders])
+    with pytest.raises(EntityKeyError, match=r"`orders` has no entity rows"):
+        read(store, ["orders:total"], {"cid": []})
+
+
 def test_online_read_answers_event_times_and_values_per_key(store):
     orders = view(total=Float64, count=Int64)
     store.apply([CUSTOMER, orders])
