@@ -192,7 +192,7 @@ def session(settings: AwsSettings) -> boto3.Session:
 def _assume(base: boto3.Session, settings: AwsSettings) -> boto3.Session:
     source = base.get_credentials()
     if source is None:
-        raise _no_credentials("sts", "AssumeRole")
+        raise no_credentials("sts", "AssumeRole")
     fetcher = AssumeRoleCredentialFetcher(
         client_creator=base._session.create_client,
         source_credentials=source,
@@ -258,7 +258,7 @@ def filesystem(uri: str, settings: AwsSettings) -> tuple[FileSystem, str]:
     aws_session = session(settings)
     credentials = aws_session.get_credentials()
     if credentials is None:
-        raise _no_credentials("s3", uri)
+        raise no_credentials("s3", uri)
     frozen = credentials.get_frozen_credentials()
     return fs.S3FileSystem(
         access_key=frozen.access_key,
@@ -271,7 +271,8 @@ def filesystem(uri: str, settings: AwsSettings) -> tuple[FileSystem, str]:
     ), parsed.netloc + parsed.path
 
 
-def _no_credentials(service: str, operation: str) -> CredentialsError:
+def no_credentials(service: str, operation: str) -> CredentialsError:
+    """The error that no credentials were found, naming what they were for."""
     return CredentialsError(
         f"{service} {operation}: no AWS credentials were found. "
         "Set them in the environment, a profile, or give this machine a role.",
@@ -303,7 +304,7 @@ def translated(service: str, resource: str) -> Iterator[None]:
     except boto_errors.ClientError as error:
         _raise_client_error(error, service, resource)
     except (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError) as error:
-        raise _no_credentials(service, resource) from error
+        raise no_credentials(service, resource) from error
     except boto_errors.ParamValidationError as error:
         raise ConfigError(f"{service} on {resource}: {error}") from error
     except boto_errors.BotoCoreError as error:

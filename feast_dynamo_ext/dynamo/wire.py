@@ -19,8 +19,8 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.httpsession import get_cert_path
 
-from feast_dynamo_ext.aws import aws_error
-from feast_dynamo_ext.errors import AwsUnavailableError, CredentialsError
+from feast_dynamo_ext.aws import aws_error, no_credentials
+from feast_dynamo_ext.errors import AwsUnavailableError
 
 if TYPE_CHECKING:
     import boto3
@@ -57,11 +57,7 @@ class DynamoWire:
     def __init__(self, session: boto3.Session, endpoint: str, settings: WireSettings) -> None:
         credentials = session.get_credentials()
         if credentials is None:
-            raise CredentialsError(
-                "dynamodb: no AWS credentials were found. "
-                "Set them in the environment, a profile, or give this machine a role.",
-                service="dynamodb",
-            )
+            raise no_credentials("dynamodb", endpoint)
         self._credentials = credentials
         self._region = session.region_name
         self._url = endpoint.rstrip("/") + "/"
