@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -109,7 +110,8 @@ def scripted_http() -> Iterator[Callable[..., str]]:
     """Starts an HTTP server that gives each request the next answer of a script.
 
     An answer is (status, body) or (status, body, headers); a dict as body is sent as JSON; None
-    instead of an answer drops the connection. The server's `requests` are kept on the function.
+    instead of an answer drops the connection. The header `x-test-delay` holds an answer back for
+    that many seconds. The `requests` and their `headers` are kept on the function.
     """
     servers = []
 
@@ -119,6 +121,7 @@ def scripted_http() -> Iterator[Callable[..., str]]:
 
             def do_POST(self) -> None:
                 start.requests.append(self.rfile.read(int(self.headers["Content-Length"])))
+                start.headers.append(self.headers)
                 answer = answers.pop(0)
                 if answer is None:
                     self.close_connection = True
@@ -127,10 +130,13 @@ def scripted_http() -> Iterator[Callable[..., str]]:
                 data = json.dumps(body).encode() if isinstance(body, dict) else body
                 self.send_response(status)
                 sent = {"Content-Length": str(len(data)), **(headers[0] if headers else {})}
+                held_back = threading.Event()
+                held_back.wait(float(sent.pop("x-test-delay", 0)))
                 for name, value in sent.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                with contextlib.suppress(BrokenPipeError):  # nobody waits any more
+                    self.wfile.write(data)
                 self.close_connection = len(data) != int(sent["Content-Length"])
 
             def log_message(self, *args) -> None:
@@ -138,11 +144,11 @@ def scripted_http() -> Iterator[Callable[..., str]]:
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_address[1]}"
 
-    start.requests = []
+    start.requests, start.headers = [], []
     yield start
     for server in servers:
         server.shutdown()

@@ -18,7 +18,7 @@ from feast_dynamo_ext.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Collection
 
     from feast_dynamo_ext.dynamo.retry import RetryPolicy
     from feast_dynamo_ext.dynamo.wire import Answer
@@ -32,7 +32,9 @@ Pending = dict[str, Any]
 class Wire(Protocol):
     """What a batch needs of the connection."""
 
-    def call(self, operation: str, body: Any, resource: str) -> Answer:
+    async def call(
+        self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
+    ) -> Answer:
         """Send one request and give back its decoded answer."""
         ...
 
@@ -46,14 +48,19 @@ class Leftover(Exception):  # noqa: N818 - not an error of its own: reader and w
     """
 
     def __init__(self, pending: Pending, cause: AwsError | None) -> None:
-        super().__init__(f"{sum(map(len, pending.values()))} left")
+        super().__init__("DynamoDB left them unprocessed, as it does when it throttles.")
         self.pending = pending
         self.cause = cause
 
 
-def drain(
-    wire: Wire, operation: str, pending: Pending, unprocessed: str, policy: RetryPolicy
-) -> Iterator[Answer]:
+async def drain(
+    wire: Wire,
+    operation: str,
+    pending: Pending,
+    unprocessed: str,
+    policy: RetryPolicy,
+    take: Callable[[Answer], bool],
+) -> None:
     """Send `pending`, then what the answer left out, until nothing is left.
 
     Args:
@@ -62,9 +69,8 @@ def drain(
         pending: RequestItems of the first request.
         unprocessed: the answer's field that holds what it left out, in the form of RequestItems.
         policy: when to send again and when to give up.
-
-    Yields:
-        Each answer.
+        take: is given each answer; True if it was full: what it left out is then asked for at
+            once, as waiting would not mend it.
 
     Raises:
         Leftover: the deadline came, or too many requests in a row failed.
@@ -74,8 +80,14 @@ def drain(
     attempts = policy.start()
     while pending:
         failure: AwsError | None = None
+        is_full = False
         try:
-            answer = wire.call(operation, {"RequestItems": pending}, ", ".join(sorted(pending)))
+            answer = await wire.call(
+                operation,
+                {"RequestItems": pending},
+                ", ".join(sorted(pending)),
+                attempts.left_s(),
+            )
         except ThrottledError as error:
             failure = error
         except AwsUnavailableError as error:
@@ -83,22 +95,23 @@ def drain(
             if not attempts.failed():
                 raise Leftover(pending, failure) from error
         except ResourceNotFoundError as error:
-            raise _no_table(error, pending) from error
+            raise no_table(error, pending) from error
         else:
             attempts.answered()
-            yield answer
+            is_full = take(answer)
             pending = answer.get(unprocessed) or {}
-        if pending:
+        if pending and not is_full:
             logger.debug("%s: sending again for %s", operation, sorted(pending))
-            if not attempts.wait():
+            if not await attempts.wait():
                 raise Leftover(pending, failure) from failure
 
 
-def _no_table(error: AwsError, pending: Pending) -> ResourceNotFoundError:
+def no_table(error: AwsError, tables: Collection[str]) -> ResourceNotFoundError:
+    """The error that one of the tables of a request does not exist."""
     # DynamoDB does not say which one.
-    which = "one of " if len(pending) > 1 else ""
+    which = "one of " if len(tables) > 1 else ""
     return ResourceNotFoundError(
-        f"DynamoDB table not found: {which}{', '.join(sorted(pending))}. Run `feast apply` to "
+        f"DynamoDB table not found: {which}{', '.join(sorted(tables))}. Run `feast apply` to "
         "create it; if it exists, check `region`, `endpoint_url` and `table_name_template` in "
         "feature_store.yaml.",
         service=error.service,

@@ -6,13 +6,14 @@ https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class RetryPolicy:
         max_failures: how many requests in a row may fail outright (timeouts, resets, 5xx) before
             the call gives up; None for no limit but the deadline. Throttling and unprocessed keys
             are answers, not failures: only the deadline ends them.
-        sleep: waits the given seconds.
+        sleep: waits the given seconds, on an event loop.
         clock: seconds of a monotonic clock.
         jitter: a random number of [0, 1).
     """
@@ -35,7 +36,7 @@ class RetryPolicy:
     base_s: float = 0.025
     cap_s: float = 2.0
     max_failures: int | None = 3
-    sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
+    sleep: Callable[[float], Awaitable[None]] = field(default=asyncio.sleep, repr=False)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
     # Spreads retries of many clients; nothing secret depends on it.
     jitter: Callable[[], float] = field(default=random.random, repr=False)
@@ -64,12 +65,23 @@ class Attempts:
         """Note an answer: failures are counted in a row."""
         self.failures = 0
 
-    def wait(self) -> bool:
-        """Wait before the next request; False, at once, where the deadline would pass."""
+    def left_s(self) -> float:
+        """Seconds until the deadline, not less than none."""
+        return max(0.0, self.policy.deadline_s - (self.policy.clock() - self.started_s))
+
+    def next_pause_s(self) -> float | None:
+        """How long to wait before the next request; None where the deadline would pass."""
         bound = min(self.policy.cap_s, self.policy.base_s * 2.0**self.waits)
         pause = bound * self.policy.jitter()
-        if self.policy.clock() - self.started_s + pause > self.policy.deadline_s:
-            return False
+        if pause > self.left_s():
+            return None
         self.waits += 1
-        self.policy.sleep(pause)
+        return pause
+
+    async def wait(self) -> bool:
+        """Wait before the next request; False, at once, where the deadline would pass."""
+        pause = self.next_pause_s()
+        if pause is None:
+            return False
+        await self.policy.sleep(pause)
         return True

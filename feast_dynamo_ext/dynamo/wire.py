@@ -1,31 +1,41 @@
-"""DynamoDB's JSON protocol over a signed, kept-alive connection.
+"""DynamoDB's JSON protocol over signed, kept-alive connections.
 
-botocore resolves credentials and endpoint and signs (its SigV4Auth); its shape-driven parser,
-which costs more client CPU than the network, is left out: the answer is decoded with orjson.
-Figures in docs/design.md, D6.
+botocore resolves credentials, region and endpoint; its shape-driven parser, which costs more
+client CPU than the network, is left out: the answer is decoded with orjson. Figures in
+docs/design.md, D6.
 """
 
 from __future__ import annotations
 
-import threading
+import asyncio
+import logging
+import ssl
 import time
 import zlib
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
 import orjson
-import urllib3
-from botocore.auth import SigV4Auth
-from botocore.awsrequest import AWSRequest
 from botocore.httpsession import get_cert_path
+from botocore.utils import get_environ_proxies
 
-from feast_dynamo_ext.aws import aws_error, no_credentials
-from feast_dynamo_ext.errors import AwsUnavailableError
+from feast_dynamo_ext.aws import aws_error, no_credentials, translated
+from feast_dynamo_ext.dynamo.http import HttpAnswer, HttpPool, HttpSettings, NoAnswerError
+from feast_dynamo_ext.dynamo.signing import Endpoint, Signer
+from feast_dynamo_ext.errors import AwsError, AwsUnavailableError
 
 if TYPE_CHECKING:
     import boto3
+    from botocore.credentials import ReadOnlyCredentials
+
+logger = logging.getLogger(__name__)
 
 Answer = dict[str, Any]
+
+HTTP_OK, HTTP_SERVER_ERROR = 200, 500
 
 # Codes that a later, identical request may get past; 5xx answers count too.
 RETRYABLE_CODES = frozenset(
@@ -40,6 +50,13 @@ RETRYABLE_CODES = frozenset(
     }
 )
 
+# What AWS answers when this machine's clock is off, among other reasons.
+SKEW_CODES = frozenset(
+    {"InvalidSignatureException", "RequestTimeTooSkewed", "RequestExpired", "SignatureExpired"}
+)
+MAX_UNSEEN_SKEW_S = 60
+"""Seconds of difference that cannot be the reason: AWS accepts 5 minutes."""
+
 
 @dataclass(frozen=True)
 class WireSettings:
@@ -52,37 +69,30 @@ class WireSettings:
 
 
 class DynamoWire:
-    """Sends one operation and gives back its decoded answer. Safe to share between threads."""
+    """Sends one operation and gives back its decoded answer.
+
+    Safe to share between threads and event loops; each loop has connections of its own.
+    """
 
     def __init__(self, session: boto3.Session, endpoint: str, settings: WireSettings) -> None:
-        credentials = session.get_credentials()
-        if credentials is None:
+        self._credentials: Any = session.get_credentials()
+        if self._credentials is None:
             raise no_credentials("dynamodb", endpoint)
-        self._credentials = credentials
-        self._region = session.region_name
-        self._url = endpoint.rstrip("/") + "/"
-        self._keepalive_s = settings.keepalive_s
-        self._last_used = time.monotonic()
-        self._lock = threading.Lock()
-        core = session._session
-        self._pool = urllib3.PoolManager(
-            num_pools=1,
-            maxsize=settings.max_connections,
-            timeout=urllib3.Timeout(
-                connect=settings.connect_timeout_s, read=settings.read_timeout_s
-            ),
-            retries=False,
-            cert_reqs="CERT_REQUIRED",
-            ca_certs=core.get_config_variable("ca_bundle") or get_cert_path(True),
-        )
+        self._endpoint = Endpoint.of(endpoint)
+        self._signer = Signer(self._endpoint, session.region_name)
+        self._settings = _http_settings(session, endpoint, settings)
+        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, HttpPool] = WeakKeyDictionary()
 
-    def call(self, operation: str, body: Any, resource: str) -> Answer:
+    async def call(
+        self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
+    ) -> Answer:
         """Send one request.
 
         Args:
             operation: API operation, for example ``BatchGetItem``.
             body: its input, as the JSON protocol has it.
             resource: what it is about, for errors: the tables' names.
+            timeout_s: give up after that, if the read timeout is not sooner.
 
         Raises:
             AwsUnavailableError: no usable answer came (timeout, reset, corrupted body, 5xx).
@@ -90,49 +100,109 @@ class DynamoWire:
             AwsError: AWS refused the request; see the subclasses.
         """
         data = orjson.dumps(body)
+        signed_with_s = self._signer.skew_s
+        answer = await self._post(operation, data, resource, timeout_s)
+        if answer.status == HTTP_OK:
+            return _decoded(answer, operation, resource)
+        error = _refusal(answer, operation, resource)
+        if error.code in SKEW_CODES and self._corrects_clock(answer, signed_with_s):
+            answer = await self._post(operation, data, resource, timeout_s)
+            if answer.status == HTTP_OK:
+                return _decoded(answer, operation, resource)
+            error = _refusal(answer, operation, resource)
+        raise error
+
+    async def warm_up(self, count: int) -> None:
+        """Resolve credentials and open connections on the running event loop.
+
+        Raises:
+            AwsUnavailableError: the endpoint cannot be reached.
+            CredentialsError: there are no credentials to be had.
+        """
+        await self._current_credentials()
         try:
-            answer = self._pool_in_use().urlopen(
-                "POST", self._url, body=data, headers=self._signed(operation, data)
-            )
-        except urllib3.exceptions.HTTPError as error:
+            await self._pool().warm_up(count)
+        except NoAnswerError as error:
+            raise AwsUnavailableError(f"dynamodb: {error}.", service="dynamodb") from error
+
+    async def _post(
+        self, operation: str, data: bytes, resource: str, timeout_s: float
+    ) -> HttpAnswer:
+        head = self._signer.head(operation, data, await self._current_credentials())
+        try:
+            return await self._pool().post(head + data, timeout_s)
+        except NoAnswerError as error:
             raise AwsUnavailableError(
                 f"dynamodb {operation} on {resource}: no answer: {error}.",
                 service="dynamodb",
                 operation=operation,
             ) from error
-        return _decoded(answer, operation, resource)
+
+    async def _current_credentials(self) -> ReadOnlyCredentials:
+        credentials = self._credentials
+        if getattr(credentials, "refresh_needed", bool)():
+            # Renewing them is a request of its own, which must not hold up the loop.
+            loop = asyncio.get_running_loop()
+            with translated("sts", "the credentials"):
+                return await loop.run_in_executor(None, credentials.get_frozen_credentials)
+        frozen: ReadOnlyCredentials = credentials.get_frozen_credentials()
+        return frozen
+
+    def _corrects_clock(self, answer: HttpAnswer, signed_with_s: float) -> bool:
+        """Take over AWS's time where it is far from the one that was signed; whether it was.
+
+        Of several requests in flight the first one corrects it for all, but each was refused.
+        """
+        theirs = answer.headers.get(b"date")
+        if theirs is None:
+            return False
+        skew_s = parsedate_to_datetime(theirs.decode()).timestamp() - time.time()
+        if abs(skew_s - signed_with_s) < MAX_UNSEEN_SKEW_S:
+            return False
+        logger.warning(
+            "this machine's clock is %.0f s off AWS's; requests are signed with AWS's time", skew_s
+        )
+        self._signer.skew_s = skew_s
+        return True
+
+    def _pool(self) -> HttpPool:
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            pool = self._pools[loop] = HttpPool(self._endpoint, self._settings)
+        return pool
+
+    def close_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close the connections of one loop; called on its thread."""
+        pool = self._pools.pop(loop, None)
+        if pool is not None:
+            pool.close()
 
     def close(self) -> None:
-        """Close all connections."""
-        self._pool.clear()
-
-    def _pool_in_use(self) -> urllib3.PoolManager:
-        now = time.monotonic()
-        with self._lock:
-            idle, self._last_used = now - self._last_used, now
-            if idle > self._keepalive_s:
-                self._pool.clear()
-        return self._pool
-
-    def _signed(self, operation: str, data: bytes) -> dict[str, str]:
-        request = AWSRequest(
-            method="POST",
-            url=self._url,
-            data=data,
-            headers={
-                "Content-Type": "application/x-amz-json-1.0",
-                "X-Amz-Target": f"DynamoDB_20120810.{operation}",
-            },
-        )
-        frozen = self._credentials.get_frozen_credentials()
-        SigV4Auth(frozen, "dynamodb", self._region).add_auth(request)
-        return dict(request.headers)
+        """Close all connections, of loops that run on other threads too."""
+        for loop, pool in list(self._pools.items()):
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(pool.close)
+        self._pools.clear()
 
 
-def _decoded(answer: urllib3.BaseHTTPResponse, operation: str, resource: str) -> Answer:
-    request_id = answer.headers.get("x-amzn-RequestId", "")
-    checksum = answer.headers.get("x-amz-crc32")
-    if checksum is not None and int(checksum) != zlib.crc32(answer.data):
+def _http_settings(session: boto3.Session, endpoint: str, settings: WireSettings) -> HttpSettings:
+    is_tls = urlsplit(endpoint).scheme == "https"
+    bundle = session._session.get_config_variable("ca_bundle") or get_cert_path(True)
+    return HttpSettings(
+        connect_timeout_s=settings.connect_timeout_s,
+        read_timeout_s=settings.read_timeout_s,
+        max_connections=settings.max_connections,
+        keepalive_s=settings.keepalive_s,
+        proxy=get_environ_proxies(endpoint).get("https") if is_tls else None,
+        tls=ssl.create_default_context(cafile=bundle) if is_tls else None,
+    )
+
+
+def _decoded(answer: HttpAnswer, operation: str, resource: str) -> Answer:
+    request_id = answer.headers.get(b"x-amzn-requestid", b"").decode("latin-1")
+    checksum = answer.headers.get(b"x-amz-crc32")
+    if checksum is not None and int(checksum) != zlib.crc32(answer.body):
         raise AwsUnavailableError(
             f"dynamodb {operation} on {resource}: the answer was corrupted on its way "
             f"(x-amz-crc32 does not match; request id {request_id}).",
@@ -141,7 +211,7 @@ def _decoded(answer: urllib3.BaseHTTPResponse, operation: str, resource: str) ->
             request_id=request_id,
         )
     try:
-        decoded: Answer = orjson.loads(answer.data)
+        decoded: Answer = orjson.loads(answer.body)
     except orjson.JSONDecodeError as error:
         raise AwsUnavailableError(
             f"dynamodb {operation} on {resource}: HTTP {answer.status} with a body that is not "
@@ -150,16 +220,24 @@ def _decoded(answer: urllib3.BaseHTTPResponse, operation: str, resource: str) ->
             operation=operation,
             request_id=request_id,
         ) from error
-    if answer.status == 200:  # noqa: PLR2004 - HTTP's OK
-        return decoded
+    return decoded
+
+
+def _refusal(answer: HttpAnswer, operation: str, resource: str) -> AwsError:
+    """The error that an answer other than 200 is.
+
+    Raises:
+        AwsUnavailableError: it cannot be read.
+    """
+    decoded = _decoded(answer, operation, resource)
     code = str(decoded.get("__type", "Unknown")).rpartition("#")[2]
-    if answer.status >= 500 and code not in RETRYABLE_CODES:  # noqa: PLR2004 - HTTP's 5xx
+    if answer.status >= HTTP_SERVER_ERROR and code not in RETRYABLE_CODES:
         code = "InternalServerError"
-    raise aws_error(
+    return aws_error(
         code,
         str(decoded.get("message") or decoded.get("Message") or f"HTTP {answer.status}"),
         service="dynamodb",
         operation=operation,
         resource=resource,
-        request_id=request_id,
+        request_id=answer.headers.get(b"x-amzn-requestid", b"").decode("latin-1"),
     )

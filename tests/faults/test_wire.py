@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime as dt
 import json
+import threading
 import zlib
+from email.utils import format_datetime
 
 import boto3
 import pytest
+from botocore.credentials import DeferredRefreshableCredentials
 
+from feast_dynamo_ext.dynamo.loops import Loops
 from feast_dynamo_ext.dynamo.wire import DynamoWire, WireSettings
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
@@ -20,21 +26,35 @@ from feast_dynamo_ext.errors import (
 GOOD = json.dumps({"Responses": {}}).encode()
 
 
+class SyncWire:
+    """A wire for tests that are not coroutines: each call on the same borrowed loop."""
+
+    def __init__(self, wire: DynamoWire) -> None:
+        self.wire, self.loops = wire, Loops(wire.close_loop)
+
+    def call(self, operation: str, body: dict, resource: str) -> dict:
+        return self.loops.run(self.wire.call(operation, body, resource))
+
+
 @pytest.fixture
 def wire_to():
     """Opens wires; closes them after the test."""
     wires = []
 
-    def wire_to(endpoint: str, read_timeout_s: float = 5.0) -> DynamoWire:
+    def wire_to(endpoint: str, read_timeout_s: float = 5.0, keepalive_s: float = 30.0) -> SyncWire:
         settings = WireSettings(
-            connect_timeout_s=1.0, read_timeout_s=read_timeout_s, max_connections=4, keepalive_s=30
+            connect_timeout_s=1.0,
+            read_timeout_s=read_timeout_s,
+            max_connections=4,
+            keepalive_s=keepalive_s,
         )
-        wires.append(DynamoWire(boto3.Session(region_name="us-east-1"), endpoint, settings))
+        session = boto3.Session(region_name="us-east-1")
+        wires.append(SyncWire(DynamoWire(session, endpoint, settings)))
         return wires[-1]
 
     yield wire_to
     for wire in wires:
-        wire.close()
+        wire.loops.close()
 
 
 def refusal(code: str, message: str = "no") -> dict:
@@ -107,6 +127,103 @@ def test_an_answer_that_takes_too_long_is_given_up(wire_to):
         wire = wire_to(f"http://127.0.0.1:{silent.getsockname()[1]}", read_timeout_s=0.1)
         with pytest.raises(AwsUnavailableError, match=r"no answer.*timed out"):
             wire.call("BatchGetItem", {}, "t")
+
+
+def test_a_connection_closed_while_idle_is_replaced_without_a_word(wire_to, scripted_http):
+    # The second answer's None drops the connection that carried the first one.
+    wire = wire_to(scripted_http([(200, GOOD), None, (200, GOOD)]))
+    for _ in range(2):
+        assert wire.call("BatchGetItem", {}, "t") == {"Responses": {}}
+    assert len(scripted_http.requests) == 3
+
+
+def test_a_request_waits_for_its_own_answer_after_one_that_came_late(wire_to, scripted_http):
+    late, own = {"Responses": {"late": []}}, {"Responses": {"own": []}}
+    server = scripted_http([(200, late, {"x-test-delay": "0.3"}), (200, own)])
+    wire = wire_to(server, read_timeout_s=0.1)
+    with pytest.raises(AwsUnavailableError, match="timed out"):
+        wire.call("BatchGetItem", {}, "t")
+    assert wire.call("BatchGetItem", {}, "t") == own
+
+
+@pytest.mark.parametrize("hours", [-3, 5])
+def test_a_wrong_clock_is_corrected_by_what_aws_says(wire_to, scripted_http, hours, caplog):
+    theirs = dt.datetime.now(tz=dt.timezone.utc) + dt.timedelta(hours=hours)
+    refused = (
+        400,
+        refusal("InvalidSignatureException", "Signature expired"),
+        {"Date": format_datetime(theirs, usegmt=True)},
+    )
+    wire = wire_to(scripted_http([refused, (200, GOOD), (200, GOOD)]))
+    for _ in range(2):
+        assert wire.call("BatchGetItem", {}, "t") == {"Responses": {}}
+    assert len(scripted_http.requests) == 3
+    stamps = [headers["X-Amz-Date"] for headers in scripted_http.headers]
+    for stamp in stamps[1:]:
+        signed_at = dt.datetime.strptime(stamp, "%Y%m%dT%H%M%S%z")
+        assert abs(signed_at - theirs) < dt.timedelta(minutes=1)
+    assert "clock" in caplog.text
+
+
+def test_a_wrong_signature_is_not_taken_for_a_wrong_clock(wire_to, scripted_http):
+    now = format_datetime(dt.datetime.now(tz=dt.timezone.utc), usegmt=True)
+    wire = wire_to(scripted_http([(400, refusal("InvalidSignatureException"), {"Date": now})]))
+    with pytest.raises(CredentialsError, match="InvalidSignatureException"):
+        wire.call("BatchGetItem", {}, "t")
+    assert len(scripted_http.requests) == 1
+
+
+def test_https_with_a_certificate_that_nobody_vouches_for_is_refused(wire_to, tls_server):
+    with pytest.raises(AwsUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
+        wire_to(tls_server.url).call("BatchGetItem", {}, "t")
+
+
+def test_https_with_a_certificate_of_the_configured_bundle(wire_to, tls_server, monkeypatch):
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tls_server.certificate))
+    wire = wire_to(tls_server.url)
+    for _ in range(2):
+        assert wire.call("BatchGetItem", {}, "t") == {"Responses": {}}
+
+
+def test_https_through_a_proxy(wire_to, tls_server, connect_proxy, monkeypatch):
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tls_server.certificate))
+    monkeypatch.setenv("HTTPS_PROXY", f"http://user:pass%20word@127.0.0.1:{connect_proxy.port}")
+    monkeypatch.setenv("NO_PROXY", "")
+    assert wire_to(tls_server.url).call("BatchGetItem", {}, "t") == {"Responses": {}}
+    (request,) = connect_proxy.requests
+    assert request.startswith(f"CONNECT localhost:{tls_server.port} HTTP/1.")
+    assert "Proxy-Authorization: Basic dXNlcjpwYXNzIHdvcmQ=" in request
+
+
+def test_credentials_that_expire_are_renewed_off_the_event_loop(scripted_http):
+    renewed_on = []
+
+    def renew():
+        renewed_on.append(threading.current_thread())
+        expiry = dt.datetime.now(tz=dt.timezone.utc) + dt.timedelta(hours=1)
+        return {
+            "access_key": f"key{len(renewed_on)}",
+            "secret_key": "s",
+            "token": "t",
+            "expiry_time": expiry.isoformat(),
+        }
+
+    session = boto3.Session(region_name="us-east-1")
+    session._session._credentials = DeferredRefreshableCredentials(renew, "test")
+    settings = WireSettings(1.0, 5.0, 4, 30.0)
+    wire = DynamoWire(session, scripted_http([(200, GOOD)] * 2), settings)
+
+    async def calls():
+        for _ in range(2):
+            await wire.call("BatchGetItem", {}, "t")
+        wire.close_loop(asyncio.get_running_loop())
+        await asyncio.sleep(0)
+
+    asyncio.run(calls())
+    (thread,) = renewed_on
+    assert thread is not threading.main_thread()
+    assert all("Credential=key1/" in head["Authorization"] for head in scripted_http.headers)
+    assert all(head["X-Amz-Security-Token"] == "t" for head in scripted_http.headers)
 
 
 def test_a_store_reads_on_through_failures_and_throttling(open_store, scripted_http):
