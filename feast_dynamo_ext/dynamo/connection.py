@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from botocore.config import Config
 
 from feast_dynamo_ext import aws
+from feast_dynamo_ext.dynamo.loops import Loops
 from feast_dynamo_ext.dynamo.reader import Reader
 from feast_dynamo_ext.dynamo.schemas import SchemaBook
+from feast_dynamo_ext.dynamo.views import ByView, KnownView
 from feast_dynamo_ext.dynamo.wire import DynamoWire, WireSettings
 from feast_dynamo_ext.dynamo.writer import Writer
 
 if TYPE_CHECKING:
+    from feast import FeatureView, RepoConfig
+
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.dynamo.retry import RetryPolicy
 
@@ -30,19 +34,31 @@ class ConnectionSettings:
     batch_size: int
     read_workers: int
     write_workers: int
+    hedge_after_s: float | None
     retry_mode: str | None
 
 
 @dataclass(frozen=True)
 class Connection:
-    """What reads, writes and tables of one store go through. Safe to share between threads."""
+    """What reads, writes and tables of one store go through. Safe to share between threads.
+
+    Attributes:
+        client: boto3's client, for calls about tables.
+        wire: for reads and writes, on event loops.
+        loops: runs reads and writes for callers without an event loop.
+        reader: reads items.
+        writer: writes items.
+        schemas: what items' values stand for.
+        views: what is known of feature views.
+    """
 
     client: Any
     wire: DynamoWire
+    loops: Loops
     reader: Reader
     writer: Writer
-    executors: tuple[ThreadPoolExecutor, ...]
     schemas: SchemaBook = field(default_factory=SchemaBook)
+    views: ByView[KnownView] = field(default_factory=ByView)
 
     @classmethod
     def open(cls, settings: ConnectionSettings) -> Connection:
@@ -57,22 +73,40 @@ class Connection:
             "dynamodb", settings.aws, config=_client_config(settings), given=session
         )
         wire = DynamoWire(session, client.meta.endpoint_url, settings.wire)
-        reads = ThreadPoolExecutor(settings.read_workers, "feast-dynamo-read")
-        writes = ThreadPoolExecutor(settings.write_workers, "feast-dynamo-write")
         return cls(
             client,
             wire,
-            Reader(wire, settings.read_policy, reads, settings.batch_size),
-            Writer(wire, settings.write_policy, writes),
-            (reads, writes),
+            Loops(wire.close_loop),
+            Reader(
+                wire,
+                settings.read_policy,
+                settings.batch_size,
+                settings.read_workers,
+                settings.hedge_after_s,
+            ),
+            Writer(wire, settings.write_policy, settings.write_workers),
         )
 
+    def view(self, view: FeatureView, config: RepoConfig) -> KnownView:
+        """What is known of a view.
+
+        Raises:
+            ConfigError: a tag of the view that is a setting and cannot be one.
+        """
+        return self.views.of(view, lambda: KnownView.of(view, config))
+
     def close(self) -> None:
-        """Finish what is in flight and close all connections."""
-        for executor in self.executors:
-            executor.shutdown()
+        """Close all connections that no event loop of a caller holds."""
+        self.loops.close()
         self.wire.close()
         self.client.close()
+
+    async def close_async(self) -> None:
+        """Close all connections, those of the running event loop included."""
+        self.wire.close_loop(asyncio.get_running_loop())
+        # Other loops are run once more to close, which takes a thread that runs none. Meanwhile
+        # this one closes its connections.
+        await asyncio.to_thread(self.close)
 
 
 def _client_config(settings: ConnectionSettings) -> Config:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import base64
+from binascii import b2a_base64
 from typing import TYPE_CHECKING, Any
 
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 
-from feast_dynamo_ext.dynamo.item import key_bytes
 from feast_dynamo_ext.errors import EntityKeyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from feast_dynamo_ext.dynamo.views import KnownView
+
 # Feast reads and writes views without entities under this one key.
-ENTITYLESS_KEY = EntityKey(join_keys=[DUMMY_ENTITY_ID], entity_values=[Value(string_val="")])
+ENTITYLESS_JOIN_KEYS, ENTITYLESS_VALUES = (DUMMY_ENTITY_ID,), (Value(string_val=""),)
+ENTITYLESS_KEY = EntityKey(join_keys=ENTITYLESS_JOIN_KEYS, entity_values=ENTITYLESS_VALUES)
 
 
 def join_keys(view: Any) -> tuple[str, ...]:
@@ -33,7 +35,7 @@ def request_columns(view: Any) -> tuple[tuple[str, str], ...]:
 
 
 def keys_of_request(
-    view: Any, values: Mapping[str, Sequence[Value]], rows: int
+    view: KnownView, values: Mapping[str, Sequence[Value]], rows: int
 ) -> tuple[str | None, ...]:
     """The key of each row of a request, in base64; None where a join key is null.
 
@@ -48,26 +50,26 @@ def keys_of_request(
     """
     if not rows:
         raise EntityKeyError(
-            f"The request for feature view `{view.projection.name_to_use()}` has no entity rows. "
+            f"The request for feature view `{view.answers_as}` has no entity rows. "
             "Pass at least one, with the view's join keys."
         )
-    columns = request_columns(view)
-    missing = [column for _, column in columns if column not in values]
+    missing = [column for _, column in view.columns if column not in values]
     if missing:
         raise EntityKeyError(
-            f"Feature view `{view.projection.name_to_use()}` needs the join keys {missing}, which "
+            f"Feature view `{view.answers_as}` needs the join keys {missing}, which "
             f"the request lacks; it has {sorted(values)}. Add them to every entity row."
         )
-    if not columns:
-        return (_text(ENTITYLESS_KEY, view.name),) * rows
-    names = [name for name, _ in columns]
+    encode = view.encode
+    if not view.columns:
+        return (text(encode(ENTITYLESS_VALUES)),) * rows
     return tuple(
-        None
-        if any(value.WhichOneof("val") is None for value in row)
-        else _text(EntityKey(join_keys=names, entity_values=row), view.name)
-        for row in zip(*(values[column] for _, column in columns), strict=True)
+        [
+            None if None in [value.WhichOneof("val") for value in row] else text(encode(row))
+            for row in zip(*[values[column] for _, column in view.columns], strict=True)
+        ]
     )
 
 
-def _text(entity_key: EntityKey, view: str) -> str:
-    return base64.b64encode(key_bytes(entity_key, view)).decode()
+def text(key: bytes) -> str:
+    """A key as DynamoDB's JSON has it."""
+    return b2a_base64(key, newline=False).decode()

@@ -1,26 +1,35 @@
 """Reads the items of many tables in as few BatchGetItem calls as possible, all in flight at once.
 
-Found, not found and could not be read are three different answers: a key is in the result, is
-not in the result, or the read raises.
+Found, not found and could not be read are three different answers: a key is found, or it is in
+`unread`, or it does not exist.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.dynamo.batch import Leftover, Pending, Wire, drain
-from feast_dynamo_ext.dynamo.item import KEY
+from feast_dynamo_ext.dynamo.hedge import HedgedWire
+from feast_dynamo_ext.dynamo.item import KEY, VALUES
 from feast_dynamo_ext.errors import IncompleteReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from concurrent.futures import Executor
+    from collections.abc import Iterator, Sequence
 
     from feast_dynamo_ext.dynamo.item import JsonItem
     from feast_dynamo_ext.dynamo.retry import RetryPolicy
+    from feast_dynamo_ext.dynamo.wire import Answer
 
 MAX_KEYS_PER_REQUEST = 100  # BatchGetItem's limit
+MAX_ANSWER_BYTES = 16 * 1_024 * 1_024  # BatchGetItem's limit
+
+# What a request is planned to bring at most: items vary in size, and what does not fit into an
+# answer costs another round trip.
+PLANNED_ANSWER_BYTES = MAX_ANSWER_BYTES // 2
+FULL_ANSWER_BYTES = MAX_ANSWER_BYTES * 3 // 4
+LARGE_ITEM_BYTES = PLANNED_ANSWER_BYTES // MAX_KEYS_PER_REQUEST
 
 Found = dict[str, dict[str, "JsonItem"]]
 """Items by table name, then by key in base64."""
@@ -34,30 +43,54 @@ class TableKeys:
         table: table name.
         keys: distinct keys, in base64.
         consistent: strongly consistent reads, at twice the read units.
+        view: name of the feature view it keeps, for messages.
     """
 
     table: str
     keys: tuple[str, ...]
     consistent: bool = False
+    view: str = ""
+
+
+@dataclass
+class ReadResult:
+    """What a read brought.
+
+    Attributes:
+        wanted: what was asked for.
+        found: the items that were read.
+        unread: keys that could not be read before the deadline, by table name.
+        cause: the last failure, if any key is unread.
+    """
+
+    wanted: Sequence[TableKeys]
+    found: Found
+    unread: dict[str, list[str]] = field(default_factory=dict)
+    cause: Exception | None = None
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads items by key.
+    """Reads items by key. Safe to share between threads and event loops.
 
     Attributes:
         wire: the connection.
         policy: retries and deadline of one read.
-        executor: runs the requests of one read side by side.
         batch_size: keys a request, at most 100.
+        workers: requests of one read that are in flight at once.
+        hedge_after_s: the slowest request of a read is sent once more after that; None for never.
+        item_bytes: mean size of a table's items where they are large, as last read: requests are
+            then made smaller, as an answer holds 16 MB.
     """
 
     wire: Wire
     policy: RetryPolicy
-    executor: Executor
     batch_size: int = MAX_KEYS_PER_REQUEST
+    workers: int = 10
+    hedge_after_s: float | None = None
+    item_bytes: dict[str, int] = field(default_factory=dict)
 
-    def read(self, wanted: Sequence[TableKeys]) -> Found:
+    async def read(self, wanted: Sequence[TableKeys]) -> Found:
         """The items of all keys that exist.
 
         Raises:
@@ -65,68 +98,103 @@ class Reader:
             ResourceNotFoundError: a table does not exist.
             AwsError: AWS refused the request.
         """
-        requests = list(_requests(wanted, self.batch_size))
-        found: Found = {keys.table: {} for keys in wanted}
-        unread: dict[str, int] = {}
-        cause: Exception | None = None
-        run = map if len(requests) == 1 else self.executor.map
-        for part, leftover in run(self._read_one, requests):
-            for table, items in part.items():
-                found[table].update(items)
-            if leftover is not None:
-                cause = leftover.cause or leftover
-                for table, entry in leftover.pending.items():
-                    unread[table] = unread.get(table, 0) + len(entry["Keys"])
-        if unread:
-            raise _incomplete(unread, self.policy, cause) from cause
-        return found
+        result = await self.read_what_answers(wanted)
+        if result.unread:
+            raise self.incomplete(result) from result.cause
+        return result.found
 
-    def _read_one(self, request: Pending) -> tuple[Found, Leftover | None]:
-        part: Found = {}
+    async def read_what_answers(self, wanted: Sequence[TableKeys]) -> ReadResult:
+        """The same, but what is left unread at the deadline is part of the result.
+
+        Raises:
+            ResourceNotFoundError: a table does not exist.
+            AwsError: AWS refused the request.
+        """
+        result = ReadResult(wanted, {keys.table: {} for keys in wanted})
+        wire = self.wire
+        if self.hedge_after_s is not None:
+            wire = HedgedWire(wire, self.hedge_after_s)
+        requests = list(self._requests(wanted))
+        if len(requests) == 1:
+            await self._read_one(requests[0], wire, result)
+            return result
+        room = asyncio.Semaphore(self.workers)
+
+        async def in_turn(request: Pending) -> None:
+            async with room:
+                await self._read_one(request, wire, result)
+
+        # All of them end before an error is raised: none is left behind in flight.
+        outcomes = await asyncio.gather(*map(in_turn, requests), return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+        return result
+
+    async def _read_one(self, request: Pending, wire: Wire, result: ReadResult) -> None:
+        def take(answer: Answer) -> bool:
+            total = 0
+            for table, items in answer.get("Responses", {}).items():
+                result.found[table].update({item[KEY]["B"]: item for item in items})
+                total += self._weigh(table, items)
+            return total >= FULL_ANSWER_BYTES
+
         try:
-            for answer in drain(
-                self.wire, "BatchGetItem", request, "UnprocessedKeys", self.policy
-            ):
-                for table, items in answer.get("Responses", {}).items():
-                    part.setdefault(table, {}).update((item[KEY]["B"], item) for item in items)
+            await drain(wire, "BatchGetItem", request, "UnprocessedKeys", self.policy, take)
         except Leftover as leftover:
-            return part, leftover
-        return part, None
+            result.cause = leftover.cause or leftover
+            for table, entry in leftover.pending.items():
+                unread = result.unread.setdefault(table, [])
+                unread += (key[KEY]["B"] for key in entry["Keys"])
 
+    def _weigh(self, table: str, items: Sequence[JsonItem]) -> int:
+        """Bytes of items, nearly: their values alone, from base64."""
+        total = sum([len(item[VALUES]["B"]) for item in items if VALUES in item]) * 3 // 4
+        if items and total > LARGE_ITEM_BYTES * len(items):
+            self.item_bytes[table] = total // len(items)
+        elif self.item_bytes:
+            self.item_bytes.pop(table, None)
+        return total
 
-def _requests(wanted: Iterable[TableKeys], batch_size: int) -> Iterable[Pending]:
-    """Merge the keys of all tables into requests of at most `batch_size` keys."""
-    request: Pending = {}
-    room = batch_size
-    for entry in wanted:
-        start = 0
-        while start < len(entry.keys):
-            taken = entry.keys[start : start + room]
-            request[entry.table] = _keys_of_table(taken, entry.consistent)
-            start += len(taken)
-            room -= len(taken)
-            if room == 0:
-                yield request
-                request, room = {}, batch_size
-    if request:
-        yield request
+    def _requests(self, wanted: Sequence[TableKeys]) -> Iterator[Pending]:
+        """Merge the keys of all tables into requests."""
+        keys_of: dict[int, list[Any]] = {}
+        request: Pending = {}
+        keys_left, bytes_left = self.batch_size, PLANNED_ANSWER_BYTES
+        for entry in wanted:
+            # Views of one entity are asked for the same keys, mostly all of a request's.
+            keys = keys_of.get(id(entry.keys))
+            if keys is None:
+                keys = keys_of[id(entry.keys)] = [{KEY: {"B": key}} for key in entry.keys]
+            size, start = self.item_bytes.get(entry.table, 1), 0
+            while start < len(keys):
+                taken = keys[start : start + min(keys_left, max(1, bytes_left // size))]
+                request[entry.table] = {"Keys": taken}
+                if entry.consistent:
+                    request[entry.table]["ConsistentRead"] = True
+                start += len(taken)
+                keys_left -= len(taken)
+                bytes_left -= len(taken) * size
+                if keys_left <= 0 or bytes_left < size:
+                    yield request
+                    request = {}
+                    keys_left, bytes_left = self.batch_size, PLANNED_ANSWER_BYTES
+        if request:
+            yield request
 
-
-def _keys_of_table(keys: Iterable[str], consistent: bool) -> Pending:
-    entry: Pending = {"Keys": [{KEY: {"B": key}} for key in keys]}
-    if consistent:
-        entry["ConsistentRead"] = True
-    return entry
-
-
-def _incomplete(
-    unread: dict[str, int], policy: RetryPolicy, cause: Exception | None
-) -> IncompleteReadError:
-    tables = ", ".join(f"{table} ({count} keys)" for table, count in sorted(unread.items()))
-    why = f" Last answer: {cause}" if cause is not None else ""
-    return IncompleteReadError(
-        f"Could not read {tables} within {policy.deadline_s:g} s or "
-        f"{policy.max_failures or 'any number of'} failed attempts.{why} Raise "
-        "`read_deadline_ms` or the table's capacity, or read fewer keys at once.",
-        unread=unread,
-    )
+    def incomplete(self, result: ReadResult) -> IncompleteReadError:
+        """The error that keys are left unread, naming tables and counts."""
+        unread = {table: len(keys) for table, keys in sorted(result.unread.items())}
+        views = {entry.table: entry.view for entry in result.wanted if entry.view}
+        what = ", ".join(
+            f"{count} keys of "
+            + (f"feature view {views[table]} (table {table})" if table in views else table)
+            for table, count in unread.items()
+        )
+        return IncompleteReadError(
+            f"Could not read {what} within {self.policy.deadline_s:g} s or "
+            f"{self.policy.max_failures or 'any number of'} failed attempts. "
+            f"Last answer: {result.cause} Raise `read_deadline_ms` or the table's capacity, or "
+            "read fewer keys at once.",
+            unread=unread,
+        )

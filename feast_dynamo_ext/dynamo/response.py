@@ -1,18 +1,15 @@
 """From items to Feast's GetOnlineFeaturesResponse, one feature vector at a time.
 
-An item's packed values are entries of `RepeatedValue.val`, which is field 1; a vector's values are
-`FeatureVector.values`, which is field 1 too and of the same type. So a vector is made of slices of
-the items' bytes, and protobuf parses each vector once, in C: 13 us for 100 rows, where copying
-Value objects into it takes 174 us (docs/design.md, D1).
+Each vector is put together as bytes (see `cells`) and parsed by protobuf once.
 """
 
 from __future__ import annotations
 
-import base64
+from binascii import a2b_base64
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from feast.protos.feast.serving.ServingService_pb2 import (
     FieldStatus,
     GetOnlineFeaturesResponse,
@@ -20,27 +17,26 @@ from feast.protos.feast.serving.ServingService_pb2 import (
 from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from feast_dynamo_ext.dynamo.item import EVENT_TIME, EXPIRY, FINGERPRINT, VALUES, RowSchema
+from feast_dynamo_ext.dynamo.cells import split, uniform_columns, varint
+from feast_dynamo_ext.dynamo.item import EVENT_TIME, FINGERPRINT, VALUES
 from feast_dynamo_ext.errors import ItemFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from feast_dynamo_ext.dynamo.item import JsonItem
     from feast_dynamo_ext.dynamo.schemas import Column, SchemaBook
+    from feast_dynamo_ext.dynamo.views import KnownView
 
 FeatureVector = GetOnlineFeaturesResponse.FeatureVector
 
 # Looked up once: protobuf's enums resolve a name at each use.
-PRESENT, NOT_FOUND, OUTSIDE_MAX_AGE = (
-    int(FieldStatus.Value(name)) for name in ("PRESENT", "NOT_FOUND", "OUTSIDE_MAX_AGE")
+UNREAD, PRESENT, NOT_FOUND, OUTSIDE_MAX_AGE = (
+    int(FieldStatus.Value(name)) for name in ("INVALID", "PRESENT", "NOT_FOUND", "OUTSIDE_MAX_AGE")
 )
 NULL_CELL: bytes = RepeatedValue(val=[Value()]).SerializeToString()
-NO_TIME = Timestamp()
-LONG_VARINT = 0x80
-"""A length of 128 bytes or more takes more than one byte."""
-
-ROWS_WORTH_NUMPY = 8
+TIME_TAG: bytes = FeatureVector(event_timestamps=[Timestamp()]).SerializeToString()[:1]
+VECTOR_TAG: bytes = GetOnlineFeaturesResponse(results=[FeatureVector()]).SerializeToString()[:1]
 
 
 @dataclass(frozen=True)
@@ -48,19 +44,17 @@ class ViewRead:
     """What a request asks of one view.
 
     Attributes:
-        table: table name.
-        schema: the view's schema of now.
+        view: the view.
         requested: feature names, in the order of the answer.
         rows: the key of each row of the request, in base64; None where a join key is null.
     """
 
-    table: str
-    schema: RowSchema
+    view: KnownView
     requested: tuple[str, ...]
     rows: tuple[str | None, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """What rows of one kind answer for the requested features.
 
@@ -73,30 +67,35 @@ class Layout:
     statuses: tuple[int, ...]
 
     @classmethod
-    def of(cls, columns: Sequence[Column | None]) -> Layout:
+    def of(cls, columns: Sequence[Column | None], status: int = PRESENT) -> Layout:
         """The layout of rows that are there."""
-        statuses = (NOT_FOUND if column is None else PRESENT for column in columns)
+        statuses = (NOT_FOUND if column is None else status for column in columns)
         return cls(tuple(columns), tuple(statuses))
 
     @classmethod
     def without_values(cls, count: int, status: int) -> Layout:
-        """The layout of rows that are not there, or are past their ttl."""
+        """The layout of rows that have nothing to answer."""
         return cls((None,) * count, (status,) * count)
 
+    @property
+    def positions(self) -> list[int] | None:
+        """Where the features are, if all are there and of the type of now."""
+        positions = [column.position for column in self.columns if column and not column.widen]
+        return positions if len(positions) == len(self.columns) else None
 
-@dataclass(frozen=True)
-class Stored:
+
+class Stored(NamedTuple):
     """What one row of a request found.
 
     Attributes:
-        packed: the item's packed values; None where it is missing or past its ttl.
+        packed: the item's packed values; None where there is nothing to answer.
         layout: what they answer.
-        event_time: the item's event time.
+        event_us: the item's event time, microseconds since 1970 UTC; None without item.
     """
 
     packed: bytes | None
     layout: Layout
-    event_time: Timestamp
+    event_us: int | None
 
     def cells(self) -> list[bytes]:
         """The requested features, each as an entry of field 1."""
@@ -109,73 +108,64 @@ class Stored:
         ]
 
 
-def split(packed: bytes) -> list[bytes]:
-    """The entries of a message that has field 1 alone, each with its tag and length."""
-    cells = []
-    start, end = 0, len(packed)
-    while start < end:
-        length, at = packed[start + 1], start + 2
-        if length >= LONG_VARINT:
-            length, at = _varint(packed, start + 1)
-        stop = at + length
-        cells.append(packed[start:stop])
-        start = stop
-    return cells
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < LONG_VARINT:
-            return value, at
-        shift += 7
-
-
-def event_timestamp(item: JsonItem) -> Timestamp:
-    """The event time of an item."""
-    seconds, micros = divmod(int(item[EVENT_TIME]["N"]), 1_000_000)
-    return Timestamp(seconds=seconds, nanos=micros * 1_000)
-
-
-def is_expired(item: JsonItem, now_s: float) -> bool:
-    """Whether a row is past its view's ttl: DynamoDB deletes it hours or days later."""
-    return EXPIRY in item and now_s >= int(item[EXPIRY]["N"])
-
-
 def read_items(
-    view: ViewRead, items: dict[str, JsonItem], book: SchemaBook, now_s: float
+    asked: ViewRead,
+    items: Mapping[str, JsonItem],
+    book: SchemaBook,
+    now_s: float,
+    unread: Collection[str] = (),
 ) -> list[Stored]:
     """What each row of a request found, in the order of the request.
+
+    Args:
+        asked: what was asked.
+        items: the items that were found, by key.
+        book: what items' values stand for.
+        now_s: seconds since 1970 UTC.
+        unread: keys that could not be read.
 
     Raises:
         ItemFormatError: an item is not in this store's layout.
     """
-    count = len(view.requested)
-    missing = Stored(None, Layout.without_values(count, NOT_FOUND), NO_TIME)
-    expired = Layout.without_values(count, OUTSIDE_MAX_AGE)
-    layouts: dict[str, Layout] = {}
+    count, view = len(asked.requested), asked.view
+    missing = Stored(None, Layout.without_values(count, NOT_FOUND), None)
     found: dict[str | None, Stored] = {}
+    layouts: dict[tuple[str, bool], Layout] = {}
+    oldest_us = view.oldest_us(now_s)
     for key, item in items.items():
         try:
             fingerprint = item[FINGERPRINT]["B"]
-            packed = base64.b64decode(item[VALUES]["B"])
-        except KeyError as error:
-            raise ItemFormatError(
-                f"Table `{view.table}` holds an item that is not in this store's layout "
-                f"(attributes {sorted(item)}). Write the view again with `feast materialize`, or "
-                "point `table_name_template` to tables that only this store writes."
-            ) from error
-        if is_expired(item, now_s):
-            found[key] = Stored(None, expired, event_timestamp(item))
-            continue
-        if fingerprint not in layouts:
-            columns = book.columns_of(view.table, item, view.schema, view.requested)
-            layouts[fingerprint] = Layout.of(columns)
-        found[key] = Stored(packed, layouts[fingerprint], event_timestamp(item))
-    return [found.get(key, missing) for key in view.rows]
+            packed = a2b_base64(item[VALUES]["B"])
+            event_us = int(item[EVENT_TIME]["N"])
+        except (KeyError, ValueError) as error:
+            raise _format_error(view.table, item) from error
+        is_expired = event_us < oldest_us
+        layout = layouts.get((fingerprint, is_expired))
+        if layout is None:
+            layout = _layout(asked, item, book, is_expired=is_expired)
+            layouts[fingerprint, is_expired] = layout
+        is_answered = not is_expired or view.with_expired
+        found[key] = Stored(packed if is_answered else None, layout, event_us)
+    if unread:
+        lost = Stored(None, Layout.without_values(count, UNREAD), None)
+        found.update((key, lost) for key in unread)
+    return [found.get(key, missing) for key in asked.rows]
+
+
+def _layout(asked: ViewRead, item: JsonItem, book: SchemaBook, *, is_expired: bool) -> Layout:
+    view = asked.view
+    if is_expired and not view.with_expired:
+        return Layout.without_values(len(asked.requested), OUTSIDE_MAX_AGE)
+    columns = book.columns_of(view.table, item, view.schema, asked.requested)
+    return Layout.of(columns, OUTSIDE_MAX_AGE if is_expired else PRESENT)
+
+
+def _format_error(table: str, item: JsonItem) -> ItemFormatError:
+    return ItemFormatError(
+        f"Table `{table}` holds an item that is not in this store's layout "
+        f"(attributes {sorted(item)}). Write the view again with `feast "
+        "materialize`, or point `table_name_template` to tables that only this store writes."
+    )
 
 
 def add_view(
@@ -189,57 +179,48 @@ def add_view(
         names: the names under which the features are answered.
     """
     response.metadata.feature_names.val.extend(names)
-    times = [row.event_time for row in rows]
+    times = b"".join([time_entry(row.event_us) for row in rows])
+    layout = rows[0].layout
+    statuses: Iterable[tuple[int, ...]]
+    if all(row.layout is layout for row in rows):
+        statuses = [(status,) * len(rows) for status in layout.statuses]
+    else:
+        statuses = zip(*(row.layout.statuses for row in rows), strict=True)
     tails: dict[tuple[int, ...], bytes] = {}
-    by_feature = zip(*(row.layout.statuses for row in rows), strict=True)
-    for values, status in zip(_uniform(rows) or _ragged(rows), by_feature, strict=True):
-        if status not in tails:
-            vector = FeatureVector(statuses=status, event_timestamps=times)
-            tails[status] = vector.SerializeToString()
-        response.results.add().MergeFromString(values + tails[status])
+    vectors = []
+    for values, status in zip(_columns(rows), statuses, strict=True):
+        tail = tails.get(status)
+        if tail is None:
+            tail = FeatureVector(statuses=status).SerializeToString() + times
+            tails[status] = tail
+        vectors.append(VECTOR_TAG + varint(len(values) + len(tail)) + values + tail)
+    response.MergeFromString(b"".join(vectors))
 
 
-def _ragged(rows: Sequence[Stored]) -> Iterable[bytes]:
+def _columns(rows: Sequence[Stored]) -> Iterable[bytes]:
+    """Each requested feature of all rows, as entries of field 1."""
+    layout = rows[0].layout
+    packed = [row.packed for row in rows if row.layout is layout and row.packed is not None]
+    if len(packed) == len(rows):
+        positions = layout.positions
+        columns = uniform_columns(packed, positions) if positions else None
+        if columns is not None:
+            return columns
+    if len(rows) == 1:
+        return rows[0].cells()
     return map(b"".join, zip(*(row.cells() for row in rows), strict=True))
 
 
-def _uniform(rows: Sequence[Stored]) -> list[bytes] | None:
-    """The vectors' values where all rows have the same shape, as rows of doubles do."""
-    first = rows[0]
-    if first.packed is None or len(rows) < ROWS_WORTH_NUMPY:
-        return None
-    if any(
-        row.packed is None
-        or row.layout is not first.layout
-        or len(row.packed) != len(first.packed)
-        for row in rows
-    ):
-        return None
-    if any(column is None or column.widen for column in first.layout.columns):
-        return None
-    stored = split(first.packed)
-    ends = np.cumsum([len(cell) for cell in stored]).tolist()
-    starts = [0, *ends]
-    table = np.frombuffer(b"".join(row.packed or b"" for row in rows), dtype=np.uint8)
-    table = table.reshape(len(rows), -1)
-    # Tags and lengths at the same places in all rows: then so are the values.
-    headers = [
-        byte
-        for start, cell in zip(starts, stored, strict=False)
-        for byte in range(start, start + _header_bytes(cell))
-    ]
-    if not (table[:, headers] == table[0, headers]).all():
-        return None
-    return [
-        table[:, starts[column.position] : ends[column.position]].tobytes()
-        for column in first.layout.columns
-        if column is not None
-    ]
-
-
-def _header_bytes(cell: bytes) -> int:
-    """Bytes of tag and length before an entry's value."""
-    return 2 if cell[1] < LONG_VARINT else _varint(cell, 1)[1]
+# Rows that were written together often have one event time.
+@lru_cache(16_384)
+def time_entry(event_us: int | None) -> bytes:
+    """An event time as an entry of `FeatureVector.event_timestamps`; none is 1970."""
+    if event_us is None:
+        return TIME_TAG + b"\0"
+    seconds, micros = divmod(event_us, 1_000_000)
+    data: bytes = Timestamp(seconds=seconds, nanos=micros * 1_000).SerializeToString()
+    # At most 17 bytes: the length takes one.
+    return TIME_TAG + bytes((len(data),)) + data
 
 
 def add_version(response: GetOnlineFeaturesResponse, view: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from feast.protos.feast.types.Value_pb2 import Value
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.dynamo.item import JsonItem
     from feast_dynamo_ext.dynamo.reader import Found, Reader
-
-MOST_VIEWS = 10_000
 
 logger = logging.getLogger(__name__)
 
@@ -83,21 +81,6 @@ class SchemaBook:
         default_factory=dict
     )
 
-    _views: dict[int, tuple[Any, RowSchema]] = field(default_factory=dict, repr=False)
-
-    def schema_of(self, view: Any) -> RowSchema:
-        """A view's schema of now, worked out once per view object.
-
-        Feast hands out the same object until its registry is refreshed.
-        """
-        held = self._views.get(id(view))
-        if held is None or held[0] is not view:
-            if len(self._views) >= MOST_VIEWS:
-                self._views.clear()
-            # The view is held too, so that its id stays its own.
-            held = self._views[id(view)] = (view, RowSchema.of(view))
-        return held[1]
-
     def forget(self, table: str) -> None:
         """Forget what was written into a table that is new or gone."""
         self.written -= {entry for entry in self.written if entry[0] == table}
@@ -106,23 +89,27 @@ class SchemaBook:
         """Keep the schema that a table's items of now are written under."""
         self.known[table, schema.fingerprint_text] = schema
 
-    def fetch_missing(self, found: Found, reader: Reader) -> None:
+    async def fetch_missing(self, found: Found, reader: Reader) -> None:
         """Read the schema items of fingerprints that this process has not seen yet."""
-        missing = {
-            (table, item[FINGERPRINT]["B"])
+        missing = [
+            (table, fingerprint)
             for table, items in found.items()
-            for item in items.values()
-            if FINGERPRINT in item and (table, item[FINGERPRINT]["B"]) not in self.known
-        }
+            for fingerprint in {
+                item[FINGERPRINT]["B"] for item in items.values() if FINGERPRINT in item
+            }
+            if (table, fingerprint) not in self.known
+        ]
         if missing:
-            self._fetch(missing, reader)
+            await self._fetch(missing, reader)
 
-    def _fetch(self, missing: Iterable[tuple[str, str]], reader: Reader) -> None:
+    async def _fetch(self, missing: Iterable[tuple[str, str]], reader: Reader) -> None:
         wanted: dict[str, list[str]] = {}
         for table, fingerprint in missing:
             key = schema_key(base64.b64decode(fingerprint))
             wanted.setdefault(table, []).append(key)
-        found = reader.read([TableKeys(table, tuple(keys)) for table, keys in wanted.items()])
+        found = await reader.read(
+            [TableKeys(table, tuple(keys)) for table, keys in wanted.items()]
+        )
         for table, items in found.items():
             for item in items.values():
                 self.learn(table, RowSchema.parse(item[SCHEMA]["S"]))

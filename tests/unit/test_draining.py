@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
@@ -32,7 +32,7 @@ class Clock:
     now_s: float = 0.0
     slept: list = field(default_factory=list)
 
-    def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.now_s += seconds
 
@@ -55,7 +55,7 @@ class FlakyDynamo:
     moods: list[str]
     calls: list[tuple[str, int]] = field(default_factory=list)
 
-    def call(self, operation, body, resource):
+    async def call(self, operation, body, resource, timeout_s=None):
         requested = body["RequestItems"]
         self.calls.append((operation, sum(map(self._size, requested.values()))))
         mood = self.moods.pop(0) if self.moods else "ok"
@@ -65,9 +65,10 @@ class FlakyDynamo:
             raise AwsUnavailableError("connection reset")
         if mood == "denied":
             raise CredentialsError("expired")
+        limit = {"part": 1, "full": 40}.get(mood)
         if operation == "BatchGetItem":
-            return self._get(requested, 1 if mood == "part" else None)
-        return self._write(requested, 1 if mood == "part" else None)
+            return self._get(requested, limit)
+        return self._write(requested, limit)
 
     @staticmethod
     def _size(entry):
@@ -104,10 +105,8 @@ def items(count: int) -> list[dict]:
     return [to_item(Row(b"%d" % n, b"", n, None), SCHEMA, None, "v") for n in range(count)]
 
 
-@pytest.fixture(scope="module")
-def executor():
-    with ThreadPoolExecutor(1) as pool:
-        yield pool
+def read(reader: Reader, wanted: list[TableKeys]):
+    return asyncio.run(reader.read(wanted))
 
 
 moods = st.lists(st.sampled_from(["ok", "part", "throttle", "reset"]), max_size=12)
@@ -119,10 +118,9 @@ def test_a_read_is_complete_or_an_error(moods, stored, asked, batch):
     held = {item["k"]["B"]: item for item in items(stored)}
     dynamo = FlakyDynamo({"one": held, "two": dict(held)}, list(moods))
     clock = Clock()
-    with ThreadPoolExecutor(1) as pool:
-        reader = Reader(dynamo, clock.policy(60, max_failures=None), pool, batch_size=batch)
-        wanted = [TableKeys(name, tuple(map(text, range(asked)))) for name in ("one", "two")]
-        found = reader.read(wanted)
+    reader = Reader(dynamo, clock.policy(60, max_failures=None), batch_size=batch)
+    wanted = [TableKeys(name, tuple(map(text, range(asked)))) for name in ("one", "two")]
+    found = read(reader, wanted)
     expected = {text(n): held[text(n)] for n in range(min(stored, asked))}
     assert found == {"one": expected, "two": expected}
 
@@ -132,29 +130,29 @@ def test_a_read_is_complete_or_an_error(moods, stored, asked, batch):
 def test_a_write_is_complete_or_an_error(moods, count):
     dynamo = FlakyDynamo({"t": {}}, list(moods))
     done: list[int] = []
-    with ThreadPoolExecutor(1) as pool:
-        writer = Writer(dynamo, Clock().policy(60, max_failures=None), pool)
-        writer.write("t", items(count), done.append)
+    writer = Writer(dynamo, Clock().policy(60, max_failures=None))
+    asyncio.run(writer.write("t", items(count), done.append))
     assert set(dynamo.tables["t"]) == set(map(text, range(count)))
     assert sum(done) == count
 
 
-def test_keys_of_all_tables_share_requests_of_at_most_100_keys(executor):
+def test_keys_of_all_tables_share_requests_of_at_most_100_keys():
     dynamo = FlakyDynamo({f"t{n}": {} for n in range(5)}, [])
     keys = tuple(map(text, range(50)))
-    Reader(dynamo, Clock().policy(), executor).read([TableKeys(f"t{n}", keys) for n in range(5)])
+    read(Reader(dynamo, Clock().policy()), [TableKeys(f"t{n}", keys) for n in range(5)])
     assert dynamo.calls == [("BatchGetItem", 100), ("BatchGetItem", 100), ("BatchGetItem", 50)]
 
 
-def test_a_read_that_is_throttled_past_its_deadline_names_what_is_missing(executor):
+def test_a_read_that_is_throttled_past_its_deadline_names_what_is_missing():
     dynamo = FlakyDynamo({"orders": {}, "visits": {}}, ["part", *["throttle"] * 100])
     clock = Clock()
-    reader = Reader(dynamo, clock.policy(5.0), executor)
+    reader = Reader(dynamo, clock.policy(5.0))
     keys = tuple(map(text, range(3)))
     with pytest.raises(
-        IncompleteReadError, match=r"orders \(2 keys\), visits \(2 keys\)"
+        IncompleteReadError,
+        match=r"2 keys of feature view buys \(table orders\), 2 keys of visits",
     ) as caught:
-        reader.read([TableKeys("visits", keys), TableKeys("orders", keys)])
+        read(reader, [TableKeys("visits", keys), TableKeys("orders", keys, view="buys")])
     assert caught.value.unread == {"orders": 2, "visits": 2}
     assert isinstance(caught.value, TimeoutError)
     assert isinstance(caught.value.__cause__, ThrottledError)
@@ -163,36 +161,144 @@ def test_a_read_that_is_throttled_past_its_deadline_names_what_is_missing(execut
     assert clock.slept == [0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6]
 
 
-def test_a_write_that_is_throttled_past_its_deadline_names_the_rows(executor):
+def test_a_write_that_is_throttled_past_its_deadline_names_the_rows():
     dynamo = FlakyDynamo({"orders": {}}, ["part", *["throttle"] * 100])
     entity_items = items(3)
     with pytest.raises(IncompleteWriteError, match="Table orders: 2 of 3 rows") as caught:
-        Writer(dynamo, Clock().policy(5.0), executor).write("orders", entity_items)
+        asyncio.run(Writer(dynamo, Clock().policy(5.0)).write("orders", entity_items))
     assert caught.value.unwritten == [b"1", b"2"]
     assert set(dynamo.tables["orders"]) == {text(0)}
 
 
-def test_requests_that_fail_outright_are_given_up_after_the_set_number(executor):
+def test_requests_that_fail_outright_are_given_up_after_the_set_number():
     dynamo = FlakyDynamo({"t": {}}, ["reset"] * 10)
-    reader = Reader(dynamo, Clock().policy(max_failures=3), executor)
+    reader = Reader(dynamo, Clock().policy(max_failures=3))
     with pytest.raises(IncompleteReadError, match="connection reset"):
-        reader.read([TableKeys("t", (text(1),))])
+        read(reader, [TableKeys("t", (text(1),))])
     assert len(dynamo.calls) == 3
 
 
-def test_a_refusal_is_not_tried_again(executor):
+def test_a_refusal_is_not_tried_again():
     dynamo = FlakyDynamo({"t": {}}, ["denied"])
     with pytest.raises(CredentialsError):
-        Reader(dynamo, Clock().policy(), executor).read([TableKeys("t", (text(1),))])
+        read(Reader(dynamo, Clock().policy()), [TableKeys("t", (text(1),))])
     assert len(dynamo.calls) == 1
+
+
+def test_what_answers_is_given_and_the_rest_is_named_as_unread():
+    held = {item["k"]["B"]: item for item in items(3)}
+    dynamo = FlakyDynamo({"t": held}, ["part", *["throttle"] * 100])
+    reader = Reader(dynamo, Clock().policy(5.0))
+    wanted = [TableKeys("t", tuple(map(text, range(3))))]
+    result = asyncio.run(reader.read_what_answers(wanted))
+    assert result.found == {"t": {text(0): held[text(0)]}}
+    assert result.unread == {"t": [text(1), text(2)]}
+    assert isinstance(result.cause, ThrottledError)
+
+
+def test_no_request_is_left_in_flight_by_a_read_that_fails():
+    dynamo = FlakyDynamo({"t": {}}, ["denied"])
+    reader = Reader(dynamo, Clock().policy(), batch_size=1)
+
+    async def check():
+        with pytest.raises(CredentialsError):
+            await reader.read([TableKeys("t", tuple(map(text, range(5))))])
+        return asyncio.all_tasks()
+
+    assert len(asyncio.run(check())) == 1
+    assert len(dynamo.calls) == 5
+
+
+def large_items(count: int, size: int) -> list[dict]:
+    return [to_item(Row(b"%d" % n, bytes(size), n, None), SCHEMA, None, "v") for n in range(count)]
+
+
+def test_requests_become_smaller_where_items_are_large():
+    held = {item["k"]["B"]: item for item in large_items(100, 300_000)}
+    dynamo = FlakyDynamo({"large": held, "small": {}}, [])
+    reader = Reader(dynamo, Clock().policy())
+    keys = tuple(map(text, range(100)))
+    assert len(read(reader, [TableKeys("large", keys)])["large"]) == 100
+    assert dynamo.calls == [("BatchGetItem", 100)]
+    dynamo.calls.clear()
+    # 8 MB of the 16 MB that one answer holds: 27 items of 300,000 bytes
+    found = read(reader, [TableKeys("large", keys), TableKeys("small", keys)])
+    assert len(found["large"]) == 100
+    assert [size for _, size in dynamo.calls] == [27, 27, 27, 100, 19]
+
+
+def test_what_did_not_fit_into_an_answer_is_asked_for_at_once():
+    held = {item["k"]["B"]: item for item in large_items(100, 390_000)}
+    dynamo = FlakyDynamo({"t": held}, ["full"])
+    clock = Clock()
+    keys = tuple(map(text, range(100)))
+    assert len(read(Reader(dynamo, clock.policy()), [TableKeys("t", keys)])["t"]) == 100
+    assert clock.slept == []
+
+
+@dataclass
+class SlowDynamo:
+    """Answers each request after the next of `delays_s`, or fails where that is an error."""
+
+    delays_s: list
+    asked: int = 0
+    ended: int = 0
+
+    async def call(self, operation, body, resource, timeout_s=None):
+        self.asked += 1
+        number, delay = self.asked, self.delays_s.pop(0)
+        try:
+            if isinstance(delay, Exception):
+                raise delay
+            await asyncio.sleep(delay)
+        finally:
+            self.ended += 1
+        return {"Responses": {"t": [{"k": {"B": text(0)}, "by": {"N": str(number)}}]}}
+
+
+@pytest.mark.parametrize(
+    ("delays_s", "by", "asked"),
+    [
+        ([0.0], 1, 1),
+        ([60.0, 0.0], 2, 2),
+        ([0.05, 60.0], 1, 2),
+        ([0.05, ThrottledError("slow down")], 1, 2),
+        ([60.0, ThrottledError("slow down"), 0.0], 3, 3),
+    ],
+    ids=["fast", "again", "first after all", "first after a refusal", "retried"],
+)
+def test_the_first_answer_of_a_request_sent_twice_wins(delays_s, by, asked):
+    # The last case: the first attempt never answers; it is given up when its read timeout comes.
+    if len(delays_s) == 3:
+        delays_s[0] = AwsUnavailableError("timed out")
+    dynamo = SlowDynamo(delays_s)
+    reader = Reader(dynamo, Clock().policy(), hedge_after_s=0.01)
+    found = read(reader, [TableKeys("t", (text(0),))])
+    assert found["t"][text(0)]["by"] == {"N": str(by)}
+    assert (dynamo.asked, dynamo.ended) == (asked, asked)
+
+
+def test_one_request_of_a_read_is_sent_twice_and_no_more():
+    dynamo = SlowDynamo([0.05] * 6)
+    reader = Reader(dynamo, Clock().policy(), batch_size=1, hedge_after_s=0.01)
+    read(reader, [TableKeys("t", tuple(map(text, range(5))))])
+    assert dynamo.asked == 6
 
 
 def test_waits_are_jittered_over_their_whole_range():
     pauses = []
     draws = iter([0.0, 0.5, 0.25])
+
+    async def sleep(seconds):
+        pauses.append(seconds)
+
     policy = RetryPolicy(
-        10, base_s=1.0, sleep=pauses.append, clock=lambda: 0.0, jitter=lambda: next(draws)
+        10, base_s=1.0, sleep=sleep, clock=lambda: 0.0, jitter=lambda: next(draws)
     )
     attempts = policy.start()
-    assert [attempts.wait() for _ in range(3)] == [True, True, True]
+
+    async def wait_three_times():
+        return [await attempts.wait() for _ in range(3)]
+
+    assert asyncio.run(wait_three_times()) == [True, True, True]
     assert pauses == [0.0, 1.0, 0.5]  # of 1, 2 and the cap of 2 seconds

@@ -13,9 +13,12 @@ from feast.utils import _populate_response_from_feature_data
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from feast_dynamo_ext.dynamo.cells import split
 from feast_dynamo_ext.dynamo.item import Row, RowSchema, pack, to_item
-from feast_dynamo_ext.dynamo.response import ViewRead, add_view, read_items, split
+from feast_dynamo_ext.dynamo.key_encoding import KeyEncoder
+from feast_dynamo_ext.dynamo.response import ViewRead, add_view, read_items
 from feast_dynamo_ext.dynamo.schemas import SchemaBook
+from feast_dynamo_ext.dynamo.views import KnownView
 
 NAMES = ("a", "b", "c")
 SCHEMA = RowSchema(NAMES, ("DOUBLE",) * 3)
@@ -74,7 +77,17 @@ def by_us(asked, stored, requested):
     }
     book = SchemaBook()
     book.learn("t", SCHEMA)
-    read = ViewRead("t", SCHEMA, tuple(requested), tuple(map(key_text, asked)))
+    view = KnownView(
+        table="t",
+        answers_as="v",
+        schema=SCHEMA,
+        ttl_s=None,
+        columns=(("id", "id"),),
+        encode=KeyEncoder(["id"], "v"),
+        consistent=False,
+        with_expired=False,
+    )
+    read = ViewRead(view, tuple(requested), tuple(map(key_text, asked)))
     response = GetOnlineFeaturesResponse()
     names = [f"v__{name}" for name in requested]
     add_view(response, read_items(read, items, book, NOW_S), names)

@@ -1,0 +1,141 @@
+"""What reads and writes need to know of a feature view, worked out once per view object."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from feast.infra.online_stores.helpers import compute_versioned_name
+
+from feast_dynamo_ext.dynamo.entity_keys import ENTITYLESS_JOIN_KEYS, request_columns
+from feast_dynamo_ext.dynamo.item import RowSchema
+from feast_dynamo_ext.dynamo.key_encoding import KeyEncoder
+from feast_dynamo_ext.dynamo.view_settings import ViewSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from feast import RepoConfig
+    from feast.value_type import ValueType
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class KnownView:
+    """A feature view as this store sees it.
+
+    Attributes:
+        table: name of its table.
+        answers_as: the name under which a request knows it: its alias, with its version if it
+            has one.
+        schema: its features of now.
+        ttl_s: its ttl in whole seconds, rounded up; None where it has none (or a zero one).
+        columns: (join key, the request's column that holds it), for each join key.
+        encode: serializes its entity keys, from values in the order of `columns`.
+        consistent: whether it is read strongly consistent.
+        with_expired: whether rows past their ttl answer their values.
+    """
+
+    table: str
+    answers_as: str
+    schema: RowSchema
+    ttl_s: int | None
+    columns: tuple[tuple[str, str], ...]
+    encode: KeyEncoder
+    consistent: bool
+    with_expired: bool
+
+    def oldest_us(self, now_s: float) -> float:
+        """The event time from which on rows are within the ttl (the ttl itself counts)."""
+        if not self.ttl_s:
+            return float("-inf")
+        # Whole seconds, as the expiry that DynamoDB deletes by: see `item.expiry_s`.
+        return (int(now_s) - self.ttl_s) * 1_000_000
+
+    @classmethod
+    def of(cls, view: Any, config: RepoConfig) -> KnownView:
+        """Work it out.
+
+        Raises:
+            ConfigError: a tag of the view that is a setting and cannot be one.
+        """
+        columns, store = request_columns(view), config.online_store
+        settings = ViewSettings.of(view)
+        consistent, expired = settings.consistent_reads, settings.expired
+        return cls(
+            table=table_name(config, view),
+            answers_as=view.projection.name_to_use(),
+            schema=RowSchema.of(view),
+            ttl_s=ttl_seconds(view),
+            columns=columns,
+            encode=KeyEncoder([name for name, _ in columns] or ENTITYLESS_JOIN_KEYS, view.name),
+            consistent=store.consistent_reads if consistent is None else consistent,
+            with_expired=(expired or store.expired) == "value",
+        )
+
+
+class ByView(Generic[T]):
+    """Something that is worked out once per view object. Safe to share between threads.
+
+    Feast hands out the same view objects until its registry is refreshed; what belongs to the old
+    ones is forgotten with them.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[weakref.ref[Any], T]] = {}
+
+    def of(self, view: Any, make: Callable[[], T]) -> T:
+        """What was made for a view, made now where it was not yet."""
+        held = self._held.get(id(view))
+        if held is not None and held[0]() is view:
+            return held[1]
+        made, key, entries = make(), id(view), self._held
+
+        def forget(gone: weakref.ref[Any]) -> None:
+            # By then another view may have the same id.
+            if key in entries and entries[key][0] is gone:
+                del entries[key]
+
+        entries[key] = (weakref.ref(view, forget), made)
+        return made
+
+
+_VALUE_TYPES: ByView[dict[str, tuple[str, ValueType]]] = ByView()
+
+
+def value_types(refs: Iterable[tuple[Any, Iterable[str]]]) -> dict[str, ValueType]:
+    """Feast's value type of each requested feature, by its name and by its full name."""
+    found: dict[str, ValueType] = {}
+    for view, requested in refs:
+        of_view = _VALUE_TYPES.of(view, partial(_value_types, view))
+        for name in requested:
+            if name in of_view:
+                full_name, kind = of_view[name]
+                found[name] = found[full_name] = kind
+    return found
+
+
+def _value_types(view: Any) -> dict[str, tuple[str, ValueType]]:
+    prefix = f"{view.projection.name_to_use()}__"
+    return {
+        field.name: (prefix + field.name, field.dtype.to_value_type()) for field in view.features
+    }
+
+
+def table_name(config: RepoConfig, view: Any) -> str:
+    """The name of a view's table; a version of a view has a table of its own."""
+    versioned = config.registry.enable_online_feature_view_versioning
+    name: str = config.online_store.table_name_template.format(
+        project=config.project, table_name=compute_versioned_name(view, versioned)
+    )
+    return name
+
+
+def ttl_seconds(view: Any) -> int | None:
+    """A view's ttl in whole seconds, rounded up; None where it has none (or a zero one)."""
+    ttl: timedelta | None = getattr(view, "ttl", None)
+    return -(-ttl // timedelta(seconds=1)) if ttl else None

@@ -1,0 +1,270 @@
+"""How reads are run: on event loops and threads, in forked children, in part, past their ttl."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime as dt
+import json
+import multiprocessing
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.types import Float64, Int64
+
+from feast_dynamo_ext import ViewSettings
+from feast_dynamo_ext.errors import IncompleteReadError
+
+CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+NOW = dt.datetime.now(tz=dt.timezone.utc)
+PRESENT, NOT_FOUND = FieldStatus.PRESENT, FieldStatus.NOT_FOUND
+OUTSIDE_MAX_AGE, INVALID = FieldStatus.OUTSIDE_MAX_AGE, FieldStatus.INVALID
+
+
+def view(name: str, **settings) -> FeatureView:
+    return FeatureView(
+        name=name,
+        entities=[CUSTOMER],
+        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
+        source=FileSource(name=f"{name}_source", path="nowhere", timestamp_field="t"),
+        **{"ttl": dt.timedelta(0), **settings},
+    )
+
+
+def key(number: int) -> EntityKey:
+    return EntityKey(join_keys=["cid"], entity_values=[Value(int64_val=number)])
+
+
+def write(store, feature_view, rows, at=NOW):
+    data = [(key(n), {"total": Value(double_val=value)}, at, None) for n, value in rows.items()]
+    store.provider.online_write_batch(store.config, feature_view, data, None)
+
+
+@pytest.fixture
+def empty_store(open_store, dynamodb):
+    """Opens a store on an empty project of its own."""
+    opened = []
+
+    def empty_store(**online):
+        project = f"p{uuid.uuid4().hex[:12]}"
+        online = {"region": "us-east-1", "endpoint_url": dynamodb.endpoint, **online}
+        opened.append(open_store(project, online={"write_mode": "overwrite", **online}))
+        return opened[-1]
+
+    yield empty_store
+    for store in opened:
+        store.teardown()
+
+
+@pytest.fixture
+def store(empty_store):
+    """A store with two views of 300 customers; `total` is a tenth and a fifth of their number."""
+    opened = empty_store()
+    views = [view("one"), view("two")]
+    opened.apply([CUSTOMER, *views])
+    write(opened, views[0], {n: n / 10 for n in range(300)})
+    write(opened, views[1], {n: n / 5 for n in range(300)})
+    return opened
+
+
+REFS = ["one:total", "two:total"]
+
+
+def ask(numbers) -> dict:
+    return {
+        "features": REFS,
+        "entity_rows": [{"cid": n} for n in numbers],
+        "full_feature_names": True,
+    }
+
+
+def expected(numbers) -> dict:
+    return {
+        "cid": list(numbers),
+        "one__total": [n / 10 if n < 300 else None for n in numbers],
+        "two__total": [n / 5 if n < 300 else None for n in numbers],
+    }
+
+
+def test_many_reads_at_once_on_one_event_loop(store):
+    async def read_all():
+        requests = [range(start, start + 130) for start in range(0, 300, 60)]
+        answers = await asyncio.gather(
+            *(store.get_online_features_async(**ask(numbers)) for numbers in requests)
+        )
+        one_view = await store.provider.online_read_async(
+            store.config, store.get_feature_view("one"), [key(7), key(999)]
+        )
+        await store.provider.online_store.close()
+        return requests, answers, one_view
+
+    requests, answers, one_view = asyncio.run(read_all())
+    for numbers, answer in zip(requests, answers, strict=True):
+        assert answer.to_dict() == expected(numbers)
+    assert one_view == [
+        (NOW.replace(microsecond=NOW.microsecond), {"total": Value(double_val=0.7)}),
+        (None, None),
+    ]
+    assert store.provider.async_supported.online.read is True
+    assert store.provider.async_supported.online.write is True
+
+
+def test_reads_on_one_event_loop_after_another(store):
+    for _ in range(2):
+
+        async def read_one():
+            answer = await store.get_online_features_async(**ask([1, 2]))
+            await store.provider.online_store.close()
+            return answer
+
+        assert asyncio.run(read_one()).to_dict() == expected([1, 2])
+
+
+def test_a_read_that_is_called_inside_an_event_loop_as_in_a_notebook(store):
+    async def cell():
+        return store.get_online_features(**ask([3, 4]))
+
+    assert asyncio.run(cell()).to_dict() == expected([3, 4])
+
+
+def test_threads_share_a_store(store):
+    def read(start):
+        numbers = range(start, start + 30)
+        return store.get_online_features(**ask(numbers)).to_dict() == expected(numbers)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(read, range(200)))
+
+
+def _read_in_child(store, queue):
+    queue.put(store.get_online_features(**ask([5])).to_dict())
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_a_forked_child_and_its_parent_both_read_on(store):
+    fork = multiprocessing.get_context("fork")
+    assert store.get_online_features(**ask([4])).to_dict() == expected([4])
+    for _ in range(2):
+        queue = fork.Queue()
+        child = fork.Process(target=_read_in_child, args=(store, queue))
+        child.start()
+        assert queue.get(timeout=60) == expected([5])
+        child.join(timeout=60)
+        assert child.exitcode == 0
+        assert store.get_online_features(**ask([6])).to_dict() == expected([6])
+
+
+def ages(store):
+    """Values and statuses of rows 1 hour and 3 days old under a ttl of 1 day."""
+    orders = view("orders", ttl=dt.timedelta(days=1))
+    store.apply([CUSTOMER, orders])
+    write(store, orders, {1: 1.5}, NOW - dt.timedelta(hours=1))
+    # Written under no ttl, so that the server does not delete it: the view's ttl of now decides.
+    write(store, view("orders"), {2: 2.5}, NOW - dt.timedelta(days=3))
+    answer = store.get_online_features(
+        features=["orders:total"], entity_rows=[{"cid": 1}, {"cid": 2}, {"cid": 3}]
+    )
+    (vector,) = [
+        vector
+        for name, vector in zip(
+            answer.proto.metadata.feature_names.val, answer.proto.results, strict=True
+        )
+        if name == "total"
+    ]
+    return answer.to_dict()["total"], list(vector.statuses)
+
+
+def test_rows_past_the_views_ttl_answer_null_and_their_status(empty_store):
+    values, statuses = ages(empty_store())
+    assert values == [1.5, None, None]
+    assert statuses == [PRESENT, OUTSIDE_MAX_AGE, NOT_FOUND]
+
+
+def test_rows_past_the_views_ttl_answer_their_value_too_where_that_is_asked_for(empty_store):
+    values, statuses = ages(empty_store(expired="value"))
+    assert values == [1.5, 2.5, None]
+    assert statuses == [PRESENT, OUTSIDE_MAX_AGE, NOT_FOUND]
+
+
+def partial_store(open_store, scripted_http, **online):
+    """A store whose reads get one of two rows, then nothing but throttling."""
+    feature_view = view("orders")
+    row = {"k": {"B": ""}, "v": {"B": ""}}
+    answers = [
+        (200, {"Responses": {"p.orders": [row]}, "UnprocessedKeys": {}}),
+        *[(400, {"__type": "x#ThrottlingException", "message": "slow down"})] * 50,
+    ]
+    endpoint = scripted_http(answers)
+    store = open_store(
+        online={
+            "region": "us-east-1",
+            "endpoint_url": endpoint,
+            "read_deadline_ms": 300,
+            "manage_tables": "never",
+            **online,
+        }
+    )
+    store.apply([CUSTOMER, feature_view])
+    known = store.provider.online_store._connection(store.config).view(feature_view, store.config)
+    encoded = [base64.b64encode(known.encode([Value(int64_val=n)])).decode() for n in (1, 2)]
+    row.update(
+        k={"B": encoded[0]},
+        v={"B": base64.b64encode(bytes.fromhex("0a0929000000000000f83f")).decode()},
+        t={"N": str(int(NOW.timestamp() * 1_000_000))},
+        f={"B": known.schema.fingerprint_text},
+    )
+    answers[0][1]["UnprocessedKeys"] = {"p.orders": {"Keys": [{"k": {"B": encoded[1]}}]}}
+    return store
+
+
+ASKED = {"features": ["orders:total"], "entity_rows": [{"cid": 1}, {"cid": 2}]}
+
+
+def test_keys_left_unread_are_an_error_that_names_view_and_count(open_store, scripted_http):
+    store = partial_store(open_store, scripted_http)
+    with pytest.raises(
+        IncompleteReadError, match=r"1 keys of feature view orders \(table p\.orders\)"
+    ):
+        store.get_online_features(**ASKED)
+
+
+def test_keys_left_unread_are_marked_where_that_is_asked_for(open_store, scripted_http, caplog):
+    store = partial_store(open_store, scripted_http, on_partial="mark")
+    answer = store.get_online_features(**ASKED)
+    assert answer.to_dict()["total"] == [1.5, None]
+    statuses = [list(vector.statuses) for vector in answer.proto.results]
+    assert statuses[-1] == [PRESENT, INVALID]
+    assert "1 keys of feature view orders" in caplog.text
+
+
+def test_views_and_store_say_which_reads_are_strongly_consistent(open_store, scripted_http):
+    views = [
+        view("plain"),
+        view("strong", tags=ViewSettings(consistent_reads=True).tags()),
+        view("weak", tags=ViewSettings(consistent_reads=False).tags()),
+    ]
+    empty = {name: [] for name in ("p.plain", "p.strong", "p.weak")}
+    endpoint = scripted_http([(200, {"Responses": empty})] * 2)
+    for whole_store, consistent in ((False, {"p.strong"}), (True, {"p.plain", "p.strong"})):
+        store = open_store(
+            online={
+                "region": "us-east-1",
+                "endpoint_url": endpoint,
+                "manage_tables": "never",
+                "consistent_reads": whole_store,
+            }
+        )
+        store.apply([CUSTOMER, *views])
+        store.get_online_features(
+            features=[f"{one.name}:total" for one in views],
+            entity_rows=[{"cid": 1}],
+            full_feature_names=True,
+        )
+        asked = json.loads(scripted_http.requests[-1])["RequestItems"]
+        assert set(asked) == set(empty)
+        assert {name for name in asked if asked[name].get("ConsistentRead")} == consistent

@@ -1,0 +1,65 @@
+"""Our entity keys are Feast's, byte for byte."""
+
+from __future__ import annotations
+
+import pytest
+from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Null, Value
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feast_dynamo_ext.dynamo.key_encoding import KeyEncoder
+from feast_dynamo_ext.errors import EntityKeyError
+
+int32 = st.integers(-(2**31), 2**31 - 1)
+int64 = st.integers(-(2**63), 2**63 - 1)
+# Also the default of each type, which protobuf keeps out of the message.
+values = st.one_of(
+    st.text(max_size=60).map(lambda text: Value(string_val=text)),
+    st.binary(max_size=60).map(lambda data: Value(bytes_val=data)),
+    int32.map(lambda number: Value(int32_val=number)),
+    int64.map(lambda number: Value(int64_val=number)),
+    int64.map(lambda number: Value(unix_timestamp_val=number)),
+)
+# Feast's own reader of keys cuts NUL characters off the names.
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30)
+keys = st.dictionaries(names, values, max_size=5)
+
+
+@given(key=keys)
+def test_a_key_is_the_one_that_feast_makes(key):
+    entity_key = EntityKey(join_keys=list(key), entity_values=list(key.values()))
+    encoded = KeyEncoder(tuple(key), "v")(list(key.values()))
+    assert encoded == serialize_entity_key(entity_key, entity_key_serialization_version=3)
+    read = deserialize_entity_key(encoded, entity_key_serialization_version=3)
+    assert dict(zip(read.join_keys, read.entity_values, strict=True)) == key
+
+
+def test_a_key_written_out():
+    encode = KeyEncoder(("user", "age"), "v")
+    assert encode([Value(string_val="ä"), Value(int32_val=-2)]) == (
+        b"\x02\x00\x00\x00"
+        b"\x02\x00\x00\x00\x03\x00\x00\x00age"
+        b"\x02\x00\x00\x00\x04\x00\x00\x00user"
+        b"\x03\x00\x00\x00\x04\x00\x00\x00\xfe\xff\xff\xff"
+        b"\x02\x00\x00\x00\x02\x00\x00\x00\xc3\xa4"
+    )
+
+
+@pytest.mark.parametrize(
+    "value", [Value(), Value(null_val=Null.NULL), Value(double_val=1.0), Value(bool_val=True)]
+)
+@pytest.mark.parametrize("names", [("user",), ("user", "shop")])
+def test_a_value_that_cannot_be_a_key_is_refused(value, names):
+    row = [value, Value(string_val="s")][: len(names)]
+    with pytest.raises(EntityKeyError, match=r"Feature view `orders`: an entity key of \['user'"):
+        KeyEncoder(names, "orders")(row)
+
+
+def test_a_key_may_take_2048_bytes_and_no_more():
+    encode = KeyEncoder(("user",), "orders")
+    # 4 bytes of count, 8 and 4 of the name, 8 before the text
+    assert len(encode([Value(string_val="x" * 2_024)])) == 2_048
+    with pytest.raises(EntityKeyError, match=r"takes 2,049 bytes"):
+        encode([Value(string_val="x" * 2_025)])
