@@ -22,9 +22,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from binascii import b2a_base64
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key
 from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
@@ -43,6 +44,7 @@ SCHEMA_KEY_PREFIX = b"\xff\xff\xff\xffschema:"
 # Service limits, https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
 MAX_KEY_BYTES = 2_048
 MAX_ITEM_BYTES = 400 * 1_024
+SURELY_FITTING_BYTES = MAX_ITEM_BYTES - 2 * MAX_KEY_BYTES
 
 JsonItem = dict[str, dict[str, str]]
 """An item as DynamoDB's JSON protocol has it: {attribute: {type: text}}."""
@@ -90,8 +92,7 @@ class RowSchema:
         return cls(tuple(name for name, _ in pairs), tuple(kind for _, kind in pairs))
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row on its way into a table.
 
     Attributes:
@@ -179,8 +180,8 @@ def to_item(row: Row, schema: RowSchema, ttl_s: int | None, view: str) -> JsonIt
         ItemTooLargeError: over DynamoDB's 400 KB an item.
     """
     item: JsonItem = {
-        KEY: {"B": base64.b64encode(row.key).decode()},
-        VALUES: {"B": base64.b64encode(row.values).decode()},
+        KEY: {"B": b2a_base64(row.key, newline=False).decode()},
+        VALUES: {"B": b2a_base64(row.values, newline=False).decode()},
         EVENT_TIME: {"N": str(row.event_us)},
         FINGERPRINT: {"B": schema.fingerprint_text},
     }
@@ -188,13 +189,23 @@ def to_item(row: Row, schema: RowSchema, ttl_s: int | None, view: str) -> JsonIt
         item[CREATED_TIME] = {"N": str(row.created_us)}
     if ttl_s:
         item[EXPIRY] = {"N": str(expiry_s(row.event_us, ttl_s))}
-    if len(row.values) > MAX_ITEM_BYTES - 2 * MAX_KEY_BYTES and item_bytes(item) > MAX_ITEM_BYTES:
+    if len(row.values) > SURELY_FITTING_BYTES and item_bytes(item) > MAX_ITEM_BYTES:
         raise ItemTooLargeError(
             f"Feature view `{view}`: the row of {sorted(entity_of(row.key))} at event time "
             f"{row.event_us} us takes {item_bytes(item):,} bytes; DynamoDB holds at most "
             f"{MAX_ITEM_BYTES:,} an item. Split the view, or shorten its largest feature."
         )
     return item
+
+
+def refuse_too_large(rows: Iterable[Row], schema: RowSchema, ttl_s: int | None, view: str) -> None:
+    """Raise what `to_item` would raise for one of the rows, before any of them is written.
+
+    Raises: as `to_item`.
+    """
+    for row in rows:
+        if len(row.values) > SURELY_FITTING_BYTES:
+            to_item(row, schema, ttl_s, view)
 
 
 def expiry_s(event_us: int, ttl_s: int) -> int:

@@ -6,6 +6,7 @@ engine is Feast's local engine where it does not know better.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from feast import utils
 from feast.infra.common.materialization_job import MaterializationJobStatus
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 
 from feast_dynamo_ext.dynamo.entity_keys import ENTITYLESS_KEY, join_keys
 from feast_dynamo_ext.dynamo.item import Row, RowSchema, key_bytes, pack
+from feast_dynamo_ext.dynamo.key_encoding import KeyEncoder
 from feast_dynamo_ext.errors import EntityKeyError
 from feast_dynamo_ext.offline.job import ParquetRetrievalJob
 from feast_dynamo_ext.offline.times import Axis
@@ -149,7 +150,7 @@ def _rows(batch: pa.RecordBatch, view: Any) -> Iterator[Row]:
 def _keys(batch: pa.RecordBatch, view: FeatureView) -> Iterator[bytes]:
     names = join_keys(view)
     if not names:
-        return iter([key_bytes(ENTITYLESS_KEY, view.name)] * batch.num_rows)
+        return itertools.repeat(key_bytes(ENTITYLESS_KEY, view.name), batch.num_rows)
     kinds = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
     for name in names:
         if batch.column(name).null_count:
@@ -158,10 +159,7 @@ def _keys(batch: pa.RecordBatch, view: FeatureView) -> Iterator[bytes]:
                 f"`{name}`. Filter them out of the source: it belongs to no entity."
             )
     columns = [to_values(batch.column(name), kinds[name], name) for name in names]
-    return (
-        key_bytes(EntityKey(join_keys=names, entity_values=cells), view.name)
-        for cells in zip(*columns, strict=True)
-    )
+    return map(KeyEncoder(names, view.name), zip(*columns, strict=True))
 
 
 def _micros(column: pa.Array) -> list[int | None]:

@@ -1,0 +1,247 @@
+"""Writes a row only where the table does not hold a newer one of its key.
+
+Newer is the greater (event time, created time); a row without created time is older than any of
+its event time that has one. A row that is as old replaces: a second materialization with corrected
+values goes through, and so does a request that is sent again because its answer was lost.
+
+By PartiQL, 25 rows a request. No statement means "insert, or replace if older", so a row takes up
+to three, each atomic:
+
+========  =======================  ==========================================================
+try       answer                   what follows
+========  =======================  ==========================================================
+UPDATE    done                     written
+UPDATE    condition failed         with the row it met: older than that one. Without: INSERT
+INSERT    done                     written
+INSERT    duplicate                a row is there, newer or not: REPLACE
+REPLACE   done                     written (REPLACE is the same statement as UPDATE)
+REPLACE   condition failed         older than the row that was there
+========  =======================  ==========================================================
+
+Two writers, 10:05 and 10:07, on a key that is not there; each statement compares with what the
+table holds at that moment, so whatever the order, the newer row ends up in it::
+
+    10:05  UPDATE: failed                  INSERT: done
+    10:07           UPDATE: failed                       INSERT: duplicate  REPLACE: done
+    table  -        -                      10:05         10:05              10:07
+
+An answer is lost, another writer comes between, the request is sent again::
+
+    10:05  UPDATE: done (lost)                        UPDATE again: failed, older
+    10:07                       UPDATE: done
+    table  10:05                10:07                 10:07
+
+Nothing is added up and nothing is ever replaced by an older row, so sending again can neither
+double nor undo. Of rows with equal times the one that arrives last stays. A row that is deleted
+between INSERT and REPLACE counts as older, as if it had been replaced first and then deleted.
+
+By PutItem, one row a request with the same condition: for servers without PartiQL (moto) and
+identities that may not use it. Service reference:
+https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_BatchExecuteStatement.html
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from feast_dynamo_ext.aws import aws_error
+from feast_dynamo_ext.dynamo.batch import Leftover, no_table
+from feast_dynamo_ext.dynamo.outcome import Outcome, keys_of
+from feast_dynamo_ext.dynamo.statements import Try, put_request, statement
+from feast_dynamo_ext.errors import (
+    AccessDeniedError,
+    AwsError,
+    AwsUnavailableError,
+    ResourceNotFoundError,
+    ThrottledError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from feast_dynamo_ext.dynamo.batch import Wire
+    from feast_dynamo_ext.dynamo.item import JsonItem
+    from feast_dynamo_ext.dynamo.retry import Attempts, RetryPolicy
+    from feast_dynamo_ext.dynamo.wire import Answer
+
+# A statement's error has a code of its own, which here becomes the one a request would have had.
+# https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_BatchStatementError.html
+REQUEST_CODE = {
+    "ProvisionedThroughputExceeded": "ProvisionedThroughputExceededException",
+    "ThrottlingError": "ThrottlingException",
+    "RequestLimitExceeded": "RequestLimitExceeded",
+    "InternalServerError": "InternalServerError",
+    "TransactionConflict": "TransactionConflictException",
+    "ResourceNotFound": "ResourceNotFoundException",
+    "AccessDenied": "AccessDeniedException",
+    "ValidationError": "ValidationException",
+    "ItemCollectionSizeLimitExceeded": "ItemCollectionSizeLimitExceededException",
+}
+CONFLICTS = {"TransactionConflictException", "ReplicatedWriteConflictException"}
+# Of one row; the others of its batch may well be written.
+ROW_REFUSED = {"ValidationException", "ItemCollectionSizeLimitExceededException"}
+
+
+@dataclass
+class Guess:
+    """Which statement to try first: that which more rows of the last batch needed."""
+
+    rows_are_new: bool = False
+
+
+@dataclass
+class Batch:
+    """Where the rows of one batch are.
+
+    Attributes:
+        todo: rows with what is tried next.
+        written: how many are written.
+        inserted: how many of those were not there before.
+        older: how many the table has a newer one of.
+        refused: rows that will never be written.
+        cause: why the last refused or waiting one is that.
+    """
+
+    todo: list[tuple[JsonItem, Try]]
+    written: int = 0
+    inserted: int = 0
+    older: int = 0
+    refused: list[JsonItem] = field(default_factory=list)
+    cause: AwsError | None = None
+
+    def outcome(self) -> Outcome:
+        """What became of the rows, with those still to do as unwritten."""
+        left = keys_of([*self.refused, *(item for item, _ in self.todo)])
+        return Outcome(self.written, self.older, left, self.cause if left else None)
+
+
+async def by_partiql(
+    wire: Wire, table: str, items: Sequence[JsonItem], policy: RetryPolicy, guess: Guess
+) -> Outcome:
+    """Write up to 25 items with distinct keys.
+
+    Args:
+        wire: the connection.
+        table: table name.
+        items: the items, in the layout of `item.py`.
+        policy: when to send again and when to give up.
+        guess: which statement to try first; brought up to date.
+
+    Raises:
+        ResourceNotFoundError: the table does not exist.
+        AwsError: AWS refused the request for a reason that trying again does not mend.
+    """
+    attempts = policy.start()
+    first = Try.INSERT if guess.rows_are_new else Try.UPDATE
+    batch = Batch([(item, first) for item in items])
+    while batch.todo:
+        body = {"Statements": [statement(table, item, how) for item, how in batch.todo]}
+        try:
+            answer = await _answered(wire, "BatchExecuteStatement", body, table, attempts)
+        except Leftover as leftover:
+            batch.cause = leftover.cause
+            return batch.outcome()
+        if _take(batch, answer, table) and not await attempts.wait():
+            return batch.outcome()
+    guess.rows_are_new = batch.inserted * 2 > len(items)
+    return batch.outcome()
+
+
+def _take(batch: Batch, answer: Answer, table: str) -> bool:
+    """Sort the rows by their answers; whether some must wait before they are tried again."""
+    tried, batch.todo = batch.todo, []
+    must_wait = False
+    for (item, how), response in zip(tried, answer["Responses"], strict=True):
+        error = response.get("Error")
+        if error is None:
+            batch.written += 1
+            batch.inserted += how is Try.INSERT
+        elif error["Code"] == "DuplicateItem":
+            batch.todo.append((item, Try.REPLACE))
+        elif error["Code"] == "ConditionalCheckFailed":
+            # Its place in the answer is not settled: the service model has both.
+            met = error.get("Item") or response.get("Item")
+            if how is Try.REPLACE or met:
+                batch.older += 1
+            else:
+                batch.todo.append((item, Try.INSERT))
+        else:
+            batch.cause = _error_of(error, table)
+            if _is_passing(batch.cause):
+                must_wait = True
+                batch.todo.append((item, how))
+            else:
+                batch.refused.append(item)
+    return must_wait
+
+
+def _error_of(error: Mapping[str, Any], table: str) -> AwsError:
+    """The exception of a statement's error.
+
+    Raises:
+        ResourceNotFoundError: there is no table, for any row.
+        AccessDeniedError: the identity may not do this, with any row.
+    """
+    found = aws_error(
+        REQUEST_CODE.get(error["Code"], error["Code"]),
+        error.get("Message", "no message"),
+        service="dynamodb",
+        operation="BatchExecuteStatement",
+        resource=table,
+    )
+    if isinstance(found, ResourceNotFoundError):
+        raise no_table(found, [table])
+    if isinstance(found, AccessDeniedError):
+        raise found
+    return found
+
+
+def _is_passing(error: AwsError) -> bool:
+    return isinstance(error, (ThrottledError, AwsUnavailableError)) or error.code in CONFLICTS
+
+
+async def by_put_item(wire: Wire, table: str, item: JsonItem, policy: RetryPolicy) -> Outcome:
+    """Write one item.
+
+    Raises: as `by_partiql`.
+    """
+    attempts = policy.start()
+    while True:
+        try:
+            await _answered(wire, "PutItem", put_request(table, item), table, attempts)
+        except Leftover as leftover:
+            return Outcome(unwritten=keys_of([item]), cause=leftover.cause)
+        except AwsError as error:
+            if error.code == "ConditionalCheckFailedException":
+                return Outcome(older=1)
+            if error.code in CONFLICTS and await attempts.wait():
+                continue
+            if error.code in CONFLICTS | ROW_REFUSED:
+                return Outcome(unwritten=keys_of([item]), cause=error)
+            raise
+        return Outcome(written=1)
+
+
+async def _answered(
+    wire: Wire, operation: str, body: Any, table: str, attempts: Attempts
+) -> Answer:
+    """Send a request until it is answered.
+
+    Raises:
+        Leftover: the deadline came, or too many requests in a row failed.
+    """
+    while True:
+        failure: AwsError
+        try:
+            answer = await wire.call(operation, body, table, attempts.left_s())
+        except (ThrottledError, AwsUnavailableError) as error:
+            failure = error
+        except ResourceNotFoundError as error:
+            raise no_table(error, [table]) from error
+        else:
+            attempts.answered()
+            return answer
+        is_over = isinstance(failure, AwsUnavailableError) and not attempts.failed()
+        if is_over or not await attempts.wait():
+            raise Leftover({}, failure) from failure
