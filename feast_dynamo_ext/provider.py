@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
 
+from feast import FeatureStore
 from feast.infra.passthrough_provider import PassthroughProvider
 
-from feast_dynamo_ext.errors import ConfigError
+from feast_dynamo_ext.dynamo.service_spec import precomputed_services
+from feast_dynamo_ext.errors import AccessDeniedError, ConfigError
 from feast_dynamo_ext.offline.job import ParquetRetrievalJob
+from feast_dynamo_ext.online_store import DynamoOnlineStore
+from feast_dynamo_ext.precompute_warnings import hide_feasts_warnings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from feast import FeatureView, OnDemandFeatureView, RepoConfig
     from feast.infra.compute_engines.base import ComputeEngine
     from feast.infra.offline_stores.offline_store import RetrievalJob
+    from feast.infra.registry.base_registry import BaseRegistry
+    from tqdm import tqdm
 
+    from feast_dynamo_ext.dynamo.service_spec import ServiceSpec
     from feast_dynamo_ext.sagemaker.split import TimeSplit
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
 
+logger = logging.getLogger(__name__)
+
+
 class DynamoProvider(PassthroughProvider):
     """Feast's passthrough provider with this package's compute engine as the default."""
+
+    def __init__(self, config: RepoConfig) -> None:
+        super().__init__(config)
+        self._registry: Any = None
 
     @property
     def batch_engine(self) -> ComputeEngine:
@@ -32,6 +52,117 @@ class DynamoProvider(PassthroughProvider):
                 online_store=self.online_store,
             )
         return super().batch_engine
+
+    # Precomputed services
+
+    def materialize_single_feature_view(
+        self,
+        config: RepoConfig,
+        feature_view: FeatureView | OnDemandFeatureView,
+        start_date: datetime,
+        end_date: datetime,
+        registry: BaseRegistry,
+        project: str,
+        tqdm_builder: Callable[[int], tqdm[Any]],
+        disable_event_timestamp: bool = False,
+    ) -> None:
+        """Materialize a view; from then on its `precompute_online` services have their vectors.
+
+        Raises: as the compute engine.
+        """
+        unfilled = self._declared(registry, feature_view, is_fresh=True)
+        super().materialize_single_feature_view(
+            config,
+            feature_view,
+            start_date,
+            end_date,
+            registry,
+            project,
+            tqdm_builder,
+            disable_event_timestamp,
+        )
+        for spec in unfilled:
+            self.online_store.fill_service(config, spec)
+
+    def ingest_df(self, feature_view: Any, df: Any, field_mapping: Any = None) -> None:
+        """Write rows of a push, and the vectors of the services they are part of."""
+        self._declared(self._own_registry(), feature_view, is_fresh=False)
+        super().ingest_df(feature_view, df, field_mapping)
+
+    async def ingest_df_async(self, feature_view: Any, df: Any, field_mapping: Any = None) -> None:
+        """The same on an event loop."""
+        await asyncio.to_thread(
+            lambda: self._declared(self._own_registry(), feature_view, is_fresh=False)
+        )
+        await super().ingest_df_async(feature_view, df, field_mapping)
+
+    def update_infra(self, *args: Any, **kwargs: Any) -> None:
+        """Make tables as they should be, at `feast apply`."""
+        self._registry = None
+        super().update_infra(*args, **kwargs)
+
+    def precompute_feature_service(self, feature_service_name: str | None = None) -> int:
+        """Write the vectors that entities of `precompute_online` services lack.
+
+        `feast materialize` does so for the services of its views; `push` for the entities it
+        writes. Feast's `FeatureStore.precompute_feature_service` knows no store but Redis.
+
+        Args:
+            feature_service_name: one service; default: all of them.
+
+        Returns:
+            The number of vectors written.
+
+        Raises:
+            ConfigError: no such service has `precompute_online`, or the store is another.
+            AwsError: AWS refused.
+        """
+        store = self.online_store
+        services = precomputed_services(self._own_registry(), self.repo_config.project)
+        names = [feature_service_name] if feature_service_name else list(services)
+        if not isinstance(store, DynamoOnlineStore) or not set(names) <= services.keys():
+            raise ConfigError(
+                f"Feature service `{feature_service_name}` cannot be precomputed: declare it with "
+                "`precompute_online=True`, run `feast apply`, and set `online_store` in "
+                "feature_store.yaml to feast_dynamo_ext.DynamoOnlineStore."
+            )
+        unfilled = {
+            spec
+            for name in names
+            for view, _ in services[name][:1]
+            for spec in store.declare_services(self.repo_config, services, view, replace=True)
+            if spec.service == name
+        }
+        return sum(store.fill_service(self.repo_config, spec) for spec in unfilled)
+
+    def _declared(self, registry: Any, view: Any, *, is_fresh: bool) -> list[ServiceSpec]:
+        """The services of a view of which not every entity has got its vector."""
+        store = self.online_store
+        if not isinstance(store, DynamoOnlineStore) or not getattr(view, "online", False):
+            return []
+        services = precomputed_services(
+            registry, self.repo_config.project, view=view.name, allow_cache=not is_fresh
+        )
+        if services:
+            hide_feasts_warnings()
+        elif not is_fresh:
+            return []
+        try:
+            return store.declare_services(self.repo_config, services, view, replace=is_fresh)
+        except AccessDeniedError as error:
+            if is_fresh:
+                raise
+            # Rows may be written all the same: nobody is answered a vector that is not kept.
+            logger.warning("services of %s get no vectors: %s", view.name, error)
+            return []
+
+    def _own_registry(self) -> Any:
+        """The registry, cached as feature_store.yaml says: Feast passes none to a push."""
+        if self._registry is None:
+            path = getattr(self.repo_config, "repo_path", None)
+            store = FeatureStore(repo_path=str(path) if path else None, config=self.repo_config)
+            self._registry = store.registry
+        return self._registry
 
     def write_training_set(
         self,
