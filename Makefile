@@ -26,7 +26,7 @@ types: $(VENV)/.dev ## mypy, strict, on the package
 	@$(BIN)/mypy
 
 bench: $(VENV)/.dev $(VENV)/.dynamodb-local .venv-bench/.ready ## ours beside Feast's own store, in one run
-	@$(BIN)/python tests/benchmarks/online_read.py $(ARGS)
+	@$(BIN)/python tests/benchmarks/bench.py $(ARGS)
 
 docs: $(VENV)/.dev ## write the generated parts of docs/ anew
 	@$(BIN)/python docs/generate.py

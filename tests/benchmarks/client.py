@@ -1,105 +1,79 @@
 """A measured client: Feast with our store or with its own, on tables of its own.
 
 Runs in either environment, so it imports nothing of feast_dynamo_ext: Feast loads the store that
-the settings name. `client.py load SETTINGS` creates and fills the tables and ends;
-`client.py serve SETTINGS` does what `protocol.py` says, so that memory counts reading alone.
+the settings name. `client.py load SETTINGS` creates, fills and checks the tables and ends;
+`client.py serve SETTINGS` does what `protocol.py` says.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import sys
-from pathlib import Path
+from functools import partial
+from typing import TYPE_CHECKING
 
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Value
-from feast.types import Float64, Int64
-from protocol import serve
-from workload import JOIN_KEY, Workload
+import boto3
+from operations import AsyncReads, Reads, ServiceReads, Writes
+from projects import SERVICE, declare, fill, open_store
+from protocol import Operation, serve
+from sizes import ROW
+from workload import Workload
 
-STORES = {"ours": "feast_dynamo_ext.DynamoOnlineStore", "feast": "dynamodb"}
-CUSTOMER = Entity(name=JOIN_KEY, join_keys=[JOIN_KEY], value_type=ValueType.INT64)
-EVENT_TIME = dt.datetime(2024, 1, 1, tzinfo=dt.timezone.utc)
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+CHECKED = [0, 1, 2]
+OPERATIONS = {"read": Reads, "read async": AsyncReads, "service": ServiceReads, "write": Writes}
 
 
-def open_store(settings: dict) -> FeatureStore:
-    folder = Path(settings["folder"])
-    config = RepoConfig(
-        project=f"bench_{settings['store']}",
-        provider="local",
-        # Read once: what is measured is the store, not the registry.
-        registry={"path": str(folder / "registry.db"), "cache_ttl_seconds": 86_400},
-        online_store={
-            "type": STORES[settings["store"]],
-            "region": settings["region"],
-            "endpoint_url": settings["endpoint"],
-        },
-        entity_key_serialization_version=3,
+def load(settings: dict, workload: Workload) -> None:
+    # Feast's own DynamoDB store has no precomputed services: it reads the same ones plainly.
+    precomputed = settings["store"] == "ours"
+    store = open_store(settings, workload)
+    declare(store, workload, precomputed=precomputed)
+    fill(store, workload)
+    if Reads(store, workload).answer(CHECKED) != workload.answer(CHECKED):
+        raise RuntimeError(f"{workload.project(settings['store'])}: not what was written.")
+    if precomputed and workload.name == SERVICE:
+        precompute(settings, store, workload)
+
+
+def precompute(settings: dict, store: FeatureStore, workload: Workload) -> None:
+    """Write the service's vectors, and prove that they are what answers it."""
+    written = store._get_provider().precompute_feature_service(SERVICE)
+    if written != workload.entities:
+        raise RuntimeError(f"{written} vectors of {workload.entities} entities are precomputed.")
+    view, *_ = workload.names()
+    table = boto3.resource(
+        "dynamodb", region_name=settings["region"], endpoint_url=settings["endpoint"]
+    ).Table(f"{workload.project('ours')}.{view}")
+    row = next(item for item in table.scan()["Items"] if ROW["ours"] in item)
+    # Behind the store's back, so the vector stays as it is.
+    table.delete_item(Key={"k": row["k"]})
+    entities = list(range(workload.entities))
+    plain, service = (
+        reads(store, workload).answer(entities) == workload.answer(entities)
+        for reads in (Reads, ServiceReads)
     )
-    config.repo_path = folder
-    return FeatureStore(config=config)
+    table.put_item(Item=row)
+    if plain or not service:
+        raise RuntimeError("The precomputed service is not answered from its vectors alone.")
 
 
-def views_of(workload: Workload) -> list[FeatureView]:
-    return [
-        FeatureView(
-            name=view,
-            entities=[CUSTOMER],
-            schema=[Field(name=JOIN_KEY, dtype=Int64)]
-            + [Field(name=name, dtype=Float64) for name in names],
-            source=FileSource(name=f"{view}_source", path="nowhere", timestamp_field="t"),
-            ttl=dt.timedelta(0),
-        )
-        for view, names in workload.names().items()
-    ]
-
-
-def load(store: FeatureStore, workload: Workload) -> None:
-    """Create and fill the tables: once, or Feast's store fails on DynamoDB Local."""
-    views = views_of(workload)
-    store.apply([CUSTOMER, *views])
-    for view, (name, features) in zip(views, workload.names().items(), strict=True):
-        rows = [
-            (
-                EntityKey(join_keys=[JOIN_KEY], entity_values=[Value(int64_val=entity)]),
-                {
-                    feature: Value(double_val=value)
-                    for feature, value in zip(features, workload.values(name, entity), strict=True)
-                },
-                EVENT_TIME + dt.timedelta(minutes=entity),
-                None,
-            )
-            for entity in range(workload.entities)
-        ]
-        store._get_provider().online_write_batch(store.config, view, rows, None)
-
-
-class Reads:
-    """The operations that are measured."""
-
-    def __init__(self, store: FeatureStore, workload: Workload) -> None:
-        self.store = store
-        self.references = workload.references()
-
-    def request_of(self, entities: list[int]) -> list[dict[str, int]]:
-        return [{JOIN_KEY: entity} for entity in entities]
-
-    def run(self, request: list[dict[str, int]]):
-        return self.store.get_online_features(features=self.references, entity_rows=request)
-
-    def answer(self, entities: list[int]) -> dict:
-        return self.run(self.request_of(entities)).to_dict()
+def open_operation(settings: dict, workload: Workload, operation: str) -> Operation:
+    return OPERATIONS[operation](open_store(settings, workload), workload)
 
 
 def main() -> None:
     settings = json.loads(sys.argv[2])
-    store, workload = open_store(settings), Workload(**settings["workload"])
+    workloads = [Workload(**one) for one in settings["workloads"]]
     if sys.argv[1] == "load":
-        load(store, workload)
+        for workload in workloads:
+            load(settings, workload)
     else:
-        serve(Reads(store, workload), workload)
+        # One: Feast keeps the objects of one project at a time, and reads them anew at a change.
+        (workload,) = workloads
+        serve(partial(open_operation, settings, workload))
 
 
 if __name__ == "__main__":

@@ -33,10 +33,14 @@ class BareReads:
     def __init__(self, settings: dict, workload: Workload) -> None:
         self.url = settings["endpoint"] + "/"
         self.region = settings["region"]
-        self.tables = [f"bench_ours.{view}" for view in workload.names()]
+        self.workload = workload
+        self.tables = [f"{workload.project('ours')}.{view}" for view in workload.names()]
         self.credentials = ReadOnlyCredentials("test", "test", None)
         self.connections = threading.local()
         self.threads = ThreadPoolExecutor(max_workers=10)  # as both stores have for reads
+
+    def requests(self, calls: int, size: int, part: int) -> list[list[dict]]:
+        return [self.request_of(call) for call in self.workload.requests(calls, size, part)]
 
     def request_of(self, entities: list[int]) -> list[dict]:
         """BatchGetItem bodies: the keys of all tables, 100 a request."""
@@ -61,6 +65,9 @@ class BareReads:
             for table, items in answer["Responses"].items():
                 found.setdefault(table, []).extend(item["k"]["B"] for item in items)
         return found
+
+    def close(self) -> None:
+        self.threads.shutdown()
 
     def _call(self, body: dict) -> dict:
         data = orjson.dumps(body)
@@ -92,8 +99,8 @@ def _key(entity: int) -> str:
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
-    workload = Workload(**settings["workload"])
-    serve(BareReads(settings, workload), workload)
+    (workload,) = settings["workloads"]
+    serve(lambda _: BareReads(settings, Workload(**workload)))
 
 
 if __name__ == "__main__":

@@ -39,11 +39,15 @@ class Command:
             [str(self.python), *self.script], text=True, env=_environment(), **pipes
         )
 
-    def finish(self) -> None:
-        """Run it to its end."""
-        code = self.start().wait()
-        if code:
-            raise RuntimeError(f"{self.name}: ended with exit code {code}; its error is above.")
+    def finish(self) -> str:
+        """Run it to its end; what it printed."""
+        process = self.start(stdout=subprocess.PIPE)
+        printed, _ = process.communicate()
+        if process.returncode:
+            raise RuntimeError(
+                f"{self.name}: ended with exit code {process.returncode}; its error is above."
+            )
+        return printed
 
 
 class Client:
@@ -75,6 +79,35 @@ def running(command: Command) -> Iterator[Client]:
         process.stdin.close()
         process.wait()
         process.stdout.close()
+
+
+@dataclass(frozen=True)
+class Case:
+    """What all its clients are asked to do.
+
+    Attributes:
+        name: what reports call it.
+        operation: of `operations.py`.
+        workload: name of its tables.
+        size: entities a read, rows a write.
+        calls: calls a turn.
+        clients: names of those that can do it.
+    """
+
+    name: str
+    operation: str
+    workload: str
+    size: int
+    calls: int
+    clients: tuple[str, ...]
+
+    @property
+    def turn(self) -> dict[str, Any]:
+        return {
+            "operation": self.operation,
+            "size": self.size,
+            "calls": self.calls,
+        }
 
 
 @dataclass(frozen=True)
@@ -120,32 +153,34 @@ class Series:
         return sum(len(sample.wall_s) for sample in self.rounds)
 
 
-def measure(
-    clients: Sequence[Client], sizes: Sequence[int], rounds: int, calls: int
-) -> dict[int, dict[str, Series]]:
+Measured = dict[str, dict[str, Series]]
+"""Series by name of the case, then of the client."""
+
+
+def measure(clients: Sequence[Client], cases: Sequence[Case], rounds: int) -> Measured:
     """Time all clients in turn, a first round not counted.
 
     Args:
-        clients: who takes turns.
-        sizes: the cases: entities a call.
+        clients: who takes turns, in each round the other way round: what one leaves to the
+            server, garbage for example, must not always hit the same next one.
+        cases: what they do.
         rounds: how often each client has its turn in each case.
-        calls: calls a turn.
-
-    Returns:
-        Series by entities a call, then by client.
     """
-    samples: dict[int, dict[str, list[Sample]]] = {
-        size: {client.name: [] for client in clients} for size in sizes
+    samples: dict[str, dict[str, list[Sample]]] = {
+        case.name: {client.name: [] for client in clients if client.name in case.clients}
+        for case in cases
     }
     for part in range(rounds + 1):
-        for size in sizes:
-            for client in clients:
-                answer = client.ask("time", calls=calls, entities=size, part=part)
+        for case in cases:
+            for client in clients if part % 2 else reversed(clients):
+                if client.name not in case.clients:
+                    continue
+                answer = client.ask("time", part=part, **case.turn)
                 if part:  # the first round warmed up client, server and connections
-                    samples[size][client.name].append(Sample(**answer))
+                    samples[case.name][client.name].append(Sample(**answer))
     return {
-        size: {name: Series(tuple(series)) for name, series in by_client.items()}
-        for size, by_client in samples.items()
+        case: {name: Series(tuple(series)) for name, series in by_client.items()}
+        for case, by_client in samples.items()
     }
 
 

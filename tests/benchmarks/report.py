@@ -1,83 +1,112 @@
-"""What was measured, as a table for people and as JSON for programs."""
+"""What was measured, as tables for people and as JSON for programs."""
 
 from __future__ import annotations
 
 import os
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tabulate
+from bars import BASE, FLOOR, OURS, Figure, cpu_ms, percent, row_us, wall_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from harness import Sample, Series
+    from harness import Measured, Sample, Series
 
-# Else each column is two blanks wider, and the table wider than most terminals.
-tabulate.MIN_PADDING = 0
-
-BASE, OURS, FLOOR = "Feast", "ours", "floor"
-HEADERS = (
-    "entities",
-    *(f"p50 ms\n{name}" for name in (BASE, OURS, FLOOR)),
-    "Feast/ours\n(range)",
-    *(f"CPU ms\n{name}" for name in (BASE, OURS, FLOOR)),
-    "Feast/ours\n(range)",
-    *(f"p95 ms\n{name}" for name in (BASE, OURS, FLOOR)),
-    "calls\neach",
-)
+CLIENTS = (BASE, OURS, FLOOR)
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """How many times as much the base took: in the median round, the least and the most."""
-
-    median: float
-    least: float
-    most: float
-
-    @classmethod
-    def of(cls, base: Series, other: Series, figure: Callable[[Sample], float]) -> Ratio:
-        """Round by round, as both had their turn under the same noise."""
-        ratios = [
-            figure(mine) / figure(yours)
-            for mine, yours in zip(base.rounds, other.rounds, strict=True)
+def wall_table(measured: Measured) -> str:
+    """Wall clock of reads, one line a case."""
+    lines = [
+        [
+            case,
+            *_each(series, lambda one: one.p50_ms),
+            _ratio(series, BASE, OURS, wall_ms),
+            _ratio(series, OURS, FLOOR, wall_ms),
+            *_each(series, lambda one: one.p95_ms),
+            series[OURS].calls,
         ]
-        return cls(statistics.median(ratios), min(ratios), max(ratios))
-
-    def __str__(self) -> str:
-        return f"{self.median:.1f} ({self.least:.1f}-{self.most:.1f})"
-
-
-def ratios(series: Mapping[str, Series]) -> tuple[Ratio, Ratio]:
-    """Of wall clock (p50) and of client CPU."""
-    base, ours = series[BASE], series[OURS]
-    return (
-        Ratio.of(base, ours, lambda sample: sample.p50_ms),
-        Ratio.of(base, ours, lambda sample: sample.cpu_ms),
+        for case, series in measured.items()
+    ]
+    return _table(
+        lines,
+        [
+            "wall clock",
+            *(f"p50 ms\n{name}" for name in CLIENTS),
+            "Feast/ours\n(range)",
+            "ours/floor\n(range)",
+            *(f"p95 ms\n{name}" for name in CLIENTS),
+            "calls\neach",
+        ],
     )
 
 
-def table(measured: Mapping[int, Mapping[str, Series]]) -> str:
-    """One line a case."""
-    lines = []
-    for size, series in measured.items():
-        wall, cpu = ratios(series)
-        in_order = [series[name] for name in (BASE, OURS, FLOOR)]
-        lines.append(
-            [
-                size,
-                *(f"{one.p50_ms:.2f}" for one in in_order),
-                str(wall),
-                *(f"{one.cpu_ms:.2f}" for one in in_order),
-                str(cpu),
-                *(f"{one.p95_ms:.2f}" for one in in_order),
-                series[OURS].calls,
-            ]
-        )
-    return tabulate.tabulate(lines, HEADERS, disable_numparse=True, stralign="right")
+def cpu_table(measured: Measured) -> str:
+    """Client CPU of reads, one line a case."""
+    lines = [
+        [
+            case,
+            *_each(series, lambda one: one.cpu_ms),
+            _ratio(series, BASE, OURS, cpu_ms),
+            _ratio(series, OURS, FLOOR, cpu_ms),
+        ]
+        for case, series in measured.items()
+    ]
+    return _table(
+        lines,
+        [
+            "client CPU",
+            *(f"ms a call\n{name}" for name in CLIENTS),
+            "Feast/ours\n(range)",
+            "ours/floor\n(range)",
+        ],
+    )
+
+
+def write_table(measured: Measured, rows: Mapping[str, int]) -> str:
+    """Writes, one line a case; `rows` are those of a call."""
+    lines = [
+        [
+            case,
+            *(
+                f"{row_us(series[name], rows[case]).median:.0f}" if name in series else "-"
+                for name in (BASE, OURS)
+            ),
+            _ratio(series, BASE, OURS, cpu_ms),
+            *(
+                f"{rows[case] / series[name].p50_ms * 1_000:,.0f}" if name in series else "-"
+                for name in (BASE, OURS)
+            ),
+            f"{series[OURS].calls * rows[case]:,}",
+        ]
+        for case, series in measured.items()
+    ]
+    return _table(
+        lines,
+        [
+            "writes",
+            *(f"CPU us a row\n{name}" for name in (BASE, OURS)),
+            "Feast/ours\n(range)",
+            *(f"rows/s\n{name}" for name in (BASE, OURS)),
+            "rows\neach",
+        ],
+    )
+
+
+def bytes_table(sizes: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
+    """Stored bytes, one line a kind of view."""
+    lines = [
+        [
+            features,
+            *(f"{statistics.median(of_store[store]):g}" for store in ("feast", "ours")),
+            f"{percent(of_store).median:.1f}%",
+        ]
+        for features, of_store in sizes.items()
+    ]
+    return _table(lines, ["features", "bytes\nFeast", "bytes\nours", "ours/Feast"])
 
 
 def about_table(about: Mapping[str, Mapping[str, Any]]) -> str:
@@ -104,17 +133,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def as_json(measured: Mapping[int, Mapping[str, Series]]) -> list[dict[str, Any]]:
-    """One entry a case, with the figures of each round."""
-    return [
-        {
-            "entities": size,
-            "wall_ratio": vars(ratios(series)[0]),
-            "cpu_ratio": vars(ratios(series)[1]),
-            "clients": {name: _series(one) for name, one in series.items()},
-        }
-        for size, series in measured.items()
-    ]
+def as_json(measured: Measured) -> dict[str, dict[str, Any]]:
+    """By case and client, with the figures of each round."""
+    return {
+        case: {name: _series(one) for name, one in series.items()}
+        for case, series in measured.items()
+    }
 
 
 def _series(series: Series) -> dict[str, Any]:
@@ -126,3 +150,20 @@ def _series(series: Series) -> dict[str, Any]:
         "p50_ms_by_round": [sample.p50_ms for sample in series.rounds],
         "cpu_ms_per_call_by_round": [sample.cpu_ms for sample in series.rounds],
     }
+
+
+def _each(series: Mapping[str, Series], figure: Callable[[Series], float]) -> list[str]:
+    return [f"{figure(series[name]):.2f}" if name in series else "-" for name in CLIENTS]
+
+
+def _ratio(
+    series: Mapping[str, Series], base: str, other: str, figure: Callable[[Sample], float]
+) -> str:
+    if base not in series or other not in series:
+        return "-"
+    return str(Figure.ratio(series[base], series[other], figure))
+
+
+def _table(lines: list[list[Any]], headers: list[str]) -> str:
+    left = ["left"] + ["right"] * (len(headers) - 1)
+    return tabulate.tabulate(lines, headers, disable_numparse=True, colalign=left)

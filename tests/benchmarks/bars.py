@@ -1,0 +1,160 @@
+"""What the online store has to reach, and whether it did.
+
+Figures are compared round by round, as all clients had their turn under the same noise.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import tabulate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from harness import Measured, Sample, Series
+
+BASE, OURS, FLOOR = "Feast", "ours", "floor"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure: in the median round, the least and the most."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Figure:
+        return cls(statistics.median(values), min(values), max(values))
+
+    @classmethod
+    def ratio(cls, base: Series, other: Series, figure: Callable[[Sample], float]) -> Figure:
+        """How many times as much the base took."""
+        return cls.of(
+            [
+                figure(mine) / figure(yours)
+                for mine, yours in zip(base.rounds, other.rounds, strict=True)
+            ]
+        )
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.least:.2f}-{self.most:.2f})"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a figure has to reach.
+
+    Attributes:
+        name: what is measured.
+        limit: the figure has to be at least this, or at most.
+        unit: of both.
+        at_least: which of the two.
+    """
+
+    name: str
+    limit: float
+    unit: str = "x"
+    at_least: bool = True
+
+    def is_met(self, figure: Figure) -> bool:
+        """By the median as it is, not as it is printed."""
+        return figure.median >= self.limit if self.at_least else figure.median <= self.limit
+
+    def line(self, figure: Figure) -> list[str]:
+        digits = 2 if self.unit == "x" else 1
+        return [
+            self.name,
+            f"{'>=' if self.at_least else '<='} {self.limit:g}{self.unit}",
+            f"{figure.median:.{digits}f}{self.unit}",
+            f"{figure.least:.{digits}f}-{figure.most:.{digits}f}",
+            "yes" if self.is_met(figure) else "NO",
+        ]
+
+
+Held = list[tuple[Bar, Figure]]
+"""Bars, each with the figure that is held against it."""
+
+# Case -> Feast/ours in wall clock, in client CPU, and ours/floor in wall clock.
+READS = {"1 x 5": (6.0, 7.0, 1.6), "1 x 25": (5.0, 9.0, 1.5), "100 x 5": (3.5, 5.0, 2.0)}
+PRECOMPUTED = {"precomputed, 100 x 5": 10.0}  # Feast's plain read/ours, wall clock
+WRITES = {"overwrite": 80.0, "newest wins": 120.0, "newest wins, new keys": 120.0}  # CPU us a row
+BYTES = {"10 float64": 45.0, "50 float64": 40.0, "200 float64": 40.0}  # per cent of Feast's
+
+
+def wall_ms(sample: Sample) -> float:
+    return sample.p50_ms
+
+
+def cpu_ms(sample: Sample) -> float:
+    return sample.cpu_ms
+
+
+def of_reads(measured: Measured) -> Held:
+    """Of the cases that have bars: wall clock first, then CPU, then the floor."""
+    held: tuple[Held, Held, Held] = ([], [], [])
+    for case, (wall, cpu, floor) in READS.items():
+        base, ours, bare = (measured[case][name] for name in (BASE, OURS, FLOOR))
+        names = (f"Feast/ours, wall, {case}", f"Feast/ours, CPU, {case}", f"ours/floor, {case}")
+        held[0].append((Bar(names[0], wall), Figure.ratio(base, ours, wall_ms)))
+        held[1].append((Bar(names[1], cpu), Figure.ratio(base, ours, cpu_ms)))
+        held[2].append((Bar(names[2], floor, at_least=False), Figure.ratio(ours, bare, wall_ms)))
+    return [*held[0], *held[1], *held[2]]
+
+
+def of_precomputed(measured: Measured) -> Held:
+    return [
+        (
+            Bar(f"Feast/ours, wall, {case}", limit),
+            Figure.ratio(measured[case][BASE], measured[case][OURS], wall_ms),
+        )
+        for case, limit in PRECOMPUTED.items()
+    ]
+
+
+def of_writes(measured: Measured, rows: Mapping[str, int]) -> Held:
+    """Of the cases, with the rows a call of each."""
+    return [
+        (
+            Bar(f"CPU a written row, {case}", limit, " us", at_least=False),
+            row_us(measured[case][OURS], rows[case]),
+        )
+        for case, limit in WRITES.items()
+    ]
+
+
+def row_us(series: Series, rows: int) -> Figure:
+    """Client CPU a row, in microseconds."""
+    return Figure.of([sample.cpu_ms * 1_000 / rows for sample in series.rounds])
+
+
+def of_bytes(sizes: Mapping[str, Mapping[str, Sequence[int]]]) -> Held:
+    return [
+        (Bar(f"bytes an item, {features}", limit, "%", at_least=False), percent(sizes[features]))
+        for features, limit in BYTES.items()
+    ]
+
+
+def percent(sizes: Mapping[str, Sequence[int]]) -> Figure:
+    """Our bytes of each row, as per cent of the bytes that Feast's store takes."""
+    base, ours = statistics.median(sizes["feast"]), sizes["ours"]
+    return Figure.of([size / base * 100 for size in ours])
+
+
+def table(held: Held) -> str:
+    return tabulate.tabulate(
+        [bar.line(figure) for bar, figure in held],
+        ["bar", "limit", "median", "range over rounds", "met"],
+        disable_numparse=True,
+        stralign="left",
+    )
+
+
+def as_json(held: Held) -> list[dict[str, object]]:
+    return [
+        {**vars(bar), "figure": vars(figure), "met": bar.is_met(figure)} for bar, figure in held
+    ]

@@ -1,0 +1,205 @@
+"""`make bench`: our online store beside Feast's own, on one DynamoDB Local.
+
+Both stores have tables of their own with the same values, which are checked before anything is
+timed. See docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import datetime as dt
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import bars
+import report
+import tabulate
+from bars import BASE, FLOOR, OURS
+from harness import Case, Client, Command, Measured, measure, running
+from parts import ALL, PARTS, Part
+
+from feast_dynamo_ext.errors import FeastDynamoError
+from feast_dynamo_ext.local import start_dynamodb_local, stop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from workload import Workload
+
+HERE = Path(__file__).parent
+OUR_PYTHON = Path(sys.executable)
+FEAST_PYTHON = HERE.parents[1] / ".venv-bench" / "bin" / "python"
+REGION = "us-east-1"
+CHECKED = 100  # entities whose answers are compared: more keys than one request holds
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """Where the tables are, and the folder of the registries."""
+
+    endpoint: str
+    folder: Path
+
+    def command(self, client: str, do: Sequence[str], workloads: Sequence[Workload]) -> Command:
+        """How a client is started: Feast's store has an environment of its own."""
+        store = "feast" if client == BASE else "ours"
+        settings = {
+            "store": store,
+            "endpoint": self.endpoint,
+            "region": REGION,
+            "folder": str(self.folder / store),
+            "workloads": [dataclasses.asdict(workload) for workload in workloads],
+        }
+        script = (str(HERE / do[0]), *do[1:], json.dumps(settings))
+        return Command(client, FEAST_PYTHON if client == BASE else OUR_PYTHON, script)
+
+
+def main() -> None:
+    options = _options()
+    # Else each column is two blanks wider, and the tables wider than most terminals.
+    tabulate.MIN_PADDING = 0
+    if not FEAST_PYTHON.exists():
+        sys.exit("Feast's own store has no environment yet (.venv-bench). Run: make bench")
+    try:
+        result = run(options)
+    except (FeastDynamoError, RuntimeError) as error:
+        sys.exit(str(error))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    machine, started = report.machine(), time.monotonic()
+    parts = {name: PARTS[name] for name in PARTS if name in (options.only or PARTS)}
+    held: bars.Held = []
+    results: dict[str, Any] = {}
+    with _dynamodb_local() as server:
+        load(server, list(parts.values()))
+        for name, part in parts.items():
+            print(f"\n{part.title}", flush=True)
+            results[name], more = _run_part(server, name, part, options.rounds or part.rounds)
+            held += more
+    print(f"\n{bars.table(held)}")
+    print(
+        f"\n{machine['cores']} cores ({machine['processor']}), load {machine['load_before']} "
+        f"before; DynamoDB Local on the same machine; {time.monotonic() - started:.0f} s in all."
+    )
+    return {
+        "at": dt.datetime.now(tz=dt.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine,
+        "bars": bars.as_json(held),
+        "parts": results,
+    }
+
+
+def load(server: Server, parts: Sequence[Part]) -> None:
+    """Both stores' tables of all parts, written by the stores themselves and read back."""
+    # A part may share its tables with another.
+    workloads = list({one.name: one for part in parts for one in part.workloads}.values())
+    print(f"Loading {sum(one.views for one in workloads)} tables for each store ...", flush=True)
+    for client in (BASE, OURS):
+        server.command(client, ("client.py", "load"), workloads).finish()
+
+
+def _run_part(
+    server: Server, name: str, part: Part, rounds: int
+) -> tuple[dict[str, Any], bars.Held]:
+    """Measure and print a part; all its figures, and those that have bars."""
+    if not part.cases:
+        sizes = _sizes(server, part)
+        print(report.bytes_table(sizes), flush=True)
+        return {"bytes": sizes}, bars.of_bytes(sizes)
+    measured: Measured = {}
+    about: dict[str, Any] = {}
+    for workload in part.workloads:
+        more, processes = _run_workload(server, workload, part, rounds)
+        measured |= more
+        about[workload.name] = processes
+    held: bars.Held = []
+    if name == "writes":
+        tables = [report.write_table(measured, part.sizes)]
+        held = bars.of_writes(measured, part.sizes)
+    else:
+        tables = [report.wall_table(measured), report.cpu_table(measured)]
+    if name == "reads":
+        tables.append(report.about_table(about[part.workloads[0].name]))
+        held = bars.of_reads(measured)
+    if name == "precompute":
+        held = bars.of_precomputed(measured)
+    print("\n\n".join(tables), flush=True)
+    return {"rounds": rounds, "cases": report.as_json(measured), "processes": about}, held
+
+
+def _run_workload(
+    server: Server, workload: Workload, part: Part, rounds: int
+) -> tuple[Measured, dict[str, Any]]:
+    """The part's cases on one workload, and what their client processes are."""
+    cases = [case for case in part.cases if case.workload == workload.name]
+    names = [name for name in ALL if any(name in case.clients for case in cases)]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(running(_serving(server, n, workload))) for n in names]
+        for client in clients:
+            for case in cases:
+                if client.name in case.clients:
+                    check(client, case, workload)
+        measured = measure(clients, cases, rounds)
+        return measured, {client.name: client.ask("about") for client in clients}
+
+
+def check(client: Client, case: Case, workload: Workload) -> None:
+    """Refuse to time a client that answers wrongly."""
+    entities = list(range(0, workload.entities, workload.entities // CHECKED))
+    answer = client.ask("answer", operation=case.operation, entities=entities)
+    if client.name == FLOOR:
+        found = [len(keys) for keys in answer.values()]
+        right = found == [len(entities)] * workload.views
+    else:
+        # A client's first write is its version 1, and none replaces it.
+        version = 1 if case.operation == "write" else 0
+        right = answer == workload.answer(entities, version)
+    if not right:
+        raise RuntimeError(f"{client.name}, {case.name}: a wrong answer.")
+
+
+def _serving(server: Server, client: str, workload: Workload) -> Command:
+    do = ("floor.py",) if client == FLOOR else ("client.py", "serve")
+    return server.command(client, do, [workload])
+
+
+def _sizes(server: Server, part: Part) -> dict[str, dict[str, list[int]]]:
+    printed = server.command(OURS, ("sizes.py",), part.workloads).finish()
+    sizes = json.loads(printed)
+    return {name.replace("_", " "): of_store for name, of_store in sizes.items()}
+
+
+@contextlib.contextmanager
+def _dynamodb_local() -> Iterator[Server]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for made in ("feast", "ours", "log"):
+            (folder / made).mkdir()
+        server = start_dynamodb_local(folder / "log")
+        try:
+            yield Server(server.endpoint, folder)
+        finally:
+            stop(server)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--only", action="append", choices=PARTS, help="this part alone; may be repeated"
+    )
+    parser.add_argument("--rounds", type=int, help="turns of each client in each case")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
