@@ -4,6 +4,7 @@ Such a part stands in a page between two lines, `<!-- generated: NAME -->` and
 `<!-- /generated -->`, and is replaced. NAME is one of::
 
     online_store, offline_store   a table of the fields of that block of feature_store.yaml
+    table                         the same of the `table` block inside `online_store`
     cli                           the help of every feast-dynamo command
     file PATH                     a file as a code block, PATH counted from the project's folder
 
@@ -31,10 +32,21 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "feast_dynamo_ext"
 PART = re.compile(r"<!-- generated: (.+?) -->\n.*?<!-- /generated -->", re.DOTALL)
 
+SETTINGS = PACKAGE / "dynamo" / "tables" / "settings.py"
 SHARED = (PACKAGE / "aws.py", "AwsConfigModel")
+# Each block's class, then those it inherits fields from.
 BLOCKS = {
-    "online_store": (PACKAGE / "online_store.py", "DynamoOnlineStoreConfig"),
-    "offline_store": (PACKAGE / "offline_store.py", "S3ParquetOfflineStoreConfig"),
+    "online_store": (
+        (PACKAGE / "online_store.py", "DynamoOnlineStoreConfig"),
+        SHARED,
+        (PACKAGE / "dynamo" / "settings.py", "OnlineSettings"),
+        (SETTINGS, "TableConfig"),
+    ),
+    "offline_store": (
+        (PACKAGE / "offline_store.py", "S3ParquetOfflineStoreConfig"),
+        SHARED,
+    ),
+    "table": ((SETTINGS, "TableSettings"),),
 }
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".diff": "diff"}
 YAML_TYPES = {
@@ -45,10 +57,12 @@ YAML_TYPES = {
     "bool": "true or false",
     "StrictBool": "true or false",
     "dict[str, str]": "map of text to text",
+    "TableSettings": "[table settings](#table)",
+    "Ceiling": "integer of at least 1 or `off`",
     "None": "null",
 }
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-NOT_SHOWN = {"default", "pattern"}  # a pattern's meaning is in the field's own sentence
+NOT_SHOWN = {"default"}  # nor a pattern, whose meaning is in the field's own sentence
 
 
 @dataclass(frozen=True)
@@ -102,9 +116,10 @@ def _table(block: str) -> str:
 
 
 def config_fields(block: str) -> list[ConfigField]:
-    """The fields of a block: `type`, those that both blocks have, then its own."""
-    first, *own = _fields(*BLOCKS[block])
-    return [first, *_fields(*SHARED), *own]
+    """The fields of a block: `type`, those it shares with the other block, then its own."""
+    (first, *own), *inherited = ([*_fields(*where)] for where in BLOCKS[block])
+    more = [field for fields in inherited for field in fields]
+    return [first, *more, *own]
 
 
 def _fields(path: Path, class_name: str) -> Iterator[ConfigField]:
@@ -122,7 +137,11 @@ def _field(node: ast.AnnAssign, name: str, following: ast.stmt) -> ConfigField:
         raise TypeError(f"Config field `{name}` has no text after it that says what it means.")
     options: dict[str, Any] = {}
     if isinstance(node.value, ast.Call):
-        options = {str(word.arg): ast.literal_eval(word.value) for word in node.value.keywords}
+        options = {
+            str(word.arg): ast.literal_eval(word.value)
+            for word in node.value.keywords
+            if word.arg != "pattern"
+        }
     elif node.value is not None:
         options = {"default": ast.literal_eval(node.value)}
     return ConfigField(

@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from feast_dynamo_ext.dynamo.tables.settings import TableSettings
+    from feast_dynamo_ext.dynamo.view_settings import ViewSettings
     from feast_dynamo_ext.offline_store import (
         S3ParquetOfflineStore,
         S3ParquetOfflineStoreConfig,
@@ -25,6 +27,8 @@ __all__ = [
     "DynamoProvider",
     "S3ParquetOfflineStore",
     "S3ParquetOfflineStoreConfig",
+    "TableSettings",
+    "ViewSettings",
 ]
 
 _MODULE_OF = {
@@ -33,6 +37,8 @@ _MODULE_OF = {
     "DynamoProvider": "provider",
     "S3ParquetOfflineStore": "offline_store",
     "S3ParquetOfflineStoreConfig": "offline_store",
+    "TableSettings": "dynamo.tables.settings",
+    "ViewSettings": "dynamo.view_settings",
 }
 
 

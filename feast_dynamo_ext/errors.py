@@ -17,8 +17,12 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   ├── IncompleteWriteError         rows left unwritten at the deadline    (TimeoutError)
     │   ├── EntityKeyError               an entity key that cannot be a key     (ValueError)
     │   ├── ItemTooLargeError            over DynamoDB's 400 KB an item         (ValueError)
+    │   ├── StaleVectorsError            rows written, precomputed vectors not
     │   ├── ItemFormatError              an item that is not in our layout      (ValueError)
-    │   └── TableLayoutError             a table that is not in our layout      (ValueError)
+    │   ├── TableLayoutError             a table that is not in our layout      (ValueError)
+    │   ├── TablesDifferError            tables missing or not as set           (ValueError)
+    │   ├── TableProtectedError          a table that may not be deleted        (PermissionError)
+    │   └── TablesFailedError            several tables failed, each named
     ├── OfflineStoreError
     │   ├── SourceNotFoundError          no file at the source's path           (FileNotFoundError)
     │   ├── SourceReadError              a file that cannot be read             (OSError)
@@ -136,12 +140,47 @@ class ItemTooLargeError(OnlineStoreError, ValueError):
     """A row over DynamoDB's 400 KB an item."""
 
 
+class StaleVectorsError(OnlineStoreError):
+    """Rows are written, but the vectors of precomputed services may still be of before.
+
+    The same write again mends it.
+    """
+
+
 class ItemFormatError(OnlineStoreError, ValueError):
     """An item that is not in our layout."""
 
 
 class TableLayoutError(OnlineStoreError, ValueError):
     """A table that is not in our layout."""
+
+
+class TablesDifferError(OnlineStoreError, ValueError):
+    """Tables that are missing or not as they are set, found by `manage_tables: verify`.
+
+    Attributes:
+        differences: what differs, by table name.
+    """
+
+    def __init__(self, message: str, *, differences: Mapping[str, tuple[str, ...]]) -> None:
+        super().__init__(message)
+        self.differences = dict(differences)
+
+
+class TableProtectedError(OnlineStoreError, PermissionError):
+    """A table whose deletion protection is on."""
+
+
+class TablesFailedError(OnlineStoreError):
+    """Several tables could not be made as they should be; the others were.
+
+    Attributes:
+        failures: the error of each, by table name.
+    """
+
+    def __init__(self, message: str, *, failures: Mapping[str, FeastDynamoError]) -> None:
+        super().__init__(message)
+        self.failures = dict(failures)
 
 
 class OfflineStoreError(FeastDynamoError):

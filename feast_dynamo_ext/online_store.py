@@ -5,52 +5,62 @@ Feast finds a store through the module of its config class, so both stand here.
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import logging
 import os
 import threading
-import time
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.infra.online_stores.online_store import OnlineStore
-from pydantic import Field, StrictBool, StrictStr, field_validator
+from feast.infra.supported_async_methods import SupportedAsyncMethods
 
-from feast_dynamo_ext.aws import AwsConfigModel
-from feast_dynamo_ext.dynamo import entity_keys, response, table
-from feast_dynamo_ext.dynamo.connection import Connection, ConnectionSettings
+from feast_dynamo_ext.dynamo import request, response
+from feast_dynamo_ext.dynamo.connection import Connection
 from feast_dynamo_ext.dynamo.item import (
     Row,
     RowSchema,
-    key_bytes,
     newest_per_key,
+    refuse_too_large,
     to_item,
     to_schema_item,
 )
-from feast_dynamo_ext.dynamo.reader import TableKeys
-from feast_dynamo_ext.dynamo.retry import RetryPolicy
+from feast_dynamo_ext.dynamo.outcome import Outcome
 from feast_dynamo_ext.dynamo.rows import (
     FeastRow,
     ReadRow,
-    packed_row,
+    packed_rows,
     read_row,
     schema_of_rows,
 )
-from feast_dynamo_ext.dynamo.wire import WireSettings
-from feast_dynamo_ext.errors import AwsError
+from feast_dynamo_ext.dynamo.services import declare
+from feast_dynamo_ext.dynamo.services.renew import with_vectors
+from feast_dynamo_ext.dynamo.services.request import ServiceBook, ServiceRequest
+from feast_dynamo_ext.dynamo.settings import OnlineSettings
+from feast_dynamo_ext.dynamo.tables import apply
+from feast_dynamo_ext.dynamo.view_settings import ViewSettings
+from feast_dynamo_ext.dynamo.views import table_name, ttl_seconds, value_types
+from feast_dynamo_ext.errors import AwsError, IncompleteWriteError, OnlineStoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from feast import Entity, FeatureView, RepoConfig
+    from feast.infra.infra_object import InfraObject
+    from feast.online_response import OnlineResponse
+    from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
     from feast.protos.feast.types.Value_pb2 import Value as ValueProto
+    from feast.value_type import ValueType
+
+    from feast_dynamo_ext.dynamo.services.spec import Refs, ServiceSpec
+    from feast_dynamo_ext.dynamo.writer import How
 
 logger = logging.getLogger(__name__)
 
+WARM_CONNECTIONS = 4
 
-class DynamoOnlineStoreConfig(AwsConfigModel):
+
+class DynamoOnlineStoreConfig(OnlineSettings):
     """The `online_store` block of feature_store.yaml.
 
     Names that Feast's own DynamoDB store has mean the same here.
@@ -58,96 +68,6 @@ class DynamoOnlineStoreConfig(AwsConfigModel):
 
     type: Literal["feast_dynamo_ext.DynamoOnlineStore"] = "feast_dynamo_ext.DynamoOnlineStore"
     """Selects this store."""
-
-    table_name_template: StrictStr = "{project}.{table_name}"
-    """Name of a view's table, from `{project}` and `{table_name}` (the view's name). DynamoDB
-    takes 3 to 255 characters of a-z, A-Z, 0-9, `_`, `-` and `.`."""
-
-    consistent_reads: StrictBool = False
-    """Strongly consistent reads: see every finished write, at twice the read units."""
-
-    batch_size: int = Field(default=100, ge=1, le=100)
-    """Keys in one BatchGetItem request; DynamoDB takes at most 100, of all views together."""
-
-    max_read_workers: int = Field(default=10, ge=1)
-    """Requests of one read that are in flight at once."""
-
-    max_write_workers: int = Field(default=8, ge=1)
-    """Requests of one write that are in flight at once."""
-
-    read_deadline_ms: int = Field(default=10_000, ge=1)
-    """Milliseconds after which a read that is still being throttled fails, naming what is
-    missing."""
-
-    write_deadline_ms: int = Field(default=60_000, ge=1)
-    """Milliseconds after which a write request that is still being throttled fails, naming the
-    rows."""
-
-    connect_timeout: int | float = Field(default=5, gt=0)
-    """Seconds to wait for a connection."""
-
-    read_timeout: int | float = Field(default=10, gt=0)
-    """Seconds to wait for an answer."""
-
-    total_max_retry_attempts: int | None = Field(default=3, ge=1)
-    """Attempts of one request that fails outright (timeout, reset, 5xx), the first included; null
-    for no limit but the deadline. Throttling does not count: it ends at the deadline."""
-
-    retry_mode: Literal["legacy", "standard", "adaptive"] | None = "adaptive"
-    """botocore's retry mode for calls about tables; reads and writes of rows retry by the
-    deadlines above, with full jitter."""
-
-    max_pool_connections: int = Field(default=50, ge=1)
-    """Connections kept open to DynamoDB."""
-
-    keepalive_timeout: int | float = Field(default=30.0, gt=0)
-    """Seconds without a request after which open connections are not used again."""
-
-    warmup_connections: StrictBool = False
-    """Open a connection when a feature server starts, so that its first request does not wait."""
-
-    tags: dict[str, str] | None = None
-    """Tags of every table; a view's own tags win. Tags that others set are never removed."""
-
-    session_based_auth: bool = False
-    """Accepted so that a configuration moves unchanged; a session is always used here."""
-
-    on_remove: Literal["retain", "delete"] = "retain"
-    """What `feast apply` does with the table of a view that is gone: keep it and say so, or delete
-    it. `feast teardown` always deletes."""
-
-    @field_validator("table_name_template")
-    @classmethod
-    def _template_names_tables(cls, template: str) -> str:
-        try:
-            one, two = (template.format(project="p", table_name=name) for name in ("a", "b"))
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"may hold only {{project}} and {{table_name}}: {error}") from error
-        if one == two:
-            raise ValueError("must contain {table_name}, or all views would share one table")
-        return template
-
-    def connection(self) -> ConnectionSettings:
-        """How to reach DynamoDB, as a value."""
-        return ConnectionSettings(
-            aws=self.aws(),
-            wire=WireSettings(
-                connect_timeout_s=self.connect_timeout,
-                read_timeout_s=self.read_timeout,
-                max_connections=self.max_pool_connections,
-                keepalive_s=self.keepalive_timeout,
-            ),
-            read_policy=RetryPolicy(
-                self.read_deadline_ms / 1_000, max_failures=self.total_max_retry_attempts
-            ),
-            write_policy=RetryPolicy(
-                self.write_deadline_ms / 1_000, max_failures=self.total_max_retry_attempts
-            ),
-            batch_size=self.batch_size,
-            read_workers=self.max_read_workers,
-            write_workers=self.max_write_workers,
-            retry_mode=self.retry_mode,
-        )
 
 
 class DynamoOnlineStore(OnlineStore):
@@ -159,6 +79,12 @@ class DynamoOnlineStore(OnlineStore):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._opened: tuple[int, Connection] | None = None
+        self._services = ServiceBook()
+
+    @property
+    def async_supported(self) -> SupportedAsyncMethods:
+        """Reads and writes never block the event loop."""
+        return SupportedAsyncMethods(read=True, write=True)
 
     # Tables
 
@@ -171,29 +97,28 @@ class DynamoOnlineStore(OnlineStore):
         entities_to_keep: Sequence[Entity],  # noqa: ARG002 - Feast's interface
         partial: bool,  # noqa: ARG002 - Feast's interface
     ) -> None:
-        """Create the tables of new views; keep or delete those of views that are gone.
+        """Make the tables of views as they should be; keep or delete those of views that are gone.
 
         Raises:
+            ConfigError: settings of a view that cannot be; nothing is done then.
+            TablesDifferError: with `manage_tables: verify`, a table is missing or differs.
             TableLayoutError: a table of that name is not in this store's layout.
+            TableProtectedError: a table to be deleted is protected.
             AwsError: AWS refused.
+            TablesFailedError: several tables failed; the others are as they should be.
         """
         connection = self._connection(config)
-        for view in tables_to_keep:
-            tags = {**(config.online_store.tags or {}), **(view.tags or {})}
-            spec = table.TableSpec(table_name(config, view), view.name, tags)
-            if table.ensure_table(connection.client, spec):
-                connection.schemas.forget(spec.name)
-        for view in tables_to_delete:
-            name = table_name(config, view)
-            if config.online_store.on_remove == "delete":
-                table.delete_table(connection.client, name)
-                connection.schemas.forget(name)
-            else:
-                logger.warning(
-                    "feature view %s is gone; its table %s is kept (on_remove: retain)",
-                    view.name,
-                    name,
-                )
+        apply.update(
+            connection.client, config, tables_to_keep, tables_to_delete, connection.schemas.forget
+        )
+
+    def plan(self, config: RepoConfig, desired_registry_proto: RegistryProto) -> list[InfraObject]:
+        """What `update` would do to tables: logged, and as Feast's objects; nothing is changed.
+
+        Raises: as `update`.
+        """
+        client = self._connection(config).client
+        return [*apply.plan(client, config, desired_registry_proto)]
 
     def teardown(
         self,
@@ -201,12 +126,15 @@ class DynamoOnlineStore(OnlineStore):
         tables: Sequence[FeatureView],
         entities: Sequence[Entity],  # noqa: ARG002 - Feast's interface
     ) -> None:
-        """Delete the tables of the given views."""
+        """Delete the tables of the given views; those that are not ours are left alone.
+
+        Raises:
+            TableProtectedError: a table's deletion protection is on.
+            AwsError: AWS refused.
+            TablesFailedError: several of these; the other tables are deleted.
+        """
         connection = self._connection(config)
-        for view in tables:
-            name = table_name(config, view)
-            table.delete_table(connection.client, name)
-            connection.schemas.forget(name)
+        apply.teardown(connection.client, config, tables, connection.schemas.forget)
 
     # Writes
 
@@ -225,8 +153,26 @@ class DynamoOnlineStore(OnlineStore):
             IncompleteWriteError: rows left unwritten at the deadline, named.
         """
         schema = schema_of_rows(table, data)
-        rows = (packed_row(table.name, schema, row) for row in data)
-        self.write_rows(config, table, schema, rows, progress)
+        self.write_rows(config, table, schema, packed_rows(table.name, schema, data), progress)
+
+    async def online_write_batch_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[FeastRow],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """The same on an event loop, which packing many rows does not block either.
+
+        Raises: as `online_write_batch`.
+        """
+
+        def packed() -> tuple[RowSchema, list[Row]]:
+            schema = schema_of_rows(table, data)
+            return schema, newest_per_key(packed_rows(table.name, schema, data))
+
+        schema, rows = await asyncio.to_thread(packed)
+        await self._write(config, table, schema, rows, progress)
 
     def write_rows(
         self,
@@ -235,21 +181,42 @@ class DynamoOnlineStore(OnlineStore):
         schema: RowSchema,
         rows: Iterable[Row],
         progress: Callable[[int], Any] | None = None,
-    ) -> int:
-        """Write packed rows, the newest per key; returns how many.
+    ) -> Outcome:
+        """Write packed rows, the newest per key.
+
+        Returns:
+            How many were written, and how many the table has newer ones of.
 
         Raises: as `online_write_batch`.
         """
+        newest = newest_per_key(rows)
+        return self._connection(config).loops.run(
+            self._write(config, view, schema, newest, progress)
+        )
+
+    async def _write(
+        self,
+        config: RepoConfig,
+        view: FeatureView,
+        schema: RowSchema,
+        rows: list[Row],
+        progress: Callable[[int], Any] | None,
+    ) -> Outcome:
         connection = self._connection(config)
-        name = table_name(config, view)
-        ttl_s = ttl_seconds(view)
-        items = [to_item(row, schema, ttl_s, view.name) for row in newest_per_key(rows)]
+        name, ttl_s = table_name(config, view), ttl_seconds(view)
+        refuse_too_large(rows, schema, ttl_s, view.name)
         if (name, schema.fingerprint_text) not in connection.schemas.written:
             # Before the first row, so that no reader ever meets a fingerprint nothing explains.
-            connection.writer.write(name, [to_schema_item(schema)])
+            try:
+                await connection.writer.write(name, [to_schema_item(schema)])
+            except IncompleteWriteError as error:
+                # What is missing to the caller is the rows.
+                left = tuple(row.key for row in rows)
+                return Outcome(unwritten=left, cause=error).checked(name)
             connection.schemas.written.add((name, schema.fingerprint_text))
-        connection.writer.write(name, items, progress)
-        return len(items)
+        items = (to_item(row, schema, ttl_s, view.name) for row in rows)
+        write = connection.writer.write(name, items, progress, how_written(config, view))
+        return await with_vectors(connection, name, rows, write)
 
     # Reads
 
@@ -265,17 +232,39 @@ class DynamoOnlineStore(OnlineStore):
         Raises:
             IncompleteReadError: keys left unread at the deadline.
         """
-        keys = tuple(_text(key_bytes(key, table.name)) for key in entity_keys)
-        requested = requested_features or [field.name for field in table.features]
-        view = self._view_read(config, table, requested, keys)
-        found = self._read(config, [view])[view.table]
-        book = self._connection(config).schemas
-        return [
-            read_row(view, stored)
-            for stored in response.read_items(view, found, book, time.time())
-        ]
+        return self._connection(config).loops.run(
+            self.online_read_async(config, table, entity_keys, requested_features)
+        )
 
-    def _read_features_per_fv(
+    async def online_read_async(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKeyProto],
+        requested_features: list[str] | None = None,
+    ) -> list[ReadRow]:
+        """The same on an event loop.
+
+        Raises: as `online_read`.
+        """
+        connection = self._connection(config)
+        view = connection.view(table, config)
+        asked = request.of_keys(view, entity_keys, requested_features)
+        answers = await request.read([asked], connection, may_be_partial=False)
+        return [read_row(asked, row) for row in answers.rows_of(asked)]
+
+    def _read_features_per_fv(self, config: RepoConfig, *args: Any, **kwargs: Any) -> None:
+        """Read all views of a request together and append them to the response.
+
+        Raises:
+            EntityKeyError: the request lacks a join key, or has one that cannot be a key.
+            IncompleteReadError: keys left unread at the deadline (`on_partial: error`).
+        """
+        self._connection(config).loops.run(
+            self._read_features_per_fv_async(config, *args, **kwargs)
+        )
+
+    async def _read_features_per_fv_async(
         self,
         config: RepoConfig,
         grouped_refs: list[tuple[FeatureView, list[str]]],
@@ -285,54 +274,110 @@ class DynamoOnlineStore(OnlineStore):
         full_feature_names: bool,
         include_feature_view_version_metadata: bool,
     ) -> None:
-        """Read all views of a request together and append them to the response."""
-        count = max(map(len, join_key_values.values()), default=0)
-        cache: dict[tuple[tuple[str, str], ...], tuple[str | None, ...]] = {}
-        views = []
-        for view, requested in grouped_refs:
-            columns = entity_keys.request_columns(view)
-            if columns not in cache:
-                cache[columns] = entity_keys.keys_of_request(view, join_key_values, count)
-            views.append(self._view_read(config, view, requested, cache[columns]))
-        found = self._read(config, views)
-        book = self._connection(config).schemas
-        now_s = time.time()
-        for (view, requested), read in zip(grouped_refs, views, strict=True):
-            prefix = f"{view_name(view)}__" if full_feature_names else ""
-            names = [prefix + name for name in requested]
-            rows = response.read_items(read, found[read.table], book, now_s)
-            response.add_view(online_features_response, rows, names)
+        """The same on an event loop.
+
+        Raises: as `_read_features_per_fv`.
+        """
+        connection = self._connection(config)
+        known = [connection.view(view, config) for view, _ in grouped_refs]
+        reads = request.of_columns(known, [names for _, names in grouped_refs], join_key_values)
+        answers = await request.read(
+            reads, connection, may_be_partial=config.online_store.on_partial == "mark"
+        )
+        for (view, names), held, read in zip(grouped_refs, known, reads, strict=True):
+            prefix = f"{held.answers_as}__" if full_feature_names else ""
+            response.add_view(
+                online_features_response, answers.rows_of(read), [prefix + name for name in names]
+            )
             if include_feature_view_version_metadata:
                 response.add_version(online_features_response, view)
 
-    def _view_read(
+    @staticmethod
+    def _build_feature_types(
+        grouped_refs: list[tuple[FeatureView, list[str]]],
+    ) -> dict[str, ValueType]:
+        # Feast's own goes over every field of every view at each request: a fifth of the client
+        # CPU of a read of 25 views.
+        return value_types(grouped_refs)
+
+    # Precomputed services
+
+    def get_online_features(self, config: RepoConfig, *args: Any, **kwargs: Any) -> OnlineResponse:
+        """Features of entities; of a precomputed service, from one item an entity.
+
+        Raises: as `_read_features_per_fv`.
+        """
+        asked = ServiceRequest.of(*args, **kwargs)
+        if asked is None:
+            return super().get_online_features(config, *args, **kwargs)
+        connection = self._connection(config)
+        return connection.loops.run(
+            asked.answer(config, connection, self._services, self._read_features_per_fv_async)
+        )
+
+    async def get_online_features_async(
+        self, config: RepoConfig, *args: Any, **kwargs: Any
+    ) -> OnlineResponse:
+        """The same on an event loop.
+
+        Raises: as `get_online_features`.
+        """
+        asked = ServiceRequest.of(*args, **kwargs)
+        if asked is None:
+            return await super().get_online_features_async(config, *args, **kwargs)
+        return await asked.answer(
+            config, self._connection(config), self._services, self._read_features_per_fv_async
+        )
+
+    def declare_services(
         self,
         config: RepoConfig,
+        services: Mapping[str, Refs],
         view: FeatureView,
-        requested: Sequence[str],
-        keys: tuple[str | None, ...],
-    ) -> response.ViewRead:
-        schema = self._connection(config).schemas.schema_of(view)
-        return response.ViewRead(table_name(config, view), schema, tuple(requested), keys)
+        *,
+        replace: bool,
+    ) -> list[ServiceSpec]:
+        """Have the vectors of a view's precomputed services kept from now on.
 
-    def _read(
-        self, config: RepoConfig, views: Sequence[response.ViewRead]
-    ) -> dict[str, dict[str, Any]]:
+        Args:
+            config: the repo's.
+            services: all precomputed services of the project.
+            view: whose services are meant.
+            replace: whether services that have changed are declared anew, and vectors of those
+                that are gone deleted; both read the table that holds them whole.
+
+        Returns:
+            The services of which not every entity has got its vector yet: see `fill_service`.
+
+        Raises:
+            AwsError: AWS refused.
+        """
         connection = self._connection(config)
-        for view in views:
-            connection.schemas.learn(view.table, view.schema)
-        wanted: dict[str, dict[str, None]] = {}
-        for view in views:
-            keys = wanted.setdefault(view.table, {})
-            keys.update((key, None) for key in view.rows if key is not None)
-        found = connection.reader.read(
-            [
-                TableKeys(name, tuple(keys), config.online_store.consistent_reads)
-                for name, keys in wanted.items()
-            ]
+        return connection.loops.run(
+            self._services.declare(connection, config, services, view, replace=replace)
         )
-        connection.schemas.fetch_missing(found, connection.reader)
-        return found
+
+    def fill_service(self, config: RepoConfig, spec: ServiceSpec) -> int:
+        """Write the vector of each entity that has none; returns how many were written.
+
+        Raises:
+            StaleVectorsError: rows changed all the time.
+            AwsError: AWS refused.
+        """
+        connection = self._connection(config)
+        return connection.loops.run(declare.fill(connection, spec))
+
+    def write_precomputed_vector(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """Refused: this store makes the vectors itself, of the rows it holds.
+
+        Raises:
+            OnlineStoreError: always.
+        """
+        raise OnlineStoreError(
+            "DynamoOnlineStore makes the vectors of precomputed services itself, at each write of "
+            "rows. To write those that are missing, call `precompute_feature_service` of "
+            "DynamoProvider."
+        )
 
     # Connection
 
@@ -341,7 +386,7 @@ class DynamoOnlineStore(OnlineStore):
         connection = self._connection(config)
         if config.online_store.warmup_connections:
             try:
-                connection.wire.call("DescribeLimits", {}, "this account")
+                await connection.wire.warm_up(WARM_CONNECTIONS)
             except AwsError as error:
                 # A slow first request is no reason not to serve.
                 logger.warning("no connection could be warmed up: %s", error)
@@ -351,7 +396,7 @@ class DynamoOnlineStore(OnlineStore):
         with self._lock:
             opened, self._opened = self._opened, None
         if opened is not None:
-            opened[1].close()
+            await opened[1].close_async()
 
     def _connection(self, config: RepoConfig) -> Connection:
         # A forked worker must not share its parent's sockets.
@@ -365,26 +410,9 @@ class DynamoOnlineStore(OnlineStore):
             return self._opened[1]
 
 
-def table_name(config: RepoConfig, view: Any) -> str:
-    """The name of a view's table; a version of a view has a table of its own."""
-    versioned = config.registry.enable_online_feature_view_versioning
-    name: str = config.online_store.table_name_template.format(
-        project=config.project, table_name=compute_versioned_name(view, versioned)
-    )
-    return name
-
-
-def view_name(view: Any) -> str:
-    """The name under which a request knows a view: its alias, with its version if it has one."""
-    name: str = view.projection.name_to_use()
-    return name
-
-
-def ttl_seconds(view: Any) -> int | None:
-    """A view's ttl in whole seconds, rounded up; None where it has none (or a zero one)."""
-    ttl: timedelta | None = getattr(view, "ttl", None)
-    return -(-ttl // timedelta(seconds=1)) if ttl else None
-
-
-def _text(key: bytes) -> str:
-    return base64.b64encode(key).decode()
+def how_written(config: RepoConfig, view: Any) -> How:
+    """How a view's rows are written: the view's own setting, else the store's."""
+    store = config.online_store
+    mode = ViewSettings.of(view).write_mode or store.write_mode
+    how: How = "overwrite" if mode == "overwrite" else store.newest_wins_with
+    return how

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from feast import FeatureStore
 from feast.infra.passthrough_provider import PassthroughProvider
 
-from feast_dynamo_ext.dynamo.service_spec import precomputed_services
+from feast_dynamo_ext.dynamo.services.feast_warnings import hide_feasts_warnings
+from feast_dynamo_ext.dynamo.services.spec import precomputed_services
 from feast_dynamo_ext.errors import AccessDeniedError, ConfigError
 from feast_dynamo_ext.offline.job import ParquetRetrievalJob
 from feast_dynamo_ext.online_store import DynamoOnlineStore
-from feast_dynamo_ext.precompute_warnings import hide_feasts_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from feast.infra.registry.base_registry import BaseRegistry
     from tqdm import tqdm
 
-    from feast_dynamo_ext.dynamo.service_spec import ServiceSpec
+    from feast_dynamo_ext.dynamo.services.spec import ServiceSpec
     from feast_dynamo_ext.sagemaker.split import TimeSplit
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 

@@ -23,7 +23,8 @@ from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
 
 from feast_dynamo_ext.aws import aws_error, no_credentials, translated
-from feast_dynamo_ext.dynamo.http import HttpAnswer, HttpPool, HttpSettings, NoAnswerError
+from feast_dynamo_ext.dynamo.http import HttpAnswer, NoAnswerError
+from feast_dynamo_ext.dynamo.http_pool import HttpPool, HttpSettings
 from feast_dynamo_ext.dynamo.signing import Endpoint, Signer
 from feast_dynamo_ext.errors import AwsError, AwsUnavailableError
 
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 Answer = dict[str, Any]
 
-HTTP_OK, HTTP_SERVER_ERROR = 200, 500
+HTTP_OK, HTTP_FORBIDDEN, HTTP_SERVER_ERROR = 200, 403, 500
 
 # Codes that a later, identical request may get past; 5xx answers count too.
 RETRYABLE_CODES = frozenset(
@@ -229,7 +230,13 @@ def _refusal(answer: HttpAnswer, operation: str, resource: str) -> AwsError:
     Raises:
         AwsUnavailableError: it cannot be read.
     """
-    decoded = _decoded(answer, operation, resource)
+    try:
+        decoded = _decoded(answer, operation, resource)
+    except AwsUnavailableError:
+        if answer.status != HTTP_FORBIDDEN:
+            raise
+        # Proxies and endpoints refuse in HTML or XML.
+        decoded = {"__type": "AccessDeniedException"}
     code = str(decoded.get("__type", "Unknown")).rpartition("#")[2]
     if answer.status >= HTTP_SERVER_ERROR and code not in RETRYABLE_CODES:
         code = "InternalServerError"

@@ -16,9 +16,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import boto3
+import pandas as pd
 import pytest
 import urllib3
 from feast import FeatureStore
+from feast.types import Float64
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.local import start_moto, stop
@@ -113,6 +115,8 @@ def policy_of(name: str) -> str:
             statement["Action"].append("s3:HeadBucket")  # AWS has no such action, moto has
         if not statement["Action"][0].startswith("s3:"):
             statement["Resource"] = "*"  # moto compares names of resources for S3 alone
+        if "dynamodb:PartiQLUpdate" in statement["Action"]:
+            statement["Action"].append("dynamodb:PutItem")  # moto's PartiQL takes no binary values
     return json.dumps(policy)
 
 
@@ -147,7 +151,17 @@ def as_user(tmp_path, small_shop, monkeypatch):
     stop(server)
 
 
-NAMES = ("apply", "materialize", "serve", "historical", "training_set", "training_job")
+NAMES = (
+    "apply",
+    "plan",
+    "materialize",
+    "push",
+    "serve",
+    "historical",
+    "training_set",
+    "training_job",
+    "teardown",
+)
 
 
 def new_user(name: str) -> dict[str, str]:
@@ -164,10 +178,23 @@ def test_each_command_runs_under_its_policy(as_user, small_shop, capsys):
     apply = [BIN / "feast", "-c", "feature_repo", "apply"]
     subprocess.run(apply, env=environment(small_shop), check=True)
 
+    as_user("plan")
+    plan = [BIN / "feast", "-c", "feature_repo", "plan"]
+    subprocess.run(plan, env=environment(small_shop), check=True)
+
     as_user("materialize")
     start, end = (datetime(year, 7, 2, tzinfo=timezone.utc) for year in (1996, 1998))
     FeatureStore("feature_repo").materialize(start_date=start, end_date=end)
     capsys.readouterr()
+
+    as_user("push")
+    store = FeatureStore("feature_repo")
+    view = store.get_feature_view("customer_lifetime")
+    old = datetime(1997, 1, 1, tzinfo=timezone.utc)
+    row = {field.name: [0.0 if field.dtype == Float64 else 0] for field in view.features}
+    times = {"event_timestamp": [old], "created_timestamp": [old]}
+    old_row = pd.DataFrame({"customer_id": [4], **times, **row})
+    store.write_to_online_store("customer_lifetime", old_row)
 
     as_user("serve")
     runpy.run_path(str(SNIPPETS / "online.py"))
@@ -193,3 +220,7 @@ def test_each_command_runs_under_its_policy(as_user, small_shop, capsys):
     create_training_job(request, AwsSettings())
     assert describe_training_job("repurchase-1", AwsSettings()).status == "Completed"
     gc.collect()
+
+    as_user("teardown")
+    teardown = [BIN / "feast", "-c", "feature_repo", "teardown"]
+    subprocess.run(teardown, env=environment(small_shop), check=True)

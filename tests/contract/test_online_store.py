@@ -341,7 +341,11 @@ def test_a_second_apply_changes_nothing_and_other_peoples_tags_stay(store):
     assert client.describe_table(TableName=name)["Table"] == before
     if store.backend.has_tags:
         tags = client.list_tags_of_resource(ResourceArn=arn)["Tags"]
-        assert {tag["Key"]: tag["Value"] for tag in tags} == {"cost": "42", "team": "growth"}
+        assert {tag["Key"]: tag["Value"] for tag in tags} == {
+            "feast_dynamo_ext.project": store.project,
+            "cost": "42",
+            "team": "growth",
+        }
 
 
 def test_a_removed_view_keeps_its_table_unless_told_otherwise(store, open_store, caplog):

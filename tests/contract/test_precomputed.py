@@ -119,7 +119,7 @@ def delete_rows(store, *view_names) -> None:
 
 def told(caplog) -> list[str]:
     """Warnings about services, Feast's included."""
-    parts = ("feast.", "feast_dynamo_ext.dynamo.service_", "feast_dynamo_ext.dynamo.precompute")
+    parts = ("feast.", "feast_dynamo_ext.dynamo.services.")
     return [record.getMessage() for record in caplog.records if record.name.startswith(parts)]
 
 

@@ -87,6 +87,7 @@ def refusal(code: str, message: str = "no") -> dict:
         ((400, refusal("ThrottlingException")), ThrottledError, "ThrottlingException"),
         ((400, refusal("ExpiredTokenException")), CredentialsError, "sts get-caller-identity"),
         ((400, refusal("AccessDeniedException")), AccessDeniedError, "IAM policy"),
+        ((403, b"<html>no</html>"), AccessDeniedError, "AccessDeniedException: HTTP 403"),
         ((400, refusal("ValidationException", "too long")), AwsError, "ValidationException: too"),
     ],
 )

@@ -422,7 +422,11 @@ def test_the_yaml_takes_bucket_and_region_from_the_environment(monkeypatch):
     assert yaml.safe_load(text) == {
         "project": "shop",
         "provider": "feast_dynamo_ext.DynamoProvider",
-        "registry": {"path": "s3://my-bucket/registry.db", "cache_ttl_seconds": 60},
+        "registry": {
+            "path": "s3://my-bucket/registry.db",
+            "cache_ttl_seconds": 60,
+            "serve_features_while_materializing": True,
+        },
         "online_store": {"type": "feast_dynamo_ext.DynamoOnlineStore", "region": "eu-west-1"},
         "offline_store": {
             "type": "feast_dynamo_ext.S3ParquetOfflineStore",

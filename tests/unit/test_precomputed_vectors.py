@@ -19,7 +19,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.dynamo import precompute
 from feast_dynamo_ext.dynamo.item import (
     MAX_KEY_BYTES,
     Row,
@@ -28,21 +27,22 @@ from feast_dynamo_ext.dynamo.item import (
     to_item,
     to_schema_item,
 )
-from feast_dynamo_ext.dynamo.precomputed import Vector, VectorRead, from_item, vector_of
-from feast_dynamo_ext.dynamo.precomputed import to_item as to_vector_item
 from feast_dynamo_ext.dynamo.reader import Reader
 from feast_dynamo_ext.dynamo.retry import RetryPolicy
 from feast_dynamo_ext.dynamo.schemas import SchemaBook
-from feast_dynamo_ext.dynamo.service_spec import (
+from feast_dynamo_ext.dynamo.services import renew
+from feast_dynamo_ext.dynamo.services.answer import Asked, add_vectors
+from feast_dynamo_ext.dynamo.services.feast_warnings import hide_feasts_warnings
+from feast_dynamo_ext.dynamo.services.spec import (
     SERVICES_KEY,
     ServiceSpec,
     ServiceView,
     is_reserved,
 )
-from feast_dynamo_ext.dynamo.vector_answer import Asked, add_vectors
+from feast_dynamo_ext.dynamo.services.vectors import Vector, VectorRead, from_item, vector_of
+from feast_dynamo_ext.dynamo.services.vectors import to_item as to_vector_item
 from feast_dynamo_ext.dynamo.writer import Writer
 from feast_dynamo_ext.errors import IncompleteReadError, StaleVectorsError, ThrottledError
-from feast_dynamo_ext.precompute_warnings import hide_feasts_warnings
 
 ORDERS = RowSchema(("total", "note"), ("DOUBLE", "STRING"))
 VISITS = RowSchema(("pages",), ("INT64",))
@@ -301,7 +301,7 @@ def test_a_row_that_another_writer_changes_meanwhile_ends_up_in_the_vector(table
             tables.put("p.orders", to_vector_item(SPEC, SPEC.vector_key(key(1)), rows, book()))
 
     tables.before = another_writer
-    asyncio.run(precompute.renew(connect(tables), "p.orders", [key(1)]))
+    asyncio.run(renew.renew(connect(tables), "p.orders", [key(1)]))
     assert numbers(tables.vector(1)) == (1.0, 2)
 
 
@@ -319,19 +319,19 @@ def test_rows_that_change_all_the_time_end_in_an_error(tables):
     policy = RetryPolicy(20.0, sleep=no_pause, clock=lambda: float(next(ticks)))
     connection.writer = Writer(tables, policy)
     with pytest.raises(StaleVectorsError, match="rows of 1 entities are written, but the vectors"):
-        asyncio.run(precompute.renew(connection, "p.orders", [key(1)]))
+        asyncio.run(renew.renew(connection, "p.orders", [key(1)]))
 
 
 def test_a_service_that_its_home_does_not_name_gets_no_vectors(tables):
     tables.put("p.visits", visits_row(1))
     tables.put("p.orders", {"k": {"B": SERVICES_KEY}})
-    asyncio.run(precompute.renew(connect(tables), "p.visits", [key(1)]))
+    asyncio.run(renew.renew(connect(tables), "p.visits", [key(1)]))
     assert tables.vector(1) is None
 
 
 def test_a_table_without_services_costs_one_key(tables):
     tables.put("p.orders", {"k": {"B": SERVICES_KEY}})
-    asyncio.run(precompute.renew(connect(tables), "p.orders", [key(1), key(2)]))
+    asyncio.run(renew.renew(connect(tables), "p.orders", [key(1), key(2)]))
     assert tables.reads == [[SERVICES_KEY]]
 
 
@@ -343,7 +343,7 @@ def test_vectors_that_cannot_be_renewed_are_an_error_that_says_so(tables):
     tables.put("p.orders", orders_row(1.0))
     tables.before = throttled
     with pytest.raises(StaleVectorsError, match=r"Write the same rows again\.$") as caught:
-        asyncio.run(precompute.renew(connect(tables, 0.0), "p.orders", [key(1)]))
+        asyncio.run(renew.renew(connect(tables, 0.0), "p.orders", [key(1)]))
     assert "feature service churn" in str(caught.value)
 
 

@@ -24,13 +24,13 @@ import logging
 from typing import TYPE_CHECKING, TypeVar
 
 from feast_dynamo_ext.dynamo.entity_keys import text
-from feast_dynamo_ext.dynamo.precomputed import rows_of, to_item
 from feast_dynamo_ext.dynamo.reader import TableKeys
-from feast_dynamo_ext.dynamo.service_spec import (
+from feast_dynamo_ext.dynamo.services.spec import (
     SERVICE_ATTRIBUTE,
     SERVICES_KEY,
     ServiceSpec,
 )
+from feast_dynamo_ext.dynamo.services.vectors import rows_of, to_item
 from feast_dynamo_ext.errors import (
     AwsError,
     IncompleteWriteError,

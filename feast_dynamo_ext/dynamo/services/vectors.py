@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.item import JsonItem
     from feast_dynamo_ext.dynamo.reader import Found, Reader, ReadResult
     from feast_dynamo_ext.dynamo.schemas import SchemaBook
-    from feast_dynamo_ext.dynamo.service_spec import ServiceSpec, ServiceView
+    from feast_dynamo_ext.dynamo.services.spec import ServiceSpec, ServiceView
 
 HEAD, LACKS = "h", "l"
 NO_ROW, UNREAD_ROW = -(2**63), -(2**63) + 1

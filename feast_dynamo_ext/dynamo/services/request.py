@@ -13,12 +13,12 @@ from feast.feature_service import FeatureService
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.online_response import OnlineResponse
 
-from feast_dynamo_ext.dynamo import service_tables
 from feast_dynamo_ext.dynamo.entity_keys import keys_of_request
-from feast_dynamo_ext.dynamo.precomputed import VectorRead
 from feast_dynamo_ext.dynamo.response import add_version
-from feast_dynamo_ext.dynamo.service_spec import ServiceSpec, spec_of
-from feast_dynamo_ext.dynamo.vector_answer import Asked, add_vectors
+from feast_dynamo_ext.dynamo.services import declare as tables
+from feast_dynamo_ext.dynamo.services.answer import Asked, add_vectors
+from feast_dynamo_ext.dynamo.services.spec import ServiceSpec, spec_of
+from feast_dynamo_ext.dynamo.services.vectors import VectorRead
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from feast import RepoConfig
 
     from feast_dynamo_ext.dynamo.connection import Connection
-    from feast_dynamo_ext.dynamo.service_spec import Refs
+    from feast_dynamo_ext.dynamo.services.spec import Refs
     from feast_dynamo_ext.dynamo.views import KnownView
 
     ReadPlainly = Callable[..., Awaitable[None]]
@@ -85,16 +85,16 @@ class ServiceBook:
             kept.add(service)
             if not replace and spec.text in self._declared:
                 continue
-            if await service_tables.declare(connection, spec, replace=replace):
+            if await tables.declare(connection, spec, replace=replace):
                 unfilled.append(spec)
             self._declared.add(spec.text)
         if replace:
             table = connection.view(view, config).table
-            for spec in await service_tables.declared_services(connection, table):
+            for spec in await tables.declared_services(connection, table):
                 if spec.service not in kept:
                     logger.warning("feature service %s is not precomputed any more", spec.service)
                     self._declared.discard(spec.text)
-                    await service_tables.retire(connection, spec)
+                    await tables.retire(connection, spec)
         return unfilled
 
     def tell(self, service: str, what: str) -> None:

@@ -11,15 +11,15 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.dynamo.item import FINGERPRINT, KEY
-from feast_dynamo_ext.dynamo.precompute import (
+from feast_dynamo_ext.dynamo.reader import TableKeys
+from feast_dynamo_ext.dynamo.services.renew import (
     ENTITIES_AT_ONCE,
     declared_text,
     read_marks,
     renew_vectors,
     services_of,
 )
-from feast_dynamo_ext.dynamo.reader import TableKeys
-from feast_dynamo_ext.dynamo.service_spec import (
+from feast_dynamo_ext.dynamo.services.spec import (
     FILLED_ATTRIBUTE,
     SERVICE_ATTRIBUTE,
     SERVICES_KEY,

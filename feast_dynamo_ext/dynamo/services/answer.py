@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feast_dynamo_ext.dynamo.cells import split, uniform_columns, varint
-from feast_dynamo_ext.dynamo.precomputed import NO_ROW, UNREAD_ROW
 from feast_dynamo_ext.dynamo.response import (
     NOT_FOUND,
     NULL_CELL,
@@ -22,12 +21,13 @@ from feast_dynamo_ext.dynamo.response import (
     FeatureVector,
     time_entry,
 )
+from feast_dynamo_ext.dynamo.services.vectors import NO_ROW, UNREAD_ROW
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from feast_dynamo_ext.dynamo.precomputed import Vector
-    from feast_dynamo_ext.dynamo.service_spec import ServiceSpec
+    from feast_dynamo_ext.dynamo.services.spec import ServiceSpec
+    from feast_dynamo_ext.dynamo.services.vectors import Vector
 
 
 @dataclass(frozen=True)

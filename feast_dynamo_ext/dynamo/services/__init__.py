@@ -1,0 +1,1 @@
+"""Precomputed feature services: one item an entity, kept as fresh as the rows."""
