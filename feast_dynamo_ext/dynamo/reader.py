@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feast_dynamo_ext.dynamo.batch import Leftover, Pending, Wire, drain
 from feast_dynamo_ext.dynamo.hedge import HedgedWire
@@ -35,8 +35,7 @@ Found = dict[str, dict[str, "JsonItem"]]
 """Items by table name, then by key in base64."""
 
 
-@dataclass(frozen=True)
-class TableKeys:
+class TableKeys(NamedTuple):
     """What to read of one table.
 
     Attributes:

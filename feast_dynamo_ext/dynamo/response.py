@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from binascii import a2b_base64
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from feast.protos.feast.serving.ServingService_pb2 import (
     FieldStatus,
@@ -34,13 +34,15 @@ FeatureVector = GetOnlineFeaturesResponse.FeatureVector
 UNREAD, PRESENT, NOT_FOUND, OUTSIDE_MAX_AGE = (
     int(FieldStatus.Value(name)) for name in ("INVALID", "PRESENT", "NOT_FOUND", "OUTSIDE_MAX_AGE")
 )
+MOST_LAYOUTS = 1_000
+"""Kinds of requests of one view that are remembered: services ask for a few, anybody for any."""
+
 NULL_CELL: bytes = RepeatedValue(val=[Value()]).SerializeToString()
 TIME_TAG: bytes = FeatureVector(event_timestamps=[Timestamp()]).SerializeToString()[:1]
 VECTOR_TAG: bytes = GetOnlineFeaturesResponse(results=[FeatureVector()]).SerializeToString()[:1]
 
 
-@dataclass(frozen=True)
-class ViewRead:
+class ViewRead(NamedTuple):
     """What a request asks of one view.
 
     Attributes:
@@ -72,12 +74,13 @@ class Layout:
         statuses = (NOT_FOUND if column is None else status for column in columns)
         return cls(tuple(columns), tuple(statuses))
 
-    @classmethod
-    def without_values(cls, count: int, status: int) -> Layout:
+    @staticmethod
+    @lru_cache(1_024)
+    def without_values(count: int, status: int) -> Layout:
         """The layout of rows that have nothing to answer."""
-        return cls((None,) * count, (status,) * count)
+        return Layout((None,) * count, (status,) * count)
 
-    @property
+    @cached_property
     def positions(self) -> list[int] | None:
         """Where the features are, if all are there and of the type of now."""
         positions = [column.position for column in self.columns if column and not column.widen]
@@ -102,6 +105,9 @@ class Stored(NamedTuple):
         if self.packed is None:
             return [NULL_CELL] * len(self.layout.columns)
         stored = split(self.packed)
+        positions = self.layout.positions
+        if positions is not None:
+            return [stored[position] for position in positions]
         return [
             NULL_CELL if column is None else column.cell_of(stored)
             for column in self.layout.columns
@@ -127,8 +133,7 @@ def read_items(
     Raises:
         ItemFormatError: an item is not in this store's layout.
     """
-    count, view = len(asked.requested), asked.view
-    missing = Stored(None, Layout.without_values(count, NOT_FOUND), None)
+    view = asked.view
     found: dict[str | None, Stored] = {}
     layouts: dict[tuple[str, bool], Layout] = {}
     oldest_us = view.oldest_us(now_s)
@@ -146,9 +151,11 @@ def read_items(
             layouts[fingerprint, is_expired] = layout
         is_answered = not is_expired or view.with_expired
         found[key] = Stored(packed if is_answered else None, layout, event_us)
+    count = len(asked.requested)
     if unread:
         lost = Stored(None, Layout.without_values(count, UNREAD), None)
         found.update((key, lost) for key in unread)
+    missing = Stored(None, Layout.without_values(count, NOT_FOUND), None)
     return [found.get(key, missing) for key in asked.rows]
 
 
@@ -156,8 +163,16 @@ def _layout(asked: ViewRead, item: JsonItem, book: SchemaBook, *, is_expired: bo
     view = asked.view
     if is_expired and not view.with_expired:
         return Layout.without_values(len(asked.requested), OUTSIDE_MAX_AGE)
-    columns = book.columns_of(view.table, item, view.schema, asked.requested)
-    return Layout.of(columns, OUTSIDE_MAX_AGE if is_expired else PRESENT)
+    # What a fingerprint stands for never changes, nor does the view.
+    key = (item[FINGERPRINT]["B"], asked.requested, is_expired)
+    layout: Layout | None = view.layouts.get(key)
+    if layout is None:
+        columns = book.columns_of(view.table, item, view.schema, asked.requested)
+        layout = Layout.of(columns, OUTSIDE_MAX_AGE if is_expired else PRESENT)
+        if len(view.layouts) >= MOST_LAYOUTS:
+            view.layouts.clear()
+        view.layouts[key] = layout
+    return layout
 
 
 def _format_error(table: str, item: JsonItem) -> ItemFormatError:
@@ -179,36 +194,49 @@ def add_view(
         names: the names under which the features are answered.
     """
     response.metadata.feature_names.val.extend(names)
+    layout = rows[0].layout
+    is_even = all(row.layout is layout for row in rows)
+    columns = _columns(rows, is_even=is_even)
     times = b"".join([time_entry(row.event_us) for row in rows])
-    layout = rows[0].layout
-    statuses: Iterable[tuple[int, ...]]
-    if all(row.layout is layout for row in rows):
-        statuses = [(status,) * len(rows) for status in layout.statuses]
+    by_feature: list[tuple[int, ...]]
+    if is_even:
+        by_feature = [(status,) * len(rows) for status in layout.statuses]
     else:
-        statuses = zip(*(row.layout.statuses for row in rows), strict=True)
-    tails: dict[tuple[int, ...], bytes] = {}
-    vectors = []
-    for values, status in zip(_columns(rows), statuses, strict=True):
-        tail = tails.get(status)
-        if tail is None:
-            tail = FeatureVector(statuses=status).SerializeToString() + times
-            tails[status] = tail
-        vectors.append(VECTOR_TAG + varint(len(values) + len(tail)) + values + tail)
-    response.MergeFromString(b"".join(vectors))
+        by_feature = [*zip(*[row.layout.statuses for row in rows], strict=True)]
+    tails = {statuses: status_entries(statuses) + times for statuses in {*by_feature}}
+    response.MergeFromString(
+        b"".join(
+            [
+                vector_head(len(values) + len(tails[statuses])) + values + tails[statuses]
+                for values, statuses in zip(columns, by_feature, strict=True)
+            ]
+        )
+    )
 
 
-def _columns(rows: Sequence[Stored]) -> Iterable[bytes]:
+def _columns(rows: Sequence[Stored], *, is_even: bool) -> Iterable[bytes]:
     """Each requested feature of all rows, as entries of field 1."""
-    layout = rows[0].layout
-    packed = [row.packed for row in rows if row.layout is layout and row.packed is not None]
-    if len(packed) == len(rows):
-        positions = layout.positions
-        columns = uniform_columns(packed, positions) if positions else None
-        if columns is not None:
-            return columns
     if len(rows) == 1:
         return rows[0].cells()
+    positions = rows[0].layout.positions
+    if is_even and positions and rows[0].packed is not None:
+        columns = uniform_columns([row.packed or b"" for row in rows], positions)
+        if columns is not None:
+            return columns
     return map(b"".join, zip(*(row.cells() for row in rows), strict=True))
+
+
+@lru_cache(4_096)
+def vector_head(size: int) -> bytes:
+    """What stands before a feature vector of a size in the response."""
+    return VECTOR_TAG + varint(size)
+
+
+@lru_cache(1_024)
+def status_entries(statuses: tuple[int, ...]) -> bytes:
+    """The statuses of a feature's rows, as `FeatureVector.statuses`."""
+    entries: bytes = FeatureVector(statuses=cast("Any", statuses)).SerializeToString()
+    return entries
 
 
 # Rows that were written together often have one event time.

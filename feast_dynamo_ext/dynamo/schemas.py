@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MOST_REQUESTS = 10_000
+"""Choices of features that are remembered, of all views and schemas."""
+
 # Retypes that keep every value exactly: old field -> new field -> how to carry it over.
 WIDENINGS: dict[tuple[str, str], Callable[[Value], Value]] = {
     ("int32_val", "int64_val"): lambda old: Value(int64_val=old.int32_val),
@@ -134,6 +137,8 @@ class SchemaBook:
         cached = self.columns.get((fingerprint, now, requested))
         if cached is None:
             cached = [_column(stored, now, name) for name in requested]
+            if len(self.columns) >= MOST_REQUESTS:
+                self.columns.clear()
             self.columns[fingerprint, now, requested] = cached
         return cached
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from feast.infra.online_stores.helpers import compute_versioned_name
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MOST_REQUESTS = 1_000
+"""Choices of features of one view that are remembered."""
+
 
 @dataclass(frozen=True)
 class KnownView:
@@ -38,6 +40,7 @@ class KnownView:
         encode: serializes its entity keys, from values in the order of `columns`.
         consistent: whether it is read strongly consistent.
         with_expired: whether rows past their ttl answer their values.
+        layouts: what `response` works out once for each kind of row and request.
     """
 
     table: str
@@ -48,6 +51,7 @@ class KnownView:
     encode: KeyEncoder
     consistent: bool
     with_expired: bool
+    layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def oldest_us(self, now_s: float) -> float:
         """The event time from which on rows are within the ttl (the ttl itself counts)."""
@@ -104,26 +108,31 @@ class ByView(Generic[T]):
         return made
 
 
-_VALUE_TYPES: ByView[dict[str, tuple[str, ValueType]]] = ByView()
+ValueTypes = dict[str, "ValueType"]
+_VALUE_TYPES: ByView[dict[tuple[str, ...], ValueTypes]] = ByView()
 
 
-def value_types(refs: Iterable[tuple[Any, Iterable[str]]]) -> dict[str, ValueType]:
+def value_types(refs: Iterable[tuple[Any, Iterable[str]]]) -> ValueTypes:
     """Feast's value type of each requested feature, by its name and by its full name."""
-    found: dict[str, ValueType] = {}
+    found: ValueTypes = {}
     for view, requested in refs:
-        of_view = _VALUE_TYPES.of(view, partial(_value_types, view))
-        for name in requested:
-            if name in of_view:
-                full_name, kind = of_view[name]
-                found[name] = found[full_name] = kind
+        of_view, names = _VALUE_TYPES.of(view, dict), tuple(requested)
+        if names not in of_view:
+            if len(of_view) >= MOST_REQUESTS:
+                of_view.clear()
+            of_view[names] = _value_types(view, set(names))
+        found.update(of_view[names])
     return found
 
 
-def _value_types(view: Any) -> dict[str, tuple[str, ValueType]]:
+def _value_types(view: Any, requested: set[str]) -> ValueTypes:
     prefix = f"{view.projection.name_to_use()}__"
-    return {
-        field.name: (prefix + field.name, field.dtype.to_value_type()) for field in view.features
+    kinds = {
+        field.name: field.dtype.to_value_type()
+        for field in view.features
+        if field.name in requested
     }
+    return {**kinds, **{prefix + name: kind for name, kind in kinds.items()}}
 
 
 def table_name(config: RepoConfig, view: Any) -> str:
