@@ -214,10 +214,14 @@ def client(
     config: Config | None = None,
     given: boto3.Session | None = None,
 ) -> Any:
-    """Build a boto3 client: from the given session, else from one of the settings."""
-    return (given or session(settings)).client(
-        service, endpoint_url=settings.endpoint_url, config=config
-    )
+    """Build a boto3 client: from the given session, else from one of the settings.
+
+    Raises:
+        CredentialsError: a profile's `credential_process` failed.
+    """
+    found = given or session(settings)
+    with translated(service, f"profile {found.profile_name}"):
+        return found.client(service, endpoint_url=settings.endpoint_url, config=config)
 
 
 def endpoint_url(service: str, settings: AwsSettings, aws_session: boto3.Session) -> str | None:
@@ -305,6 +309,10 @@ def translated(service: str, resource: str) -> Iterator[None]:
         _raise_client_error(error, service, resource)
     except (boto_errors.NoCredentialsError, boto_errors.PartialCredentialsError) as error:
         raise no_credentials(service, resource) from error
+    except boto_errors.CredentialRetrievalError as error:
+        raise CredentialsError(
+            f"{service} on {resource}: {error}. {ADVICE[CredentialsError]}", service=service
+        ) from error
     except boto_errors.ParamValidationError as error:
         raise ConfigError(f"{service} on {resource}: {error}") from error
     except boto_errors.BotoCoreError as error:

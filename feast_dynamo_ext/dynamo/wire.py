@@ -76,7 +76,8 @@ class DynamoWire:
     """
 
     def __init__(self, session: boto3.Session, endpoint: str, settings: WireSettings) -> None:
-        self._credentials: Any = session.get_credentials()
+        with translated("dynamodb", endpoint):
+            self._credentials: Any = session.get_credentials()
         if self._credentials is None:
             raise no_credentials("dynamodb", endpoint)
         self._endpoint = Endpoint.of(endpoint)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import boto3
 import pytest
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.aws import AwsSettings
-from feast_dynamo_ext.errors import ConfigError, ResourceNotFoundError
+from feast_dynamo_ext.errors import ConfigError, CredentialsError, ResourceNotFoundError
 
 ROLE = "arn:aws:iam::123456789012:role/features"
 
@@ -42,6 +44,15 @@ def test_a_role_is_assumed_with_the_profile_and_keeps_its_endpoint(profile, moto
     assert aws.endpoint_url("s3", settings, session) == moto_endpoint
     identity = aws.client("sts", settings, given=session).get_caller_identity()
     assert identity["Arn"] == "arn:aws:sts::123456789012:assumed-role/features/feast-dynamo-ext"
+
+
+def test_a_program_that_gives_no_credentials_is_named(profile, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    (tmp_path / "config").write_text(
+        "[profile shop]\nregion = eu-west-1\ncredential_process = false\n"
+    )
+    with pytest.raises(CredentialsError, match=r"profile shop: .*custom-process.*get-caller-id"):
+        aws.client("dynamodb", AwsSettings(profile=profile))
 
 
 @pytest.mark.parametrize(
