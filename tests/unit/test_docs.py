@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from feast.repo_config import load_repo_config
 
+from feast_dynamo_ext import ViewSettings
 from feast_dynamo_ext.cli.main import main as feast_dynamo
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, S3ParquetOfflineStoreConfig
 from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
@@ -246,3 +248,18 @@ def test_the_layout_in_the_design_is_the_packages():
         if path.name != "__init__.py" and path.relative_to(package).parts[0] not in whole
     }
     assert built <= named
+
+
+def test_the_settings_of_a_view_on_the_page_are_settings():
+    shown = runpy.run_path(str(DOCS / "snippets" / "view_settings.py"))
+    settings = ViewSettings.of(shown["orders"])
+    assert (settings.consistent_reads, settings.expired) == (True, "value")
+    assert settings.table.deletion_protection is True
+    assert shown["churn"].precompute_online is True
+
+
+@pytest.mark.parametrize("name", ["online_store", "table_settings"])
+def test_blocks_of_the_online_store_on_the_page_are_accepted(name):
+    block = yaml.safe_load((DOCS / "snippets" / f"{name}.yaml").read_text())["online_store"]
+    config = DynamoOnlineStoreConfig(**block)
+    assert config.model_dump(include=block.keys(), exclude_none=True).keys() == block.keys()
