@@ -21,6 +21,7 @@ from feast_dynamo_ext import ViewSettings
 from feast_dynamo_ext.errors import IncompleteReadError
 
 CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+SCHEMA = [Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)]
 NOW = dt.datetime.now(tz=dt.timezone.utc)
 PRESENT, NOT_FOUND = FieldStatus.PRESENT, FieldStatus.NOT_FOUND
 OUTSIDE_MAX_AGE, INVALID = FieldStatus.OUTSIDE_MAX_AGE, FieldStatus.INVALID
@@ -30,9 +31,8 @@ def view(name: str, **settings) -> FeatureView:
     return FeatureView(
         name=name,
         entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
         source=FileSource(name=f"{name}_source", path="nowhere", timestamp_field="t"),
-        **{"ttl": dt.timedelta(0), **settings},
+        **{"schema": SCHEMA, "ttl": dt.timedelta(0), **settings},
     )
 
 
@@ -50,10 +50,12 @@ def empty_store(open_store, dynamodb):
     """Opens a store on an empty project of its own."""
     opened = []
 
-    def empty_store(**online):
+    def empty_store(registry=None, **online):
         project = f"p{uuid.uuid4().hex[:12]}"
         online = {"region": "us-east-1", "endpoint_url": dynamodb.endpoint, **online}
-        opened.append(open_store(project, online={"write_mode": "overwrite", **online}))
+        more = {"registry": registry} if registry else {}
+        online = {"write_mode": "overwrite", **online}
+        opened.append(open_store(project, online=online, **more))
         return opened[-1]
 
     yield empty_store
@@ -268,3 +270,28 @@ def test_views_and_store_say_which_reads_are_strongly_consistent(open_store, scr
         asked = json.loads(scripted_http.requests[-1])["RequestItems"]
         assert set(asked) == set(empty)
         assert {name for name in asked if asked[name].get("ConsistentRead")} == consistent
+
+
+def test_versions_of_a_view_are_read_side_by_side(empty_store):
+    store = empty_store(registry={"enable_online_feature_view_versioning": True})
+    old = view("orders")
+    store.apply([CUSTOMER, old])
+    write(store, store.get_feature_view("orders"), {1: 1.5})
+    new = view("orders", schema=[*old.schema, Field(name="count", dtype=Int64)])
+    store.apply([CUSTOMER, new])
+    data = [(key(1), {"total": Value(double_val=2.5), "count": Value(int64_val=4)}, NOW, None)]
+    applied = store.get_feature_view("orders")
+    store.provider.online_write_batch(store.config, applied, data, None)
+
+    def read(*features):
+        answer = store.get_online_features(
+            features=list(features), entity_rows=[{"cid": 1}], full_feature_names=True
+        )
+        return {name: values[0] for name, values in answer.to_dict().items() if name != "cid"}
+
+    assert read("orders:total", "orders:count") == {"orders__total": 2.5, "orders__count": 4}
+    assert read("orders@v0:total", "orders@v1:total", "orders@v1:count") == {
+        "orders@v0__total": 1.5,
+        "orders@v1__total": 2.5,
+        "orders@v1__count": 4,
+    }
