@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 KEY, VALUES, EVENT_TIME, CREATED_TIME, FINGERPRINT, EXPIRY = "k", "v", "t", "c", "f", "x"
 SCHEMA = "s"
-SCHEMA_KEY_PREFIX = b"\xff\xff\xff\xffschema:"
+# No entity key starts so: see above.
+RESERVED_PREFIX = b"\xff\xff\xff\xff"
+SCHEMA_KEY_PREFIX = RESERVED_PREFIX + b"schema:"
 
 # Service limits, https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
 MAX_KEY_BYTES = 2_048

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feast_dynamo_ext.dynamo.cells import split, uniform_columns, varint
+from feast_dynamo_ext.dynamo.cells import split, uniform_columns
 from feast_dynamo_ext.dynamo.response import (
     NOT_FOUND,
     NULL_CELL,
     OUTSIDE_MAX_AGE,
     PRESENT,
     UNREAD,
-    VECTOR_TAG,
-    FeatureVector,
+    status_entries,
     time_entry,
+    vector_head,
 )
 from feast_dynamo_ext.dynamo.services.vectors import NO_ROW, UNREAD_ROW
 
@@ -77,7 +77,7 @@ def add_vectors(
             position = place.positions[name]
             values = columns.of(position, answer.hidden)
             tail = answer.tail(columns.lacking(position))
-            merged += (VECTOR_TAG, varint(len(values) + len(tail)), values, tail)
+            merged += (vector_head(len(values) + len(tail)), values, tail)
         response.MergeFromString(b"".join(merged))
 
 
@@ -110,7 +110,7 @@ class _ViewAnswer:
         }
         times = b"".join([entries[micros] for micros in event_us.tolist()])
         hidden = expired if expired.any() and not asked.with_expired else None
-        return cls(statuses, times, hidden, _status_entry(statuses) + times)
+        return cls(statuses, times, hidden, status_entries(tuple(statuses.tolist())) + times)
 
     def tail(self, lacking: Any) -> bytes:
         """What follows the values of a feature.
@@ -121,12 +121,8 @@ class _ViewAnswer:
         if lacking is None:
             return self.plain_tail
         told = lacking if self.hidden is None else lacking & ~self.hidden
-        return _status_entry(np.where(told, NOT_FOUND, self.statuses)) + self.times
-
-
-def _status_entry(statuses: Any) -> bytes:
-    data: bytes = FeatureVector(statuses=statuses.tolist()).SerializeToString()
-    return data
+        statuses = np.where(told, NOT_FOUND, self.statuses)
+        return status_entries(tuple(statuses.tolist())) + self.times
 
 
 class _Columns:

@@ -26,6 +26,7 @@ from feast_dynamo_ext.dynamo.services.spec import (
     ServiceSpec,
     is_reserved,
 )
+from feast_dynamo_ext.dynamo.writer import MAX_ITEMS_PER_REQUEST
 from feast_dynamo_ext.errors import (
     AwsError,
     AwsUnavailableError,
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.wire import Answer
 
 logger = logging.getLogger(__name__)
-
-DELETES_PER_REQUEST = 25  # BatchWriteItem's limit
 
 
 async def declare(connection: Connection, spec: ServiceSpec, *, replace: bool) -> bool:
@@ -148,8 +147,8 @@ async def _purge(connection: Connection, spec: ServiceSpec) -> int:
         async for page in _scanned(connection, spec.home):
             keys = [key for key in page if key.startswith(spec.key_prefix)]
             deleted += len(keys)
-            for start in range(0, len(keys), DELETES_PER_REQUEST):
-                await _delete(connection, spec.home, keys[start : start + DELETES_PER_REQUEST])
+            for start in range(0, len(keys), MAX_ITEMS_PER_REQUEST):
+                await _delete(connection, spec.home, keys[start : start + MAX_ITEMS_PER_REQUEST])
     except ResourceNotFoundError:
         logger.debug("table %s is gone, and with it what was to be deleted", spec.home)
     return deleted

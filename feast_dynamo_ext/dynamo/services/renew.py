@@ -53,8 +53,6 @@ T = TypeVar("T")
 ENTITIES_AT_ONCE = 1_000
 """Entities whose rows of all views are in memory at once."""
 
-DELETES_PER_REQUEST = 25  # BatchWriteItem's limit
-
 
 async def with_vectors(
     connection: Connection, table: str, rows: Sequence[Row], write: Awaitable[T]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from feast import utils
 from feast.feature_service import FeatureService
-from feast.infra.online_stores.online_store import OnlineStore
 from feast.online_response import OnlineResponse
 
 from feast_dynamo_ext.dynamo.entity_keys import keys_of_request
@@ -19,6 +18,7 @@ from feast_dynamo_ext.dynamo.services import declare as tables
 from feast_dynamo_ext.dynamo.services.answer import Asked, add_vectors
 from feast_dynamo_ext.dynamo.services.spec import ServiceSpec, spec_of
 from feast_dynamo_ext.dynamo.services.vectors import VectorRead
+from feast_dynamo_ext.dynamo.views import value_types
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -203,7 +203,7 @@ class ServiceRequest:
         else:
             await self._read_vectors(config, connection, book, spec, known)
         _tell_metrics(time.monotonic() - started_s)
-        types = OnlineStore._build_feature_types(self.refs)
+        types = value_types(self.refs)
         utils._drop_unneeded_columns(self.response, self.names)
         return OnlineResponse(self.response, feature_types=types)
 

@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from feast.on_demand_feature_view import OnDemandFeatureView
 
-from feast_dynamo_ext.dynamo.item import MAX_KEY_BYTES, RowSchema
+from feast_dynamo_ext.dynamo.item import MAX_KEY_BYTES, RESERVED_PREFIX, RowSchema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from feast_dynamo_ext.dynamo.views import KnownView
 
-RESERVED_PREFIX = b"\xff\xff\xff\xff"
 VECTOR_PREFIX = RESERVED_PREFIX + b"vector:"
 SERVICES_KEY = base64.b64encode(RESERVED_PREFIX + b"services").decode()
 """Key of the item that names the services of a table's view, in base64."""
