@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 from feast.infra.offline_stores.file_source import FileLoggingDestination
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
-    import numpy as np
     import pandas as pd
     from feast import FeatureView, RepoConfig
     from feast.data_source import DataSource
@@ -42,7 +42,11 @@ if TYPE_CHECKING:
     from feast.infra.registry.base_registry import BaseRegistry
     from numpy.typing import NDArray
 
+    Found = tuple[ParquetSource, NDArray[np.int64]]
+
 logger = logging.getLogger(__name__)
+
+NONE = np.empty(0, dtype=np.int64)
 
 
 class S3ParquetOfflineStoreConfig(AwsConfigModel):
@@ -169,7 +173,12 @@ class S3ParquetOfflineStore(OfflineStore):
             created_timestamp_column,
         )
         engine = config.offline_store.engine()
-        return _row_job(config, view, lambda s: engine.newest(view, s, start_date, end_date))
+
+        def newest(source: ParquetSource) -> Found:
+            with engine.newest(view, source, start_date, end_date) as found:
+                return found.source, np.concatenate([NONE, *found.positions])
+
+        return _row_job(config, view, newest)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -193,7 +202,9 @@ class S3ParquetOfflineStore(OfflineStore):
         # Without keys, so that rows with a null join key are kept: all means all.
         every = ViewPlan(view.view, data_source, (), timestamp_field, None, view.features, None)
         engine = config.offline_store.engine()
-        return _row_job(config, every, lambda s: engine.within(every, s, start_date, end_date))
+        return _row_job(
+            config, every, lambda s: (s, engine.within(every, s, start_date, end_date))
+        )
 
     @staticmethod
     def offline_write_batch(
@@ -298,13 +309,13 @@ def _plain_view(
 def _row_job(
     config: RepoConfig,
     view: ViewPlan,
-    positions: Callable[[ParquetSource], NDArray[np.int64]],
+    find: Callable[[ParquetSource], Found],
 ) -> ParquetRetrievalJob:
     def run() -> Result:
         source = checked_source(view, ParquetSource.open(view.source, config))
-        found = positions(source)
+        within, found = find(source)
         columns = view.feature_columns
-        return Result(source.schema_of(columns), len(found), lambda: source.fetch(columns, found))
+        return Result(within.schema_of(columns), len(found), lambda: within.fetch(columns, found))
 
     return ParquetRetrievalJob(config=config, run=run)
 

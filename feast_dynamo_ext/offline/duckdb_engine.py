@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
-from feast_dynamo_ext.offline.engine import NO_ROW
+from feast_dynamo_ext.offline.engine import NO_ROW, Newest
 from feast_dynamo_ext.offline.keys import check_joinable, comparable, family
 from feast_dynamo_ext.offline.source import ROW
 from feast_dynamo_ext.offline.times import Axis, check_time, minus
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # A missing created time is older than any.
+WIDE_BITS = 127
+"""Of DuckDB's HUGEINT, without its sign."""
+
+POSITIONS_AT_ONCE = 1 << 17
+
 CREATED = "coalesce(h.c, -9223372036854775808)"
 
 
@@ -77,19 +82,41 @@ class DuckDbEngine:
         found[matched["entity"]] = matched["position"]
         return found
 
+    @contextlib.contextmanager
     def newest(
-        self, view: ViewPlan, source: ParquetSource, start: datetime, end: datetime
-    ) -> NDArray[np.int64]:
+        self,
+        view: ViewPlan,
+        source: ParquetSource,
+        start: datetime,
+        end: datetime,
+        not_before: datetime | None = None,
+    ) -> Iterator[Newest]:
         """See `Engine.newest`."""
+        source = source.within(view.event_time, start, end)
         history = _History.of(view, source)
+        failures: list[Exception] = []
         with self._connection() as connection:
-            _load(connection, history, history.between(start, end))
+            connection.register("history", history.reader(failures))
             keys = ", ".join(_keys(view))
-            newest = connection.execute(
-                f"SELECT arg_max(h.r, (h.t, {CREATED}, h.r)) AS position FROM h "  # noqa: S608 - our own column names
-                f"GROUP BY {keys} ORDER BY position"
-            ).fetchnumpy()["position"]
-        return np.asarray(newest, dtype=np.int64)
+            try:
+                connection.execute(
+                    f"CREATE TEMP TABLE newest AS SELECT {_winner(history, start, end)}, "  # noqa: S608 - our own column names
+                    f"count(*) AS n FROM (SELECT *, {ROW} AS r FROM history) AS h "
+                    f"WHERE {_usable(view)} "
+                    f"AND {history.between(start, end)} GROUP BY {keys}"
+                )
+            except duckdb.Error as error:
+                # DuckDB wraps what a reader raises; the reader's own error is the one that helps.
+                raise (failures[0] if failures else error) from error
+            alive = f"t >= {history.axis.first_at_or_after(not_before)}" if not_before else "true"
+            ((read, keys_seen, kept),) = connection.execute(
+                f"SELECT coalesce(sum(n), 0), count(*), count(*) FILTER ({alive}) FROM newest"  # noqa: S608 - as above
+            ).fetchall()
+            rows = connection.sql(
+                f"SELECT r FROM newest WHERE {alive} ORDER BY r"  # noqa: S608 - as above
+            ).to_arrow_reader(POSITIONS_AT_ONCE)
+            positions = (batch.column(0).to_numpy() for batch in rows)
+            yield Newest(source, int(read), keys_seen - kept, kept, positions)
 
     def within(
         self, view: ViewPlan, source: ParquetSource, start: datetime | None, end: datetime | None
@@ -163,6 +190,30 @@ class _History:
         except Exception as error:
             failures.append(error)
             raise
+
+    def event_range(self, start: datetime, end: datetime) -> tuple[int, int]:
+        """The least and the greatest t that a row between start and end can have."""
+        first, last = self.axis.first_at_or_after(start), self.axis.last_at_or_before(end)
+        least, greatest = self._limits(self.view.event_time, self.axis) or (first, last)
+        return max(first, least), min(last, greatest)
+
+    def created_range(self) -> tuple[int, int] | None:
+        """The least and the greatest c; None where the files do not say them."""
+        if self.view.created_time is None or self.created_axis is None:
+            return 0, 0
+        return self._limits(self.view.created_time, self.created_axis)
+
+    def _limits(self, column: str, axis: Axis) -> tuple[int, int] | None:
+        limits = self.source.limits(column)
+        if limits is None or limits[0] is None:
+            return limits and (0, 0)
+        kind = self.source.schema.field(column).type
+        try:
+            least, greatest = axis.cast(pa.array(limits).cast(kind)).to_pylist()
+        except pa.ArrowException:
+            # A file keeps a type of its own that says more than the source's.
+            return None
+        return least, greatest
 
     def between(self, start: datetime | None, end: datetime | None) -> str:
         """The condition start <= t <= end."""
@@ -256,6 +307,49 @@ def _match_known_sql(view: ViewPlan) -> str:
         f"ON {_equal('e', 'h', view)} AND h.t <= e.hi AND h.t >= e.lo AND h.c <= e.known "
         "GROUP BY e.r"
     )
+
+
+def _winner(history: _History, start: datetime, end: datetime) -> str:
+    """The position and time of the newest row of a group, as r and t.
+
+    Rows are compared as (t, c, r). DuckDB compares one wide integer two to three times as fast as
+    a struct (measured: 10 million rows in 3.7 and 10.6 s), so the three are put side by side in
+    one of 127 bits where what is known of their ranges lets them fit.
+    """
+    created = _Part("h.c", history.created_range()) if history.created_axis else None
+    times = _Part("h.t", history.event_range(start, end))
+    rows = _Part("h.r", (0, max(0, history.source.rows - 1)))
+    parts = [times, *([created] if created else []), rows]
+    if any(part.range is None for part in parts) or sum(part.bits for part in parts) > WIDE_BITS:
+        newest = f"max((h.t, {CREATED}, h.r))"
+        return f"struct_extract({newest}, 3) AS r, struct_extract({newest}, 1) AS t"
+    wide = "0::HUGEINT"
+    for part in parts:
+        wide = f"({wide}) * {1 << part.bits} + {part.sql}"
+    return f"arg_max(h.r, {wide}) AS r, max(h.t) AS t"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of the numbers that are compared; a null counts as less than any."""
+
+    name: str
+    range: tuple[int, int] | None
+
+    @property
+    def bits(self) -> int:
+        least, greatest = self.range or (0, 0)
+        return (greatest - least + 1).bit_length()
+
+    @property
+    def sql(self) -> str:
+        least, _ = self.range or (0, 0)
+        return f"coalesce({self.name}::HUGEINT - {least} + 1, 0)"
+
+
+def _usable(view: ViewPlan) -> str:
+    """The condition that a row has an event time and all keys."""
+    return " AND ".join(f"h.{name} IS NOT NULL" for name in ["t", *_keys(view)])
 
 
 def _asked_for(view: ViewPlan) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from datetime import datetime
 
     import numpy as np
@@ -16,6 +19,25 @@ if TYPE_CHECKING:
 
 NO_ROW = -1
 """The position that says: no row of the source matches."""
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The newest rows of their keys.
+
+    Attributes:
+        source: where positions count: the source without the files that cannot matter.
+        read: rows in the window that have keys and event time.
+        expired: newest rows that were left out as too old.
+        rows: newest rows that were not.
+        positions: their ascending positions, in parts.
+    """
+
+    source: ParquetSource
+    read: int
+    expired: int
+    rows: int
+    positions: Iterator[NDArray[np.int64]]
 
 
 class Engine(Protocol):
@@ -37,9 +59,25 @@ class Engine(Protocol):
         ...
 
     def newest(
-        self, view: ViewPlan, source: ParquetSource, start: datetime, end: datetime
-    ) -> NDArray[np.int64]:
-        """Ascending positions of the newest row of each key with start <= event time <= end."""
+        self,
+        view: ViewPlan,
+        source: ParquetSource,
+        start: datetime,
+        end: datetime,
+        not_before: datetime | None = None,
+    ) -> AbstractContextManager[Newest]:
+        """The newest row of each key with start <= event time <= end.
+
+        Args:
+            view: which columns are keys and times.
+            source: the history.
+            start: first event time that counts.
+            end: last event time that counts.
+            not_before: keys whose newest row is before that are counted as expired and left out.
+
+        Returns:
+            What was found, to be used while the context lasts.
+        """
         ...
 
     def within(

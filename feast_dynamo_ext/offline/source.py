@@ -7,9 +7,11 @@ types the files have.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +28,11 @@ from feast_dynamo_ext.errors import (
     SourceNotFoundError,
     SourceReadError,
 )
+from feast_dynamo_ext.offline.times import Axis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
 
     from feast import RepoConfig
     from feast.data_source import DataSource
@@ -40,6 +44,15 @@ logger = logging.getLogger(__name__)
 
 ROW = "__row"
 """Name of the column that carries a row's position."""
+
+BATCH_ROWS = 65_536
+"""Rows that are read into memory as one batch."""
+
+READ_AHEAD = {"batch_readahead": 4, "fragment_readahead": 2}
+"""Batches of a file, and files, that are read ahead. Arrow's own 16 and 4 hold several hundred
+megabytes of wide rows and are no faster on few cores."""
+
+FOOTERS_AT_ONCE = 16
 
 HIDDEN = ("_", ".")  # _SUCCESS, _metadata, .crc and the like, by the convention of Hive and Spark
 
@@ -102,6 +115,12 @@ class ParquetSource:
         """Names and types of all columns, partition columns included."""
         return self.dataset.schema
 
+    @property
+    def rows(self) -> int:
+        """How many rows the files say they have."""
+        count: int = self.dataset.count_rows()
+        return count
+
     def with_columns(self, names: Sequence[str], wanted_by: str) -> ParquetSource:
         """This source with a schema that has all of `names`.
 
@@ -124,6 +143,55 @@ class ParquetSource:
                 "to the source."
             )
         return replace(self, dataset=self.dataset.replace_schema(schema))
+
+    def within(self, column: str, first: datetime | None, last: datetime | None) -> ParquetSource:
+        """This source without the files and row groups that hold no row of a range of time.
+
+        Files say in their footers, and hive partitions in their paths, what they can hold; rows
+        outside the range remain where they share a row group with rows inside.
+
+        Args:
+            column: a column of times.
+            first: the first of the range; None for no limit.
+            last: the last of it.
+
+        Raises:
+            SourceReadError: a file cannot be read.
+        """
+        condition = _range_condition(self.schema.field(column), first, last)
+        if condition is None:
+            return self
+        with self._read_errors() as at:
+
+            def part(fragment: Any) -> Any:
+                at.path = fragment.path
+                return fragment.subset(condition, schema=self.schema)
+
+            fragments = list(self.dataset.get_fragments(filter=condition))
+            # Footers are small and far away: many at once.
+            with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+                parts = [found for found in pool.map(part, fragments) if found.row_groups]
+        dataset = ds.FileSystemDataset(
+            parts, self.schema, self.dataset.format, self.dataset.filesystem
+        )
+        return replace(self, dataset=dataset)
+
+    def limits(self, column: str) -> tuple[Any, Any] | None:
+        """The least and the greatest value of a column, where all footers say them.
+
+        Returns:
+            Both as the file has them, None and None where all values are null; None where a
+            footer does not say.
+        """
+        least, greatest = [], []
+        for fragment in self.dataset.get_fragments():
+            for group in fragment.row_groups:
+                bounds = (group.statistics or {}).get(column)
+                if bounds is None or bounds["min"] is None:
+                    return None
+                least.append(bounds["min"])
+                greatest.append(bounds["max"])
+        return (min(least), max(greatest)) if least else (None, None)
 
     def scan(
         self,
@@ -156,14 +224,28 @@ class ParquetSource:
         Raises:
             SourceReadError: a file cannot be read, or changed since it was listed.
         """
-        start = taken = 0
+        return self.fetch_each(columns, iter([positions]))
+
+    def fetch_each(
+        self, columns: Sequence[str], positions: Iterator[NDArray[np.int64]]
+    ) -> Iterator[pa.RecordBatch]:
+        """The same for positions that come in parts, which together ascend.
+
+        Raises: as `fetch`.
+        """
+        start = 0
+        wanted = next(positions, None)
         for batch in self._batches(self.dataset, columns):
             end = start + batch.num_rows
-            upto = int(np.searchsorted(positions, end))
-            if upto > taken:
-                yield batch.take(pa.array(positions[taken:upto] - start))
-            start, taken = end, upto
-            if taken == len(positions):
+            while wanted is not None:
+                upto = int(np.searchsorted(wanted, end))
+                if upto:
+                    yield batch.take(pa.array(wanted[:upto] - start))
+                wanted = wanted[upto:] if upto < len(wanted) else next(positions, None)
+                if wanted is not None and len(wanted) and wanted[0] >= end:
+                    break
+            start = end
+            if wanted is None:
                 break
         self._check_unchanged()
 
@@ -172,18 +254,25 @@ class ParquetSource:
         return pa.schema([self.schema.field(name) for name in columns])
 
     def _batches(self, dataset: ds.Dataset, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        path = self.uri
+        scanner = dataset.scanner(columns=list(columns), batch_size=BATCH_ROWS, **READ_AHEAD)
+        with self._read_errors() as at:
+            for tagged in scanner.scan_batches():
+                at.path = getattr(tagged.fragment, "path", at.path)
+                yield tagged.record_batch
+
+    @contextlib.contextmanager
+    def _read_errors(self) -> Iterator[_ReadingAt]:
+        """Errors of reading as ours, with the file that was read last."""
+        at = _ReadingAt(self.uri)
         try:
-            with aws.s3_translated(path):
-                for tagged in dataset.scanner(columns=list(columns)).scan_batches():
-                    path = getattr(tagged.fragment, "path", path)
-                    yield tagged.record_batch
+            with aws.s3_translated(self.uri):
+                yield at
         except FeastDynamoError:
             raise
         except (pa.ArrowException, OSError) as error:
             raise SourceReadError(
-                f"{self.uri}: reading failed at or after {path}: {error}. Check that every file "
-                "there is Parquet, whole, and of the types of the first."
+                f"{self.uri}: reading failed at or after {at.path}: {error}. Check that every "
+                "file there is Parquet, whole, and of the types of the first."
             ) from error
 
     def _check_unchanged(self) -> None:
@@ -194,6 +283,30 @@ class ParquetSource:
                     f"{self.uri}: {file.path} changed while it was being read. Run it again; "
                     "write new files beside the old ones instead of replacing them."
                 )
+
+
+@dataclass
+class _ReadingAt:
+    """Which file is being read."""
+
+    path: str
+
+
+def _range_condition(
+    column: pa.Field, first: datetime | None, last: datetime | None
+) -> ds.Expression | None:
+    """Whether first <= column <= last, in the column's type; None where it cannot be asked."""
+    kind = column.type
+    if not pa.types.is_timestamp(kind) or (first is None and last is None):
+        return None
+    axis, field = Axis.of(kind), ds.field(column.name)
+    condition = None
+    if first is not None:
+        condition = field >= pa.scalar(axis.first_at_or_after(first), pa.int64()).cast(kind)
+    if last is not None:
+        upper = field <= pa.scalar(axis.last_at_or_before(last), pa.int64()).cast(kind)
+        condition = upper if condition is None else condition & upper
+    return condition
 
 
 def uri_of(data_source: DataSource, config: RepoConfig) -> str:
