@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.tables.settings import TableSettings
     from feast_dynamo_ext.dynamo.view_settings import ViewSettings
+    from feast_dynamo_ext.materialize.engine import (
+        DynamoComputeEngine,
+        DynamoComputeEngineConfig,
+    )
     from feast_dynamo_ext.offline_store import (
         S3ParquetOfflineStore,
         S3ParquetOfflineStoreConfig,
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DynamoComputeEngine",
+    "DynamoComputeEngineConfig",
     "DynamoOnlineStore",
     "DynamoOnlineStoreConfig",
     "DynamoProvider",
@@ -32,6 +38,8 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "DynamoComputeEngine": "materialize.engine",
+    "DynamoComputeEngineConfig": "materialize.engine",
     "DynamoOnlineStore": "online_store",
     "DynamoOnlineStoreConfig": "online_store",
     "DynamoProvider": "provider",

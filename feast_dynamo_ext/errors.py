@@ -5,6 +5,7 @@ Where a caller would expect a builtin, the error is that builtin too::
 
     FeastDynamoError
     ├── ConfigError                      a setting that cannot work
+    ├── WindowError                      event times that cannot be materialized (ValueError)
     ├── DependencyError                  an optional package is missing         (ImportError)
     ├── AwsError                         AWS refused a call: operation, code, request id
     │   ├── CredentialsError             no, wrong or expired credentials       (PermissionError)
@@ -18,6 +19,8 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   ├── EntityKeyError               an entity key that cannot be a key     (ValueError)
     │   ├── ItemTooLargeError            over DynamoDB's 400 KB an item         (ValueError)
     │   ├── StaleVectorsError            rows written, precomputed vectors not
+    │   ├── AlreadyRunningError          another run materializes the view
+    │   ├── LeaseLostError               another run has taken the view over
     │   ├── ItemFormatError              an item that is not in our layout      (ValueError)
     │   ├── TableLayoutError             a table that is not in our layout      (ValueError)
     │   ├── TablesDifferError            tables missing or not as set           (ValueError)
@@ -31,6 +34,8 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   └── EntityRowsError              entity rows that cannot be joined      (ValueError)
     ├── UnsupportedTypeError             a value or type that cannot be kept    (TypeError)
     ├── TrainingSetError                 a training set SageMaker cannot read   (ValueError)
+    ├── ViewsFailedError                 feature views that failed, each named  (RuntimeError)
+    ├── BulkLoadError                    files that DynamoDB did not load whole (RuntimeError)
     └── LocalError                       the embedded AWS: cannot start or stop (RuntimeError)
 """
 
@@ -52,6 +57,10 @@ class ConfigError(FeastDynamoError):
     Not a ValueError: pydantic would fold that into a ValidationError of many lines, and the one
     sentence that helps would be lost in it.
     """
+
+
+class WindowError(FeastDynamoError, ValueError):
+    """Event times that cannot be materialized as asked."""
 
 
 class DependencyError(FeastDynamoError, ImportError):
@@ -147,6 +156,14 @@ class StaleVectorsError(OnlineStoreError):
     """
 
 
+class AlreadyRunningError(OnlineStoreError):
+    """Another run materializes the view now; the message names it."""
+
+
+class LeaseLostError(OnlineStoreError):
+    """This run no longer is the one that may materialize the view: it was silent for too long."""
+
+
 class ItemFormatError(OnlineStoreError, ValueError):
     """An item that is not in our layout."""
 
@@ -213,6 +230,30 @@ class UnsupportedTypeError(FeastDynamoError, TypeError):
 
 class TrainingSetError(FeastDynamoError, ValueError):
     """A training set that SageMaker could not read."""
+
+
+class ViewsFailedError(FeastDynamoError, RuntimeError):
+    """Feature views that could not be materialized; the others of the run were.
+
+    Attributes:
+        failures: the error of each, by view name.
+    """
+
+    def __init__(self, message: str, *, failures: Mapping[str, BaseException]) -> None:
+        super().__init__(message)
+        self.failures = dict(failures)
+
+
+class BulkLoadError(FeastDynamoError, RuntimeError):
+    """An import or a bulk put that did not load all it was given.
+
+    Attributes:
+        arn: the import or bulk operation; empty where none was started.
+    """
+
+    def __init__(self, message: str, *, arn: str = "") -> None:
+        super().__init__(message)
+        self.arn = arn
 
 
 class LocalError(FeastDynamoError, RuntimeError):

@@ -28,11 +28,11 @@ from feast_dynamo_ext.offline.entities import EntityRows
 from feast_dynamo_ext.offline.job import ParquetRetrievalJob, Result
 from feast_dynamo_ext.offline.join import checked_source, join
 from feast_dynamo_ext.offline.parquet import append_part
-from feast_dynamo_ext.offline.plan import ViewPlan, plan_views
+from feast_dynamo_ext.offline.plan import ViewPlan, plan_rows, plan_views
 from feast_dynamo_ext.offline.source import ParquetSource, uri_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
     from datetime import datetime
 
     import pandas as pd
@@ -165,7 +165,7 @@ class S3ParquetOfflineStore(OfflineStore):
 
         Rows with a null join key or event time are left out: they belong to no entity.
         """
-        view = _plain_view(
+        view = plan_rows(
             data_source,
             join_key_columns,
             feature_name_columns,
@@ -192,7 +192,7 @@ class S3ParquetOfflineStore(OfflineStore):
         end_date: datetime | None = None,
     ) -> ParquetRetrievalJob:
         """All rows with start_date <= event time <= end_date, in the order of the files."""
-        view = _plain_view(
+        view = plan_rows(
             data_source,
             join_key_columns,
             feature_name_columns,
@@ -283,27 +283,6 @@ def _opener(
         return opened[data_source.name]
 
     return open_source
-
-
-def _plain_view(
-    data_source: DataSource,
-    join_keys: Sequence[str],
-    features: Sequence[str],
-    event_time: str,
-    created_time: str | None,
-) -> ViewPlan:
-    """A plan whose result has the source's own columns: keys, features and times."""
-    times = [event_time, created_time] if created_time else [event_time]
-    columns = dict.fromkeys([*join_keys, *features, *times])
-    return ViewPlan(
-        view=data_source.name,
-        source=data_source,
-        keys=tuple((name, name) for name in join_keys),
-        event_time=event_time,
-        created_time=created_time or None,
-        features=tuple((name, name) for name in columns),
-        ttl=None,
-    )
 
 
 def _row_job(

@@ -22,7 +22,6 @@ from feast_dynamo_ext.dynamo.item import (
     newest_per_key,
     refuse_too_large,
     to_item,
-    to_schema_item,
 )
 from feast_dynamo_ext.dynamo.outcome import Outcome
 from feast_dynamo_ext.dynamo.rows import (
@@ -107,7 +106,7 @@ class DynamoOnlineStore(OnlineStore):
             AwsError: AWS refused.
             TablesFailedError: several tables failed; the others are as they should be.
         """
-        connection = self._connection(config)
+        connection = self.connection(config)
         apply.update(
             connection.client, config, tables_to_keep, tables_to_delete, connection.schemas.forget
         )
@@ -117,7 +116,7 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `update`.
         """
-        client = self._connection(config).client
+        client = self.connection(config).client
         return [*apply.plan(client, config, desired_registry_proto)]
 
     def teardown(
@@ -133,7 +132,7 @@ class DynamoOnlineStore(OnlineStore):
             AwsError: AWS refused.
             TablesFailedError: several of these; the other tables are deleted.
         """
-        connection = self._connection(config)
+        connection = self.connection(config)
         apply.teardown(connection.client, config, tables, connection.schemas.forget)
 
     # Writes
@@ -152,8 +151,22 @@ class DynamoOnlineStore(OnlineStore):
             ItemTooLargeError: a row over 400 KB. Nothing of `data` is written then.
             IncompleteWriteError: rows left unwritten at the deadline, named.
         """
+        self.write_feast_rows(config, table, data, progress)
+
+    def write_feast_rows(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[FeastRow],
+        progress: Callable[[int], Any] | None,
+    ) -> Outcome:
+        """The same; says how many were written, and how many the table has newer ones of.
+
+        Raises: as `online_write_batch`.
+        """
         schema = schema_of_rows(table, data)
-        self.write_rows(config, table, schema, packed_rows(table.name, schema, data), progress)
+        rows = packed_rows(table.name, schema, data)
+        return self.write_rows(config, table, schema, rows, progress)
 
     async def online_write_batch_async(
         self,
@@ -190,7 +203,7 @@ class DynamoOnlineStore(OnlineStore):
         Raises: as `online_write_batch`.
         """
         newest = newest_per_key(rows)
-        return self._connection(config).loops.run(
+        return self.connection(config).loops.run(
             self._write(config, view, schema, newest, progress)
         )
 
@@ -202,21 +215,18 @@ class DynamoOnlineStore(OnlineStore):
         rows: list[Row],
         progress: Callable[[int], Any] | None,
     ) -> Outcome:
-        connection = self._connection(config)
+        connection = self.connection(config)
         name, ttl_s = table_name(config, view), ttl_seconds(view)
         refuse_too_large(rows, schema, ttl_s, view.name)
-        if (name, schema.fingerprint_text) not in connection.schemas.written:
-            # Before the first row, so that no reader ever meets a fingerprint nothing explains.
-            try:
-                await connection.writer.write(name, [to_schema_item(schema)])
-            except IncompleteWriteError as error:
-                # What is missing to the caller is the rows.
-                left = tuple(row.key for row in rows)
-                return Outcome(unwritten=left, cause=error).checked(name)
-            connection.schemas.written.add((name, schema.fingerprint_text))
+        try:
+            await connection.schemas.declare(name, schema, connection.writer)
+        except IncompleteWriteError as error:
+            # What is missing to the caller is the rows.
+            left = tuple(row.key for row in rows)
+            return Outcome(unwritten=left, cause=error).checked(name)
         items = (to_item(row, schema, ttl_s, view.name) for row in rows)
         write = connection.writer.write(name, items, progress, how_written(config, view))
-        return await with_vectors(connection, name, rows, write)
+        return await with_vectors(connection, name, lambda: [row.key for row in rows], write)
 
     # Reads
 
@@ -232,7 +242,7 @@ class DynamoOnlineStore(OnlineStore):
         Raises:
             IncompleteReadError: keys left unread at the deadline.
         """
-        return self._connection(config).loops.run(
+        return self.connection(config).loops.run(
             self.online_read_async(config, table, entity_keys, requested_features)
         )
 
@@ -247,7 +257,7 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `online_read`.
         """
-        connection = self._connection(config)
+        connection = self.connection(config)
         view = connection.view(table, config)
         asked = request.of_keys(view, entity_keys, requested_features)
         answers = await request.read([asked], connection, may_be_partial=False)
@@ -260,7 +270,7 @@ class DynamoOnlineStore(OnlineStore):
             EntityKeyError: the request lacks a join key, or has one that cannot be a key.
             IncompleteReadError: keys left unread at the deadline (`on_partial: error`).
         """
-        self._connection(config).loops.run(
+        self.connection(config).loops.run(
             self._read_features_per_fv_async(config, *args, **kwargs)
         )
 
@@ -278,7 +288,7 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `_read_features_per_fv`.
         """
-        connection = self._connection(config)
+        connection = self.connection(config)
         known = [connection.view(view, config) for view, _ in grouped_refs]
         reads = request.of_columns(known, [names for _, names in grouped_refs], join_key_values)
         answers = await request.read(
@@ -310,7 +320,7 @@ class DynamoOnlineStore(OnlineStore):
         asked = ServiceRequest.of(*args, **kwargs)
         if asked is None:
             return super().get_online_features(config, *args, **kwargs)
-        connection = self._connection(config)
+        connection = self.connection(config)
         return connection.loops.run(
             asked.answer(config, connection, self._services, self._read_features_per_fv_async)
         )
@@ -326,7 +336,7 @@ class DynamoOnlineStore(OnlineStore):
         if asked is None:
             return await super().get_online_features_async(config, *args, **kwargs)
         return await asked.answer(
-            config, self._connection(config), self._services, self._read_features_per_fv_async
+            config, self.connection(config), self._services, self._read_features_per_fv_async
         )
 
     def declare_services(
@@ -352,7 +362,7 @@ class DynamoOnlineStore(OnlineStore):
         Raises:
             AwsError: AWS refused.
         """
-        connection = self._connection(config)
+        connection = self.connection(config)
         return connection.loops.run(
             self._services.declare(connection, config, services, view, replace=replace)
         )
@@ -364,7 +374,7 @@ class DynamoOnlineStore(OnlineStore):
             StaleVectorsError: rows changed all the time.
             AwsError: AWS refused.
         """
-        connection = self._connection(config)
+        connection = self.connection(config)
         return connection.loops.run(declare.fill(connection, spec))
 
     def write_precomputed_vector(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
@@ -383,7 +393,7 @@ class DynamoOnlineStore(OnlineStore):
 
     async def initialize(self, config: RepoConfig) -> None:
         """Called when a feature server starts."""
-        connection = self._connection(config)
+        connection = self.connection(config)
         if config.online_store.warmup_connections:
             try:
                 await connection.wire.warm_up(WARM_CONNECTIONS)
@@ -398,7 +408,8 @@ class DynamoOnlineStore(OnlineStore):
         if opened is not None:
             await opened[1].close_async()
 
-    def _connection(self, config: RepoConfig) -> Connection:
+    def connection(self, config: RepoConfig) -> Connection:
+        """The way to DynamoDB of this process; opened at the first call."""
         # A forked worker must not share its parent's sockets.
         opened = self._opened
         if opened is not None and opened[0] == os.getpid():

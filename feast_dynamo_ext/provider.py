@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from feast import FeatureStore
 from feast.infra.passthrough_provider import PassthroughProvider
 
-from feast_dynamo_ext.dynamo.services.feast_warnings import hide_feasts_warnings
+from feast_dynamo_ext.dynamo.services.of_registry import declared_services
 from feast_dynamo_ext.dynamo.services.spec import precomputed_services
-from feast_dynamo_ext.errors import AccessDeniedError, ConfigError
+from feast_dynamo_ext.dynamo.views import table_name
+from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.offline.job import ParquetRetrievalJob
 from feast_dynamo_ext.online_store import DynamoOnlineStore
 
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
     from feast.infra.compute_engines.base import ComputeEngine
     from feast.infra.offline_stores.offline_store import RetrievalJob
     from feast.infra.registry.base_registry import BaseRegistry
+    from feast.online_response import OnlineResponse
     from tqdm import tqdm
 
     from feast_dynamo_ext.dynamo.services.spec import ServiceSpec
+    from feast_dynamo_ext.materialize.engine import DynamoComputeEngine
+    from feast_dynamo_ext.materialize.heal import Healer
     from feast_dynamo_ext.sagemaker.split import TimeSplit
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
-
-
-logger = logging.getLogger(__name__)
 
 
 class DynamoProvider(PassthroughProvider):
@@ -39,19 +40,80 @@ class DynamoProvider(PassthroughProvider):
     def __init__(self, config: RepoConfig) -> None:
         super().__init__(config)
         self._registry: Any = None
+        self._healer: Healer | None = None
 
     @property
     def batch_engine(self) -> ComputeEngine:
         """The engine of `feast materialize`: ours, unless feature_store.yaml names another."""
         if self._batch_engine is None and self.repo_config.batch_engine_config == "local":
-            from feast_dynamo_ext.materialize.engine import DynamoComputeEngine
-
-            self._batch_engine = DynamoComputeEngine(
+            self._batch_engine = _engine_class()(
                 repo_config=self.repo_config,
                 offline_store=self.offline_store,
                 online_store=self.online_store,
             )
         return super().batch_engine
+
+    # Reads
+
+    def get_online_features(
+        self,
+        config: RepoConfig,
+        features: Any,
+        entity_rows: Any,
+        registry: BaseRegistry,
+        project: str,
+        *args: Any,
+        **kwargs: Any,
+    ) -> OnlineResponse:
+        """Features of entities.
+
+        Feast refuses views that are being materialized, unless its registry's
+        `serve_features_while_materializing` is set; those whose run was killed are put right.
+
+        Raises: as the online store.
+        """
+        read = super().get_online_features
+        try:
+            return read(config, features, entity_rows, registry, project, *args, **kwargs)
+        except ValueError:
+            if not self._heals(registry, project):
+                raise
+        return read(config, features, entity_rows, registry, project, *args, **kwargs)
+
+    async def get_online_features_async(
+        self,
+        config: RepoConfig,
+        features: Any,
+        entity_rows: Any,
+        registry: BaseRegistry,
+        project: str,
+        *args: Any,
+        **kwargs: Any,
+    ) -> OnlineResponse:
+        """The same on an event loop.
+
+        Raises: as `get_online_features`.
+        """
+        read = super().get_online_features_async
+        try:
+            return await read(config, features, entity_rows, registry, project, *args, **kwargs)
+        except ValueError:
+            if not await asyncio.to_thread(lambda: self._heals(registry, project)):
+                raise
+        return await read(config, features, entity_rows, registry, project, *args, **kwargs)
+
+    def _heals(self, registry: BaseRegistry, project: str) -> bool:
+        store = self.online_store
+        if not isinstance(store, DynamoOnlineStore):
+            return False
+        if self._healer is None:
+            from feast_dynamo_ext.materialize.heal import Healer
+
+            config = self.repo_config
+            self._healer = Healer(
+                lambda: store.connection(config).client, partial(table_name, config)
+            )
+        return self._healer.heal(registry, project)
 
     # Precomputed services
 
@@ -70,7 +132,9 @@ class DynamoProvider(PassthroughProvider):
 
         Raises: as the compute engine.
         """
-        unfilled = self._declared(registry, feature_view, is_fresh=True)
+        is_ours = isinstance(self.batch_engine, _engine_class())
+        # Our engine sees to it itself, as it is handed several views without this method.
+        unfilled = [] if is_ours else self._declared(registry, feature_view, is_fresh=True)
         super().materialize_single_feature_view(
             config,
             feature_view,
@@ -140,21 +204,7 @@ class DynamoProvider(PassthroughProvider):
         store = self.online_store
         if not isinstance(store, DynamoOnlineStore) or not getattr(view, "online", False):
             return []
-        services = precomputed_services(
-            registry, self.repo_config.project, view=view.name, allow_cache=not is_fresh
-        )
-        if services:
-            hide_feasts_warnings()
-        elif not is_fresh:
-            return []
-        try:
-            return store.declare_services(self.repo_config, services, view, replace=is_fresh)
-        except AccessDeniedError as error:
-            if is_fresh:
-                raise
-            # Rows may be written all the same: nobody is answered a vector that is not kept.
-            logger.warning("services of %s get no vectors: %s", view.name, error)
-            return []
+        return declared_services(store, self.repo_config, registry, view, is_fresh=is_fresh)
 
     def _own_registry(self) -> Any:
         """The registry, cached as feature_store.yaml says: Feast passes none to a push."""
@@ -215,3 +265,10 @@ class DynamoProvider(PassthroughProvider):
             overwrite=overwrite,
             parts=parts,
         )
+
+
+def _engine_class() -> type[DynamoComputeEngine]:
+    # Loaded when it is needed: serving needs neither DuckDB nor progress bars.
+    from feast_dynamo_ext.materialize.engine import DynamoComputeEngine
+
+    return DynamoComputeEngine

@@ -5,6 +5,7 @@ Sources: `feast/protos/feast/types/Value.proto` and `feast.type_map` of Feast 0.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from feast.value_type import ValueType
 from feast_dynamo_ext.errors import ColumnTypeError, UnsupportedTypeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # Value type name -> field of Feast's Value message. Feast's own table lacks the last four.
 VALUE_FIELD: dict[str, str] = {
@@ -88,11 +89,29 @@ def to_values(column: pa.ChunkedArray | pa.Array, kind: ValueType, name: str) ->
     check_supported(name, column.type, "Materialization")
     if pa.types.is_dictionary(column.type):
         column = pc.cast(column, column.type.value_type)
-    try:
+    with naming(name, kind, column.type):
         return _to_values(column, kind)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError) as error:
+
+
+# What Arrow, Feast and protobuf raise for a value that does not fit.
+REFUSALS = (
+    pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError, AssertionError,
+    KeyError,
+)  # fmt: skip
+
+
+@contextmanager
+def naming(name: str, kind: ValueType, arrow: pa.DataType) -> Iterator[None]:
+    """Name the feature where one of its values does not fit.
+
+    Raises:
+        ColumnTypeError: names the feature, what it is declared as and what its column is.
+    """
+    try:
+        yield
+    except REFUSALS as error:
         raise ColumnTypeError(
-            f"Feature `{name}` is declared as {kind.name}, but its column of type {column.type} "
+            f"Feature `{name}` is declared as {kind.name}, but its column of type {arrow} "
             f"holds a value that does not fit: {error}. Correct the feature's dtype, or cast the "
             "column in the source."
         ) from error

@@ -48,7 +48,7 @@ from typing import TYPE_CHECKING, Any
 from feast_dynamo_ext.aws import aws_error
 from feast_dynamo_ext.dynamo.batch import Leftover, no_table
 from feast_dynamo_ext.dynamo.outcome import Outcome, keys_of
-from feast_dynamo_ext.dynamo.statements import Try, put_request, statement
+from feast_dynamo_ext.dynamo.statements import Try, put_request
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsError,
@@ -58,11 +58,12 @@ from feast_dynamo_ext.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from feast_dynamo_ext.dynamo.batch import Wire
     from feast_dynamo_ext.dynamo.item import JsonItem
     from feast_dynamo_ext.dynamo.retry import Attempts, RetryPolicy
+    from feast_dynamo_ext.dynamo.row_batch import RowBatch
     from feast_dynamo_ext.dynamo.wire import Answer
 
 # A statement's error has a code of its own, which here becomes the one a request would have had.
@@ -92,10 +93,11 @@ class Guess:
 
 @dataclass
 class Batch:
-    """Where the rows of one batch are.
+    """Where the rows of one batch are, by their places in it.
 
     Attributes:
-        todo: rows with what is tried next.
+        rows: the rows.
+        todo: places with what is tried next.
         written: how many are written.
         inserted: how many of those were not there before.
         older: how many the table has a newer one of.
@@ -103,28 +105,29 @@ class Batch:
         cause: why the last refused or waiting one is that.
     """
 
-    todo: list[tuple[JsonItem, Try]]
+    rows: RowBatch
+    todo: list[tuple[int, Try]]
     written: int = 0
     inserted: int = 0
     older: int = 0
-    refused: list[JsonItem] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
     cause: AwsError | None = None
 
     def outcome(self) -> Outcome:
         """What became of the rows, with those still to do as unwritten."""
-        left = keys_of([*self.refused, *(item for item, _ in self.todo)])
+        left = self.rows.keys([*self.refused, *(row for row, _ in self.todo)])
         return Outcome(self.written, self.older, left, self.cause if left else None)
 
 
 async def by_partiql(
-    wire: Wire, table: str, items: Sequence[JsonItem], policy: RetryPolicy, guess: Guess
+    wire: Wire, table: str, rows: RowBatch, policy: RetryPolicy, guess: Guess
 ) -> Outcome:
-    """Write up to 25 items with distinct keys.
+    """Write up to 25 rows with distinct keys.
 
     Args:
         wire: the connection.
         table: table name.
-        items: the items, in the layout of `item.py`.
+        rows: the rows.
         policy: when to send again and when to give up.
         guess: which statement to try first; brought up to date.
 
@@ -134,9 +137,9 @@ async def by_partiql(
     """
     attempts = policy.start()
     first = Try.INSERT if guess.rows_are_new else Try.UPDATE
-    batch = Batch([(item, first) for item in items])
+    batch = Batch(rows, [(row, first) for row in range(len(rows))])
     while batch.todo:
-        body = {"Statements": [statement(table, item, how) for item, how in batch.todo]}
+        body = {"Statements": rows.statements(table, batch.todo)}
         try:
             answer = await _answered(wire, "BatchExecuteStatement", body, table, attempts)
         except Leftover as leftover:
@@ -144,7 +147,7 @@ async def by_partiql(
             return batch.outcome()
         if _take(batch, answer, table) and not await attempts.wait():
             return batch.outcome()
-    guess.rows_are_new = batch.inserted * 2 > len(items)
+    guess.rows_are_new = batch.inserted * 2 > len(rows)
     return batch.outcome()
 
 
@@ -152,27 +155,27 @@ def _take(batch: Batch, answer: Answer, table: str) -> bool:
     """Sort the rows by their answers; whether some must wait before they are tried again."""
     tried, batch.todo = batch.todo, []
     must_wait = False
-    for (item, how), response in zip(tried, answer["Responses"], strict=True):
+    for (row, how), response in zip(tried, answer["Responses"], strict=True):
         error = response.get("Error")
         if error is None:
             batch.written += 1
             batch.inserted += how is Try.INSERT
         elif error["Code"] == "DuplicateItem":
-            batch.todo.append((item, Try.REPLACE))
+            batch.todo.append((row, Try.REPLACE))
         elif error["Code"] == "ConditionalCheckFailed":
             # Its place in the answer is not settled: the service model has both.
             met = error.get("Item") or response.get("Item")
             if how is Try.REPLACE or met:
                 batch.older += 1
             else:
-                batch.todo.append((item, Try.INSERT))
+                batch.todo.append((row, Try.INSERT))
         else:
             batch.cause = _error_of(error, table)
             if _is_passing(batch.cause):
                 must_wait = True
-                batch.todo.append((item, how))
+                batch.todo.append((row, how))
             else:
-                batch.refused.append(item)
+                batch.refused.append(row)
     return must_wait
 
 

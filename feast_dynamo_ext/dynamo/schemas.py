@@ -20,6 +20,7 @@ from feast_dynamo_ext.dynamo.item import (
     RowSchema,
     pack,
     schema_key,
+    to_schema_item,
     unpack,
 )
 from feast_dynamo_ext.dynamo.reader import TableKeys
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.dynamo.item import JsonItem
     from feast_dynamo_ext.dynamo.reader import Found, Reader
+    from feast_dynamo_ext.dynamo.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,19 @@ class SchemaBook:
     def forget(self, table: str) -> None:
         """Forget what was written into a table that is new or gone."""
         self.written -= {entry for entry in self.written if entry[0] == table}
+
+    async def declare(self, table: str, schema: RowSchema, writer: Writer) -> None:
+        """Write the schema item of rows that are about to be written, once.
+
+        Before the first row, so that no reader ever meets a fingerprint that nothing explains.
+
+        Raises:
+            IncompleteWriteError: it could not be written.
+            AwsError: AWS refused.
+        """
+        if (table, schema.fingerprint_text) not in self.written:
+            await writer.write(table, [to_schema_item(schema)])
+            self.written.add((table, schema.fingerprint_text))
 
     def learn(self, table: str, schema: RowSchema) -> None:
         """Keep the schema that a table's items of now are written under."""

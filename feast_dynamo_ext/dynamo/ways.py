@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.batch import Wire
     from feast_dynamo_ext.dynamo.item import JsonItem
     from feast_dynamo_ext.dynamo.retry import RetryPolicy
+    from feast_dynamo_ext.dynamo.row_batch import RowBatch
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +54,12 @@ class TableWay:
 
 
 async def find_way(
-    wire: Wire, table: str, items: list[JsonItem], policy: RetryPolicy, state: TableWay
-) -> tuple[Outcome, list[JsonItem]]:
-    """Try which way works, on up to 25 items, and note it in `state`.
+    wire: Wire, batch: RowBatch, table: str, policy: RetryPolicy, state: TableWay
+) -> tuple[Outcome, bool]:
+    """Try which way works, on one batch, and note it in `state`.
 
     Returns:
-        What became of the items, and those that are still to be written: by the way that was
+        What became of the rows, and whether they are still to be written: by the way that was
         found, or patiently by PartiQL where neither answers.
 
     Raises:
@@ -66,21 +67,21 @@ async def find_way(
         AwsError: AWS refused both ways.
     """
     try:
-        outcome = await by_partiql(wire, table, items, _impatient(policy), state.guess)
+        outcome = await by_partiql(wire, table, batch, _impatient(policy), state.guess)
     except AwsError as error:
         if not isinstance(error, AccessDeniedError) and error.code not in UNSUPPORTED_CODES:
             raise
-        if not await _put_item_works(wire, table, items[0], policy, error):
+        if not await _put_item_works(wire, table, batch.item(0), policy, error):
             raise
         _take_put_item(table, policy, state, error)
-        return Outcome(), items
+        return Outcome(), True
     if not isinstance(outcome.cause, AwsUnavailableError):
         if outcome.settled:
             state.way, state.until_s = "partiql", float("inf")
-        return outcome, []
-    if await _put_item_works(wire, table, items[0], policy, outcome.cause):
+        return outcome, False
+    if await _put_item_works(wire, table, batch.item(0), policy, outcome.cause):
         _take_put_item(table, policy, state, outcome.cause)
-    return Outcome(), items
+    return Outcome(), True
 
 
 def _impatient(policy: RetryPolicy) -> RetryPolicy:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from feast_dynamo_ext.dynamo.batch import Leftover, Wire, drain
 from feast_dynamo_ext.dynamo.newest_wins import by_partiql, by_put_item
 from feast_dynamo_ext.dynamo.outcome import Outcome, keys_of
+from feast_dynamo_ext.dynamo.row_batch import in_batches
 from feast_dynamo_ext.dynamo.ways import TableWay, find_way
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from feast_dynamo_ext.dynamo.item import JsonItem
+    from feast_dynamo_ext.dynamo.pace import Pace
     from feast_dynamo_ext.dynamo.retry import RetryPolicy
+    from feast_dynamo_ext.dynamo.row_batch import RowBatch
 
-    Work = Callable[[list[JsonItem]], Awaitable[Outcome]]
+    Work = Callable[[Wire, RowBatch], Awaitable[Outcome]]
     Progress = Callable[[int], Any] | None
+    Told = Callable[[Outcome], Any] | None
 
-MAX_ITEMS_PER_REQUEST = 25  # of BatchWriteItem and of BatchExecuteStatement
+T = TypeVar("T")
 
 How = Literal["overwrite", "auto", "partiql", "put_item"]
 """Replace whatever is there, or keep newer rows: by the way that works, or by a given one."""
@@ -36,13 +40,19 @@ class Writer:
         wire: the connection.
         policy: retries and deadline of one request.
         workers: requests of one write that are in flight at once.
+        pace: makes them fewer; None for as many as `workers`.
         ways: what has been learnt about each table.
     """
 
     wire: Wire
     policy: RetryPolicy
     workers: int = 8
+    pace: Pace | None = None
     ways: dict[str, TableWay] = field(default_factory=dict, repr=False)
+
+    def at_pace(self, pace: Pace) -> Writer:
+        """The same writer, of one table, with as many requests in flight as a pace allows."""
+        return replace(self, workers=pace.most, pace=pace)
 
     async def write(
         self,
@@ -67,58 +77,55 @@ class Writer:
             ResourceNotFoundError: the table does not exist.
             AwsError: AWS refused the request.
         """
-        rest = iter(items)
+        told = None if progress is None else lambda outcome: progress(outcome.settled)
+        return (await self.write_batches(table, in_batches(items), told, how)).checked(table)
+
+    async def write_batches(
+        self, table: str, batches: Iterator[RowBatch], told: Told, how: How
+    ) -> Outcome:
+        """The same for rows in batches; `told` is given the outcome of each request.
+
+        Rows that could not be written are in the outcome.
+
+        Raises: as `write`, but for IncompleteWriteError.
+        """
         if how == "overwrite":
-            outcome = await self._each(partial(self._overwrite, table), rest, progress)
-        else:
-            outcome = await self._keep_newest(table, rest, progress, how)
-        return outcome.checked(table)
+            return await self._each(partial(self._overwrite, table), batches, told)
+        return await self._keep_newest(table, batches, told, how)
 
     async def _keep_newest(
-        self, table: str, items: Iterator[JsonItem], progress: Progress, how: How
+        self, table: str, batches: Iterator[RowBatch], told: Told, how: How
     ) -> Outcome:
         state = self.ways.setdefault(table, TableWay())
         done = Outcome()
         if how == "auto":
-            if state.is_open(self.policy.clock()):
-                done, left = await self._find_way(table, state, items)
-                items = chain(left, items)
-                if progress is not None and done.settled:
-                    progress(done.settled)
+            if state.is_open(self.policy.clock()) and (first := next(batches, None)) is not None:
+                find = partial(find_way, table=table, policy=self.policy, state=state)
+                done, is_left = await self._at_pace(find, first)
+                batches = chain([first] if is_left else [], batches)
+                if told is not None and done.settled:
+                    told(done)
             # None: neither way answers at the moment.
             how = state.way or "partiql"
         if how == "put_item":
-            return done + await self._each(partial(self._put_newest, table), items, progress, 1)
+            ones = chain.from_iterable(batch.ones() for batch in batches)
+            return done + await self._each(partial(self._put_newest, table), ones, told)
         work = partial(self._update_older, table, state)
-        return done + await self._each(work, items, progress)
+        return done + await self._each(work, batches, told)
 
-    async def _find_way(
-        self, table: str, state: TableWay, items: Iterator[JsonItem]
-    ) -> tuple[Outcome, list[JsonItem]]:
-        first = list(islice(items, MAX_ITEMS_PER_REQUEST))
-        if not first:
-            return Outcome(), []
-        return await find_way(self.wire, table, first, self.policy, state)
-
-    async def _each(
-        self,
-        work: Work,
-        items: Iterator[JsonItem],
-        progress: Progress,
-        size: int = MAX_ITEMS_PER_REQUEST,
-    ) -> Outcome:
-        """Do the work on batches of the items, several at once."""
+    async def _each(self, work: Work, batches: Iterator[RowBatch], told: Told) -> Outcome:
+        """Do the work on each batch, several at once."""
         outcomes: list[Outcome] = []
         failed: list[BaseException] = []
 
         async def in_turn() -> None:
-            # What `items` or `progress` raise ends the write too: else rows would be left out.
+            # What `batches` or `told` raise ends the write too: else rows would be left out.
             try:
-                while not failed and (batch := list(islice(items, size))):
-                    outcome = await work(batch)
+                while not failed and (batch := next(batches, None)) is not None:
+                    outcome = await self._at_pace(work, batch)
                     outcomes.append(outcome)
-                    if progress is not None:
-                        progress(outcome.settled)
+                    if told is not None:
+                        told(outcome)
             except BaseException as error:
                 failed.append(error)
                 raise
@@ -129,25 +136,36 @@ class Writer:
             raise failed[0]
         return sum(outcomes, Outcome())
 
-    async def _overwrite(self, table: str, items: list[JsonItem]) -> Outcome:
-        pending = {table: [{"PutRequest": {"Item": item}} for item in items]}
+    async def _at_pace(self, work: Callable[[Wire, RowBatch], Awaitable[T]], batch: RowBatch) -> T:
+        if self.pace is None:
+            return await work(self.wire, batch)
+        async with self.pace.turn(self.wire, batch.units) as turn:
+            return await work(turn, batch)
+
+    async def _overwrite(self, table: str, wire: Wire, batch: RowBatch) -> Outcome:
+        puts = batch.puts()
         try:
             await drain(
-                self.wire,
+                wire,
                 "BatchWriteItem",
-                pending,
+                {table: puts},
                 "UnprocessedItems",
                 self.policy,
                 lambda _: False,
             )
         except Leftover as leftover:
-            left = keys_of(put["PutRequest"]["Item"] for put in leftover.pending[table])
-            return Outcome(len(items) - len(left), 0, left, leftover.cause or leftover)
-        return Outcome(len(items))
+            left = (
+                batch.keys(range(len(batch)))
+                if leftover.pending[table] is puts
+                else keys_of(put["PutRequest"]["Item"] for put in leftover.pending[table])
+            )
+            return Outcome(len(batch) - len(left), 0, left, leftover.cause or leftover)
+        return Outcome(len(batch))
 
-    async def _update_older(self, table: str, state: TableWay, items: list[JsonItem]) -> Outcome:
-        return await by_partiql(self.wire, table, items, self.policy, state.guess)
+    async def _update_older(
+        self, table: str, state: TableWay, wire: Wire, batch: RowBatch
+    ) -> Outcome:
+        return await by_partiql(wire, table, batch, self.policy, state.guess)
 
-    async def _put_newest(self, table: str, items: list[JsonItem]) -> Outcome:
-        (item,) = items
-        return await by_put_item(self.wire, table, item, self.policy)
+    async def _put_newest(self, table: str, wire: Wire, batch: RowBatch) -> Outcome:
+        return await by_put_item(wire, table, batch.item(0), self.policy)

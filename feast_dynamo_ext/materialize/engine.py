@@ -2,67 +2,215 @@
 
 Views with transformations or aggregations, and other online stores, go Feast's own way: this
 engine is Feast's local engine where it does not know better.
+
+Feast finds the engine's config through the engine's name, so both stand here.
 """
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING, Any
+import contextlib
+import sys
+import time
+from dataclasses import replace
+from datetime import datetime, timezone
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import pyarrow as pa
-from feast import utils
-from feast.infra.common.materialization_job import MaterializationJobStatus
+from feast.infra.common.materialization_job import (
+    MaterializationJob,
+    MaterializationJobStatus,
+    MaterializationTask,
+)
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
+from pydantic import ValidationError
 
-from feast_dynamo_ext.dynamo.entity_keys import ENTITYLESS_KEY, join_keys
-from feast_dynamo_ext.dynamo.item import Row, RowSchema, key_bytes, pack
-from feast_dynamo_ext.dynamo.key_encoding import KeyEncoder
-from feast_dynamo_ext.errors import EntityKeyError
-from feast_dynamo_ext.offline.job import ParquetRetrievalJob
-from feast_dynamo_ext.offline.times import Axis
-from feast_dynamo_ext.online_store import DynamoOnlineStore
-from feast_dynamo_ext.type_map import to_values
+from feast_dynamo_ext.dynamo.services.of_registry import declared_services
+from feast_dynamo_ext.dynamo.views import table_name
+from feast_dynamo_ext.errors import (
+    ConfigError,
+    FeastDynamoError,
+    ResourceNotFoundError,
+    ViewsFailedError,
+)
+from feast_dynamo_ext.materialize import estimate, progress, summary
+from feast_dynamo_ext.materialize.by_feast import CountedStore
+from feast_dynamo_ext.materialize.holder import LeaseSettings, holder
+from feast_dynamo_ext.materialize.lease import Lease
+from feast_dynamo_ext.materialize.reading import ViewReading
+from feast_dynamo_ext.materialize.repair import repair
+from feast_dynamo_ext.materialize.report import RunReport, ViewReport
+from feast_dynamo_ext.materialize.run import Run, ViewRun
+from feast_dynamo_ext.materialize.settings import MaterializeSettings
+from feast_dynamo_ext.materialize.window import Window, window_of
+from feast_dynamo_ext.online_store import DynamoOnlineStore, how_written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Sequence
 
-    from feast import FeatureView
-    from feast.infra.common.materialization_job import MaterializationTask
+    from feast.infra.compute_engines.dag.context import ExecutionContext
     from feast.infra.registry.base_registry import BaseRegistry
 
-ROWS_PER_WRITE = 10_000
-"""Rows that are in memory as Python objects at once."""
+    from feast_dynamo_ext.dynamo.writer import How
+    from feast_dynamo_ext.materialize.estimate import ViewEstimate
+
+
+class DynamoComputeEngineConfig(MaterializeSettings):
+    """The `batch_engine` block of feature_store.yaml."""
+
+    type: Literal["feast_dynamo_ext.DynamoComputeEngine"] = "feast_dynamo_ext.DynamoComputeEngine"
+    """Selects this engine, which DynamoProvider takes anyway."""
 
 
 class DynamoComputeEngine(LocalComputeEngine):
-    """Materializes from S3ParquetOfflineStore into DynamoOnlineStore."""
+    """Materializes into DynamoOnlineStore, all views of a call together.
 
-    def _get_backend(self, context: Any) -> Any:
-        """Feast's way for the views it keeps needs a DataFrame library: pandas."""
-        if self._backend is None and context.entity_df is None:
-            from feast.infra.compute_engines.backends.factory import BackendFactory
+    Attributes:
+        settings: of the next run.
+        report: what became of the rows of the last run; None before.
+        show: whether progress and a summary are printed.
+    """
 
-            self._backend = BackendFactory.from_name("pandas")
-        return super()._get_backend(context)
+    def __init__(
+        self, *, repo_config: Any, offline_store: Any, online_store: Any, **settings: Any
+    ) -> None:
+        super().__init__(
+            repo_config=repo_config, offline_store=offline_store, online_store=online_store
+        )
+        self._ours: Any = online_store if isinstance(online_store, DynamoOnlineStore) else None
+        self.settings: MaterializeSettings = _checked(settings)
+        self.report: RunReport | None = None
+        self.show = True
+        self._counted: Any = None
 
-    def _materialize_one(
-        self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
-    ) -> LocalMaterializationJob:
-        if not self._is_plain(task.feature_view):
-            return super()._materialize_one(registry, task, **kwargs)
-        job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
+    @property
+    def supports_batch(self) -> bool:
+        """Feast hands all views over in one call."""
+        return True
+
+    def materialize(
+        self,
+        registry: BaseRegistry,
+        tasks: MaterializationTask | list[MaterializationTask],
+        *,
+        lineage_parent: Any = None,  # noqa: ARG002 - Feast's interface
+        **kwargs: Any,  # noqa: ARG002 - the same
+    ) -> list[MaterializationJob]:
+        """Materialize views; one that fails does not stop the others.
+
+        Args:
+            registry: Feast's registry.
+            tasks: a view and its window each.
+            lineage_parent: not used, as by Feast's local engine.
+            **kwargs: the same.
+
+        Returns:
+            A job each, with its error where it failed. Where several failed, the first one's error
+            names them all, as Feast raises no other.
+        """
+        several = [tasks] if isinstance(tasks, MaterializationTask) else tasks
+        self._repair(registry, several)
+        report = self.report = RunReport()
+        shown = progress.shown if self.show else progress.hidden
+        with shown(report):
+            self._run(registry, several, report)
+        if self.show:
+            sys.stdout.write(summary.as_text(report) + "\n")
+        return _jobs(several, report)
+
+    def estimate(
+        self, registry: BaseRegistry, tasks: Sequence[MaterializationTask]
+    ) -> list[ViewEstimate]:
+        """What a run would write: history is read and encoded, nothing is written.
+
+        Views that go Feast's own way are left out.
+
+        Raises:
+            OfflineStoreError: history cannot be read; see the subclasses.
+            FeastDynamoError: rows that cannot be kept.
+        """
+        return [self._estimate(registry, task) for task in tasks if self._is_plain(task)]
+
+    def reading(self, registry: BaseRegistry, view: Any, window: Window) -> ViewReading:
+        """How the rows of a view are read.
+
+        Raises:
+            OfflineStoreError: its files cannot be listed.
+        """
+        return ViewReading.of(
+            self.repo_config, self.offline_store, registry, view, window, self.settings
+        )
+
+    def _run(
+        self,
+        registry: BaseRegistry,
+        tasks: list[MaterializationTask],
+        report: RunReport,
+    ) -> None:
+        runs: list[ViewRun] = []
+        by_feast: list[tuple[MaterializationTask, ViewReport]] = []
+        for task in tasks:
+            of_view = self._report_of(task)
+            report.views.append(of_view)
+            if of_view.error is not None:
+                continue
+            if self._is_plain(task):
+                runs.append(self._view_run(registry, task, of_view))
+            else:
+                by_feast.append((task, of_view))
+        if runs:
+            Run(self._ours.connection(self.repo_config), self.settings, runs).execute()
+        for task, of_view in by_feast:
+            self._by_feast(registry, task, of_view)
+
+    def _report_of(self, task: MaterializationTask) -> ViewReport:
+        view: Any = task.feature_view
+        table = table_name(self.repo_config, view) if self._ours else view.name
+        report = ViewReport(view.name, table, task.start_time, task.end_time)
         try:
-            self._materialize(registry, task)
-        except Exception as error:  # noqa: BLE001 - handed to Feast, which raises it
-            return LocalMaterializationJob(job_id, MaterializationJobStatus.ERROR, error=error)
-        return LocalMaterializationJob(job_id, MaterializationJobStatus.SUCCEEDED)
+            window = window_of(task, self.settings.lookback_s, datetime.now(tz=timezone.utc))
+        except FeastDynamoError as error:
+            report.error, report.step = error, "failed"
+        else:
+            report.start, report.end = window.start, window.end
+        return report
 
-    def _is_plain(self, view: FeatureView) -> bool:
+    def _view_run(
+        self, registry: BaseRegistry, task: MaterializationTask, report: ViewReport
+    ) -> ViewRun:
+        view: Any = task.feature_view
+        window = Window(report.start, report.end)
+        return ViewRun(
+            view,
+            report,
+            partial(self.reading, registry, view, window),
+            self._how(view),
+            self._services(registry, view),
+        )
+
+    def _how(self, view: Any) -> How:
+        chosen = self.settings.write_mode
+        if chosen is None:
+            return how_written(self.repo_config, view)
+        store = self.repo_config.online_store
+        how: How = "overwrite" if chosen == "overwrite" else store.newest_wins_with
+        return how
+
+    def _services(self, registry: BaseRegistry, view: Any) -> Callable[[], Callable[[], object]]:
+        """From its materialization on, a view's precomputed services have their vectors."""
+        store, config = self._ours, self.repo_config
+
+        def declare() -> Callable[[], object]:
+            unfilled = declared_services(store, config, registry, view, is_fresh=True)
+            return lambda: [store.fill_service(config, spec) for spec in unfilled]
+
+        return declare
+
+    def _is_plain(self, task: MaterializationTask) -> bool:
         """Whether rows go from the source to the table as they are."""
+        view: Any = task.feature_view
         return (
-            isinstance(self.online_store, DynamoOnlineStore)
+            self._ours is not None
             and view.online
             and not view.offline
             and not getattr(view, "source_views", None)
@@ -70,102 +218,121 @@ class DynamoComputeEngine(LocalComputeEngine):
             and not getattr(view, "aggregations", None)
         )
 
-    def _materialize(self, registry: BaseRegistry, task: MaterializationTask) -> None:
-        view: Any = task.feature_view
-        store: Any = self.online_store
-        entities = [registry.get_entity(name, task.project) for name in view.entities]
-        keys, features, event_time, created_time = utils._get_column_names(view, entities)
-        job = self.offline_store.pull_latest_from_table_or_query(
-            config=self.repo_config,
-            data_source=view.batch_source,
-            join_key_columns=keys,
-            feature_name_columns=features,
-            timestamp_field=event_time,
-            created_timestamp_column=created_time,
-            start_date=task.start_time,
-            end_date=task.end_time,
-        )
-        schema = RowSchema.of(view)
-        total, batches = _rows_of(job)
-        bar = task.tqdm_builder(total) if task.tqdm_builder else None
+    # Feast's own way
+
+    def _by_feast(
+        self, registry: BaseRegistry, task: MaterializationTask, report: ViewReport
+    ) -> None:
+        report.started_s, report.step = time.monotonic(), "writing"
+        widened = replace(task, start_time=report.start)
+        self._counted = CountedStore(self._ours, report) if self._ours else None
         try:
-            for batch in batches:
-                renamed = _renamed(batch, view.batch_source.field_mapping or {})
-                rows = _rows(renamed, view)
-                store.write_rows(self.repo_config, view, schema, rows, bar.update if bar else None)
-        finally:
-            if bar:
-                bar.close()
+            with self._leased(report):
+                fill = self._services(registry, task.feature_view)() if self._ours else None
+                failed = super()._materialize_one(registry, widened).error()
+                if fill and failed is None:
+                    fill()
+        except Exception as error:  # noqa: BLE001 - it fails its view, not the others
+            failed = error
+        report.error, report.step = failed, "failed" if failed else "done"
+        report.ended_s = time.monotonic()
 
+    def _leased(self, report: ViewReport) -> contextlib.AbstractContextManager[Any]:
+        if self._ours is None:
+            return contextlib.nullcontext()
+        client = self._ours.connection(self.repo_config).client
+        settings = LeaseSettings(self.settings.lease_s, self.settings.if_running)
+        return Lease.acquire(client, report.table, report.view, settings)
 
-def _rows_of(job: Any) -> tuple[int, Iterator[pa.RecordBatch]]:
-    """How many rows a job has, and the rows in batches of bounded size."""
-    if isinstance(job, ParquetRetrievalJob):
-        return job.result().rows, _rebatched(job.to_arrow_batches())
-    table = job.to_arrow()
-    return table.num_rows, _rebatched(table.to_batches())
+    def get_execution_context(self, registry: BaseRegistry, task: Any) -> ExecutionContext:
+        """What Feast's engine works with; what it writes into our store is counted."""
+        context = super().get_execution_context(registry, task)
+        if self._counted is not None:
+            context.online_store = self._counted
+        return context
 
+    def _get_backend(self, context: ExecutionContext) -> Any:
+        """Feast's way for the views it keeps needs a DataFrame library: pandas."""
+        if self._backend is None and context.entity_df is None:
+            from feast.infra.compute_engines.backends.factory import BackendFactory
 
-def _rebatched(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of ROWS_PER_WRITE: files may hold few matching rows each."""
-    held: list[pa.RecordBatch] = []
-    for batch in batches:
-        held.append(batch)
-        if sum(part.num_rows for part in held) >= ROWS_PER_WRITE:
-            yield from _as_batches(held)
-            held = []
-    if held:
-        yield from _as_batches(held)
+            self._backend = BackendFactory.from_name("pandas")
+        return super()._get_backend(context)
 
+    # The rest
 
-def _as_batches(parts: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    whole = pa.Table.from_batches(parts).combine_chunks()
-    batches: list[pa.RecordBatch] = whole.to_batches(max_chunksize=ROWS_PER_WRITE)
-    return batches
+    def _repair(self, registry: BaseRegistry, tasks: list[MaterializationTask]) -> None:
+        """Make views readable that a killed run has left `MATERIALIZING`."""
+        if self._ours is None:
+            return
+        names = {task.feature_view.name for task in tasks}
+        project = self.repo_config.project
+        others = [
+            view for view in registry.list_all_feature_views(project) if view.name not in names
+        ]
+        repair(registry, project, others, self._is_surely_gone)
 
+    def _is_surely_gone(self, view: Any) -> bool:
+        """Whether nobody holds a view's lease, or a process of this machine that is dead.
 
-def _renamed(batch: pa.RecordBatch, mapping: dict[str, str]) -> pa.RecordBatch:
-    return batch.rename_columns([mapping.get(name, name) for name in batch.schema.names])
+        One of another machine would have to be watched for a while: its view's own next run, or
+        a reader, does that.
+        """
+        client = self._ours.connection(self.repo_config).client
+        try:
+            held = holder(client, table_name(self.repo_config, view))
+        except ResourceNotFoundError:
+            return True
+        return held is None or held.process.is_dead()
 
+    def _estimate(self, registry: BaseRegistry, task: MaterializationTask) -> ViewEstimate:
+        report = self._report_of(task)
+        if report.error is not None:
+            raise report.error
+        view: Any = task.feature_view
+        reading = self.reading(registry, view, Window(report.start, report.end))
 
-def _rows(batch: pa.RecordBatch, view: Any) -> Iterator[Row]:
-    """The rows of a batch, packed."""
-    columns = [
-        to_values(batch.column(field.name), field.dtype.to_value_type(), field.name)
-        for field in view.features
-    ]
-    packed = [pack(cells) for cells in zip(*columns, strict=True)]
-    source = view.batch_source
-    created = source.created_timestamp_column
-    event_us = _micros(batch.column(source.timestamp_field))
-    created_us = _micros(batch.column(created)) if created else [None] * batch.num_rows
-    return (
-        Row(key, values, event or 0, made)
-        for key, values, event, made in zip(
-            _keys(batch, view), packed, event_us, created_us, strict=True
+        def found(newest: Any) -> None:
+            report.read, report.expired = newest.read, newest.expired
+
+        sizes = [rows.sizes() for rows in reading.rows(found)]
+        return estimate.of(
+            view.name,
+            report.table,
+            sizes,
+            "overwrite" if self._how(view) == "overwrite" else "newest_wins",
+            read=report.read,
+            expired=report.expired,
         )
-    )
 
 
-def _keys(batch: pa.RecordBatch, view: FeatureView) -> Iterator[bytes]:
-    names = join_keys(view)
-    if not names:
-        return itertools.repeat(key_bytes(ENTITYLESS_KEY, view.name), batch.num_rows)
-    kinds = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
-    for name in names:
-        if batch.column(name).null_count:
-            raise EntityKeyError(
-                f"Feature view `{view.name}`: {batch.column(name).null_count:,} rows have no "
-                f"`{name}`. Filter them out of the source: it belongs to no entity."
-            )
-    columns = [to_values(batch.column(name), kinds[name], name) for name in names]
-    return map(KeyEncoder(names, view.name), zip(*columns, strict=True))
+def _checked(settings: dict[str, Any]) -> MaterializeSettings:
+    try:
+        return DynamoComputeEngineConfig(**settings)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"`{'.'.join(map(str, each['loc']))}`: {each['msg']}" for each in error.errors()
+        )
+        raise ConfigError(
+            f"feature_store.yaml, batch_engine: {problems}. See docs/configuration.md."
+        ) from error
 
 
-def _micros(column: pa.Array) -> list[int | None]:
-    """Microseconds since 1970 UTC; finer times are rounded down."""
-    axis = Axis.of(column.type)
-    values = axis.cast(column)
-    times = Axis("us").floor(values.fill_null(0).to_numpy(zero_copy_only=False), axis.unit)
-    micros: list[int | None] = pa.array(times, mask=np.asarray(values.is_null())).to_pylist()
-    return micros
+def _jobs(tasks: Sequence[MaterializationTask], report: RunReport) -> list[MaterializationJob]:
+    errors = {view.view: view.error for view in report.failed_views if view.error}
+    if len(errors) > 1:
+        first = next(iter(errors))
+        several = ViewsFailedError(
+            f"{len(errors)} of {len(report.views)} feature views failed; the others are "
+            "materialized. " + " ".join(f"{name}: {error}" for name, error in errors.items()),
+            failures=errors,
+        )
+        several.__cause__ = errors[first]
+        errors[first] = several
+    return [_job(task, errors.get(task.feature_view.name)) for task in tasks]
+
+
+def _job(task: MaterializationTask, error: BaseException | None) -> LocalMaterializationJob:
+    status = MaterializationJobStatus.ERROR if error else MaterializationJobStatus.SUCCEEDED
+    job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
+    return LocalMaterializationJob(job_id, status, error=error)

@@ -114,3 +114,27 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
         features=tuple((original.get(name, name), prefix + name) for name in wanted),
         ttl=view.ttl or None,
     )
+
+
+def plan_rows(
+    data_source: DataSource,
+    join_keys: Sequence[str],
+    features: Sequence[str],
+    event_time: str,
+    created_time: str | None,
+) -> ViewPlan:
+    """A plan whose result has the source's own columns: keys, features and times, in their types.
+
+    All names are those of the source's files.
+    """
+    times = [event_time, created_time] if created_time else [event_time]
+    columns = dict.fromkeys([*join_keys, *features, *times])
+    return ViewPlan(
+        view=data_source.name,
+        source=data_source,
+        keys=tuple((name, name) for name in join_keys),
+        event_time=event_time,
+        created_time=created_time or None,
+        features=tuple((name, name) for name in columns),
+        ttl=None,
+    )

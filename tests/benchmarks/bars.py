@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from harness import Measured, Sample, Series
+    from materialize import Materialized, Runs
 
 BASE, OURS, FLOOR = "Feast", "ours", "floor"
 
@@ -86,6 +87,9 @@ WRITES = {"overwrite": 80.0, "newest wins": 120.0, "newest wins, new keys": 120.
 BYTES = {"10 float64": 45.0, "50 float64": 40.0, "200 float64": 40.0}  # per cent of Feast's
 
 
+MATERIALIZED_CPU = {"Local, overwrite": 70.0, "Local, newest wins": 110.0}  # us a row
+
+
 def wall_ms(sample: Sample) -> float:
     return sample.p50_ms
 
@@ -143,6 +147,34 @@ def percent(sizes: Mapping[str, Sequence[int]]) -> Figure:
     """Our bytes of each row, as per cent of the bytes that Feast's store takes."""
     base, ours = statistics.median(sizes["feast"]), sizes["ours"]
     return Figure.of([size / base * 100 for size in ours])
+
+
+def of_materialize(runs: Runs) -> Held:
+    """Rows/s beside Feast's, CPU a row, rows/s into the sink, peak memory."""
+    few, sink, many = (runs[name] for name in ("Local, Feast", "sink, overwrite", "sink, x 10"))
+    ours = runs["Local, overwrite"]
+    grown = [more.peak_mb / less.peak_mb for more, less in zip(many, sink, strict=True)]
+    return [
+        (Bar("ours/Feast, rows/s, materialize", 3.0), rows_ratio(ours, few)),
+        *(
+            (
+                Bar(f"CPU a materialized row, {case}", limit, " us", at_least=False),
+                Figure.of([one.cpu_us for one in runs[case]]),
+            )
+            for case, limit in MATERIALIZED_CPU.items()
+        ),
+        (Bar("rows into the sink", 20_000, "/s"), Figure.of([one.rows_s for one in sink])),
+        (
+            Bar("peak memory, 10 M rows, 1 M keys", 700, " MB", at_least=False),
+            Figure.of([one.peak_mb for one in many]),
+        ),
+        (Bar("its peak, 10 M/1 M rows", 1.15, at_least=False), Figure.of(grown)),
+    ]
+
+
+def rows_ratio(mine: Sequence[Materialized], base: Sequence[Materialized]) -> Figure:
+    """How many times as many rows a second."""
+    return Figure.of([one.rows_s / two.rows_s for one, two in zip(mine, base, strict=True)])
 
 
 def table(held: Held) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bars
+import materialize
 import report
 import tabulate
 from bars import BASE, FLOOR, OURS
@@ -28,7 +29,7 @@ from feast_dynamo_ext.errors import FeastDynamoError
 from feast_dynamo_ext.local import start_dynamodb_local, stop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from workload import Workload
 
@@ -46,7 +47,13 @@ class Server:
     endpoint: str
     folder: Path
 
-    def command(self, client: str, do: Sequence[str], workloads: Sequence[Workload]) -> Command:
+    def command(
+        self,
+        client: str,
+        do: Sequence[str],
+        workloads: Sequence[Workload],
+        more: Mapping[str, Any] | None = None,
+    ) -> Command:
         """How a client is started: Feast's store has an environment of its own."""
         store = "feast" if client == BASE else "ours"
         settings = {
@@ -55,6 +62,7 @@ class Server:
             "region": REGION,
             "folder": str(self.folder / store),
             "workloads": [dataclasses.asdict(workload) for workload in workloads],
+            **(more or {}),
         }
         script = (str(HERE / do[0]), *do[1:], json.dumps(settings))
         return Command(client, FEAST_PYTHON if client == BASE else OUR_PYTHON, script)
@@ -83,7 +91,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         load(server, list(parts.values()))
         for name, part in parts.items():
             print(f"\n{part.title}", flush=True)
-            results[name], more = _run_part(server, name, part, options.rounds or part.rounds)
+            rounds = options.rounds or part.rounds
+            if name == "materialize":
+                results[name], more = _run_materialize(server, rounds, options)
+            else:
+                results[name], more = _run_part(server, name, part, rounds)
             held += more
     print(f"\n{bars.table(held)}")
     print(
@@ -102,9 +114,29 @@ def load(server: Server, parts: Sequence[Part]) -> None:
     """Both stores' tables of all parts, written by the stores themselves and read back."""
     # A part may share its tables with another.
     workloads = list({one.name: one for part in parts for one in part.workloads}.values())
+    if not workloads:
+        return
     print(f"Loading {sum(one.views for one in workloads)} tables for each store ...", flush=True)
     for client in (BASE, OURS):
         server.command(client, ("client.py", "load"), workloads).finish()
+
+
+def _run_materialize(
+    server: Server, rounds: int, options: argparse.Namespace
+) -> tuple[dict[str, Any], bars.Held]:
+    started = time.monotonic()
+    todo = materialize.cases(full=options.full, scale=options.scale)
+    left_out = materialize.too_large(todo)
+    runs = materialize.run(
+        server, rounds, [case for case in todo if case not in left_out], options.scale
+    )
+    print(report.materialize_table(runs))
+    for case in left_out:
+        print(f"{case.name}, {case.rows:,} rows: more than this machine's free memory holds.")
+    if options.scale != 1:
+        print(f"{options.scale:g} times the rows: these figures and their bars mean nothing.")
+    print(f"{time.monotonic() - started:.0f} s, history included.", flush=True)
+    return {"rounds": rounds, "runs": report.runs_as_json(runs)}, bars.of_materialize(runs)
 
 
 def _run_part(
@@ -197,6 +229,12 @@ def _options() -> argparse.Namespace:
         "--only", action="append", choices=PARTS, help="this part alone; may be repeated"
     )
     parser.add_argument("--rounds", type=int, help="turns of each client in each case")
+    parser.add_argument(
+        "--full", action="store_true", help="materialize: no case with part of the rows"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1, help="materialize: of the rows, to try it out"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     return parser.parse_args()
 

@@ -98,4 +98,10 @@ PARTS = {
         ),
         rounds=7,
     ),
+    # Its cases are processes that end, not clients that take turns: see `materialize.py`.
+    "materialize": Part(
+        "FeatureStore.materialize of 10 float64 features, with event and created time",
+        (),
+        rounds=1,
+    ),
 }

@@ -37,8 +37,20 @@ KINDS = {"float64": (Float64, "double_val"), "float32": (Float32, "float_val")}
 EVENT_TIME = dt.datetime(2024, 1, 1, 1, 23, 45, 678_901, tzinfo=dt.timezone.utc)
 
 
-def open_store(settings: dict, workload: Workload) -> FeatureStore:
-    """The project's store with its default settings; one that is named for a mode, with that."""
+def open_store(
+    settings: dict,
+    workload: Workload,
+    offline: dict[str, Any] | None = None,
+    online: dict[str, Any] | None = None,
+) -> FeatureStore:
+    """The project's store with its default settings; one that is named for a mode, with that.
+
+    Args:
+        settings: the client's.
+        workload: names the project, and maybe the mode.
+        offline: the block of the offline store; default: Feast's default.
+        online: more of the block of the online store.
+    """
     folder = Path(settings["folder"])
     config = RepoConfig(
         project=workload.project(settings["store"]),
@@ -50,8 +62,10 @@ def open_store(settings: dict, workload: Workload) -> FeatureStore:
             "region": settings["region"],
             "endpoint_url": settings["endpoint"],
             **(_write_mode(workload) if settings["store"] == "ours" else {}),
+            **(online or {}),
         },
         entity_key_serialization_version=3,
+        **({"offline_store": offline} if offline else {}),
     )
     config.repo_path = folder
     return FeatureStore(config=config)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from harness import Measured, Sample, Series
+    from materialize import Materialized, Runs
 
 CLIENTS = (BASE, OURS, FLOOR)
 
@@ -119,6 +120,32 @@ def about_table(about: Mapping[str, Mapping[str, Any]]) -> str:
     return tabulate.tabulate(lines, ["process", "peak MB", *packages], disable_numparse=True)
 
 
+def materialize_table(runs: Runs) -> str:
+    """Materializations, one line a case."""
+    headers = ["into", "client", "rows read", "rows\nwritten", "seconds", "rows/s"]
+    headers += ["CPU us\na row", "MB before", "peak MB"]
+    return _table([_line(done) for done in runs.values()], headers, names=2)
+
+
+def _line(done: Sequence[Materialized]) -> list[str]:
+    case = done[0].case
+    seconds, rows_s, cpu_us, start_mb, peak_mb = (
+        statistics.median(getattr(one, name) for one in done)
+        for name in ("seconds", "rows_s", "cpu_us", "start_mb", "peak_mb")
+    )
+    about = [case.to, f"{case.client}, {case.write_mode.replace('_', ' ')}", f"{case.rows:,}"]
+    memory = [f"{start_mb:.0f}", f"{peak_mb:.0f}"]
+    if done[0].is_stopped:  # it has no speed
+        return [*about, f"first {case.limit:,}", f"{seconds:.1f}", "-", "-", *memory]
+    written = [f"{case.keys:,}", f"{seconds:.1f}", f"{rows_s:,.0f}", f"{cpu_us:.0f}"]
+    return [*about, *written, *memory]
+
+
+def runs_as_json(runs: Runs) -> dict[str, list[dict[str, Any]]]:
+    """By case, each round's."""
+    return {name: [one.printed() for one in done] for name, done in runs.items()}
+
+
 def machine() -> dict[str, Any]:
     """What it ran on. The load before the run tells whether others were using it."""
     model = [
@@ -164,6 +191,7 @@ def _ratio(
     return str(Figure.ratio(series[base], series[other], figure))
 
 
-def _table(lines: list[list[Any]], headers: list[str]) -> str:
-    left = ["left"] + ["right"] * (len(headers) - 1)
-    return tabulate.tabulate(lines, headers, disable_numparse=True, colalign=left)
+def _table(lines: list[list[Any]], headers: list[str], names: int = 1) -> str:
+    """A table whose first columns are names."""
+    sides = ["left"] * names + ["right"] * (len(headers) - names)
+    return tabulate.tabulate(lines, headers, disable_numparse=True, colalign=sides)

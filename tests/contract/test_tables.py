@@ -72,7 +72,7 @@ class Repo:
         online = {"region": REGION, "endpoint_url": self.endpoint, **online}
         opened = self.open_store(self.project, online=online)
         provider = opened._get_provider()
-        events = provider.online_store._connection(opened.config).client.meta.events
+        events = provider.online_store.connection(opened.config).client.meta.events
         events.register("before-call.dynamodb", self.record)
         self.calls.clear()
         self.stores.append(opened)

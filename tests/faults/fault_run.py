@@ -161,7 +161,7 @@ def _close(
     """Close both stores; before that few connections are open, and after it none."""
     # Threads and tasks times the requests that one call has in flight at once.
     assert len(open_sockets(shop.proxy.port)) <= (THREADS + TASKS) * 10
-    opened = ours._get_provider().online_store._connection(ours.config)
+    opened = ours._get_provider().online_store.connection(ours.config)
     assert all(not asyncio.all_tasks(idle) for idle in opened.loops._idle)
     assert len(opened.loops._idle) <= THREADS
     asyncio.run(ours.close())

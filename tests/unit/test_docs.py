@@ -156,7 +156,7 @@ def test_three_lines_change_from_feasts_own_stores(repo_yaml):
 def test_every_policy_is_on_the_page():
     page = (DOCS / "configuration.md").read_text()
     policies = sorted((DOCS / "snippets" / "iam").iterdir())
-    assert len(policies) == 12
+    assert len(policies) == 13
     for policy in policies:
         assert f"<!-- generated: file docs/snippets/iam/{policy.name} -->" in page
 

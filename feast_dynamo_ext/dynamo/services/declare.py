@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.dynamo.item import FINGERPRINT, KEY
 from feast_dynamo_ext.dynamo.reader import TableKeys
+from feast_dynamo_ext.dynamo.row_batch import MAX_ITEMS_PER_REQUEST
 from feast_dynamo_ext.dynamo.services.renew import (
     ENTITIES_AT_ONCE,
     declared_text,
@@ -26,7 +27,6 @@ from feast_dynamo_ext.dynamo.services.spec import (
     ServiceSpec,
     is_reserved,
 )
-from feast_dynamo_ext.dynamo.writer import MAX_ITEMS_PER_REQUEST
 from feast_dynamo_ext.errors import (
     AwsError,
     AwsUnavailableError,

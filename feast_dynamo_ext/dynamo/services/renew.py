@@ -40,10 +40,10 @@ from feast_dynamo_ext.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from feast_dynamo_ext.dynamo.connection import Connection
-    from feast_dynamo_ext.dynamo.item import JsonItem, Row
+    from feast_dynamo_ext.dynamo.item import JsonItem
     from feast_dynamo_ext.dynamo.reader import Found
 
 logger = logging.getLogger(__name__)
@@ -55,21 +55,20 @@ ENTITIES_AT_ONCE = 1_000
 
 
 async def with_vectors(
-    connection: Connection, table: str, rows: Sequence[Row], write: Awaitable[T]
+    connection: Connection, table: str, keys: Callable[[], Sequence[bytes]], write: Awaitable[T]
 ) -> T:
     """Write rows, then renew the vectors of their entities.
 
     Args:
         connection: the store's.
         table: the table that is written.
-        rows: its new rows.
-        write: writes them.
+        keys: gives the rows' serialized entity keys; not called where no service needs them.
+        write: writes the rows.
 
     Raises:
         StaleVectorsError: the rows are written, but vectors are not as they are now.
         IncompleteWriteError: as `write`; the vectors of what is written are renewed.
     """
-    keys = [text(row.key) for row in rows]
     try:
         outcome = await write
     except IncompleteWriteError as incomplete:
@@ -83,25 +82,26 @@ async def with_vectors(
     return outcome
 
 
-async def renew(connection: Connection, table: str, keys: Sequence[str]) -> None:
+async def renew(connection: Connection, table: str, keys: Callable[[], Sequence[bytes]]) -> None:
     """Renew the vectors of entities whose rows of one table were just written.
 
     Args:
         connection: the store's.
         table: the table that was written.
-        keys: their distinct keys, in base64.
+        keys: gives their distinct serialized entity keys.
 
     Raises:
         StaleVectorsError: the rows are written, but vectors are not as they are now.
     """
-    if not keys:
-        return
     try:
         marks = await read_marks(connection, [table])
     except (OnlineStoreError, AwsError) as error:
-        raise _stale(table, "its precomputed services", len(keys), error) from error
-    for spec in services_of(marks.get(table, {})):
-        await _renew_all(connection, spec, table, keys)
+        raise _stale(table, "its precomputed services", len(keys()), error) from error
+    services = services_of(marks.get(table, {}))
+    if services:
+        texts = [text(key) for key in keys()]
+        for spec in services:
+            await _renew_all(connection, spec, table, texts)
 
 
 async def _renew_all(

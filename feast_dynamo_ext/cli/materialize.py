@@ -1,0 +1,267 @@
+"""feast-dynamo materialize: what `feast materialize` does, with more choices."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from feast_dynamo_ext.cli.output import Output, json_option
+from feast_dynamo_ext.cli.repo import (
+    chosen_views,
+    feasts_errors,
+    open_store,
+    repo_option,
+    times_argument,
+    views_option,
+)
+from feast_dynamo_ext.cli.window import Window
+from feast_dynamo_ext.errors import ConfigError, ViewsFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from feast import FeatureStore
+    from feast.infra.common.materialization_job import MaterializationTask
+
+    from feast_dynamo_ext.materialize.engine import DynamoComputeEngine
+    from feast_dynamo_ext.materialize.estimate import ViewEstimate
+    from feast_dynamo_ext.materialize.report import RunReport
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to materialize: `names` is None for all views."""
+
+    window: Window
+    names: tuple[str, ...] | None
+    version: str | None
+
+
+@click.command()
+@times_argument
+@click.option(
+    "--incremental",
+    is_flag=True,
+    help="From where the last run of each view ended until END_TS; default: now.",
+)
+@click.option(
+    "--all",
+    "--disable-event-timestamp",
+    "all_",
+    is_flag=True,
+    help="All of history, from 1970 until now.",
+)
+@views_option
+@click.option("--version", metavar="vN", help="A version of the one view that is named.")
+@click.option("--dry-run", is_flag=True, help="Read and count, write nothing, say what it costs.")
+@click.option(
+    "--write-mode",
+    type=click.Choice(["newest_wins", "overwrite"]),
+    help="Keep rows of the table that are newer, or replace all.  [default: as configured]",
+)
+@click.option(
+    "--max-write-units",
+    "max_write_units_per_s",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Write units a second, all views together.  [default: as many as DynamoDB grants]",
+)
+@click.option(
+    "--resume/--restart",
+    default=None,
+    help="Go on where a run that was killed had stopped, or start over.  [default: resume]",
+)
+@click.option(
+    "--if-running",
+    type=click.Choice(["refuse", "wait"]),
+    help="What to do while another run has the view.  [default: refuse]",
+)
+@repo_option
+@json_option
+def materialize(
+    times: tuple[datetime, ...],
+    output: Output,
+    repo: Path,
+    *,
+    incremental: bool,
+    all_: bool,
+    views: tuple[str, ...],
+    version: str | None,
+    dry_run: bool,
+    **choices: Any,
+) -> None:
+    """Write the newest row of each entity of history into DynamoDB.
+
+    The same as `feast materialize` and `feast materialize-incremental`, which it calls, with more
+    choices; what is not chosen here is as `batch_engine` in feature_store.yaml says. START_TS and
+    END_TS are event times such as 2026-01-31 or 2026-01-31T12:00:00; without an offset, UTC.
+
+    \b
+    Two weeks of all views, then whatever is new:
+      feast-dynamo materialize 2026-01-01 2026-01-15
+      feast-dynamo materialize --incremental
+    What that would write and cost, and how long it would take:
+      feast-dynamo materialize 2026-01-01 2026-01-15 --dry-run
+      feast-dynamo materialize --all --dry-run --max-write-units 10000
+    Two views, leaving most of a table's capacity to others:
+      feast-dynamo materialize --all -v orders,baskets --max-write-units 500
+    A first load into empty tables, each row at the price of one write:
+      feast-dynamo materialize --all --write-mode overwrite
+
+    Killed, it goes on where it stopped when the same command is run again. A view that fails does
+    not stop the others; the exit code is 1 then, and the last line names it.
+
+    With --json the answer alone is on stdout: rows, units and dollars of each view.
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    window = Window.of(times, _now(), incremental=incremental, all_=all_)
+    asked = Asked(window, views or None, version)
+    with _stdout_kept_for_json(output):
+        store = open_store(repo)
+        tasks = _tasks(store, asked)
+        engine = _engine(store, choices)
+        if dry_run:
+            estimates = _estimates(store, engine, tasks, output)
+        else:
+            report = _run(store, engine, asked)
+    if dry_run:
+        _show_estimates(engine, estimates, output)
+    else:
+        _show_report(report, output)
+
+
+def _now() -> datetime:
+    return datetime.now(tz=timezone.utc)
+
+
+def _stdout_kept_for_json(output: Output) -> contextlib.AbstractContextManager[Any]:
+    """What Feast prints goes to stderr where the answer is for a program."""
+    return contextlib.redirect_stdout(sys.stderr) if output.as_json else contextlib.nullcontext()
+
+
+def _engine(store: FeatureStore, choices: dict[str, Any]) -> DynamoComputeEngine:
+    """The store's engine, with what was chosen for this run.
+
+    Raises:
+        ConfigError: the repo is materialized by another engine, or into another store.
+    """
+    from feast_dynamo_ext.materialize.engine import DynamoComputeEngine
+    from feast_dynamo_ext.online_store import DynamoOnlineStoreConfig
+
+    if not isinstance(store.config.online_store, DynamoOnlineStoreConfig):
+        raise ConfigError(
+            f"The online store of this repo is `{store.config.online_store.type}`. Set "
+            "`type: feast_dynamo_ext.DynamoOnlineStore` in online_store of feature_store.yaml, "
+            "or use `feast materialize`."
+        )
+    with feasts_errors():
+        engine: Any = getattr(store.provider, "batch_engine", None)
+    if not isinstance(engine, DynamoComputeEngine):
+        raise ConfigError(
+            "Another engine materializes this repo. In feature_store.yaml, set `provider: "
+            "feast_dynamo_ext.DynamoProvider` and no other engine's `type` in batch_engine, or "
+            "use `feast materialize`."
+        )
+    given = {name: value for name, value in choices.items() if value is not None}
+    engine.settings = engine.settings.model_copy(update=given)
+    engine.show = True
+    return engine
+
+
+def _tasks(store: FeatureStore, asked: Asked) -> list[MaterializationTask]:
+    """The windows of the views, by Feast's rules; on-demand views have none.
+
+    Raises:
+        ConfigError: a view that cannot be materialized.
+    """
+    from feast import OnDemandFeatureView
+    from feast.infra.common.materialization_job import MaterializationTask
+
+    now = _now()
+    return [
+        MaterializationTask(
+            project=store.project,
+            feature_view=view,
+            start_time=asked.window.start_for(view, now),
+            end_time=asked.window.end,
+            disable_event_timestamp=asked.window.is_all,
+        )
+        for view in chosen_views(store, asked.names, asked.version)
+        if not isinstance(view, OnDemandFeatureView)
+    ]
+
+
+def _run(store: FeatureStore, engine: DynamoComputeEngine, asked: Asked) -> RunReport:
+    """Materialize through Feast, which keeps the intervals and states of views."""
+    window = asked.window
+    which: Any = {"feature_views": asked.names and list(asked.names), "version": asked.version}
+    try:
+        if window.start is None:
+            store.materialize_incremental(window.end, **which)
+        else:
+            store.materialize(
+                window.start, window.end, disable_event_timestamp=window.is_all, **which
+            )
+    except Exception as error:
+        # Feast raises the error of the first view that failed; the report has that of each.
+        failed = _report(engine).failed_views
+        if not isinstance(error, ViewsFailedError) and all(v.error is not error for v in failed):
+            raise
+    return _report(engine)
+
+
+def _report(engine: DynamoComputeEngine) -> RunReport:
+    """What the engine did; nothing, where Feast had no view for it."""
+    from feast_dynamo_ext.materialize.report import RunReport
+
+    return engine.report or RunReport()
+
+
+def _show_report(report: RunReport, output: Output) -> None:
+    """Answer a program; a person has seen the engine's summary.
+
+    Raises:
+        ViewsFailedError: views failed.
+    """
+    from feast_dynamo_ext.materialize import summary
+
+    if output.as_json:
+        output.show(summary.as_json(report), "")
+    failed = report.failed_views
+    if failed:
+        raise ViewsFailedError(
+            f"{len(failed)} of {len(report.views)} feature views failed: "
+            f"{', '.join(view.view for view in failed)}. "
+            "The reasons are above; once they are mended, run the same command again.",
+            failures={view.view: view.error for view in failed if view.error},
+        )
+
+
+def _show_estimates(
+    engine: DynamoComputeEngine, estimates: Sequence[ViewEstimate], output: Output
+) -> None:
+    from feast_dynamo_ext.materialize import estimate
+
+    settings = engine.settings
+    rate = estimate.Rate(settings.max_write_units_per_s, settings.views_at_once)
+    output.show(estimate.as_json(estimates, rate), estimate.as_text(estimates, rate))
+
+
+def _estimates(
+    store: FeatureStore,
+    engine: DynamoComputeEngine,
+    tasks: list[MaterializationTask],
+    output: Output,
+) -> Sequence[ViewEstimate]:
+    estimates = engine.estimate(store.registry, tasks)
+    left_out = {task.feature_view.name for task in tasks} - {one.view for one in estimates}
+    if left_out:
+        output.note(
+            f"Not estimated, as Feast transforms them on their way: {', '.join(sorted(left_out))}."
+        )
+    return estimates

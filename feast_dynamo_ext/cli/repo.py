@@ -1,0 +1,185 @@
+"""What commands on a feature repo share: where it is, its store, its views, times.
+
+Feast is imported when a command needs it: it takes seconds, and `--help` should not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import warnings
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from feast_dynamo_ext.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from feast import FeatureStore
+
+DAYS = (datetime(2000, 1, 1), datetime(2004, 2, 2))  # noqa: DTZ001 - the text may have a zone
+EXAMPLE = "Write it as 2026-01-31, 2026-01-31T12:00:00 (UTC) or 2026-01-31T12:00:00+01:00."
+NO_REPO = "Run this in a feature repo, or name one: --chdir PATH."
+
+repo_option = click.option(
+    "--chdir",
+    "-c",
+    "repo",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=".",
+    envvar="FEATURE_REPO_DIR_ENV_VAR",
+    show_default="the current one",
+    help="Folder of the feature repo, as of `feast --chdir`.",
+)
+
+views_option = click.option(
+    "--views",
+    "-v",
+    multiple=True,
+    metavar="NAMES",
+    callback=lambda _context, _option, given: names_in(given),
+    help="Feature views, separated by commas or each with a -v of its own. Default: all of them.",
+)
+
+
+def names_in(given: Sequence[str]) -> tuple[str, ...]:
+    """The names in what was given, each once."""
+    names = [name.strip() for text in given for name in text.split(",")]
+    return tuple(dict.fromkeys(filter(None, names)))
+
+
+times_argument = click.argument(
+    "times",
+    nargs=-1,
+    metavar="[START_TS] [END_TS]",
+    callback=lambda _context, _argument, given: tuple(map(time_in, given)),
+)
+
+
+def time_in(text: str) -> datetime:
+    """A date, or date and time, as `feast materialize` takes it; without an offset it is UTC.
+
+    Raises:
+        click.BadParameter: it is none, or names no full date.
+    """
+    from dateutil import parser
+
+    try:
+        with warnings.catch_warnings():
+            # Of a zone's name that it does not know, which it would leave out.
+            warnings.simplefilter("error", parser.UnknownTimezoneWarning)
+            # What the text leaves out is taken from there, so these differ if it is the day.
+            first, second = (parser.parse(text, default=day) for day in DAYS)
+    except parser.UnknownTimezoneWarning as error:
+        raise click.BadParameter(f"`{text}`: its time zone is not known. {EXAMPLE}") from error
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(f"`{text}` is no time: {error}. {EXAMPLE}") from error
+    if first != second:
+        raise click.BadParameter(f"`{text}` names no full date. {EXAMPLE}")
+    found: datetime = first if first.tzinfo else first.replace(tzinfo=timezone.utc)
+    return found
+
+
+def open_store(repo: Path) -> FeatureStore:
+    """The feature store of a repo, as the `feast` command opens it.
+
+    Raises:
+        ConfigError: there is no feature_store.yaml, or Feast cannot use what it says.
+    """
+    from feast import utils
+    from feast.constants import FEATURE_STORE_YAML_ENV_NAME
+    from feast.repo_operations import create_feature_store
+
+    folder = repo.absolute()
+    path = utils.get_default_yaml_file_path(folder)
+    if not path.exists() and not os.environ.get(FEATURE_STORE_YAML_ENV_NAME):
+        raise ConfigError(f"There is no {path.name} in {path.parent}. {NO_REPO}")
+    context = click.Context(
+        click.Command("feast"), obj={"CHDIR": folder, "FS_YAML_FILE": path.absolute()}
+    )
+    with _yaml_errors(path), feasts_errors():
+        store: FeatureStore = create_feature_store(context)
+        # Both are looked at when they are first used; a mistake is of the file, so it is said now.
+        _ = store.config.online_store, store.config.offline_store
+    return store
+
+
+@contextlib.contextmanager
+def _yaml_errors(path: Path) -> Iterator[None]:
+    """Turn what a wrong feature_store.yaml raises into one sentence."""
+    import yaml
+    from feast.repo_config import FeastConfigError
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except FeastConfigError as error:
+        found = error.__context__
+        problems = str(found)
+        if isinstance(found, ValidationError):
+            problems = "; ".join(
+                f"`{'.'.join(map(str, problem['loc']))}`: {problem['msg']}"
+                for problem in found.errors(include_input=False, include_url=False)
+            )
+        raise ConfigError(f"{path}: {problems}.") from error
+    except (yaml.YAMLError, TypeError) as error:
+        raise ConfigError(f"{path} is no YAML of keys and values: {error}") from error
+
+
+@contextlib.contextmanager
+def feasts_errors() -> Iterator[None]:
+    """Turn what Feast raises for what a person got wrong into an error of one line.
+
+    Raises:
+        ConfigError: instead of an error of Feast's own, or its ValueError.
+    """
+    from feast.errors import FeastError
+
+    try:
+        yield
+    except (FeastError, ValueError) as error:
+        if isinstance(error, FeastError) or type(error) is ValueError:
+            raise ConfigError(" ".join(str(error).split())) from error
+        raise
+
+
+def chosen_views(
+    store: FeatureStore, names: Sequence[str] | None, version: str | None
+) -> list[Any]:
+    """The feature views that Feast would materialize.
+
+    Args:
+        store: the feature store.
+        names: names of views, or None for all that are served online.
+        version: of the one view that is named, or None for the active one.
+
+    Raises:
+        ConfigError: a view that does not exist or is not served online.
+        AwsError: the registry cannot be read.
+    """
+    from feast.errors import FeatureViewNotFoundException
+
+    from feast_dynamo_ext.aws import translated
+
+    given = list(names) if names else None
+    with feasts_errors(), translated("s3", "the registry"):
+        number = store._validate_materialize_version(version, given)
+        try:
+            found: list[Any] = store._get_feature_views_to_materialize(given, version=number)
+        except FeatureViewNotFoundException as error:
+            raise ConfigError(f"{error}.{_hint(store, given or [])}") from error
+    return found
+
+
+def _hint(store: FeatureStore, names: Sequence[str]) -> str:
+    known = [view.name for view in store.list_all_feature_views()]
+    if not known:
+        return " It has no feature view at all: run `feast apply` first."
+    missing = next(name for name in names if name not in known)
+    close = difflib.get_close_matches(missing, known, n=1)
+    return f" Did you mean `{close[0]}`?" if close else f" It has: {', '.join(sorted(known))}."

@@ -1,0 +1,188 @@
+"""The rows of one request, in the forms that requests take them.
+
+Two kinds: items as Python values, for the few rows of a push, and slices of rows that were encoded
+column by column, for the many of a materialization, whose JSON is cut out of whole buffers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import orjson
+
+from feast_dynamo_ext.dynamo.encoding.fragments import joined, picked
+from feast_dynamo_ext.dynamo.outcome import keys_of
+from feast_dynamo_ext.dynamo.statements import Try, statement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import pyarrow as pa
+
+    from feast_dynamo_ext.dynamo.encoding.items import EncodedRows
+    from feast_dynamo_ext.dynamo.encoding.protobuf import Integers
+    from feast_dynamo_ext.dynamo.item import JsonItem
+
+MAX_ITEMS_PER_REQUEST = 25  # of BatchWriteItem and of BatchExecuteStatement
+
+UNIT_BYTES = 1_024
+"""Of an item, that one write unit pays for."""
+
+
+class RowBatch(Protocol):
+    """Up to 25 rows with distinct keys."""
+
+    def __len__(self) -> int:
+        """How many rows."""
+        ...
+
+    @property
+    def units(self) -> int:
+        """Write units of writing all of them once; 0 where it is not known."""
+        ...
+
+    def puts(self) -> Any:
+        """The requests of a BatchWriteItem."""
+        ...
+
+    def statements(self, table: str, todo: Sequence[tuple[int, Try]]) -> Any:
+        """The statements of a BatchExecuteStatement, for rows with what is tried with each."""
+        ...
+
+    def item(self, row: int) -> JsonItem:
+        """One row's item."""
+        ...
+
+    def keys(self, rows: Sequence[int]) -> tuple[bytes, ...]:
+        """The serialized entity keys of rows."""
+        ...
+
+    def ones(self) -> Iterator[RowBatch]:
+        """Each row as a batch of its own."""
+        ...
+
+
+@dataclass(frozen=True)
+class Items:
+    """Rows as items."""
+
+    items: Sequence[JsonItem]
+    units: int = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def puts(self) -> Any:
+        """See `RowBatch.puts`."""
+        return [{"PutRequest": {"Item": item}} for item in self.items]
+
+    def statements(self, table: str, todo: Sequence[tuple[int, Try]]) -> Any:
+        """See `RowBatch.statements`."""
+        return [statement(table, self.items[row], how) for row, how in todo]
+
+    def item(self, row: int) -> JsonItem:
+        """See `RowBatch.item`."""
+        return self.items[row]
+
+    def keys(self, rows: Sequence[int]) -> tuple[bytes, ...]:
+        """See `RowBatch.keys`."""
+        return keys_of(self.items[row] for row in rows)
+
+    def ones(self) -> Iterator[RowBatch]:
+        """See `RowBatch.ones`."""
+        return (Items([item]) for item in self.items)
+
+
+def in_batches(items: Iterable[JsonItem]) -> Iterator[RowBatch]:
+    """Items as they come, in batches as large as a request takes."""
+    rest = iter(items)
+    while batch := list(islice(rest, MAX_ITEMS_PER_REQUEST)):
+        yield Items(batch)
+
+
+class EncodedBlock:
+    """Some thousand rows, encoded by column. Each form is made once, when first asked for."""
+
+    def __init__(self, rows: EncodedRows) -> None:
+        self.rows = rows
+        self._statements: dict[tuple[str, Try], pa.LargeBinaryArray] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def units(self) -> Integers:
+        """Write units of each row."""
+        return -(-self.rows.sizes() // UNIT_BYTES)
+
+    @cached_property
+    def puts(self) -> pa.LargeBinaryArray:
+        """Each row's request of a BatchWriteItem, as a fragment."""
+        return self.rows.put_json()
+
+    def statements(self, table: str, how: Try) -> pa.LargeBinaryArray:
+        """Each row's statement, as a fragment."""
+        # UPDATE and REPLACE are one statement.
+        how = Try.UPDATE if how is Try.REPLACE else how
+        if (table, how) not in self._statements:
+            self._statements[table, how] = self.rows.statement_json(table, how)
+        return self._statements[table, how]
+
+    def batches(self) -> Iterator[RowBatch]:
+        """The rows in batches as large as a request takes."""
+        for start in range(0, len(self), MAX_ITEMS_PER_REQUEST):
+            yield EncodedSlice(self, start, min(start + MAX_ITEMS_PER_REQUEST, len(self)))
+
+
+@dataclass(frozen=True)
+class EncodedSlice:
+    """Rows of a block, from `start` to before `stop`."""
+
+    block: EncodedBlock
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def units(self) -> int:
+        """See `RowBatch.units`."""
+        return int(np.sum(self.block.units[self.start : self.stop]))
+
+    def puts(self) -> Any:
+        """See `RowBatch.puts`."""
+        return _array(joined(self.block.puts, self.start, self.stop))
+
+    def statements(self, table: str, todo: Sequence[tuple[int, Try]]) -> Any:
+        """See `RowBatch.statements`."""
+        tries = {how for _, how in todo}
+        if len(tries) == 1:
+            fragments = self.block.statements(table, *tries)
+            if len(todo) == len(self):
+                return _array(joined(fragments, self.start, self.stop))
+            return _array(picked(fragments, [self.start + row for row, _ in todo]))
+        return [
+            orjson.Fragment(picked(self.block.statements(table, how), [self.start + row]))
+            for row, how in todo
+        ]
+
+    def item(self, row: int) -> JsonItem:
+        """See `RowBatch.item`."""
+        return self.block.rows.item(self.start + row)
+
+    def keys(self, rows: Sequence[int]) -> tuple[bytes, ...]:
+        """See `RowBatch.keys`."""
+        return self.block.rows.keys_of([self.start + row for row in rows])
+
+    def ones(self) -> Iterator[RowBatch]:
+        """See `RowBatch.ones`."""
+        return (EncodedSlice(self.block, at, at + 1) for at in range(self.start, self.stop))
+
+
+def _array(elements: bytes) -> orjson.Fragment:
+    return orjson.Fragment(b"[" + elements + b"]")

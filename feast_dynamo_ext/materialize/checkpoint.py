@@ -1,0 +1,233 @@
+"""What a run has finished, so that the next one goes on where it was killed.
+
+Keys fall into buckets, and a run writes bucket by bucket. Finished buckets are kept in an item of
+the view's own table, one item a view and window: it needs nothing to be created, no other IAM
+resource, every machine sees it, and it is gone when the table it speaks of is gone.
+
+A bucket is recorded only after each of its rows is settled: in the table, or older than what is
+there. So after a kill -9 at any moment the recorded buckets need nothing more, and at most those
+that were in progress are written again, which changes nothing.
+
+The item says what it holds of: the files, the view's definition, the way of writing. Where one of
+these has changed, all is written again. It also names the run that may add to it. A run that goes
+on puts its own name there first, so one that has lost its lease and does not know it yet can add
+nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from feast_dynamo_ext.dynamo.control import ABSENT, ControlItem
+from feast_dynamo_ext.dynamo.item import EXPIRY
+from feast_dynamo_ext.errors import LeaseLostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from feast_dynamo_ext.dynamo.control import Value
+    from feast_dynamo_ext.materialize.identity import RunIdentity
+
+logger = logging.getLogger(__name__)
+
+PROGRESS = b"progress:%d:%d"
+KEPT_S = 7 * 24 * 3_600
+"""After so long without news, forgotten progress may be deleted by DynamoDB's TTL."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+# Attribute of the item -> what has changed, for the log.
+WHAT_CHANGED = {
+    "source": "the files of its source",
+    "definition": "the definition of the view",
+    "write_mode": "its write_mode",
+}
+
+
+class Checkpoint:
+    """The progress of one run on one view. Made by `open`; safe to share between threads.
+
+    Attributes:
+        buckets: number of key buckets of the run that this one goes on with; None for a run from
+            the start, until `begin`.
+        done: finished buckets.
+        rows_done: number of rows in them.
+    """
+
+    def __init__(
+        self,
+        item: ControlItem,
+        identity: RunIdentity,
+        held: Mapping[str, Any] | None,
+        now_s: Callable[[], float],
+    ) -> None:
+        self.buckets: int | None = None
+        self.done: frozenset[int] = frozenset()
+        self.rows_done = 0
+        self._item, self._identity, self._now_s = item, identity, now_s
+        self._run = uuid.uuid4().hex
+        self._before = held
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        client: Any,
+        table: str,
+        identity: RunIdentity,
+        *,
+        resume: bool,
+        now_s: Callable[[], float] = time.time,
+    ) -> Checkpoint:
+        """Look for what an earlier run of this window has finished. The lease must be held.
+
+        Args:
+            client: boto3's client of DynamoDB.
+            table: the view's table.
+            identity: what the finished buckets must be of to count.
+            resume: whether to go on with them; otherwise the run starts over.
+            now_s: seconds since 1970 UTC.
+
+        Raises:
+            LeaseLostError: another run is at it.
+            AwsError: AWS refused, or there is no such table.
+        """
+        name = PROGRESS % (identity.start_us, identity.end_us)
+        item = ControlItem(client, table, name)
+        held = item.read()
+        checkpoint = cls(item, identity, held, now_s)
+        if held is not None:
+            why = checkpoint._why_not(held, resume=resume)
+            if why is None:
+                checkpoint._go_on(held)
+            else:
+                count = len(held.get("done", ()))
+                logger.info("table %s: starting over, not from %s buckets: %s", table, count, why)
+        return checkpoint
+
+    def begin(self, buckets: int, rows: int) -> None:
+        """Begin a run from the start.
+
+        Args:
+            buckets: number of key buckets.
+            rows: number of rows to write.
+
+        Raises:
+            LeaseLostError: another run is at it.
+            AwsError: AWS refused.
+        """
+        start, end = self._identity.start_us, self._identity.end_us
+        values: dict[str, Value] = {
+            "kind": "progress of a materialization of this view",
+            "start": _iso(start),
+            "end": _iso(end),
+            **self._definition,
+            "run": self._run,
+            "buckets": buckets,
+            "rows": rows,
+            "rows_done": 0,
+            **self._news,
+        }
+        where = ABSENT if self._before is None else {"run": self._before["run"]}
+        if not self._item.put(values, where) and not self._is_ours(self._item.read()):
+            raise self._lost()
+        self._before, self.buckets = values, buckets
+        self.done, self.rows_done = frozenset(), 0
+
+    def finish(self, bucket: int, rows: int) -> None:
+        """Record a bucket; only once all of its rows are settled.
+
+        Args:
+            bucket: its number, from 0.
+            rows: how many rows it has.
+
+        Raises:
+            LeaseLostError: another run is at it.
+            AwsError: AWS refused.
+        """
+        with self._lock:
+            self._record(bucket, rows)
+            if bucket not in self.done:
+                self.done, self.rows_done = self.done | {bucket}, self.rows_done + rows
+
+    def remove(self) -> None:
+        """Forget the progress: the run has come to its end.
+
+        Raises:
+            AwsError: AWS refused.
+        """
+        if not self._item.delete({"run": self._run}):
+            logger.debug("table %s: this run's progress was removed already", self._item.table)
+
+    def _record(self, bucket: int, rows: int) -> None:
+        recorded = self._item.update(
+            self._news,
+            {"run": self._run},
+            add={"done": frozenset([bucket]), "rows_done": rows},
+            lacks={"done": bucket},
+        )
+        if not recorded:
+            now = self._item.read()
+            if not self._is_ours(now) or bucket not in (now or {}).get("done", ()):
+                raise self._lost()
+
+    @property
+    def _definition(self) -> dict[str, str]:
+        return {
+            "source": self._identity.source,
+            "definition": self._identity.view,
+            "write_mode": self._identity.write_mode,
+        }
+
+    @property
+    def _news(self) -> dict[str, Value]:
+        now_s = int(self._now_s())
+        return {"updated_at": _iso(now_s * 1_000_000), EXPIRY: now_s + KEPT_S}
+
+    def _why_not(self, held: Mapping[str, Any], *, resume: bool) -> str | None:
+        """Why what an earlier run finished does not count; None where it does."""
+        if not resume:
+            return "asked for"
+        changed = [
+            WHAT_CHANGED[name]
+            for name, value in self._definition.items()
+            if held.get(name) != value
+        ]
+        return f"changed since: {', '.join(changed)}" if changed else None
+
+    def _go_on(self, held: Mapping[str, Any]) -> None:
+        renamed = self._item.update({"run": self._run, **self._news}, {"run": held["run"]})
+        now = held if renamed else self._item.read()
+        if now is None or (not renamed and not self._is_ours(now)):
+            raise self._lost()
+        self._before = {**now, "run": self._run}
+        self.buckets, self.rows_done = now["buckets"], now["rows_done"]
+        self.done = now.get("done", frozenset())
+        logger.info(
+            "table %s: going on after %s of %s buckets (%s rows), which a run up to %s finished",
+            self._item.table,
+            len(self.done),
+            self.buckets,
+            f"{self.rows_done:,}",
+            held["updated_at"],
+        )
+
+    def _is_ours(self, values: Mapping[str, Any] | None) -> bool:
+        return values is not None and values.get("run") == self._run
+
+    def _lost(self) -> LeaseLostError:
+        start, end = _iso(self._identity.start_us), _iso(self._identity.end_us)
+        return LeaseLostError(
+            f"Table {self._item.table}: the progress of the window {start} to {end} belongs to "
+            "another run by now, or was removed. What this run wrote stays. Run it "
+            "again when no other run is at it."
+        )
+
+
+def _iso(micros: int) -> str:
+    return (EPOCH + timedelta(microseconds=micros)).isoformat()

@@ -1,0 +1,87 @@
+"""Serves again what a killed run has left `MATERIALIZING`, at the reads that Feast refuses for it.
+
+A feature server outlives the runs that fill its tables. When Feast refuses a read because a view
+is materializing, this looks whether any run is at it: its lease says so. Only once there is none
+any more, the registry is put right and the read goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+from feast.feature_view import FeatureViewState
+
+from feast_dynamo_ext.errors import ResourceNotFoundError
+from feast_dynamo_ext.materialize.holder import LeaseSettings, Watch, holder
+from feast_dynamo_ext.materialize.repair import repair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+class Healer:
+    """Watches the leases of views that may not be read. Safe to share between threads."""
+
+    def __init__(
+        self,
+        client: Callable[[], Any],
+        table_of: Callable[[Any], str],
+        settings: LeaseSettings | None = None,
+    ) -> None:
+        """Nothing is done yet.
+
+        Args:
+            client: gives boto3's client of DynamoDB.
+            table_of: the table of a view.
+            settings: of leases.
+        """
+        self._client, self._table_of = client, table_of
+        self._settings = settings or LeaseSettings()
+        self._lock = threading.Lock()
+        self._watches: dict[str, Watch] = {}
+        self._free_since_s: dict[str, float] = {}
+
+    def heal(self, registry: Any, project: str) -> bool:
+        """Make views readable whose run is gone; whether there were any.
+
+        A run that is still alive, or was a moment ago, is left alone: no call waits for it.
+
+        Args:
+            registry: Feast's.
+            project: its project.
+        """
+        materializing = [
+            view
+            for view in registry.list_all_feature_views(project, allow_cache=True)
+            if getattr(view, "state", None) == FeatureViewState.MATERIALIZING
+        ]
+        if not materializing:
+            return False
+        try:
+            with self._lock:
+                return bool(repair(registry, project, materializing, self._is_gone))
+        except Exception as error:  # noqa: BLE001 - whatever a registry raises: the read's own error is told
+            logger.warning(
+                "feature views are MATERIALIZING, and could not be put right if their run was "
+                "killed: %s. `feast materialize` puts them right",
+                error,
+            )
+            return False
+
+    def _is_gone(self, view: Any) -> bool:
+        now_s, table = self._settings.clock(), self._table_of(view)
+        try:
+            held = holder(self._client(), table)
+        except ResourceNotFoundError:
+            held = None
+        if held is None:
+            # A run sets the state a moment before it has the lease.
+            since_s = self._free_since_s.setdefault(table, now_s)
+            return now_s - since_s >= self._settings.lease_s
+        self._free_since_s.pop(table, None)
+        watch = self._watches.setdefault(table, Watch(self._settings))
+        return watch.look(held) is False

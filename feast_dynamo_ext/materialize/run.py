@@ -1,0 +1,293 @@
+"""One run: its views are read one after the other and written at once, by shared workers.
+
+::
+
+    view 1   lease . read . spool ==> bucket . bucket . bucket . done
+    view 2           lease ...... read . spool ==> bucket . bucket . done
+    view 3                   lease ........... read . failed
+
+Reading takes memory, so one view reads at a time; writing waits for DynamoDB, so several write.
+Between the two is the disk: see `spool.py`. A bucket is recorded once all of its rows are
+settled; see `checkpoint.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from feast_dynamo_ext.dynamo.pace import Ceiling, Pace
+from feast_dynamo_ext.dynamo.row_batch import EncodedBlock
+from feast_dynamo_ext.dynamo.services.renew import with_vectors
+from feast_dynamo_ext.materialize.checkpoint import Checkpoint
+from feast_dynamo_ext.materialize.holder import LeaseSettings
+from feast_dynamo_ext.materialize.identity import RunIdentity, view_fingerprint
+from feast_dynamo_ext.materialize.lease import Lease
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from feast_dynamo_ext.dynamo.connection import Connection
+    from feast_dynamo_ext.dynamo.outcome import Outcome
+    from feast_dynamo_ext.dynamo.writer import How
+    from feast_dynamo_ext.materialize.history import Newest
+    from feast_dynamo_ext.materialize.reading import ViewReading
+    from feast_dynamo_ext.materialize.report import ViewReport
+    from feast_dynamo_ext.materialize.settings import MaterializeSettings
+    from feast_dynamo_ext.materialize.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LANES = 3
+"""Blocks of a view that are in memory: while one is encoded, others are sent."""
+
+
+@dataclass(frozen=True)
+class ViewRun:
+    """One view of a run.
+
+    Attributes:
+        view: the feature view.
+        report: what has become of its rows; filled while it runs.
+        reading: opens its history.
+        how: how its rows are written.
+        services: called before its first row is written; gives what is called after the last.
+    """
+
+    view: Any
+    report: ViewReport
+    reading: Callable[[], ViewReading]
+    how: How
+    services: Callable[[], Callable[[], object]]
+
+
+@dataclass
+class _Bucket:
+    """A bucket that is being written."""
+
+    number: int
+    rows: int
+    pending: int = 0
+    is_read: bool = False
+
+
+@dataclass
+class Run:
+    """Views that are materialized together.
+
+    Attributes:
+        connection: the online store's.
+        settings: of materialization.
+        views: what to do.
+    """
+
+    connection: Connection
+    settings: MaterializeSettings
+    views: Sequence[ViewRun]
+    _leases: list[Lease] = field(default_factory=list, init=False, repr=False)
+    _is_over: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
+
+    def execute(self) -> None:
+        """Materialize all views; the errors of those that fail are in their reports."""
+        with ThreadPoolExecutor(len(self.views) + LANES, "feast-dynamo-materialize") as threads:
+            try:
+                self.connection.loops.run(self._all(threads))
+            finally:
+                # On Ctrl-C the loop is gone: what it would have released is released here.
+                self._is_over.set()
+                for lease in self._leases:
+                    lease.release()
+
+    async def _all(self, threads: ThreadPoolExecutor) -> None:
+        shared = _Shared(
+            threads,
+            asyncio.Lock(),
+            asyncio.Semaphore(self.settings.views_at_once),
+            Ceiling(self.settings.max_write_units_per_s),
+        )
+        await asyncio.gather(*(self._reported(each, shared) for each in self.views))
+
+    async def _reported(self, each: ViewRun, shared: _Shared) -> None:
+        report = each.report
+        try:
+            # Before its turn comes: everybody can see that this run is at the view.
+            lease = await shared.in_thread(partial(self._leased, each))
+            async with shared.views:
+                report.started_s = time.monotonic()
+                await self._materialize(each, shared, lease)
+        except Exception as error:
+            report.error, report.step = error, "failed"
+            logger.debug("feature view %s failed", report.view, exc_info=error)
+        else:
+            report.step = "done"
+        finally:
+            report.ended_s = time.monotonic()
+
+    async def _materialize(self, each: ViewRun, shared: _Shared, lease: Lease) -> None:
+        try:
+            async with shared.reading:
+                each.report.step = "reading"
+                checkpoint, spool = await shared.in_thread(partial(self._read, each, lease))
+            try:
+                each.report.step = "writing"
+                await self._write(each, shared, lease, checkpoint, spool)
+            finally:
+                spool.close()
+            await shared.in_thread(checkpoint.remove)
+        finally:
+            await shared.in_thread(lease.release)
+
+    def _leased(self, each: ViewRun) -> Lease:
+        settings = LeaseSettings(self.settings.lease_s, self.settings.if_running)
+        client, report = self.connection.client, each.report
+        lease = Lease.acquire(client, report.table, report.view, settings)
+        self._leases.append(lease)
+        return lease
+
+    def _read(self, each: ViewRun, lease: Lease) -> tuple[Checkpoint, Spool]:
+        report, reading = each.report, each.reading()
+        start_us, end_us = reading.window.micros
+        identity = RunIdentity(
+            start_us,
+            end_us,
+            reading.history.fingerprint,
+            view_fingerprint(each.view),
+            "overwrite" if each.how == "overwrite" else "newest_wins",
+        )
+        checkpoint = Checkpoint.open(
+            self.connection.client, report.table, identity, resume=self.settings.resume
+        )
+
+        def found(newest: Newest) -> None:
+            report.read, report.expired = newest.read, newest.expired
+
+        def may_go_on() -> None:
+            if self._is_over.is_set():
+                raise KeyboardInterrupt
+            lease.check()
+
+        spool = reading.spooled(checkpoint.buckets, checkpoint.done, found, may_go_on)
+        report.to_write, report.resumed = int(spool.rows.sum()), spool.resumed
+        if checkpoint.buckets is None:
+            checkpoint.begin(spool.buckets, report.to_write)
+        return checkpoint, spool
+
+    async def _write(
+        self,
+        each: ViewRun,
+        shared: _Shared,
+        lease: Lease,
+        checkpoint: Checkpoint,
+        spool: Spool,
+    ) -> None:
+        report = each.report
+        fill_services = await shared.in_thread(each.services)
+        schema = spool.schema
+        await self.connection.schemas.declare(report.table, schema, self.connection.writer)
+        writing = _Writing(self.connection, each, shared, lease, checkpoint, spool)
+        await writing.all_blocks(self.settings.max_write_workers)
+        await shared.in_thread(fill_services)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the views of a run share."""
+
+    threads: ThreadPoolExecutor
+    reading: asyncio.Lock
+    views: asyncio.Semaphore
+    ceiling: Ceiling
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+
+
+@dataclass
+class _Writing:
+    """The writing of one view."""
+
+    connection: Connection
+    each: ViewRun
+    shared: _Shared
+    lease: Lease
+    checkpoint: Checkpoint
+    spool: Spool
+
+    async def all_blocks(self, workers: int) -> None:
+        """Write all buckets that are not done.
+
+        Raises:
+            IncompleteWriteError: rows that could not be written.
+            LeaseLostError: another run has the view.
+            AwsError: AWS refused.
+        """
+        report = self.each.report
+        pace = Pace(workers, self.shared.ceiling)
+        pace.on_change = lambda: report.note_use(pace.units, pace.throttles)
+        self._writer = self.connection.writer.at_pace(pace)
+        self._next = asyncio.Lock()
+        self._blocks = self._read_blocks()
+        self._failed: list[BaseException] = []
+        await asyncio.gather(*(self._lane() for _ in range(LANES)), return_exceptions=True)
+        if self._failed:
+            raise self._failed[0]
+
+    def _read_blocks(self) -> Iterator[tuple[_Bucket, EncodedBlock | None]]:
+        """The blocks of each bucket, and None where it ends."""
+        for number in self.spool.todo:
+            bucket = _Bucket(number, int(self.spool.rows[number]))
+            for rows in self.spool.blocks(number):
+                bucket.pending += 1
+                block = EncodedBlock(rows)
+                # Made here, in a thread, rather than when the first request is sent.
+                self._prepare(block)
+                yield bucket, block
+            yield bucket, None
+
+    def _prepare(self, block: EncodedBlock) -> None:
+        _ = block.units
+        if self.each.how == "overwrite":
+            _ = block.puts
+
+    async def _lane(self) -> None:
+        """Write blocks as long as there are any, and none has failed."""
+        try:
+            while not self._failed:
+                self.lease.check()
+                async with self._next:
+                    found = await self.shared.in_thread(lambda: next(self._blocks, None))
+                if found is None:
+                    return
+                bucket, block = found
+                if block is None:
+                    bucket.is_read = True
+                else:
+                    await self._write_block(block)
+                    bucket.pending -= 1
+                if bucket.is_read and not bucket.pending:
+                    await self.shared.in_thread(
+                        partial(self.checkpoint.finish, bucket.number, bucket.rows)
+                    )
+        except BaseException as error:
+            self._failed.append(error)
+            raise
+
+    async def _write_block(self, block: EncodedBlock) -> None:
+        report, table = self.each.report, self.each.report.table
+
+        def told(outcome: Outcome) -> None:
+            report.written += outcome.written
+            report.older += outcome.older
+
+        write = self._writer.write_batches(table, block.batches(), told, self.each.how)
+        outcome = await with_vectors(self.connection, table, block.rows.keys.to_pylist, write)
+        report.failed += len(outcome.unwritten)
+        outcome.checked(table)

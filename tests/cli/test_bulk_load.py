@@ -1,0 +1,142 @@
+"""`feast-dynamo bulk-load` as a person runs it, against moto."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import subprocess
+import sys
+import uuid
+
+import boto3
+import pandas as pd
+import pytest
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast.types import Float64, Int64
+
+JANUARY = ("2026-01-01", "2026-02-01")
+
+
+def run(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "feast_dynamo_ext.cli.main", "bulk-load", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, timeout=240
+    )
+
+
+@pytest.fixture
+def repo(tmp_path, moto_endpoint, monkeypatch):
+    """A feature repo with the views `orders` and `visits`, applied on moto."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    project = f"c{uuid.uuid4().hex[:12]}"
+    (tmp_path / "feature_store.yaml").write_text(
+        f"project: {project}\n"
+        "provider: feast_dynamo_ext.DynamoProvider\n"
+        "registry: registry.db\n"
+        "online_store:\n  type: feast_dynamo_ext.DynamoOnlineStore\n"
+        "offline_store:\n  type: feast_dynamo_ext.S3ParquetOfflineStore\n"
+        "entity_key_serialization_version: 3\n"
+    )
+    customer = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+    start = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
+    views = []
+    for name in ("orders", "visits"):
+        history = tmp_path / f"{name}.parquet"
+        rows = {"cid": [1, 2, 1], "total": [1.0, 2.0, 3.0]}
+        times = [start + dt.timedelta(days=day) for day in range(3)]
+        pd.DataFrame({**rows, "t": times}).to_parquet(history)
+        views.append(
+            FeatureView(
+                name=name,
+                entities=[customer],
+                schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
+                source=FileSource(path=str(history), timestamp_field="t"),
+                ttl=dt.timedelta(0),
+            )
+        )
+    store = FeatureStore(repo_path=str(tmp_path))
+    store.apply([customer, *views])
+    return tmp_path
+
+
+@pytest.fixture
+def dynamodb(moto_endpoint):
+    client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=moto_endpoint)
+    yield client
+    client.close()
+
+
+def rows_in(dynamodb, table) -> int:
+    return sum("s" not in item for item in dynamodb.scan(TableName=table)["Items"])
+
+
+@pytest.fixture
+def project(repo) -> str:
+    return (repo / "feature_store.yaml").read_text().split("\n")[0].removeprefix("project: ")
+
+
+def test_a_dry_run_compares_the_ways(repo, project):
+    result = run(*JANUARY, "--dry-run", "--views", "orders", "--json", cwd=repo)
+    assert result.returncode == 0, result.stderr
+    (found,) = json.loads(result.stdout)["views"]
+    assert (found["view"], found["table"]) == ("orders", f"{project}.orders")
+    assert (found["items"], found["write_units"], found["table_exists"]) == (2, 2, True)
+    assert found["ways"]["materialize"] == {"dollars": 0.000003}
+    assert set(found["ways"]) == {"materialize", "import", "bulk-put"}
+    assert found["recommended"] == "materialize"
+    assert found["why"] == "It is small: writing the rows costs $0.00 and needs no files."
+
+
+def test_a_dry_run_for_a_person(repo, project):
+    result = run(*JANUARY, "--dry-run", "-v", "orders", cwd=repo)
+    assert result.returncode == 0, result.stderr
+    assert f"orders: 2 rows, 0.00 GB; table {project}.orders exists." in result.stdout
+    assert "Recommended: materialize. It is small" in result.stdout
+    assert "Dollars: on demand, us-east-1, November 2024" in result.stdout
+
+
+def test_all_views_are_loaded_into_empty_tables(repo, project, dynamodb, bucket):
+    output = ["--output", f"s3://{bucket}/load", "--replace-empty"]
+    result = run(*JANUARY, *output, "--json", cwd=repo)
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["failed"] == {}
+    assert [(one["view"], one["way"], one["rows"]) for one in answer["views"]] == [
+        ("orders", "import", 2),
+        ("visits", "import", 2),
+    ]
+    assert rows_in(dynamodb, f"{project}.orders") == 2
+    assert "orders: import into table" in result.stderr
+    assert "COMPLETED, 3 items processed" in result.stderr
+
+
+def test_a_view_that_fails_does_not_stop_the_others(repo, project, dynamodb, bucket):
+    dynamodb.delete_table(TableName=f"{project}.visits")
+    result = run(*JANUARY, "--output", f"s3://{bucket}/load", "--way", "import", cwd=repo)
+    assert result.returncode == 1
+    assert "visits" in result.stdout
+    assert result.stderr.splitlines()[-1] == (
+        "error: 1 of 2 feature views failed: orders. What is said of each above says what to do."
+    )
+    assert f"orders: An import makes a new table, but table {project}.orders" in result.stderr
+
+
+def test_wrong_usage(tmp_path):
+    missing = run(*JANUARY, cwd=tmp_path)
+    assert missing.returncode == 2
+    assert "Give --output s3://bucket/prefix, or --dry-run." in missing.stderr
+    backwards = run(*reversed(JANUARY), "--dry-run", cwd=tmp_path)
+    assert backwards.returncode == 2
+    assert "is after END_TS" in backwards.stderr
+    slow = run(*JANUARY, "--dry-run", "--max-write-units", "1000", cwd=tmp_path)
+    assert slow.returncode == 2
+    assert "1000 is not in the range x>=1024" in slow.stderr
+
+
+def test_files_that_are_not_for_s3_are_refused(repo):
+    result = run(*JANUARY, "--output", "load", "-v", "orders", "--replace-empty", cwd=repo)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(
+        "error: `load` cannot take the files of a bulk load"
+    )

@@ -1,0 +1,267 @@
+"""A shop whose materialization is killed: its definitions and history, its tables, its runs."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import shutil
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import numpy as np
+import pandas as pd
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast.types import Float64, Int64, String
+
+from feast_dynamo_ext.dynamo.item import RESERVED_PREFIX, SCHEMA_KEY_PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+START = dt.datetime(2025, 1, 1, tzinfo=dt.timezone.utc)
+END = START + dt.timedelta(days=30)
+SIGKILLED = -9
+VIEWS = ("orders", "rates", "visits")
+
+YAML = """\
+project: {project}
+provider: feast_dynamo_ext.DynamoProvider
+registry: registry.db
+online_store:
+  type: feast_dynamo_ext.DynamoOnlineStore
+  region: us-east-1
+  endpoint_url: {endpoint}
+  newest_wins_with: {way}
+offline_store:
+  type: feast_dynamo_ext.S3ParquetOfflineStore
+  region: us-east-1
+entity_key_serialization_version: 3
+"""
+
+
+def write_history(folder: Path, keys: int) -> None:
+    """Three rows a key of orders and visits, in no order; nulls, and integers beyond 2^53."""
+    generator = np.random.default_rng(5)
+    rows = 3 * keys
+    order = generator.permutation(rows)
+    number = order % keys
+    minutes = generator.integers(0, 30 * 24 * 60, rows)
+    times = pd.to_datetime(START) + pd.to_timedelta(minutes, unit="min")
+    frame = pd.DataFrame(
+        {
+            "cid": number,
+            "sid": [f"shop {one % 7}" for one in number],
+            "t": times.astype("datetime64[us, UTC]"),
+            "made": times.astype("datetime64[us, UTC]"),
+            "total": np.where(number % 5 == 0, np.nan, order / 8),
+            "count": pd.array(np.where(number % 3 == 0, 2**53 + order, order), dtype="Int64"),
+            "text": [f"row {one}" for one in order],
+        }
+    )
+    for source in ("orders", "visits"):
+        (folder / source).mkdir(parents=True)
+        half = rows // 2
+        frame[:half].to_parquet(folder / source / "a.parquet", index=False)
+        frame[half:].to_parquet(folder / source / "b.parquet", index=False)
+    (folder / "rates").mkdir()
+    frame[:50].to_parquet(folder / "rates" / "a.parquet", index=False)
+
+
+def definitions(history: Path) -> list[Any]:
+    """A view with one key, one with two and a ttl, one without any."""
+    customer = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+    shop = Entity(name="shop", join_keys=["sid"], value_type=ValueType.STRING)
+    cid, sid = Field(name="cid", dtype=Int64), Field(name="sid", dtype=String)
+    features = [
+        Field(name="total", dtype=Float64),
+        Field(name="count", dtype=Int64),
+        Field(name="text", dtype=String),
+    ]
+
+    def view(name: str, entities: list[Entity], keys: list[Field], ttl: dt.timedelta) -> Any:
+        source = FileSource(
+            name=name,
+            path=str(history / name),
+            timestamp_field="t",
+            created_timestamp_column="made",
+        )
+        return FeatureView(
+            name=name, entities=entities, schema=[*keys, *features], source=source, ttl=ttl
+        )
+
+    none, century = dt.timedelta(0), dt.timedelta(days=36_500)
+    return [
+        customer,
+        shop,
+        view("orders", [customer], [cid], none),
+        view("visits", [customer, shop], [cid, sid], century),
+        view("rates", [], [], none),
+    ]
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A repo on disk, with a project and tables of its own.
+
+    Attributes:
+        folder: of feature_store.yaml.
+        project: prefix of its tables.
+        client: boto3's client of its DynamoDB.
+    """
+
+    folder: Path
+    project: str
+    client: Any
+
+    @classmethod
+    def open(cls, folder: Path, history: Path, endpoint: str, way: str = "partiql") -> Shop:
+        """Make the repo and its tables."""
+        project = f"k{uuid.uuid4().hex[:12]}"
+        folder.mkdir(parents=True)
+        text = YAML.format(project=project, endpoint=endpoint, way=way)
+        (folder / "feature_store.yaml").write_text(text)
+        client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=endpoint)
+        shop = cls(folder, project, client)
+        shop.store().apply(definitions(history))
+        shutil.copy(folder / "registry.db", folder / "applied.db")
+        return shop
+
+    def renew(self) -> None:
+        """Empty its tables, and forget what was materialized."""
+        for view in VIEWS:
+            name = f"{self.project}.{view}"
+            self.client.delete_table(TableName=name)
+            self.client.create_table(
+                TableName=name,
+                KeySchema=[{"AttributeName": "k", "KeyType": "HASH"}],
+                AttributeDefinitions=[{"AttributeName": "k", "AttributeType": "B"}],
+                BillingMode="PAY_PER_REQUEST",
+            )
+        shutil.copy(self.folder / "applied.db", self.folder / "registry.db")
+
+    def store(self) -> FeatureStore:
+        """The repo as another process would see it."""
+        return FeatureStore(repo_path=str(self.folder))
+
+    def items(self) -> dict[str, dict[bytes, Any]]:
+        """Each view's rows and schema items as they are, by key."""
+        return {
+            view: {key: item for key, item in self._scan(view).items() if not _is_control(key)}
+            for view in VIEWS
+        }
+
+    def control_items(self) -> list[dict[str, Any]]:
+        """Leases and progress of all views."""
+        found = [self._scan(view) for view in VIEWS]
+        return [item for items in found for key, item in items.items() if _is_control(key)]
+
+    def rows_done(self) -> dict[str, int]:
+        """How many rows the recorded progress of each view speaks of."""
+        return {
+            view: sum(
+                int(item["rows_done"]["N"])
+                for item in self._scan(view).values()
+                if "rows_done" in item
+            )
+            for view in VIEWS
+        }
+
+    def states(self) -> dict[str, tuple[str, int]]:
+        """State and number of materialized intervals of each view."""
+        store = self.store()
+        views = [store.get_feature_view(name) for name in VIEWS]
+        return {
+            view.name: (view.state.name, len(view.materialization_intervals)) for view in views
+        }
+
+    def close(self) -> None:
+        """Delete its tables."""
+        for view in VIEWS:
+            self.client.delete_table(TableName=f"{self.project}.{view}")
+        self.client.close()
+
+    def _scan(self, view: str) -> dict[bytes, dict[str, Any]]:
+        pages = self.client.get_paginator("scan").paginate(
+            TableName=f"{self.project}.{view}", ConsistentRead=True
+        )
+        return {item["k"]["B"]: item for page in pages for item in page["Items"]}
+
+
+def _is_control(key: bytes) -> bool:
+    return key.startswith(RESERVED_PREFIX) and not key.startswith(SCHEMA_KEY_PREFIX)
+
+
+class ForkServer:
+    """Starts and ends runs of materialize in processes of their own; see kill_server.py."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        program = Path(__file__).with_name("kill_server.py")
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(program)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, shop: Shop, **settings: Any) -> Run:
+        """Begin to materialize a shop."""
+        name = uuid.uuid4().hex
+        run = {
+            "repo": str(shop.folder),
+            "answer": str(shop.folder / f"{name}.json"),
+            "log": str(shop.folder / f"{name}.log"),
+            "settings": settings,
+        }
+        return Run(self, self.ask({"run": run})["pid"], Path(run["answer"]), Path(run["log"]))
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One line there, one line back."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        """End the server."""
+        self._process.communicate(timeout=30)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in a process of its own."""
+
+    server: ForkServer
+    pid: int
+    answer: Path
+    log: Path
+
+    def end(self, kill_after_s: float | None = None) -> Ended:
+        """Wait for its end, at most until it is killed."""
+        found = self.server.ask({"end": self.pid, "kill_after_s": kill_after_s})
+        counts = json.loads(self.answer.read_text()) if self.answer.exists() else {}
+        return Ended(found["status"], found["seconds"], self.log.read_text(), counts)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        status: as of `subprocess`.
+        seconds: from its start.
+        said: what it printed and logged.
+        counts: numbers of rows by view, of a run that was not killed.
+    """
+
+    status: int
+    seconds: float
+    said: str
+    counts: dict[str, dict[str, int]]

@@ -1,0 +1,186 @@
+"""How many requests are in flight, and how many units they take, on a clock of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from feast_dynamo_ext.dynamo.pace import Ceiling, Pace
+from feast_dynamo_ext.errors import ThrottledError
+
+FULL = {"UnprocessedItems": {}}
+IN_PART = {"UnprocessedItems": {"t": [{"PutRequest": {}}]}}
+
+
+@dataclass
+class Clock:
+    """Time that passes only when somebody sleeps, who then wakes in the order of time."""
+
+    now_s: float = 0.0
+    slept: list[float] = field(default_factory=list)
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_s += seconds
+        await asyncio.sleep(0)
+
+    def ceiling(self, units_per_s: float | None = None) -> Ceiling:
+        return Ceiling(units_per_s, self.sleep, lambda: self.now_s)
+
+
+@dataclass
+class Scripted:
+    """A connection that gives the answers it is told to, and counts what is in flight."""
+
+    answers: list[Any]
+    in_flight: int = 0
+    most: int = 0
+    bodies: list[Any] = field(default_factory=list)
+
+    async def call(
+        self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
+    ) -> Any:
+        self.bodies.append(body)
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        await asyncio.sleep(0)
+        self.in_flight -= 1
+        answer = self.answers.pop(0) if self.answers else FULL
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+async def write(pace: Pace, wire: Scripted, times: int, units: float = 25) -> None:
+    async def one() -> None:
+        async with pace.turn(wire, units) as turn:
+            await turn.call("BatchWriteItem", {"RequestItems": {}}, "t")
+
+    await asyncio.gather(*(one() for _ in range(times)))
+
+
+def test_the_window_grows_by_one_for_each_window_of_answers_up_to_the_most() -> None:
+    clock, wire = Clock(), Scripted([])
+    pace = Pace(6, clock.ceiling())
+    asyncio.run(write(pace, wire, 4))
+    assert 4.8 < pace.window < 5
+    assert wire.most == 4
+    asyncio.run(write(pace, wire, 200))
+    assert pace.window == 6
+    assert wire.most == 6
+
+
+def test_throttling_halves_the_window_once_for_all_requests_that_were_in_flight() -> None:
+    clock = Clock(1.0)
+    pace = Pace(16, clock.ceiling(), window=16.0)
+    sent_together = [clock.now_s] * 3
+    clock.now_s = 2.0
+    for sent_at_s in sent_together:
+        pace.throttled(sent_at_s)
+        clock.now_s += 1.0
+    assert (pace.window, pace.throttles) == (8, 3)
+    pace.throttled(clock.now_s)
+    assert (pace.window, pace.throttles) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        IN_PART,
+        ThrottledError("slow down"),
+        {"Responses": [{}, {"Error": {"Code": "ThrottlingError"}}]},
+        {"Responses": [{"Error": {"Code": "ProvisionedThroughputExceeded"}}]},
+    ],
+)
+def test_every_form_of_throttling_is_seen(answer: Any) -> None:
+    pace = Pace(8, Clock().ceiling(), window=8.0)
+
+    async def one() -> None:
+        async with pace.turn(Scripted([answer]), 25) as turn:
+            try:
+                await turn.call("BatchExecuteStatement", {}, "t")
+            except ThrottledError:
+                assert isinstance(answer, ThrottledError)
+
+    asyncio.run(one())
+    assert (pace.window, pace.throttles) == (4, 1)
+
+
+def test_failed_conditions_are_no_throttling() -> None:
+    pace = Pace(8, Clock().ceiling(), window=4.0)
+    failed = {"Responses": [{"Error": {"Code": "ConditionalCheckFailed"}}]}
+    asyncio.run(write(pace, Scripted([failed]), 1))
+    assert (pace.window, pace.throttles) == (4.25, 0)
+
+
+def test_the_window_never_falls_below_one() -> None:
+    clock = Clock()
+    pace = Pace(8, clock.ceiling())
+    for second in range(1, 6):
+        pace.throttled(clock.now_s)
+        clock.now_s = float(second)
+    assert pace.window == 1
+    asyncio.run(write(pace, Scripted([]), 3))
+    assert pace.window > 1
+
+
+def test_the_ceiling_spreads_units_over_time() -> None:
+    clock = Clock()
+    pace = Pace(1, clock.ceiling(100), window=1.0)
+    asyncio.run(write(pace, Scripted([]), 21, units=25))
+    # 20 requests of 25 units at 100 units a second lie between the first and the last.
+    assert clock.now_s == pytest.approx(5.0)
+
+
+def test_two_tables_share_the_ceiling() -> None:
+    clock = Clock()
+    ceiling = clock.ceiling(100)
+    one, other = Pace(1, ceiling), Pace(1, ceiling)
+    asyncio.run(write(one, Scripted([]), 4, units=25))
+    asyncio.run(write(other, Scripted([]), 5, units=25))
+    assert clock.now_s == pytest.approx(2.0)
+
+
+def test_what_dynamodb_says_it_consumed_counts_against_the_ceiling() -> None:
+    clock = Clock()
+    pace = Pace(1, clock.ceiling(100), window=1.0)
+    told = {"ConsumedCapacity": [{"TableName": "t", "CapacityUnits": 50.0}]}
+    asyncio.run(write(pace, Scripted([dict(told) for _ in range(5)]), 5, units=25))
+    assert pace.units == 250
+    assert clock.now_s == pytest.approx(2.0)
+
+
+def test_it_asks_for_what_is_consumed_and_counts_sizes_where_it_is_not_told() -> None:
+    wire = Scripted([])
+    pace = Pace(4, Clock().ceiling())
+    asyncio.run(write(pace, wire, 3, units=30))
+    assert [body["ReturnConsumedCapacity"] for body in wire.bodies] == ["TOTAL"] * 3
+    assert pace.units == 90
+
+
+def test_a_request_that_fails_gives_its_place_back() -> None:
+    pace = Pace(1, Clock().ceiling(), window=1.0)
+
+    async def fail_then_write() -> None:
+        with pytest.raises(ValueError, match="broken"):
+            await write(pace, Scripted([ValueError("broken")]), 1)
+        await asyncio.wait_for(write(pace, Scripted([]), 2), 5)
+
+    asyncio.run(fail_then_write())
+
+
+def test_one_that_is_cancelled_while_it_waits_gives_up_its_place() -> None:
+    pace = Pace(1, Clock().ceiling(), window=1.0)
+
+    async def cancel() -> None:
+        async with pace.turn(Scripted([]), 1):
+            waiting = asyncio.create_task(write(pace, Scripted([]), 1))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        await asyncio.wait_for(write(pace, Scripted([]), 2), 5)
+
+    asyncio.run(cancel())

@@ -1,0 +1,70 @@
+"""Whether the process that holds a lease is surely gone, told from real processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+
+from feast_dynamo_ext.materialize.process import Process
+
+CODE = """
+from feast_dynamo_ext.materialize.process import Process
+me = Process.this()
+print(me.host, me.pid, me.born, me.kernel, me.command, sep="|", flush=True)
+input()
+"""
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is told")
+
+
+@pytest.fixture
+def other():
+    """Another process of this machine, and what it says of itself."""
+    with subprocess.Popen(
+        [sys.executable, "-c", CODE, "materialize", "a b"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as started:
+        host, pid, born, kernel, command = started.stdout.readline().rstrip().split("|")
+        yield started, Process(host, int(pid), kernel, born, command)
+        started.kill()
+
+
+def test_a_process_says_which_one_it_is(other):
+    started, process = other
+    assert process.pid == started.pid
+    assert process.command == "-c materialize 'a b'"
+    assert process.host == Process.this().host
+    assert process.kernel == Process.this().kernel
+
+
+def test_a_process_that_runs_is_not_dead(other):
+    assert not other[1].is_dead()
+    assert not Process.this().is_dead()
+
+
+def test_a_killed_process_is_dead_even_while_nobody_has_waited_for_it(other):
+    started, process = other
+    started.kill()
+    os.waitid(os.P_PID, started.pid, os.WEXITED | os.WNOWAIT)
+    assert process.is_dead()
+    started.wait()
+    assert process.is_dead()
+
+
+def test_a_later_process_with_the_same_pid_is_not_taken_for_it(other):
+    assert dataclasses.replace(other[1], born="1").is_dead()
+
+
+@pytest.mark.parametrize(
+    "elsewhere", [{"kernel": "another"}, {"host": "another"}, {"kernel": None}, {"born": None}]
+)
+def test_of_a_process_elsewhere_nothing_is_known(elsewhere):
+    gone = dataclasses.replace(Process.this(), born="1")
+    assert gone.is_dead()
+    assert not dataclasses.replace(gone, **elsewhere).is_dead()
