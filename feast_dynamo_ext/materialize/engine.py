@@ -9,6 +9,7 @@ Feast finds the engine's config through the engine's name, so both stand here.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
 from dataclasses import replace
@@ -28,6 +29,7 @@ from pydantic import ValidationError
 from feast_dynamo_ext.dynamo.services.of_registry import declared_services
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import (
+    AwsError,
     ConfigError,
     FeastDynamoError,
     ResourceNotFoundError,
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.dynamo.writer import How
     from feast_dynamo_ext.materialize.estimate import ViewEstimate
+
+logger = logging.getLogger(__name__)
 
 
 class DynamoComputeEngineConfig(MaterializeSettings):
@@ -112,10 +116,13 @@ class DynamoComputeEngine(LocalComputeEngine):
         self._repair(registry, several)
         report = self.report = RunReport()
         shown = progress.shown if self.show else progress.hidden
-        with shown(report):
-            self._run(registry, several, report)
-        if self.show:
-            sys.stdout.write(summary.as_text(report) + "\n")
+        try:
+            with shown(report):
+                self._run(registry, several, report)
+        finally:
+            # After Ctrl-C too: what is written stays written.
+            if self.show:
+                sys.stdout.write(summary.as_text(report) + "\n")
         return _jobs(several, report)
 
     def estimate(
@@ -283,6 +290,10 @@ class DynamoComputeEngine(LocalComputeEngine):
             held = holder(client, table_name(self.repo_config, view))
         except ResourceNotFoundError:
             return True
+        except AwsError as error:
+            # It is another view's table, of which this run needs nothing.
+            logger.debug("the lease of %s could not be read: %s", view.name, error)
+            return False
         return held is None or held.process.is_dead()
 
     def _estimate(self, registry: BaseRegistry, task: MaterializationTask) -> ViewEstimate:

@@ -11,8 +11,6 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
-from feast.feature_view import FeatureViewState
-
 from feast_dynamo_ext.errors import ResourceNotFoundError
 from feast_dynamo_ext.materialize.holder import LeaseSettings, Watch, holder
 from feast_dynamo_ext.materialize.repair import repair
@@ -54,20 +52,14 @@ class Healer:
             registry: Feast's.
             project: its project.
         """
-        materializing = [
-            view
-            for view in registry.list_all_feature_views(project, allow_cache=True)
-            if getattr(view, "state", None) == FeatureViewState.MATERIALIZING
-        ]
-        if not materializing:
-            return False
+        views = registry.list_all_feature_views(project, allow_cache=True)
         try:
             with self._lock:
-                return bool(repair(registry, project, materializing, self._is_gone))
+                return bool(repair(registry, project, views, self._is_gone))
         except Exception as error:  # noqa: BLE001 - whatever a registry raises: the read's own error is told
             logger.warning(
-                "feature views are MATERIALIZING, and could not be put right if their run was "
-                "killed: %s. `feast materialize` puts them right",
+                "a feature view that a killed run has left MATERIALIZING could not be put right: "
+                "%s. `feast materialize` puts it right",
                 error,
             )
             return False

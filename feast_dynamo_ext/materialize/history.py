@@ -19,7 +19,7 @@ from feast_dynamo_ext.offline.source import ParquetSource
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from feast import RepoConfig
@@ -97,7 +97,11 @@ class History:
 
     @contextlib.contextmanager
     def newest(
-        self, window: Window, not_before: datetime | None, memory_limit: str
+        self,
+        window: Window,
+        not_before: datetime | None,
+        memory_limit: str,
+        scanned: Callable[[int], object] | None = None,
     ) -> Iterator[Newest]:
         """The newest rows of a window, to be read while the context lasts.
 
@@ -105,6 +109,7 @@ class History:
             window: event times that count.
             not_before: newest rows before that are left out as expired.
             memory_limit: of finding them, for example `256MB`; then it spills.
+            scanned: is told numbers of rows as they are looked at.
 
         Raises:
             OfflineStoreError: the history cannot be read; see the subclasses.
@@ -123,7 +128,8 @@ class History:
         plan = replace(plan, view=self._view.name)
         source = checked_source(plan, self._source)
         engine = replace(self._config.offline_store.engine(), memory_limit=memory_limit)
-        with engine.newest(plan, source, window.start, window.end, not_before) as found:
+        times = (window.start, window.end, not_before)
+        with engine.newest(plan, source, *times, scanned) as found:
             batches = found.source.fetch_each(plan.feature_columns, found.positions)
             yield Newest(found.read, found.expired, found.rows, batches)
 

@@ -86,7 +86,7 @@ class ViewReading:
         buckets: int | None,
         done: frozenset[int],
         found: Callable[[Newest], object],
-        may_go_on: Callable[[], object],
+        looked_at: Callable[[int], object],
     ) -> Spool:
         """All rows, on disk by key bucket.
 
@@ -94,25 +94,29 @@ class ViewReading:
             buckets: number of key buckets; None for as many as the number of rows suggests.
             done: buckets whose rows are not kept.
             found: as in `rows`.
-            may_go_on: called between batches; what it raises ends the reading.
+            looked_at: is told numbers of rows, while newest ones are looked for, and then 0
+                between batches; what it raises ends the reading.
 
         Raises: as `rows`.
         """
         encoder = self.encoder
-        with self._newest() as newest, contextlib.ExitStack() as undo:
+        with self._newest(looked_at) as newest, contextlib.ExitStack() as undo:
             found(newest)
             count = buckets or bucket_count(newest.rows, self.settings.rows_per_bucket)
             spool = Spool(encoder.schema, encoder.ttl_s, count, done, self.spill_folder)
             undo.enter_context(spool)
             for batch in newest.batches:
-                may_go_on()
+                looked_at(0)
                 spool.add(encoder(batch))
             spool.finish()
             undo.pop_all()
         return spool
 
-    def _newest(self) -> contextlib.AbstractContextManager[Newest]:
-        return self.history.newest(self.window, self._not_before(), self.settings.memory_limit)
+    def _newest(
+        self, scanned: Callable[[int], object] | None = None
+    ) -> contextlib.AbstractContextManager[Newest]:
+        limit = self.settings.memory_limit
+        return self.history.newest(self.window, self._not_before(), limit, scanned)
 
     def _not_before(self) -> datetime | None:
         """The first event time at which a row is not past its ttl; see `item.expiry_s`."""

@@ -169,12 +169,13 @@ class Run:
         def found(newest: Newest) -> None:
             report.read, report.expired = newest.read, newest.expired
 
-        def may_go_on() -> None:
+        def looked_at(rows: int) -> None:
             if self._is_over.is_set():
                 raise KeyboardInterrupt
             lease.check()
+            report.read += rows
 
-        spool = reading.spooled(checkpoint.buckets, checkpoint.done, found, may_go_on)
+        spool = reading.spooled(checkpoint.buckets, checkpoint.done, found, looked_at)
         report.to_write, report.resumed = int(spool.rows.sum()), spool.resumed
         if checkpoint.buckets is None:
             checkpoint.begin(spool.buckets, report.to_write)

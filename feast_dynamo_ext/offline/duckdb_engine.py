@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -24,7 +24,7 @@ from feast_dynamo_ext.offline.source import ROW
 from feast_dynamo_ext.offline.times import Axis, check_time, minus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from numpy.typing import NDArray
@@ -90,10 +90,11 @@ class DuckDbEngine:
         start: datetime,
         end: datetime,
         not_before: datetime | None = None,
+        scanned: Callable[[int], object] | None = None,
     ) -> Iterator[Newest]:
         """See `Engine.newest`."""
         source = source.within(view.event_time, start, end)
-        history = _History.of(view, source)
+        history = replace(_History.of(view, source), scanned=scanned)
         failures: list[Exception] = []
         with self._connection() as connection:
             connection.register("history", history.reader(failures))
@@ -158,6 +159,7 @@ class _History:
     source: ParquetSource
     axis: Axis
     created_axis: Axis | None
+    scanned: Callable[[int], object] | None = None
 
     @classmethod
     def of(cls, view: ViewPlan, source: ParquetSource) -> _History:
@@ -186,7 +188,10 @@ class _History:
 
     def _batches(self, failures: list[Exception]) -> Iterator[pa.RecordBatch]:
         try:
-            yield from self.source.scan(self.view.narrow_columns, self._narrow)
+            for batch in self.source.scan(self.view.narrow_columns, self._narrow):
+                yield batch
+                if self.scanned is not None:
+                    self.scanned(batch.num_rows)
         except Exception as error:
             failures.append(error)
             raise

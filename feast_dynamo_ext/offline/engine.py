@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from datetime import datetime
 
@@ -65,6 +65,7 @@ class Engine(Protocol):
         start: datetime,
         end: datetime,
         not_before: datetime | None = None,
+        scanned: Callable[[int], object] | None = None,
     ) -> AbstractContextManager[Newest]:
         """The newest row of each key with start <= event time <= end.
 
@@ -74,6 +75,7 @@ class Engine(Protocol):
             start: first event time that counts.
             end: last event time that counts.
             not_before: keys whose newest row is before that are counted as expired and left out.
+            scanned: is told numbers of rows as they are looked at.
 
         Returns:
             What was found, to be used while the context lasts.

@@ -299,6 +299,16 @@ def test_nanoseconds_in_lists_and_zones():
     ]
 
 
+def test_a_set_keeps_the_first_of_equal_values_in_their_order():
+    texts = pa.array([["a", "b"], ["b", "a", "b"]])
+    assert parsed(encode_column(texts, ValueType.STRING_SET, "f"))[1] == Value(
+        string_set_val=StringSet(val=["b", "a"])
+    )
+    zeros = pa.array([[-0.0, 0.0, 1.0]])
+    (zero,) = parsed(encode_column(zeros, ValueType.DOUBLE_SET, "f"))
+    assert [str(number) for number in zero.double_set_val.val] == ["-0.0", "1.0"]
+
+
 def test_what_is_empty_inside_of_a_map_is_kept():
     # Feast refuses both, since it has no first value to infer a type from.
     arrow = pa.struct({"list": pa.list_(pa.int64()), "bytes": pa.binary()})

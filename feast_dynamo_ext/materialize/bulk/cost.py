@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from feast_dynamo_ext.materialize.bulk.upload import PART_BYTES
+from feast_dynamo_ext.materialize.figures import dollars
 from feast_dynamo_ext.materialize.prices import (
     BYTES_PER_WRITE_UNIT,
     import_dollars,
@@ -131,13 +132,13 @@ def recommend(
     if written < SMALL_USD:
         return Recommendation(
             "materialize",
-            f"It is small: writing the rows costs ${written:.2f} and needs no files.",
+            f"It is small: writing the rows costs {dollars(written)} and needs no files.",
         )
     if not table_exists:
         return Recommendation(
             "import",
-            f"The table is new: an import costs ${by_way['import']:.2f}, writing the rows "
-            f"${written:.2f}.",
+            f"The table is new: an import costs {dollars(by_way['import'])}, writing the rows "
+            f"{dollars(written)}.",
         )
     if not bulk_put_supported:
         return Recommendation(

@@ -41,7 +41,7 @@ def newest_rows(
         ItemTooLargeError: a row over DynamoDB's 400 KB an item.
     """
     reading = _reading(store, view, start, end)
-    with reading.spooled(None, frozenset(), _unheard, lambda: None) as spool:
+    with reading.spooled(None, frozenset(), _unheard, lambda _rows: None) as spool:
         for bucket in spool.todo:
             yield from spool.blocks(bucket)
 

@@ -82,10 +82,10 @@ def test_a_dry_run_compares_the_ways(repo, project):
     (found,) = json.loads(result.stdout)["views"]
     assert (found["view"], found["table"]) == ("orders", f"{project}.orders")
     assert (found["items"], found["write_units"], found["table_exists"]) == (2, 2, True)
-    assert found["ways"]["materialize"] == {"dollars": 0.000003}
+    assert found["ways"]["materialize"] == {"dollars": 0.000001}
     assert set(found["ways"]) == {"materialize", "import", "bulk-put"}
     assert found["recommended"] == "materialize"
-    assert found["why"] == "It is small: writing the rows costs $0.00 and needs no files."
+    assert found["why"] == "It is small: writing the rows costs <$0.0001 and needs no files."
 
 
 def test_a_dry_run_for_a_person(repo, project):
