@@ -32,7 +32,7 @@ class MaterializeSettings(FeastConfigBaseModel):
     views_at_once: int = Field(default=4, ge=1)
     """Views that are written at once."""
 
-    memory_limit: str = Field(default="256MB", pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$")
+    memory_limit: str = Field(default="128MB", pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$")
     """Memory that finding the newest rows may use before it spills to the offline store's
     `spill_folder`."""
 

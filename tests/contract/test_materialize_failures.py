@@ -200,6 +200,6 @@ def test_the_command_exits_1_names_the_view_and_does_the_others(
     )
     assert result.returncode == 1, result.stderr
     assert "bad" in result.stderr + result.stdout
-    assert "nowhere" in result.stderr
+    assert "nowhere" in result.stderr + result.stdout
     store.refresh_registry()
     assert_the_others_are_done(store, ["bad"])
