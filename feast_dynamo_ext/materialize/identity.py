@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import duckdb
+
 from feast_dynamo_ext.dynamo.entity_keys import join_keys
 from feast_dynamo_ext.dynamo.item import RowSchema
 from feast_dynamo_ext.dynamo.views import ttl_seconds
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 
 BUCKETING = 1
 """Raise it when keys fall into other buckets than before, or rows are packed differently: the
-buckets that an older version finished would be others."""
+buckets that an older version finished would be others. DuckDB's hash may change with its
+version."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def view_fingerprint(view: Any) -> str:
     kinds = {column.name: column.dtype.to_value_type().name for column in view.entity_columns}
     return _sha256(
         {
-            "bucketing": BUCKETING,
+            "bucketing": [BUCKETING, duckdb.__version__],
             "schema": RowSchema.of(view).text,
             "keys": [(name, kinds[name]) for name in join_keys(view)],
             "ttl_s": ttl_seconds(view),

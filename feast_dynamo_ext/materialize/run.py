@@ -146,11 +146,17 @@ class Run:
             await shared.in_thread(lease.release)
 
     def _leased(self, each: ViewRun) -> Lease:
-        settings = LeaseSettings(self.settings.lease_s, self.settings.if_running)
+        settings = LeaseSettings(
+            self.settings.lease_s, self.settings.if_running, sleep=self._sleep
+        )
         client, report = self.connection.client, each.report
         lease = Lease.acquire(client, report.table, report.view, settings)
         self._leases.append(lease)
         return lease
+
+    def _sleep(self, seconds: float) -> None:
+        if self._is_over.wait(seconds):
+            raise KeyboardInterrupt
 
     def _read(self, each: ViewRun, lease: Lease) -> tuple[Checkpoint, Spool]:
         report, reading = each.report, each.reading()

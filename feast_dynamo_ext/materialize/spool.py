@@ -7,10 +7,9 @@ of a bucket are spread over all of DynamoDB's partitions, which go by another ha
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import duckdb
 import numpy as np
@@ -61,22 +60,23 @@ class Spool:
         done: frozenset[int] = frozenset(),
         folder: str | None = None,
     ) -> None:
-        """Make a folder for the rows.
+        """Nothing is on the disk yet.
 
         Args:
             schema: what rows' values stand for.
             ttl_s: the view's ttl in seconds, or None.
             buckets: number of key buckets.
             done: buckets whose rows are not kept.
-            folder: where; default: the system's folder for temporary files.
+            folder: of the disk; default: the system's folder for temporary files.
         """
         self.buckets = buckets
         self.rows = np.zeros(buckets, dtype=np.int64)
         self.schema, self._ttl_s = schema, ttl_s
         self._done = np.isin(np.arange(buckets), list(done))
-        self._folder = Path(tempfile.mkdtemp(prefix="feast-dynamo-", dir=folder))
+        self._folder = folder or tempfile.gettempdir()
         self._duckdb = duckdb.connect(":memory:", config={"threads": "1"})
-        self._files: dict[int, pa.RecordBatchStreamWriter] = {}
+        self._files: dict[int, IO[bytes]] = {}
+        self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
         self._held: list[pa.RecordBatch] = []
         self._held_bytes = 0
 
@@ -111,31 +111,39 @@ class Spool:
         Raises: as `add`.
         """
         self._flush()
-        for writer in self._files.values():
-            writer.close()
+        with self._disk_errors():
+            for bucket, writer in self._writers.items():
+                writer.close()
+                self._files[bucket].flush()
 
     def blocks(self, bucket: int) -> Iterator[EncodedRows]:
         """The rows of a bucket, in blocks of bounded size."""
-        with pa.OSFile(str(self._path(bucket))) as file:
-            for table in _bounded(pa.ipc.open_stream(file)):
-                key, values, event_us, created_us = (
-                    column.combine_chunks() for column in table.columns
-                )
-                created = None if created_us.null_count == len(created_us) else created_us
-                yield EncodedRows(key, values, event_us, created, self.schema, self._ttl_s)
+        file = self._files[bucket]
+        file.seek(0)
+        for table in _bounded(pa.ipc.open_stream(file)):
+            key, values, event_us, created_us = (
+                column.combine_chunks() for column in table.columns
+            )
+            created = None if created_us.null_count == len(created_us) else created_us
+            yield EncodedRows(key, values, event_us, created, self.schema, self._ttl_s)
 
     def _flush(self) -> None:
         if not self._held:
             return
         table = pa.Table.from_batches(self._held, LAYOUT).combine_chunks()
         self._held, self._held_bytes = [], 0
-        try:
+        with self._disk_errors():
             for bucket, rows in self._parted(table):
-                self._file(bucket).write_table(rows)
+                self._writer(bucket).write_table(rows)
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise OfflineStoreError(
-                f"The rows to write do not fit into {self._folder.parent}: {error}. Free space "
-                "there, or point `spill_folder` of the offline store to a larger disk."
+                f"The rows to write cannot be kept in {self._folder}: {error}. Free space there, "
+                "or point `spill_folder` of the offline store to a larger disk."
             ) from error
 
     def _parted(self, table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
@@ -163,18 +171,18 @@ class Spool:
         self._duckdb.unregister("rows")
         return np.asarray(found, dtype=np.int64)
 
-    def _file(self, bucket: int) -> pa.RecordBatchStreamWriter:
-        if bucket not in self._files:
-            self._files[bucket] = pa.ipc.new_stream(str(self._path(bucket)), LAYOUT)
-        return self._files[bucket]
-
-    def _path(self, bucket: int) -> Path:
-        return self._folder / f"{bucket}.arrow"
+    def _writer(self, bucket: int) -> pa.RecordBatchStreamWriter:
+        if bucket not in self._writers:
+            # Without a name, so that nothing of it is left on the disk after a kill -9.
+            file = self._files[bucket] = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+            self._writers[bucket] = pa.ipc.new_stream(file, LAYOUT)
+        return self._writers[bucket]
 
     def close(self) -> None:
         """Delete the rows."""
         self._duckdb.close()
-        shutil.rmtree(self._folder)
+        for file in self._files.values():
+            file.close()
 
     def __enter__(self) -> Spool:
         return self

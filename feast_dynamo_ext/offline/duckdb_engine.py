@@ -210,15 +210,10 @@ class _History:
 
     def _limits(self, column: str, axis: Axis) -> tuple[int, int] | None:
         limits = self.source.limits(column)
-        if limits is None or limits[0] is None:
-            return limits and (0, 0)
-        kind = self.source.schema.field(column).type
-        try:
-            least, greatest = axis.cast(pa.array(limits).cast(kind)).to_pylist()
-        except pa.ArrowException:
-            # A file keeps a type of its own that says more than the source's.
+        if limits is None:
             return None
-        return least, greatest
+        numbers = axis.cast(limits).to_numpy()
+        return (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
 
     def between(self, start: datetime | None, end: datetime | None) -> str:
         """The condition start <= t <= end."""

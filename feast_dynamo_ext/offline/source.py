@@ -47,8 +47,8 @@ logger = logging.getLogger(__name__)
 ROW = "__row"
 """Name of the column that carries a row's position."""
 
-BATCH_ROWS = 65_536
-"""Rows that are read into memory as one batch."""
+BATCH_ROWS, BATCH_BYTES = 65_536, 32 << 20
+"""Of rows that are read into memory as one batch."""
 
 READ_AHEAD = {"batch_readahead": 1, "fragment_readahead": 1}
 GROUPS_AHEAD = 1
@@ -168,7 +168,12 @@ class ParquetSource:
 
             def part(fragment: Any) -> Any:
                 at.path = fragment.path
-                return fragment.subset(condition, schema=self.schema)
+                # In the file's own unit and zone: Arrow compares no others with its statistics.
+                stored = fragment.physical_schema
+                condition = None
+                if column in stored.names:
+                    condition = _range_condition(stored.field(column), first, last)
+                return fragment if condition is None else fragment.subset(condition, schema=stored)
 
             fragments = list(self.dataset.get_fragments(filter=condition))
             # Footers are small and far away: many at once.
@@ -179,22 +184,25 @@ class ParquetSource:
         )
         return replace(self, dataset=dataset)
 
-    def limits(self, column: str) -> tuple[Any, Any] | None:
-        """The least and the greatest value of a column, where all footers say them.
+    def limits(self, column: str) -> pa.Array | None:
+        """What footers say of a column of times: the least and the greatest value of row groups.
 
         Returns:
-            Both as the file has them, None and None where all values are null; None where a
-            footer does not say.
+            All of them, in the source's type; none where all values are null. None where a footer
+            does not say, or says what the source's type cannot hold.
         """
-        least, greatest = [], []
+        kind = self.schema.field(column).type
+        found = [pa.array([], kind)]
         for fragment in self.dataset.get_fragments():
             for group in fragment.row_groups:
-                bounds = (group.statistics or {}).get(column)
-                if bounds is None or bounds["min"] is None:
+                limits = _group_limits(fragment, group.id, column)
+                if limits is None:
                     return None
-                least.append(bounds["min"])
-                greatest.append(bounds["max"])
-        return (min(least), max(greatest)) if least else (None, None)
+                try:
+                    found.append(limits.cast(kind))
+                except pa.ArrowException:
+                    return None
+        return pa.concat_arrays(found)
 
     def scan(
         self,
@@ -259,7 +267,10 @@ class ParquetSource:
     def _batches(self, dataset: ds.Dataset, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         def opened(group: Any) -> tuple[pa.RecordBatch | None, Iterator[pa.RecordBatch]]:
             scanner = group.scanner(
-                schema=dataset.schema, columns=list(columns), batch_size=BATCH_ROWS, **READ_AHEAD
+                schema=dataset.schema,
+                columns=list(columns),
+                batch_size=_batch_rows(group),
+                **READ_AHEAD,
             )
             batches = scanner.to_batches()
             return next(batches, None), batches
@@ -302,6 +313,30 @@ class ParquetSource:
 def _row_groups(dataset: ds.FileSystemDataset) -> Iterator[Any]:
     for file in dataset.get_fragments():
         yield from file.split_by_row_group()
+
+
+def _batch_rows(group: Any) -> int:
+    """How many rows of a row group make a batch; wide ones make smaller batches."""
+    (info,) = group.row_groups
+    row_bytes = max(1, info.total_byte_size // max(1, info.num_rows))
+    return int(max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes)))
+
+
+def _group_limits(fragment: Any, group: int, column: str) -> pa.Array | None:
+    """The least and the greatest value of a row group, in the file's type; see `limits`."""
+    of_group = fragment.metadata.row_group(group)
+    leaves = (of_group.column(at) for at in range(of_group.num_columns))
+    leaf = next((leaf for leaf in leaves if leaf.path_in_schema == column), None)
+    if leaf is None or (says := leaf.statistics) is None:
+        return None
+    kind = fragment.physical_schema.field(column).type
+    if says.has_null_count and says.null_count == of_group.num_rows:
+        return pa.array([], kind)
+    if not says.has_min_max:
+        return None
+    # As numbers: Python's own times end in the year 9999, and know no nanoseconds.
+    raw = [says.min_raw, says.max_raw]
+    return pa.array(raw, pa.int32() if says.physical_type == "INT32" else pa.int64()).cast(kind)
 
 
 def _rest(first: pa.RecordBatch | None, others: Iterator[pa.RecordBatch]) -> Iterator[Any]:

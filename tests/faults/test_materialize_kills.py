@@ -123,9 +123,7 @@ def test_after_kills_at_random_moments_the_tables_are_as_after_an_undisturbed_ru
     server, open_shop, dynamodb_local
 ):
     shop = open_shop(dynamodb_local)
-    undisturbed(server, shop)
-    shop.renew()
-    expected, length_s = undisturbed(server, shop)  # of a DynamoDB that is warm
+    expected, length_s = undisturbed(server, shop)
     chance = random.Random(4)  # noqa: S311 - the same each time
     to_come, killed, resumed = moments(chance, KILLS), 0, 0
     while killed < KILLS:
@@ -133,19 +131,20 @@ def test_after_kills_at_random_moments_the_tables_are_as_after_an_undisturbed_ru
         for victims_left in range(chance.randint(1, 4), -1, -1):
             recorded = shop.rows_done()
             # What is left to do of a run that goes on takes less time.
-            left_s = length_s * (1 - 0.7 * sum(recorded.values()) / (2 * KEYS))
-            after_s = left_s * (to_come or moments(chance, 4)).pop() if victims_left else None
+            share = 1 - 0.7 * sum(recorded.values()) / (2 * KEYS)
+            moment = (to_come or moments(chance, 4)).pop() if victims_left else None
+            after_s = moment * share * length_s if moment else None
             ended = server.start(shop, **MANY_BUCKETS).end(after_s)
             if ended.status != SIGKILLED:
                 break
             killed += 1
-            print('K', round(after_s/length_s,2), sum(recorded.values()))
         assert ended.status == 0, ended.said
         assert ended.seconds < AT_ONCE_S
-        print('END', victims_left, round(ended.seconds,2), round(length_s,2), recorded)
         assert_resumed(ended, recorded)
         assert_as_undisturbed(shop, expected)
         resumed += sum(recorded.values())
+        # It changes as DynamoDB Local gets warm, and with what else the machine does.
+        length_s = ended.seconds / share
     assert resumed > KEYS
 
 

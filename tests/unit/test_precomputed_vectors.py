@@ -7,6 +7,7 @@ import base64
 import logging
 import sys
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 from feast.errors import FeastExtrasDependencyImportError
@@ -44,6 +45,9 @@ from feast_dynamo_ext.dynamo.services.vectors import to_item as to_vector_item
 from feast_dynamo_ext.dynamo.writer import Writer
 from feast_dynamo_ext.errors import IncompleteReadError, StaleVectorsError, ThrottledError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ORDERS = RowSchema(("total", "note"), ("DOUBLE", "STRING"))
 VISITS = RowSchema(("pages",), ("INT64",))
 SPEC = ServiceSpec(
@@ -56,6 +60,10 @@ OUTSIDE_MAX_AGE, INVALID = FieldStatus.OUTSIDE_MAX_AGE, FieldStatus.INVALID
 
 def key(entity: int) -> str:
     return base64.b64encode(b"key-%06d" % entity).decode()
+
+
+def serialized(*keys: str) -> Callable[[], list[bytes]]:
+    return lambda: [base64.b64decode(each) for each in keys]
 
 
 def row(entity: int, schema: RowSchema, values: list[Value], event_us: int, ttl_s=None) -> dict:
@@ -301,7 +309,7 @@ def test_a_row_that_another_writer_changes_meanwhile_ends_up_in_the_vector(table
             tables.put("p.orders", to_vector_item(SPEC, SPEC.vector_key(key(1)), rows, book()))
 
     tables.before = another_writer
-    asyncio.run(renew.renew(connect(tables), "p.orders", [key(1)]))
+    asyncio.run(renew.renew(connect(tables), "p.orders", serialized(key(1))))
     assert numbers(tables.vector(1)) == (1.0, 2)
 
 
@@ -319,19 +327,19 @@ def test_rows_that_change_all_the_time_end_in_an_error(tables):
     policy = RetryPolicy(20.0, sleep=no_pause, clock=lambda: float(next(ticks)))
     connection.writer = Writer(tables, policy)
     with pytest.raises(StaleVectorsError, match="rows of 1 entities are written, but the vectors"):
-        asyncio.run(renew.renew(connection, "p.orders", [key(1)]))
+        asyncio.run(renew.renew(connection, "p.orders", serialized(key(1))))
 
 
 def test_a_service_that_its_home_does_not_name_gets_no_vectors(tables):
     tables.put("p.visits", visits_row(1))
     tables.put("p.orders", {"k": {"B": SERVICES_KEY}})
-    asyncio.run(renew.renew(connect(tables), "p.visits", [key(1)]))
+    asyncio.run(renew.renew(connect(tables), "p.visits", serialized(key(1))))
     assert tables.vector(1) is None
 
 
 def test_a_table_without_services_costs_one_key(tables):
     tables.put("p.orders", {"k": {"B": SERVICES_KEY}})
-    asyncio.run(renew.renew(connect(tables), "p.orders", [key(1), key(2)]))
+    asyncio.run(renew.renew(connect(tables), "p.orders", serialized(key(1), key(2))))
     assert tables.reads == [[SERVICES_KEY]]
 
 
@@ -343,7 +351,7 @@ def test_vectors_that_cannot_be_renewed_are_an_error_that_says_so(tables):
     tables.put("p.orders", orders_row(1.0))
     tables.before = throttled
     with pytest.raises(StaleVectorsError, match=r"Write the same rows again\.$") as caught:
-        asyncio.run(renew.renew(connect(tables, 0.0), "p.orders", [key(1)]))
+        asyncio.run(renew.renew(connect(tables, 0.0), "p.orders", serialized(key(1))))
     assert "feature service churn" in str(caught.value)
 
 
