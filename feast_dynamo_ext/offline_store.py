@@ -191,11 +191,15 @@ class S3ParquetOfflineStore(OfflineStore):
         start_date: datetime | None = None,
         end_date: datetime | None = None,
     ) -> ParquetRetrievalJob:
-        """All rows with start_date <= event time <= end_date, in the order of the files."""
+        """All rows with start_date <= event time <= end_date, in the order of the files.
+
+        Without feature columns all columns are meant, as Feast's transformations ask for them.
+        """
+        every_column = [] if feature_name_columns else _columns_of(data_source, config)
         view = plan_rows(
             data_source,
             join_key_columns,
-            feature_name_columns,
+            [*feature_name_columns, *every_column],
             timestamp_field,
             created_timestamp_column,
         )
@@ -283,6 +287,11 @@ def _opener(
         return opened[data_source.name]
 
     return open_source
+
+
+def _columns_of(data_source: DataSource, config: RepoConfig) -> list[str]:
+    names: list[str] = ParquetSource.open(data_source, config).schema.names
+    return names
 
 
 def _row_job(

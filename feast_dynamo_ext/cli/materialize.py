@@ -126,7 +126,7 @@ def materialize(
         tasks = _tasks(store, asked)
         engine = _engine(store, choices)
         if dry_run:
-            estimates = _estimates(store, engine, tasks, output)
+            estimates = _estimates(engine, tasks, output)
         else:
             report = _run(store, engine, asked)
     if dry_run:
@@ -253,12 +253,11 @@ def _show_estimates(
 
 
 def _estimates(
-    store: FeatureStore,
     engine: DynamoComputeEngine,
     tasks: list[MaterializationTask],
     output: Output,
 ) -> Sequence[ViewEstimate]:
-    estimates = engine.estimate(store.registry, tasks)
+    estimates = engine.estimate(tasks)
     left_out = {task.feature_view.name for task in tasks} - {one.view for one in estimates}
     if left_out:
         output.note(

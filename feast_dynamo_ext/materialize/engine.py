@@ -27,6 +27,7 @@ from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from pydantic import ValidationError
 
 from feast_dynamo_ext.dynamo.services.of_registry import declared_services
+from feast_dynamo_ext.dynamo.tables.settings import refuse_unknown
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import (
     AwsError,
@@ -125,9 +126,7 @@ class DynamoComputeEngine(LocalComputeEngine):
                 sys.stdout.write(summary.as_text(report) + "\n")
         return _jobs(several, report)
 
-    def estimate(
-        self, registry: BaseRegistry, tasks: Sequence[MaterializationTask]
-    ) -> list[ViewEstimate]:
+    def estimate(self, tasks: Sequence[MaterializationTask]) -> list[ViewEstimate]:
         """What a run would write: history is read and encoded, nothing is written.
 
         Views that go Feast's own way are left out.
@@ -136,17 +135,15 @@ class DynamoComputeEngine(LocalComputeEngine):
             OfflineStoreError: history cannot be read; see the subclasses.
             FeastDynamoError: rows that cannot be kept.
         """
-        return [self._estimate(registry, task) for task in tasks if self._is_plain(task)]
+        return [self._estimate(task) for task in tasks if self._is_plain(task)]
 
-    def reading(self, registry: BaseRegistry, view: Any, window: Window) -> ViewReading:
+    def reading(self, view: Any, window: Window) -> ViewReading:
         """How the rows of a view are read.
 
         Raises:
             OfflineStoreError: its files cannot be listed.
         """
-        return ViewReading.of(
-            self.repo_config, self.offline_store, registry, view, window, self.settings
-        )
+        return ViewReading.of(self.repo_config, self.offline_store, view, window, self.settings)
 
     def _run(
         self,
@@ -190,7 +187,7 @@ class DynamoComputeEngine(LocalComputeEngine):
         return ViewRun(
             view,
             report,
-            partial(self.reading, registry, view, window),
+            partial(self.reading, view, window),
             self._how(view),
             self._services(registry, view),
         )
@@ -232,10 +229,11 @@ class DynamoComputeEngine(LocalComputeEngine):
     ) -> None:
         report.started_s, report.step = time.monotonic(), "writing"
         widened = replace(task, start_time=report.start)
-        self._counted = CountedStore(self._ours, report) if self._ours else None
+        is_ours = self._ours is not None and task.feature_view.online
+        self._counted = CountedStore(self._ours, report) if is_ours else None
         try:
-            with self._leased(report):
-                fill = self._services(registry, task.feature_view)() if self._ours else None
+            with self._leased(report) if is_ours else contextlib.nullcontext():
+                fill = self._services(registry, task.feature_view)() if is_ours else None
                 failed = super()._materialize_one(registry, widened).error()
                 if fill and failed is None:
                     fill()
@@ -244,9 +242,7 @@ class DynamoComputeEngine(LocalComputeEngine):
         report.error, report.step = failed, "failed" if failed else "done"
         report.ended_s = time.monotonic()
 
-    def _leased(self, report: ViewReport) -> contextlib.AbstractContextManager[Any]:
-        if self._ours is None:
-            return contextlib.nullcontext()
+    def _leased(self, report: ViewReport) -> Lease:
         client = self._ours.connection(self.repo_config).client
         settings = LeaseSettings(self.settings.lease_s, self.settings.if_running)
         return Lease.acquire(client, report.table, report.view, settings)
@@ -296,12 +292,12 @@ class DynamoComputeEngine(LocalComputeEngine):
             return False
         return held is None or held.process.is_dead()
 
-    def _estimate(self, registry: BaseRegistry, task: MaterializationTask) -> ViewEstimate:
+    def _estimate(self, task: MaterializationTask) -> ViewEstimate:
         report = self._report_of(task)
         if report.error is not None:
             raise report.error
         view: Any = task.feature_view
-        reading = self.reading(registry, view, Window(report.start, report.end))
+        reading = self.reading(view, Window(report.start, report.end))
 
         def found(newest: Any) -> None:
             report.read, report.expired = newest.read, newest.expired
@@ -318,6 +314,8 @@ class DynamoComputeEngine(LocalComputeEngine):
 
 
 def _checked(settings: dict[str, Any]) -> MaterializeSettings:
+    known = DynamoComputeEngineConfig.model_fields
+    refuse_unknown("feature_store.yaml, batch_engine", "", settings, known)
     try:
         return DynamoComputeEngineConfig(**settings)
     except ValidationError as error:
@@ -330,7 +328,9 @@ def _checked(settings: dict[str, Any]) -> MaterializeSettings:
 
 
 def _jobs(tasks: Sequence[MaterializationTask], report: RunReport) -> list[MaterializationJob]:
-    errors = {view.view: view.error for view in report.failed_views if view.error}
+    errors = {
+        view.view: _naming(view.view, view.error) for view in report.failed_views if view.error
+    }
     if len(errors) > 1:
         first = next(iter(errors))
         several = ViewsFailedError(
@@ -341,6 +341,19 @@ def _jobs(tasks: Sequence[MaterializationTask], report: RunReport) -> list[Mater
         several.__cause__ = errors[first]
         errors[first] = several
     return [_job(task, errors.get(task.feature_view.name)) for task in tasks]
+
+
+def _naming(view: str, error: BaseException) -> BaseException:
+    """The error, with the view in its message."""
+    if view in str(error):
+        return error
+    named = f"Feature view `{view}`: {error}"
+    if isinstance(error, FeastDynamoError):
+        error.args = (named, *error.args[1:])
+        return error
+    failed = ViewsFailedError(named, failures={view: error})
+    failed.__cause__ = error
+    return failed
 
 
 def _job(task: MaterializationTask, error: BaseException | None) -> LocalMaterializationJob:

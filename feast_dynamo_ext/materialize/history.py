@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast import utils
 
 from feast_dynamo_ext.dynamo.entity_keys import join_keys
 from feast_dynamo_ext.materialize.identity import source_fingerprint
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from feast import RepoConfig
-    from feast.infra.registry.base_registry import BaseRegistry
 
     from feast_dynamo_ext.materialize.window import Window
 
@@ -51,13 +49,17 @@ class Columns:
     created_time: str | None
 
     @classmethod
-    def of(cls, view: Any, registry: BaseRegistry, project: str) -> Columns:
+    def of(cls, view: Any) -> Columns:
         """The columns of a view, its source's field mapping undone."""
-        entities = [registry.get_entity(name, project) for name in view.entities]
-        _, features, event_time, created_time = utils._get_column_names(view, entities)
-        old = {new: name for name, new in (view.batch_source.field_mapping or {}).items()}
-        keys = tuple(old.get(name, name) for name in join_keys(view))
-        return cls(keys, tuple(features), event_time, created_time or None)
+        source = view.batch_source
+        old = {new: name for name, new in (source.field_mapping or {}).items()}
+        created = source.created_timestamp_column
+        return cls(
+            tuple(old.get(name, name) for name in join_keys(view)),
+            tuple(old.get(field.name, field.name) for field in view.features),
+            old.get(source.timestamp_field, source.timestamp_field),
+            old.get(created, created) or None,
+        )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from feast import RepoConfig
-    from feast.infra.registry.base_registry import BaseRegistry
 
     from feast_dynamo_ext.dynamo.encoding.items import EncodedRows
     from feast_dynamo_ext.materialize.history import Newest
@@ -46,7 +45,6 @@ class ViewReading:
         cls,
         config: RepoConfig,
         offline_store: Any,
-        registry: BaseRegistry,
         view: Any,
         window: Window,
         settings: MaterializeSettings,
@@ -56,7 +54,7 @@ class ViewReading:
         Raises:
             OfflineStoreError: they cannot be.
         """
-        columns = Columns.of(view, registry, config.project)
+        columns = Columns.of(view)
         return cls(
             History(config, offline_store, view, columns),
             Encoder.of(view, columns),

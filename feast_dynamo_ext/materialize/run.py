@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from feast_dynamo_ext.dynamo.pace import Ceiling, Pace
 from feast_dynamo_ext.dynamo.row_batch import EncodedBlock
 from feast_dynamo_ext.dynamo.services.renew import with_vectors
+from feast_dynamo_ext.errors import AwsError
 from feast_dynamo_ext.materialize.checkpoint import Checkpoint
 from feast_dynamo_ext.materialize.holder import LeaseSettings
 from feast_dynamo_ext.materialize.identity import RunIdentity, view_fingerprint
@@ -93,6 +94,7 @@ class Run:
     settings: MaterializeSettings
     views: Sequence[ViewRun]
     _leases: list[Lease] = field(default_factory=list, init=False, repr=False)
+    _finished: dict[str, Checkpoint] = field(default_factory=dict, init=False, repr=False)
     _is_over: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
 
     def execute(self) -> None:
@@ -114,6 +116,18 @@ class Run:
             Ceiling(self.settings.max_write_units_per_s),
         )
         await asyncio.gather(*(self._reported(each, shared) for each in self.views))
+        # Last, so that after a kill no view that was finished is written again.
+        await asyncio.gather(*(self._forgotten(each, shared) for each in self.views))
+
+    async def _forgotten(self, each: ViewRun, shared: _Shared) -> None:
+        checkpoint = self._finished.get(each.report.view)
+        if checkpoint is None:
+            return
+        try:
+            await shared.in_thread(checkpoint.remove)
+        except AwsError as error:
+            # All rows are there. What is left is overwritten by the next run, or expires.
+            logger.warning("the progress of %s could not be removed: %s", each.report.view, error)
 
     async def _reported(self, each: ViewRun, shared: _Shared) -> None:
         report = each.report
@@ -141,7 +155,7 @@ class Run:
                 await self._write(each, shared, lease, checkpoint, spool)
             finally:
                 spool.close()
-            await shared.in_thread(checkpoint.remove)
+            self._finished[each.report.view] = checkpoint
         finally:
             await shared.in_thread(lease.release)
 

@@ -131,7 +131,7 @@ class DuckDbEngine:
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        with tempfile.TemporaryDirectory(prefix="feast-dynamo-", dir=self.spill_folder) as spill:
+        with self._spill_folder() as spill:
             config: dict[str, Any] = {
                 "temp_directory": spill,
                 "autoinstall_known_extensions": "false",
@@ -149,6 +149,15 @@ class DuckDbEngine:
                     f"The join ran out of memory or of disk at {spill}: {error}. Raise "
                     "`memory_limit`, or point `spill_folder` to a larger disk."
                 ) from error
+
+    def _spill_folder(self) -> tempfile.TemporaryDirectory[str]:
+        try:
+            return tempfile.TemporaryDirectory(prefix="feast-dynamo-", dir=self.spill_folder)
+        except OSError as error:
+            raise OfflineStoreError(
+                f"There can be no folder for what does not fit in memory: {error}. Point "
+                "`spill_folder` of the offline store to a folder that is there and can be written."
+            ) from error
 
 
 @dataclass(frozen=True)

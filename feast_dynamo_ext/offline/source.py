@@ -121,8 +121,12 @@ class ParquetSource:
     @property
     def rows(self) -> int:
         """How many rows the files say they have."""
-        count: int = self.dataset.count_rows()
-        return count
+        # Arrow's own count is of whole files, also where some of their row groups are left out.
+        return sum(
+            group.num_rows
+            for fragment in self.dataset.get_fragments()
+            for group in fragment.row_groups
+        )
 
     def with_columns(self, names: Sequence[str], wanted_by: str) -> ParquetSource:
         """This source with a schema that has all of `names`.
@@ -194,14 +198,13 @@ class ParquetSource:
         kind = self.schema.field(column).type
         found = [pa.array([], kind)]
         for fragment in self.dataset.get_fragments():
-            for group in fragment.row_groups:
-                limits = _group_limits(fragment, group.id, column)
-                if limits is None:
-                    return None
-                try:
-                    found.append(limits.cast(kind))
-                except pa.ArrowException:
-                    return None
+            limits = _file_limits(fragment, column)
+            if limits is None:
+                return None
+            try:
+                found.append(limits.cast(kind))
+            except pa.ArrowException:
+                return None
         return pa.concat_arrays(found)
 
     def scan(
@@ -322,21 +325,23 @@ def _batch_rows(group: Any) -> int:
     return int(max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes)))
 
 
-def _group_limits(fragment: Any, group: int, column: str) -> pa.Array | None:
-    """The least and the greatest value of a row group, in the file's type; see `limits`."""
-    of_group = fragment.metadata.row_group(group)
-    leaves = (of_group.column(at) for at in range(of_group.num_columns))
-    leaf = next((leaf for leaf in leaves if leaf.path_in_schema == column), None)
-    if leaf is None or (says := leaf.statistics) is None:
-        return None
-    kind = fragment.physical_schema.field(column).type
-    if says.has_null_count and says.null_count == of_group.num_rows:
-        return pa.array([], kind)
-    if not says.has_min_max:
+def _file_limits(fragment: Any, column: str) -> pa.Array | None:
+    """The limits of a file's row groups, in the file's type; see `ParquetSource.limits`."""
+    metadata = fragment.metadata
+    leaves = [metadata.schema.column(at) for at in range(metadata.num_columns)]
+    at = next((at for at, leaf in enumerate(leaves) if leaf.path == column), None)
+    if at is None:
         return None
     # As numbers: Python's own times end in the year 9999, and know no nanoseconds.
-    raw = [says.min_raw, says.max_raw]
-    return pa.array(raw, pa.int32() if says.physical_type == "INT32" else pa.int64()).cast(kind)
+    numbers: list[int] = []
+    for group in fragment.row_groups:
+        says = metadata.row_group(group.id).column(at).statistics
+        if says is not None and says.has_min_max:
+            numbers += [says.min_raw, says.max_raw]
+        elif says is None or not says.has_null_count or says.null_count < group.num_rows:
+            return None
+    stored = pa.int32() if leaves[at].physical_type == "INT32" else pa.int64()
+    return pa.array(numbers, stored).cast(fragment.physical_schema.field(column).type)
 
 
 def _rest(first: pa.RecordBatch | None, others: Iterator[pa.RecordBatch]) -> Iterator[Any]:

@@ -57,7 +57,8 @@ class Axis:
         if ours >= theirs:
             return times // (ours // theirs)
         factor = theirs // ours
-        return np.clip(times, LOWEST // factor, HIGHEST // factor) * factor
+        most = HIGHEST // factor
+        return np.clip(times, -most, most) * factor
 
     def ceil(self, times: NDArray[np.int64], unit: str) -> NDArray[np.int64]:
         """Times of another unit on this axis, rounded up; saturating."""

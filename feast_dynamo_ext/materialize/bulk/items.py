@@ -63,7 +63,7 @@ def _reading(store: FeatureStore, view: Any, start: datetime, end: datetime) -> 
             "Another engine materializes this repo. In feature_store.yaml, set `provider: "
             "feast_dynamo_ext.DynamoProvider` and no other engine's `type` in batch_engine."
         )
-    return engine.reading(store.registry, view, Window(start, end))
+    return engine.reading(view, Window(start, end))
 
 
 def _unheard(_newest: object) -> None:

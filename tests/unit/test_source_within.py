@@ -1,0 +1,209 @@
+"""Files and row groups outside of a range of time are not read; positions give their rows."""
+
+from __future__ import annotations
+
+import datetime as dt
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parquet_history import DAY, HOUR, START_NS, US, Form, Row, open_source, plan, write
+
+from feast_dynamo_ext.errors import SourceReadError
+from feast_dynamo_ext.offline.duckdb_engine import DuckDbEngine
+
+START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
+AN_HOUR, A_DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
+
+
+def hourly(first: int, count: int, key: int = 0) -> list[Row]:
+    """A row an hour, whose value is the hour."""
+    hours = range(first, first + count)
+    return [Row((key + hour,), START_NS + hour * HOUR, None, hour) for hour in hours]
+
+
+def spoil(path: Path, groups=None) -> None:
+    """Overwrite the pages of row groups (of all): only the footer can be read any more."""
+    footer = pq.read_metadata(path)
+    with path.open("r+b") as file:
+        for number in range(footer.num_row_groups) if groups is None else groups:
+            group = footer.row_group(number)
+            for column in (group.column(at) for at in range(group.num_columns)):
+                starts = [column.data_page_offset, column.dictionary_page_offset]
+                file.seek(min(start for start in starts if start is not None))
+                file.write(b"\xff" * column.total_compressed_size)
+
+
+def values(folder: Path, first, last) -> list[int]:
+    """The values of the newest rows of a window, none of which share a key."""
+    engine = DuckDbEngine("128MB", 1)
+    with engine.newest(plan(), open_source(folder), first, last) as found:
+        batches = list(found.source.fetch_each(["value"], found.positions))
+        return [value for batch in batches for value in batch.column("value").to_pylist()]
+
+
+def test_files_outside_of_the_window_are_not_read(tmp_path):
+    for day in range(4):
+        write(tmp_path / f"day-{day}.parquet", hourly(24 * day, 24), Form())
+    for day in (0, 1, 3):
+        spoil(tmp_path / f"day-{day}.parquet")
+    start, end = START + 2 * A_DAY, START + 3 * A_DAY - AN_HOUR
+    assert values(tmp_path, start, end) == list(range(48, 72))
+    assert values(tmp_path, start - AN_HOUR / 2, end + AN_HOUR / 2) == list(range(48, 72))
+    with pytest.raises(SourceReadError, match=r"day-1\.parquet"):
+        values(tmp_path, start - AN_HOUR, end)
+    with pytest.raises(SourceReadError, match=r"day-3\.parquet"):
+        values(tmp_path, start, end + AN_HOUR)
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_row_groups_outside_of_the_window_are_not_read(tmp_path, unit):
+    path = tmp_path / "all.parquet"
+    form = Form(pa.timestamp(unit, "UTC"), options=(("row_group_size", 6),))
+    write(path, hourly(0, 24), form)
+    spoil(path, [0, 1, 3])
+    start, end = START + 12 * AN_HOUR, START + 17 * AN_HOUR
+    assert values(tmp_path, start, end) == [12, 13, 14, 15, 16, 17]
+    assert values(tmp_path, start + AN_HOUR, end - AN_HOUR) == [13, 14, 15, 16]
+    for window in ((start - AN_HOUR, end), (start, end + AN_HOUR)):
+        with pytest.raises(SourceReadError, match=r"all\.parquet"):
+            values(tmp_path, *window)
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("ns", "Asia/Kolkata")])
+def test_each_file_is_asked_in_its_own_unit_and_zone(tmp_path, kind):
+    write(tmp_path / "a.parquet", hourly(0, 4), Form())
+    write(tmp_path / "b.parquet", hourly(4, 4), Form(kind))
+    write(tmp_path / "c.parquet", hourly(8, 4), Form(kind))
+    spoil(tmp_path / "a.parquet")
+    spoil(tmp_path / "c.parquet")
+    assert values(tmp_path, START + 4 * AN_HOUR, START + 7 * AN_HOUR) == [4, 5, 6, 7]
+
+
+def test_a_window_without_rows_reads_nothing(tmp_path):
+    write(tmp_path / "a.parquet", hourly(0, 4), Form())
+    spoil(tmp_path / "a.parquet")
+    assert values(tmp_path, START + A_DAY, START + 2 * A_DAY) == []
+
+
+def test_hive_partitions_hold_files_and_keys(tmp_path):
+    for day in range(3):
+        for shop in ("oslo", "rome"):
+            folder = tmp_path / f"day={day}" / f"shop={shop}"
+            write(folder / "part-0.parquet", hourly(24 * day, 24), Form())
+    for day in (0, 2):
+        for path in (tmp_path / f"day={day}").rglob("*.parquet"):
+            spoil(path)
+    source = open_source(tmp_path).within("event", START + A_DAY, START + A_DAY + AN_HOUR)
+    assert source.rows == 8  # the first row group of each of the two files
+    rows = pa.Table.from_batches(source.fetch(["shop", "day", "value"], np.arange(2, 7)))
+    assert rows.to_pydict() == {
+        "shop": ["oslo", "oslo", "rome", "rome", "rome"],
+        "day": [1] * 5,
+        "value": [26, 27, 24, 25, 26],
+    }
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        Form(pa.date32()),
+        Form(options=(("write_statistics", False),)),
+        Form(pa.timestamp("ns"), options=(("use_deprecated_int96_timestamps", True),)),
+    ],
+    ids=["dates", "no statistics", "int96"],
+)
+def test_what_does_not_say_its_times_is_read_whole(tmp_path, form):
+    days = [Row((day,), START_NS + day * DAY, None, day) for day in range(4)]
+    write(tmp_path / "a.parquet", days, form)
+    assert open_source(tmp_path).within("event", START, START).rows == 4
+    assert values(tmp_path, START + A_DAY, START + 2 * A_DAY) == [1, 2]
+
+
+def test_no_range_leaves_out_nothing(tmp_path):
+    write(tmp_path / "a.parquet", [*hourly(0, 4), Row((1,), None, None, 9)], Form())
+    assert open_source(tmp_path).within("event", None, None).rows == 5
+    assert open_source(tmp_path).within("event", START + 2 * AN_HOUR, None).rows == 4
+    assert open_source(tmp_path).within("event", None, START - AN_HOUR).rows == 0
+
+
+# Limits
+
+
+def limits(folder: Path, column: str) -> list[int] | None:
+    found = open_source(folder).limits(column)
+    return None if found is None else found.cast(pa.timestamp("ns")).cast(pa.int64()).to_pylist()
+
+
+def test_limits_are_those_of_row_groups_in_the_source_s_type(tmp_path):
+    events = [3, None, 1, 2, None, None, None, None, 9]
+    rows = [Row((0,), hour and START_NS + hour * HOUR, None, 0) for hour in events]
+    write(tmp_path / "a.parquet", rows, Form(pa.timestamp("us")))
+    more = [Row((0,), START_NS - 7 * US, None, 0)]
+    write(tmp_path / "b.parquet", more, Form(pa.timestamp("ns")))
+    assert limits(tmp_path, "event") == [
+        START_NS + HOUR,
+        START_NS + 3 * HOUR,
+        START_NS + 9 * HOUR,
+        START_NS + 9 * HOUR,
+        START_NS - 7 * US,
+        START_NS - 7 * US,
+    ]
+    assert limits(tmp_path, "created") == []
+
+
+def test_limits_are_not_known_where_a_file_does_not_say(tmp_path):
+    write(tmp_path / "a.parquet", hourly(0, 4), Form())
+    write(tmp_path / "b.parquet", hourly(0, 4), Form(options=(("write_statistics", False),)))
+    assert limits(tmp_path, "event") is None
+
+
+def test_limits_are_not_known_where_a_file_says_more_than_the_source_s_type(tmp_path):
+    write(tmp_path / "a.parquet", hourly(0, 4), Form(pa.timestamp("us")))
+    write(tmp_path / "b.parquet", [Row((0,), START_NS + 1, None, 0)], Form(pa.timestamp("ns")))
+    assert limits(tmp_path, "event") is None
+
+
+def test_limits_are_not_known_where_a_file_lacks_the_column(tmp_path):
+    write(tmp_path / "a.parquet", hourly(0, 4), Form())
+    write(tmp_path / "b.parquet", hourly(0, 4), Form(created=None))
+    assert limits(tmp_path, "created") is None
+
+
+# Rows by position
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), sizes=st.lists(st.integers(0, 15), min_size=1, max_size=3))
+def test_positions_in_parts_give_exactly_these_rows(data, sizes):
+    total = sum(sizes)
+    chosen = data.draw(st.sets(st.integers(0, total - 1)).map(sorted)) if total else []
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(chosen)), max_size=4)))
+    parts = np.split(np.array(chosen, dtype=np.int64), cuts)
+    with tempfile.TemporaryDirectory() as name:
+        for number, size in enumerate(sizes):
+            rows = hourly(sum(sizes[:number]), size)
+            form = Form(options=(("row_group_size", data.draw(st.integers(1, 6))),))
+            write(Path(name) / f"{number}.parquet", rows, form)
+        source = open_source(Path(name))
+        batches = list(source.fetch_each(["value", "k0"], iter(parts)))
+    assert [value for batch in batches for value in batch.column("value").to_pylist()] == chosen
+    assert [key for batch in batches for key in batch.column("k0").to_pylist()] == chosen
+
+
+def test_no_positions_give_no_rows(tmp_path):
+    write(tmp_path / "a.parquet", hourly(0, 4), Form())
+    assert list(open_source(tmp_path).fetch_each(["value"], iter([]))) == []
+
+
+def test_a_file_that_changed_meanwhile_is_named(tmp_path):
+    write(tmp_path / "a.parquet", hourly(0, 4), Form())
+    source = open_source(tmp_path)
+    write(tmp_path / "a.parquet", hourly(0, 5), Form())
+    with pytest.raises(SourceReadError, match=r"a\.parquet changed while"):
+        list(source.fetch(["value"], np.array([0])))
