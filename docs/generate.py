@@ -3,7 +3,8 @@
 Such a part stands in a page between two lines, `<!-- generated: NAME -->` and
 `<!-- /generated -->`, and is replaced. NAME is one of::
 
-    online_store, offline_store   a table of the fields of that block of feature_store.yaml
+    online_store, offline_store,
+    batch_engine                  a table of the fields of that block of feature_store.yaml
     table                         the same of the `table` block inside `online_store`
     cli                           the help of every feast-dynamo command
     file PATH                     a file as a code block, PATH counted from the project's folder
@@ -45,6 +46,10 @@ BLOCKS = {
     "offline_store": (
         (PACKAGE / "offline_store.py", "S3ParquetOfflineStoreConfig"),
         SHARED,
+    ),
+    "batch_engine": (
+        (PACKAGE / "materialize" / "engine.py", "DynamoComputeEngineConfig"),
+        (PACKAGE / "materialize" / "settings.py", "MaterializeSettings"),
     ),
     "table": ((SETTINGS, "TableSettings"),),
 }
@@ -116,7 +121,7 @@ def _table(block: str) -> str:
 
 
 def config_fields(block: str) -> list[ConfigField]:
-    """The fields of a block: `type`, those it shares with the other block, then its own."""
+    """The fields of a block: `type`, those that its class inherits, then its own."""
     (first, *own), *inherited = ([*_fields(*where)] for where in BLOCKS[block])
     more = [field for fields in inherited for field in fields]
     return [first, *more, *own]

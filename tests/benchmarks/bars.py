@@ -151,11 +151,11 @@ def percent(sizes: Mapping[str, Sequence[int]]) -> Figure:
 
 def of_materialize(runs: Runs) -> Held:
     """Rows/s beside Feast's, CPU a row, rows/s into the sink, peak memory."""
-    few, sink, many = (runs[name] for name in ("Local, Feast", "sink, overwrite", "sink, x 10"))
+    feasts, sink, many = (runs[name] for name in ("Local, Feast", "sink, overwrite", "sink, x 10"))
     ours = runs["Local, overwrite"]
     grown = [more.peak_mb / less.peak_mb for more, less in zip(many, sink, strict=True)]
     return [
-        (Bar("ours/Feast, rows/s, materialize", 3.0), rows_ratio(ours, few)),
+        (Bar("ours/Feast, rows/s, materialize", 3.0), rows_ratio(ours, feasts)),
         *(
             (
                 Bar(f"CPU a materialized row, {case}", limit, " us", at_least=False),

@@ -230,7 +230,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, help="turns of each client in each case")
     parser.add_argument(
-        "--full", action="store_true", help="materialize: no case with part of the rows"
+        "--full", action="store_true", help="materialize: Feast writes all rows into the sink too"
     )
     parser.add_argument(
         "--scale", type=float, default=1, help="materialize: of the rows, to try it out"

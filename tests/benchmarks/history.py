@@ -33,14 +33,12 @@ class HistoryFile:
         keys: join keys are 0, 1, 2 ... in random order, each in one row.
         features: names of the float64 features.
         seed: of order, times and values.
-        rows: only so many of the first ones; default: all.
     """
 
     path: str
     keys: int
     features: list[str]
     seed: int
-    rows: int | None = None
 
     def table(self) -> pa.Table:
         import numpy as np
@@ -52,7 +50,7 @@ class HistoryFile:
         columns = {JOIN_KEY: dice.permutation(self.keys)}
         columns |= {EVENT_TIME: _times(micros), CREATED_TIME: _times(created)}
         columns |= {name: dice.random(self.keys) for name in self.features}
-        return pa.table(columns).slice(0, self.rows)
+        return pa.table(columns)
 
     def write(self) -> None:
         import pyarrow.parquet as pq

@@ -1,8 +1,7 @@
 """`FeatureStore.materialize`: ours beside Feast's, into DynamoDB Local, and into a sink.
 
-Each run is a process and a project of its own. Into Local both write the same rows; where that
-takes minutes, and the cost of a row does not depend on their number, the first 40,000 of 200,000.
-The sink (`sink.py`) shows what the client itself can do, and its memory with many rows.
+Each run is a process and a project of its own. Into Local both write the same rows. The sink
+(`sink.py`) shows what the client itself can do, and its memory with many rows.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 NAMES = Workload("materialize", views=1)
-KEYS, FEW, MANY_KEYS, FILES, WARM_ROWS = 200_000, 40_000, 1_000_000, 10, 5_000
+KEYS, MANY_KEYS, FILES, WARM_ROWS = 200_000, 1_000_000, 10, 5_000
 LIMIT = 1_000
 """Rows after which Feast's memory is known: it has loaded and converted all before the first."""
 DISK_ROW_BYTES = 250  # of history; what is spooled among them
@@ -114,20 +113,16 @@ def cases(*, full: bool = False, scale: float = 1.0) -> list[MaterializeCase]:
     """All cases: ours first, so that what Local has to warm up for is not Feast's to pay.
 
     Args:
-        full: all rows also where that takes minutes.
+        full: Feast writes all rows into the sink too, which takes minutes.
         scale: of the number of rows; anything but 1 is to try out the benchmark itself.
     """
-    keys, few, many = (round(count * scale) for count in (KEYS, FEW, MANY_KEYS))
-    all_of, part_of = ("one.parquet", keys, keys), ("few.parquet", few, few)
+    keys, many = (round(count * scale) for count in (KEYS, MANY_KEYS))
+    all_of = ("one.parquet", keys, keys)
     million, ten = ("many/0.parquet", many, many), ("many", FILES * many, many)
-    more = [MaterializeCase("Local, Feast, all rows", BASE, "Local", *all_of)] if full else []
     return [
         MaterializeCase("Local, overwrite", OURS, "Local", *all_of),
-        MaterializeCase("Local, Feast", BASE, "Local", *part_of),
-        *more,
-        MaterializeCase(
-            "Local, newest wins", OURS, "Local", *(all_of if full else part_of), "newest_wins"
-        ),
+        MaterializeCase("Local, Feast", BASE, "Local", *all_of),
+        MaterializeCase("Local, newest wins", OURS, "Local", *all_of, "newest_wins"),
         MaterializeCase("sink, newest wins", OURS, "sink", *all_of, "newest_wins"),
         MaterializeCase("sink, overwrite", OURS, "sink", *million),
         MaterializeCase("sink, x 10", OURS, "sink", *ten),
@@ -145,15 +140,14 @@ def too_large(todo: Sequence[MaterializeCase]) -> list[MaterializeCase]:
 def history(folder: Path, scale: float) -> list[HistoryFile]:
     """The files of all cases."""
     (names,) = NAMES.names().values()
-    keys, few, many = (round(count * scale) for count in (KEYS, FEW, MANY_KEYS))
+    keys, many = (round(count * scale) for count in (KEYS, MANY_KEYS))
 
-    def file(name: str, count: int, seed: int, rows: int | None = None) -> HistoryFile:
-        return HistoryFile(str(folder / f"{name}.parquet"), count, names, seed, rows)
+    def file(name: str, count: int, seed: int) -> HistoryFile:
+        return HistoryFile(str(folder / f"{name}.parquet"), count, names, seed)
 
     return [
         file("warm", WARM_ROWS, 0),
         file("one", keys, 1),
-        file("few", keys, 1, few),
         *(file(f"many/{number}", many, 2 + number) for number in range(FILES)),
     ]
 

@@ -19,6 +19,7 @@ from feast.repo_config import load_repo_config
 
 from feast_dynamo_ext import ViewSettings
 from feast_dynamo_ext.cli.main import main as feast_dynamo
+from feast_dynamo_ext.materialize.engine import DynamoComputeEngine, DynamoComputeEngineConfig
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, S3ParquetOfflineStoreConfig
 from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
 from feast_dynamo_ext.provider import DynamoProvider
@@ -64,6 +65,7 @@ def test_generated_parts_are_what_make_docs_writes_now(page, generate):
     [
         ("online_store", DynamoOnlineStoreConfig),
         ("offline_store", S3ParquetOfflineStoreConfig),
+        ("batch_engine", DynamoComputeEngineConfig),
     ],
 )
 def test_every_field_is_in_the_table_with_its_default(generate, block, model):
@@ -151,6 +153,17 @@ def test_three_lines_change_from_feasts_own_stores(repo_yaml):
     assert after["online_store"].pop("type") == "feast_dynamo_ext.DynamoOnlineStore"
     assert after["offline_store"].pop("type") == "feast_dynamo_ext.S3ParquetOfflineStore"
     assert before | {"provider": "aws"} == after | {"provider": "aws"}
+
+
+def test_the_batch_engine_block_on_the_page_sets_the_engine(repo_yaml, tmp_path):
+    path = tmp_path / "feature_store.yaml"
+    block = (DOCS / "snippets" / "batch_engine.yaml").read_text()
+    path.write_text(repo_yaml["quickstart"] + "\n" + block)
+    engine = DynamoProvider(load_repo_config(tmp_path, path)).batch_engine
+    assert type(engine) is DynamoComputeEngine
+    assert engine.settings == DynamoComputeEngineConfig(
+        max_write_units_per_s=20_000, lookback_s=86_400, if_running="wait"
+    )
 
 
 def test_every_policy_is_on_the_page():
