@@ -18,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.errors import ThrottledError
+from feast_dynamo_ext.errors import AwsError, ThrottledError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -74,6 +74,7 @@ class Pace:
     Attributes:
         most: requests in flight at most.
         ceiling: of the run.
+        places: requests in flight at most, of all tables of a run; None for no limit but `most`.
         on_change: called when `units` or `throttles` have changed.
         window: requests that may be in flight now.
         units: write units consumed, as DynamoDB said, else as the items' sizes say.
@@ -82,6 +83,7 @@ class Pace:
 
     most: int
     ceiling: Ceiling = field(default_factory=Ceiling)
+    places: asyncio.Semaphore | None = None
     on_change: Callable[[], Any] | None = field(default=None, repr=False)
     window: float = FIRST_WINDOW
     units: float = 0.0
@@ -100,12 +102,13 @@ class Pace:
         """
         await self._enter()
         try:
-            await self.ceiling.take(units)
-            turn = Turn(wire, self, units)
-            try:
-                yield turn
-            finally:
-                self.ceiling.correct(turn.units - units)
+            async with self.places or contextlib.nullcontext():
+                await self.ceiling.take(units)
+                turn = Turn(wire, self, units)
+                try:
+                    yield turn
+                finally:
+                    self.ceiling.correct(turn.units - units)
         finally:
             self._leave()
 
@@ -170,6 +173,13 @@ class Turn:
         except ThrottledError:
             self.pace.throttled(sent_at_s)
             self._changed()
+            raise
+        except AwsError as error:
+            if error.code == "ConditionalCheckFailedException":
+                # Billed as the write that it was not.
+                self._count(None)
+                self.pace.answered()
+                self._changed()
             raise
         self._count(answer.get("ConsumedCapacity"))
         if _is_throttled(answer):

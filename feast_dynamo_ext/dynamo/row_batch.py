@@ -163,9 +163,10 @@ class EncodedSlice:
         tries = {how for _, how in todo}
         if len(tries) == 1:
             fragments = self.block.statements(table, *tries)
-            if len(todo) == len(self):
+            rows = [self.start + row for row, _ in todo]
+            if rows == list(range(self.start, self.stop)):
                 return _array(joined(fragments, self.start, self.stop))
-            return _array(picked(fragments, [self.start + row for row, _ in todo]))
+            return _array(picked(fragments, rows))
         return [
             orjson.Fragment(picked(self.block.statements(table, how), [self.start + row]))
             for row, how in todo

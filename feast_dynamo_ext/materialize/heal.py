@@ -3,6 +3,9 @@
 A feature server outlives the runs that fill its tables. When Feast refuses a read because a view
 is materializing, this looks whether any run is at it: its lease says so. Only once there is none
 any more, the registry is put right and the read goes on.
+
+A run that has come to its proper end leaves nothing to put right, but the server may still hold
+the registry of before: it is read anew then.
 """
 
 from __future__ import annotations
@@ -13,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.errors import ResourceNotFoundError
 from feast_dynamo_ext.materialize.holder import LeaseSettings, Watch, holder
-from feast_dynamo_ext.materialize.repair import repair
+from feast_dynamo_ext.materialize.repair import is_stuck, repair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
+
+BETWEEN_REFRESHES_S = 1.0
+"""A registry may be a file of megabytes on S3, and reads are many."""
 
 
 class Healer:
@@ -41,7 +47,8 @@ class Healer:
         self._settings = settings or LeaseSettings()
         self._lock = threading.Lock()
         self._watches: dict[str, Watch] = {}
-        self._free_since_s: dict[str, float] = {}
+        self._free: dict[str, tuple[Any, float]] = {}
+        self._refreshed_s = float("-inf")
 
     def heal(self, registry: Any, project: str) -> bool:
         """Make views readable whose run is gone; whether there were any.
@@ -55,7 +62,9 @@ class Healer:
         views = registry.list_all_feature_views(project, allow_cache=True)
         try:
             with self._lock:
-                return bool(repair(registry, project, views, self._is_gone))
+                if repair(registry, project, views, self._is_gone):
+                    return True
+                return self._has_ended(registry, project, views)
         except Exception as error:  # noqa: BLE001 - whatever a registry raises: the read's own error is told
             logger.warning(
                 "a feature view that a killed run has left MATERIALIZING could not be put right: "
@@ -72,8 +81,27 @@ class Healer:
             held = None
         if held is None:
             # A run sets the state a moment before it has the lease.
-            since_s = self._free_since_s.setdefault(table, now_s)
-            return now_s - since_s >= self._settings.lease_s
-        self._free_since_s.pop(table, None)
+            return now_s - self._free_since_s(view, table, now_s) >= self._settings.lease_s
+        self._free.pop(table, None)
         watch = self._watches.setdefault(table, Watch(self._settings))
         return watch.look(held) is False
+
+    def _free_since_s(self, view: Any, table: str, now_s: float) -> float:
+        """Since when it is known that nobody has the lease, while the view is as it is."""
+        changed = getattr(view, "last_updated_timestamp", None)
+        if table not in self._free or self._free[table][0] != changed:
+            self._free[table] = changed, now_s
+        return self._free[table][1]
+
+    def _has_ended(self, registry: Any, project: str, views: list[Any]) -> bool:
+        """Whether a run has come to its end since the registry was read."""
+        free = [view for view in views if is_stuck(view) and self._table_of(view) in self._free]
+        now_s = self._settings.clock()
+        if not free or now_s - self._refreshed_s < BETWEEN_REFRESHES_S:
+            return False
+        self._refreshed_s = now_s
+        registry.refresh(project)
+        return any(
+            not is_stuck(registry.get_any_feature_view(view.name, project, allow_cache=True))
+            for view in free
+        )

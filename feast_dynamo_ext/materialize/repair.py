@@ -37,11 +37,12 @@ def repair(
     return [
         view.name
         for view in views
-        if _is_stuck(view) and is_gone(view) and _set_back(registry, project, view.name)
+        if is_stuck(view) and is_gone(view) and _set_back(registry, project, view.name)
     ]
 
 
-def _is_stuck(view: Any) -> bool:
+def is_stuck(view: Any) -> bool:
+    """Whether a view is in a state that a run sets, and that readers are refused in."""
     state = getattr(view, "state", None)
     if state == FeatureViewState.GENERATED:
         # What Feast makes of `MATERIALIZING` when the next run fails: refused to readers as well.
@@ -52,7 +53,7 @@ def _is_stuck(view: Any) -> bool:
 def _set_back(registry: Any, project: str, name: str) -> bool:
     # Deciding that a run is gone takes time, in which it may have come to its proper end.
     view = registry.get_any_feature_view(name, project, allow_cache=False)
-    if not _is_stuck(view):
+    if not is_stuck(view):
         return False
     intervals, before = list(getattr(view, "materialization_intervals", ())), view.state.name
     is_pinned = not parse_version(view.version)[0]
@@ -60,13 +61,13 @@ def _set_back(registry: Any, project: str, name: str) -> bool:
         view.state = FeatureViewState.AVAILABLE_ONLINE if intervals else FeatureViewState.GENERATED
         registry.apply_feature_view(view, project, commit=True)
     now = registry.get_any_feature_view(name, project, allow_cache=False)
-    if _is_stuck(now) and intervals:
+    if is_stuck(now) and intervals:
         # Feast takes the state of a view that is pinned to a version from that version (and drops
         # the pin), and its SQL registry takes no change of the state alone. Both take the end of
         # a run, so the end of the last one is told again.
         registry.apply_materialization(now, project, *intervals[-1])
         now = registry.get_any_feature_view(name, project, allow_cache=False)
-    if _is_stuck(now):
+    if is_stuck(now):
         logger.warning(
             "feature view %s is still %s though no run is at it: the registry did not take the "
             "change. Run `feast materialize` for it to its end",

@@ -113,6 +113,7 @@ class Run:
             threads,
             asyncio.Lock(),
             asyncio.Semaphore(self.settings.views_at_once),
+            asyncio.Semaphore(self.settings.max_write_workers),
             Ceiling(self.settings.max_write_units_per_s),
         )
         await asyncio.gather(*(self._reported(each, shared) for each in self.views))
@@ -225,6 +226,7 @@ class _Shared:
     threads: ThreadPoolExecutor
     reading: asyncio.Lock
     views: asyncio.Semaphore
+    places: asyncio.Semaphore
     ceiling: Ceiling
 
     async def in_thread(self, work: Callable[[], T]) -> T:
@@ -251,7 +253,7 @@ class _Writing:
             AwsError: AWS refused.
         """
         report = self.each.report
-        pace = Pace(workers, self.shared.ceiling)
+        pace = Pace(workers, self.shared.ceiling, self.shared.places)
         pace.on_change = lambda: report.note_use(pace.units, pace.throttles)
         self._writer = self.connection.writer.at_pace(pace)
         self._next = asyncio.Lock()

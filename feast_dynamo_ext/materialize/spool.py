@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
 from feast_dynamo_ext.dynamo.encoding.items import EncodedRows
+from feast_dynamo_ext.dynamo.encoding.protobuf import lengths_of
 from feast_dynamo_ext.errors import OfflineStoreError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.item import RowSchema
 
 MOST_BUCKETS = 256
-"""Each is a file that is open while rows are spooled."""
+"""Rows are written to the disk a buffer at a time: more buckets would make shorter pieces."""
 
 BUFFER_BYTES = 16 << 20
 BLOCK_ROWS, BLOCK_BYTES = 10_000, 4 << 20
@@ -41,6 +42,10 @@ LAYOUT = pa.schema(
         ("created_us", pa.int64()),
     ]
 )
+
+
+_FIXED_BYTES = 33
+"""Of a row in memory: two offsets, two numbers, and a bit each that says whether it is there."""
 
 
 def bucket_count(rows: int, rows_per_bucket: int) -> int:
@@ -75,8 +80,12 @@ class Spool:
         self._done = np.isin(np.arange(buckets), list(done))
         self._folder = folder or tempfile.gettempdir()
         self._duckdb = duckdb.connect(":memory:", config={"threads": "1"})
-        self._files: dict[int, IO[bytes]] = {}
-        self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
+        # One file, without a name, so that nothing of it is left on the disk after a kill -9.
+        # Unbuffered, so that closing it never writes what a full disk has not taken.
+        with self._disk_errors():
+            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+        self._size = 0
+        self._parts: dict[int, list[tuple[int, int]]] = {}
         self._held: list[pa.RecordBatch] = []
         self._held_bytes = 0
 
@@ -106,21 +115,15 @@ class Spool:
             self._flush()
 
     def finish(self) -> None:
-        """Close the files: all rows are there.
+        """All rows are there.
 
         Raises: as `add`.
         """
         self._flush()
-        with self._disk_errors():
-            for bucket, writer in self._writers.items():
-                writer.close()
-                self._files[bucket].flush()
 
     def blocks(self, bucket: int) -> Iterator[EncodedRows]:
         """The rows of a bucket, in blocks of bounded size."""
-        file = self._files[bucket]
-        file.seek(0)
-        for table in _bounded(pa.ipc.open_stream(file)):
+        for table in _bounded(self._read(part) for part in self._parts.get(bucket, [])):
             key, values, event_us, created_us = (
                 column.combine_chunks() for column in table.columns
             )
@@ -134,7 +137,8 @@ class Spool:
         self._held, self._held_bytes = [], 0
         with self._disk_errors():
             for bucket, rows in self._parted(table):
-                self._writer(bucket).write_table(rows)
+                for batch in rows.to_batches():
+                    self._parts.setdefault(bucket, []).append(self._append(batch.serialize()))
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -171,18 +175,28 @@ class Spool:
         self._duckdb.unregister("rows")
         return np.asarray(found, dtype=np.int64)
 
-    def _writer(self, bucket: int) -> pa.RecordBatchStreamWriter:
-        if bucket not in self._writers:
-            # Without a name, so that nothing of it is left on the disk after a kill -9.
-            file = self._files[bucket] = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
-            self._writers[bucket] = pa.ipc.new_stream(file, LAYOUT)
-        return self._writers[bucket]
+    def _append(self, data: pa.Buffer) -> tuple[int, int]:
+        """Where in the file the data is now: first byte and length."""
+        start, rest = self._size, memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._size += data.size
+        return start, data.size
+
+    def _read(self, part: tuple[int, int]) -> pa.RecordBatch:
+        start, length = part
+        self._file.seek(start)
+        data = self._file.read(length)
+        if data is None or len(data) < length:
+            raise OfflineStoreError(
+                f"Rows that were kept in {self._folder} are gone. Run it again."
+            )
+        return pa.ipc.read_record_batch(pa.py_buffer(data), LAYOUT)
 
     def close(self) -> None:
         """Delete the rows."""
         self._duckdb.close()
-        for file in self._files.values():
-            file.close()
+        self._file.close()
 
     def __enter__(self) -> Spool:
         return self
@@ -197,7 +211,7 @@ class Spool:
 
 
 def _bounded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The same rows in tables of at most BLOCK_ROWS and, but for one row more, BLOCK_BYTES."""
+    """The same rows in tables of at most BLOCK_ROWS and BLOCK_BYTES."""
     held: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in batches:
@@ -212,6 +226,11 @@ def _bounded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    per_row = max(1, batch.nbytes // max(1, batch.num_rows))
-    step = max(1, min(BLOCK_ROWS, BLOCK_BYTES // per_row))
-    return (batch.slice(start, step) for start in range(0, batch.num_rows, step))
+    """Wide rows may follow each other: what counts is the size of each, not their mean."""
+    ends = (_FIXED_BYTES + lengths_of(batch["key"]) + lengths_of(batch["values"])).cumsum()
+    start = before = 0
+    while start < batch.num_rows:
+        fitting = int(np.searchsorted(ends, before + BLOCK_BYTES, side="right"))
+        stop = max(start + 1, min(start + BLOCK_ROWS, fitting))
+        yield batch.slice(start, stop - start)
+        start, before = stop, int(ends[stop - 1])

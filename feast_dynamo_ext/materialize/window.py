@@ -53,13 +53,24 @@ def window_of(task: MaterializationTask, lookback_s: int, now: datetime) -> Wind
             "Feast would note all up to then as done, and rows that are yet to come would be left "
             "out. Pass the time of now."
         )
+    if start > end and task.feature_view.most_recent_end_time is None:
+        raise WindowError(
+            f"Feature view `{view}`: its first incremental materialization starts at "
+            f"{start.isoformat()}, as its ttl says, which is after the end, {end.isoformat()}. To "
+            "write older rows, use `feast materialize` with their start and end."
+        )
     if start > end:
         raise WindowError(
             f"Feature view `{view}` is materialized up to {start.isoformat()} already, which is "
             f"after {end.isoformat()}. To write rows before that again, use `feast materialize` "
             "with their start and end."
         )
-    return Window(max(EPOCH, start - timedelta(seconds=lookback_s)), end)
+    return Window(_before(start, lookback_s), end)
+
+
+def _before(moment: datetime, seconds: int) -> datetime:
+    first = datetime.min.replace(tzinfo=timezone.utc)
+    return moment - timedelta(seconds=min(seconds, (moment - first) // timedelta(seconds=1)))
 
 
 def is_incremental(task: MaterializationTask, now: datetime) -> bool:

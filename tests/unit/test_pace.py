@@ -144,6 +144,19 @@ def test_two_tables_share_the_ceiling() -> None:
     assert clock.now_s == pytest.approx(2.0)
 
 
+def test_two_tables_share_the_places() -> None:
+    wire = Scripted([])
+
+    async def both() -> None:
+        places = asyncio.Semaphore(3)
+        paces = [Pace(4, Clock().ceiling(), places) for _ in range(2)]
+        await asyncio.gather(*(write(pace, wire, 20) for pace in paces))
+
+    asyncio.run(both())
+    assert wire.most == 3
+    assert len(wire.bodies) == 40
+
+
 def test_what_dynamodb_says_it_consumed_counts_against_the_ceiling() -> None:
     clock = Clock()
     pace = Pace(1, clock.ceiling(100), window=1.0)

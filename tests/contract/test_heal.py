@@ -1,0 +1,305 @@
+"""Reads of a view that a killed run has left MATERIALIZING, through the store of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast.feature_view import FeatureViewState
+from feast.types import Float64, Int64
+
+from feast_dynamo_ext.dynamo.control import ABSENT, ControlItem
+from feast_dynamo_ext.dynamo.views import table_name
+from feast_dynamo_ext.errors import FeastDynamoError
+from feast_dynamo_ext.materialize.heal import Healer
+from feast_dynamo_ext.materialize.holder import LEASE, Holder, LeaseSettings
+from feast_dynamo_ext.materialize.lease import Lease
+from feast_dynamo_ext.materialize.process import Process
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+START = dt.datetime(2025, 1, 1, tzinfo=dt.timezone.utc)
+END = START + dt.timedelta(days=1)
+CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+MATERIALIZING, AVAILABLE_ONLINE, GENERATED = (
+    FeatureViewState.MATERIALIZING,
+    FeatureViewState.AVAILABLE_ONLINE,
+    FeatureViewState.GENERATED,
+)
+ELSEWHERE = Process("another-host", 11, None, None, "feast materialize a b")
+
+
+@dataclass
+class Clock:
+    """A machine's monotonic clock, that goes on when the test says so."""
+
+    now_s: float = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Shop:
+    """A repo with materialized views, a run that was killed, and a server that reads.
+
+    Attributes:
+        store: of the runs.
+        client: of the tables.
+        open_server: opens another store, of a process that only serves.
+        clock: of the servers.
+    """
+
+    store: FeatureStore
+    client: Any
+    open_server: Any
+    clock: Clock = field(default_factory=Clock)
+
+    def kill_a_run(self, name: str = "orders", by: Process | None = None) -> None:
+        """What a run leaves that was killed: a state, and a lease where it got that far."""
+        view = self.store.registry.get_feature_view(name, self.store.project)
+        view.state = MATERIALIZING
+        self.store.registry.apply_feature_view(view, self.store.project, commit=True)
+        if by is not None:
+            held = replace(Holder.new(name, LeaseSettings()), process=by)
+            assert self.lease_item(name).put(held.values(), ABSENT)
+
+    def lease_item(self, name: str = "orders") -> ControlItem:
+        return ControlItem(self.client, f"{self.store.project}.{name}", LEASE)
+
+    def server(self, **registry: Any) -> FeatureStore:
+        """A store that has read the registry as it is now, and watches leases by `clock`."""
+        store = self.open_server(registry=registry)
+        settings = LeaseSettings(clock=self.clock)
+        table_of = partial(table_name, store.config)
+        store.provider._healer = Healer(lambda: self.client, table_of, settings)
+        return store
+
+    def state(self, name: str = "orders") -> tuple:
+        view = self.store.registry.get_feature_view(name, self.store.project, allow_cache=False)
+        return view.state, view.materialization_intervals
+
+
+@pytest.fixture
+def shop(open_store, dynamodb, tmp_path):
+    columns = {"cid": [1], "t": pa.array([START], pa.timestamp("us", "UTC")), "total": [1.5]}
+    pq.write_table(pa.table(columns), tmp_path / "history.parquet")
+    online = {"region": "us-east-1", "endpoint_url": dynamodb.endpoint}
+    if dynamodb.name == "moto":  # it takes no binary values in PartiQL
+        online["newest_wins_with"] = "put_item"
+    project = f"h{uuid.uuid4().hex[:12]}"
+    store = open_store(project, online=online)
+    store.apply([CUSTOMER, view(tmp_path, "orders"), view(tmp_path, "visits")])
+    store.materialize(START, END)
+    client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=dynamodb.endpoint)
+    yield Shop(store, client, partial(open_store, project, online=online))
+    store.teardown()
+    client.close()
+
+
+def view(folder: Path, name: str) -> FeatureView:
+    return FeatureView(
+        name=name,
+        entities=[CUSTOMER],
+        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
+        source=FileSource(path=str(folder / "history.parquet"), timestamp_field="t"),
+        ttl=dt.timedelta(0),
+    )
+
+
+REQUEST = {"features": ["orders:total"], "entity_rows": [{"cid": 1}]}
+ANSWER = {"cid": [1], "total": [1.5]}
+
+
+def read(store):
+    return store.get_online_features(**REQUEST).to_dict()
+
+
+def read_async(store):
+    async def once():
+        try:
+            return (await store.get_online_features_async(**REQUEST)).to_dict()
+        finally:
+            await store.close()
+
+    return asyncio.run(once())
+
+
+def assert_refused(store, read=read):
+    with pytest.raises(ValueError, match="'orders' is in state 'MATERIALIZING'"):
+        read(store)
+
+
+@pytest.fixture
+def dead():
+    """A process of this machine that has come to its end."""
+    code = (
+        "from feast_dynamo_ext.materialize.process import Process as P; me = P.this(); "
+        "print(me.host, me.pid, me.kernel, me.born, sep='|')"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    host, pid, kernel, born = told.stdout.strip().split("|")
+    return Process(host, int(pid), kernel, born, "feast materialize a b")
+
+
+@pytest.mark.parametrize("read", [read, read_async])
+def test_without_a_lease_it_is_served_once_a_run_had_time_to_get_one(shop, read):
+    shop.kill_a_run()
+    server = shop.server()
+    assert_refused(server, read)
+    shop.clock.now_s += 29
+    assert_refused(server, read)
+    assert shop.state() == (MATERIALIZING, [(START, END)])
+    shop.clock.now_s += 1
+    assert read(server) == ANSWER
+    assert shop.state() == (AVAILABLE_ONLINE, [(START, END)])
+    assert read(server) == ANSWER
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a dead process is not told")
+@pytest.mark.parametrize("read", [read, read_async])
+def test_the_lease_of_a_dead_process_of_this_host_keeps_nobody_waiting(shop, dead, read, caplog):
+    shop.kill_a_run(by=dead)
+    assert read(shop.server()) == ANSWER
+    assert shop.state() == (AVAILABLE_ONLINE, [(START, END)])
+    assert "feature view orders is AVAILABLE_ONLINE, no longer MATERIALIZING" in caplog.text
+
+
+@pytest.mark.parametrize("read", [read, read_async])
+def test_a_run_that_is_alive_is_left_alone(shop, read):
+    shop.kill_a_run()
+    server = shop.server()
+    settings = LeaseSettings(pause=lambda stop, _: stop.wait())
+    table = f"{shop.store.project}.orders"
+    with Lease.acquire(shop.client, table, "orders", settings) as lease:
+        for _ in range(4):
+            assert_refused(server, read)
+            lease.beat()
+            shop.clock.now_s += 29
+        assert shop.state() == (MATERIALIZING, [(START, END)])
+        # Another view may be read meanwhile.
+        found = server.get_online_features(["visits:total"], [{"cid": 1}]).to_dict()
+        assert found == ANSWER
+
+
+@pytest.mark.parametrize("read", [read, read_async])
+def test_a_run_on_another_host_that_has_stopped_beating(shop, read):
+    shop.kill_a_run(by=ELSEWHERE)
+    server = shop.server()
+    assert_refused(server, read)
+    shop.clock.now_s += 29
+    assert_refused(server, read)
+    shop.clock.now_s += 1
+    assert read(server) == ANSWER
+    assert shop.state() == (AVAILABLE_ONLINE, [(START, END)])
+
+
+def test_a_run_on_another_host_that_beats_again_is_waited_for_again(shop):
+    shop.kill_a_run(by=ELSEWHERE)
+    server, item = shop.server(), shop.lease_item()
+    assert_refused(server)
+    shop.clock.now_s += 29
+    assert item.update({"beat": "another"}, {"host": "another-host"})
+    assert_refused(server)
+    shop.clock.now_s += 29
+    assert_refused(server)
+    shop.clock.now_s += 1
+    assert read(server) == ANSWER
+
+
+def test_a_run_that_ends_properly_meanwhile(shop):
+    """The server holds the registry of before for as long as its cache lasts, as one on S3."""
+    shop.kill_a_run()
+    server = shop.server(cache_mode="thread", cache_ttl_seconds=600)
+    assert_refused(server)
+    shop.store.materialize(START, END + dt.timedelta(days=1), feature_views=["orders"])
+    assert shop.state()[0] == AVAILABLE_ONLINE
+    assert_refused(server)  # the registry is read anew once a second at most
+    shop.clock.now_s += 1
+    assert read(server) == ANSWER
+    assert len(shop.state()[1]) == 2
+
+
+def test_a_server_that_was_refused_before_gives_the_next_run_time_too(shop):
+    shop.kill_a_run()
+    server = shop.server()
+    assert_refused(server)
+    shop.clock.now_s += 30
+    assert read(server) == ANSWER
+    shop.clock.now_s += 3_600
+    shop.kill_a_run()
+    assert_refused(server)
+    shop.clock.now_s += 30
+    assert read(server) == ANSWER
+
+
+def test_all_views_of_a_read_are_put_right(shop, dead):
+    shop.kill_a_run("orders", by=dead)
+    shop.kill_a_run("visits", by=dead)
+    found = shop.server().get_online_features(
+        ["orders:total", "visits:total"], [{"cid": 1}], full_feature_names=True
+    )
+    assert found.to_dict() == {"cid": [1], "orders__total": [1.5], "visits__total": [1.5]}
+    assert [shop.state(name)[0] for name in ("orders", "visits")] == [AVAILABLE_ONLINE] * 2
+
+
+def test_another_error_of_a_read_is_told_as_it_is(shop):
+    with pytest.raises(Exception, match="nothing"):
+        shop.server().get_online_features(["orders:nothing"], [{"cid": 1}])
+    assert shop.state() == (AVAILABLE_ONLINE, [(START, END)])
+
+
+# Runs
+
+
+def test_a_run_of_another_view_puts_it_right(shop, dead):
+    shop.kill_a_run("orders", by=dead)
+    shop.store.materialize(START, END, feature_views=["visits"])
+    assert shop.state("orders") == (AVAILABLE_ONLINE, [(START, END)])
+    assert read(shop.server()) == ANSWER
+    shop.kill_a_run("orders")
+    shop.lease_item().delete({"host": dead.host})
+    shop.store.materialize(START, END, feature_views=["visits"])
+    assert shop.state("orders")[0] == AVAILABLE_ONLINE
+
+
+def test_a_run_of_another_view_leaves_one_on_another_host_alone(shop):
+    shop.kill_a_run("orders", by=ELSEWHERE)
+    shop.store.materialize(START, END, feature_views=["visits"])
+    assert shop.state("orders") == (MATERIALIZING, [(START, END)])
+    assert shop.state("visits")[0] == AVAILABLE_ONLINE
+
+
+def test_a_run_of_the_view_itself_puts_it_right(shop, dead):
+    shop.kill_a_run("orders", by=dead)
+    shop.store.materialize(START, END, feature_views=["orders"])
+    assert shop.state("orders")[0] == AVAILABLE_ONLINE
+    assert read(shop.server()) == ANSWER
+    assert shop.lease_item().read() is None
+
+
+def test_a_run_of_the_view_itself_that_fails_as_well(shop, dead, tmp_path):
+    """Feast sets the view GENERATED then, which is refused to readers too."""
+    shop.kill_a_run("orders", by=dead)
+    (tmp_path / "history.parquet").rename(tmp_path / "elsewhere.parquet")
+    with pytest.raises(FeastDynamoError, match=r"history\.parquet"):
+        shop.store.materialize(START, END, feature_views=["orders"])
+    assert shop.state("orders")[0] == GENERATED
+    server = shop.server()
+    with pytest.raises(ValueError, match="is in state 'GENERATED'"):
+        read(server)
+    shop.clock.now_s += 30
+    assert read(server) == ANSWER
+    assert shop.state() == (AVAILABLE_ONLINE, [(START, END)])
