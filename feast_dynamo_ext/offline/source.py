@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -29,11 +27,11 @@ from feast_dynamo_ext.errors import (
     SourceNotFoundError,
     SourceReadError,
 )
-from feast_dynamo_ext.offline.times import Axis
+from feast_dynamo_ext.offline import scan
+from feast_dynamo_ext.offline.scan import ReadingAt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import Future
     from datetime import datetime
 
     from feast import RepoConfig
@@ -46,16 +44,6 @@ logger = logging.getLogger(__name__)
 
 ROW = "__row"
 """Name of the column that carries a row's position."""
-
-BATCH_ROWS, BATCH_BYTES = 65_536, 32 << 20
-"""Of rows that are read into memory as one batch."""
-
-READ_AHEAD = {"batch_readahead": 1, "fragment_readahead": 1}
-GROUPS_AHEAD = 1
-"""Row groups that are fetched while one is read. Arrow's scan of a whole dataset reads ahead of a
-slow consumer: finding the newest of 10 million rows it held 210 MB more than this does."""
-
-FOOTERS_AT_ONCE = 16
 
 HIDDEN = ("_", ".")  # _SUCCESS, _metadata, .crc and the like, by the convention of Hive and Spark
 
@@ -165,28 +153,9 @@ class ParquetSource:
         Raises:
             SourceReadError: a file cannot be read.
         """
-        condition = _range_condition(self.schema.field(column), first, last)
-        if condition is None:
-            return self
         with self._read_errors() as at:
-
-            def part(fragment: Any) -> Any:
-                at.path = fragment.path
-                # In the file's own unit and zone: Arrow compares no others with its statistics.
-                stored = fragment.physical_schema
-                condition = None
-                if column in stored.names:
-                    condition = _range_condition(stored.field(column), first, last)
-                return fragment if condition is None else fragment.subset(condition, schema=stored)
-
-            fragments = list(self.dataset.get_fragments(filter=condition))
-            # Footers are small and far away: many at once.
-            with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-                parts = [found for found in pool.map(part, fragments) if found.row_groups]
-        dataset = ds.FileSystemDataset(
-            parts, self.schema, self.dataset.format, self.dataset.filesystem
-        )
-        return replace(self, dataset=dataset)
+            parts = scan.parts_within(self.dataset, column, first, last, at)
+        return self if parts is None else replace(self, dataset=parts)
 
     def limits(self, column: str) -> pa.Array | None:
         """What footers say of a column of times: the least and the greatest value of row groups.
@@ -195,17 +164,7 @@ class ParquetSource:
             All of them, in the source's type; none where all values are null. None where a footer
             does not say, or says what the source's type cannot hold.
         """
-        kind = self.schema.field(column).type
-        found = [pa.array([], kind)]
-        for fragment in self.dataset.get_fragments():
-            limits = _file_limits(fragment, column)
-            if limits is None:
-                return None
-            try:
-                found.append(limits.cast(kind))
-            except pa.ArrowException:
-                return None
-        return pa.concat_arrays(found)
+        return scan.limits(self.dataset, column)
 
     def scan(
         self,
@@ -268,30 +227,13 @@ class ParquetSource:
         return pa.schema([self.schema.field(name) for name in columns])
 
     def _batches(self, dataset: ds.Dataset, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        def opened(group: Any) -> tuple[pa.RecordBatch | None, Iterator[pa.RecordBatch]]:
-            scanner = group.scanner(
-                schema=dataset.schema,
-                columns=list(columns),
-                batch_size=_batch_rows(group),
-                **READ_AHEAD,
-            )
-            batches = scanner.to_batches()
-            return next(batches, None), batches
-
-        with self._read_errors() as at, ThreadPoolExecutor(1) as threads:
-            ahead: deque[tuple[str, Future[Any]]] = deque()
-            for group in _row_groups(dataset):
-                ahead.append((group.path, threads.submit(opened, group)))
-                if len(ahead) > GROUPS_AHEAD:
-                    at.path, first = ahead.popleft()
-                    yield from _rest(*first.result())
-            for at.path, first in ahead:
-                yield from _rest(*first.result())
+        with self._read_errors() as at:
+            yield from scan.batches(dataset, columns, at)
 
     @contextlib.contextmanager
-    def _read_errors(self) -> Iterator[_ReadingAt]:
+    def _read_errors(self) -> Iterator[ReadingAt]:
         """Errors of reading as ours, with the file that was read last."""
-        at = _ReadingAt(self.uri)
+        at = ReadingAt(self.uri)
         try:
             with aws.s3_translated(self.uri):
                 yield at
@@ -311,67 +253,6 @@ class ParquetSource:
                     f"{self.uri}: {file.path} changed while it was being read. Run it again; "
                     "write new files beside the old ones instead of replacing them."
                 )
-
-
-def _row_groups(dataset: ds.FileSystemDataset) -> Iterator[Any]:
-    for file in dataset.get_fragments():
-        yield from file.split_by_row_group()
-
-
-def _batch_rows(group: Any) -> int:
-    """How many rows of a row group make a batch; wide ones make smaller batches."""
-    (info,) = group.row_groups
-    row_bytes = max(1, info.total_byte_size // max(1, info.num_rows))
-    return int(max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes)))
-
-
-def _file_limits(fragment: Any, column: str) -> pa.Array | None:
-    """The limits of a file's row groups, in the file's type; see `ParquetSource.limits`."""
-    metadata = fragment.metadata
-    leaves = [metadata.schema.column(at) for at in range(metadata.num_columns)]
-    at = next((at for at, leaf in enumerate(leaves) if leaf.path == column), None)
-    if at is None:
-        return None
-    # As numbers: Python's own times end in the year 9999, and know no nanoseconds.
-    numbers: list[int] = []
-    for group in fragment.row_groups:
-        says = metadata.row_group(group.id).column(at).statistics
-        if says is not None and says.has_min_max:
-            numbers += [says.min_raw, says.max_raw]
-        elif says is None or not says.has_null_count or says.null_count < group.num_rows:
-            return None
-    stored = pa.int32() if leaves[at].physical_type == "INT32" else pa.int64()
-    return pa.array(numbers, stored).cast(fragment.physical_schema.field(column).type)
-
-
-def _rest(first: pa.RecordBatch | None, others: Iterator[pa.RecordBatch]) -> Iterator[Any]:
-    if first is not None:
-        yield first
-    yield from others
-
-
-@dataclass
-class _ReadingAt:
-    """Which file is being read."""
-
-    path: str
-
-
-def _range_condition(
-    column: pa.Field, first: datetime | None, last: datetime | None
-) -> ds.Expression | None:
-    """Whether first <= column <= last, in the column's type; None where it cannot be asked."""
-    kind = column.type
-    if not pa.types.is_timestamp(kind) or (first is None and last is None):
-        return None
-    axis, field = Axis.of(kind), ds.field(column.name)
-    condition = None
-    if first is not None:
-        condition = field >= pa.scalar(axis.first_at_or_after(first), pa.int64()).cast(kind)
-    if last is not None:
-        upper = field <= pa.scalar(axis.last_at_or_before(last), pa.int64()).cast(kind)
-        condition = upper if condition is None else condition & upper
-    return condition
 
 
 def uri_of(data_source: DataSource, config: RepoConfig) -> str:

@@ -240,6 +240,7 @@ def test_a_server_that_was_refused_before_gives_the_next_run_time_too(shop):
     assert read(server) == ANSWER
     shop.clock.now_s += 3_600
     shop.kill_a_run()
+    server.refresh_registry()
     assert_refused(server)
     shop.clock.now_s += 30
     assert read(server) == ANSWER

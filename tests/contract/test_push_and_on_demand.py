@@ -104,7 +104,12 @@ def test_a_push_to_both_is_in_both_and_materialize_does_not_undo_it(two_repos):
 def test_an_async_push(two_repos):
     two_repos.apply(lambda repo: [CUSTOMER, orders(repo)])
     ours = two_repos.ours.store  # Feast's sqlite store writes no rows on an event loop
-    asyncio.run(ours.push_async("push", pushed([9.0, 8.0]), to=PushMode.ONLINE_AND_OFFLINE))
+
+    async def push_and_close() -> None:
+        await ours.push_async("push", pushed([9.0, 8.0]), to=PushMode.ONLINE_AND_OFFLINE)
+        await ours.provider.online_store.close()
+
+    asyncio.run(push_and_close())
     assert two_repos.ours.answer(["orders:total"])["total"] == [9.0, None, None, 8.0]
     assert len(two_repos.ours.rows()) == 8
 

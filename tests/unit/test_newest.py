@@ -116,7 +116,7 @@ def histories(draw):
     return files
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     files=histories(),
     window=st.tuples(moments, moments).map(sorted),
@@ -147,7 +147,7 @@ ticks = st.integers(-2_500, 2_500).map(lambda tick: START_NS + tick)
 near = st.integers(-2, 2).map(lambda step: START + dt.timedelta(microseconds=step))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 2).map(lambda key: (key,)), ticks, st.none() | ticks)),
     window=st.tuples(near, near).map(sorted),
