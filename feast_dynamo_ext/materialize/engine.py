@@ -19,11 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from feast.infra.common.materialization_job import (
     MaterializationJob,
-    MaterializationJobStatus,
     MaterializationTask,
 )
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
-from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from pydantic import ValidationError
 
 from feast_dynamo_ext.dynamo.services.of_registry import declared_services
@@ -34,11 +32,11 @@ from feast_dynamo_ext.errors import (
     ConfigError,
     FeastDynamoError,
     ResourceNotFoundError,
-    ViewsFailedError,
 )
 from feast_dynamo_ext.materialize import estimate, progress, summary
 from feast_dynamo_ext.materialize.by_feast import CountedStore
 from feast_dynamo_ext.materialize.holder import LeaseSettings, holder
+from feast_dynamo_ext.materialize.jobs import jobs_of
 from feast_dynamo_ext.materialize.lease import Lease
 from feast_dynamo_ext.materialize.reading import ViewReading
 from feast_dynamo_ext.materialize.repair import repair
@@ -124,7 +122,7 @@ class DynamoComputeEngine(LocalComputeEngine):
             # After Ctrl-C too: what is written stays written.
             if self.show:
                 sys.stdout.write(summary.as_text(report) + "\n")
-        return _jobs(several, report)
+        return jobs_of(several, report)
 
     def estimate(self, tasks: Sequence[MaterializationTask]) -> list[ViewEstimate]:
         """What a run would write: history is read and encoded, nothing is written.
@@ -325,38 +323,3 @@ def _checked(settings: dict[str, Any]) -> MaterializeSettings:
         raise ConfigError(
             f"feature_store.yaml, batch_engine: {problems}. See docs/configuration.md."
         ) from error
-
-
-def _jobs(tasks: Sequence[MaterializationTask], report: RunReport) -> list[MaterializationJob]:
-    errors = {
-        view.view: _naming(view.view, view.error) for view in report.failed_views if view.error
-    }
-    if len(errors) > 1:
-        first = next(iter(errors))
-        several = ViewsFailedError(
-            f"{len(errors)} of {len(report.views)} feature views failed; the others are "
-            "materialized. " + " ".join(f"{name}: {error}" for name, error in errors.items()),
-            failures=errors,
-        )
-        several.__cause__ = errors[first]
-        errors[first] = several
-    return [_job(task, errors.get(task.feature_view.name)) for task in tasks]
-
-
-def _naming(view: str, error: BaseException) -> BaseException:
-    """The error, with the view in its message."""
-    if view in str(error):
-        return error
-    named = f"Feature view `{view}`: {error}"
-    if isinstance(error, FeastDynamoError):
-        error.args = (named, *error.args[1:])
-        return error
-    failed = ViewsFailedError(named, failures={view: error})
-    failed.__cause__ = error
-    return failed
-
-
-def _job(task: MaterializationTask, error: BaseException | None) -> LocalMaterializationJob:
-    status = MaterializationJobStatus.ERROR if error else MaterializationJobStatus.SUCCEEDED
-    job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
-    return LocalMaterializationJob(job_id, status, error=error)

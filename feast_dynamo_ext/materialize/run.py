@@ -23,19 +23,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from feast_dynamo_ext.dynamo.pace import Ceiling, Pace
-from feast_dynamo_ext.dynamo.row_batch import EncodedBlock
-from feast_dynamo_ext.dynamo.services.renew import with_vectors
 from feast_dynamo_ext.errors import AwsError
 from feast_dynamo_ext.materialize.checkpoint import Checkpoint
 from feast_dynamo_ext.materialize.holder import LeaseSettings
 from feast_dynamo_ext.materialize.identity import RunIdentity, view_fingerprint
 from feast_dynamo_ext.materialize.lease import Lease
+from feast_dynamo_ext.materialize.writing import LANES, ViewWriting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from feast_dynamo_ext.dynamo.connection import Connection
-    from feast_dynamo_ext.dynamo.outcome import Outcome
     from feast_dynamo_ext.dynamo.writer import How
     from feast_dynamo_ext.materialize.history import Newest
     from feast_dynamo_ext.materialize.reading import ViewReading
@@ -46,9 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-LANES = 3
-"""Blocks of a view that are in memory: while one is encoded, others are sent."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +63,6 @@ class ViewRun:
     reading: Callable[[], ViewReading]
     how: How
     services: Callable[[], Callable[[], object]]
-
-
-@dataclass
-class _Bucket:
-    """A bucket that is being written."""
-
-    number: int
-    rows: int
-    pending: int = 0
-    is_read: bool = False
 
 
 @dataclass
@@ -214,8 +199,11 @@ class Run:
         fill_services = await shared.in_thread(each.services)
         schema = spool.schema
         await self.connection.schemas.declare(report.table, schema, self.connection.writer)
-        writing = _Writing(self.connection, each, shared, lease, checkpoint, spool)
-        await writing.all_blocks(self.settings.max_write_workers)
+        pace = Pace(self.settings.max_write_workers, shared.ceiling, shared.places)
+        writing = ViewWriting(
+            self.connection, report, each.how, pace, lease, checkpoint, spool, shared.in_thread
+        )
+        await writing.all_buckets()
         await shared.in_thread(fill_services)
 
 
@@ -231,86 +219,3 @@ class _Shared:
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.threads, work)
-
-
-@dataclass
-class _Writing:
-    """The writing of one view."""
-
-    connection: Connection
-    each: ViewRun
-    shared: _Shared
-    lease: Lease
-    checkpoint: Checkpoint
-    spool: Spool
-
-    async def all_blocks(self, workers: int) -> None:
-        """Write all buckets that are not done.
-
-        Raises:
-            IncompleteWriteError: rows that could not be written.
-            LeaseLostError: another run has the view.
-            AwsError: AWS refused.
-        """
-        report = self.each.report
-        pace = Pace(workers, self.shared.ceiling, self.shared.places)
-        pace.on_change = lambda: report.note_use(pace.units, pace.throttles)
-        self._writer = self.connection.writer.at_pace(pace)
-        self._next = asyncio.Lock()
-        self._blocks = self._read_blocks()
-        self._failed: list[BaseException] = []
-        await asyncio.gather(*(self._lane() for _ in range(LANES)), return_exceptions=True)
-        if self._failed:
-            raise self._failed[0]
-
-    def _read_blocks(self) -> Iterator[tuple[_Bucket, EncodedBlock | None]]:
-        """The blocks of each bucket, and None where it ends."""
-        for number in self.spool.todo:
-            bucket = _Bucket(number, int(self.spool.rows[number]))
-            for rows in self.spool.blocks(number):
-                bucket.pending += 1
-                block = EncodedBlock(rows)
-                # Made here, in a thread, rather than when the first request is sent.
-                self._prepare(block)
-                yield bucket, block
-            yield bucket, None
-
-    def _prepare(self, block: EncodedBlock) -> None:
-        _ = block.units
-        if self.each.how == "overwrite":
-            _ = block.puts
-
-    async def _lane(self) -> None:
-        """Write blocks as long as there are any, and none has failed."""
-        try:
-            while not self._failed:
-                self.lease.check()
-                async with self._next:
-                    found = await self.shared.in_thread(lambda: next(self._blocks, None))
-                if found is None:
-                    return
-                bucket, block = found
-                if block is None:
-                    bucket.is_read = True
-                else:
-                    await self._write_block(block)
-                    bucket.pending -= 1
-                if bucket.is_read and not bucket.pending:
-                    await self.shared.in_thread(
-                        partial(self.checkpoint.finish, bucket.number, bucket.rows)
-                    )
-        except BaseException as error:
-            self._failed.append(error)
-            raise
-
-    async def _write_block(self, block: EncodedBlock) -> None:
-        report, table = self.each.report, self.each.report.table
-
-        def told(outcome: Outcome) -> None:
-            report.written += outcome.written
-            report.older += outcome.older
-
-        write = self._writer.write_batches(table, block.batches(), told, self.each.how)
-        outcome = await with_vectors(self.connection, table, block.rows.keys.to_pylist, write)
-        report.failed += len(outcome.unwritten)
-        outcome.checked(table)
