@@ -76,6 +76,7 @@ class Pace:
         ceiling: of the run.
         places: requests in flight at most, of all tables of a run; None for no limit but `most`.
         on_change: called when `units` or `throttles` have changed.
+        check: called before each request; what it raises ends the write.
         window: requests that may be in flight now.
         units: write units consumed, as DynamoDB said, else as the items' sizes say.
         throttles: requests that were throttled, in whole or in part.
@@ -85,6 +86,7 @@ class Pace:
     ceiling: Ceiling = field(default_factory=Ceiling)
     places: asyncio.Semaphore | None = None
     on_change: Callable[[], Any] | None = field(default=None, repr=False)
+    check: Callable[[], Any] | None = field(default=None, repr=False)
     window: float = FIRST_WINDOW
     units: float = 0.0
     throttles: int = 0
@@ -166,6 +168,8 @@ class Turn:
         self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
     ) -> Answer:
         """Send one request and give back its decoded answer; see `DynamoWire.call`."""
+        if self.pace.check is not None:
+            self.pace.check()
         sent_at_s = self.pace.ceiling.clock()
         asking = {**body, "ReturnConsumedCapacity": "TOTAL"}
         try:

@@ -103,7 +103,7 @@ class Writer:
                 find = partial(find_way, table=table, policy=self.policy, state=state)
                 done, is_left = await self._at_pace(find, first)
                 batches = chain([first] if is_left else [], batches)
-                if told is not None and done.settled:
+                if told is not None and not is_left:
                     told(done)
             # None: neither way answers at the moment.
             how = state.way or "partiql"
@@ -118,11 +118,15 @@ class Writer:
         outcomes: list[Outcome] = []
         failed: list[BaseException] = []
 
+        async def unless_failed(wire: Wire, batch: RowBatch) -> Outcome:
+            # It may have waited long for its turn.
+            return Outcome() if failed else await work(wire, batch)
+
         async def in_turn() -> None:
             # What `batches` or `told` raise ends the write too: else rows would be left out.
             try:
                 while not failed and (batch := next(batches, None)) is not None:
-                    outcome = await self._at_pace(work, batch)
+                    outcome = await self._at_pace(unless_failed, batch)
                     outcomes.append(outcome)
                     if told is not None:
                         told(outcome)

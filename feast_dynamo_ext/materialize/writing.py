@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from feast_dynamo_ext.dynamo.outcome import Outcome
 from feast_dynamo_ext.dynamo.row_batch import EncodedBlock
 from feast_dynamo_ext.dynamo.services.renew import with_vectors
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from feast_dynamo_ext.dynamo.connection import Connection
-    from feast_dynamo_ext.dynamo.outcome import Outcome
     from feast_dynamo_ext.dynamo.pace import Pace
     from feast_dynamo_ext.dynamo.writer import How
     from feast_dynamo_ext.materialize.checkpoint import Checkpoint
@@ -47,7 +47,7 @@ class ViewWriting:
         report: what becomes of the rows.
         how: how they are written.
         pace: of the view's table.
-        lease: held; checked between blocks.
+        lease: held; checked before each request.
         checkpoint: told of each bucket that is done.
         spool: the rows.
         in_thread: does what would hold up the loop.
@@ -72,6 +72,7 @@ class ViewWriting:
         """
         report, pace = self.report, self.pace
         pace.on_change = lambda: report.note_use(pace.units, pace.throttles)
+        pace.check = self.lease.check
         self._writer = self.connection.writer.at_pace(pace)
         self._next = asyncio.Lock()
         self._blocks = self._read_blocks()
@@ -121,13 +122,16 @@ class ViewWriting:
             raise
 
     async def _write_block(self, block: EncodedBlock) -> None:
-        report, table = self.report, self.report.table
+        report, table, done = self.report, self.report.table, Outcome()
 
         def told(outcome: Outcome) -> None:
+            nonlocal done
+            done += outcome
             report.written += outcome.written
             report.older += outcome.older
+            report.failed += len(outcome.unwritten)
+            # At once: on a throttled table each further request would wait for its own deadline.
+            done.checked(table)
 
         write = self._writer.write_batches(table, block.batches(), told, self.how)
-        outcome = await with_vectors(self.connection, table, block.rows.keys.to_pylist, write)
-        report.failed += len(outcome.unwritten)
-        outcome.checked(table)
+        await with_vectors(self.connection, table, block.rows.keys.to_pylist, write)

@@ -18,7 +18,6 @@ from fault_kinds import Plain, refusal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WRITES = {"BatchWriteItem": 25, "BatchExecuteStatement": 25, "PutItem": 1}
 RESET = Plain(0, b"")
 THROTTLED = refusal("com.amazonaws.dynamodb.v20120810#ThrottlingException", "Slow down.")
 
@@ -99,7 +98,8 @@ class RuleProxy:
         for talk in talks:
             talk.cancel()
         self._loop.run_until_complete(asyncio.gather(*talks, return_exceptions=True))
-        self._real.close()
+        for _, writer in self._real._idle:
+            writer.close()
         self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
@@ -113,10 +113,11 @@ class RuleProxy:
                 if answer is RESET:
                     linger_no_more(writer)
                     return
-                real = await self._real.send(request.with_body(request.body)) if answer is None else answer
-                writer.write(real.sent())
+                if answer is None:
+                    answer = await self._real.send(request.with_body(request.body))
+                writer.write(answer.sent())
                 await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client went away
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client went away, or the test is over
         finally:
             writer.close()
