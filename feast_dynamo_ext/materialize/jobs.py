@@ -26,9 +26,10 @@ def jobs_of(tasks: Sequence[MaterializationTask], report: RunReport) -> list[Mat
     }
     if len(errors) > 1:
         first = next(iter(errors))
+        others = "; the others are materialized" if len(errors) < len(report.views) else ""
         several = ViewsFailedError(
-            f"{len(errors)} of {len(report.views)} feature views failed; the others are "
-            "materialized. " + " ".join(f"{name}: {error}" for name, error in errors.items()),
+            f"{len(errors)} of {len(report.views)} feature views failed{others}. "
+            + " ".join(map(str, errors.values())),
             failures=errors,
         )
         several.__cause__ = errors[first]

@@ -93,17 +93,16 @@ class Shop:
 
 
 @pytest.fixture
-def shop(open_store, dynamodb, tmp_path):
+def shop(open_store, moto_endpoint, tmp_path):
     columns = {"cid": [1], "t": pa.array([START], pa.timestamp("us", "UTC")), "total": [1.5]}
     pq.write_table(pa.table(columns), tmp_path / "history.parquet")
-    online = {"region": "us-east-1", "endpoint_url": dynamodb.endpoint}
-    if dynamodb.name == "moto":  # it takes no binary values in PartiQL
-        online["newest_wins_with"] = "put_item"
+    near = {"region": "us-east-1", "endpoint_url": moto_endpoint}
+    online = {**near, "newest_wins_with": "put_item"}  # moto takes no binary values in PartiQL
     project = f"h{uuid.uuid4().hex[:12]}"
     store = open_store(project, online=online)
     store.apply([CUSTOMER, view(tmp_path, "orders"), view(tmp_path, "visits")])
     store.materialize(START, END)
-    client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=dynamodb.endpoint)
+    client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=moto_endpoint)
     yield Shop(store, client, partial(open_store, project, online=online))
     store.teardown()
     client.close()
