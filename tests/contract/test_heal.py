@@ -60,12 +60,14 @@ class Shop:
         client: of the tables.
         open_server: opens another store, of a process that only serves.
         clock: of the servers.
+        opened: the servers' stores.
     """
 
     store: FeatureStore
     client: Any
     open_server: Any
     clock: Clock = field(default_factory=Clock)
+    opened: list[FeatureStore] = field(default_factory=list)
 
     def kill_a_run(self, name: str = "orders", by: Process | None = None) -> None:
         """What a run leaves that was killed: a state, and a lease where it got that far."""
@@ -82,6 +84,7 @@ class Shop:
     def server(self, **registry: Any) -> FeatureStore:
         """A store that has read the registry as it is now, and watches leases by `clock`."""
         store = self.open_server(registry=registry)
+        self.opened.append(store)
         settings = LeaseSettings(clock=self.clock)
         table_of = partial(table_name, store.config)
         store.provider._healer = Healer(lambda: self.client, table_of, settings)
@@ -103,8 +106,11 @@ def shop(open_store, moto_endpoint, tmp_path):
     store.apply([CUSTOMER, view(tmp_path, "orders"), view(tmp_path, "visits")])
     store.materialize(START, END)
     client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=moto_endpoint)
-    yield Shop(store, client, partial(open_store, project, online=online))
+    shop = Shop(store, client, partial(open_store, project, online=online))
+    yield shop
     store.teardown()
+    for each in (store, *shop.opened):
+        asyncio.run(each.close())
     client.close()
 
 

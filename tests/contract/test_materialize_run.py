@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import os
 import subprocess
@@ -119,6 +120,7 @@ def open_repo(open_store, dynamodb, tmp_path):
     yield open_repo
     for repo in opened:
         repo.store.teardown()
+        asyncio.run(repo.store.close())
         repo.client.close()
 
 
@@ -450,6 +452,7 @@ def test_another_offline_store_with_our_online_store(open_repo):
     assert (report.written, report.older) == (1, 1)
     other.materialize()
     assert other.totals(1, 2, 3) == [2.0, 9.0, None]
+    asyncio.run(store.close())
 
 
 def test_another_online_store_with_our_provider(tmp_path, moto_endpoint):
@@ -528,6 +531,7 @@ def test_the_settings_of_feature_store_yaml_hold_for_the_feast_command(yaml_repo
     repo.store.refresh_registry()
     assert repo.totals(1, 2, 3) == [1.0, 2.0, None]
     repo.store.teardown()
+    asyncio.run(repo.store.close())
 
 
 @pytest.mark.parametrize(

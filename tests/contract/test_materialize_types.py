@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import uuid
 from dataclasses import dataclass
@@ -241,6 +242,7 @@ def repo(open_store, dynamodb, tmp_path):
     client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=dynamodb.endpoint)
     yield Repo(store, client, tmp_path)
     store.teardown()
+    asyncio.run(store.close())
     client.close()
 
 
