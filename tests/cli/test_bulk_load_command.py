@@ -7,17 +7,35 @@ import json
 import subprocess
 import sys
 import uuid
+from typing import NamedTuple
 
 import boto3
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.types import Float64, Int64
+
+from feast_dynamo_ext.cli.main import main
 
 JANUARY = ("2026-01-01", "2026-02-01")
 
 
-def run(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
+class Answer(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str, cwd) -> Answer:
+    """The command in this process."""
+    given = ["bulk-load", "-c", str(cwd), *arguments]
+    result = CliRunner().invoke(main, given, terminal_width=100)
+    return Answer(result.exit_code, result.stdout, result.stderr)
+
+
+def run_alone(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
     command = [sys.executable, "-m", "feast_dynamo_ext.cli.main", "bulk-load", *arguments]
     return subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, check=False, timeout=240
@@ -98,7 +116,7 @@ def test_a_dry_run_for_a_person(repo, project):
 
 def test_all_views_are_loaded_into_empty_tables(repo, project, dynamodb, bucket):
     output = ["--output", f"s3://{bucket}/load", "--replace-empty"]
-    result = run(*JANUARY, *output, "--json", cwd=repo)
+    result = run_alone(*JANUARY, *output, "--json", cwd=repo)
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
     assert answer["failed"] == {}

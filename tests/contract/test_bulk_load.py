@@ -257,7 +257,7 @@ def test_a_table_that_is_being_materialized_is_not_replaced(shop, clients, bucke
     table = f"{store.project}.orders"
     settings = BulkSettings(f"s3://{bucket}/load", replace_empty=True)
     with (
-        Lease.acquire(clients["dynamodb"], table, "orders", LeaseSettings()),
+        Lease.acquire(clients["dynamodb"], table, "orders", LeaseSettings(lease_s=3)),
         pytest.raises(AlreadyRunningError, match="is being materialized"),
     ):
         bulk_load(store, settings)
