@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bars import BASE, OURS
+from bench_history import HistoryFile
 from harness import Command
-from history import HistoryFile
 from workload import Workload
 
 from feast_dynamo_ext.local import stop
@@ -190,7 +190,7 @@ def _written(scale: float) -> Iterator[Path]:
                 f"{needed / 2**30:.1f} GB for a while. Free some, or set TMPDIR to another disk."
             )
         files = [dataclasses.asdict(file) for file in history(Path(name), scale)]
-        script = (str(HERE / "history.py"), json.dumps(files))
+        script = (str(HERE / "bench_history.py"), json.dumps(files))
         Command("history", Path(sys.executable), script).finish()
         yield Path(name)
 

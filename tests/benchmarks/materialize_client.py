@@ -18,9 +18,9 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import boto3
+from bench_history import CREATED_TIME, DAYS, EVENT_TIME, START_S, newest
 from feast import FeatureView, Field, FileSource
 from feast.types import Float64, Int64
-from history import CREATED_TIME, DAYS, EVENT_TIME, START_S, newest
 from projects import CUSTOMER, open_store
 from sink import STOPPED
 from workload import JOIN_KEY, Workload

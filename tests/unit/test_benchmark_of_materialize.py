@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import bars
 import materialize
 import report
-from history import HistoryFile, newest
+from bench_history import HistoryFile, newest
 from materialize import Materialized
 
 from feast_dynamo_ext.local import stop
