@@ -8,7 +8,6 @@ an extension.
 from __future__ import annotations
 
 import contextlib
-import logging
 import tempfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.offline.entities import EntityRows
     from feast_dynamo_ext.offline.plan import ViewPlan
     from feast_dynamo_ext.offline.source import ParquetSource
-
-logger = logging.getLogger(__name__)
 
 POSITIONS_AT_ONCE = 1 << 17
 
@@ -91,20 +88,15 @@ class DuckDbEngine:
         """See `Engine.newest`."""
         source = source.within(view.event_time, start, end)
         history = replace(History.of(view, source), scanned=scanned)
-        failures: list[Exception] = []
         with self._connection() as connection:
-            connection.register("history", history.reader(failures))
             keys = ", ".join(key_names(view))
-            try:
-                connection.execute(
-                    f"CREATE TEMP TABLE newest AS SELECT {winner(history, start, end)}, "  # noqa: S608 - our own column names
-                    f"count(*) AS n FROM (SELECT *, {ROW} AS r FROM history) AS h "
-                    f"WHERE {_usable(view)} "
-                    f"AND {history.between(start, end)} GROUP BY {keys}"
-                )
-            except duckdb.Error as error:
-                # DuckDB wraps what a reader raises; the reader's own error is the one that helps.
-                raise (failures[0] if failures else error) from error
+            _read_history(
+                connection,
+                history,
+                f"CREATE TEMP TABLE newest AS SELECT {winner(history, start, end)}, "  # noqa: S608 - our own column names
+                f"count(*) AS n FROM (SELECT *, {ROW} AS r FROM history) AS h "
+                f"WHERE {_usable(view)} AND {history.between(start, end)} GROUP BY {keys}",
+            )
             alive = f"t >= {history.axis.first_at_or_after(not_before)}" if not_before else "true"
             ((read, keys_seen, kept),) = connection.execute(
                 f"SELECT coalesce(sum(n), 0), count(*), count(*) FILTER ({alive}) FROM newest"  # noqa: S608 - as above
@@ -184,15 +176,21 @@ def _entity_table(
 
 def _load(connection: duckdb.DuckDBPyConnection, history: History, condition: str) -> None:
     """Read the history's narrow columns into table h: rows with all keys that meet a condition."""
+    columns = ", ".join([*key_names(history.view), "t", "c"])
+    _read_history(
+        connection,
+        history,
+        f"CREATE TEMP TABLE h AS SELECT {columns}, {ROW} AS r FROM history AS h "  # noqa: S608 - our own column names
+        f"WHERE {_usable(history.view)} AND {condition}",
+    )
+
+
+def _read_history(connection: duckdb.DuckDBPyConnection, history: History, sql: str) -> None:
+    """Run a statement that reads the narrow columns, as table `history`, once."""
     failures: list[Exception] = []
     connection.register("history", history.reader(failures))
-    with_keys = "".join(f" AND {key} IS NOT NULL" for key in key_names(history.view))
-    columns = ", ".join([*key_names(history.view), "t", "c"])
     try:
-        connection.execute(
-            f"CREATE TEMP TABLE h AS SELECT {columns}, {ROW} AS r FROM history AS h "  # noqa: S608 - our own column names
-            f"WHERE t IS NOT NULL{with_keys} AND {condition}"
-        )
+        connection.execute(sql)
     except duckdb.Error as error:
         # DuckDB wraps what a reader raises; the reader's own error is the one that helps.
         raise (failures[0] if failures else error) from error
