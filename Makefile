@@ -15,8 +15,9 @@ help: ## list the targets
 demo: $(VENV)/.demo $(VENV)/.dynamodb-local ## the whole job on a real shop's purchases, on an embedded AWS
 	@$(BIN)/python feature_repo/demo.py
 
+# Two at once, a file at a time: most tests wait for the servers that they run on.
 test: $(VENV)/.dev $(VENV)/.dynamodb-local ## run all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev ## ruff: style and likely mistakes
 	@$(BIN)/ruff check .
