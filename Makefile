@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 JAVA_AND_NPM := $(shell command -v java >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench soak docs clean
+.PHONY: help demo test lint types bench soak fuzz docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ bench: $(VENV)/.dev $(VENV)/.dynamodb-local .venv-bench/.ready ## ours beside Fe
 
 soak: $(VENV)/.dev $(VENV)/.dynamodb-local ## ten times the reads and writes of tests/faults, with figures
 	@FAULT_TIMES=10 $(BIN)/python -m pytest -s tests/faults/test_fault_runs.py $(ARGS)
+
+fuzz: $(VENV)/.dev ## generated cases of the offline store's answers, thousands of them
+	@FUZZ_TIMES=20 $(BIN)/python -m pytest --timeout 7200 tests/unit/test_point_in_time*.py $(ARGS)
 
 docs: $(VENV)/.dev ## write the generated parts of docs/ anew
 	@$(BIN)/python docs/generate.py

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import logging
 import os
 import re
@@ -23,6 +24,7 @@ from botocore.credentials import (
     AssumeRoleCredentialFetcher,
     DeferredRefreshableCredentials,
 )
+from botocore.loaders import Loader, create_loader
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
@@ -175,7 +177,7 @@ def session(settings: AwsSettings) -> boto3.Session:
     try:
         # botocore reads AWS_DEFAULT_REGION alone; Lambda, ECS and other SDKs have AWS_REGION.
         region = settings.region or os.environ.get("AWS_REGION")
-        base = boto3.Session(profile_name=settings.profile, region_name=region)
+        base = _session(settings.profile, region)
     except boto_errors.ProfileNotFound as error:
         raise ConfigError(
             f"AWS profile `{settings.profile}` does not exist. "
@@ -189,6 +191,19 @@ def session(settings: AwsSettings) -> boto3.Session:
     return _assume(base, settings) if settings.role_arn else base
 
 
+def _session(profile: str | None, region: str | None) -> boto3.Session:
+    made = boto3.Session(profile_name=profile, region_name=region)
+    # A loader keeps the service models that it has parsed: with one of its own for each session a
+    # client of S3 takes 90 to 330 ms to build, with one for all 18 ms.
+    made._session.register_component("data_loader", _loader())
+    return made
+
+
+@functools.cache
+def _loader() -> Loader:
+    return create_loader(os.environ.get("AWS_DATA_PATH"))
+
+
 def _assume(base: boto3.Session, settings: AwsSettings) -> boto3.Session:
     source = base.get_credentials()
     if source is None:
@@ -200,7 +215,7 @@ def _assume(base: boto3.Session, settings: AwsSettings) -> boto3.Session:
         extra_args={"RoleSessionName": "feast-dynamo-ext"},
     )
     # The profile stays for what else it sets: endpoints, retries, the CA bundle.
-    assumed = boto3.Session(profile_name=settings.profile, region_name=base.region_name)
+    assumed = _session(settings.profile, base.region_name)
     assumed._session._credentials = DeferredRefreshableCredentials(
         method="assume-role", refresh_using=fetcher.fetch_credentials
     )

@@ -31,7 +31,12 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   ├── SourceReadError              a file that cannot be read             (OSError)
     │   ├── ColumnNotFoundError          a view names a column no file has      (LookupError)
     │   ├── ColumnTypeError              a column of the wrong type             (TypeError)
-    │   └── EntityRowsError              entity rows that cannot be joined      (ValueError)
+    │   ├── DestinationError             a file that cannot be written          (OSError)
+    │   ├── DestinationExistsError       something is there already             (FileExistsError)
+    │   ├── RetrievalTimeoutError        a retrieval that took too long         (TimeoutError)
+    │   ├── EntityRowsError              entity rows that cannot be joined      (ValueError)
+    │   ├── CompactionError              a source that cannot be compacted so   (ValueError)
+    │   └── CompactionConflictError      another run compacted it meanwhile
     ├── UnsupportedTypeError             a value or type that cannot be kept    (TypeError)
     ├── TrainingSetError                 a training set SageMaker cannot read   (ValueError)
     ├── ViewsFailedError                 feature views that failed, each named  (RuntimeError)
@@ -220,8 +225,28 @@ class ColumnTypeError(OfflineStoreError, TypeError):
     """A column whose type cannot serve its purpose."""
 
 
+class DestinationError(OfflineStoreError, OSError):
+    """A file that cannot be written: no permission, a full disk."""
+
+
+class DestinationExistsError(OfflineStoreError, FileExistsError):
+    """There is something already where a result is to be written."""
+
+
+class RetrievalTimeoutError(OfflineStoreError, TimeoutError):
+    """A retrieval that was not done in the seconds that it was given."""
+
+
 class EntityRowsError(OfflineStoreError, ValueError):
     """Entity rows that cannot be joined."""
+
+
+class CompactionError(OfflineStoreError, ValueError):
+    """A source that cannot be compacted, or not as asked."""
+
+
+class CompactionConflictError(OfflineStoreError):
+    """Another run compacted the source meanwhile; this one changed nothing."""
 
 
 class UnsupportedTypeError(FeastDynamoError, TypeError):

@@ -6,36 +6,36 @@ Feast finds a store through the module of its config class, so both stand here.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.dataset as ds
-from feast.infra.offline_stores.file_source import FileLoggingDestination
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMetadata
 from feast.on_demand_feature_view import OnDemandFeatureView
 from pydantic import Field
 
 from feast_dynamo_ext.aws import AwsConfigModel
 from feast_dynamo_ext.errors import (
-    ColumnNotFoundError,
-    EntityRowsError,
     OfflineStoreError,
 )
+from feast_dynamo_ext.offline.append import append_rows
 from feast_dynamo_ext.offline.duckdb_engine import DuckDbEngine
-from feast_dynamo_ext.offline.entities import EntityRows
-from feast_dynamo_ext.offline.job import ParquetRetrievalJob, Result
+from feast_dynamo_ext.offline.entity_forms import Request, check_request_data
+from feast_dynamo_ext.offline.job import ParquetRetrievalJob
 from feast_dynamo_ext.offline.join import checked_source, join
-from feast_dynamo_ext.offline.parquet import append_part
+from feast_dynamo_ext.offline.logged import append_logs
+from feast_dynamo_ext.offline.monitoring.hooks import MonitoringHooks
 from feast_dynamo_ext.offline.plan import ViewPlan, plan_rows, plan_views
-from feast_dynamo_ext.offline.source import ParquetSource, uri_of
+from feast_dynamo_ext.offline.query import PointInTime, SourceRows
+from feast_dynamo_ext.offline.result import Result
+from feast_dynamo_ext.offline.saved import event_time_of
+from feast_dynamo_ext.offline.source import ParquetSource, check_times
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import datetime
+    from pathlib import Path
 
-    import pandas as pd
+    import pyarrow as pa
     from feast import FeatureView, RepoConfig
     from feast.data_source import DataSource
     from feast.feature_logging import LoggingConfig, LoggingSource
@@ -61,22 +61,37 @@ class S3ParquetOfflineStoreConfig(AwsConfigModel):
     """Selects this store."""
 
     memory_limit: str | None = Field(default=None, pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$")
-    """Memory that matching may use before it spills to disk, for example `4GB`. Default: DuckDB's
-    own, 80% of the machine's memory."""
+    """Memory for entity rows and their features, for example `4GB`: more entity rows than fit are
+    joined block by block, each with a pass over the history. It is DuckDB's limit too, which
+    spills to disk. Default: 40% of the machine's memory, and 80% for DuckDB."""
 
     threads: int | None = Field(default=None, ge=1)
-    """Threads of matching. Default: one a core."""
+    """Threads that read and match. Default: one a core."""
 
     spill_folder: str | None = None
     """Folder for what does not fit in memory; what is written there is removed after each join.
     Default: the system's folder for temporary files."""
 
+    join_plan: Literal["auto", "stream", "duckdb"] = "auto"
+    """How entity rows are matched with history. `stream` reads the history once and keeps one row
+    an entity row; `duckdb` joins in DuckDB, which spills to disk. `auto` takes `stream`, which was
+    the faster in all that was measured. `explain()` of a retrieval says how, and why."""
+
+    staging_location: str | None = None
+    """Where `to_remote_storage()` of a retrieval writes its Parquet files, each call in a folder
+    of its own: an s3:// URI, or a local folder; a relative path counts from the feature repo.
+    Nothing removes them: on S3, give the prefix a lifecycle rule. Default: none, no exports."""
+
+    monitoring_location: str | None = None
+    """Folder or s3:// URI for the metrics of `feast monitor`; a relative path counts from the
+    feature repo. Default: the folder `feast_monitoring` of the feature repo."""
+
     def engine(self) -> DuckDbEngine:
         """The engine with these settings."""
-        return DuckDbEngine(self.memory_limit, self.threads, self.spill_folder)
+        return DuckDbEngine(self.memory_limit, self.threads, self.spill_folder, self.join_plan)
 
 
-class S3ParquetOfflineStore(OfflineStore):
+class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
     """Feature history as Parquet files on S3 or a local disk."""
 
     supports_filter_by_created_timestamp = True
@@ -86,7 +101,7 @@ class S3ParquetOfflineStore(OfflineStore):
         config: RepoConfig,
         feature_views: list[FeatureView],
         feature_refs: list[str],
-        entity_df: pd.DataFrame | str | None,
+        entity_df: Any,
         registry: BaseRegistry,
         project: str,
         full_feature_names: bool = False,
@@ -103,12 +118,16 @@ class S3ParquetOfflineStore(OfflineStore):
             config: the repo's config.
             feature_views: the views asked for.
             feature_refs: references, ``view:feature``.
-            entity_df: the entity rows, a pandas DataFrame.
-            registry: Feast's registry, for on-demand views.
+            entity_df: the entity rows: a pandas DataFrame, an Arrow table, reader or dataset, a
+                Polars DataFrame or LazyFrame, a path or s3:// URI of Parquet or CSV, or SQL over
+                names of the registry. None for one row for each change, a distinct (join keys,
+                event time), of a range of time.
+            registry: Feast's registry, for on-demand views and the names in SQL.
             project: Feast project.
             full_feature_names: name results ``view__feature``.
             **kwargs: `filter_by_created_timestamp` counts only rows that were created by the
-                entity row's time.
+                entity row's time; `start_date` and `end_date` are the range where `entity_df` is
+                None, both included, UTC where they have no zone.
 
         Returns:
             A job; as many rows as entity rows, in their order.
@@ -117,31 +136,31 @@ class S3ParquetOfflineStore(OfflineStore):
             EntityRowsError: entity rows that cannot be joined.
             OfflineStoreError: at the job's first use; see the subclasses.
         """
-        if entity_df is None:
-            raise EntityRowsError(
-                "Retrieval without entity rows (`start_date` and `end_date` alone) is not "
-                "supported. Pass `entity_df`: a pandas DataFrame of join keys and event times."
-            )
         plan = plan_views(
             feature_views,
             feature_refs,
             full_feature_names=full_feature_names,
             created_by_entity_time=kwargs.get("filter_by_created_timestamp", False),
         )
-        entities = EntityRows.of(entity_df)
-        for view in plan.views:
-            entities.require([column for column, _ in view.keys], view.view)
         engine = config.offline_store.engine()
         opened: dict[str, ParquetSource] = {}
+        open_source = _opener(config, opened)
+        entities = Request(
+            config, registry, project, tuple(feature_views), plan, engine, open_source
+        ).entity_rows(entity_df, kwargs.get("start_date"), kwargs.get("end_date"))
+        odfvs = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
+        check_request_data(entities, odfvs)
         first, last = entities.range()
         return ParquetRetrievalJob(
             config=config,
-            run=lambda: Result.of(join(plan, entities, engine, _opener(config, opened))),
+            run=lambda: join(plan, entities, engine, open_source),
             views=tuple(feature_views),
             entities=entities,
             opened=opened,
-            odfvs=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            odfvs=odfvs,
             full_names=full_feature_names,
+            query=PointInTime(plan, entities),
+            engine=engine,
             about=RetrievalMetadata(
                 features=feature_refs,
                 keys=entities.other_columns,
@@ -178,7 +197,7 @@ class S3ParquetOfflineStore(OfflineStore):
             with engine.newest(view, source, start_date, end_date) as found:
                 return found.source, np.concatenate([NONE, *found.positions])
 
-        return _row_job(config, view, newest)
+        return _row_job(config, SourceRows(view, start_date, end_date, newest=True), newest)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -196,6 +215,9 @@ class S3ParquetOfflineStore(OfflineStore):
         Without feature columns all columns are meant, as Feast's transformations ask for them.
         """
         every_column = [] if feature_name_columns else _columns_of(data_source, config)
+        if not data_source.timestamp_field:  # a saved dataset, of which Feast keeps no event time
+            source = ParquetSource.open(data_source, config)
+            timestamp_field = event_time_of(source, timestamp_field)
         view = plan_rows(
             data_source,
             join_key_columns,
@@ -206,9 +228,12 @@ class S3ParquetOfflineStore(OfflineStore):
         # Without keys, so that rows with a null join key are kept: all means all.
         every = ViewPlan(view.view, data_source, (), timestamp_field, None, view.features, None)
         engine = config.offline_store.engine()
-        return _row_job(
-            config, every, lambda s: (s, engine.within(every, s, start_date, end_date))
-        )
+
+        def in_range(source: ParquetSource) -> Found:
+            left = source.within(timestamp_field, start_date, end_date)
+            return left, engine.within(every, left, start_date, end_date)
+
+        return _row_job(config, SourceRows(every, start_date, end_date, newest=False), in_range)
 
     @staticmethod
     def offline_write_batch(
@@ -217,22 +242,22 @@ class S3ParquetOfflineStore(OfflineStore):
         table: pa.Table,
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Append rows to a view's history as a new file beside those that are there.
+        """Append rows to a view's history as new files beside those that are there.
+
+        Where there is no history yet, the rows begin it. Rows go into the folders that the
+        source's hive columns or its `date_partition_column_format` name.
 
         Raises:
-            ColumnNotFoundError: the rows lack a column of the source.
-            OfflineStoreError: the source is a single file, or not a `FileSource`.
+            ColumnNotFoundError: the rows lack a column of the source, or have another.
+            ColumnTypeError: a value does not fit its column.
+            OfflineStoreError: the source is a single file, a glob, or no source of Parquet.
+            DestinationError: the disk refused; nothing is kept.
         """
         if feature_view.batch_source is None:
             raise OfflineStoreError(
                 f"Feature view `{feature_view.name}` has no batch source to append to."
             )
-        source = ParquetSource.open(feature_view.batch_source, config)
-        append_part(
-            source.uri,
-            _as_source(table, source, feature_view.name),
-            config.offline_store.aws(),
-        )
+        append_rows(feature_view, config, table)
         if progress is not None:
             progress(table.num_rows)
 
@@ -240,31 +265,23 @@ class S3ParquetOfflineStore(OfflineStore):
     def write_logged_features(
         config: RepoConfig,
         data: pa.Table | Path,
-        source: LoggingSource,  # noqa: ARG004 - Feast's interface
+        source: LoggingSource,
         logging_config: LoggingConfig,
-        registry: BaseRegistry,  # noqa: ARG004 - Feast's interface
+        registry: BaseRegistry,
     ) -> None:
-        """Append logged features to their destination as a new file.
+        """Append logged features to their destination as new files.
 
         Raises:
+            ColumnNotFoundError: the logs lack a column of the feature service's schema.
+            ColumnTypeError: a value does not fit it.
             OfflineStoreError: the destination is not a `FileLoggingDestination`.
         """
-        destination = logging_config.destination
-        if not isinstance(destination, FileLoggingDestination):
-            raise OfflineStoreError(
-                f"Features are logged to a {type(destination).__name__}; S3ParquetOfflineStore "
-                "writes to Feast's `FileLoggingDestination`."
-            )
-        table = ds.dataset(data).to_table() if isinstance(data, Path) else data
-        uri = uri_of(destination.to_data_source(), config)
-        append_part(uri, table, config.offline_store.aws())
+        append_logs(config, data, source, logging_config, registry)
 
     def validate_data_source(self, config: RepoConfig, data_source: DataSource) -> None:
         """Warn where a source's files or columns are not there; history may come later."""
         try:
-            source = ParquetSource.open(data_source, config)
-            columns = [data_source.timestamp_field, data_source.created_timestamp_column]
-            source.with_columns([name for name in columns if name], f"Source `{data_source.name}`")
+            check_times(data_source, config)
         except OfflineStoreError as error:
             logger.warning("source %s: %s", data_source.name, error)
 
@@ -272,7 +289,7 @@ class S3ParquetOfflineStore(OfflineStore):
         self, config: RepoConfig, data_source: DataSource
     ) -> Iterable[tuple[str, str]]:
         """Names and Arrow types of a source's columns, for Feast's schema inference."""
-        schema = ParquetSource.open(data_source, config).schema
+        schema = ParquetSource.open(data_source, config).with_all_types().schema
         return [(column.name, str(column.type)) for column in schema]
 
 
@@ -296,26 +313,17 @@ def _columns_of(data_source: DataSource, config: RepoConfig) -> list[str]:
 
 def _row_job(
     config: RepoConfig,
-    view: ViewPlan,
+    query: SourceRows,
     find: Callable[[ParquetSource], Found],
 ) -> ParquetRetrievalJob:
+    view = query.view
+
     def run() -> Result:
         source = checked_source(view, ParquetSource.open(view.source, config))
         within, found = find(source)
         columns = view.feature_columns
         return Result(within.schema_of(columns), len(found), lambda: within.fetch(columns, found))
 
-    return ParquetRetrievalJob(config=config, run=run)
-
-
-def _as_source(table: pa.Table, source: ParquetSource, view: str) -> pa.Table:
-    """Rows in the columns and types that a source's files have."""
-    # Partition columns are in the paths of the files, not in the files.
-    schema = next(source.dataset.get_fragments()).physical_schema
-    missing = [name for name in schema.names if name not in table.column_names]
-    if missing:
-        raise ColumnNotFoundError(
-            f"Feature view `{view}`: the rows to append lack the columns {missing} of "
-            f"{source.uri}; they have {table.column_names}."
-        )
-    return table.select(schema.names).cast(schema.remove_metadata())
+    return ParquetRetrievalJob(
+        config=config, run=run, query=query, engine=config.offline_store.engine()
+    )

@@ -12,15 +12,16 @@ from feast.infra.passthrough_provider import PassthroughProvider
 from feast_dynamo_ext.dynamo.services.of_registry import declared_services
 from feast_dynamo_ext.dynamo.services.spec import precomputed_services
 from feast_dynamo_ext.dynamo.views import table_name
-from feast_dynamo_ext.errors import ConfigError
+from feast_dynamo_ext.errors import ConfigError, SourceNotFoundError
 from feast_dynamo_ext.offline.job import ParquetRetrievalJob
 from feast_dynamo_ext.online_store import DynamoOnlineStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from datetime import datetime
 
     from feast import FeatureView, OnDemandFeatureView, RepoConfig
+    from feast.data_source import DataSource
     from feast.infra.compute_engines.base import ComputeEngine
     from feast.infra.offline_stores.offline_store import RetrievalJob
     from feast.infra.registry.base_registry import BaseRegistry
@@ -159,6 +160,28 @@ class DynamoProvider(PassthroughProvider):
             lambda: self._declared(self._own_registry(), feature_view, is_fresh=False)
         )
         await super().ingest_df_async(feature_view, df, field_mapping)
+
+    def get_table_column_names_and_types_from_data_source(
+        self, config: RepoConfig, data_source: DataSource
+    ) -> Iterable[tuple[str, str]]:
+        """Names and types of a source's columns; without files, those that its view declares.
+
+        Feast asks before each push to the offline store, also before the first, which writes the
+        first file.
+
+        Raises: as the offline store.
+        """
+        read = super().get_table_column_names_and_types_from_data_source
+        try:
+            return read(config, data_source)
+        except SourceNotFoundError:
+            from feast_dynamo_ext.offline.append import declared_columns
+
+            views = self._own_registry().list_all_feature_views(config.project)
+            columns = declared_columns(views, data_source)
+            if not columns:
+                raise
+            return columns
 
     def update_infra(self, *args: Any, **kwargs: Any) -> None:
         """Make tables as they should be, at `feast apply`."""

@@ -8,6 +8,7 @@ import click
 
 from feast_dynamo_ext import __version__
 from feast_dynamo_ext.cli.bulk_load import bulk_load
+from feast_dynamo_ext.cli.compact import compact
 from feast_dynamo_ext.cli.local import local
 from feast_dynamo_ext.cli.materialize import materialize
 from feast_dynamo_ext.errors import FeastDynamoError
@@ -37,6 +38,7 @@ def main() -> None:
 main.add_command(local)
 main.add_command(bulk_load)
 main.add_command(materialize)
+main.add_command(compact)
 
 if __name__ == "__main__":
     main(prog_name="feast-dynamo")

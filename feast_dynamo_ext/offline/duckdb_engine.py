@@ -8,20 +8,22 @@ an extension.
 from __future__ import annotations
 
 import contextlib
-import tempfile
+import functools
+import os
+import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 
-from feast_dynamo_ext.errors import OfflineStoreError
+from feast_dynamo_ext.offline import stream_plan
+from feast_dynamo_ext.offline.asked import Asked
+from feast_dynamo_ext.offline.duckdb_connection import connected
 from feast_dynamo_ext.offline.engine import NO_ROW, Newest
-from feast_dynamo_ext.offline.keys import check_joinable
 from feast_dynamo_ext.offline.narrow import CREATED, History, key_names
+from feast_dynamo_ext.offline.slots import Order
 from feast_dynamo_ext.offline.source import ROW
-from feast_dynamo_ext.offline.times import minus
 from feast_dynamo_ext.offline.winner import winner
 
 if TYPE_CHECKING:
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.offline.entities import EntityRows
     from feast_dynamo_ext.offline.plan import ViewPlan
+    from feast_dynamo_ext.offline.slots import Orders
     from feast_dynamo_ext.offline.source import ParquetSource
 
+LIMIT = re.compile(r"([\d.]+) ?([KMGT])(i?)B")
 POSITIONS_AT_ONCE = 1 << 17
 
 
@@ -46,11 +50,40 @@ class DuckDbEngine:
             the machine's memory).
         threads: threads; None for one a core.
         spill_folder: where it spills; None for the system's folder for temporary files.
+        plan: how it matches: ``stream``, ``duckdb``, or ``auto`` for what suits the data.
     """
 
     memory_limit: str | None = None
     threads: int | None = None
     spill_folder: str | None = None
+    plan: str = "auto"
+
+    @property
+    def workers(self) -> int:
+        """See `Engine.workers`."""
+        return self.threads or os.cpu_count() or 1
+
+    @property
+    def entity_bytes(self) -> int:
+        """See `Engine.entity_bytes`."""
+        if self.memory_limit is not None:
+            return _bytes(self.memory_limit)
+        return _default_bytes() // 2
+
+    def explain(
+        self, entities: EntityRows, view: ViewPlan, source: ParquetSource
+    ) -> tuple[str, str]:
+        """See `Engine.explain`."""
+        if self.plan == "duckdb":
+            return "duckdb", "`join_plan` says so: an ASOF join in DuckDB, which spills to disk"
+        history = History.of(view, source)
+        order = Order.of(Asked.of(entities, history, created_by_entity_time=False))
+        chosen = "`join_plan` says so: " if self.plan == "stream" else ""
+        return "stream", (
+            f"{chosen}one pass over {source.rows:,} rows; {order.keys.size:,} keys are found by "
+            f"{order.keys.ways}, and their entity rows, up to {order.most:,} a key, by "
+            f"{order.way}"
+        )
 
     def match(
         self,
@@ -59,19 +92,21 @@ class DuckDbEngine:
         source: ParquetSource,
         *,
         created_by_entity_time: bool,
+        threads: int | None = None,
+        orders: Orders | None = None,
     ) -> NDArray[np.int64]:
         """See `Engine.match`."""
         history = History.of(view, source)
-        rows = _entity_table(entities, view, history, source)
-        found = np.full(len(entities.times), NO_ROW, dtype=np.int64)
-        with self._connection() as connection:
-            connection.register("entity_rows", rows)
+        asked = Asked.of(entities, history, created_by_entity_time=created_by_entity_time)
+        if self.plan != "duckdb":
+            return stream_plan.match(asked, history, threads or self.workers, orders)
+        found = np.full(len(asked.latest), NO_ROW, dtype=np.int64)
+        with connected(self, "The join") as connection:
+            connection.register("entity_rows", asked.table())
             connection.execute("CREATE TEMP TABLE e AS FROM entity_rows")
             _load(connection, history, _asked_for(view))
-            known = created_by_entity_time and view.created_time is not None
-            matched = connection.execute(
-                _match_known_sql(view) if known else _match_sql(view)
-            ).fetchnumpy()
+            sql = _match_sql(view) if asked.known is None else _match_known_sql(view)
+            matched = connection.execute(sql).fetchnumpy()
         found[matched["entity"]] = matched["position"]
         return found
 
@@ -88,7 +123,7 @@ class DuckDbEngine:
         """See `Engine.newest`."""
         source = source.within(view.event_time, start, end)
         history = replace(History.of(view, source), scanned=scanned)
-        with self._connection() as connection:
+        with connected(self, "The join") as connection:
             keys = ", ".join(key_names(view))
             _read_history(
                 connection,
@@ -112,66 +147,24 @@ class DuckDbEngine:
     ) -> NDArray[np.int64]:
         """See `Engine.within`."""
         history = History.of(view, source)
-        with self._connection() as connection:
+        with connected(self, "The join") as connection:
             _load(connection, history, history.between(start, end))
             within = connection.execute("SELECT r FROM h ORDER BY r").fetchnumpy()["r"]
         return np.asarray(within, dtype=np.int64)
 
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        with self._spill_folder() as spill:
-            config: dict[str, Any] = {
-                "temp_directory": spill,
-                "autoinstall_known_extensions": "false",
-                "autoload_known_extensions": "false",
-            }
-            if self.memory_limit is not None:
-                config["memory_limit"] = self.memory_limit
-            if self.threads is not None:
-                config["threads"] = str(self.threads)
-            try:
-                with duckdb.connect(":memory:", config=config) as connection:
-                    yield connection
-            except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
-                raise OfflineStoreError(
-                    f"The join ran out of memory or of disk at {spill}: {error}. Raise "
-                    "`memory_limit`, or point `spill_folder` to a larger disk."
-                ) from error
 
-    def _spill_folder(self) -> tempfile.TemporaryDirectory[str]:
-        try:
-            return tempfile.TemporaryDirectory(prefix="feast-dynamo-", dir=self.spill_folder)
-        except OSError as error:
-            raise OfflineStoreError(
-                f"There can be no folder for what does not fit in memory: {error}. Point "
-                "`spill_folder` of the offline store to a folder that is there and can be written."
-            ) from error
+@functools.cache
+def _default_bytes() -> int:
+    """DuckDB's own limit: 80% of the machine's memory, or of what its container may have."""
+    with duckdb.connect(":memory:") as connection:
+        ((limit,),) = connection.execute("SELECT current_setting('memory_limit')").fetchall()
+    return _bytes(limit)
 
 
-def _entity_table(
-    entities: EntityRows, view: ViewPlan, history: History, source: ParquetSource
-) -> pa.Table:
-    """The entity rows as the narrow columns k0, k1 ..., hi, lo, known and r."""
-    entities.require([column for column, _ in view.keys], view.view)
-    columns: dict[str, Any] = {}
-    if not view.keys:
-        columns["k0"] = np.zeros(len(entities.times), dtype=np.int64)
-    for name, (ours, theirs) in zip(key_names(view), view.keys, strict=bool(view.keys)):
-        check_joinable(
-            ours, entities.table.column(ours).type, theirs, source.schema.field(theirs).type
-        )
-        columns[name] = entities.key(ours, view.view)
-    axis = history.axis
-    columns["hi"] = axis.floor(entities.times, entities.unit)
-    columns["lo"] = (
-        minus(axis.ceil(entities.times, entities.unit), axis.length(view.ttl))
-        if view.ttl
-        else np.full(len(entities.times), np.iinfo(np.int64).min)
-    )
-    if history.created_axis is not None:
-        columns["known"] = history.created_axis.floor(entities.times, entities.unit)
-    columns["r"] = np.arange(len(entities.times), dtype=np.int64)
-    return pa.table(columns)
+def _bytes(limit: str) -> int:
+    """A memory limit as DuckDB reads it and says it: KB is 1,000 bytes, KiB 1,024."""
+    ((number, prefix, binary),) = LIMIT.findall(limit)
+    return int(float(number) * (1024 if binary else 1000) ** (1 + "KMGT".index(prefix)))
 
 
 def _load(connection: duckdb.DuckDBPyConnection, history: History, condition: str) -> None:

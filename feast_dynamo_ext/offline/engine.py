@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.offline.entities import EntityRows
     from feast_dynamo_ext.offline.plan import ViewPlan
+    from feast_dynamo_ext.offline.slots import Orders
     from feast_dynamo_ext.offline.source import ParquetSource
 
 NO_ROW = -1
@@ -47,6 +48,16 @@ class Engine(Protocol):
     older than any), then the highest position: the later row of the later path.
     """
 
+    @property
+    def workers(self) -> int:
+        """How many threads read and sort out rows."""
+        ...
+
+    @property
+    def entity_bytes(self) -> int:
+        """How much memory entity rows and their features may take up at once."""
+        ...
+
     def match(
         self,
         entities: EntityRows,
@@ -54,8 +65,25 @@ class Engine(Protocol):
         source: ParquetSource,
         *,
         created_by_entity_time: bool,
+        threads: int | None = None,
+        orders: Orders | None = None,
     ) -> NDArray[np.int64]:
-        """For each entity row the position of the source row it sees, or NO_ROW."""
+        """For each entity row the position of the source row it sees, or NO_ROW.
+
+        Args:
+            entities: the entity rows.
+            view: which columns are keys and times.
+            source: the history.
+            created_by_entity_time: only rows that were created by the entity row's time count.
+            threads: at most so many; None for `workers`.
+            orders: orders of the same entity rows, shared by several views.
+        """
+        ...
+
+    def explain(
+        self, entities: EntityRows, view: ViewPlan, source: ParquetSource
+    ) -> tuple[str, str]:
+        """How `match` would match, and why."""
         ...
 
     def newest(

@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
+import numpy as np
 import pyarrow as pa
 
 from feast_dynamo_ext.errors import EntityRowsError
+from feast_dynamo_ext.offline.entity_tables import DEFAULT_EVENT_TIME, as_table
 from feast_dynamo_ext.offline.keys import comparable
-from feast_dynamo_ext.offline.times import check_time
+from feast_dynamo_ext.offline.times import EPOCH, MICROSECOND, Axis, check_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    import numpy as np
     from numpy.typing import NDArray
 
-DEFAULT_EVENT_TIME = "event_timestamp"
+LOOK = {
+    "memory": "how they were made",
+    "files": "that the files hold what they should",
+    "sql": "what the statement's WHERE leaves",
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where entity rows come from.
+
+    Attributes:
+        kind: ``memory`` (given as an object), ``files``, ``sql``, or ``changes`` (none were given:
+            every change of a range of time).
+        text: the URI of the files, or the SQL; empty for the others.
+        window: the first and the last moment of the range of the changes; None for the others.
+    """
+
+    kind: Literal["memory", "files", "sql", "changes"] = "memory"
+    text: str = ""
+    window: tuple[datetime, datetime] | None = None
+
+    def __str__(self) -> str:
+        return f" from {self.text}" if self.kind == "files" else ""
+
+
+MEMORY = Origin()
 
 
 @dataclass(frozen=True)
@@ -32,48 +57,47 @@ class EntityRows:
         event_time: name of the column that says at which moment each row asks.
         times: that column as int64 in `unit` since 1970 UTC.
         unit: ``s``, ``ms``, ``us`` or ``ns``.
+        origin: where they come from.
     """
 
     table: pa.Table
     event_time: str
     times: NDArray[np.int64]
     unit: str
+    origin: Origin = MEMORY
 
     @classmethod
-    def of(cls, frame: Any) -> EntityRows:
+    def of(cls, frame: Any, origin: Origin = MEMORY) -> EntityRows:
         """Check entity rows.
 
         Args:
-            frame: a pandas DataFrame with join keys, an event time, and any further columns.
+            frame: rows in memory, in any of the forms of `as_table`: join keys, an event time, and
+                any further columns.
+            origin: where they come from, for messages. Only ``changes`` may be no rows.
 
         Raises:
-            EntityRowsError: not a DataFrame, empty, no event time, a null in it, or columns that
-                Arrow cannot hold.
+            EntityRowsError: not rows, empty, no event time, a null in it, or columns that Arrow
+                cannot hold.
             ColumnTypeError: the event time is not a timestamp.
         """
-        if not isinstance(frame, pd.DataFrame):
+        table = as_table(frame)
+        if not table.num_rows and origin.kind != "changes":
             raise EntityRowsError(
-                f"Entity rows must be a pandas DataFrame, not {type(frame).__name__}. For SQL or "
-                "a path, load it first, for example with `pandas.read_parquet`."
+                f"The entity rows{origin} are empty, so there is nothing to join features to. "
+                f"Check {LOOK[origin.kind]}."
             )
-        if frame.empty:
-            raise EntityRowsError(
-                "The entity rows are empty, so there is nothing to join features to. Check how "
-                "the DataFrame was made."
-            )
-        event_time = _event_time_column(frame)
-        table = _arrow(frame)
+        event_time = _event_time_column(table.schema, origin)
         column = table.column(event_time)
-        check_time(event_time, column.type, "Entity rows")
+        check_time(event_time, column.type, f"Entity rows{origin}")
         if column.null_count:
             raise EntityRowsError(
-                f"Entity rows: {column.null_count:,} rows have no `{event_time}`; a point-in-time "
-                "join needs one in each. Drop or fill them."
+                f"Entity rows{origin}: {column.null_count:,} rows have no `{event_time}`; a "
+                "point-in-time join needs one in each. Drop or fill them."
             )
         if pa.types.is_date(column.type):
             column = column.cast(pa.timestamp("s"))
         times = column.cast(pa.int64()).to_numpy()
-        return cls(table, event_time, times, column.type.unit)
+        return cls(table, event_time, times, column.type.unit, origin)
 
     @property
     def other_columns(self) -> list[str]:
@@ -110,37 +134,35 @@ class EntityRows:
             )
 
     def range(self) -> tuple[datetime, datetime]:
-        """The first and last moment that is asked for."""
-        bounds = pa.array([self.times.min(), self.times.max()]).cast(
-            pa.timestamp(self.unit, tz="UTC")
-        )
-        first, last = bounds.cast(pa.timestamp("us", tz="UTC"), safe=False).to_pylist()
-        return first.astimezone(timezone.utc), last.astimezone(timezone.utc)
+        """The first and last moment that is asked for, in microseconds, rounded outwards.
+
+        Of changes the range that they are of, also where there are none.
+
+        Raises:
+            EntityRowsError: the year of one is not one of 1 to 9999.
+        """
+        if self.origin.window is not None:
+            return self.origin.window
+        ends = np.array([self.times.min(), self.times.max()])
+        micros = Axis("us")
+        try:
+            first = EPOCH + int(micros.floor(ends, self.unit)[0]) * MICROSECOND
+            last = EPOCH + int(micros.ceil(ends, self.unit)[1]) * MICROSECOND
+        except OverflowError as error:
+            raise EntityRowsError(
+                f"Entity rows{self.origin}: a time in `{self.event_time}` is outside the years 1 "
+                "to 9999. Check the unit of what they were made from."
+            ) from error
+        return first, last
 
 
-def _event_time_column(frame: pd.DataFrame) -> str:
-    if DEFAULT_EVENT_TIME in frame.columns:
+def _event_time_column(schema: pa.Schema, origin: Origin) -> str:
+    if DEFAULT_EVENT_TIME in schema.names:
         return DEFAULT_EVENT_TIME
-    times = [
-        str(name)
-        for name, kind in frame.dtypes.items()
-        if pd.api.types.is_datetime64_any_dtype(kind)
-    ]
+    times: list[str] = [column.name for column in schema if pa.types.is_timestamp(column.type)]
     if len(times) != 1:
         raise EntityRowsError(
-            f"Entity rows need a column `{DEFAULT_EVENT_TIME}`, or exactly one other column of "
-            f"timestamps; they have {list(frame.columns)}, of which {times} are timestamps."
+            f"Entity rows{origin} need a column `{DEFAULT_EVENT_TIME}`, or exactly one other "
+            f"column of timestamps; they have {schema.names}, of which {times} are timestamps."
         )
     return times[0]
-
-
-def _arrow(frame: pd.DataFrame) -> pa.Table:
-    doubled = frame.columns[frame.columns.duplicated()].tolist()
-    if doubled:
-        raise EntityRowsError(f"Entity rows have several columns named {doubled}. Rename them.")
-    try:
-        return pa.Table.from_pandas(frame, preserve_index=False)
-    except (pa.ArrowException, TypeError) as error:
-        raise EntityRowsError(
-            f"Entity rows: a column cannot be held by Arrow: {error}. Give each column one type."
-        ) from error

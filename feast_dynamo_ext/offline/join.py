@@ -1,21 +1,28 @@
 """Runs a plan: match by keys and times, read the matched rows' features, put them in order.
 
-Rows out = rows in, same order; the entity rows' own columns are untouched.
+Rows out = rows in, same order; the entity rows' own columns are untouched. Views are joined side
+by side, and entity rows that would not fit in memory with their features block by block.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from feast_dynamo_ext.errors import EntityRowsError
+from feast_dynamo_ext.offline.compact.parts import in_buckets
 from feast_dynamo_ext.offline.engine import NO_ROW
+from feast_dynamo_ext.offline.query import visible
+from feast_dynamo_ext.offline.result import Result
+from feast_dynamo_ext.offline.slots import Orders
 from feast_dynamo_ext.type_map import check_supported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from feast.data_source import DataSource
     from numpy.typing import NDArray
@@ -25,31 +32,45 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.offline.plan import PitPlan, ViewPlan
     from feast_dynamo_ext.offline.source import ParquetSource
 
+SLOT_BYTES = 160
+"""What matching holds for an entity row, at most."""
+TEXT_BYTES = 64
+"""What a value without a fixed width is taken to have."""
+
 
 def join(
     plan: PitPlan,
     entities: EntityRows,
     engine: Engine,
     open_source: Callable[[DataSource], ParquetSource],
-) -> pa.Table:
+) -> Result:
     """The entity rows with the features that each of them sees.
 
     Raises:
         EntityRowsError: a feature would have the name of a column that is there.
         OfflineStoreError: see its subclasses.
     """
-    table = entities.table
-    for view in plan.views:
-        _check_names(table, view)
-        source = checked_source(view, open_source(view.source))
-        positions = engine.match(
-            entities, view, source, created_by_entity_time=plan.created_by_entity_time
-        )
-        for (_, name), column in zip(
-            view.features, _features(view, source, positions), strict=True
-        ):
-            table = table.append_column(name, column)
-    return table
+    sources = [checked_source(view, open_source(view.source)) for view in plan.views]
+    schema = _schema(plan, entities.table.schema, sources)
+    rows, at_once = len(entities.times), rows_at_once(plan, sources, engine.entity_bytes)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start in range(0, rows, at_once):
+            block = _Block(plan, _slice(entities, start, at_once), engine)
+            yield from block.joined(sources, schema).to_batches()
+
+    return Result(schema, rows, batches)
+
+
+def rows_at_once(plan: PitPlan, sources: Sequence[ParquetSource], most_bytes: int) -> int:
+    """How many entity rows are joined at once with so much memory."""
+    # Features are held twice for a moment: as they were read, and in the order of the entity rows.
+    row_bytes = SLOT_BYTES * len(plan.views) + sum(
+        2 * _width(source.schema.field(column).type)
+        for view, source in zip(plan.views, sources, strict=True)
+        for column in view.feature_columns
+    )
+    return max(1, most_bytes // row_bytes)
 
 
 def checked_source(view: ViewPlan, source: ParquetSource) -> ParquetSource:
@@ -66,22 +87,97 @@ def checked_source(view: ViewPlan, source: ParquetSource) -> ParquetSource:
     return complete
 
 
-def _features(
-    view: ViewPlan, source: ParquetSource, positions: NDArray[np.int64]
-) -> list[pa.ChunkedArray]:
-    columns = view.feature_columns
-    matched = np.unique(positions[positions != NO_ROW])
-    rows = pa.Table.from_batches(source.fetch(columns, matched), source.schema_of(columns))
-    # Where there is no row, a null index makes a null of the feature's own type.
-    index = pa.array(np.searchsorted(matched, positions), mask=positions == NO_ROW)
-    return [rows.column(column).take(index) for column, _ in view.features]
+def narrowed(view: ViewPlan, source: ParquetSource, entities: EntityRows) -> ParquetSource:
+    """The source without the files and row groups that none of the entity rows can see.
+
+    Raises:
+        EntityRowsError: a join key is missing, or cannot be compared.
+        SourceReadError: a file cannot be read.
+    """
+    entities.require([column for column, _ in view.keys], view.view)
+    keys = {theirs: entities.key(ours, view.view) for ours, theirs in view.keys}
+    return in_buckets(source, keys).within(view.event_time, *visible(entities, view))
 
 
-def _check_names(table: pa.Table, view: ViewPlan) -> None:
-    taken = [name for _, name in view.features if name in table.column_names]
-    if taken:
-        raise EntityRowsError(
-            f"Feature view `{view.view}`: the features {taken} have names that the entity rows or "
-            "another view's features have too. Ask for `full_feature_names=True`, or rename the "
-            "columns of the entity rows."
+class _Block:
+    """Some of the entity rows."""
+
+    def __init__(self, plan: PitPlan, entities: EntityRows, engine: Engine) -> None:
+        self._plan, self._entities, self._engine = plan, entities, engine
+        self._orders = Orders()
+        # What is done one after the other for one view is done for several side by side.
+        self._side_by_side = max(1, min(len(plan.views), engine.workers))
+        self._threads = max(1, engine.workers // self._side_by_side)
+
+    def joined(self, sources: list[ParquetSource], schema: pa.Schema) -> pa.Table:
+        columns = list(self._entities.table.columns)
+        with ThreadPoolExecutor(self._side_by_side) as pool:
+            for found in pool.map(self._features, self._plan.views, sources):
+                columns += found
+        return pa.Table.from_arrays(columns, schema=schema)
+
+    def _features(self, view: ViewPlan, source: ParquetSource) -> list[pa.ChunkedArray]:
+        source = narrowed(view, source, self._entities)
+        positions = self._engine.match(
+            self._entities,
+            view,
+            source,
+            created_by_entity_time=self._plan.created_by_entity_time,
+            threads=self._threads,
+            orders=self._orders,
         )
+        matched, index = _distinct(positions)
+        batches = source.fetch(view.feature_columns, matched, self._threads)
+        rows = pa.Table.from_batches(batches, source.schema_of(view.feature_columns))
+        rows = rows.combine_chunks()
+        found = {name: rows.column(name).take(index) for name in view.feature_columns}
+        return [found[column] for column, _ in view.features]
+
+
+def _distinct(positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], pa.Array]:
+    """The positions there are, ascending, and for each row the place of its position among them.
+
+    Where there is no row, a null index makes a null of the feature's own type.
+    """
+    order = np.argsort(positions)
+    ordered = positions[order]
+    is_new = ordered != NO_ROW
+    is_new[1:] &= ordered[1:] != ordered[:-1]
+    place = np.empty(len(ordered), dtype=np.int64)
+    place[order] = np.cumsum(is_new) - 1
+    return ordered[is_new], pa.array(place, mask=positions == NO_ROW)
+
+
+def _slice(entities: EntityRows, start: int, rows: int) -> EntityRows:
+    return replace(
+        entities,
+        table=entities.table.slice(start, rows),
+        times=entities.times[start : start + rows],
+    )
+
+
+def _schema(plan: PitPlan, entities: pa.Schema, sources: list[ParquetSource]) -> pa.Schema:
+    """The schema of the result.
+
+    Raises:
+        EntityRowsError: two columns would have one name.
+    """
+    schema = entities
+    for view, source in zip(plan.views, sources, strict=True):
+        taken = [name for _, name in view.features if name in schema.names]
+        if taken:
+            raise EntityRowsError(
+                f"Feature view `{view.view}`: the features {taken} have names that the entity "
+                "rows or another view's features have too. Ask for `full_feature_names=True`, or "
+                "rename the columns of the entity rows."
+            )
+        for column, name in view.features:
+            schema = schema.append(source.schema.field(column).with_name(name))
+    return schema
+
+
+def _width(kind: pa.DataType) -> int:
+    try:
+        return max(1, int(kind.bit_width) // 8)
+    except ValueError:
+        return TEXT_BYTES

@@ -49,6 +49,12 @@ def comparable(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array
     return pc.cast(column, target)
 
 
+def compared_type(kind: pa.DataType) -> pa.DataType:
+    """The type in which a key's family is compared; of a type that can be a key."""
+    name = family(kind)
+    return next(target for found, _, target in FAMILIES if found == name)
+
+
 def check_joinable(
     entity_column: str, entity_type: pa.DataType, source_column: str, source_type: pa.DataType
 ) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from feast_dynamo_ext.errors import ColumnTypeError
-from feast_dynamo_ext.offline.keys import comparable, family
+from feast_dynamo_ext.offline.keys import comparable, compared_type, family
 from feast_dynamo_ext.offline.source import ROW
 from feast_dynamo_ext.offline.times import Axis, check_time
 
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.offline.plan import ViewPlan
     from feast_dynamo_ext.offline.source import ParquetSource
+
+T = TypeVar("T")
+
+TOGETHER = 1 << 20
+"""Rows of a batch whose keys are no integers."""
 
 # A missing created time is older than any.
 CREATED = "coalesce(h.c, -9223372036854775808)"
@@ -81,6 +86,18 @@ class History:
         except Exception as error:
             failures.append(error)
             raise
+
+    def each(self, work: Callable[[pa.RecordBatch, int], T], threads: int) -> Iterator[T]:
+        """What a function makes of the narrow columns; see `ParquetSource.each`."""
+        # Arrow makes its hash table of the entity rows' keys anew for each batch.
+        types = [self.source.schema.field(column).type for _, column in self.view.keys]
+        together = 0 if all(compared_type(kind) == pa.int64() for kind in types) else TOGETHER
+        return self.source.each(
+            self.view.narrow_columns,
+            lambda rows, at: work(self._narrow(rows), at),
+            threads,
+            together=together,
+        )
 
     def event_range(self, start: datetime, end: datetime) -> tuple[int, int]:
         """The least and the greatest t that a row between start and end can have."""

@@ -1,102 +1,131 @@
-"""Writes Parquet where readers may be reading: a file appears whole or not at all."""
+"""Writes Parquet where readers may be reading: files of bounded size, each whole or not at all."""
 
 from __future__ import annotations
 
-import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
-
-from feast_dynamo_ext import aws
-from feast_dynamo_ext.errors import OfflineStoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-    from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.offline.destination import Files, NewFile
 
 
-def append_part(uri: str, table: pa.Table, settings: AwsSettings) -> str:
-    """Add one new file to a folder; files that are there are left alone.
+@dataclass(frozen=True)
+class PartSize:
+    """When a file is full.
 
-    Returns:
-        Path of the new file within its filesystem.
-
-    Raises:
-        OfflineStoreError: `uri` is a file.
+    Attributes:
+        file_bytes: bytes of a file after which the next one is begun.
+        file_rows: the most rows of a file.
+        group_bytes: bytes in memory of one row group: what writing holds at a time.
+        group_rows: rows of one row group.
     """
-    filesystem, folder = aws.filesystem(uri, settings)
-    if filesystem.get_file_info(folder).type == fs.FileType.File:
-        raise OfflineStoreError(
-            f"{uri} is one Parquet file; appending would rewrite it under its readers. Move it "
-            "into a folder and point the source to that."
-        )
-    path = f"{folder.rstrip('/')}/part-{uuid.uuid4().hex}.parquet"
-    write_file(filesystem, path, table.schema, table.to_batches())
-    return path
+
+    file_bytes: int = 128 << 20
+    file_rows: int = 5_000_000
+    group_bytes: int = 64 << 20
+    group_rows: int = 262_144
 
 
-def write_dataset(
-    uri: str,
+def write_parts(
+    files: Files,
+    folder: str,
+    name: str,
     schema: pa.Schema,
     batches: Iterable[pa.RecordBatch],
-    settings: AwsSettings,
-    *,
-    overwrite: bool,
-) -> str:
-    """Write a saved dataset: to the file that `uri` names, or as one file in that folder.
+    size: PartSize | None = None,
+) -> list[str]:
+    """Write rows as new files of a folder, in order; where one fails, none of them remains.
+
+    Args:
+        files: the destination.
+        folder: URI of the folder.
+        name: what names of files begin with; they must be new.
+        schema: of the rows.
+        batches: the rows; without any, one file without rows is written.
+        size: when a file is full.
 
     Returns:
-        Path of the file within its filesystem.
-
-    Raises:
-        OfflineStoreError: there is something already, and `overwrite` is not set.
-    """
-    filesystem, path = aws.filesystem(uri, settings)
-    exists = filesystem.get_file_info(path).type != fs.FileType.NotFound
-    if exists and not overwrite:
-        raise OfflineStoreError(
-            f"{uri} exists already. Pass `allow_overwrite=True` to replace it, or choose another."
-        )
-    target = path if path.endswith(".parquet") else f"{path.rstrip('/')}/part-00000.parquet"
-    if exists and target != path:
-        filesystem.delete_dir_contents(path)
-    write_file(filesystem, target, schema, batches)
-    return target
-
-
-def write_file(
-    filesystem: fs.FileSystem, path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
-) -> None:
-    """Write one Parquet file; on a local disk under another name first, then moved into place.
-
-    An S3 object needs no such care: it appears when its upload is complete.
+        The files' URIs, whose order is that of the rows.
 
     Raises:
         AwsError: S3 refused.
+        DestinationError: a disk did.
     """
-    with aws.s3_translated(path):
-        _write(filesystem, path, schema, batches)
+    size = size or PartSize()
+    groups = _groups(schema, batches, size)
+    written: list[str] = []
+    group: pa.Table | None = next(groups, schema.empty_table())
+    try:
+        while group is not None:
+            uri = f"{folder.rstrip('/')}/{name}-{len(written):05d}.parquet"
+            group = _write_part(files, uri, schema, group, groups, size)
+            written.append(uri)
+    except BaseException:
+        files.delete(written)
+        raise
+    return written
 
 
-def _write(
-    filesystem: fs.FileSystem, path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
+def write_file(
+    files: Files, uri: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
 ) -> None:
-    local = isinstance(filesystem, fs.LocalFileSystem)
-    written = f"{path}.{uuid.uuid4().hex}.tmp" if local else path
-    if local:
-        filesystem.create_dir(path.rpartition("/")[0] or ".", recursive=True)
-        written = _hidden(written)
-    with pq.ParquetWriter(written, schema, filesystem=filesystem, compression="zstd") as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-    if local:
-        filesystem.move(written, path)
+    """Write rows as one file, in place of the one that may be there.
+
+    Raises: as `write_parts`.
+    """
+    with files.new_file(uri) as file, _writer(file, schema) as writer:
+        for group in _groups(schema, batches, PartSize()):
+            writer.write_table(group)
 
 
-def _hidden(path: str) -> str:
-    """The same path with a name that readers of the folder pass over."""
-    folder, slash, name = path.rpartition("/")
-    return f"{folder}{slash}.{name}"
+def _write_part(
+    files: Files,
+    uri: str,
+    schema: pa.Schema,
+    first: pa.Table,
+    rest: Iterator[pa.Table],
+    size: PartSize,
+) -> pa.Table | None:
+    """Write a file until it is full; the group that begins the next one, if there is any."""
+    rows = 0
+    group: pa.Table | None = first
+    with files.new_file(uri) as file, _writer(file, schema) as writer:
+        while group is not None:
+            writer.write_table(group)
+            rows += group.num_rows
+            group = next(rest, None)
+            more = group.num_rows if group is not None else 0
+            if file.written >= size.file_bytes or rows + more > size.file_rows:
+                break
+    return group
+
+
+def _groups(
+    schema: pa.Schema, batches: Iterable[pa.RecordBatch], size: PartSize
+) -> Iterator[pa.Table]:
+    """Rows in the row groups in which they are written."""
+    most = min(size.group_rows, size.file_rows)
+    held: list[pa.RecordBatch] = []
+    rows = held_bytes = 0
+    for batch in batches:
+        start = 0
+        while start < batch.num_rows:
+            part = batch.slice(start, most - rows)
+            start += part.num_rows
+            held.append(part)
+            rows += part.num_rows
+            held_bytes += part.nbytes
+            if rows >= most or held_bytes >= size.group_bytes:
+                yield pa.Table.from_batches(held, schema)
+                held, rows, held_bytes = [], 0, 0
+    if held:
+        yield pa.Table.from_batches(held, schema)
+
+
+def _writer(file: NewFile, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(file, schema, compression="zstd")

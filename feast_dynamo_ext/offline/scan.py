@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-
-from feast_dynamo_ext.offline.times import Axis
+from pyarrow import fs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
-    from datetime import datetime
+
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 BATCH_ROWS, BATCH_BYTES = 65_536, 32 << 20
 """Of rows that are read into memory as one batch."""
@@ -24,8 +27,6 @@ READ_AHEAD = {"batch_readahead": 1, "fragment_readahead": 1}
 GROUPS_AHEAD = 1
 """Row groups that are fetched while one is read. Arrow's scan of a whole dataset reads ahead of a
 slow consumer: finding the newest of 10 million rows it held 210 MB more than this does."""
-
-FOOTERS_AT_ONCE = 16
 
 
 @dataclass
@@ -67,56 +68,109 @@ def batches(
             yield from _rest(*first.result())
 
 
-def parts_within(
+def each(
     dataset: ds.FileSystemDataset,
-    column: str,
-    first: datetime | None,
-    last: datetime | None,
+    columns: Sequence[str],
+    work: Callable[[pa.RecordBatch, int], T],
+    threads: int,
     at: ReadingAt,
-) -> ds.FileSystemDataset | None:
-    """The files and row groups that may hold rows of a range of time; see `ParquetSource.within`.
+    wanted: NDArray[np.int64] | None = None,
+    together: int = 0,
+) -> Iterator[T]:
+    """What a function makes of all batches, several row groups at a time.
+
+    Args:
+        dataset: the files.
+        columns: names of the columns to read.
+        work: called by several threads, with a batch and the position of its first row.
+        threads: how many.
+        at: is told which file is being read.
+        wanted: ascending positions; row groups that hold none of them are not read. None for all.
+        together: row groups that follow each other are one batch up to so many rows; 0 for small
+            batches.
 
     Returns:
-        None where they cannot be told apart: the column is a date, or the range has no bounds.
+        What was made of the batches, in the order of the files.
     """
-    of_partitions = _range_condition(dataset.schema.field(column), first, last)
-    if of_partitions is None:
-        return None
 
-    def part(fragment: Any) -> Any:
-        at.path = fragment.path
-        # In the file's own unit and zone: Arrow compares no others with its statistics.
-        stored = fragment.physical_schema
-        condition = None
-        if column in stored.names:
-            condition = _range_condition(stored.field(column), first, last)
-        return fragment if condition is None else fragment.subset(condition, schema=stored)
+    def of_groups(groups: list[Any], start: int) -> list[T]:
+        made = []
+        for batch in _large(_read(groups, dataset, columns), together):
+            made.append(work(batch, start))
+            start += batch.num_rows
+        return made
 
-    fragments = list(dataset.get_fragments(filter=of_partitions))
-    # Footers are small and far away: many at once.
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        parts = [found for found in pool.map(part, fragments) if found.row_groups]
-    return ds.FileSystemDataset(parts, dataset.schema, dataset.format, dataset.filesystem)
-
-
-def limits(dataset: ds.FileSystemDataset, column: str) -> pa.Array | None:
-    """What footers say of a column of times; see `ParquetSource.limits`."""
-    kind = dataset.schema.field(column).type
-    found = [pa.array([], kind)]
-    for fragment in dataset.get_fragments():
-        of_file = _file_limits(fragment, column)
-        if of_file is None:
-            return None
-        try:
-            found.append(of_file.cast(kind))
-        except pa.ArrowException:
-            return None
-    return pa.concat_arrays(found)
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[tuple[str, Future[list[T]]]] = deque()
+        for groups, start in _runs(_groups_with(dataset, wanted), together):
+            ahead.append((groups[0].path, pool.submit(of_groups, groups, start)))
+            if len(ahead) > threads:
+                at.path, first = ahead.popleft()
+                yield from first.result()
+        for at.path, first in ahead:
+            yield from first.result()
 
 
 def _row_groups(dataset: ds.FileSystemDataset) -> Iterator[Any]:
     for file in dataset.get_fragments():
         yield from file.split_by_row_group()
+
+
+def _groups_with(
+    dataset: ds.FileSystemDataset, wanted: NDArray[np.int64] | None
+) -> Iterator[tuple[Any, int]]:
+    """Row groups with the positions of their first rows: all, or those that hold wanted ones."""
+    start = 0
+    for group in _row_groups(dataset):
+        end = start + group.row_groups[0].num_rows
+        if wanted is None or np.searchsorted(wanted, start) < np.searchsorted(wanted, end):
+            yield group, start
+        start = end
+
+
+def _runs(groups: Iterator[tuple[Any, int]], most: int) -> Iterator[tuple[list[Any], int]]:
+    """Row groups that follow each other, up to so many rows together; at least one."""
+    run: list[Any] = []
+    start = end = 0
+    for group, at in groups:
+        rows = group.row_groups[0].num_rows
+        if run and (at != end or end + rows - start > most):
+            yield run, start
+            run = []
+        start = start if run else at
+        run.append(group)
+        end = at + rows
+    if run:
+        yield run, start
+
+
+def _read(
+    groups: list[Any], dataset: ds.FileSystemDataset, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    # Far away, a row group's columns are fetched together. What is on this machine is read as it
+    # is needed, which takes a sixth less time.
+    is_far = not isinstance(dataset.filesystem, fs.LocalFileSystem)
+    options = ds.ParquetFragmentScanOptions(pre_buffer=is_far)
+    for group in groups:
+        scanner = group.scanner(
+            schema=dataset.schema,
+            columns=list(columns),
+            batch_size=_batch_rows(group),
+            use_threads=False,
+            fragment_scan_options=options,
+            **READ_AHEAD,
+        )
+        yield from scanner.to_batches()
+
+
+def _large(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:
+    """Batches put together, if they shall be."""
+    if not most:
+        yield from batches
+        return
+    read = list(batches)
+    if read:
+        yield from pa.Table.from_batches(read).combine_chunks().to_batches()
 
 
 def _batch_rows(group: Any) -> int:
@@ -126,43 +180,7 @@ def _batch_rows(group: Any) -> int:
     return int(max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes)))
 
 
-def _file_limits(fragment: Any, column: str) -> pa.Array | None:
-    """The limits of a file's row groups, in the file's type; see `ParquetSource.limits`."""
-    metadata = fragment.metadata
-    leaves = [metadata.schema.column(at) for at in range(metadata.num_columns)]
-    at = next((at for at, leaf in enumerate(leaves) if leaf.path == column), None)
-    if at is None:
-        return None
-    # As numbers: Python's own times end in the year 9999, and know no nanoseconds.
-    numbers: list[int] = []
-    for group in fragment.row_groups:
-        says = metadata.row_group(group.id).column(at).statistics
-        if says is not None and says.has_min_max:
-            numbers += [says.min_raw, says.max_raw]
-        elif says is None or not says.has_null_count or says.null_count < group.num_rows:
-            return None
-    stored = pa.int32() if leaves[at].physical_type == "INT32" else pa.int64()
-    return pa.array(numbers, stored).cast(fragment.physical_schema.field(column).type)
-
-
 def _rest(first: pa.RecordBatch | None, others: Iterator[pa.RecordBatch]) -> Iterator[Any]:
     if first is not None:
         yield first
     yield from others
-
-
-def _range_condition(
-    column: pa.Field, first: datetime | None, last: datetime | None
-) -> ds.Expression | None:
-    """Whether first <= column <= last, in the column's type; None where it cannot be asked."""
-    kind = column.type
-    if not pa.types.is_timestamp(kind) or (first is None and last is None):
-        return None
-    axis, field = Axis.of(kind), ds.field(column.name)
-    condition = None
-    if first is not None:
-        condition = field >= pa.scalar(axis.first_at_or_after(first), pa.int64()).cast(kind)
-    if last is not None:
-        upper = field <= pa.scalar(axis.last_at_or_before(last), pa.int64()).cast(kind)
-        condition = upper if condition is None else condition & upper
-    return condition

@@ -1,66 +1,46 @@
-"""The Parquet files behind a Feast `FileSource`: a file, a folder or hive partitions, S3 or local.
+"""The Parquet files behind a data source: a file, a folder, a glob, hive partitions, Delta.
 
-Rows have positions: 0, 1, 2 ... over all files in the order of their paths. The join matches on
-keys and times alone and keeps positions; then only the matched rows' features are read, in the
-types the files have.
+Rows have positions: 0, 1, 2 ... over all files in the order of their paths (of a compacted folder:
+in its pointer's order, then what was appended since). The join matches on keys and times alone and
+keeps positions; then only the matched rows' features are read, in the types the files have.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
-from feast.data_format import ParquetFormat
+from feast.data_format import DeltaFormat, ParquetFormat
 from feast.infra.offline_stores.file_source import FileSource
-from pyarrow import fs
 
-from feast_dynamo_ext import aws
-from feast_dynamo_ext.errors import (
-    ColumnNotFoundError,
-    FeastDynamoError,
-    OfflineStoreError,
-    SourceNotFoundError,
-    SourceReadError,
-)
+from feast_dynamo_ext.errors import ColumnNotFoundError, OfflineStoreError
 from feast_dynamo_ext.offline import scan
-from feast_dynamo_ext.offline.scan import ReadingAt
+from feast_dynamo_ext.offline.delta import read_delta
+from feast_dynamo_ext.offline.files import FileState, Place
+from feast_dynamo_ext.offline.partitions import Periods
+from feast_dynamo_ext.offline.parts import Parts
+from feast_dynamo_ext.offline.read_errors import ReadErrors
+from feast_dynamo_ext.offline.s3_parquet_source import S3ParquetSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from datetime import datetime
 
+    import pyarrow.dataset as ds
     from feast import RepoConfig
     from feast.data_source import DataSource
     from numpy.typing import NDArray
+    from pyarrow import fs
 
     from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.offline.compact.current import Current
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 ROW = "__row"
 """Name of the column that carries a row's position."""
-
-HIDDEN = ("_", ".")  # _SUCCESS, _metadata, .crc and the like, by the convention of Hive and Spark
-
-
-@dataclass(frozen=True)
-class FileState:
-    """One file as it was listed.
-
-    Attributes:
-        path: path within the filesystem.
-        size: bytes.
-        mtime_ns: time of its last change, nanoseconds since 1970 UTC.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int | None
 
 
 @dataclass(frozen=True)
@@ -68,82 +48,119 @@ class ParquetSource:
     """The files of one source, listed once.
 
     Attributes:
-        uri: what the source names.
-        filesystem: where it is.
-        files: its files, by path.
-        dataset: the same as a pyarrow dataset.
+        parts: its files, and their row groups that count.
         settings: how S3 was reached.
+        current: the pointer of a compacted folder, or None.
     """
 
-    uri: str
-    filesystem: fs.FileSystem
-    files: tuple[FileState, ...]
-    dataset: ds.Dataset
+    parts: Parts
     settings: AwsSettings
+    current: Current | None = None
 
     @classmethod
     def open(cls, data_source: DataSource, config: RepoConfig) -> ParquetSource:
-        """List the files of a Feast data source.
+        """List the files of a Feast data source, and read the footers of the first and the last.
 
         Raises:
-            OfflineStoreError: not a `FileSource`, or not Parquet.
+            OfflineStoreError: a kind of source or a format that this store does not read.
             SourceNotFoundError: no such file, folder or bucket, or a folder without files.
             SourceReadError: a file is there but is not Parquet.
-            AccessDeniedError: AWS does not allow to list the folder.
+            ColumnTypeError: the first and the last file have types that do not go together.
+            DependencyError: a Delta table, and `deltalake` is not installed.
+            AccessDeniedError: AWS does not allow to list the folder, or to read a file.
         """
         uri = uri_of(data_source, config)
         settings = config.offline_store.aws()
         override = getattr(data_source, "s3_endpoint_override", None)
         if override:
             settings = replace(settings, endpoint_url=override)
-        filesystem, path = aws.filesystem(uri, settings)
-        files = _list_files(filesystem, path, uri, data_source.name)
-        dataset = _dataset(filesystem, path, [file.path for file in files], uri)
-        return cls(uri, filesystem, files, dataset, settings)
+        place = Place.of(uri, settings)
+        if isinstance(getattr(data_source, "file_format", None), DeltaFormat):
+            table = read_delta(place, settings, data_source.name)
+            return cls(Parts.of_delta(place, table), settings)
+        files, current = place.files_and_pointer(data_source.name)
+        return cls(Parts.of_files(place, files, _periods(data_source, place)), settings, current)
+
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        return self.parts.place
+
+    @property
+    def uri(self) -> str:
+        """What the source names."""
+        return self.parts.place.uri
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """Where it is."""
+        return self.parts.place.filesystem
+
+    @property
+    def files(self) -> tuple[FileState, ...]:
+        """Its files in the order of their rows' positions; after `within`, those that are left."""
+        return self.parts.files
+
+    @property
+    def dataset(self) -> ds.FileSystemDataset:
+        """The same as a pyarrow dataset."""
+        return self.parts.dataset
 
     @property
     def schema(self) -> pa.Schema:
         """Names and types of all columns, partition columns included."""
-        return self.dataset.schema
+        return self.parts.schema
+
+    @property
+    def of_folders(self) -> frozenset[str]:
+        """Columns that the folders' names say, and not the files."""
+        return self.parts.of_folders
 
     @property
     def rows(self) -> int:
         """How many rows the files say they have."""
         # Arrow's own count is of whole files, also where some of their row groups are left out.
         return sum(
-            group.num_rows
-            for fragment in self.dataset.get_fragments()
-            for group in fragment.row_groups
+            group.num_rows for fragment in self.parts.fragments for group in fragment.row_groups
         )
 
     def with_columns(self, names: Sequence[str], wanted_by: str) -> ParquetSource:
         """This source with a schema that has all of `names`.
 
-        The schema is read from the first file; only where that lacks a column are all read.
+        Only where the first and the last file lack a column are the footers of all read.
 
         Raises:
             ColumnNotFoundError: no file has a column; names it, and what there is.
+            ColumnTypeError: a column has types that do not go together.
         """
-        if set(names) <= set(self.schema.names):
+        known = {field.name for field in self.schema if not pa.types.is_null(field.type)}
+        if set(names) <= known:
             return self
-        schema = pa.unify_schemas(
-            [self.schema, *(part.physical_schema for part in self.dataset.get_fragments())],
-            promote_options="permissive",
-        )
-        missing = [name for name in names if name not in schema.names]
+        source = self.with_all_types()
+        missing = [name for name in names if name not in source.schema.names]
         if missing:
             raise ColumnNotFoundError(
                 f"{wanted_by} names the columns {missing}, which no file of {self.uri} has; there "
-                f"are {sorted(schema.names)}. Correct the view's schema, or add a `field_mapping` "
-                "to the source."
+                f"are {sorted(source.schema.names)}. Correct the view's schema, or add a "
+                "`field_mapping` to the source."
             )
-        return replace(self, dataset=self.dataset.replace_schema(schema))
+        return source
+
+    def with_all_types(self) -> ParquetSource:
+        """This source with the columns of all files, in types that hold what each file holds.
+
+        Raises:
+            ColumnTypeError: a column has types that do not go together.
+            SourceReadError: a file cannot be read.
+        """
+        return replace(self, parts=self.parts.with_all_types())
 
     def within(self, column: str, first: datetime | None, last: datetime | None) -> ParquetSource:
         """This source without the files and row groups that hold no row of a range of time.
 
-        Files say in their footers, and hive partitions in their paths, what they can hold; rows
-        outside the range remain where they share a row group with rows inside.
+        Files say in their folders' names and in their footers what they can hold; rows outside the
+        range remain where they share a row group with rows inside. A file that is left out by its
+        folder's name is not opened. The schema is then that of all files that are left, at least.
 
         Args:
             column: a column of times.
@@ -151,11 +168,19 @@ class ParquetSource:
             last: the last of it.
 
         Raises:
-            SourceReadError: a file cannot be read.
+            ColumnTypeError: a column has types that do not go together.
+            SourceReadError: a file cannot be read, or its folder's name is not of the format.
         """
-        with self._read_errors() as at:
-            parts = scan.parts_within(self.dataset, column, first, last, at)
-        return self if parts is None else replace(self, dataset=parts)
+        return replace(self, parts=self.parts.within(column, first, last))
+
+    def only(self, paths: Collection[str], schema: pa.Schema | None = None) -> ParquetSource:
+        """This source with some of its files alone; positions count in these.
+
+        Args:
+            paths: paths of the files within the filesystem.
+            schema: names and types of the columns; this source's by default.
+        """
+        return replace(self, parts=self.parts.only(paths, schema))
 
     def limits(self, column: str) -> pa.Array | None:
         """What footers say of a column of times: the least and the greatest value of row groups.
@@ -164,7 +189,7 @@ class ParquetSource:
             All of them, in the source's type; none where all values are null. None where a footer
             does not say, or says what the source's type cannot hold.
         """
-        return scan.limits(self.dataset, column)
+        return self.parts.limits(column)
 
     def scan(
         self,
@@ -181,7 +206,7 @@ class ParquetSource:
             SourceReadError: a file cannot be read.
         """
         start = 0
-        for batch in self._batches(self.dataset, columns):
+        for batch in self._batches(columns):
             shaped = transform(batch) if transform else batch
             positions = np.arange(start, start + batch.num_rows, dtype=np.int64)
             start += batch.num_rows
@@ -189,15 +214,38 @@ class ParquetSource:
                 [*shaped.columns, pa.array(positions)], names=[*shaped.schema.names, ROW]
             )
 
+    def each(
+        self,
+        columns: Sequence[str],
+        work: Callable[[pa.RecordBatch, int], T],
+        threads: int,
+        wanted: NDArray[np.int64] | None = None,
+        together: int = 0,
+    ) -> Iterator[T]:
+        """What a function makes of all rows, batch by batch, in order; see `scan.each`.
+
+        Raises:
+            SourceReadError: a file cannot be read.
+        """
+        dataset = self.parts.readable(columns)
+        with self._read_errors().reading() as at:
+            yield from scan.each(dataset, columns, work, threads, at, wanted, together)
+
     def fetch(
-        self, columns: Sequence[str], positions: NDArray[np.int64]
+        self, columns: Sequence[str], positions: NDArray[np.int64], threads: int = 1
     ) -> Iterator[pa.RecordBatch]:
         """The rows at the given ascending positions, in the files' own types, in order.
 
         Raises:
             SourceReadError: a file cannot be read, or changed since it was listed.
         """
-        return self.fetch_each(columns, iter([positions]))
+
+        def wanted(batch: pa.RecordBatch, start: int) -> pa.RecordBatch:
+            first, end = np.searchsorted(positions, [start, start + batch.num_rows])
+            return batch.take(pa.array(positions[first:end] - start))
+
+        yield from self.each(columns, wanted, threads, positions)
+        self._read_errors().check_unchanged()
 
     def fetch_each(
         self, columns: Sequence[str], positions: Iterator[NDArray[np.int64]]
@@ -208,7 +256,7 @@ class ParquetSource:
         """
         start = 0
         wanted = next(positions, None)
-        for batch in self._batches(self.dataset, columns):
+        for batch in self._batches(columns):
             end = start + batch.num_rows
             while wanted is not None:
                 upto = int(np.searchsorted(wanted, end))
@@ -220,105 +268,72 @@ class ParquetSource:
             start = end
             if wanted is None:
                 break
-        self._check_unchanged()
+        self._read_errors().check_unchanged()
 
     def schema_of(self, columns: Sequence[str]) -> pa.Schema:
         """The schema of some columns."""
         return pa.schema([self.schema.field(name) for name in columns])
 
-    def _batches(self, dataset: ds.Dataset, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        with self._read_errors() as at:
+    def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        dataset = self.parts.readable(columns)
+        with self._read_errors().reading() as at:
             yield from scan.batches(dataset, columns, at)
 
-    @contextlib.contextmanager
-    def _read_errors(self) -> Iterator[ReadingAt]:
-        """Errors of reading as ours, with the file that was read last."""
-        at = ReadingAt(self.uri)
-        try:
-            with aws.s3_translated(self.uri):
-                yield at
-        except FeastDynamoError:
-            raise
-        except (pa.ArrowException, OSError) as error:
-            raise SourceReadError(
-                f"{self.uri}: reading failed at or after {at.path}: {error}. Check that every "
-                "file there is Parquet, whole, and of the types of the first."
-            ) from error
+    def _read_errors(self) -> ReadErrors:
+        return ReadErrors(self.parts.place, self.files, self._other_types)
 
-    def _check_unchanged(self) -> None:
-        infos = self.filesystem.get_file_info([file.path for file in self.files])
-        for file, info in zip(self.files, infos, strict=True):
-            if (info.size, info.mtime_ns) != (file.size, file.mtime_ns):
-                raise SourceReadError(
-                    f"{self.uri}: {file.path} changed while it was being read. Run it again; "
-                    "write new files beside the old ones instead of replacing them."
-                )
+    def _other_types(self, path: str) -> str:
+        """Columns of a file that the source has in other types: what a failed cast is about."""
+        stored = [part.physical_schema for part in self.parts.fragments if part.path == path]
+        others = [
+            f"`{field.name}` ({field.type}, read as {self.schema.field(field.name).type})"
+            for schema in stored[:1]
+            for field in schema
+            if field.name in self.schema.names and field.type != self.schema.field(field.name).type
+        ]
+        return f" Columns of other types there: {', '.join(others)}." if others else ""
 
 
 def uri_of(data_source: DataSource, config: RepoConfig) -> str:
     """Where a data source is; a relative path counts from the feature repo.
 
     Raises:
-        OfflineStoreError: not a `FileSource`, or not Parquet.
+        OfflineStoreError: a kind of source or a format that this store does not read.
     """
-    if not isinstance(data_source, FileSource):
+    if not isinstance(data_source, (FileSource, S3ParquetSource)):
         raise OfflineStoreError(
             f"Source `{data_source.name}` is a {type(data_source).__name__}; "
-            "S3ParquetOfflineStore reads Feast's `FileSource`. Export its data as "
-            "Parquet and point a FileSource there."
+            "S3ParquetOfflineStore reads Feast's `FileSource` and its own `S3ParquetSource`. "
+            "Export its data as Parquet and point one of these there."
         )
-    file_format = data_source.file_format
-    if not isinstance(file_format, ParquetFormat | None):
+    file_format = getattr(data_source, "file_format", None)
+    if not isinstance(file_format, ParquetFormat | DeltaFormat | None):
         raise OfflineStoreError(
             f"Source `{data_source.name}` has the format {type(file_format).__name__}; "
-            "S3ParquetOfflineStore reads Parquet."
+            "S3ParquetOfflineStore reads Parquet and Delta."
         )
-    uri: str = FileSource.get_uri_for_file_path(config.repo_path, data_source.path)
+    path: str = data_source.path
+    if path.startswith("file://"):  # which Feast takes for a relative path
+        return path
+    uri: str = FileSource.get_uri_for_file_path(config.repo_path, path)
     return uri
 
 
-def _list_files(
-    filesystem: fs.FileSystem, path: str, uri: str, name: str
-) -> tuple[FileState, ...]:
-    try:
-        with aws.s3_translated(uri):
-            info = filesystem.get_file_info(path)
-            if info.type == fs.FileType.Directory:
-                selector = fs.FileSelector(path, recursive=True)
-                infos = [found for found in filesystem.get_file_info(selector) if found.is_file]
-            else:
-                infos = [info] if info.is_file else []
-    except FeastDynamoError:
-        raise
-    except OSError as error:
-        raise SourceReadError(f"Source `{name}`: {uri} cannot be listed: {error}.") from error
-    root = path.rstrip("/")
-    files = [
-        FileState(found.path, found.size, found.mtime_ns)
-        for found in infos
-        if not any(part.startswith(HIDDEN) for part in found.path[len(root) :].split("/"))
-    ]
-    if not files:
-        raise SourceNotFoundError(
-            f"Source `{name}`: there is no file at {uri}. Check the path (a relative one counts "
-            "from the feature repo), the bucket's name and region, or write the history first."
-        )
-    return tuple(sorted(files, key=lambda file: file.path))
+def check_times(data_source: DataSource, config: RepoConfig) -> None:
+    """Check that a source's files are there, with its columns of time.
+
+    Raises:
+        OfflineStoreError: they are not; see the subclasses.
+    """
+    original = {new: old for old, new in (data_source.field_mapping or {}).items()}
+    times = [data_source.timestamp_field, data_source.created_timestamp_column]
+    names = [original.get(name, name) for name in times if name]
+    ParquetSource.open(data_source, config).with_columns(names, f"Source `{data_source.name}`")
 
 
-def _dataset(filesystem: fs.FileSystem, path: str, files: list[str], uri: str) -> ds.Dataset:
-    try:
-        with aws.s3_translated(uri):
-            return ds.dataset(
-                files,
-                format="parquet",
-                filesystem=filesystem,
-                partitioning=ds.HivePartitioning.discover(),
-                partition_base_dir=path,
-            )
-    except FeastDynamoError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise SourceReadError(
-            f"{uri}: {files[0]} cannot be read as Parquet: {error}. Remove it, or write it again."
-        ) from error
+def _periods(data_source: DataSource, place: Place) -> Periods | None:
+    if not isinstance(data_source, S3ParquetSource) or not data_source.folder_format:
+        return None
+    original = {new: old for old, new in data_source.field_mapping.items()}
+    column = original.get(data_source.timestamp_field, data_source.timestamp_field)
+    return Periods(column, data_source.folder_format, place.root)

@@ -53,20 +53,43 @@ class Axis:
 
     def floor(self, times: NDArray[np.int64], unit: str) -> NDArray[np.int64]:
         """Times of another unit on this axis, rounded down; saturating."""
-        ours, theirs = NANOSECONDS[self.unit], NANOSECONDS[unit]
-        if ours >= theirs:
-            return times // (ours // theirs)
-        factor = theirs // ours
-        most = HIGHEST // factor
-        return np.clip(times, -most, most) * factor
+        step = NANOSECONDS[self.unit] // NANOSECONDS[unit]
+        return times // step if step else self._finer(times, unit)
 
     def ceil(self, times: NDArray[np.int64], unit: str) -> NDArray[np.int64]:
         """Times of another unit on this axis, rounded up; saturating."""
-        return -self.floor(-np.maximum(times, -HIGHEST), unit)
+        step = NANOSECONDS[self.unit] // NANOSECONDS[unit]
+        return -(-np.maximum(times, -HIGHEST) // step) if step else self._finer(times, unit)
 
-    def length(self, span: timedelta) -> int:
-        """A span of time on this axis; exact for a ttl this axis was made for."""
-        return (span // MICROSECOND) * 1_000 // NANOSECONDS[self.unit]
+    def _finer(self, times: NDArray[np.int64], unit: str) -> NDArray[np.int64]:
+        """Times of a coarser unit; what is beyond this axis is at its very ends."""
+        factor = NANOSECONDS[unit] // NANOSECONDS[self.unit]
+        most = HIGHEST // factor
+        within = np.clip(times, -most, most) * factor
+        return np.where(times > most, HIGHEST, np.where(times < -most, LOWEST, within))
+
+    def ago(
+        self, times: NDArray[np.int64], unit: str, span: timedelta
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Times less a span, rounded up, and which of them are after the end of this axis.
+
+        Args:
+            times: of another unit.
+            unit: that unit.
+            span: a ttl this axis was made for.
+        """
+        theirs, ours = NANOSECONDS[unit], NANOSECONDS[self.unit]
+        # First in their unit: a time after the end of this axis may be before it, less the span.
+        whole, rest = divmod((span // MICROSECOND) * 1_000, theirs)
+        past, rest = minus(times, whole), rest // ours
+        if theirs <= ours:
+            return self.ceil(past, unit), np.zeros(len(times), dtype=bool)
+        factor = theirs // ours
+        beyond = past > (HIGHEST + rest) // factor
+        at_end = ~beyond & (past > HIGHEST // factor)
+        found = minus(self.ceil(past, unit), rest)
+        found[at_end] = (past[at_end].astype(np.uint64) * factor - rest).astype(np.int64)
+        return found, beyond
 
     def first_at_or_after(self, moment: datetime) -> int:
         """The first point of this axis that is not before a moment."""
@@ -79,6 +102,8 @@ class Axis:
 
 def minus(times: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     """Times - length, saturating at the lowest int64."""
+    if length > HIGHEST:
+        return np.full_like(times, LOWEST)
     return np.where(times < LOWEST + length, LOWEST, times - length)
 
 

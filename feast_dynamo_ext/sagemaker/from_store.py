@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.errors import ConfigError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from feast import FeatureService, FeatureStore
 
     from feast_dynamo_ext.sagemaker.split import TimeSplit
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 def create_training_set(
     store: FeatureStore,
     *,
-    entity_rows: pd.DataFrame,
+    entity_rows: Any,
     features: list[str] | FeatureService,
     label: str,
     output: str,
@@ -30,7 +29,8 @@ def create_training_set(
 
     Args:
         store: the feature store; its provider must be `feast_dynamo_ext.DynamoProvider`.
-        entity_rows: join keys, `event_timestamp` and the label, one row an example.
+        entity_rows: join keys, `event_timestamp` and the label, one row an example: a pandas,
+            Arrow or Polars table, a path or URI of Parquet or CSV, or SQL.
         features: feature references, or a feature service.
         label: the column of the entity rows that is to be predicted.
         output: `s3://bucket/prefix` or a local folder.

@@ -1,4 +1,4 @@
-"""What the online store has to reach, and whether it did.
+"""What the stores have to reach, and whether they did.
 
 Figures are compared round by round, as all clients had their turn under the same noise.
 """

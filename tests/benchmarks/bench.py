@@ -1,7 +1,7 @@
-"""`make bench`: our online store beside Feast's own, on one DynamoDB Local.
+"""`make bench`: our stores beside Feast's own, the online ones on one DynamoDB Local.
 
-Both stores have tables of their own with the same values, which are checked before anything is
-timed. See docs/benchmarks.md.
+Both online stores have tables of their own with the same values, which are checked before
+anything is timed. See docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import bars
 import materialize
+import offline
+import offline_bars
 import report
 import tabulate
 from bars import BASE, FLOOR, OURS
@@ -29,7 +31,7 @@ from feast_dynamo_ext.errors import FeastDynamoError
 from feast_dynamo_ext.local import start_dynamodb_local, stop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from workload import Workload
 
@@ -87,20 +89,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     parts = {name: PARTS[name] for name in PARTS if name in (options.only or PARTS)}
     held: bars.Held = []
     results: dict[str, Any] = {}
-    with _dynamodb_local() as server:
+    with _server_of(parts) as server:
         load(server, list(parts.values()))
         for name, part in parts.items():
             print(f"\n{part.title}", flush=True)
             rounds = options.rounds or part.rounds
             if name == "materialize":
                 results[name], more = _run_materialize(server, rounds, options)
+            elif name == "offline":
+                results[name], more = _run_offline(rounds, options)
             else:
                 results[name], more = _run_part(server, name, part, rounds)
             held += more
     print(f"\n{bars.table(held)}")
     print(
         f"\n{machine['cores']} cores ({machine['processor']}), load {machine['load_before']} "
-        f"before; DynamoDB Local on the same machine; {time.monotonic() - started:.0f} s in all."
+        f"before; {'DynamoDB Local on the same machine; ' if server else ''}"
+        f"{time.monotonic() - started:.0f} s in all."
     )
     return {
         "at": dt.datetime.now(tz=dt.timezone.utc).isoformat(timespec="seconds"),
@@ -137,6 +142,18 @@ def _run_materialize(
         print(f"{options.scale:g} times the rows: these figures and their bars mean nothing.")
     print(f"{time.monotonic() - started:.0f} s, history included.", flush=True)
     return {"rounds": rounds, "runs": report.runs_as_json(runs)}, bars.of_materialize(runs)
+
+
+def _run_offline(rounds: int, options: argparse.Namespace) -> tuple[dict[str, Any], bars.Held]:
+    started = time.monotonic()
+    todo = offline.cases(full=options.full, scale=options.scale)
+    named = [case for case in todo if case.name in (options.case or [case.name])]
+    runs = offline.run(rounds, named, full=options.full)
+    print(report.offline_table(runs))
+    if options.scale != 1:
+        print(f"{options.scale:g} times the rows: these figures and their bars mean nothing.")
+    print(f"{time.monotonic() - started:.0f} s, history included.", flush=True)
+    return {"rounds": rounds, "runs": report.offline_as_json(runs)}, offline_bars.of_offline(runs)
 
 
 def _run_part(
@@ -211,7 +228,11 @@ def _sizes(server: Server, part: Part) -> dict[str, dict[str, list[int]]]:
 
 
 @contextlib.contextmanager
-def _dynamodb_local() -> Iterator[Server]:
+def _server_of(parts: Collection[str]) -> Iterator[Server | None]:
+    """DynamoDB Local, where a part needs it."""
+    if set(parts) == {"offline"}:
+        yield None
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for made in ("feast", "ours", "log"):
@@ -230,10 +251,18 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, help="turns of each client in each case")
     parser.add_argument(
-        "--full", action="store_true", help="materialize: Feast writes all rows into the sink too"
+        "--full",
+        action="store_true",
+        help="materialize: Feast writes all rows into the sink too; offline: 100 M rows too",
     )
     parser.add_argument(
-        "--scale", type=float, default=1, help="materialize: of the rows, to try it out"
+        "--scale", type=float, default=1, help="materialize, offline: of the rows, to try it out"
+    )
+    parser.add_argument(
+        "--case",
+        action="append",
+        choices=[case.name for case in offline.cases(full=True)],
+        help="offline: this case alone; may be repeated",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     return parser.parse_args()

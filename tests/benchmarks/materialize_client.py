@@ -11,7 +11,6 @@ import contextlib
 import datetime as dt
 import io
 import json
-import resource
 import sys
 import time
 import urllib.request
@@ -23,6 +22,7 @@ from feast import FeatureView, Field, FileSource
 from feast.types import Float64, Int64
 from projects import CUSTOMER, open_store
 from sink import STOPPED
+from usage import peak_mb, used_cpu_s
 from workload import JOIN_KEY, Workload
 
 if TYPE_CHECKING:
@@ -123,16 +123,6 @@ def measure(store: FeatureStore, view: str, *, may_fail: bool) -> dict[str, Any]
 def counts(sink: str) -> dict[str, float]:
     with urllib.request.urlopen(sink) as answer:  # noqa: S310 - the benchmark's own server
         return json.load(answer)
-
-
-def used_cpu_s() -> float:
-    """Of user and system, all threads, and of child processes that have ended."""
-    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in used)
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @contextlib.contextmanager

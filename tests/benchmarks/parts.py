@@ -104,4 +104,10 @@ PARTS = {
         (),
         rounds=1,
     ),
+    # As above: see `offline.py`.
+    "offline": Part(
+        "FeatureStore.get_historical_features, from Parquet files to an Arrow table",
+        (),
+        rounds=3,
+    ),
 }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from harness import Measured, Sample, Series
     from materialize import Materialized, Runs
+    from offline import Joined, OfflineRuns
 
 CLIENTS = (BASE, OURS, FLOOR)
 
@@ -139,6 +140,35 @@ def _line(done: Sequence[Materialized]) -> list[str]:
         return [*about, f"first {case.limit:,}", f"{seconds:.1f}", "-", "-", *memory]
     written = [f"{case.keys:,}", f"{seconds:.1f}", f"{rows_s:,.0f}", f"{cpu_us:.0f}"]
     return [*about, *written, *memory]
+
+
+def offline_table(runs: OfflineRuns) -> str:
+    """Training sets, one line a contender."""
+    headers = ["case", "contender", "seconds", "CPU s", "MB before", "peak MB", "answer"]
+    lines = [_joined(done) for of_case in runs.values() for done in of_case.values() if done]
+    sides = ["left", "left", "right", "right", "right", "right", "left"]
+    return tabulate.tabulate(lines, headers, disable_numparse=True, colalign=sides)
+
+
+def _joined(done: Sequence[Joined]) -> list[str]:
+    about = [done[0].case.name, done[0].contender]
+    ended = [one for one in done if one.seconds is not None]
+    answer = next((one.answer for one in done if one.answer), "right" if done[0].is_join else "-")
+    if not ended:
+        return [*about, "-", "-", "-", f"{done[0].peak_mb:.0f}", answer]
+    seconds, cpu_s, start_mb, peak_mb = (
+        statistics.median(getattr(one, name) for one in ended)
+        for name in ("seconds", "cpu_s", "start_mb", "peak_mb")
+    )
+    return [*about, f"{seconds:.1f}", f"{cpu_s:.1f}", f"{start_mb:.0f}", f"{peak_mb:.0f}", answer]
+
+
+def offline_as_json(runs: OfflineRuns) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """By case and contender, each round's."""
+    return {
+        case: {name: [one.printed() for one in done] for name, done in of_case.items()}
+        for case, of_case in runs.items()
+    }
 
 
 def runs_as_json(runs: Runs) -> dict[str, list[dict[str, Any]]]:

@@ -18,8 +18,8 @@ from feast.types import Float64, Int64
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.errors import (
-    AccessDeniedError,
     ColumnNotFoundError,
+    CredentialsError,
     OfflineStoreError,
     SourceNotFoundError,
     SourceReadError,
@@ -252,11 +252,11 @@ def test_hidden_files_of_writers_are_passed_over(store, tmp_path):
     assert totals(store) == EXPECTED
 
 
-def test_refused_credentials_are_an_access_error(open_store, strict_aws):
+def test_refused_credentials_are_an_error_of_credentials(open_store, strict_aws):
     store = open_store(
         online={"region": "us-east-1", "endpoint_url": strict_aws},
         offline={"endpoint_url": strict_aws},
     )
     view = orders("s3://some-bucket/orders")
-    with pytest.raises(AccessDeniedError, match=r"some-bucket/orders.*IAM policy"):
+    with pytest.raises(CredentialsError, match=r"some-bucket/orders.*aws sts get-caller"):
         ParquetSource.open(view.batch_source, store.config)

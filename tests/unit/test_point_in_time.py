@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import Entity, FeatureView, Field, FileSource, RepoConfig, ValueType
 from feast.types import Float64, Int64, String
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from pit_cases import PLANS, NoRegistry, cases
 
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
@@ -47,13 +48,13 @@ def sees(key, moment, history, ttl, known):
     return None if best is None else best[1]
 
 
-def repo_config(folder: str) -> RepoConfig:
+def repo_config(folder: str, plan: dict) -> RepoConfig:
     config = RepoConfig(
         project="p",
         provider="feast_dynamo_ext.DynamoProvider",
         registry=f"{folder}/registry.db",
         online_store={"type": "feast_dynamo_ext.DynamoOnlineStore"},
-        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore"},
+        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore", **plan},
         entity_key_serialization_version=3,
     )
     config.repo_path = Path(folder)
@@ -76,17 +77,18 @@ def feature_view(path: str, ttl, **source) -> FeatureView:
     )
 
 
-class NoRegistry:
-    """A registry without on-demand views, which is all a retrieval asks it for."""
-
-    def list_on_demand_feature_views(self, *args, **kwargs):
-        return []
-
-
-def retrieve(config, views, refs, frame, **kwargs):
-    return S3ParquetOfflineStore.get_historical_features(
-        config, views, refs, frame, NoRegistry(), "p", **kwargs
+def retrieve(folder, views, refs, frame, **kwargs) -> pa.Table:
+    """The answer of the first plan; that of every other plan must be the same."""
+    first, *others = (
+        S3ParquetOfflineStore.get_historical_features(
+            repo_config(str(folder), plan), views, refs, frame, NoRegistry(), "p", **kwargs
+        ).to_arrow()
+        for plan in PLANS
     )
+    for other in others:
+        assert other.schema.equals(first.schema)
+        assert other.to_pylist() == first.to_pylist()
+    return first
 
 
 def write_history(folder: Path, history, unit: str, zone, files: int) -> list:
@@ -109,7 +111,7 @@ def write_history(folder: Path, history, unit: str, zone, files: int) -> list:
     return ordered
 
 
-@settings(max_examples=150, deadline=None)
+@cases(150)
 @given(
     history=history_rows,
     entities=entity_rows,
@@ -146,14 +148,13 @@ def test_equals_a_plain_loop(
                 "note": [f"row {index}" for index in range(len(entities))],
             }
         )
-        job = retrieve(
-            repo_config(folder),
+        result = retrieve(
+            folder,
             [feature_view("history", ttl)],
             ["orders:value"],
             frame,
             filter_by_created_timestamp=known,
         )
-        result = job.to_arrow()
         expected = [sees(key, moment, ordered, ttl, known) for key, moment in entities]
         assert result.column("value").to_pylist() == expected
         assert result.column("note").to_pylist() == frame["note"].tolist()
@@ -162,7 +163,7 @@ def test_equals_a_plain_loop(
         pd.testing.assert_frame_equal(returned[frame.columns.tolist()], frame)
 
 
-@settings(max_examples=60, deadline=None)
+@cases(60)
 @given(
     history=history_rows,
     window=st.tuples(moments, moments).map(sorted),
@@ -174,7 +175,7 @@ def test_pull_latest_and_pull_all_equal_a_plain_loop(history, window, unit, zone
     start, end = window
     with tempfile.TemporaryDirectory() as folder:
         ordered = write_history(Path(folder) / "history", history, unit, zone, files)
-        config, view = repo_config(folder), feature_view("history", None)
+        config, view = repo_config(folder, PLANS[0]), feature_view("history", None)
         arguments = {
             "config": config,
             "data_source": view.batch_source,
@@ -215,7 +216,7 @@ def test_the_ttl_bound_is_inclusive_to_the_nanosecond(tmp_path):
     frame = pd.DataFrame(
         {"cid": [1, 1], "event_timestamp": [at_bound, at_bound + pd.Timedelta(nanoseconds=1)]}
     )
-    result = retrieve(repo_config(str(tmp_path)), [view], ["orders:value"], frame).to_arrow()
+    result = retrieve(tmp_path, [view], ["orders:value"], frame)
     assert result.column("value").to_pylist() == [5, None]
 
 
@@ -258,12 +259,12 @@ def test_hive_partitions_field_mapping_and_one_view_under_two_names(tmp_path):
         }
     )
     result = retrieve(
-        repo_config(str(tmp_path)),
+        tmp_path,
         [buyer, seller],
         ["buyer_spend:amount", "buyer_spend:month", "seller_spend:amount"],
         frame,
         full_feature_names=True,
-    ).to_arrow()
+    )
     assert result.drop_columns("event_timestamp").to_pydict() == {
         "buyer": ["ann", "bob"],
         "seller": ["bob", "carl"],
@@ -297,9 +298,7 @@ def test_a_view_without_entities_and_columns_of_every_type_come_through_untouche
         ttl=dt.timedelta(0),
     )
     frame = pd.DataFrame({"event_timestamp": [pd.Timestamp(START)] * 2})
-    result = retrieve(
-        repo_config(str(tmp_path)), [view], [f"globals:{name}" for name in names], frame
-    ).to_arrow()
+    result = retrieve(tmp_path, [view], [f"globals:{name}" for name in names], frame)
     for name in names:
         assert result.schema.field(name).type == columns[name].type, name
         assert result.column(name).to_pylist() == columns[name].to_pylist() * 2, name

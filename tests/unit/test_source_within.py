@@ -112,11 +112,10 @@ def test_hive_partitions_hold_files_and_keys(tmp_path):
 @pytest.mark.parametrize(
     "form",
     [
-        Form(pa.date32()),
         Form(options=(("write_statistics", False),)),
         Form(pa.timestamp("ns"), options=(("use_deprecated_int96_timestamps", True),)),
     ],
-    ids=["dates", "no statistics", "int96"],
+    ids=["no statistics", "int96"],
 )
 def test_what_does_not_say_its_times_is_read_whole(tmp_path, form):
     days = [Row((day,), START_NS + day * DAY, None, day) for day in range(4)]
@@ -164,9 +163,13 @@ def test_limits_are_not_known_where_a_file_does_not_say(tmp_path):
 
 
 def test_limits_are_not_known_where_a_file_says_more_than_the_source_s_type(tmp_path):
-    write(tmp_path / "a.parquet", hourly(0, 4), Form(pa.timestamp("us")))
+    for name in ("a", "c"):
+        write(tmp_path / f"{name}.parquet", hourly(0, 4), Form(pa.timestamp("us")))
     write(tmp_path / "b.parquet", [Row((0,), START_NS + 1, None, 0)], Form(pa.timestamp("ns")))
     assert limits(tmp_path, "event") is None
+    # The first and the last file make the schema.
+    write(tmp_path / "d.parquet", hourly(0, 4), Form(pa.timestamp("ns")))
+    assert START_NS + 1 in limits(tmp_path, "event")
 
 
 def test_limits_are_not_known_where_a_file_lacks_the_column(tmp_path):

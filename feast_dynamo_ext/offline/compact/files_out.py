@@ -1,0 +1,114 @@
+"""Writes sorted rows as files of about a size, in row groups of about a size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feast_dynamo_ext import aws
+from feast_dynamo_ext.offline.compact.current import CompactedFile
+from feast_dynamo_ext.offline.compact.plain_types import cast
+
+if TYPE_CHECKING:
+    from feast_dynamo_ext.offline.compact.commit import Folder
+
+GROUP_BYTES = 32 << 20
+"""In memory, of a row group: small enough to pass over by its statistics, large enough to be worth
+a request."""
+
+LEAST_GROUP_ROWS, MOST_GROUP_ROWS = 1 << 14, 1 << 20
+
+
+@dataclass
+class FilesOut:
+    """The files of one bucket or partition; `close` says what was written.
+
+    Attributes:
+        folder: the source's folder.
+        stem: path of the files below it, without number and suffix.
+        schema: names and types of the columns.
+        target_bytes: of a file, about; it ends with the row group that reaches it.
+        bucket: whose rows they are, or None.
+        group_bytes: of a row group in memory.
+    """
+
+    folder: Folder
+    stem: str
+    schema: pa.Schema
+    target_bytes: int
+    bucket: int | None
+    group_bytes: int = GROUP_BYTES
+    written: list[CompactedFile] = field(default_factory=list)
+    _held: list[pa.Table] = field(default_factory=list)
+    _held_rows: int = 0
+    _rows: int = 0
+    _path: str = ""
+    _sink: Any = None
+    _writer: Any = None
+
+    def add(self, table: pa.Table) -> None:
+        """Write rows, which are not before those that were written.
+
+        Raises:
+            AwsError: S3 refused.
+            OSError: the disk did.
+        """
+        group_rows = self._group_rows(table)
+        self._held.append(table)
+        self._held_rows += table.num_rows
+        while self._held_rows >= group_rows:
+            held = pa.concat_tables(self._held)
+            self._write(held.slice(0, group_rows))
+            rest = held.slice(group_rows)
+            self._held, self._held_rows = [rest], rest.num_rows
+
+    def close(self) -> list[CompactedFile]:
+        """Write what is left, and tell which files there are.
+
+        Raises: as `add`.
+        """
+        if self._held_rows:
+            self._write(pa.concat_tables(self._held))
+        self._end_file()
+        self._held, self._held_rows = [], 0
+        return self.written
+
+    def _group_rows(self, table: pa.Table) -> int:
+        row_bytes = max(1, table.nbytes // max(1, table.num_rows))
+        return int(min(MOST_GROUP_ROWS, max(LEAST_GROUP_ROWS, self.group_bytes // row_bytes)))
+
+    def _write(self, table: pa.Table) -> None:
+        with aws.s3_translated(f"{self.folder.root}/{self.stem}"):
+            if self._writer is None:
+                self._open()
+            self._writer.write_table(
+                cast(table, self.schema), row_group_size=max(1, table.num_rows)
+            )
+            self._rows += table.num_rows
+            if self._sink.tell() >= self.target_bytes:
+                self._end_file()
+
+    def _open(self) -> None:
+        self._path = f"{self.stem}-{len(self.written):05d}.parquet"
+        path = f"{self.folder.root}/{self._path}"
+        if self.folder.is_local:
+            self.folder.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        self._sink = self.folder.filesystem.open_output_stream(path)
+        self._writer = pq.ParquetWriter(self._sink, self.schema, compression="zstd")
+
+    def _end_file(self) -> None:
+        if self._writer is None:
+            return
+        with aws.s3_translated(f"{self.folder.root}/{self._path}"):
+            self._writer.close()
+            size = self._sink.tell()
+            self._sink.close()
+        self.written.append(CompactedFile(self._path, size, self._rows, self.bucket))
+        self._writer, self._sink, self._rows = None, None, 0
+
+    def write_empty(self) -> None:
+        """A file without rows, which keeps the columns of a source that has none."""
+        self._write(cast(self.schema.empty_table(), self.schema))

@@ -1,0 +1,51 @@
+"""A bucketed source without the files that nobody asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from feast_dynamo_ext.offline.compact.buckets import HASH, bucket_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pyarrow as pa
+
+    from feast_dynamo_ext.offline.source import ParquetSource
+
+
+def in_buckets(
+    source: ParquetSource, keys: Mapping[str, pa.Array | pa.ChunkedArray]
+) -> ParquetSource:
+    """The source without the files whose buckets hold none of the asked-for keys.
+
+    Files that were appended since the source was compacted remain, as do all where it has no
+    buckets, or buckets of columns that are not among the keys. No file is opened.
+
+    Args:
+        source: the history.
+        keys: the entity rows' join keys by the source's names of their columns, in any types that
+            can be compared with the source's; null keys match nothing.
+
+    Returns:
+        The narrowed source; positions count in its files.
+
+    Raises:
+        pyarrow.ArrowInvalid: a key that cannot be compared exactly, see `keys.comparable`.
+    """
+    current = source.current
+    buckets = current.buckets if current else None
+    if current is None or buckets is None or buckets.hash != HASH:
+        return source
+    if not set(buckets.columns) <= keys.keys():
+        return source
+    columns = [keys[name] for name in buckets.columns]
+    asked = np.unique(bucket_of(columns, buckets.count))
+    if len(asked) == buckets.count:
+        return source
+    root = source.place.root
+    wanted = set(asked.tolist())
+    left_out = {f"{root}/{file.path}" for file in current.files if file.bucket not in wanted}
+    return source.only({file.path for file in source.files} - left_out)

@@ -1,0 +1,1 @@
+"""Feast's data-quality monitoring: metrics of a source's columns, and where they are kept."""

@@ -1,0 +1,162 @@
+"""Matching in one pass over the history: each row meets the slot that sees it first.
+
+What is kept is of the size of the entity rows, however long the history is and in whatever order
+it stands. Rows that nobody can see are dropped at once, most of them by their key's first and last
+time; only what is left looks for its slot. Row groups are read and reduced by several threads, and
+what is left of them is taken in in the order of the files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from feast_dynamo_ext.offline.engine import NO_ROW
+from feast_dynamo_ext.offline.key_index import NONE
+from feast_dynamo_ext.offline.slots import LOWEST, Orders, Slots
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from feast_dynamo_ext.offline.asked import Asked
+    from feast_dynamo_ext.offline.narrow import History
+
+
+def match(
+    asked: Asked, history: History, threads: int, orders: Orders | None = None
+) -> NDArray[np.int64]:
+    """For each entity row the position of the row of history it sees, or NO_ROW."""
+    slots = Slots.of(asked, orders or Orders())
+    newest = _Newest(slots)
+    for rows in history.each(lambda batch, start: _visible(batch, start, slots), threads):
+        newest.take_in(rows)
+    found = np.full(len(asked.latest), NO_ROW, dtype=np.int64)
+    found[slots.order.entity] = newest.seen()
+    return found
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a batch that some slot may see.
+
+    Attributes:
+        slot: the first that sees each.
+        time: event times.
+        created: created times; the lowest where there is none.
+        row: positions.
+    """
+
+    slot: NDArray[np.int64]
+    time: NDArray[np.int64]
+    created: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+    def only(self, which: NDArray[np.int64]) -> _Rows:
+        """Some of them."""
+        columns = (self.slot, self.time, self.created, self.row)
+        return _Rows(*(column.take(which) for column in columns))
+
+
+def _visible(batch: pa.RecordBatch, start: int, slots: Slots) -> _Rows:
+    """What is left of a batch of narrow columns."""
+    *keys, times, createds = batch.columns
+    row = slots.glance.rows(keys, _numbers(times))
+    key = slots.order.keys.numbers([column.take(pa.array(row)) for column in keys])
+    valid = key != NONE
+    if times.null_count:
+        valid &= times.is_valid().to_numpy(zero_copy_only=False)[row]
+    if slots.known is not None and createds.null_count:
+        valid &= createds.is_valid().to_numpy(zero_copy_only=False)[row]
+    if not valid.all():
+        row, key = row[valid], key[valid]
+    key = key.astype(np.int64, copy=False)
+    time, created = _numbers(times).take(row), _numbers(createds).take(row)
+    slot = slots.first_seeing(key, time, slots.order.latest)
+    if slots.known is not None:
+        slot = np.maximum(slot, slots.first_seeing(key, created, slots.known))
+    # The end of a key is the first slot of the next: that one does not see the row.
+    seen = slot < slots.order.first.take(key + 1)
+    seen &= time >= slots.earliest.take(slot, mode="clip")
+    return _Rows(slot, time, created, row + start).only(np.flatnonzero(seen))
+
+
+class _Newest:
+    """The newest row of each slot's own, by event time, created time and position."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._time = np.full(len(slots), LOWEST)
+        self._created = np.full(len(slots), LOWEST)
+        self._row = np.full(len(slots), NO_ROW)
+
+    def take_in(self, rows: _Rows) -> None:
+        """Look at the rows of a batch."""
+        before = self._time.take(rows.slot)
+        rows, before = _only(rows.time >= before, rows, before)
+        np.maximum.at(self._time, rows.slot, rows.time)
+        rows, before = _only(rows.time == self._time.take(rows.slot), rows, before)
+        is_newer = rows.time > before
+        newer = rows if is_newer.all() else rows.only(np.flatnonzero(is_newer))
+        self._row[newer.slot] = newer.row
+        # Of several for one slot one was put there, whichever.
+        is_there = self._row.take(rows.slot) == rows.row
+        there = rows if is_there.all() else rows.only(np.flatnonzero(is_there))
+        self._created[there.slot] = there.created
+        if there is not rows:
+            self._take_in_equal(rows.only(np.flatnonzero(~is_there)))
+
+    def _take_in_equal(self, rows: _Rows) -> None:
+        """Look at rows whose slots have a row of the same time already."""
+        before = self._created.take(rows.slot)
+        np.maximum.at(self._created, rows.slot, rows.created)
+        rows, before = _only(rows.created == self._created.take(rows.slot), rows, before)
+        self._row[rows.slot[rows.created > before]] = NO_ROW
+        np.maximum.at(self._row, rows.slot, rows.row)
+
+    def seen(self) -> NDArray[np.int64]:
+        """For each slot the position of the row it sees, or NO_ROW."""
+        slots = self._slots
+        best = self._newest_so_far() if slots.known is not None else self._last_so_far()
+        none = best < slots.order.first.take(slots.order.key)
+        row = np.where(none, NO_ROW, self._row.take(best))
+        expired = self._time.take(best) < slots.earliest
+        row[expired] = NO_ROW
+        return row
+
+    def _last_so_far(self) -> NDArray[np.int64]:
+        """The last slot with a row, of those up to each: rows of later slots are newer."""
+        with_row = np.where(self._row == NO_ROW, -1, np.arange(len(self._row)))
+        last: NDArray[np.int64] = np.maximum.accumulate(with_row)
+        return last
+
+    def _newest_so_far(self) -> NDArray[np.int64]:
+        """The slot with the newest row, of those up to each.
+
+        A newer row may have become known earlier, and so be in an earlier slot.
+        """
+        order = np.lexsort((self._row, self._created, self._time))
+        order = order[self._row[order] != NO_ROW]
+        rank = np.zeros(len(self._row), dtype=np.int64)
+        rank[order] = np.arange(1, len(order) + 1)
+        # A higher key is more than any rank of a lower one.
+        width = len(order) + 1
+        best = np.maximum.accumulate(self._slots.order.key * width + rank) % width
+        slots: NDArray[np.int64] = np.append(-1, order)[best]
+        return slots
+
+
+def _only(
+    which: NDArray[np.bool_], rows: _Rows, before: NDArray[np.int64]
+) -> tuple[_Rows, NDArray[np.int64]]:
+    if which.all():
+        return rows, before
+    some = np.flatnonzero(which)
+    return rows.only(some), before.take(some)
+
+
+def _numbers(column: pa.Array) -> NDArray[np.int64]:
+    numbers: NDArray[np.int64] = column.fill_null(LOWEST).to_numpy()
+    return numbers

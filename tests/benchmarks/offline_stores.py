@@ -1,0 +1,119 @@
+"""Training sets through Feast: our offline store, or one of Feast's own.
+
+`offline_stores.py REPO HISTORY DATASET` makes a feature repo for `feast-dynamo compact`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+from feast.data_format import ParquetFormat
+from feast.types import Float64, Int64
+from offline_data import CREATED_TIME, EVENT_TIME, TTL_DAYS, Dataset
+from workload import JOIN_KEY
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from offline_client import Run, Task
+
+OURS = "feast_dynamo_ext.S3ParquetOfflineStore"
+CUSTOMER = Entity(name=JOIN_KEY, join_keys=[JOIN_KEY], value_type=ValueType.INT64)
+
+
+def retrieval(store: str, task: Task) -> Run:
+    """`FeatureStore.get_historical_features` with an offline store of this type."""
+    opened = declared(store, task)
+    if task.out and store == OURS:
+        return lambda: streamed(opened, task)
+
+    def retrieve() -> pa.Table | None:
+        # Feast's stores take nothing else.
+        entities = pd.read_parquet(task.entities)
+        table = opened.get_historical_features(entities, task.references).to_arrow()
+        return table if task.out is None else write(table, task.out)
+
+    return retrieve
+
+
+def streamed(store: FeatureStore, task: Task) -> None:
+    store.get_historical_features(str(task.entities), task.references).to_remote_storage()
+
+
+def write(table: pa.Table, folder: Path) -> None:
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    pq.write_table(table, folder / "all.parquet")
+
+
+def declared(store: str, task: Task) -> FeatureStore:
+    """A project whose views have the task's files."""
+    # DuckDB takes no folders.
+    files = "" if store == OURS else "/*.parquet"
+    opened = FeatureStore(config=config(store, task.scratch, task.out))
+    opened.apply(objects(task.dataset, task.folder, files))
+    return opened
+
+
+def config(store: str, folder: Path, out: Path | None = None) -> RepoConfig:
+    made = RepoConfig(
+        **block(store, folder),
+        offline_store={
+            "type": store,
+            **({"staging_location": str(out)} if out and store == OURS else {}),
+        },
+    )
+    made.repo_path = folder
+    return made
+
+
+def block(store: str, folder: Path) -> dict[str, Any]:
+    """What feature_store.yaml says, but for the offline store."""
+    return {
+        "project": "bench",
+        "provider": "local",
+        "registry": str(folder / "registry.db"),
+        "online_store": {"type": "sqlite", "path": str(folder / "online.db")},
+        "entity_key_serialization_version": 3,
+    }
+
+
+def objects(dataset: Dataset, folder: Path, files: str = "") -> list[Any]:
+    return [CUSTOMER, *(view_of(dataset, name, folder, files) for name in dataset.view_names())]
+
+
+def view_of(dataset: Dataset, name: str, folder: Path, files: str) -> FeatureView:
+    return FeatureView(
+        name=name,
+        entities=[CUSTOMER],
+        schema=[Field(name=JOIN_KEY, dtype=Int64)]
+        + [Field(name=feature, dtype=Float64) for feature in dataset.features_of(name)],
+        source=FileSource(
+            name=f"{name}_source",
+            path=f"{folder / name}{files}",
+            file_format=ParquetFormat(),
+            timestamp_field=EVENT_TIME,
+            created_timestamp_column=CREATED_TIME,
+        ),
+        ttl=dt.timedelta(days=TTL_DAYS),
+    )
+
+
+def main() -> None:
+    repo, folder = map(Path, sys.argv[1:3])
+    dataset = Dataset(**json.loads(sys.argv[3]))
+    repo.mkdir()
+    text = {**block(OURS, repo), "offline_store": {"type": OURS}}
+    # JSON is YAML.
+    (repo / "feature_store.yaml").write_text(json.dumps(text, indent=2))
+    FeatureStore(config=config(OURS, repo)).apply(objects(dataset, folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""Sources on S3 (moto): listings, globs, pruning, permissions, changes, Delta, `feast apply`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import urllib3
+from deltalake import write_deltalake
+from feast import FeatureStore, FileSource, RepoConfig
+from feast.data_format import DeltaFormat
+
+from feast_dynamo_ext import S3ParquetSource
+from feast_dynamo_ext.errors import AccessDeniedError, SourceNotFoundError, SourceReadError
+from feast_dynamo_ext.local import start_moto, stop
+from feast_dynamo_ext.offline.listing import ListedFile, listed_files
+from feast_dynamo_ext.offline.source import ParquetSource
+
+UTC = dt.timezone.utc
+REGION = "us-east-1"
+
+
+def parquet(**columns) -> bytes:
+    body = io.BytesIO()
+    pq.write_table(pa.table(columns), body)
+    return body.getvalue()
+
+
+def config_of(endpoint: str, folder: Path) -> RepoConfig:
+    config = RepoConfig(
+        project="p",
+        provider="feast_dynamo_ext.DynamoProvider",
+        registry=str(folder / "registry.db"),
+        online_store={"type": "feast_dynamo_ext.DynamoOnlineStore", "region": REGION},
+        offline_store={
+            "type": "feast_dynamo_ext.S3ParquetOfflineStore",
+            "region": REGION,
+            "endpoint_url": endpoint,
+        },
+        entity_key_serialization_version=3,
+    )
+    config.repo_path = folder
+    return config
+
+
+@pytest.fixture
+def s3(moto_endpoint):
+    return boto3.client("s3", region_name=REGION, endpoint_url=moto_endpoint)
+
+
+@pytest.fixture
+def put(s3, bucket):
+    def put(key: str, body: bytes | None = None, **columns) -> str:
+        answer = s3.put_object(Bucket=bucket, Key=key, Body=body or parquet(**columns))
+        return answer["ETag"].strip('"')
+
+    return put
+
+
+@pytest.fixture
+def opened(moto_endpoint, bucket, tmp_path):
+    def opened(path: str, **more) -> ParquetSource:
+        source = FileSource(
+            name="orders", path=f"s3://{bucket}/{path}", timestamp_field="event", **more
+        )
+        return ParquetSource.open(source, config_of(moto_endpoint, tmp_path))
+
+    return opened
+
+
+def values(source: ParquetSource) -> list:
+    return [value for batch in source.scan(["x"]) for value in batch.column(0).to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("orders", [1, 2, 3]),
+        ("orders/", [1, 2, 3]),
+        ("orders/a.parquet", [1]),
+        ("orders/*.parquet", [1]),
+        ("orders/dt=*/*.parquet", [2]),
+        ("orders/**/b?.parquet", [2, 3]),
+        ("or*", [1, 2, 3, 4]),
+        ("odd #1?", [5]),
+    ],
+)
+def test_which_objects_a_uri_means(opened, put, path, expected):
+    for number, key in enumerate(
+        ("orders/a.parquet", "orders/dt=1/b1.parquet", "orders/dt=2/deep/b2.parquet"), 1
+    ):
+        put(key, x=[number])
+    put("orders_old/a.parquet", x=[4])
+    put("odd #12/a.parquet", x=[5])
+    for hidden in ("orders/_SUCCESS", "orders/_tmp/a.parquet", "orders/dt=1/.part.crc"):
+        put(hidden, b"-")
+    put("orders/folder/", b"-")
+    assert values(opened(path)) == expected
+
+
+def test_what_is_not_there_is_named(opened, put):
+    put("orders/a.parquet", x=[1])
+    for path in ("order", "orders/b.parquet", "orders/z*", "nothing/"):
+        with pytest.raises(SourceNotFoundError, match=r"`orders`: there is no file at s3://"):
+            opened(path)
+
+
+@pytest.mark.parametrize("change", ["same size", "other size", "removed"])
+def test_an_object_that_changed_while_it_was_read_is_named(opened, put, s3, bucket, change):
+    for name in "abc":
+        put(f"orders/{name}.parquet", x=[1, 2])
+    source = opened("orders")
+    etags = [file.etag for file in source.files]
+    assert len(set(etags)) == 1
+    if change == "removed":
+        s3.delete_object(Bucket=bucket, Key="orders/b.parquet")
+    else:
+        put("orders/b.parquet", x=[1, 3] if change == "same size" else list(range(5_000)))
+    with pytest.raises(
+        SourceReadError, match=r"orders/b\.parquet changed while it was being read"
+    ):
+        list(source.fetch(["x"], np.array([0])))
+
+
+def test_an_object_that_is_not_parquet_is_named(opened, put):
+    for name in "ac":
+        put(f"orders/{name}.parquet", x=[1])
+    put("orders/b.parquet", b"no parquet at all")
+    with pytest.raises(SourceReadError, match=r"orders/b\.parquet cannot be read: .*magic bytes"):
+        values(opened("orders"))
+
+
+def test_days_that_are_not_asked_for_are_not_opened(put, moto_endpoint, bucket, tmp_path):
+    start = dt.datetime(2025, 1, 1, tzinfo=UTC)
+    for day in range(20):
+        moment = start + day * dt.timedelta(days=1)
+        key = f"shop/year={moment:%Y}/month={moment:%m}/day={moment:%d}/a.parquet"
+        event = pa.array([moment], pa.timestamp("us", "UTC"))
+        needed = day in (0, 10, 11, 19)
+        put(key, None if needed else b"never opened", x=[day], event=event)
+    source = S3ParquetSource(
+        path=f"s3://{bucket}/shop",
+        timestamp_field="event",
+        date_partition_column_format="year=%Y/month=%m/day=%d",
+        s3_endpoint_override=moto_endpoint,
+    )
+    config = config_of("http://127.0.0.1:1", tmp_path)
+    first, last = (start + dt.timedelta(days=days) for days in (10, 11))
+    found = ParquetSource.open(source, config).within("event", first, last)
+    assert values(found) == [10, 11]
+    assert [file.path.split("/")[-2] for file in found.files] == ["day=11", "day=12"]
+    assert next(found.fetch(["x"], np.array([1]))).to_pydict() == {"x": [11]}
+
+
+def test_a_delta_table(opened, bucket, moto_endpoint):
+    storage = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": REGION,
+        "AWS_ENDPOINT_URL": moto_endpoint,
+        "AWS_ALLOW_HTTP": "true",
+    }
+    for number in (1, 2):
+        rows = pa.table({"x": [number], "shop": [f"s{number}"]})
+        write_deltalake(
+            f"s3://{bucket}/table",
+            rows,
+            mode="append",
+            partition_by=["shop"],
+            storage_options=storage,
+        )
+    source = opened("table", file_format=DeltaFormat())
+    batches = source.scan(["x", "shop"])
+    assert sorted(tuple(row.values())[:2] for batch in batches for row in batch.to_pylist()) == [
+        (1, "s1"),
+        (2, "s2"),
+    ]
+    assert all(file.etag for file in source.files)
+    with pytest.raises(SourceNotFoundError, match=r"no Delta table at s3://.*/nothing"):
+        opened("nothing", file_format=DeltaFormat())
+
+
+# Permissions and pages
+
+
+@pytest.fixture(scope="module")
+def half_allowed(tmp_path_factory):
+    """A moto that enforces IAM, and the keys of a user who may read half of a bucket.
+
+    A page of its listings has two objects.
+    """
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "2")
+        server = start_moto(tmp_path_factory.mktemp("moto-iam"))
+    try:
+        access = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+        options = {"region_name": REGION, "endpoint_url": server.endpoint, **access}
+        s3, iam = boto3.client("s3", **options), boto3.client("iam", **options)
+        s3.create_bucket(Bucket="history")
+        for number, key in enumerate(("a/a", "a/b", "b/c", "a/z")):
+            s3.put_object(Bucket="history", Key=f"{key}.parquet", Body=parquet(x=[number]))
+        policy = {
+            "Version": "2012-10-17",
+            "Statement": [
+                {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "arn:aws:s3:::history"},
+                {
+                    "Effect": "Allow",
+                    "Action": "s3:GetObject",
+                    "Resource": "arn:aws:s3:::history/a/*",
+                },
+            ],
+        }
+        iam.create_user(UserName="half")
+        iam.put_user_policy(UserName="half", PolicyName="half", PolicyDocument=json.dumps(policy))
+        keys = iam.create_access_key(UserName="half")["AccessKey"]
+        headers = {"Content-Type": "application/octet-stream"}
+        urllib3.request(
+            "POST", f"{server.endpoint}/moto-api/reset-auth", body=b"0", headers=headers
+        )
+        yield server.endpoint, keys
+    finally:
+        stop(server)
+
+
+def test_a_prefix_that_may_not_be_read_is_named(half_allowed, tmp_path, monkeypatch):
+    endpoint, keys = half_allowed
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["SecretAccessKey"])
+    config = config_of(endpoint, tmp_path)
+
+    def found(path):
+        source = FileSource(name="orders", path=path, timestamp_field="event")
+        return values(ParquetSource.open(source, config))
+
+    assert found("s3://history/a/") == [0, 1, 3]
+    with pytest.raises(AccessDeniedError, match=r"history/b/c\.parquet.*IAM policy"):
+        found("s3://history/")
+    with pytest.raises(AccessDeniedError, match=r"ListObjectsV2 on s3://other/x.*IAM policy"):
+        found("s3://other/x")
+
+
+def test_more_files_than_one_page_of_a_listing(half_allowed, tmp_path, monkeypatch):
+    endpoint, keys = half_allowed
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["SecretAccessKey"])
+    # A session of its own: boto3's default one has other keys already.
+    s3 = boto3.Session(region_name=REGION).client("s3", endpoint_url=endpoint)
+    assert s3.list_objects_v2(Bucket="history", Prefix="a/")["IsTruncated"]
+    source = FileSource(name="orders", path="s3://history/a", timestamp_field="event")
+    found = ParquetSource.open(source, config_of(endpoint, tmp_path))
+    etags = {
+        name: s3.get_object(Bucket="history", Key=f"a/{name}")["ETag"].strip('"')
+        for name in ("a.parquet", "b.parquet", "z.parquet")
+    }
+    assert listed_files(found) == [
+        ListedFile(f"s3://history/a/{name}", len(parquet(x=[0])), etag)
+        for name, etag in etags.items()
+    ]
+    (rows,) = found.fetch(["x"], np.array([2]))
+    assert rows.to_pydict() == {"x": [3]}
+
+
+# The real command
+
+
+REPO = """
+from datetime import timedelta
+from feast import Entity, FeatureView, ValueType
+from feast_dynamo_ext import S3ParquetSource
+
+customer = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+orders = FeatureView(
+    name="orders",
+    entities=[customer],
+    ttl=timedelta(days=2),
+    source=S3ParquetSource(
+        name="orders",
+        path="{path}",
+        timestamp_field="event",
+        date_partition_column="dt",
+        tags={{"team": "growth"}},
+    ),
+)
+"""
+
+YAML = """
+project: shop
+provider: feast_dynamo_ext.DynamoProvider
+registry: registry.db
+online_store:
+  type: feast_dynamo_ext.DynamoOnlineStore
+  region: us-east-1
+  endpoint_url: {endpoint}
+offline_store:
+  type: feast_dynamo_ext.S3ParquetOfflineStore
+  region: us-east-1
+  endpoint_url: {endpoint}
+entity_key_serialization_version: 3
+"""
+
+
+def test_feast_apply_infers_its_schema_and_keeps_it(put, moto_endpoint, bucket, tmp_path):
+    moment = dt.datetime(2025, 1, 31, 12, tzinfo=UTC)
+    event = pa.array([moment], pa.timestamp("us", "UTC"))
+    put("orders/dt=2025-01-30/a.parquet", cid=[1], event=event, n=pa.array([1], pa.int32()))
+    put("orders/dt=2025-01-31/a.parquet", cid=[1], event=event, n=[2], late=["x"])
+    (tmp_path / "feature_store.yaml").write_text(YAML.format(endpoint=moto_endpoint))
+    (tmp_path / "repo.py").write_text(REPO.format(path=f"s3://{bucket}/orders"))
+    feast = Path(sys.executable).with_name("feast")
+    done = subprocess.run(
+        [feast, "apply"], cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    store = FeatureStore(str(tmp_path))
+    view = store.get_feature_view("orders")
+    assert {field.name: str(field.dtype) for field in view.features} == {
+        "n": "Int64",
+        "late": "String",
+        "dt": "String",
+    }
+    source = store.get_data_source("orders")
+    assert type(source) is S3ParquetSource
+    assert source == view.batch_source
+    assert (source.date_partition_column, source.tags["team"]) == ("dt", "growth")
+    rows = pa.table({"cid": [1, 2], "event_timestamp": pa.concat_arrays([event, event])})
+    job = store.get_historical_features(
+        entity_df=rows.to_pandas(), features=["orders:n", "orders:late"]
+    )
+    found = job.to_arrow().select(["n", "late"]).to_pydict()
+    assert found == {"n": [2, None], "late": ["x", None]}
+    store.teardown()

@@ -1,0 +1,151 @@
+"""Delta Lake tables are read as their log says they are."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from feast.data_format import DeltaFormat
+from source_cases import opened, put, rows_of
+
+from feast_dynamo_ext.errors import SourceNotFoundError, SourceReadError
+
+DAY = dt.date(2026, 1, 1)
+
+
+def rows(*values, day=DAY):
+    moments = [dt.datetime(2026, 1, 1, value % 24, tzinfo=dt.timezone.utc) for value in values]
+    return pa.table(
+        {
+            "x": pa.array(values, pa.int32()),
+            "day": pa.array([day] * len(values), pa.date32()),
+            "event": pa.array(moments, pa.timestamp("us", "UTC")),
+        }
+    )
+
+
+def table(folder):
+    return opened(folder, "orders", file_format=DeltaFormat())
+
+
+def test_the_active_files_are_read(tmp_path):
+    path = str(tmp_path / "orders")
+    write_deltalake(path, rows(1, 2))
+    write_deltalake(path, rows(3), mode="append")
+    DeltaTable(path).delete("x = 1")
+    put(tmp_path / "orders" / "not-committed.parquet", x=[99])
+    assert sorted(rows_of(table(tmp_path), "x")["x"]) == [2, 3]
+    write_deltalake(path, rows(7), mode="overwrite")
+    assert rows_of(table(tmp_path), "x") == {"x": [7]}
+
+
+def test_partitions_have_the_types_of_the_log_and_are_pruned(tmp_path):
+    path = str(tmp_path / "orders")
+    days = [DAY, DAY + dt.timedelta(days=1), None]
+    for number, day in enumerate(days):
+        write_deltalake(path, rows(number, day=day), mode="append", partition_by=["day"])
+    source = table(tmp_path)
+    assert source.schema.field("day").type == pa.date32()
+    found = rows_of(source, "x", "day")
+    assert dict(zip(found["x"], found["day"], strict=True)) == dict(enumerate(days))
+    second = dt.datetime(2026, 1, 2, tzinfo=dt.timezone.utc)
+    assert rows_of(source.within("day", second, None), "x") == {"x": [1]}
+
+
+def test_columns_that_came_later_are_in_the_log_s_schema(tmp_path):
+    path = str(tmp_path / "orders")
+    write_deltalake(path, rows(1))
+    more = rows(2).append_column("late", pa.array(["t"]))
+    write_deltalake(path, more, mode="append", schema_mode="merge")
+    found = rows_of(table(tmp_path), "x", "late")
+    assert dict(zip(found["x"], found["late"], strict=True)) == {1: None, 2: "t"}
+
+
+def test_a_file_that_is_gone_or_another_is_named(tmp_path):
+    path = str(tmp_path / "orders")
+    write_deltalake(path, rows(1))
+    (file,) = (tmp_path / "orders").glob("*.parquet")
+    file.write_bytes(b"")
+    with pytest.raises(SourceReadError, match=rf"{file.name}, which the table's log names"):
+        table(tmp_path)
+
+
+def test_no_table_is_named(tmp_path):
+    put(tmp_path / "orders" / "a.parquet", x=[1])
+    with pytest.raises(
+        SourceNotFoundError, match=r"`orders`: there is no Delta table at .*orders"
+    ):
+        table(tmp_path)
+
+
+def commit(folder, number: int, *actions: dict) -> None:
+    log = folder / "orders" / "_delta_log"
+    log.mkdir(parents=True, exist_ok=True)
+    lines = "\n".join(json.dumps(action) for action in actions)
+    (log / f"{number:020}.json").write_text(lines)
+
+
+def metadata(**configuration) -> dict:
+    annotations = {"delta.columnMapping.id": 1, "delta.columnMapping.physicalName": "col-1"}
+    fields = [{"name": "x", "type": "long", "nullable": True, "metadata": annotations}]
+    return {
+        "metaData": {
+            "id": "6a2f8c1e-0000-4000-8000-000000000000",
+            "format": {"provider": "parquet", "options": {}},
+            "schemaString": json.dumps({"type": "struct", "fields": fields}),
+            "partitionColumns": [],
+            "configuration": configuration,
+            "createdTime": 1767225600000,
+        }
+    }
+
+
+def protocol(*features: str) -> dict:
+    return {
+        "protocol": {
+            "minReaderVersion": 3,
+            "minWriterVersion": 7,
+            "readerFeatures": list(features),
+            "writerFeatures": list(features),
+        }
+    }
+
+
+def added(folder, **more) -> dict:
+    put(folder / "orders" / "a.parquet", x=[1, 2])
+    return {
+        "add": {
+            "path": "a.parquet",
+            "partitionValues": {},
+            "size": (folder / "orders" / "a.parquet").stat().st_size,
+            "modificationTime": 1767225600000,
+            "dataChange": True,
+            **more,
+        }
+    }
+
+
+def test_deletion_vectors_are_refused_where_there_are_any(tmp_path):
+    enabled = {"delta.enableDeletionVectors": "true"}
+    start = [protocol("deletionVectors"), metadata(**enabled)]
+    commit(tmp_path, 0, *start, added(tmp_path))
+    assert rows_of(table(tmp_path), "x") == {"x": [1, 2]}
+    vector = {  # of the protocol's own example, inline: rows 3, 4, 7, 11, 18, 29
+        "storageType": "i",
+        "pathOrInlineDv": "wi5b=000010000siXQKl0rr91000f55c8Xg0@@D72lkbi5=-{L",
+        "sizeInBytes": 40,
+        "cardinality": 6,
+    }
+    commit(tmp_path, 0, *start, added(tmp_path, deletionVector=vector))
+    with pytest.raises(SourceReadError, match=r"`orders`: the Delta table .* deletion vectors"):
+        table(tmp_path)
+
+
+def test_column_mapping_is_refused(tmp_path):
+    start = [protocol("columnMapping"), metadata(**{"delta.columnMapping.mode": "name"})]
+    commit(tmp_path, 0, *start, added(tmp_path))
+    with pytest.raises(SourceReadError, match=r"`orders`: the Delta table .*column mapping"):
+        table(tmp_path)

@@ -1,0 +1,125 @@
+"""Join keys of the point-in-time join, in all types and amounts."""
+
+from __future__ import annotations
+
+import random
+
+import pyarrow as pa
+import pytest
+from pit_cases import (
+    HOUR,
+    MICROSECONDS,
+    Case,
+    ViewCase,
+    check,
+)
+from pit_oracle import HistoryRow
+from pit_strategies import EDGES, FAMILIES, INTEGERS
+
+from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
+
+NOW = 500_000 * HOUR
+
+
+def case_of(entity_columns, history, kinds, entity_kinds, **view) -> Case:
+    """One view: each key of the history once, asked for by each of the entity rows."""
+    rows = tuple(HistoryRow(keys, NOW) for keys in history)
+    return Case(
+        (ViewCase(tuple(range(len(kinds))), kinds, rows, group=2, files=2, **view),),
+        entity_kinds,
+        tuple((keys, NOW) for keys in entity_columns),
+    )
+
+
+def test_integers_from_one_end_of_64_bits_to_the_other(tmp_path):
+    keys = [(key,) for key in (*EDGES, -(2**63))]
+    asked = [*keys[::-1], (None,), (2**63 - 2,), (-(2**63) + 1,), (7,)]
+    check(case_of(asked, keys, (pa.int64(),), (pa.int64(),)), tmp_path)
+
+
+@pytest.mark.parametrize("kind", INTEGERS, ids=str)
+@pytest.mark.parametrize("theirs", [pa.int64(), pa.uint64()], ids=str)
+def test_integers_of_each_width_meet_those_of_another(tmp_path, kind, theirs):
+    ours = [(key,) for key in (0, 1, 3, 100, None)]
+    check(case_of(ours, [*ours, (2,), (100,)], (theirs,), (kind,)), tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_null_joins_null_in_no_type(tmp_path, family):
+    for at, kind in enumerate(FAMILIES[family].kinds_of([])[::4]):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        check(case_of([(None,), (None,)], [(None,)], (kind,), (kind,)), folder)
+
+
+def test_text_is_compared_byte_by_byte(tmp_path):
+    """Composed and decomposed, upper and lower case, with and without a blank or a zero."""
+    keys = [(key,) for key in FAMILIES["text"].values]
+    asked = [*keys, ("A ",), ("n\x00",), ("nul",), (None,)]
+    check(case_of(asked, keys[::-1], (pa.string(),), (pa.large_string(),)), tmp_path)
+
+
+def test_three_keys_of_mixed_types_must_all_be_equal(tmp_path):
+    kinds = (pa.int32(), pa.dictionary(pa.int8(), pa.string()), pa.bool_())
+    history = [
+        (1, "a", True),
+        (1, "a", False),
+        (1, "b", True),
+        (2, "a", True),
+        (None, "a", True),
+        (1, None, True),
+        (1, "a", None),
+    ]
+    asked = [*history, (2, "b", False), (2, "a", False), (1, "a", True), (None, None, None)]
+    check(case_of(asked, history, kinds, (pa.uint64(), pa.string(), pa.bool_())), tmp_path)
+
+
+def test_two_keys_do_not_run_into_one_another(tmp_path):
+    history = [("a", "bc"), ("ab", "c"), ("", "abc"), ("abc", "")]
+    text = (pa.string(), pa.string())
+    check(case_of([*history[::-1], ("a", "b")], history, text, text), tmp_path)
+
+
+def test_entity_rows_whose_keys_are_all_null_without_a_type(tmp_path):
+    """As pandas gives them where a column holds nothing but None."""
+    for kind, key in ((pa.string(), "a"), (pa.int64(), 1), (pa.bool_(), True)):
+        folder = tmp_path / str(kind)
+        folder.mkdir()
+        check(case_of([(None,), (None,)], [(key,)], (kind,), (pa.null(),)), folder)
+
+
+def test_a_key_over_64_bits_with_sign_is_refused_on_either_side(tmp_path):
+    """One such key would have to be taken for another, or the column compared as decimals."""
+    unsigned, big, small = pa.uint64(), [(2**63,)], [(1,)]
+    for name, asked, history, error in (
+        ("entities", big, small, EntityRowsError),
+        ("history", small, big, ColumnTypeError),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        with pytest.raises(error, match=r"`e0`.*9223372036854775808"):
+            check(case_of(asked, history, (unsigned,), (unsigned,)), folder)
+
+
+@pytest.mark.parametrize("shape", ["hot", "skewed", "distinct", "wide"])
+def test_many_rows_of_one_key_and_many_keys(tmp_path, shape):
+    """Keys run through batches, row groups and files; entity rows ask in no order."""
+    dice = random.Random(shape)  # noqa: S311 - to generate rows
+    key = {
+        "hot": lambda: 7,
+        "skewed": lambda: 7 if dice.random() < 0.6 else dice.randrange(300),
+        "distinct": lambda: dice.randrange(2_000),
+        "wide": lambda: dice.choice((-1, 1)) * 2 ** dice.randrange(62),
+    }[shape]
+    history = tuple(
+        HistoryRow(
+            (key(),), NOW + dice.randrange(200) * HOUR, NOW + dice.choice((1, 2, 300)) * HOUR
+        )
+        for _ in range(1_000)
+    )
+    view = ViewCase((0,), (pa.int64(),), history, created=MICROSECONDS, files=3, group=100)
+    entities = tuple(((key(),), NOW + dice.randrange(-20, 260) * HOUR) for _ in range(60))
+    for known in (False, True):
+        folder = tmp_path / str(known)
+        folder.mkdir()
+        check(Case((view,), (pa.int64(),), entities, known=known), folder)

@@ -1,0 +1,297 @@
+"""The SQL of a retrieval, run by a DuckDB of its own, beside the retrieval."""
+
+from __future__ import annotations
+
+import datetime as dt
+import tempfile
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from feast import Entity, FeatureView, Field, FileSource, RepoConfig, ValueType
+from feast.types import Int64, String
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feast_dynamo_ext.errors import EntityRowsError
+from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
+
+START = dt.datetime(2026, 3, 29, tzinfo=dt.timezone.utc)
+HOUR = dt.timedelta(hours=1)
+
+
+class NoRegistry:
+    """A registry without on-demand views, which is all these retrievals ask it for."""
+
+    def list_on_demand_feature_views(self, *args, **kwargs):
+        return []
+
+
+def repo_config(folder) -> RepoConfig:
+    config = RepoConfig(
+        project="p",
+        provider="feast_dynamo_ext.DynamoProvider",
+        registry=f"{folder}/registry.db",
+        online_store={"type": "feast_dynamo_ext.DynamoOnlineStore"},
+        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore"},
+        entity_key_serialization_version=3,
+    )
+    config.repo_path = Path(folder)
+    return config
+
+
+def orders(path, ttl=None, created="created", **source) -> FeatureView:
+    return FeatureView(
+        name="orders",
+        entities=[Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)],
+        schema=[Field(name="cid", dtype=Int64), Field(name="value", dtype=Int64)],
+        source=FileSource(
+            path=str(path),
+            timestamp_field="event_timestamp",
+            created_timestamp_column=created,
+            **source,
+        ),
+        ttl=ttl,
+    )
+
+
+def retrieve(folder, views, refs, frame, **more):
+    return S3ParquetOfflineStore.get_historical_features(
+        repo_config(folder), views, refs, frame, NoRegistry(), "p", **more
+    )
+
+
+def run(sql: str, entity_df=None) -> pa.Table:
+    """The statement as it is, in a DuckDB whose clock is not UTC."""
+    with duckdb.connect(":memory:") as duck:
+        duck.execute("SET TimeZone = 'Asia/Kolkata'")
+        return duck.sql(sql).to_arrow_table()  # finds the variable `entity_df`
+
+
+def same(job, entity_df=None) -> dict:
+    """What the retrieval gives, after it was compared with what its statement gives."""
+    ours = job.to_arrow()
+    theirs = run(job.to_sql(), entity_df)
+    assert theirs.column_names == ours.column_names
+    for name in ours.column_names:
+        kind = ours.schema.field(name).type
+        expected = ours.column(name)
+        found = theirs.column(name)
+        if pa.types.is_timestamp(kind):
+            zone = kind.tz and "UTC"
+            expected = expected.cast(pa.timestamp("ns", kind.tz)).cast(pa.timestamp("ns", zone))
+            found = found.cast(pa.timestamp("ns", found.type.tz)).cast(pa.timestamp("ns", zone))
+        assert found.to_pylist() == expected.to_pylist(), name
+    return ours.to_pydict()
+
+
+moments = st.integers(-5, 40).map(lambda hours: START + hours * HOUR)
+keys = st.one_of(st.none(), st.integers(0, 3))
+histories = st.lists(
+    st.tuples(keys, st.one_of(st.none(), moments), st.one_of(st.none(), moments)),
+    min_size=1,
+    max_size=25,
+)
+zones = st.sampled_from([None, "UTC", "Europe/Berlin"])
+
+
+def write_history(folder: Path, rows, unit: str, zone, files: int) -> None:
+    folder.mkdir()
+    kind = pa.timestamp(unit, zone)
+    for number in range(files):
+        part = [(*row, at) for at, row in enumerate(rows)][number::files]
+        table = pa.table(
+            {
+                "cid": pa.array([key for key, _, _, _ in part], pa.int64()),
+                "event_timestamp": pa.array([event for _, event, _, _ in part], kind),
+                "created": pa.array([created for _, _, created, _ in part], kind),
+                "value": pa.array([value for _, _, _, value in part], pa.int64()),
+            }
+        )
+        pq.write_table(table, folder / f"part-{number}.parquet", row_group_size=4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=histories,
+    asked=st.lists(st.tuples(keys, moments), min_size=1, max_size=10),
+    ttl=st.sampled_from([None, dt.timedelta(0), 3 * HOUR]),
+    unit=st.sampled_from(["ms", "us", "ns"]),
+    zone=zones,
+    entity_zone=zones,
+    files=st.integers(1, 3),
+    known=st.booleans(),
+)
+def test_the_statement_gives_what_the_join_gives(
+    rows, asked, ttl, unit, zone, entity_zone, files, known
+):
+    with tempfile.TemporaryDirectory() as folder:
+        write_history(Path(folder) / "history", rows, unit, zone, files)
+        times = pd.Series(pd.to_datetime([time for _, time in asked], utc=True))
+        times = times.dt.tz_convert(entity_zone) if entity_zone else times.dt.tz_localize(None)
+        frame = pd.DataFrame(
+            {
+                "cid": pd.array([key for key, _ in asked], dtype="Int64"),
+                "event_timestamp": times,
+                "note": [f"row {at}" for at in range(len(asked))],
+            }
+        )
+        view = orders(f"{folder}/history", ttl)
+        job = retrieve(folder, [view], ["orders:value"], frame, filter_by_created_timestamp=known)
+        assert same(job, frame)["note"] == frame["note"].tolist()
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    rows=histories,
+    window=st.tuples(moments, moments).map(sorted),
+    unit=st.sampled_from(["ms", "us", "ns"]),
+    zone=zones,
+    files=st.integers(1, 3),
+)
+def test_the_statements_of_pulls_give_what_pulls_give(rows, window, unit, zone, files):
+    with tempfile.TemporaryDirectory() as folder:
+        write_history(Path(folder) / "history", rows, unit, zone, files)
+        arguments = {
+            "config": repo_config(folder),
+            "data_source": orders(f"{folder}/history").batch_source,
+            "join_key_columns": ["cid"],
+            "feature_name_columns": ["value"],
+            "timestamp_field": "event_timestamp",
+            "created_timestamp_column": "created",
+            "start_date": window[0],
+            "end_date": window[1],
+        }
+        same(S3ParquetOfflineStore.pull_latest_from_table_or_query(**arguments))
+        same(S3ParquetOfflineStore.pull_all_from_table_or_query(**arguments))
+
+
+def test_names_are_quoted_and_strings_escaped(tmp_path):
+    folder = tmp_path / 'o\'clock "x"'
+    folder.mkdir()
+    columns = {
+        'c"id': ["a'b", "a'b"],
+        "select": pa.array([START, START + HOUR], pa.timestamp("us", "UTC")),
+        "from;--": [1, 2],
+    }
+    pq.write_table(pa.table(columns), folder / "it's.parquet")
+    view = FeatureView(
+        name="odd",
+        entities=[Entity(name="customer", join_keys=['c"id'], value_type=ValueType.STRING)],
+        schema=[Field(name='c"id', dtype=String), Field(name="from;--", dtype=Int64)],
+        source=FileSource(path=str(folder), timestamp_field="select"),
+        ttl=dt.timedelta(0),
+    )
+    frame = pd.DataFrame({'c"id': ["a'b", None], "event_timestamp": [pd.Timestamp(START)] * 2})
+    job = retrieve(tmp_path, [view], ["odd:from;--"], frame, full_feature_names=True)
+    assert same(job, frame)["odd__from;--"] == [1, None]
+
+
+def test_partitions_mapped_fields_aliases_and_views_without_entities(tmp_path):
+    for month, total in (("2026-01", 1), ("2026-02", 2)):
+        (tmp_path / "spend" / f"month={month}").mkdir(parents=True)
+        table = pa.table({"user": ["ann"], "at": [dt.datetime.fromisoformat(f"{month}-01")]})
+        pq.write_table(
+            table.append_column("total", pa.array([total])),
+            tmp_path / "spend" / f"month={month}" / "a.parquet",
+        )
+    pq.write_table(
+        pa.table(
+            {"at": [dt.datetime.fromisoformat(f"2026-0{m}-01") for m in (1, 2)], "rate": [10, 20]}
+        ),
+        tmp_path / "rates.parquet",
+    )
+    spend = FeatureView(
+        name="spend",
+        entities=[Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)],
+        schema=[
+            Field(name="user_id", dtype=String),
+            Field(name="amount", dtype=Int64),
+            Field(name="month", dtype=String),
+        ],
+        source=FileSource(
+            path="spend",
+            timestamp_field="at",
+            field_mapping={"user": "user_id", "total": "amount"},
+        ),
+        ttl=dt.timedelta(0),
+    )
+    rates = FeatureView(
+        name="rates",
+        entities=[],
+        schema=[Field(name="rate", dtype=Int64)],
+        source=FileSource(path="rates.parquet", timestamp_field="at"),
+        ttl=dt.timedelta(days=40),
+    )
+    buyer = spend.with_name("buyer").with_join_key_map({"user_id": "buyer"})
+    frame = pd.DataFrame(
+        {
+            "buyer": ["ann", "ann", "bob"],
+            "event_timestamp": pd.to_datetime(["2026-03-01", "2026-01-15", "2026-06-01"]),
+        }
+    )
+    refs = ["buyer:amount", "buyer:month", "rates:rate"]
+    job = retrieve(tmp_path, [buyer, rates], refs, frame, full_feature_names=True)
+    found = same(job, frame)
+    assert found["buyer__amount"] == [2, 1, None]
+    assert found["buyer__month"] == ["2026-02", "2026-01", None]
+    assert found["rates__rate"] == [20, 10, None]
+
+
+def test_entity_rows_of_files_are_read_by_the_statement(tmp_path):
+    write_history(tmp_path / "history", [(1, START, START), (2, START, START)], "us", "UTC", 1)
+    (tmp_path / "asked").mkdir()
+    for number, key in enumerate([2, 1, 3]):
+        pq.write_table(
+            pa.table({"cid": [key], "event_timestamp": pa.array([START], pa.timestamp("us"))}),
+            tmp_path / "asked" / f"{number}.parquet",
+        )
+    job = retrieve(tmp_path, [orders("history")], ["orders:value"], "asked")
+    assert "entity_df" not in job.to_sql()
+    assert same(job)["value"] == [1, 0, None]
+
+
+def test_only_files_that_can_matter_are_in_the_statement(tmp_path):
+    for day in range(1, 11):
+        (tmp_path / "history").mkdir(exist_ok=True)
+        at = pa.array([dt.datetime.fromisoformat(f"2026-01-{day:02d}")], pa.timestamp("us"))
+        table = pa.table({"cid": [1], "event_timestamp": at, "created": at, "value": [day]})
+        pq.write_table(table, tmp_path / "history" / f"day-{day:02d}.parquet")
+    frame = pd.DataFrame({"cid": [1], "event_timestamp": [pd.Timestamp("2026-01-05 12:00")]})
+    job = retrieve(
+        tmp_path, [orders("history", ttl=dt.timedelta(days=2))], ["orders:value"], frame
+    )
+    sql = job.to_sql()
+    assert [day for day in range(1, 11) if f"day-{day:02d}" in sql] == [4, 5]
+    assert same(job, frame)["value"] == [5]
+    long_ago = frame.assign(event_timestamp=pd.Timestamp("1999-01-01"))
+    assert same(retrieve(tmp_path, [orders("history")], ["orders:value"], long_ago), long_ago)[
+        "value"
+    ] == [None]
+
+
+def test_wide_entity_rows_keep_their_order_and_big_integers_are_exact(tmp_path):
+    big = 2**53 + 1
+    write_history(tmp_path / "history", [(big, START, START)], "us", "UTC", 1)
+    entity_df = pa.table(
+        {
+            "cid": pa.array([big, big - 1] * 150_000, pa.int64()),
+            "event_timestamp": pa.array([START] * 300_000, pa.timestamp("us", "UTC")),
+            "at": pa.array(range(300_000)),
+        }
+    )
+    job = retrieve(tmp_path, [orders("history")], ["orders:value"], entity_df)
+    found = run(job.to_sql(), entity_df)
+    assert found.column("at").equals(entity_df.column("at"))
+    assert found.column("value").to_pylist() == [0, None] * 150_000
+
+
+def test_keys_that_cannot_be_joined_are_refused_as_by_the_join(tmp_path):
+    write_history(tmp_path / "history", [(1, START, START)], "us", "UTC", 1)
+    frame = pd.DataFrame({"cid": ["one"], "event_timestamp": [pd.Timestamp(START)]})
+    job = retrieve(tmp_path, [orders("history")], ["orders:value"], frame)
+    with pytest.raises(EntityRowsError, match="Cast it in the entity rows"):
+        job.to_sql()
