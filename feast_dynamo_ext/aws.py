@@ -15,7 +15,6 @@ import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import urlparse
 
 import boto3
 from botocore import exceptions as boto_errors
@@ -266,13 +265,12 @@ def filesystem(uri: str, settings: AwsSettings) -> tuple[FileSystem, str]:
     """
     from pyarrow import fs
 
-    parsed = urlparse(uri)
-    if parsed.scheme in ("", "file"):
-        return fs.LocalFileSystem(), parsed.path if parsed.scheme else uri
-    if parsed.scheme not in ("s3", "s3a", "s3n"):
+    scheme, path = scheme_and_path(uri)
+    if scheme in ("", "file"):
+        return fs.LocalFileSystem(), path
+    if scheme not in ("s3", "s3a", "s3n"):
         raise ConfigError(
-            f"`{uri}`: only s3:// URIs and local paths can be read and written, "
-            f"not {parsed.scheme}://."
+            f"`{uri}`: only s3:// URIs and local paths can be read and written, not {scheme}://."
         )
     aws_session = session(settings)
     credentials = aws_session.get_credentials()
@@ -287,7 +285,16 @@ def filesystem(uri: str, settings: AwsSettings) -> tuple[FileSystem, str]:
         endpoint_override=endpoint_url("s3", settings, aws_session),
         # A small file is then one PUT, not a multipart upload of three requests.
         allow_delayed_open=True,
-    ), parsed.netloc + parsed.path
+    ), path
+
+
+def scheme_and_path(uri: str) -> tuple[str, str]:
+    """The scheme of a URI, empty of a local path, and all that follows it.
+
+    A `?` or a `#` is part of a key or of a file's name: it begins no query and no fragment.
+    """
+    scheme, is_uri, path = uri.partition("://")
+    return (scheme.lower(), path) if is_uri else ("", uri)
 
 
 def no_credentials(service: str, operation: str) -> CredentialsError:

@@ -13,10 +13,14 @@ import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlparse
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.errors import AwsError, ConfigError, DestinationError
+from feast_dynamo_ext.errors import (
+    AwsError,
+    ConfigError,
+    DestinationError,
+    FeastDynamoError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -76,7 +80,7 @@ def files_of(uri: str, settings: AwsSettings) -> Files:
     Raises:
         ConfigError: a scheme that is neither s3 nor a file.
     """
-    scheme = urlparse(uri).scheme
+    scheme, _ = aws.scheme_and_path(uri)
     if scheme in ("", "file"):
         return LocalFiles()
     if scheme not in ("s3", "s3a", "s3n"):
@@ -99,13 +103,13 @@ class LocalFiles:
     def new_file(self, uri: str) -> Iterator[NewFile]:
         """See `Files.new_file`."""
         path = _local(uri)
-        with _naming(uri):
+        with writing(uri):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Readers pass over hidden names, so what a killed writer leaves is never read.
             file = _LocalFile(uri, path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp"))
         try:
             yield file
-            with _naming(uri):
+            with writing(uri):
                 file.settle().replace(path)
         except BaseException:
             file.discard()
@@ -121,7 +125,7 @@ class LocalFiles:
     def delete(self, uris: Sequence[str]) -> None:
         """See `Files.delete`."""
         for uri in uris:
-            with _naming(uri):
+            with writing(uri):
                 _local(uri).unlink(missing_ok=True)
 
 
@@ -134,7 +138,7 @@ class _LocalFile:
     def write(self, data: Any) -> int:
         size = memoryview(data).nbytes
         if not self._file.closed:
-            with _naming(self._uri):
+            with writing(self._uri):
                 self._file.write(data)
             self.written += size
         return size
@@ -278,10 +282,16 @@ class _Upload:
 
 
 @contextlib.contextmanager
-def _naming(uri: str) -> Iterator[None]:
-    """The system's errors as ours, with the file that could not be written."""
+def writing(uri: str) -> Iterator[None]:
+    """The system's errors as ours, with the file that could not be written.
+
+    Raises:
+        DestinationError: the disk refused.
+    """
     try:
         yield
+    except FeastDynamoError:
+        raise
     except OSError as error:
         raise DestinationError(
             f"{uri} cannot be written: {error.strerror or error}. Nothing of it was kept. Check "
@@ -290,10 +300,9 @@ def _naming(uri: str) -> Iterator[None]:
 
 
 def _local(uri: str) -> Path:
-    parsed = urlparse(uri)
-    return Path(parsed.path if parsed.scheme else uri)
+    return Path(aws.scheme_and_path(uri)[1])
 
 
 def _bucket_and_key(uri: str) -> tuple[str, str]:
-    parsed = urlparse(uri)
-    return parsed.netloc, parsed.path.lstrip("/")
+    bucket, _, key = aws.scheme_and_path(uri)[1].partition("/")
+    return bucket, key.lstrip("/")

@@ -94,6 +94,7 @@ def _parquet(uri: str, files: tuple[FileState, ...], config: RepoConfig) -> pa.T
     rows = pa.Table.from_batches(
         source.scan(schema.names), schema.append(pa.field(ROW, pa.int64()))
     )
+    source.check_unchanged()
     return rows.drop_columns(ROW)
 
 

@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 
 from feast_dynamo_ext.errors import EntityRowsError
 from feast_dynamo_ext.offline.compact.parts import in_buckets
-from feast_dynamo_ext.offline.engine import NO_ROW
+from feast_dynamo_ext.offline.features import read_features
 from feast_dynamo_ext.offline.query import visible
 from feast_dynamo_ext.offline.result import Result
 from feast_dynamo_ext.offline.slots import Orders
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from feast.data_source import DataSource
-    from numpy.typing import NDArray
 
     from feast_dynamo_ext.offline.engine import Engine
     from feast_dynamo_ext.offline.entities import EntityRows
@@ -116,7 +114,7 @@ class _Block:
                 columns += found
         return pa.Table.from_arrays(columns, schema=schema)
 
-    def _features(self, view: ViewPlan, source: ParquetSource) -> list[pa.ChunkedArray]:
+    def _features(self, view: ViewPlan, source: ParquetSource) -> list[pa.Array | pa.ChunkedArray]:
         source = narrowed(view, source, self._entities)
         positions = self._engine.match(
             self._entities,
@@ -126,26 +124,8 @@ class _Block:
             threads=self._threads,
             orders=self._orders,
         )
-        matched, index = _distinct(positions)
-        batches = source.fetch(view.feature_columns, matched, self._threads)
-        rows = pa.Table.from_batches(batches, source.schema_of(view.feature_columns))
-        rows = rows.combine_chunks()
-        found = {name: rows.column(name).take(index) for name in view.feature_columns}
+        found = read_features(source, view.feature_columns, positions, self._threads)
         return [found[column] for column, _ in view.features]
-
-
-def _distinct(positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], pa.Array]:
-    """The positions there are, ascending, and for each row the place of its position among them.
-
-    Where there is no row, a null index makes a null of the feature's own type.
-    """
-    order = np.argsort(positions)
-    ordered = positions[order]
-    is_new = ordered != NO_ROW
-    is_new[1:] &= ordered[1:] != ordered[:-1]
-    place = np.empty(len(ordered), dtype=np.int64)
-    place[order] = np.cumsum(is_new) - 1
-    return ordered[is_new], pa.array(place, mask=positions == NO_ROW)
 
 
 def _slice(entities: EntityRows, start: int, rows: int) -> EntityRows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -11,11 +11,13 @@ import pyarrow as pa
 from feast_dynamo_ext.errors import ColumnTypeError
 from feast_dynamo_ext.offline.keys import comparable, compared_type, family
 from feast_dynamo_ext.offline.source import ROW
-from feast_dynamo_ext.offline.times import Axis, check_time
+from feast_dynamo_ext.offline.times import LOWEST, Axis, check_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
+
+    from numpy.typing import NDArray
 
     from feast_dynamo_ext.offline.plan import ViewPlan
     from feast_dynamo_ext.offline.source import ParquetSource
@@ -98,6 +100,20 @@ class History:
             threads,
             together=together,
         )
+
+    def without_created(self) -> History:
+        """The same with all created times null, which are not read."""
+        return replace(self, view=replace(self.view, created_time=None), created_axis=None)
+
+    def created(self, positions: NDArray[np.int64], threads: int) -> NDArray[np.int64]:
+        """The created times at ascending positions; the lowest where there is none."""
+        if self.view.created_time is None or self.created_axis is None:
+            return np.full(len(positions), LOWEST)
+        columns = [self.view.created_time]
+        rows = self.source.fetch(columns, positions, threads)
+        column = pa.Table.from_batches(rows, self.source.schema_of(columns)).column(0)
+        times: NDArray[np.int64] = self.created_axis.cast(column).fill_null(LOWEST).to_numpy()
+        return times
 
     def event_range(self, start: datetime, end: datetime) -> tuple[int, int]:
         """The least and the greatest t that a row between start and end can have."""

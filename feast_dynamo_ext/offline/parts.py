@@ -127,7 +127,8 @@ class Parts:
 
     def limits(self, column: str) -> pa.Array | None:
         """What footers say of a column of times; see `ParquetSource.limits`."""
-        return limits(self.fragments, column, self.schema.field(column).type)
+        parts = [footer.part for footer in self._footers(self.fragments)]
+        return limits(parts, column, self.schema.field(column).type)
 
     def readable(self, columns: Collection[str]) -> ds.FileSystemDataset:
         """The dataset, whose schema surely holds what the files have in some columns.

@@ -18,7 +18,6 @@ from feast_dynamo_ext.errors import (
     SourceReadError,
     ThrottledError,
 )
-from feast_dynamo_ext.offline.scan import ReadingAt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,27 +43,19 @@ class ReadErrors:
     hint: Callable[[str], str] = lambda _: ""
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[ReadingAt]:
-        """Errors as ours, with the file that was read last.
+    def of_file(self, path: str) -> Iterator[None]:
+        """Errors of reading a file as ours, which name it.
 
         Raises:
-            SourceReadError: a file cannot be read, or changed since it was listed.
+            SourceReadError: it cannot be read, or changed since it was listed.
             AwsError: S3 refused.
         """
-        at = ReadingAt(self.place.uri)
         try:
-            yield at
+            yield
         except FeastDynamoError:
             raise
         except (pa.ArrowException, OSError) as error:
-            raise self._explained(error, at.path) from error
-
-    @contextlib.contextmanager
-    def of_file(self, path: str) -> Iterator[None]:
-        """The same for what is known to read one file."""
-        with self.reading() as at:
-            at.path = path
-            yield
+            raise self._explained(error, path) from error
 
     def check_unchanged(self) -> None:
         """Check that the files are what they were when they were listed.

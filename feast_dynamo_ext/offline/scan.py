@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -15,8 +14,11 @@ from pyarrow import fs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
+
+    Reading = Callable[[str], AbstractContextManager[object]]
 
 T = TypeVar("T")
 
@@ -29,42 +31,38 @@ GROUPS_AHEAD = 1
 slow consumer: finding the newest of 10 million rows it held 210 MB more than this does."""
 
 
-@dataclass
-class ReadingAt:
-    """Which file is being read."""
-
-    path: str
-
-
 def batches(
-    dataset: ds.FileSystemDataset, columns: Sequence[str], at: ReadingAt
+    dataset: ds.FileSystemDataset, columns: Sequence[str], reading: Reading
 ) -> Iterator[pa.RecordBatch]:
     """All rows in the order of the files, in batches of bounded size.
 
     Args:
         dataset: the files.
         columns: names of the columns to read.
-        at: is told which file is being read.
+        reading: what a file is read in, given its path; names the file in errors.
     """
 
+    def rows_of(group: Any) -> Iterator[pa.RecordBatch]:
+        with reading(group.path):
+            scanner = group.scanner(
+                schema=dataset.schema,
+                columns=list(columns),
+                batch_size=_batch_rows(group),
+                **READ_AHEAD,
+            )
+            yield from scanner.to_batches()
+
     def opened(group: Any) -> tuple[pa.RecordBatch | None, Iterator[pa.RecordBatch]]:
-        scanner = group.scanner(
-            schema=dataset.schema,
-            columns=list(columns),
-            batch_size=_batch_rows(group),
-            **READ_AHEAD,
-        )
-        found = scanner.to_batches()
+        found = rows_of(group)
         return next(found, None), found
 
     with ThreadPoolExecutor(1) as threads:
-        ahead: deque[tuple[str, Future[Any]]] = deque()
-        for group in _row_groups(dataset):
-            ahead.append((group.path, threads.submit(opened, group)))
+        ahead: deque[Future[Any]] = deque()
+        for group in _row_groups(dataset, reading):
+            ahead.append(threads.submit(opened, group))
             if len(ahead) > GROUPS_AHEAD:
-                at.path, first = ahead.popleft()
-                yield from _rest(*first.result())
-        for at.path, first in ahead:
+                yield from _rest(*ahead.popleft().result())
+        for first in ahead:
             yield from _rest(*first.result())
 
 
@@ -73,7 +71,7 @@ def each(
     columns: Sequence[str],
     work: Callable[[pa.RecordBatch, int], T],
     threads: int,
-    at: ReadingAt,
+    reading: Reading,
     wanted: NDArray[np.int64] | None = None,
     together: int = 0,
 ) -> Iterator[T]:
@@ -84,7 +82,7 @@ def each(
         columns: names of the columns to read.
         work: called by several threads, with a batch and the position of its first row.
         threads: how many.
-        at: is told which file is being read.
+        reading: what a file is read in, given its path; what `work` raises is not of a file.
         wanted: ascending positions; row groups that hold none of them are not read. None for all.
         together: row groups that follow each other are one batch up to so many rows; 0 for small
             batches.
@@ -95,33 +93,34 @@ def each(
 
     def of_groups(groups: list[Any], start: int) -> list[T]:
         made = []
-        for batch in _large(_read(groups, dataset, columns), together):
+        for batch in _large(_read(groups, dataset, columns, reading), together):
             made.append(work(batch, start))
             start += batch.num_rows
         return made
 
     with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[tuple[str, Future[list[T]]]] = deque()
-        for groups, start in _runs(_groups_with(dataset, wanted), together):
-            ahead.append((groups[0].path, pool.submit(of_groups, groups, start)))
+        ahead: deque[Future[list[T]]] = deque()
+        for groups, start in _runs(_groups_with(dataset, wanted, reading), together):
+            ahead.append(pool.submit(of_groups, groups, start))
             if len(ahead) > threads:
-                at.path, first = ahead.popleft()
-                yield from first.result()
-        for at.path, first in ahead:
+                yield from ahead.popleft().result()
+        for first in ahead:
             yield from first.result()
 
 
-def _row_groups(dataset: ds.FileSystemDataset) -> Iterator[Any]:
+def _row_groups(dataset: ds.FileSystemDataset, reading: Reading) -> Iterator[Any]:
     for file in dataset.get_fragments():
-        yield from file.split_by_row_group()
+        with reading(file.path):
+            groups = file.split_by_row_group()
+        yield from groups
 
 
 def _groups_with(
-    dataset: ds.FileSystemDataset, wanted: NDArray[np.int64] | None
+    dataset: ds.FileSystemDataset, wanted: NDArray[np.int64] | None, reading: Reading
 ) -> Iterator[tuple[Any, int]]:
     """Row groups with the positions of their first rows: all, or those that hold wanted ones."""
     start = 0
-    for group in _row_groups(dataset):
+    for group in _row_groups(dataset, reading):
         end = start + group.row_groups[0].num_rows
         if wanted is None or np.searchsorted(wanted, start) < np.searchsorted(wanted, end):
             yield group, start
@@ -145,22 +144,23 @@ def _runs(groups: Iterator[tuple[Any, int]], most: int) -> Iterator[tuple[list[A
 
 
 def _read(
-    groups: list[Any], dataset: ds.FileSystemDataset, columns: Sequence[str]
+    groups: list[Any], dataset: ds.FileSystemDataset, columns: Sequence[str], reading: Reading
 ) -> Iterator[pa.RecordBatch]:
     # Far away, a row group's columns are fetched together. What is on this machine is read as it
     # is needed, which takes a sixth less time.
     is_far = not isinstance(dataset.filesystem, fs.LocalFileSystem)
     options = ds.ParquetFragmentScanOptions(pre_buffer=is_far)
     for group in groups:
-        scanner = group.scanner(
-            schema=dataset.schema,
-            columns=list(columns),
-            batch_size=_batch_rows(group),
-            use_threads=False,
-            fragment_scan_options=options,
-            **READ_AHEAD,
-        )
-        yield from scanner.to_batches()
+        with reading(group.path):
+            scanner = group.scanner(
+                schema=dataset.schema,
+                columns=list(columns),
+                batch_size=_batch_rows(group),
+                use_threads=False,
+                fragment_scan_options=options,
+                **READ_AHEAD,
+            )
+            yield from scanner.to_batches()
 
 
 def _large(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:

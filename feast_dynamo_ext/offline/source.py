@@ -227,9 +227,8 @@ class ParquetSource:
         Raises:
             SourceReadError: a file cannot be read.
         """
-        dataset = self.parts.readable(columns)
-        with self._read_errors().reading() as at:
-            yield from scan.each(dataset, columns, work, threads, at, wanted, together)
+        dataset, reading = self.parts.readable(columns), self._read_errors().of_file
+        yield from scan.each(dataset, columns, work, threads, reading, wanted, together)
 
     def fetch(
         self, columns: Sequence[str], positions: NDArray[np.int64], threads: int = 1
@@ -245,7 +244,7 @@ class ParquetSource:
             return batch.take(pa.array(positions[first:end] - start))
 
         yield from self.each(columns, wanted, threads, positions)
-        self._read_errors().check_unchanged()
+        self.check_unchanged()
 
     def fetch_each(
         self, columns: Sequence[str], positions: Iterator[NDArray[np.int64]]
@@ -268,6 +267,14 @@ class ParquetSource:
             start = end
             if wanted is None:
                 break
+        self.check_unchanged()
+
+    def check_unchanged(self) -> None:
+        """Refuse what was read if a file is no longer what it was when it was listed.
+
+        Raises:
+            SourceReadError: names the file.
+        """
         self._read_errors().check_unchanged()
 
     def schema_of(self, columns: Sequence[str]) -> pa.Schema:
@@ -275,9 +282,8 @@ class ParquetSource:
         return pa.schema([self.schema.field(name) for name in columns])
 
     def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        dataset = self.parts.readable(columns)
-        with self._read_errors().reading() as at:
-            yield from scan.batches(dataset, columns, at)
+        dataset, reading = self.parts.readable(columns), self._read_errors().of_file
+        yield from scan.batches(dataset, columns, reading)
 
     def _read_errors(self) -> ReadErrors:
         return ReadErrors(self.parts.place, self.files, self._other_types)
@@ -305,6 +311,13 @@ def uri_of(data_source: DataSource, config: RepoConfig) -> str:
             f"Source `{data_source.name}` is a {type(data_source).__name__}; "
             "S3ParquetOfflineStore reads Feast's `FileSource` and its own `S3ParquetSource`. "
             "Export its data as Parquet and point one of these there."
+        )
+    if data_source.connection_ref is not None:
+        raise OfflineStoreError(
+            f"Source `{data_source.name}` has a `connection_ref`, whose credentials "
+            "S3ParquetOfflineStore does not use: all sources are read with those of the "
+            "`offline_store` block of feature_store.yaml. Set `profile` or `role_arn` there, and "
+            "remove `connection_ref`."
         )
     file_format = getattr(data_source, "file_format", None)
     if not isinstance(file_format, ParquetFormat | DeltaFormat | None):

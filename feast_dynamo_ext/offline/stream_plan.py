@@ -3,7 +3,8 @@
 What is kept is of the size of the entity rows, however long the history is and in whatever order
 it stands. Rows that nobody can see are dropped at once, most of them by their key's first and last
 time; only what is left looks for its slot. Row groups are read and reduced by several threads, and
-what is left of them is taken in in the order of the files.
+what is left of them is taken in in the order of the files. Created times are read only of rows
+whose event times are equal, unless these are many.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ from feast_dynamo_ext.offline.key_index import NONE
 from feast_dynamo_ext.offline.slots import LOWEST, Orders, Slots
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from feast_dynamo_ext.offline.asked import Asked
     from feast_dynamo_ext.offline.narrow import History
+
+MOST_EQUAL = 1 << 20
+"""Rows of equal event times that are kept to be decided by created time."""
 
 
 def match(
@@ -30,12 +36,32 @@ def match(
 ) -> NDArray[np.int64]:
     """For each entity row the position of the row of history it sees, or NO_ROW."""
     slots = Slots.of(asked, orders or Orders())
-    newest = _Newest(slots)
-    for rows in history.each(lambda batch, start: _visible(batch, start, slots), threads):
-        newest.take_in(rows)
+    newest = None
+    if history.created_axis is not None and slots.known is None:
+        newest = _without_created(slots, history, threads)
+    if newest is None:
+        newest = _Newest(slots)
+        for rows in history.each(lambda batch, start: _visible(batch, start, slots), threads):
+            newest.take_in(rows)
     found = np.full(len(asked.latest), NO_ROW, dtype=np.int64)
     found[slots.order.entity] = newest.seen()
     return found
+
+
+def _without_created(slots: Slots, history: History, threads: int) -> _Newest | None:
+    """The newest rows, with created times read only where event times are equal.
+
+    Returns:
+        None where too many are.
+    """
+    plain = history.without_created()
+    newest = _NewestByTime(slots)
+    for rows in plain.each(lambda batch, start: _visible(batch, start, slots), threads):
+        newest.take_in(rows)
+        if newest.equal_rows > MOST_EQUAL:
+            return None
+    newest.decide(lambda positions: history.created(positions, threads))
+    return newest
 
 
 @dataclass(frozen=True)
@@ -146,6 +172,39 @@ class _Newest:
         best = np.maximum.accumulate(self._slots.order.key * width + rank) % width
         slots: NDArray[np.int64] = np.append(-1, order)[best]
         return slots
+
+
+class _NewestByTime(_Newest):
+    """The same by event time; rows of equal times are kept until `decide`."""
+
+    def __init__(self, slots: Slots) -> None:
+        super().__init__(slots)
+        self._equal: list[_Rows] = []
+        self.equal_rows = 0
+
+    def _take_in_equal(self, rows: _Rows) -> None:
+        self._equal.append(rows)
+        self.equal_rows += len(rows.slot)
+
+    def decide(self, created: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> None:
+        """Let the latest created win, then the last position.
+
+        Args:
+            created: the created times of rows at ascending positions.
+        """
+        found = [(rows.slot, rows.row) for rows in map(self._of_newest_time, self._equal)]
+        if not sum(len(slot) for slot, _ in found):
+            return
+        slot, row = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        with_equal = np.unique(slot)
+        slot, row = np.append(slot, with_equal), np.append(row, self._row[with_equal])
+        positions, index = np.unique(row, return_inverse=True)
+        order = np.lexsort((row, created(positions)[index], slot))
+        last = np.append(slot[order][1:] != slot[order][:-1], True)
+        self._row[slot[order][last]] = row[order][last]
+
+    def _of_newest_time(self, rows: _Rows) -> _Rows:
+        return rows.only(np.flatnonzero(rows.time == self._time.take(rows.slot)))
 
 
 def _only(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +13,12 @@ from pyarrow import fs
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.errors import AwsError, CompactionConflictError
 from feast_dynamo_ext.offline.compact.current import FOLDER, POINTER, Current
+from feast_dynamo_ext.offline.destination import LocalFiles, S3Files, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from feast_dynamo_ext.offline.destination import Files
     from feast_dynamo_ext.offline.files import Place
 
 CHANGED = {"PreconditionFailed", "ConditionalRequestConflict"}
@@ -72,6 +73,16 @@ class Folder:
         """Whether it is on a disk of this machine."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
+    @property
+    def uri(self) -> str:
+        """The folder as a destination is named: a local path or an s3:// URI."""
+        return self.root if self.is_local else f"s3://{self.root}"
+
+    @property
+    def files(self) -> Files:
+        """What writes files there."""
+        return LocalFiles() if self.is_local else S3Files(self.place.s3)
+
     def generation_path(self, generation: str) -> str:
         """Path of a generation's folder, in this folder."""
         return f"{FOLDER}/{generation}"
@@ -93,9 +104,11 @@ class Folder:
         Raises:
             CompactionConflictError: it is not that one any more; nothing was changed.
             AwsError: S3 refused.
+            DestinationError: the disk did.
         """
         if self.is_local:
-            self._replace_local(seen, new.to_json())
+            with writing(f"{self.root}/{POINTER}"):
+                self._replace_local(seen, new.to_json())
         else:
             self._replace_s3(seen, new.to_json())
 
@@ -172,12 +185,8 @@ class Folder:
         with _locked(pointer.parent / LOCK):
             if self._read_local()[1] != seen.token:
                 raise self._conflict()
-            with tempfile.NamedTemporaryFile(dir=pointer.parent, delete=False) as file:
+            with LocalFiles().new_file(str(pointer)) as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(file.name).chmod(0o644)
-            Path(file.name).replace(pointer)
             _sync(pointer.parent)
 
     def _remove_empty_folders(self) -> None:

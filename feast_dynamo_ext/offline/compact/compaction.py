@@ -118,7 +118,7 @@ def run(todo: Plan, advance: Callable[[int], object] = lambda _: None) -> Figure
     Raises:
         CompactionConflictError: another run was faster; nothing was changed.
         SourceReadError: a file cannot be read, or was replaced meanwhile; nothing was changed.
-        OfflineStoreError: the disk is full; nothing was changed.
+        OfflineStoreError: a disk is full; nothing was changed.
         AwsError: S3 refused; nothing was changed.
     """
     _remove_orphans(todo)
@@ -154,9 +154,10 @@ def _empty(todo: Plan, generation: str) -> CompactedFile:
     """A file without rows, so that a source without rows keeps its columns."""
     folder = todo.snapshot.folder
     stem = f"{folder.generation_path(generation)}/part-000"
-    out = FilesOut(folder, stem, todo.snapshot.source.schema, todo.asked.target_bytes, None)
-    out.write_empty()
-    return out.close()[0]
+    schema = todo.snapshot.source.schema
+    with FilesOut(folder, stem, schema, todo.asked.target_bytes, None) as out:
+        out.write_empty()
+        return out.close()[0]
 
 
 def _verified(todo: Plan, files: Sequence[CompactedFile]) -> Figures:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feast_dynamo_ext import aws
 from feast_dynamo_ext.offline.compact.current import CompactedFile
 from feast_dynamo_ext.offline.compact.plain_types import cast
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from feast_dynamo_ext.offline.compact.commit import Folder
 
 GROUP_BYTES = 32 << 20
@@ -25,6 +27,8 @@ LEAST_GROUP_ROWS, MOST_GROUP_ROWS = 1 << 14, 1 << 20
 @dataclass
 class FilesOut:
     """The files of one bucket or partition; `close` says what was written.
+
+    A context manager: where its block fails, the file that it was at is given up.
 
     Attributes:
         folder: the source's folder.
@@ -48,13 +52,14 @@ class FilesOut:
     _path: str = ""
     _sink: Any = None
     _writer: Any = None
+    _opened: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def add(self, table: pa.Table) -> None:
         """Write rows, which are not before those that were written.
 
         Raises:
             AwsError: S3 refused.
-            OSError: the disk did.
+            DestinationError: the disk did.
         """
         group_rows = self._group_rows(table)
         self._held.append(table)
@@ -81,34 +86,39 @@ class FilesOut:
         return int(min(MOST_GROUP_ROWS, max(LEAST_GROUP_ROWS, self.group_bytes // row_bytes)))
 
     def _write(self, table: pa.Table) -> None:
-        with aws.s3_translated(f"{self.folder.root}/{self.stem}"):
-            if self._writer is None:
-                self._open()
-            self._writer.write_table(
-                cast(table, self.schema), row_group_size=max(1, table.num_rows)
-            )
-            self._rows += table.num_rows
-            if self._sink.tell() >= self.target_bytes:
-                self._end_file()
+        if self._writer is None:
+            self._open()
+        self._writer.write_table(cast(table, self.schema), row_group_size=max(1, table.num_rows))
+        self._rows += table.num_rows
+        if self._sink.written >= self.target_bytes:
+            self._end_file()
 
     def _open(self) -> None:
         self._path = f"{self.stem}-{len(self.written):05d}.parquet"
-        path = f"{self.folder.root}/{self._path}"
-        if self.folder.is_local:
-            self.folder.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        self._sink = self.folder.filesystem.open_output_stream(path)
+        file = self.folder.files.new_file(f"{self.folder.uri}/{self._path}")
+        self._sink = self._opened.enter_context(file)
         self._writer = pq.ParquetWriter(self._sink, self.schema, compression="zstd")
 
     def _end_file(self) -> None:
         if self._writer is None:
             return
-        with aws.s3_translated(f"{self.folder.root}/{self._path}"):
-            self._writer.close()
-            size = self._sink.tell()
-            self._sink.close()
+        self._writer.close()
+        self._opened.close()
+        size = self._sink.written
         self.written.append(CompactedFile(self._path, size, self._rows, self.bucket))
         self._writer, self._sink, self._rows = None, None, 0
 
     def write_empty(self) -> None:
         """A file without rows, which keeps the columns of a source that has none."""
         self._write(cast(self.schema.empty_table(), self.schema))
+
+    def __enter__(self) -> FilesOut:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._opened.__exit__(kind, error, traceback)

@@ -66,7 +66,7 @@ class Rewrite:
 
         Raises:
             SourceReadError: a file cannot be read, or has fewer or more rows than it says.
-            OfflineStoreError: the disk is full.
+            OfflineStoreError: a disk is full.
             AwsError: S3 refused.
         """
         source = self._source()
@@ -153,19 +153,19 @@ class Rewrite:
     ) -> list[CompactedFile]:
         found: list[CompactedFile] = []
         for bucket in range(buckets):
-            out = FilesOut(
+            with FilesOut(
                 self.snapshot.folder,
                 self._stem(bucket),
                 schema,
                 self.asked.target_bytes,
                 bucket if self.buckets else None,
                 min(GROUP_BYTES, self._part_bytes),
-            )
-            for part in range(bucket * slices, (bucket + 1) * slices):
-                for table in self._sorted(spool.read(part)):
-                    out.add(table)
-                    self.advance(table.num_rows)
-            found += out.close()
+            ) as out:
+                for part in range(bucket * slices, (bucket + 1) * slices):
+                    for table in self._sorted(spool.read(part)):
+                        out.add(table)
+                        self.advance(table.num_rows)
+                found += out.close()
         return found
 
     def _stem(self, bucket: int) -> str:

@@ -112,6 +112,7 @@ def compute_metrics(
     found = _numeric(monitored, [column for column in columns if column.numeric], bins)
     categories = [column for column in columns if not column.numeric]
     found |= _categorical(monitored, categories, config, top_n)
+    within.check_unchanged()
     return [found[column.feature] for column in columns]
 
 
