@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from feast.data_format import DeltaFormat
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.types import from_feast_to_pyarrow_type
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from feast.data_source import DataSource
 
     from feast_dynamo_ext.offline.destination import Files
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,14 @@ class Target:
         """The history of a view; where there is none yet, as the view declares it.
 
         Raises:
-            OfflineStoreError: the source is one file, or a glob.
+            OfflineStoreError: the source is one file, a glob, or a Delta table.
         """
         data_source = view.batch_source
+        if isinstance(getattr(data_source, "file_format", None), DeltaFormat):
+            raise OfflineStoreError(
+                f"Feature view `{view.name}`: its source is a Delta table, whose log would not "
+                "know a file beside it. Append with Delta's own writer."
+            )
         uri = uri_of(data_source, config).rstrip("/")
         if re.search(r"[*?]", uri):
             raise OfflineStoreError(
@@ -87,7 +97,7 @@ class Target:
         """Rows in the columns and types of the files.
 
         Raises:
-            ColumnNotFoundError: they lack a column, or have one that there is not.
+            ColumnNotFoundError: they lack a column.
             ColumnTypeError: a value does not fit a column's type.
         """
         given = _plain(table)
@@ -107,10 +117,13 @@ class Target:
         known = {*schema.names, *self.folders.columns, *self.folders.derived}
         unknown = [name for name in given if name not in known]
         if unknown:
-            raise ColumnNotFoundError(
-                f"Feature view `{self.view}`: the rows to append have the columns {unknown}, "
-                f"which neither {self.uri} nor the view's schema has. Drop them, or add them to "
-                "the view."
+            # A view's transformation gives what it read, too.
+            logger.warning(
+                "feature view %s: the columns %s of the rows to append are left out, as neither "
+                "%s nor the view's schema has them",
+                self.view,
+                unknown,
+                self.uri,
             )
         return pa.table([self._cast(table, column) for column in schema], schema)
 
@@ -135,7 +148,7 @@ def append_rows(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
         URIs of the new files.
 
     Raises:
-        ColumnNotFoundError: a column is missing, or is one that the source has not.
+        ColumnNotFoundError: a column is missing.
         ColumnTypeError: a value does not fit its column.
         OfflineStoreError: the source is one file, or not a folder of Parquet.
         DestinationError: the disk refused; nothing is kept. AwsError: S3 did.

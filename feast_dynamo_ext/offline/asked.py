@@ -27,6 +27,8 @@ class Asked:
         latest: the last event time that is seen.
         earliest: the first event time that is seen, by the ttl.
         known: the last created time that is seen; None where created time does not count.
+        times: the entity rows' own times, in whatever unit: all of these ascend with them.
+        blind: rows that see nothing, since all that they would see is after the end of the axis.
         order: equal for what puts the same entity rows in the same order.
     """
 
@@ -34,6 +36,8 @@ class Asked:
     latest: NDArray[np.int64]
     earliest: NDArray[np.int64]
     known: NDArray[np.int64] | None
+    times: NDArray[np.int64]
+    blind: NDArray[np.bool_]
     order: tuple[Any, ...] = ()
 
     @classmethod
@@ -50,17 +54,16 @@ class Asked:
         if not keys:
             keys.append(pa.array(np.zeros(len(entities.times), dtype=np.int64)))
         latest = axis.floor(entities.times, entities.unit)
-        earliest, beyond = np.full(len(latest), LOWEST), np.zeros(0, dtype=bool)
+        earliest, beyond = np.full(len(latest), LOWEST), np.zeros(len(latest), dtype=bool)
         if view.ttl:
             earliest, beyond = axis.ago(entities.times, entities.unit, view.ttl)
-            # These see nothing: what they would see is after the end of the history's axis.
             latest[beyond], earliest[beyond] = LOWEST, HIGHEST
         known = None
         if created_by_entity_time and history.created_axis is not None:
             known = history.created_axis.floor(entities.times, entities.unit)
         types = tuple((ours, key.type) for (ours, _), key in zip(view.keys, keys, strict=False))
         order = axis, types, view.ttl if beyond.any() else None
-        return cls(tuple(keys), latest, earliest, known, order)
+        return cls(tuple(keys), latest, earliest, known, entities.times, beyond, order)
 
     def table(self) -> pa.Table:
         """The columns k0, k1 ..., hi, lo, known (if it counts) and r, their row."""

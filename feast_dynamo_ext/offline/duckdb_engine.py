@@ -186,7 +186,8 @@ def _read_history(connection: duckdb.DuckDBPyConnection, history: History, sql: 
         connection.execute(sql)
     except duckdb.Error as error:
         # DuckDB wraps what a reader raises; the reader's own error is the one that helps.
-        raise (failures[0] if failures else error) from error
+        helps = failures[0] if failures else error
+        raise helps from helps.__cause__
     connection.unregister("history")
 
 

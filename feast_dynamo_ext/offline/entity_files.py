@@ -17,6 +17,7 @@ from feast_dynamo_ext import aws
 from feast_dynamo_ext.errors import EntityRowsError, FeastDynamoError, SourceReadError
 from feast_dynamo_ext.offline.entity_tables import DEFAULT_EVENT_TIME, refuse_doubled
 from feast_dynamo_ext.offline.files import FileState, Place
+from feast_dynamo_ext.offline.read_errors import ReadErrors
 from feast_dynamo_ext.offline.source import ROW, ParquetSource
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def read_files(path: str, config: RepoConfig, text_columns: Collection[str] = ()
             "others are not. Name those that are meant, for example with `*.csv` or `*.parquet`."
         )
     tables = [_csv(place, file, text_columns) for file in files]
+    ReadErrors(place, files).check_unchanged()
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:

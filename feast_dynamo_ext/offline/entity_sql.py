@@ -12,15 +12,15 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import pyarrow as pa
 from feast.data_source import RequestSource
 
-from feast_dynamo_ext.errors import EntityRowsError
+from feast_dynamo_ext.errors import EntityRowsError, FeastDynamoError
 from feast_dynamo_ext.offline.duckdb_connection import connected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    import pyarrow as pa
     from feast.data_source import DataSource
     from feast.infra.registry.base_registry import BaseRegistry
 
@@ -31,6 +31,14 @@ SQL = re.compile(
     r"(\s|--[^\n]*\n|/\*.*?\*/|\()*(select[\s*(\"']|(with|from)[\s(\"'])",
     re.IGNORECASE | re.DOTALL,
 )
+
+OF_THE_STATEMENT = (
+    duckdb.BinderException,
+    duckdb.CatalogException,
+    duckdb.ConversionException,
+    duckdb.ParserException,
+)
+"""Errors that no file has to do with."""
 
 ROWS_AT_ONCE = 1 << 17
 NAMES_SHOWN = 20
@@ -60,20 +68,39 @@ def run_sql(
             DuckDB refuses or fails at.
         OfflineStoreError: a source that cannot be read, or no memory or disk.
     """
+    files: dict[str, ParquetSource] = {}
     with connected(limits, "The SQL of the entity rows") as duck:
         try:
             duck.execute("SET enable_external_access = false; SET TimeZone = 'UTC'")
             for name in _tables(duck, sql, sources):
                 source = sources[_known(name, sources)]
-                _create_view(duck, name, source, open_source(source).with_all_types())
-            return duck.sql(sql).to_arrow_reader(ROWS_AT_ONCE).read_all()
-        except (duckdb.OutOfMemoryException, duckdb.IOException):
+                files[name] = open_source(source).with_all_types()
+                _create_view(duck, name, source, files[name])
+            rows = duck.sql(sql).to_arrow_reader(ROWS_AT_ONCE).read_all()
+        except (duckdb.OutOfMemoryException, duckdb.IOException, FeastDynamoError):
             raise
-        except duckdb.Error as error:
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            if not isinstance(error, OF_THE_STATEMENT):
+                _check_readable(files.values())
             raise EntityRowsError(
                 f"Entity rows: DuckDB refuses the SQL `{_short(sql)}`: {error}. Correct the "
                 f"statement; the tables that it can name are {_names(sources)}."
             ) from error
+    for read in files.values():
+        read.check_unchanged()
+    return rows
+
+
+def _check_readable(sources: Iterable[ParquetSource]) -> None:
+    """Read files again, of which one may be what failed: DuckDB does not say which.
+
+    Raises:
+        SourceReadError: a file cannot be read; names it.
+    """
+    for source in sources:
+        source.check_unchanged()
+        for _ in source.scan(source.schema.names):
+            pass
 
 
 def named_sources(registry: BaseRegistry, project: str) -> dict[str, DataSource]:

@@ -107,11 +107,15 @@ def explain(
         OfflineStoreError: a source that is not there, or lacks a column.
     """
     if not isinstance(query, PointInTime):
-        view = _explain(query, query.view, open_source, engine)
+        source = checked_source(query.view, open_source(query.view.source))
+        view = _explain(query, query.view, source, engine)
         return Explanation((view,), None, None, _memory(engine))
-    views = tuple(_explain(query, view, open_source, engine) for view in query.plan.views)
-    table = query.entities.table
-    sources = [checked_source(view, open_source(view.source)) for view in query.plan.views]
+    table, plan = query.entities.table, query.plan
+    sources = [checked_source(view, open_source(view.source)) for view in plan.views]
+    views = tuple(
+        _explain(query, view, source, engine)
+        for view, source in zip(plan.views, sources, strict=True)
+    )
     memory = _memory(engine) if engine is None else _blocks(query, sources, engine)
     return Explanation(views, table.num_rows, table.nbytes, memory)
 
@@ -132,13 +136,9 @@ def describe_plan(
 
 
 def _explain(
-    query: Query,
-    view: ViewPlan,
-    open_source: Callable[[DataSource], ParquetSource],
-    engine: Engine | None,
+    query: Query, view: ViewPlan, source: ParquetSource, engine: Engine | None
 ) -> ViewExplanation:
     first, last = window(query, view)
-    source = checked_source(view, open_source(view.source))
     pruned = (
         narrowed(view, source, query.entities)
         if isinstance(query, PointInTime)
@@ -213,7 +213,8 @@ def _blocks(query: PointInTime, sources: Sequence[ParquetSource], engine: Engine
         f"`memory_limit` {limit}" if limit else "40% of the machine's, as no `memory_limit` is set"
     )
     passes = -(-rows // max(1, at_once))
-    return f"{at_once:,} entity rows at once, {passes:,} passes over the history, by {by}"
+    over = "1 pass" if passes == 1 else f"{passes:,} passes"
+    return f"{at_once:,} entity rows at once, {over} over the history, by {by}"
 
 
 def _cells(view: ViewExplanation) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ Footers are small and far away, so many are read at once; each is read once.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,11 +104,17 @@ def _point(number: int, kind: pa.DataType, *, up: bool) -> pa.Scalar:
     return pa.scalar(days * DAY_MS, pa.int64()).cast(kind)
 
 
-def limits(fragments: Sequence[Any], column: str, kind: pa.DataType) -> pa.Array | None:
+def limits(
+    fragments: Sequence[Any],
+    column: str,
+    kind: pa.DataType,
+    reading: Callable[[str], AbstractContextManager[object]] = nullcontext,
+) -> pa.Array | None:
     """What footers say of a column of times; see `ParquetSource.limits`."""
     found = [pa.array([], kind)]
     for fragment in fragments:
-        of_file = _file_limits(fragment, column)
+        with reading(fragment.path):
+            of_file = _file_limits(fragment, column)
         if of_file is None:
             return None
         try:
@@ -124,6 +131,9 @@ def _file_limits(fragment: Any, column: str) -> pa.Array | None:
     at = next((at for at, leaf in enumerate(leaves) if leaf.path == column), None)
     if at is None:
         return None
+    kind = fragment.physical_schema.field(column).type
+    if pa.types.is_null(kind):
+        return pa.array([], kind)
     # As numbers: Python's own times end in the year 9999, and know no nanoseconds.
     numbers: list[int] = []
     for group in fragment.row_groups:
@@ -133,4 +143,4 @@ def _file_limits(fragment: Any, column: str) -> pa.Array | None:
         elif says is None or not says.has_null_count or says.null_count < group.num_rows:
             return None
     stored = pa.int32() if leaves[at].physical_type == "INT32" else pa.int64()
-    return pa.array(numbers, stored).cast(fragment.physical_schema.field(column).type)
+    return pa.array(numbers, stored).cast(kind)

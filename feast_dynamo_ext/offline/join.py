@@ -62,9 +62,8 @@ def join(
 
 def rows_at_once(plan: PitPlan, sources: Sequence[ParquetSource], most_bytes: int) -> int:
     """How many entity rows are joined at once with so much memory."""
-    # Features are held twice for a moment: as they were read, and in the order of the entity rows.
     row_bytes = SLOT_BYTES * len(plan.views) + sum(
-        2 * _width(source.schema.field(column).type)
+        _held_bytes(source.schema.field(column).type)
         for view, source in zip(plan.views, sources, strict=True)
         for column in view.feature_columns
     )
@@ -156,8 +155,10 @@ def _schema(plan: PitPlan, entities: pa.Schema, sources: list[ParquetSource]) ->
     return schema
 
 
-def _width(kind: pa.DataType) -> int:
+def _held_bytes(kind: pa.DataType) -> int:
+    """What a value takes up at most, for a moment, with the sign that it is there."""
     try:
-        return max(1, int(kind.bit_width) // 8)
+        return int(kind.bit_width) // 8 + 1
     except ValueError:
-        return TEXT_BYTES
+        # In the order of the files, and in that of the entity rows.
+        return 2 * TEXT_BYTES

@@ -63,7 +63,9 @@ class History:
         created_axis = None
         if view.created_time:
             created_type = schema.field(view.created_time).type
-            check_time(view.created_time, created_type, where)
+            # Of a column without any value, files do not say what its values would be.
+            if not pa.types.is_null(created_type):
+                check_time(view.created_time, created_type, where)
             created_axis = Axis.of(created_type)
         for _, column in view.keys:
             if family(schema.field(column).type) is None:
@@ -147,12 +149,23 @@ class History:
         columns = [self._key(batch, column) for _, column in self.view.keys]
         if not columns:
             columns = [pa.array(np.zeros(batch.num_rows, dtype=np.int64))]
-        columns.append(self.axis.cast(batch.column(self.view.event_time)))
+        columns.append(self._event_time(batch.column(self.view.event_time)))
         if self.created_axis is not None:
             columns.append(self.created_axis.cast(batch.column(self.view.created_time)))
         else:
             columns.append(pa.nulls(batch.num_rows, pa.int64()))
         return pa.RecordBatch.from_arrays(columns, names=[*key_names(self.view), "t", "c"])
+
+    def _event_time(self, times: pa.Array) -> pa.Array:
+        try:
+            return self.axis.cast(times)
+        except pa.ArrowException as error:
+            raise ColumnTypeError(
+                f"Feature view `{self.view.view}`, source {self.source.uri}: column "
+                f"`{self.view.event_time}` holds a time beyond what {self.axis.unit} can say, "
+                f"which the view's ttl is told in: {error}. Correct that time, or give the view a "
+                "ttl of whole seconds."
+            ) from error
 
     def _key(self, batch: pa.RecordBatch, column: str) -> pa.Array:
         try:

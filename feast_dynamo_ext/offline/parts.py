@@ -127,8 +127,11 @@ class Parts:
 
     def limits(self, column: str) -> pa.Array | None:
         """What footers say of a column of times; see `ParquetSource.limits`."""
-        parts = [footer.part for footer in self._footers(self.fragments)]
-        return limits(parts, column, self.schema.field(column).type)
+        parts = self.fragments
+        if not self.settled:  # many footers at once, where they are not read yet
+            parts = [footer.part for footer in self._footers(parts)]
+        reading = ReadErrors(self.place, self.files).of_file
+        return limits(parts, column, self.schema.field(column).type, reading)
 
     def readable(self, columns: Collection[str]) -> ds.FileSystemDataset:
         """The dataset, whose schema surely holds what the files have in some columns.

@@ -44,7 +44,7 @@ class Order:
         keys: numbers of their keys.
         entity: which entity row each slot is.
         key: the number of its key.
-        latest: the last time it sees.
+        latest: the last time it sees; it ascends within a key.
         first: the first slot of each key, and the end of all.
         most: slots of the key that has most.
     """
@@ -60,8 +60,10 @@ class Order:
     def of(cls, asked: Asked) -> Order:
         """Put entity rows in order."""
         keys = KeyIndex.of(asked.keys)
-        numbers = keys.numbers(asked.keys).astype(np.int64, copy=False)
-        entity = _order(numbers, asked.latest)
+        numbers = keys.numbers(asked.keys).astype(np.int64)
+        numbers[asked.blind] = NONE
+        # By their own times: two that are one on the axis of event times may not be on the other.
+        entity = _order(numbers, asked.times)
         key = numbers[entity]
         first = np.zeros(keys.size + 1, dtype=np.int64)
         np.cumsum(np.bincount(key, minlength=keys.size), out=first[1:])
@@ -147,8 +149,11 @@ class Glance:
         parts = Parts.of(first, last, is_open=lowest == LOWEST)
         from_, upto = (parts.numbers(times) for times in (earliest, order.latest))
         slots = (ALL << from_) & (ALL >> (np.uint64(63) - upto))
-        keys = np.bitwise_or.reduceat(slots, order.first[:-1]) if len(slots) else slots
-        return cls(parts, ByKey.of(order.keys, np.append(keys, np.uint64(0))))
+        bits = np.zeros(order.keys.size + 1, dtype=np.uint64)
+        with_slots = np.flatnonzero(np.diff(order.first))
+        if len(with_slots):
+            bits[with_slots] = np.bitwise_or.reduceat(slots, order.first[with_slots])
+        return cls(parts, ByKey.of(order.keys, bits))
 
     def rows(self, keys: Sequence[pa.Array], times: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows that some slot may see, and perhaps others."""

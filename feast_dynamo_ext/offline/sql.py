@@ -17,6 +17,7 @@ from pyarrow import fs
 from feast_dynamo_ext.offline.entity_files import CSV
 from feast_dynamo_ext.offline.join import checked_source
 from feast_dynamo_ext.offline.keys import check_joinable, family
+from feast_dynamo_ext.offline.narrow import History
 from feast_dynamo_ext.offline.query import PointInTime, window
 from feast_dynamo_ext.offline.times import Axis
 
@@ -168,6 +169,7 @@ def _point_in_time(
 
 
 def _history(name: str, view: ViewPlan, source: ParquetSource, unit: str) -> _History:
+    History.of(view, source)  # raises what matching would
     times = [view.event_time, *([view.created_time] if view.created_time else [])]
     units = {unit, *(Axis.of(source.schema.field(column).type).unit for column in times)}
     return _History(name, view, source, "ns" in units)
@@ -256,6 +258,8 @@ def _key(expression: str, stored: pa.DataType, kind: pa.DataType | None = None) 
 
 
 def _time(expression: str, kind: pa.DataType, *, ns: bool) -> str:
+    if pa.types.is_null(kind):
+        return "CAST(NULL AS BIGINT)"
     if not ns:
         # There is no epoch_us of nanoseconds with a time zone.
         in_ns = pa.types.is_timestamp(kind) and kind.unit == "ns"

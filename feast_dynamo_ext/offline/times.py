@@ -113,6 +113,11 @@ def check_time(column: str, kind: pa.DataType, where: str) -> None:
     Raises:
         ColumnTypeError: names the column and the way out.
     """
+    if pa.types.is_null(kind):
+        raise ColumnTypeError(
+            f"{where}: column `{column}` is null in all rows, so it has no type. Fill it with "
+            "times, or give it a type of time."
+        )
     if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
         raise ColumnTypeError(
             f"{where}: column `{column}` has type {kind}, not a timestamp or date. Parse it first "

@@ -10,6 +10,7 @@ import pytest
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.errors import ConfigError, CredentialsError, ResourceNotFoundError
+from feast_dynamo_ext.offline.destination import files_of
 
 ROLE = "arn:aws:iam::123456789012:role/features"
 
@@ -89,6 +90,36 @@ def test_a_file_is_written_and_read_with_an_assumed_role(moto_endpoint, bucket):
         stream.write(b"hello")
     client = boto3.client("s3", region_name="us-east-1", endpoint_url=moto_endpoint)
     assert client.get_object(Bucket=bucket, Key="a/b.bin")["Body"].read() == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("uri", "scheme", "path"),
+    [
+        ("s3://bucket/a?b#c/d", "s3", "bucket/a?b#c/d"),
+        ("S3://bucket", "s3", "bucket"),
+        ("file:///data/a#1", "file", "/data/a#1"),
+        ("/data/a?b", "", "/data/a?b"),
+        ("data/x=1", "", "data/x=1"),
+    ],
+)
+def test_nothing_in_a_path_is_a_query(uri, scheme, path):
+    assert aws.scheme_and_path(uri) == (scheme, path)
+
+
+def test_odd_keys_are_written_and_read_as_they_are(moto_endpoint, bucket):
+    settings = AwsSettings("us-east-1", moto_endpoint)
+    uri = f"s3://{bucket}/odd #1?x=2/b.bin"
+    files = files_of(uri, settings)
+    with files.new_file(uri) as file:
+        file.write(b"hello")
+    client = boto3.client("s3", region_name="us-east-1", endpoint_url=moto_endpoint)
+    assert client.get_object(Bucket=bucket, Key="odd #1?x=2/b.bin")["Body"].read() == b"hello"
+    filesystem, path = aws.filesystem(uri, settings)
+    with filesystem.open_input_stream(path) as stream:
+        assert stream.readall() == b"hello"
+    assert files.at(uri) == [uri]
+    files.delete([uri])
+    assert files.at(uri) == []
 
 
 def test_errors_of_pyarrows_s3_are_ours(moto_endpoint):

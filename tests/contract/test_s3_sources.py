@@ -12,22 +12,30 @@ from pathlib import Path
 
 import boto3
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import urllib3
 from deltalake import write_deltalake
-from feast import FeatureStore, FileSource, RepoConfig
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
 from feast.data_format import DeltaFormat
+from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
+from feast.types import Int64
 
 from feast_dynamo_ext import S3ParquetSource
 from feast_dynamo_ext.errors import AccessDeniedError, SourceNotFoundError, SourceReadError
 from feast_dynamo_ext.local import start_moto, stop
+from feast_dynamo_ext.offline.compact import compaction
+from feast_dynamo_ext.offline.compact.layout import Asked
+from feast_dynamo_ext.offline.compact.snapshot import Target
 from feast_dynamo_ext.offline.listing import ListedFile, listed_files
 from feast_dynamo_ext.offline.source import ParquetSource
+from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
 UTC = dt.timezone.utc
 REGION = "us-east-1"
+SCHEMA = [Field(name="cid", dtype=Int64), Field(name="x", dtype=Int64)]
 
 
 def parquet(**columns) -> bytes:
@@ -193,9 +201,19 @@ def test_a_delta_table(opened, bucket, moto_endpoint):
 # Permissions and pages
 
 
+EVERYTHING = json.dumps(
+    {
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}],
+    }
+)
+MOMENT = dt.datetime(2026, 1, 1, tzinfo=UTC)
+SALES = {"cid": [1, 2], "event": pa.array([MOMENT] * 2, pa.timestamp("us", "UTC")), "x": [10, 20]}
+
+
 @pytest.fixture(scope="module")
 def half_allowed(tmp_path_factory):
-    """A moto that enforces IAM, and the keys of a user who may read half of a bucket.
+    """A moto that enforces IAM; keys of a user who may read half of a bucket, and of its owner.
 
     A page of its listings has two objects.
     """
@@ -209,6 +227,8 @@ def half_allowed(tmp_path_factory):
         s3.create_bucket(Bucket="history")
         for number, key in enumerate(("a/a", "a/b", "b/c", "a/z")):
             s3.put_object(Bucket="history", Key=f"{key}.parquet", Body=parquet(x=[number]))
+        for name in ("open/1", "shut/2"):
+            s3.put_object(Bucket="history", Key=f"aa/{name}.parquet", Body=parquet(**SALES))
         policy = {
             "Version": "2012-10-17",
             "Statement": [
@@ -216,24 +236,30 @@ def half_allowed(tmp_path_factory):
                 {
                     "Effect": "Allow",
                     "Action": "s3:GetObject",
-                    "Resource": "arn:aws:s3:::history/a/*",
+                    "Resource": [
+                        f"arn:aws:s3:::history/{prefix}/*"
+                        for prefix in ("a", "aa/open", "aa/_feast_dynamo")
+                    ],
                 },
             ],
         }
         iam.create_user(UserName="half")
         iam.put_user_policy(UserName="half", PolicyName="half", PolicyDocument=json.dumps(policy))
         keys = iam.create_access_key(UserName="half")["AccessKey"]
+        iam.create_user(UserName="owner")
+        iam.put_user_policy(UserName="owner", PolicyName="all", PolicyDocument=EVERYTHING)
+        owner = iam.create_access_key(UserName="owner")["AccessKey"]
         headers = {"Content-Type": "application/octet-stream"}
         urllib3.request(
             "POST", f"{server.endpoint}/moto-api/reset-auth", body=b"0", headers=headers
         )
-        yield server.endpoint, keys
+        yield server.endpoint, keys, owner
     finally:
         stop(server)
 
 
 def test_a_prefix_that_may_not_be_read_is_named(half_allowed, tmp_path, monkeypatch):
-    endpoint, keys = half_allowed
+    endpoint, keys, _ = half_allowed
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["SecretAccessKey"])
     config = config_of(endpoint, tmp_path)
@@ -249,8 +275,92 @@ def test_a_prefix_that_may_not_be_read_is_named(half_allowed, tmp_path, monkeypa
         found("s3://other/x")
 
 
+@pytest.fixture
+def sales(half_allowed, tmp_path, monkeypatch):
+    """Uses of the sales below a prefix, by the user who may read half of them."""
+    endpoint, keys, _ = half_allowed
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["SecretAccessKey"])
+    config = config_of(endpoint, tmp_path)
+    config.offline_store.staging_location = "s3://history/exports"
+    times = ("event", None, MOMENT, MOMENT)
+
+    def uses(prefix):
+        source = FileSource(name="sales", path=f"s3://history/{prefix}", timestamp_field="event")
+        customer = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+        view = FeatureView(name="sales", entities=[customer], source=source, schema=SCHEMA)
+        rows = pd.DataFrame({"cid": [1], "event_timestamp": [MOMENT]})
+
+        def retrieval(plan="auto", entity_rows=rows):
+            config.offline_store.join_plan = plan
+            return S3ParquetOfflineStore.get_historical_features(
+                config, [view], ["sales:x"], entity_rows, NoRegistry(), "p"
+            )
+
+        def compact():
+            target = Target(source, "event", None, ("cid",), ("sales",))
+            compaction.run(compaction.plan(target, config, Asked(buckets=1)))
+
+        return {
+            "stream": lambda: retrieval("stream").to_arrow(),
+            "duckdb": lambda: retrieval("duckdb").to_arrow(),
+            "explain": lambda: retrieval().explain(),
+            "sql": lambda: retrieval().to_sql(),
+            "entity rows": lambda: retrieval(entity_rows=f"s3://history/{prefix}"),
+            "latest": lambda: S3ParquetOfflineStore.pull_latest_from_table_or_query(
+                config, source, ["cid"], ["x"], *times
+            ).to_arrow(),
+            "metrics": lambda: S3ParquetOfflineStore.compute_monitoring_metrics(
+                config, source, [("x", "numeric")], "event"
+            ),
+            "export": lambda: retrieval().to_remote_storage(),
+            "persist": lambda: retrieval().persist(
+                SavedDatasetFileStorage(path="s3://history/saved")
+            ),
+            "compact": compact,
+        }
+
+    return uses
+
+
+def test_a_prefix_that_may_not_be_read_is_named_by_every_use(sales):
+    for name, use in sales("aa").items():
+        with pytest.raises(AccessDeniedError, match=r"on history/aa/shut/2\.parquet") as caught:
+            use()
+        assert caught.value.__cause__ is not None, name
+
+
+def test_a_prefix_that_may_not_be_written_is_named_and_nothing_is_left(sales, half_allowed):
+    endpoint, _, owner = half_allowed
+    uses = sales("aa/open")
+    assert uses["stream"]().column("x").to_pylist() == [10]
+    for name, key in (
+        ("export", "exports/p/"),
+        ("persist", "saved/part-"),
+        ("compact", "aa/open/_feast_dynamo/"),
+    ):
+        with pytest.raises(AccessDeniedError, match=rf"PutObject on s3://history/{key}.*IAM pol"):
+            uses[name]()
+    session = boto3.Session(owner["AccessKeyId"], owner["SecretAccessKey"], region_name=REGION)
+    s3 = session.client("s3", endpoint_url=endpoint)
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket="history")
+    assert {entry["Key"].split("/")[0] for page in pages for entry in page["Contents"]} == {
+        "a",
+        "aa",
+        "b",
+    }
+    assert s3.list_objects_v2(Bucket="history", Prefix="aa/")["KeyCount"] == 2
+
+
+class NoRegistry:
+    """A registry without on-demand views, which is all a retrieval asks it for."""
+
+    def list_on_demand_feature_views(self, *args, **kwargs):
+        return []
+
+
 def test_more_files_than_one_page_of_a_listing(half_allowed, tmp_path, monkeypatch):
-    endpoint, keys = half_allowed
+    endpoint, keys, _ = half_allowed
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["SecretAccessKey"])
     # A session of its own: boto3's default one has other keys already.

@@ -78,6 +78,6 @@ def test_a_connection_that_is_reset_as_soon_as_it_is_open_fails_at_once():
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=reset, args=(server,), daemon=True).start()
         started = time.monotonic()
-        with pytest.raises(NoAnswerError, match="closed before the request"):
+        with pytest.raises(NoAnswerError, match=r"closed before the request|no connection"):
             asyncio.run(send(server.getsockname()[1]))
         assert time.monotonic() - started < 10

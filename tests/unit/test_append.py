@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureView, Field, FileSource, PushSource, RepoConfig, ValueType
+from feast.data_format import DeltaFormat
 from feast.data_source import PushMode
 from feast.types import Float64, Int64
 
@@ -147,11 +148,24 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path, orders, column, values, 
     assert files_in(tmp_path / "orders") == ["old.parquet"]
 
 
-def test_missing_and_unknown_columns_are_refused_by_name(tmp_path, orders):
+def test_missing_columns_are_refused_by_name(tmp_path, orders):
     with pytest.raises(ColumnNotFoundError, match=r"lack the columns \['total'\]"):
         append(tmp_path, orders, rows(2.0).drop_columns("total"))
-    with pytest.raises(ColumnNotFoundError, match=r"have the columns \['colour'\]"):
-        append(tmp_path, orders, rows(2.0, colour=["red"]))
+
+
+def test_unknown_columns_are_left_out_and_named(tmp_path, orders, caplog):
+    append(tmp_path, orders, rows(2.0, colour=["red"]))
+    assert "the columns ['colour'] of the rows to append are left out" in caplog.text
+    new = next(path for path in (tmp_path / "orders").iterdir() if path.name != "old.parquet")
+    assert "colour" not in pq.read_schema(new).names
+
+
+def test_a_delta_table_is_refused(tmp_path, orders):
+    source = FileSource(
+        path=orders.batch_source.path, file_format=DeltaFormat(), timestamp_field="event_timestamp"
+    )
+    with pytest.raises(OfflineStoreError, match=r"Delta table.*Delta's own writer"):
+        append(tmp_path, view_of(source), rows(2.0))
 
 
 def test_a_feature_that_was_added_to_the_view_is_kept(tmp_path, orders):

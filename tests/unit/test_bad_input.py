@@ -212,8 +212,7 @@ GOOD = pd.DataFrame({"cid": [1], "event_timestamp": [pd.Timestamp(NOON)]})
         (GOOD.assign(cid=[1.5]), EntityRowsError, r"join key `cid`.*`orders`"),
         (GOOD.assign(total=[0]), EntityRowsError, r"\['total'\].*full_feature_names"),
         (GOOD.assign(mixed=[{1: 2}]), EntityRowsError, "cannot be held by Arrow"),
-        ("SELECT 1", EntityRowsError, "must be a pandas DataFrame, not str"),
-        (None, EntityRowsError, "without entity rows"),
+        (3, EntityRowsError, "int"),
     ],
 )
 def test_entity_rows_that_cannot_be_joined(open_store, tmp_path, frame, error, message):

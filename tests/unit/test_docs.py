@@ -169,7 +169,7 @@ def test_the_batch_engine_block_on_the_page_sets_the_engine(repo_yaml, tmp_path)
 def test_every_policy_is_on_the_page():
     page = (DOCS / "configuration.md").read_text()
     policies = sorted((DOCS / "snippets" / "iam").iterdir())
-    assert len(policies) == 14
+    assert len(policies) == 18
     for policy in policies:
         assert f"<!-- generated: file docs/snippets/iam/{policy.name} -->" in page
 

@@ -17,7 +17,8 @@ LOWEST, HIGHEST = -(2**63), 2**63 - 1
 def asked_for(keys, latest, ttl=None) -> Asked:
     latest = np.array(latest, dtype=np.int64)
     earliest = np.full(len(latest), LOWEST) if ttl is None else latest - ttl
-    return Asked((pa.array(keys, pa.int64()),), latest, earliest, None)
+    none = np.zeros(len(latest), dtype=bool)
+    return Asked((pa.array(keys, pa.int64()),), latest, earliest, None, latest, none)
 
 
 def slots_of(keys, latest, ttl=None) -> Slots:

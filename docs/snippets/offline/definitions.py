@@ -24,7 +24,7 @@ orders = FeatureView(
         created_timestamp_column="created_timestamp",
         date_partition_column="dt",  # folders dt=2026-01-31; the format is %Y-%m-%d by default
     ),
-    ttl=timedelta(days=14),
+    ttl=timedelta(days=7),
 )
 returns = FileSource(
     name="returns",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from feast.data_format import DeltaFormat
 
 from feast_dynamo_ext.errors import CompactionConflictError, CompactionError
@@ -18,7 +19,6 @@ from feast_dynamo_ext.offline.source import ParquetSource, uri_of
 from feast_dynamo_ext.offline.times import Axis, check_time
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from feast import RepoConfig
     from feast.data_source import DataSource
 
@@ -110,8 +110,10 @@ def _check_times(target: Target, source: ParquetSource) -> None:
     where = f"Source `{target.source.name}`"
     for column in (target.event_time, target.created_time):
         if column is not None:
-            typed = source.with_columns([column], where)
-            check_time(column, typed.schema.field(column).type, where)
+            kind = source.with_columns([column], where).schema.field(column).type
+            # A created time may be missing in all rows: files then do not say its type.
+            if column == target.event_time or not pa.types.is_null(kind):
+                check_time(column, kind, where)
 
 
 def _not_so(target: Target, uri: str, what: str) -> CompactionError:
