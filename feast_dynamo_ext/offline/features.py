@@ -43,9 +43,8 @@ def read_features(
     rows = np.argsort(positions)[np.count_nonzero(positions == NO_ROW) :]
     wanted = positions[rows]
     kinds = {name: source.schema.field(name).type for name in columns}
-    fixed = {
-        name: _Fixed.of(kind, len(positions)) for name, kind in kinds.items() if _is_fixed(kind)
-    }
+    matched = positions != NO_ROW
+    fixed = {name: _Fixed.of(kind, matched) for name, kind in kinds.items() if _is_fixed(kind)}
     others = [name for name in columns if name not in fixed]
 
     def put(batch: pa.RecordBatch, start: int) -> pa.RecordBatch:
@@ -68,28 +67,34 @@ class _Fixed:
     Attributes:
         kind: Arrow's type of them.
         bits: the values.
-        valid: which of them are there.
+        matched: the rows that will have one.
+        nulls: rows of these whose value is null, in parts.
     """
 
     kind: pa.DataType
     bits: NDArray[np.unsignedinteger]
-    valid: NDArray[np.bool_]
+    matched: NDArray[np.bool_]
+    nulls: list[NDArray[np.int64]]
 
     @classmethod
-    def of(cls, kind: pa.DataType, rows: int) -> _Fixed:
-        bits = np.zeros(rows, dtype=WIDTHS[kind.bit_width])
-        return cls(kind, bits, np.zeros(rows, dtype=bool))
+    def of(cls, kind: pa.DataType, matched: NDArray[np.bool_]) -> _Fixed:
+        return cls(kind, np.zeros(len(matched), dtype=WIDTHS[kind.bit_width]), matched, [])
 
     def put(self, values: pa.Array, rows: NDArray[np.int64]) -> None:
         """Put values into rows; several threads may, each into rows of its own."""
         bits = np.frombuffer(values.buffers()[1], dtype=self.bits.dtype)
         self.bits[rows] = bits[values.offset : values.offset + len(values)]
-        self.valid[rows] = values.is_valid() if values.null_count else True
+        if values.null_count:
+            self.nulls.append(rows[values.is_null().to_numpy(zero_copy_only=False)])
 
     def array(self) -> pa.Array:
+        valid = self.matched
+        if self.nulls:
+            valid = valid.copy()
+            valid[np.concatenate(self.nulls)] = False
         bitmap = None
-        if not self.valid.all():
-            bitmap = pa.py_buffer(np.packbits(self.valid, bitorder="little"))
+        if not valid.all():
+            bitmap = pa.py_buffer(np.packbits(valid, bitorder="little"))
         buffers = [bitmap, pa.py_buffer(self.bits)]
         return pa.Array.from_buffers(self.kind, len(self.bits), buffers)
 

@@ -104,26 +104,35 @@ class _Block:
         self._orders = Orders()
         # What is done one after the other for one view is done for several side by side.
         self._side_by_side = max(1, min(len(plan.views), engine.workers))
-        self._threads = max(1, engine.workers // self._side_by_side)
 
     def joined(self, sources: list[ParquetSource], schema: pa.Schema) -> pa.Table:
         columns = list(self._entities.table.columns)
         with ThreadPoolExecutor(self._side_by_side) as pool:
-            for found in pool.map(self._features, self._plan.views, sources):
+            for found in pool.map(self._features, self._plan.views, sources, self._threads()):
                 columns += found
         return pa.Table.from_arrays(columns, schema=schema)
 
-    def _features(self, view: ViewPlan, source: ParquetSource) -> list[pa.Array | pa.ChunkedArray]:
+    def _threads(self) -> Iterator[int]:
+        """Of each view: those that are left for the last of them share all threads."""
+        left = len(self._plan.views)
+        while left:
+            at_once = min(left, self._side_by_side)
+            yield from [max(1, self._engine.workers // at_once)] * at_once
+            left -= at_once
+
+    def _features(
+        self, view: ViewPlan, source: ParquetSource, threads: int
+    ) -> list[pa.Array | pa.ChunkedArray]:
         source = narrowed(view, source, self._entities)
         positions = self._engine.match(
             self._entities,
             view,
             source,
             created_by_entity_time=self._plan.created_by_entity_time,
-            threads=self._threads,
+            threads=threads,
             orders=self._orders,
         )
-        found = read_features(source, view.feature_columns, positions, self._threads)
+        found = read_features(source, view.feature_columns, positions, threads)
         return [found[column] for column, _ in view.features]
 
 
