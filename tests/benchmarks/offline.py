@@ -37,7 +37,7 @@ CONTENDERS = {  # what `offline_client.py` calls them
     SCANS[0]: "scan_pyarrow",
     SCANS[1]: "scan_duckdb",
 }
-BUCKETS = 16
+BUCKETS = 32
 FREE_DISK_MB = 5_000
 MEMORY_MB, SPARE_MB = 20_000, 1_500
 TIME_S, FULL_TIME_S = 120.0, 1_200.0

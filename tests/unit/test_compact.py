@@ -211,11 +211,11 @@ def test_memory_is_that_of_a_part_not_of_the_source(path, config):
         most = max(most, pa.total_allocated_bytes() - start)
 
     plan = compaction.plan(
-        target(path), config, Asked(buckets=2, memory_bytes=whole // 3, target_bytes=4 << 20)
+        target(path), config, Asked(buckets=2, memory_bytes=whole // 3, target_bytes=1 << 20)
     )
     compaction.run(plan, look)
     assert whole == 48_000_000
     assert most < whole // 2, "it was given a third of that"
     times = pa.Table.from_batches(opened(path, config).scan(["event_timestamp", "cid"]))
     assert times.num_rows == rows
-    assert len(opened(path, config).files) == 4
+    assert len(opened(path, config).files) > 2, "more than one file a bucket"

@@ -6,6 +6,7 @@ import datetime as dt
 import json
 from decimal import Decimal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from feast_dynamo_ext.errors import (
 )
 from feast_dynamo_ext.offline.compact.buckets import bucket_of
 from feast_dynamo_ext.offline.compact.current import Buckets
+from feast_dynamo_ext.offline.compact.encodings import options
 from feast_dynamo_ext.offline.compact.layout import Asked, InputFile, by_partition, choose
 from feast_dynamo_ext.offline.compact.removal import remove_replaced, replaced_files
 from feast_dynamo_ext.offline.compact.snapshot import Target, folder_of
@@ -103,7 +105,37 @@ def test_rows_are_sorted_and_row_groups_say_their_limits(path, config):
     (file,) = path.glob("_feast_dynamo/*/*.parquet")
     column = pq.read_metadata(file).row_group(0).column(1)
     assert column.statistics.max == START + dt.timedelta(hours=3)
-    assert column.compression == "ZSTD"
+
+
+def test_columns_are_packed_where_it_saves_a_good_part():
+    generator = np.random.default_rng(8)
+    rows = 20_000
+    sample = pa.table(
+        {
+            "random": generator.random(rows),
+            "ascending": np.arange(rows),
+            "few": generator.choice(generator.random(40), rows),
+            "names": pa.array([f"city {at % 60}" for at in range(rows)]),
+            "lists": pa.array([[float(at % 3)] * 4 for at in range(rows)]),
+            "nulls": pa.nulls(rows),
+        }
+    )
+    chosen = options(sample)
+    assert {path: chosen["compression"][path] for path in ("random", "ascending", "names")} == {
+        "random": "none",
+        "ascending": "zstd",
+        "names": "zstd",
+    }
+    assert {"few", "names", "lists.list.element"} <= set(chosen["use_dictionary"])
+    assert not {"random", "ascending"} & set(chosen["use_dictionary"])
+    sink = pa.BufferOutputStream()
+    pq.write_table(sample, sink, **chosen)
+    assert pq.read_table(pa.BufferReader(sink.getvalue())).equals(sample)
+
+
+def test_no_rows_are_packed_somehow():
+    sample = pa.table({"a": pa.array([], pa.int64()), "b": pa.array([], pa.string())})
+    pq.write_table(sample, pa.BufferOutputStream(), **options(sample))
 
 
 def test_a_source_without_rows_keeps_its_columns(path, config):

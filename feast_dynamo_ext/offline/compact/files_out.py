@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feast_dynamo_ext.offline.compact.current import CompactedFile
+from feast_dynamo_ext.offline.compact.encodings import options
 from feast_dynamo_ext.offline.compact.plain_types import cast
 
 if TYPE_CHECKING:
@@ -86,18 +87,19 @@ class FilesOut:
         return int(min(MOST_GROUP_ROWS, max(LEAST_GROUP_ROWS, self.group_bytes // row_bytes)))
 
     def _write(self, table: pa.Table) -> None:
+        rows = cast(table, self.schema)
         if self._writer is None:
-            self._open()
-        self._writer.write_table(cast(table, self.schema), row_group_size=max(1, table.num_rows))
+            self._open(rows)
+        self._writer.write_table(rows, row_group_size=max(1, table.num_rows))
         self._rows += table.num_rows
         if self._sink.written >= self.target_bytes:
             self._end_file()
 
-    def _open(self) -> None:
+    def _open(self, sample: pa.Table) -> None:
         self._path = f"{self.stem}-{len(self.written):05d}.parquet"
         file = self.folder.files.new_file(f"{self.folder.uri}/{self._path}")
         self._sink = self._opened.enter_context(file)
-        self._writer = pq.ParquetWriter(self._sink, self.schema, compression="zstd")
+        self._writer = pq.ParquetWriter(self._sink, self.schema, **options(sample))
 
     def _end_file(self) -> None:
         if self._writer is None:
