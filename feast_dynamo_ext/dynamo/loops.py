@@ -103,8 +103,16 @@ def _end(loop: Loop, on_close: Callable[[Loop], None]) -> None:
     for task in asyncio.all_tasks(loop):
         task.cancel()
     on_close(loop)
-    # Once more round, so that cancelled tasks and closed connections are really gone. A finalizer
-    # may run while another loop runs on this thread.
-    if not _is_in_a_loop():
-        loop.run_until_complete(asyncio.sleep(0))
+    # A finalizer may run while another loop runs on this thread.
+    if _is_in_a_loop():
+        thread = threading.Thread(target=_settle, args=(loop,))
+        thread.start()
+        thread.join()
+    else:
+        _settle(loop)
     loop.close()
+
+
+def _settle(loop: Loop) -> None:
+    """Once more round, so that cancelled tasks and closed connections are really gone."""
+    loop.run_until_complete(asyncio.sleep(0))
