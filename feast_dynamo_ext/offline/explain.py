@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from feast_dynamo_ext.offline.footers import FOOTERS_AT_ONCE
 from feast_dynamo_ext.offline.join import checked_source, narrowed, rows_at_once
 from feast_dynamo_ext.offline.query import PointInTime, window
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.offline.plan import ViewPlan
     from feast_dynamo_ext.offline.query import Query
     from feast_dynamo_ext.offline.source import ParquetSource
-
-FOOTERS_AT_ONCE = 16
 
 UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3))
 

@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feast_dynamo_ext.offline.times import HIGHEST, LOWEST
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,7 +32,6 @@ SPREAD = 16
 """A table by value has at most so many places a key, and may always have TABLE_PLACES."""
 TABLE_PLACES = 1 << 22
 
-LOWEST, HIGHEST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # Knuth's: 2^64 divided by the golden ratio
 
 

@@ -1,4 +1,4 @@
-"""Reads Parquet files a row group at a time, and what their footers say without reading them."""
+"""Reads Parquet files a row group at a time: one after the other, or several at once."""
 
 from __future__ import annotations
 

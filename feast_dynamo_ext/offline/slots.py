@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feast_dynamo_ext.offline.key_index import NONE, ByKey, KeyIndex
+from feast_dynamo_ext.offline.times import LOWEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,6 @@ FEW, MANY = 2, 4096
 """Powers of two: keys with more slots are searched in other ways."""
 
 ALL = np.uint64(2**64 - 1)
-LOWEST, HIGHEST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from feast_dynamo_ext.offline.engine import NO_ROW
 from feast_dynamo_ext.offline.key_index import NONE
-from feast_dynamo_ext.offline.slots import LOWEST, Orders, Slots
+from feast_dynamo_ext.offline.slots import Orders, Slots
+from feast_dynamo_ext.offline.times import LOWEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
