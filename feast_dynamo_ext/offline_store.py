@@ -28,7 +28,7 @@ from feast_dynamo_ext.offline.plan import ViewPlan, plan_rows, plan_views
 from feast_dynamo_ext.offline.query import PointInTime, SourceRows
 from feast_dynamo_ext.offline.result import Result
 from feast_dynamo_ext.offline.saved import event_time_of
-from feast_dynamo_ext.offline.source import ParquetSource, check_times
+from feast_dynamo_ext.offline.source import ParquetSource, check_times, columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -288,9 +288,8 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
     def get_table_column_names_and_types_from_data_source(
         self, config: RepoConfig, data_source: DataSource
     ) -> Iterable[tuple[str, str]]:
-        """Names and Arrow types of a source's columns, for Feast's schema inference."""
-        schema = ParquetSource.open(data_source, config).with_all_types().schema
-        return [(column.name, str(column.type)) for column in schema]
+        """Names and Arrow types of the columns that a source's rows bring."""
+        return columns_of(data_source, config)
 
 
 def _opener(

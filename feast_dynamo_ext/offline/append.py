@@ -176,7 +176,7 @@ def declared_columns(views: Iterable[Any], source: DataSource) -> list[tuple[str
         return []
     declared, folders = _declared(view), Folders.of(source, ())
     times = dict.fromkeys(_required(view), str(pa.timestamp("us", "UTC")))
-    of_folders = dict.fromkeys(folders.order, str(pa.string()))
+    of_folders = dict.fromkeys(folders.columns, str(pa.string()))
     of_view = {column.name: str(column.type) for column in declared}
     return list((times | of_folders | of_view).items())
 

@@ -42,8 +42,7 @@ class Folders:
     def of(cls, data_source: Any, files: Sequence[FileState]) -> Folders:
         """The folders of a source, from its settings and the files that are there."""
         pattern: str = getattr(data_source, "folder_format", "")
-        pairs = [part.partition("=") for part in pattern.split("/")] if "=" in pattern else []
-        derived = {name: form for name, _, form in pairs}
+        derived: Mapping[str, str] = getattr(data_source, "derived_columns", {})
         # Files that `compact` wrote may say less in their folders' names.
         deepest = max((file.partition for file in files), key=len, default=())
         there = [name for name, _ in deepest] if files else list(derived)
@@ -55,7 +54,7 @@ class Folders:
         return cls(
             columns=tuple(name for name in there if name not in derived),
             derived=derived,
-            plain="" if "=" in pattern else pattern,
+            plain="" if derived else pattern,
             order=tuple(there),
             event_time=original.get(data_source.timestamp_field, data_source.timestamp_field),
             texts={name: frozenset(found) for name, found in texts.items()},

@@ -211,15 +211,24 @@ class _InArrow:
 
 def _distinct(column: pa.Array) -> tuple[Lookup, int]:
     """Numbers for the distinct values of a column, and how many they are."""
+    if pa.types.is_int64(column.type) and column.null_count < len(column):
+        return _distinct_integers(column.drop_null())
     values = pc.unique(column).drop_null()
-    if not pa.types.is_int64(values.type):
-        return _InArrow(values), len(values)
-    numbers = values.to_numpy()
-    if not len(numbers):
-        return _InArrow(values), 0
-    reach = int(numbers.max()) - int(numbers.min())
-    by_value = reach < max(TABLE_PLACES, SPREAD * len(numbers))
-    return (_ByValue if by_value else _Hashed).of(numbers), len(numbers)
+    return _InArrow(values), len(values)
+
+
+def _distinct_integers(column: pa.Array) -> tuple[Lookup, int]:
+    values = column.to_numpy()
+    least, reach = int(values.min()), int(values.max()) - int(values.min())
+    if reach < max(TABLE_PLACES, SPREAD * len(values)):
+        # A mark in the place of each takes a tenth of the time that hashing all of them does.
+        is_there = np.zeros(reach + 1, dtype=bool)
+        is_there[values - least] = True
+        distinct = np.flatnonzero(is_there) + least
+    else:
+        distinct = pc.unique(column).to_numpy()
+    by_value = reach < max(TABLE_PLACES, SPREAD * len(distinct))
+    return (_ByValue if by_value else _Hashed).of(distinct), len(distinct)
 
 
 def _paired(left: Numbers, right: Numbers, width: int) -> pa.Array:

@@ -96,6 +96,14 @@ class S3ParquetSource(DataSource):
             return f"{self.date_partition_column}={self.date_partition_column_format}"
         return self.date_partition_column_format
 
+    @property
+    def derived_columns(self) -> dict[str, str]:
+        """Hive columns that follow from the event time, and the format of each."""
+        if "=" not in self.folder_format:
+            return {}
+        pairs = [part.partition("=") for part in self.folder_format.split("/")]
+        return {name: form for name, _, form in pairs}
+
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, S3ParquetSource)
@@ -166,11 +174,10 @@ class S3ParquetSource(DataSource):
         return convert
 
     def get_table_column_names_and_types(self, config: RepoConfig) -> Iterable[tuple[str, str]]:
-        """Names and Arrow types of the columns of all files, those of folders included."""
-        from feast_dynamo_ext.offline.source import ParquetSource
+        """Names and Arrow types of the columns that rows bring; see `source.columns_of`."""
+        from feast_dynamo_ext.offline.source import columns_of
 
-        schema = ParquetSource.open(self, config).with_all_types().schema
-        return [(column.name, str(column.type)) for column in schema]
+        return columns_of(self, config)
 
 
 def _check_format(source: S3ParquetSource) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Reading = Callable[[str], AbstractContextManager[object]]
+    Left = Callable[[Any, int], Sequence[str]]
 
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ def each(
     reading: Reading,
     wanted: NDArray[np.int64] | None = None,
     together: int = 0,
+    left: Left | None = None,
 ) -> Iterator[T]:
     """What a function makes of all batches, several row groups at a time.
 
@@ -86,6 +88,8 @@ def each(
         wanted: ascending positions; row groups that hold none of them are not read. None for all.
         together: row groups that follow each other are one batch up to so many rows; 0 for small
             batches.
+        left: which of the columns are left to be read of a row group, given it and the position of
+            its first row; a row group without any is not read. None for all.
 
     Returns:
         What was made of the batches, in the order of the files.
@@ -93,7 +97,8 @@ def each(
 
     def of_groups(groups: list[Any], start: int) -> list[T]:
         made = []
-        for batch in _large(_read(groups, dataset, columns, reading), together):
+        left_of = left or (lambda *_: columns)
+        for batch in _large(_read(groups, start, dataset, left_of, reading), together):
             made.append(work(batch, start))
             start += batch.num_rows
         return made
@@ -144,7 +149,7 @@ def _runs(groups: Iterator[tuple[Any, int]], most: int) -> Iterator[tuple[list[A
 
 
 def _read(
-    groups: list[Any], dataset: ds.FileSystemDataset, columns: Sequence[str], reading: Reading
+    groups: list[Any], start: int, dataset: ds.FileSystemDataset, left: Left, reading: Reading
 ) -> Iterator[pa.RecordBatch]:
     # Far away, a row group's columns are fetched together. What is on this machine is read as it
     # is needed, which takes a sixth less time.
@@ -152,15 +157,18 @@ def _read(
     options = ds.ParquetFragmentScanOptions(pre_buffer=is_far)
     for group in groups:
         with reading(group.path):
-            scanner = group.scanner(
-                schema=dataset.schema,
-                columns=list(columns),
-                batch_size=_batch_rows(group),
-                use_threads=False,
-                fragment_scan_options=options,
-                **READ_AHEAD,
-            )
-            yield from scanner.to_batches()
+            columns = left(group, start)
+            if columns:
+                scanner = group.scanner(
+                    schema=dataset.schema,
+                    columns=list(columns),
+                    batch_size=_batch_rows(group),
+                    use_threads=False,
+                    fragment_scan_options=options,
+                    **READ_AHEAD,
+                )
+                yield from scanner.to_batches()
+        start += group.row_groups[0].num_rows
 
 
 def _large(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feast_dynamo_ext.offline.key_index import NONE, ByKey, KeyIndex
+from feast_dynamo_ext.offline.sorting import ascending
 from feast_dynamo_ext.offline.times import LOWEST
 
 if TYPE_CHECKING:
@@ -261,8 +262,5 @@ def _order(key: NDArray[np.int64], time: NDArray[np.int64]) -> NDArray[np.int64]
     """
     rows = np.flatnonzero(key != NONE)
     by_time = np.argsort(time[rows])
-    rank = np.empty(len(rows), dtype=np.int64)
-    rank[by_time] = np.arange(len(rows))
-    both = key[rows] * len(rows) + rank
-    ordered: NDArray[np.int64] = rows[np.argsort(both)]
+    ordered: NDArray[np.int64] = rows.take(by_time.take(ascending(key[rows].take(by_time))))
     return ordered

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.offline.compact.current import Current
+    from feast_dynamo_ext.offline.scan import Left
 
 T = TypeVar("T")
 
@@ -221,6 +222,7 @@ class ParquetSource:
         threads: int,
         wanted: NDArray[np.int64] | None = None,
         together: int = 0,
+        left: Left | None = None,
     ) -> Iterator[T]:
         """What a function makes of all rows, batch by batch, in order; see `scan.each`.
 
@@ -228,7 +230,7 @@ class ParquetSource:
             SourceReadError: a file cannot be read.
         """
         dataset, reading = self.parts.readable(columns), self._read_errors().of_file
-        yield from scan.each(dataset, columns, work, threads, reading, wanted, together)
+        yield from scan.each(dataset, columns, work, threads, reading, wanted, together, left)
 
     def fetch(
         self, columns: Sequence[str], positions: NDArray[np.int64], threads: int = 1
@@ -330,6 +332,20 @@ def uri_of(data_source: DataSource, config: RepoConfig) -> str:
         return path
     uri: str = FileSource.get_uri_for_file_path(config.repo_path, path)
     return uri
+
+
+def columns_of(data_source: DataSource, config: RepoConfig) -> list[tuple[str, str]]:
+    """Names and Arrow types of the columns that rows of a source bring.
+
+    Columns of all files and of hive folders, but for those that follow from the event time: no row
+    that is appended has to say them, and no view gets them for features unless it names them.
+
+    Raises:
+        OfflineStoreError: the source cannot be read; see the subclasses.
+    """
+    schema = ParquetSource.open(data_source, config).with_all_types().schema
+    derived = getattr(data_source, "derived_columns", {})
+    return [(column.name, str(column.type)) for column in schema if column.name not in derived]
 
 
 def check_times(data_source: DataSource, config: RepoConfig) -> None:

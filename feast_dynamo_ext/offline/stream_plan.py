@@ -10,6 +10,7 @@ whose event times are equal, unless these are many.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow as pa
 
 from feast_dynamo_ext.offline.engine import NO_ROW
 from feast_dynamo_ext.offline.key_index import NONE
+from feast_dynamo_ext.offline.runs import Runs, expanded
 from feast_dynamo_ext.offline.slots import Orders, Slots
 from feast_dynamo_ext.offline.times import LOWEST
 
@@ -42,7 +44,8 @@ def match(
         newest = _without_created(slots, history, threads)
     if newest is None:
         newest = _Newest(slots)
-        for rows in history.each(lambda batch, start: _visible(batch, start, slots), threads):
+        ties = history.created_axis is not None
+        for rows in history.each(partial(_visible, slots=slots, ties=ties), threads):
             newest.take_in(rows)
     found = np.full(len(asked.latest), NO_ROW, dtype=np.int64)
     found[slots.order.entity] = newest.seen()
@@ -57,7 +60,7 @@ def _without_created(slots: Slots, history: History, threads: int) -> _Newest | 
     """
     plain = history.without_created()
     newest = _NewestByTime(slots)
-    for rows in plain.each(lambda batch, start: _visible(batch, start, slots), threads):
+    for rows in plain.each(partial(_visible, slots=slots, ties=True), threads):
         newest.take_in(rows)
         if newest.equal_rows > MOST_EQUAL:
             return None
@@ -87,8 +90,18 @@ class _Rows:
         return _Rows(*(column.take(which) for column in columns))
 
 
-def _visible(batch: pa.RecordBatch, start: int, slots: Slots) -> _Rows:
-    """What is left of a batch of narrow columns."""
+def _visible(batch: pa.RecordBatch, start: int, slots: Slots, *, ties: bool) -> _Rows:
+    """What is left of a batch of narrow columns.
+
+    Args:
+        batch: the columns.
+        start: position of its first row.
+        slots: the entity rows.
+        ties: whether rows of equal event times are to be decided by created time.
+    """
+    runs = Runs.of(batch) if slots.known is None else None
+    if runs is not None:
+        return _seen_in_runs(batch, runs, start, slots, ties=ties)
     *keys, times, createds = batch.columns
     row = slots.glance.rows(keys, _numbers(times))
     key = slots.order.keys.numbers([column.take(pa.array(row)) for column in keys])
@@ -108,6 +121,31 @@ def _visible(batch: pa.RecordBatch, start: int, slots: Slots) -> _Rows:
     seen = slot < slots.order.first.take(key + 1)
     seen &= time >= slots.earliest.take(slot, mode="clip")
     return _Rows(slot, time, created, row + start).only(np.flatnonzero(seen))
+
+
+def _seen_in_runs(
+    batch: pa.RecordBatch, runs: Runs, start: int, slots: Slots, *, ties: bool
+) -> _Rows:
+    """The same where rows of a key stand together: slots look for rows, not rows for slots."""
+    *keys, _, createds = batch.columns
+    firsts = pa.array(runs.first)
+    key = slots.order.keys.numbers([column.take(firsts) for column in keys]).astype(np.int64)
+    asked = np.flatnonzero(key != NONE)
+    first, end = (slots.order.first.take(key[asked] + more) for more in (0, 1))
+    of_range, slot = expanded(first, end)
+    run = asked.take(of_range)
+    row = runs.after(run, slots.order.latest.take(slot)) - 1
+    seen = row >= runs.first.take(run)
+    # A slot that sees the row of the one before it, in the same run, has none of its own.
+    seen[1:] &= row[1:] != row[:-1]
+    found = np.flatnonzero(seen)
+    run, row, slot = run.take(found), row.take(found), slot.take(found)
+    if ties:
+        which, equal = runs.equal_before(run, row)
+        row, slot = np.append(row, equal), np.append(slot, slot.take(which))
+    time, created = runs.time.take(row), _numbers(createds.take(pa.array(row)))
+    alive = time >= slots.earliest.take(slot)
+    return _Rows(slot, time, created, row + start).only(np.flatnonzero(alive))
 
 
 class _Newest:

@@ -358,3 +358,20 @@ def test_parts_are_sized_and_keep_the_order(tmp_path):
     assert pa.concat_tables(read).equals(table)
     small = PartSize(file_bytes=1, group_rows=500)
     assert len(write_parts(LocalFiles(), str(tmp_path), "tiny", table.schema, batches, small)) == 2
+
+
+def test_rows_do_not_bring_the_columns_that_follow_from_event_time(open_store, tmp_path):
+    store = open_store(online={"region": "us-east-1"})
+    source = S3ParquetSource(
+        name="days", path="orders", timestamp_field="event_timestamp", date_partition_column="dt"
+    )
+    view = view_of(source)
+    store.registry.apply_entity(CUSTOMER, "p")
+    store.registry.apply_data_source(source, "p")
+    store.registry.apply_feature_view(view, "p")
+    frame = pd.DataFrame({"cid": [1], "event_timestamp": [START], "total": [2.0]})
+    for _ in range(2):  # the first write makes the folder, the second finds it
+        store.write_to_offline_store("orders", frame)
+    (folder,) = {str(Path(name).parent) for name in files_in(tmp_path / "orders")}
+    assert folder == f"dt={START:%Y-%m-%d}"
+    assert [row["total"] for row in history(tmp_path, view)] == [2.0, 2.0]

@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from compact_cases import START, UTC, compact, opened, repo_config, target, values, write
@@ -25,6 +26,7 @@ from feast_dynamo_ext.offline.compact.encodings import options
 from feast_dynamo_ext.offline.compact.layout import Asked, InputFile, by_partition, choose
 from feast_dynamo_ext.offline.compact.removal import remove_replaced, replaced_files
 from feast_dynamo_ext.offline.compact.snapshot import Target, folder_of
+from feast_dynamo_ext.offline.plain_pages import take_plain
 
 
 @pytest.fixture
@@ -105,6 +107,33 @@ def test_rows_are_sorted_and_row_groups_say_their_limits(path, config):
     (file,) = path.glob("_feast_dynamo/*/*.parquet")
     column = pq.read_metadata(file).row_group(0).column(1)
     assert column.statistics.max == START + dt.timedelta(hours=3)
+
+
+def test_in_buckets_the_rows_of_a_key_stand_together(path, config):
+    write(path / "a.parquet", [(2, 3, 0, 1), (1, None, 0, 2), (2, 1, 1, 3), (None, 0, 0, 4)])
+    write(path / "b.parquet", [(2, 1, 0, 5), (1, 0, None, 6), (1, 9, 0, 7), (2, 1, 1, 8)])
+    compact(path, config, buckets=1)
+    assert values(path, config) == [6, 7, 2, 5, 3, 8, 1, 4]
+
+
+def test_random_numbers_are_taken_from_compacted_files_as_they_stand(path, config):
+    rows = 60_000
+    path.mkdir()
+    generator = np.random.default_rng(2)
+    times = pa.array(np.arange(rows), pa.timestamp("us", "UTC"))
+    random = generator.normal(size=rows)
+    columns = {"cid": generator.integers(0, 900, rows), "event_timestamp": times, "created": times}
+    pq.write_table(pa.table({**columns, "value": random}), path / "a.parquet")
+    compact(path, config, buckets=1)
+    (file,) = path.glob("_feast_dynamo/*/*.parquet")
+    (part,) = ds.dataset(str(file), format="parquet").get_fragments()
+    (group,) = part.split_by_row_group()
+    wanted, place = np.arange(0, rows, 7), np.zeros(-(-rows // 7), np.uint64)
+    assert take_plain(group, {"value": pa.float64()}, wanted, {"value": place}) == {"value"}
+    assert (
+        place.view(np.float64).tolist()
+        == pq.read_table(file).column("value").to_numpy()[::7].tolist()
+    )
 
 
 def test_columns_are_packed_where_it_saves_a_good_part():
@@ -190,7 +219,7 @@ def test_the_pointer_says_what_counts(path, config):
     said = json.loads(pointer(path).read_text())
     assert said["format"] == 1
     assert said["buckets"] == {"columns": ["cid"], "count": 1, "hash": "splitmix64-1"}
-    assert said["sorted_by"] == ["event_timestamp", "created"]
+    assert said["sorted_by"] == ["cid", "event_timestamp", "created"]
     ((file,), (replaced,)) = said["files"], said["replaced"]
     assert (file["rows"], file["bucket"]) == (2, 0)
     assert file["size"] == (path / file["path"]).stat().st_size

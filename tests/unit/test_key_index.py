@@ -82,7 +82,8 @@ def test_a_hash_table_with_many_keys():
 @pytest.mark.parametrize("keys", [[5, 9, 7], [5 << 50, 9 << 50, 7 << 50]])
 def test_a_number_by_key(keys):
     index = KeyIndex.of([pa.array(keys)])
-    by_number = np.array([10, 20, 30, 99], dtype=np.uint64)
+    by_number = np.array([0, 0, 0, 99], dtype=np.uint64)
+    by_number[index.numbers([pa.array(keys)])] = [10, 20, 30]
     by_key = ByKey.of(index, by_number)
     asked = pa.array([keys[1], 6, keys[0], -(2**63), 2**63 - 1, keys[2]])
     assert by_key.take([asked]).tolist() == [20, 99, 10, 99, 99, 30]

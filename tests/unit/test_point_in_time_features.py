@@ -55,13 +55,21 @@ COLUMNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def view(tmp_path_factory) -> FeatureView:
+# Row groups of one row without nulls are plain, others are not.
+WRITTEN = {
+    "packed": {"row_group_size": 1},
+    "plain": {"row_group_size": 1, "compression": "none", "use_dictionary": False},
+    "together": {"compression": "none", "use_dictionary": False},
+}
+
+
+@pytest.fixture(scope="module", params=WRITTEN.values(), ids=WRITTEN)
+def view(request, tmp_path_factory) -> FeatureView:
     path = tmp_path_factory.mktemp("types") / "history.parquet"
     columns = {name: pa.array([a, None, b], kind) for name, (kind, a, b) in COLUMNS.items()}
     columns["cid"] = pa.array([1, 2, 3])
     columns["at"] = pa.array([MOMENT] * 3, pa.timestamp("us", "UTC"))
-    pq.write_table(pa.table(columns), path, row_group_size=1)
+    pq.write_table(pa.table(columns), path, **request.param)
     return FeatureView(
         name="types",
         entities=[Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)],

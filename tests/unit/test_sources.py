@@ -257,6 +257,17 @@ def test_inferred_types_are_those_that_hold_all_files(tmp_path):
         S3ParquetSource(path="shop").get_table_column_names_and_types(config_of(tmp_path))
 
 
+def test_columns_that_follow_from_event_time_are_not_inferred(tmp_path):
+    put(tmp_path / "shop" / "dt=2026-01-31" / "region=eu" / "a.parquet", x=[1])
+    source = S3ParquetSource(path="shop", date_partition_column="dt")
+    found = source.get_table_column_names_and_types(config_of(tmp_path))
+    assert list(found) == [("x", "int64"), ("region", "string")]
+    whole = S3ParquetSource(path="shop", date_partition_column_format="dt=%Y-%m-%d/region=%y")
+    assert list(whole.get_table_column_names_and_types(config_of(tmp_path))) == [("x", "int64")]
+    plain = S3ParquetSource(path="shop").get_table_column_names_and_types(config_of(tmp_path))
+    assert [name for name, _ in plain] == ["x", "dt", "region"]
+
+
 def test_a_file_without_rows_has_none(tmp_path):
     pq.write_table(pa.table({"x": pa.array([], pa.int64())}), tmp_path / "a.parquet")
     put(tmp_path / "b.parquet", x=[7])

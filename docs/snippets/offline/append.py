@@ -11,7 +11,6 @@ rows = pd.DataFrame(
         "created_timestamp": pd.to_datetime(["2026-01-11 09:05Z"] * 2),
         "orders_90d": [3, 1],
         "spend_90d": [100.5, 75.11],
-        "dt": None,  # Feast wants all columns; the folder follows from the event time
     }
 )
 store.write_to_offline_store("orders", rows)

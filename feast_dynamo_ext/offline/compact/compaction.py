@@ -177,6 +177,12 @@ def _verified(todo: Plan, files: Sequence[CompactedFile]) -> Figures:
     return Figures(len(files), rows, sum(file.size for file in files), sum(groups))
 
 
+def _sorted_by(todo: Plan) -> tuple[str, ...]:
+    target, buckets = todo.snapshot.target, todo.shape.buckets
+    times = [name for name in (target.event_time, target.created_time) if name]
+    return (*(buckets.columns if buckets else ()), *times)
+
+
 def _row_groups(folder: Folder, file: CompactedFile) -> int:
     path = f"{folder.root}/{file.path}"
     with aws.s3_translated(path):
@@ -211,7 +217,7 @@ def _replace_pointer(todo: Plan, generation: str, files: tuple[CompactedFile, ..
 
 def _pointer(todo: Plan, generation: str, files: tuple[CompactedFile, ...]) -> Current:
     snapshot, now = todo.snapshot, time.time()
-    target, before = snapshot.target, snapshot.seen.current
+    before = snapshot.seen.current
     there: set[str] = {file.path for file in snapshot.source.place.everything()}
     kept = {file.path for file in files}
     replaced: list[ReplacedFile] = [
@@ -221,7 +227,7 @@ def _pointer(todo: Plan, generation: str, files: tuple[CompactedFile, ...]) -> C
     return Current(
         generation,
         todo.shape.buckets,
-        tuple(name for name in (target.event_time, target.created_time) if name),
+        _sorted_by(todo),
         files,
         tuple(
             file

@@ -9,11 +9,16 @@ import numpy as np
 from feast_dynamo_ext.offline.compact.buckets import HASH, bucket_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from feast_dynamo_ext.offline.source import ParquetSource
+
+
+FIRST_ROWS = 64
+"""For each bucket: many entity rows ask for every bucket, which the first of them tell."""
 
 
 def in_buckets(
@@ -42,10 +47,17 @@ def in_buckets(
     if not set(buckets.columns) <= keys.keys():
         return source
     columns = [keys[name] for name in buckets.columns]
-    asked = np.unique(bucket_of(columns, buckets.count))
+    first = [column.slice(0, FIRST_ROWS * buckets.count) for column in columns]
+    if len(_buckets(first, buckets.count)) == buckets.count:
+        return source
+    asked = _buckets(columns, buckets.count)
     if len(asked) == buckets.count:
         return source
     root = source.place.root
     wanted = set(asked.tolist())
     left_out = {f"{root}/{file.path}" for file in current.files if file.bucket not in wanted}
     return source.only({file.path for file in source.files} - left_out)
+
+
+def _buckets(columns: Sequence[pa.Array | pa.ChunkedArray], count: int) -> NDArray[np.int64]:
+    return np.flatnonzero(np.bincount(bucket_of(columns, count)))

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from feast_dynamo_ext.errors import ColumnTypeError, SourceReadError
 from feast_dynamo_ext.offline.compact.buckets import bucket_of
 from feast_dynamo_ext.offline.compact.files_out import GROUP_BYTES, FilesOut
 from feast_dynamo_ext.offline.compact.plain_types import cast, plain_schema
 from feast_dynamo_ext.offline.compact.spool import BinSpool
+from feast_dynamo_ext.offline.keys import comparable
 from feast_dynamo_ext.offline.times import HIGHEST, LOWEST, Axis
 
 if TYPE_CHECKING:
@@ -175,18 +177,33 @@ class Rewrite:
         within = f"{self.unit.folder}/" if self.unit.folder else ""
         return f"{folder}/{within}part-{self.unit.layer:03d}"
 
+    def _key_ranks(self, table: pa.Table) -> Iterator[NDArray[np.int64]]:
+        """In buckets the rows of a key stand together; the last of these ranks counts most."""
+        if self.buckets:
+            for name in reversed(self.buckets.columns):
+                yield _rank(comparable(table.column(name)))
+
     def _sorted(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         for table in _pieces(batches, 2 * self._part_bytes):
             times = _numbers(table.column(self.snapshot.target.event_time), HIGHEST)
             created = np.zeros(len(times), dtype=np.int64)
             if self.snapshot.target.created_time:
                 created = _numbers(table.column(self.snapshot.target.created_time), LOWEST)
-            # Stable: what is equal in both keeps its order.
-            order = np.lexsort((created, times))
+            # Stable: what is equal in all keeps its order.
+            order = np.lexsort((created, times, *self._key_ranks(table)))
             if (order[1:] > order[:-1]).all():
                 yield table
             else:
                 yield table.take(pa.array(order))
+
+
+def _rank(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Numbers in the order of a column's values."""
+    if pa.types.is_integer(column.type) and not column.null_count:
+        numbers: NDArray[np.int64] = column.to_numpy()
+        return numbers
+    ranks: NDArray[np.int64] = pc.rank(column, tiebreaker="dense").to_numpy()
+    return ranks
 
 
 def _numbers(column: pa.Array | pa.ChunkedArray, null: int) -> NDArray[np.int64]:
