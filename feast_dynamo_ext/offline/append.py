@@ -21,6 +21,7 @@ from feast_dynamo_ext.errors import (
 )
 from feast_dynamo_ext.offline.destination import files_of, settings_of
 from feast_dynamo_ext.offline.folders import Folders
+from feast_dynamo_ext.offline.iceberg import is_iceberg
 from feast_dynamo_ext.offline.parquet import write_parts
 from feast_dynamo_ext.offline.source import ParquetSource, uri_of
 
@@ -67,6 +68,11 @@ class Target:
             raise OfflineStoreError(
                 f"Feature view `{view.name}`: its source is a Delta table, whose log would not "
                 "know a file beside it. Append with Delta's own writer."
+            )
+        if is_iceberg(data_source):
+            raise OfflineStoreError(
+                f"Feature view `{view.name}`: its source is an Iceberg table, whose metadata "
+                "would not know a file beside it. Append with a writer of Iceberg."
             )
         uri = uri_of(data_source, config).rstrip("/")
         if re.search(r"[*?]", uri):

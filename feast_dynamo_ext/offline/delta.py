@@ -5,7 +5,6 @@ The library `deltalake` reads the log; the files are read as all others are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -13,29 +12,14 @@ import pyarrow as pa
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.errors import DependencyError, SourceNotFoundError, SourceReadError
-from feast_dynamo_ext.offline.files import FileState
+from feast_dynamo_ext.offline.files import FileState, TableFiles
 
 if TYPE_CHECKING:
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.offline.files import Place
 
 
-@dataclass(frozen=True)
-class DeltaTable:
-    """One version of a table.
-
-    Attributes:
-        files: the active files, by path.
-        schema: names and types of all columns.
-        partitions: names and types of those that the log says instead of the files.
-    """
-
-    files: tuple[FileState, ...]
-    schema: pa.Schema
-    partitions: dict[str, pa.DataType]
-
-
-def read_delta(place: Place, settings: AwsSettings, source: str) -> DeltaTable:
+def read_delta(place: Place, settings: AwsSettings, source: str) -> TableFiles:
     """The newest version of a table.
 
     Args:
@@ -66,7 +50,7 @@ def read_delta(place: Place, settings: AwsSettings, source: str) -> DeltaTable:
         ) from error
     names = [name.partition(".")[2] for name in added.column_names if _is_partition(name)]
     partitions = {name: schema.field(name).type for name in names}
-    return DeltaTable(_files(place, added, names), schema, partitions)
+    return TableFiles(_files(place, added, names), schema, partitions)
 
 
 def _library(source: str) -> Any:

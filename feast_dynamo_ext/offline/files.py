@@ -26,6 +26,8 @@ from feast_dynamo_ext.offline.partitions import partition_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import pyarrow as pa
+
     from feast_dynamo_ext.aws import AwsSettings
 
 HIDDEN = ("_", ".")  # _SUCCESS, _metadata, .crc and the like, by the convention of Hive and Spark
@@ -57,6 +59,21 @@ class FileState:
     def version(self) -> tuple[int, str | int | None]:
         """What is another when the file is replaced."""
         return self.size, self.etag or self.mtime_ns
+
+
+@dataclass(frozen=True)
+class TableFiles:
+    """One version of a table whose log says which files count.
+
+    Attributes:
+        files: these, by path.
+        schema: names and types of all columns.
+        partitions: names and types of those that the log says instead of the files.
+    """
+
+    files: tuple[FileState, ...]
+    schema: pa.Schema
+    partitions: dict[str, pa.DataType]
 
 
 @dataclass(frozen=True)

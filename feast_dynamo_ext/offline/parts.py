@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from feast_dynamo_ext.offline.delta import DeltaTable
-    from feast_dynamo_ext.offline.files import FileState, Place
+    from feast_dynamo_ext.offline.files import FileState, Place, TableFiles
     from feast_dynamo_ext.offline.footers import Footer
     from feast_dynamo_ext.offline.partitions import Periods
 
@@ -78,8 +77,8 @@ class Parts:
         return cls(place, files, dataset, frozenset(types), periods, settled)
 
     @classmethod
-    def of_delta(cls, place: Place, table: DeltaTable) -> Parts:
-        """The files of a Delta table, with the schema that its log says."""
+    def of_table(cls, place: Place, table: TableFiles) -> Parts:
+        """The files of a Delta or Iceberg table, with the schema that its log says."""
         fragments = _fragments(place, table.files, table.partitions)
         dataset = _dataset(fragments, table.schema, place)
         return cls(place, table.files, dataset, frozenset(table.partitions), settled=True)

@@ -19,6 +19,7 @@ from feast_dynamo_ext.errors import ColumnNotFoundError, OfflineStoreError
 from feast_dynamo_ext.offline import scan
 from feast_dynamo_ext.offline.delta import read_delta
 from feast_dynamo_ext.offline.files import FileState, Place
+from feast_dynamo_ext.offline.iceberg import iceberg_columns, is_iceberg, read_iceberg
 from feast_dynamo_ext.offline.partitions import Periods
 from feast_dynamo_ext.offline.parts import Parts
 from feast_dynamo_ext.offline.read_errors import ReadErrors
@@ -67,18 +68,21 @@ class ParquetSource:
             SourceNotFoundError: no such file, folder or bucket, or a folder without files.
             SourceReadError: a file is there but is not Parquet.
             ColumnTypeError: the first and the last file have types that do not go together.
-            DependencyError: a Delta table, and `deltalake` is not installed.
+            DependencyError: a Delta or Iceberg table, and what reads its log is not installed.
             AccessDeniedError: AWS does not allow to list the folder, or to read a file.
         """
-        uri = uri_of(data_source, config)
         settings = config.offline_store.aws()
+        if is_iceberg(data_source):
+            _check_own_credentials(data_source)
+            return cls(Parts.of_table(*read_iceberg(data_source, settings)), settings)
+        uri = uri_of(data_source, config)
         override = getattr(data_source, "s3_endpoint_override", None)
         if override:
             settings = replace(settings, endpoint_url=override)
         place = Place.of(uri, settings)
         if isinstance(getattr(data_source, "file_format", None), DeltaFormat):
             table = read_delta(place, settings, data_source.name)
-            return cls(Parts.of_delta(place, table), settings)
+            return cls(Parts.of_table(place, table), settings)
         files, current = place.files_and_pointer(data_source.name)
         return cls(Parts.of_files(place, files, _periods(data_source, place)), settings, current)
 
@@ -308,19 +312,18 @@ def uri_of(data_source: DataSource, config: RepoConfig) -> str:
     Raises:
         OfflineStoreError: a kind of source or a format that this store does not read.
     """
+    if is_iceberg(data_source):
+        raise OfflineStoreError(
+            f"Source `{data_source.name}` is an Iceberg table, whose files are those that its "
+            "metadata names. Compact it with Iceberg's own `rewrite_data_files`."
+        )
     if not isinstance(data_source, (FileSource, S3ParquetSource)):
         raise OfflineStoreError(
             f"Source `{data_source.name}` is a {type(data_source).__name__}; "
-            "S3ParquetOfflineStore reads Feast's `FileSource` and its own `S3ParquetSource`. "
-            "Export its data as Parquet and point one of these there."
+            "S3ParquetOfflineStore reads Feast's `FileSource` and `IcebergSource`, and its own "
+            "`S3ParquetSource`. Export its data as Parquet and point one of these there."
         )
-    if data_source.connection_ref is not None:
-        raise OfflineStoreError(
-            f"Source `{data_source.name}` has a `connection_ref`, whose credentials "
-            "S3ParquetOfflineStore does not use: all sources are read with those of the "
-            "`offline_store` block of feature_store.yaml. Set `profile` or `role_arn` there, and "
-            "remove `connection_ref`."
-        )
+    _check_own_credentials(data_source)
     file_format = getattr(data_source, "file_format", None)
     if not isinstance(file_format, ParquetFormat | DeltaFormat | None):
         raise OfflineStoreError(
@@ -334,15 +337,28 @@ def uri_of(data_source: DataSource, config: RepoConfig) -> str:
     return uri
 
 
+def _check_own_credentials(data_source: DataSource) -> None:
+    if data_source.connection_ref is not None:
+        raise OfflineStoreError(
+            f"Source `{data_source.name}` has a `connection_ref`, whose credentials "
+            "S3ParquetOfflineStore does not use: all sources are read with those of the "
+            "`offline_store` block of feature_store.yaml. Set `profile` or `role_arn` there, and "
+            "remove `connection_ref`."
+        )
+
+
 def columns_of(data_source: DataSource, config: RepoConfig) -> list[tuple[str, str]]:
-    """Names and Arrow types of the columns that rows of a source bring.
+    """Names and types of the columns that rows of a source bring.
 
     Columns of all files and of hive folders, but for those that follow from the event time: no row
     that is appended has to say them, and no view gets them for features unless it names them.
+    Types are Arrow's; those of an Iceberg table its own, as Feast wants them.
 
     Raises:
         OfflineStoreError: the source cannot be read; see the subclasses.
     """
+    if is_iceberg(data_source):
+        return iceberg_columns(data_source, config.offline_store.aws())
     schema = ParquetSource.open(data_source, config).with_all_types().schema
     derived = getattr(data_source, "derived_columns", {})
     return [(column.name, str(column.type)) for column in schema if column.name not in derived]

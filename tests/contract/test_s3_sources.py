@@ -437,7 +437,6 @@ def test_feast_apply_infers_its_schema_and_keeps_it(put, moto_endpoint, bucket, 
     assert {field.name: str(field.dtype) for field in view.features} == {
         "n": "Int64",
         "late": "String",
-        "dt": "String",
     }
     source = store.get_data_source("orders")
     assert type(source) is S3ParquetSource
