@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from typing import TYPE_CHECKING, Any, Protocol
 
 import duckdb
 
 from feast_dynamo_ext.errors import OfflineStoreError
+from feast_dynamo_ext.offline.spill import spill_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ def connected(limits: Limits, what: str) -> Iterator[duckdb.DuckDBPyConnection]:
     Raises:
         OfflineStoreError: memory or disk were not enough, or there can be no spill folder.
     """
-    with _spill_folder(limits.spill_folder) as spill:
+    with _spilling(limits.spill_folder) as spill:
         config: dict[str, Any] = {
             "temp_directory": spill,
             "autoinstall_known_extensions": "false",
@@ -63,11 +63,14 @@ def connected(limits: Limits, what: str) -> Iterator[duckdb.DuckDBPyConnection]:
             ) from error
 
 
-def _spill_folder(folder: str | None) -> tempfile.TemporaryDirectory[str]:
-    try:
-        return tempfile.TemporaryDirectory(prefix="feast-dynamo-", dir=folder)
-    except OSError as error:
-        raise OfflineStoreError(
-            f"There can be no folder for what does not fit in memory: {error}. Point "
-            "`spill_folder` of the offline store to a folder that is there and can be written."
-        ) from error
+@contextlib.contextmanager
+def _spilling(folder: str | None) -> Iterator[str]:
+    with contextlib.ExitStack() as stack:
+        try:
+            spill = stack.enter_context(spill_folder(folder))
+        except OSError as error:
+            raise OfflineStoreError(
+                f"There can be no folder for what does not fit in memory: {error}. Point "
+                "`spill_folder` of the offline store to a folder that is there and can be written."
+            ) from error
+        yield spill

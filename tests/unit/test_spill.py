@@ -1,0 +1,109 @@
+"""Spill folders go with their use, or with the next process that finds one of a killed one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from feast_dynamo_ext.offline import spill
+from feast_dynamo_ext.offline.spill import spill_folder
+
+KILLED = """
+import os, signal, sys
+from feast_dynamo_ext.offline.duckdb_connection import connected
+from feast_dynamo_ext.offline.duckdb_engine import DuckDbEngine
+
+limits = DuckDbEngine(memory_limit="40MB", threads=1, spill_folder=sys.argv[1])
+with connected(limits, "A test") as duck:
+    duck.execute("CREATE TABLE t AS SELECT hash(range) AS a, hash(-range) FROM range(4000000)")
+    print("spilled", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def left(tmp_path):
+    """What a killed process left an hour ago."""
+    folder = tmp_path / "feast-dynamo-left"
+    (folder / "spilled").mkdir(parents=True)
+    (folder / "spilled" / "duckdb_temp_storage-0.tmp").write_bytes(b"rows")
+    lock = folder / "lock"
+    lock.write_text(platform.node())
+    age(lock)
+    return folder
+
+
+def age(path):
+    hour_ago = time.time() - 3_600
+    os.utime(path, (hour_ago, hour_ago))
+
+
+def test_a_folder_lasts_as_long_as_its_use(tmp_path):
+    with spill_folder(str(tmp_path)) as folder:
+        assert list(Path(folder).iterdir()) == []
+        (Path(folder) / "rows").write_bytes(b"x")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ZeroDivisionError), spill_folder(str(tmp_path)):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path, left):
+    with spill_folder(str(tmp_path)):
+        assert not left.exists()
+
+
+def test_what_is_in_use_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(spill, "SETTLED_S", -1)
+    with spill_folder(str(tmp_path)) as one, spill_folder(str(tmp_path)) as other:
+        assert Path(one).is_dir()
+        assert one != other
+
+
+def test_what_is_new_of_another_machine_or_no_spill_folder_stays(tmp_path, left):
+    (left / "lock").write_text(platform.node())  # as of now
+    foreign = tmp_path / "feast-dynamo-foreign"
+    foreign.mkdir()
+    (foreign / "lock").write_text("another-machine")
+    age(foreign / "lock")
+    (tmp_path / "feast-dynamo-notes").mkdir()
+    (tmp_path / "feast-dynamo-file").write_text("")
+    before = {path.name for path in tmp_path.iterdir()}
+    with spill_folder(str(tmp_path)):
+        assert before < {path.name for path in tmp_path.iterdir()}
+    assert before == {path.name for path in tmp_path.iterdir()}
+
+
+def test_one_that_cannot_be_removed_is_told(tmp_path, left, monkeypatch, caplog):
+    remove = spill.shutil.rmtree
+
+    def refuse(path, *args, **more):
+        if path == left:
+            raise OSError(5, "Input/output error")
+        remove(path, *args, **more)
+
+    monkeypatch.setattr(spill.shutil, "rmtree", refuse)
+    with spill_folder(str(tmp_path)):
+        assert "feast-dynamo-left, which a killed process left, stays" in caplog.text
+
+
+def test_after_a_kill_the_next_use_removes_what_was_spilled(tmp_path, monkeypatch):
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"spilled\n"
+        monkeypatch.setattr(spill, "SETTLED_S", -1)
+        with spill_folder(str(tmp_path)):
+            spilled = list(tmp_path.glob("feast-dynamo-*/spilled/*tmp*"))
+            assert sum(file.stat().st_size for file in spilled) > 1 << 20  # in use: it stays
+        process.send_signal(signal.SIGKILL)
+    assert all(file.exists() for file in spilled)
+    with spill_folder(str(tmp_path)):
+        assert not any(file.exists() for file in spilled)
+    assert list(tmp_path.iterdir()) == []
