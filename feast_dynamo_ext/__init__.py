@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         DynamoComputeEngine,
         DynamoComputeEngineConfig,
     )
-    from feast_dynamo_ext.offline.s3_parquet_source import S3ParquetSource
+    from feast_dynamo_ext.offline.sources.s3_parquet_source import S3ParquetSource
     from feast_dynamo_ext.offline_store import (
         S3ParquetOfflineStore,
         S3ParquetOfflineStoreConfig,
@@ -47,7 +47,7 @@ _MODULE_OF = {
     "DynamoProvider": "provider",
     "S3ParquetOfflineStore": "offline_store",
     "S3ParquetOfflineStoreConfig": "offline_store",
-    "S3ParquetSource": "offline.s3_parquet_source",
+    "S3ParquetSource": "offline.sources.s3_parquet_source",
     "TableSettings": "dynamo.tables.settings",
     "ViewSettings": "dynamo.view_settings",
 }

@@ -17,18 +17,18 @@ from feast_dynamo_ext.aws import AwsConfigModel
 from feast_dynamo_ext.errors import (
     OfflineStoreError,
 )
-from feast_dynamo_ext.offline.append import append_rows
-from feast_dynamo_ext.offline.duckdb_engine import DuckDbEngine
-from feast_dynamo_ext.offline.entity_forms import Request, check_request_data
-from feast_dynamo_ext.offline.job import ParquetRetrievalJob
-from feast_dynamo_ext.offline.join import checked_source, join
-from feast_dynamo_ext.offline.logged import append_logs
+from feast_dynamo_ext.offline.entities.forms import Request, check_request_data
+from feast_dynamo_ext.offline.join.duckdb_engine import DuckDbEngine
+from feast_dynamo_ext.offline.join.join import checked_source, join
 from feast_dynamo_ext.offline.monitoring.hooks import MonitoringHooks
 from feast_dynamo_ext.offline.plan import ViewPlan, plan_rows, plan_views
 from feast_dynamo_ext.offline.query import PointInTime, SourceRows
 from feast_dynamo_ext.offline.result import Result
-from feast_dynamo_ext.offline.saved import event_time_of
-from feast_dynamo_ext.offline.source import ParquetSource, check_times, columns_of
+from feast_dynamo_ext.offline.retrieval.job import ParquetRetrievalJob
+from feast_dynamo_ext.offline.sources.source import ParquetSource, check_times, columns_of
+from feast_dynamo_ext.offline.writing.append import append_rows
+from feast_dynamo_ext.offline.writing.logged import append_logs
+from feast_dynamo_ext.offline.writing.saved import event_time_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

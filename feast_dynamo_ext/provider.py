@@ -13,7 +13,7 @@ from feast_dynamo_ext.dynamo.services.of_registry import declared_services
 from feast_dynamo_ext.dynamo.services.spec import precomputed_services
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import ConfigError, SourceNotFoundError
-from feast_dynamo_ext.offline.job import ParquetRetrievalJob
+from feast_dynamo_ext.offline.retrieval.job import ParquetRetrievalJob
 from feast_dynamo_ext.online_store import DynamoOnlineStore
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class DynamoProvider(PassthroughProvider):
         try:
             return read(config, data_source)
         except SourceNotFoundError:
-            from feast_dynamo_ext.offline.append import declared_columns
+            from feast_dynamo_ext.offline.writing.append import declared_columns
 
             views = self._own_registry().list_all_feature_views(config.project)
             columns = declared_columns(views, data_source)

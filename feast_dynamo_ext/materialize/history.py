@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from feast_dynamo_ext.dynamo.entity_keys import join_keys
 from feast_dynamo_ext.materialize.identity import source_fingerprint
-from feast_dynamo_ext.offline.join import checked_source
+from feast_dynamo_ext.offline.join.join import checked_source
 from feast_dynamo_ext.offline.plan import plan_rows
-from feast_dynamo_ext.offline.source import ParquetSource
+from feast_dynamo_ext.offline.sources.source import ParquetSource
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from feast_dynamo_ext.offline.entities import EntityRows
+    from feast_dynamo_ext.offline.entities.rows import EntityRows
+    from feast_dynamo_ext.offline.join.slots import Orders
     from feast_dynamo_ext.offline.plan import ViewPlan
-    from feast_dynamo_ext.offline.slots import Orders
-    from feast_dynamo_ext.offline.source import ParquetSource
+    from feast_dynamo_ext.offline.sources.source import ParquetSource
 
 NO_ROW = -1
 """The position that says: no row of the source matches."""

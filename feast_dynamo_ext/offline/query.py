@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Union
 
 if TYPE_CHECKING:
-    from feast_dynamo_ext.offline.entities import EntityRows
+    from feast_dynamo_ext.offline.entities.rows import EntityRows
     from feast_dynamo_ext.offline.plan import PitPlan, ViewPlan
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.offline.listing import listed_files
+from feast_dynamo_ext.offline.sources.listing import listed_files
 from feast_dynamo_ext.sagemaker.manifest import Provenance, SourceFile
 from feast_dynamo_ext.sagemaker.table_hash import hash_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from feast_dynamo_ext.offline.job import ParquetRetrievalJob
+    from feast_dynamo_ext.offline.retrieval.job import ParquetRetrievalJob
 
 
 def provenance_of(job: ParquetRetrievalJob, project: str, entity_rows: pa.Table) -> Provenance:

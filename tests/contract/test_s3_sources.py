@@ -29,8 +29,8 @@ from feast_dynamo_ext.local import start_moto, stop
 from feast_dynamo_ext.offline.compact import compaction
 from feast_dynamo_ext.offline.compact.layout import Asked
 from feast_dynamo_ext.offline.compact.snapshot import Target
-from feast_dynamo_ext.offline.listing import ListedFile, listed_files
-from feast_dynamo_ext.offline.source import ParquetSource
+from feast_dynamo_ext.offline.sources.listing import ListedFile, listed_files
+from feast_dynamo_ext.offline.sources.source import ParquetSource
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
 UTC = dt.timezone.utc

@@ -15,7 +15,7 @@ from pit_cases import NoRegistry
 from feast_dynamo_ext.offline.compact import compaction
 from feast_dynamo_ext.offline.compact.layout import Asked
 from feast_dynamo_ext.offline.compact.snapshot import Target
-from feast_dynamo_ext.offline.source import ParquetSource
+from feast_dynamo_ext.offline.sources.source import ParquetSource
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from feast import FileSource, RepoConfig
 
 from feast_dynamo_ext.offline.plan import plan_rows
-from feast_dynamo_ext.offline.source import ParquetSource
+from feast_dynamo_ext.offline.sources.source import ParquetSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

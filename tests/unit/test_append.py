@@ -25,9 +25,9 @@ from feast_dynamo_ext.errors import (
     DestinationError,
     OfflineStoreError,
 )
-from feast_dynamo_ext.offline.append import write_folders
-from feast_dynamo_ext.offline.destination import LocalFiles
-from feast_dynamo_ext.offline.parquet import PartSize, write_parts
+from feast_dynamo_ext.offline.writing.append import write_folders
+from feast_dynamo_ext.offline.writing.destination import LocalFiles
+from feast_dynamo_ext.offline.writing.parquet import PartSize, write_parts
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)

@@ -26,7 +26,7 @@ from feast_dynamo_ext.offline.compact.encodings import options
 from feast_dynamo_ext.offline.compact.layout import Asked, InputFile, by_partition, choose
 from feast_dynamo_ext.offline.compact.removal import remove_replaced, replaced_files
 from feast_dynamo_ext.offline.compact.snapshot import Target, folder_of
-from feast_dynamo_ext.offline.plain_pages import take_plain
+from feast_dynamo_ext.offline.sources.plain_pages import take_plain
 
 
 @pytest.fixture

@@ -26,10 +26,10 @@ from feast_dynamo_ext.errors import (
     SourceNotFoundError,
     SourceReadError,
 )
-from feast_dynamo_ext.offline import iceberg
-from feast_dynamo_ext.offline.append import append_rows
 from feast_dynamo_ext.offline.compact.snapshot import Target, folder_of
-from feast_dynamo_ext.offline.source import ParquetSource, columns_of
+from feast_dynamo_ext.offline.sources import iceberg
+from feast_dynamo_ext.offline.sources.source import ParquetSource, columns_of
+from feast_dynamo_ext.offline.writing.append import append_rows
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
 UTC = dt.timezone.utc

@@ -42,7 +42,7 @@ from feast_dynamo_ext.errors import (
 )
 from feast_dynamo_ext.materialize.history import Columns, History
 from feast_dynamo_ext.materialize.window import Window
-from feast_dynamo_ext.offline.source import uri_of
+from feast_dynamo_ext.offline.sources.source import uri_of
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.offline import plain_pages
-from feast_dynamo_ext.offline.plain_pages import take_plain
-from feast_dynamo_ext.offline.thrift import ThriftError, read_struct
+from feast_dynamo_ext.offline.sources import plain_pages
+from feast_dynamo_ext.offline.sources.plain_pages import take_plain
+from feast_dynamo_ext.offline.sources.thrift import ThriftError, read_struct
 
 BITS = {8: np.uint64, 4: np.uint32}
 PLAIN = {"compression": "none", "use_dictionary": False}

@@ -22,8 +22,8 @@ from feast_dynamo_ext.errors import (
     OfflineStoreError,
     RetrievalTimeoutError,
 )
-from feast_dynamo_ext.offline.job import ParquetRetrievalJob
 from feast_dynamo_ext.offline.result import Result
+from feast_dynamo_ext.offline.retrieval.job import ParquetRetrievalJob
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from feast_dynamo_ext.offline.asked import Asked
-from feast_dynamo_ext.offline.slots import MANY, Orders, Slots
+from feast_dynamo_ext.offline.join.asked import Asked
+from feast_dynamo_ext.offline.join.slots import MANY, Orders, Slots
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
 

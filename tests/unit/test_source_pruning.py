@@ -13,7 +13,7 @@ from source_cases import config_of, opened, put, rows_of
 
 from feast_dynamo_ext import S3ParquetSource
 from feast_dynamo_ext.errors import SourceReadError
-from feast_dynamo_ext.offline.source import ParquetSource
+from feast_dynamo_ext.offline.sources.source import ParquetSource
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
 UTC = dt.timezone.utc

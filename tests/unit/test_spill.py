@@ -18,7 +18,7 @@ from feast_dynamo_ext.offline.spill import spill_folder
 KILLED = """
 import os, signal, sys
 from feast_dynamo_ext.offline.duckdb_connection import connected
-from feast_dynamo_ext.offline.duckdb_engine import DuckDbEngine
+from feast_dynamo_ext.offline.join.duckdb_engine import DuckDbEngine
 
 limits = DuckDbEngine(memory_limit="40MB", threads=1, spill_folder=sys.argv[1])
 with connected(limits, "A test") as duck:

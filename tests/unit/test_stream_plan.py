@@ -11,12 +11,12 @@ import pytest
 from feast import FileSource
 from pit_cases import repo_config
 
-from feast_dynamo_ext.offline import stream_plan
-from feast_dynamo_ext.offline.asked import Asked
-from feast_dynamo_ext.offline.entities import EntityRows
-from feast_dynamo_ext.offline.narrow import History
+from feast_dynamo_ext.offline.entities.rows import EntityRows
+from feast_dynamo_ext.offline.join import stream_plan
+from feast_dynamo_ext.offline.join.asked import Asked
+from feast_dynamo_ext.offline.join.narrow import History
 from feast_dynamo_ext.offline.plan import ViewPlan
-from feast_dynamo_ext.offline.source import ParquetSource
+from feast_dynamo_ext.offline.sources.source import ParquetSource
 
 KEYS = 5
 

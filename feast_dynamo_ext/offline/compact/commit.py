@@ -13,13 +13,13 @@ from pyarrow import fs
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.errors import AwsError, CompactionConflictError
 from feast_dynamo_ext.offline.compact.current import FOLDER, POINTER, Current
-from feast_dynamo_ext.offline.destination import LocalFiles, S3Files, writing
+from feast_dynamo_ext.offline.writing.destination import LocalFiles, S3Files, writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from feast_dynamo_ext.offline.destination import Files
-    from feast_dynamo_ext.offline.files import Place
+    from feast_dynamo_ext.offline.sources.files import Place
+    from feast_dynamo_ext.offline.writing.destination import Files
 
 CHANGED = {"PreconditionFailed", "ConditionalRequestConflict"}
 """What S3 answers where the pointer is not what it was: 412, and 409 where two come at once."""

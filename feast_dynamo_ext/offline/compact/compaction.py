@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.offline.compact.commit import Folder
     from feast_dynamo_ext.offline.compact.current import CompactedFile
     from feast_dynamo_ext.offline.compact.snapshot import Target
-    from feast_dynamo_ext.offline.files import FileState, Place
+    from feast_dynamo_ext.offline.sources.files import FileState, Place
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from feast_dynamo_ext.offline.source import ParquetSource
+    from feast_dynamo_ext.offline.sources.source import ParquetSource
 
 
 FIRST_ROWS = 64

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.offline.compact.current import Buckets, CompactedFile
     from feast_dynamo_ext.offline.compact.layout import Asked, Unit
     from feast_dynamo_ext.offline.compact.snapshot import Snapshot
-    from feast_dynamo_ext.offline.source import ParquetSource
+    from feast_dynamo_ext.offline.sources.source import ParquetSource
 
 # A part is in memory twice while it is sorted, and once more while a row group is written.
 PARTS_IN_MEMORY = 6

@@ -12,17 +12,17 @@ from feast_dynamo_ext.errors import CompactionConflictError, CompactionError
 from feast_dynamo_ext.offline.compact.commit import Folder, Seen
 from feast_dynamo_ext.offline.compact.current import version_of
 from feast_dynamo_ext.offline.compact.layout import InputFile
-from feast_dynamo_ext.offline.files import Place
-from feast_dynamo_ext.offline.footers import limits
-from feast_dynamo_ext.offline.partitions import folders_below
-from feast_dynamo_ext.offline.source import ParquetSource, uri_of
+from feast_dynamo_ext.offline.sources.files import Place
+from feast_dynamo_ext.offline.sources.footers import limits
+from feast_dynamo_ext.offline.sources.partitions import folders_below
+from feast_dynamo_ext.offline.sources.source import ParquetSource, uri_of
 from feast_dynamo_ext.offline.times import Axis, check_time
 
 if TYPE_CHECKING:
     from feast import RepoConfig
     from feast.data_source import DataSource
 
-    from feast_dynamo_ext.offline.files import FileState
+    from feast_dynamo_ext.offline.sources.files import FileState
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from feast_dynamo_ext.errors import CompactionError, ConfigError, OfflineStoreError
 from feast_dynamo_ext.offline.compact.snapshot import Target
 from feast_dynamo_ext.offline.plan import plan_view
-from feast_dynamo_ext.offline.source import uri_of
+from feast_dynamo_ext.offline.sources.source import uri_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,7 +20,7 @@ from feast_dynamo_ext.offline.duckdb_connection import connected
 from feast_dynamo_ext.offline.monitoring.categories import categorical_metrics
 from feast_dynamo_ext.offline.monitoring.numeric import NumericColumn
 from feast_dynamo_ext.offline.monitoring.rows import KEPT_BYTES, Rows
-from feast_dynamo_ext.offline.source import ParquetSource
+from feast_dynamo_ext.offline.sources.source import ParquetSource
 from feast_dynamo_ext.offline.times import EPOCH, Axis, check_time
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
-    from feast_dynamo_ext.offline.source import ParquetSource
+    from feast_dynamo_ext.offline.sources.source import ParquetSource
 
 KEPT_BYTES = 64 << 20
 

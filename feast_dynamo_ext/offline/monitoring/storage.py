@@ -23,14 +23,14 @@ from feast.monitoring.monitoring_utils import MONITORING_DIR
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.errors import FeastDynamoError, SourceReadError
-from feast_dynamo_ext.offline.destination import files_of
 from feast_dynamo_ext.offline.monitoring.tables import (
     BASELINE,
     METRIC_TYPES,
     PROJECT,
     MetricsTable,
 )
-from feast_dynamo_ext.offline.parquet import write_parts
+from feast_dynamo_ext.offline.writing.destination import files_of
+from feast_dynamo_ext.offline.writing.parquet import write_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pyarrow import fs
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.offline.destination import Files
+    from feast_dynamo_ext.offline.writing.destination import Files
 
 FOLD_FROM = 64
 

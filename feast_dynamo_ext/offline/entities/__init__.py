@@ -1,0 +1,1 @@
+"""Entity rows, from every form they are given in."""

@@ -1,0 +1,1 @@
+"""The point-in-time join: entity rows matched with history, and the features they see."""

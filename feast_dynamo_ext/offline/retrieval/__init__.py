@@ -1,0 +1,1 @@
+"""What Feast is given: a job, its rows, its SQL, its explanation."""

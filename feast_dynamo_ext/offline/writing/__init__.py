@@ -1,0 +1,1 @@
+"""Files written: results, saved datasets, appended rows, logged features."""
