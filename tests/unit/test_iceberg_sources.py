@@ -6,6 +6,7 @@ import datetime as dt
 import sys
 from decimal import Decimal
 
+import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -362,6 +363,26 @@ def test_features_are_joined_point_in_time(tmp_path, catalog):
     assert found[0] == 0.5
     assert found[1] in (1.5, 2.5)  # equal times: the later path wins
     assert found[2:] == [None, None]
+
+
+def test_the_statement_reads_what_partitions_tell_from_the_files(tmp_path, catalog):
+    """Their folders are `day=null` where the day is null, which DuckDB would take for text."""
+    table = catalog.create_table("shop.orders", schema=rows(1, n=[0.5]).schema)
+    with table.update_spec() as spec:
+        spec.add_field("day", "identity", "day")
+    none = pa.array([None], pa.date32())
+    table.append(rows(1, n=[0.5]))
+    table.append(rows(2, n=[1.5]).set_column(2, "day", none))
+    fields = [Field(name="cid", dtype=Int64), Field(name="day", dtype=Int64)]
+    view = FeatureView(source=source_of(tmp_path), **{**VIEW, "schema": fields, "ttl": None})
+    entity_df = pd.DataFrame({"cid": [2, 1], "event_timestamp": [START + 9 * HOUR] * 2})
+    job = S3ParquetOfflineStore.get_historical_features(
+        config_of(tmp_path), [view], ["orders:day"], entity_df, NoRegistry(), "p"
+    )
+    expected = [None, START.date()]
+    assert job.to_arrow().column("day").to_pylist() == expected
+    with duckdb.connect(":memory:") as duck:
+        assert duck.sql(job.to_sql()).to_arrow_table().column("day").to_pylist() == expected
 
 
 def test_feast_is_told_iceberg_s_types(tmp_path, catalog):

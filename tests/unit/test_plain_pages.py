@@ -116,6 +116,13 @@ def test_what_is_not_plain_is_left(tmp_path, column, options):
     assert take_plain(group, kinds, np.array([0, 1]), places) == set()
 
 
+def test_a_column_that_is_too_large_to_be_read_whole_is_left(tmp_path, monkeypatch):
+    group = written(tmp_path / "a.parquet", pa.array([1.0, 2.0]))
+    monkeypatch.setattr(plain_pages, "MOST_BYTES", 15)
+    places = {"a": np.zeros(1, np.uint64)}
+    assert take_plain(group, {"a": pa.float64()}, np.array([0]), places) == set()
+
+
 def test_another_type_in_the_file_is_left(tmp_path):
     group = written(tmp_path / "a.parquet", pa.array([1, 2], pa.int32()))
     assert (

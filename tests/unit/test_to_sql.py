@@ -11,7 +11,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import write_deltalake
 from feast import Entity, FeatureView, Field, FileSource, RepoConfig, ValueType
+from feast.data_format import DeltaFormat
 from feast.types import Int64, String
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -295,3 +297,19 @@ def test_keys_that_cannot_be_joined_are_refused_as_by_the_join(tmp_path):
     job = retrieve(tmp_path, [orders("history")], ["orders:value"], frame)
     with pytest.raises(EntityRowsError, match="Cast it in the entity rows"):
         job.to_sql()
+
+
+def test_the_days_of_a_delta_table_are_dates(tmp_path):
+    days = [dt.date(2026, 3, 28), dt.date(2026, 3, 29), None]
+    table = pa.table(
+        {
+            "cid": pa.array([1, 2, 3]),
+            "event_timestamp": pa.array([START] * 3, pa.timestamp("us", "UTC")),
+            "value": pa.array(days, pa.date32()),
+        }
+    )
+    write_deltalake(tmp_path / "orders", table, partition_by=["value"])
+    view = orders(tmp_path / "orders", created="", file_format=DeltaFormat())
+    frame = pd.DataFrame({"cid": [3, 2, 1], "event_timestamp": [START] * 3})
+    found = same(retrieve(tmp_path, [view], ["orders:value"], frame), frame)
+    assert found["value"] == days[::-1]

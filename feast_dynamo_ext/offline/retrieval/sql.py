@@ -76,10 +76,11 @@ def read_parquet(source: ParquetSource) -> str:
     """The call that reads a source's files, in the order of their paths."""
     on_s3 = isinstance(source.filesystem, fs.S3FileSystem)
     paths = [f"s3://{file.path}" if on_s3 else file.path for file in source.files]
+    # Files of an Iceberg table have what its partitions tell as well.
+    inside = {name for part in source.parts.fragments[:1] for name in part.physical_schema.names}
     types = ", ".join(
-        f"{quoted(name)}: {'BIGINT' if pa.types.is_integer(kind) else 'VARCHAR'}"
-        for name in sorted(source.parts.of_folders)
-        for kind in [source.schema.field(name).type]
+        f"{quoted(name)}: {_of_folder(source.schema.field(name).type)}"
+        for name in sorted(source.parts.of_folders - inside)
     )
     listed = ",\n    ".join(literal(path) for path in paths)
     hive = (
@@ -88,6 +89,13 @@ def read_parquet(source: ParquetSource) -> str:
         else ("hive_partitioning = false")
     )
     return f"read_parquet([\n    {listed}\n  ], union_by_name = true, {hive})"
+
+
+def _of_folder(kind: pa.DataType) -> str:
+    """The type of a column that folders' names say."""
+    if pa.types.is_integer(kind):
+        return "BIGINT"
+    return "DATE" if pa.types.is_date(kind) else "VARCHAR"
 
 
 @dataclass(frozen=True)

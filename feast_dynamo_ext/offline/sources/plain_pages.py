@@ -41,6 +41,9 @@ ENCODING, ENCODING_V2 = 2, 4
 LEAST_VALUES = 1 << 15
 """Of a page, but the last: to look at a header takes as long as to decode 10,000 values."""
 
+MOST_BYTES = 64 << 20
+"""Of a column in a row group, which is read whole: one file may have a single row group."""
+
 ALIGNED = 8
 
 
@@ -110,7 +113,7 @@ def _plain_chunks(group: Any, kinds: Mapping[str, pa.DataType]) -> Iterator[_Chu
         if column.physical_type != PHYSICAL[kind] or stored.field(column.name).type != kind:
             continue
         chunk = chunks.column(index)
-        if _is_plain(chunk):
+        if chunk.total_compressed_size <= MOST_BYTES and _is_plain(chunk):
             yield _Chunk(column.name, chunk.data_page_offset, chunk.total_compressed_size)
 
 
