@@ -100,7 +100,7 @@ class History:
         if self._source is None:
             return uuid.uuid4().hex
         return source_fingerprint(
-            (file.path, file.size, file.mtime_ns or 0) for file in self._source.files
+            (file.path, file.size, file.etag or file.mtime_ns or 0) for file in self._source.files
         )
 
     @contextlib.contextmanager

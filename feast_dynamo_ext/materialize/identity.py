@@ -41,11 +41,12 @@ class RunIdentity:
     write_mode: str
 
 
-def source_fingerprint(files: Iterable[tuple[str, int, int]]) -> str:
+def source_fingerprint(files: Iterable[tuple[str, int, str | int]]) -> str:
     """The SHA-256 of a source's files, whatever their order.
 
     Args:
-        files: (path, bytes, time of last change in nanoseconds) of each.
+        files: (path, bytes, version) of each: S3's ETag, or the time of the last change in
+            nanoseconds, which S3 tells in whole seconds.
     """
     return _sha256(sorted(files))
 

@@ -26,6 +26,7 @@ from feast.types import Int64
 from feast_dynamo_ext import S3ParquetSource
 from feast_dynamo_ext.errors import AccessDeniedError, SourceNotFoundError, SourceReadError
 from feast_dynamo_ext.local import start_moto, stop
+from feast_dynamo_ext.materialize.history import Columns, History
 from feast_dynamo_ext.offline.compact import compaction
 from feast_dynamo_ext.offline.compact.layout import Asked
 from feast_dynamo_ext.offline.compact.snapshot import Target
@@ -449,3 +450,19 @@ def test_feast_apply_infers_its_schema_and_keeps_it(put, moto_endpoint, bucket, 
     found = job.to_arrow().select(["n", "late"]).to_pydict()
     assert found == {"n": [2, None], "late": ["x", None]}
     store.teardown()
+
+
+def test_an_object_that_was_replaced_within_a_second_is_another_one(
+    put, moto_endpoint, bucket, tmp_path
+):
+    """S3 tells times in whole seconds; the ETag tells contents apart, and the same from others."""
+    customer = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+    source = FileSource(name="orders", path=f"s3://{bucket}/orders", timestamp_field="event")
+    view = FeatureView(name="orders", entities=[customer], schema=SCHEMA, source=source)
+    config, event = config_of(moto_endpoint, tmp_path), pa.array([0], pa.timestamp("us", "UTC"))
+    found = []
+    for value in (1, 2, 2):
+        put("orders/a.parquet", cid=[1], x=[value], event=event)
+        history = History(config, S3ParquetOfflineStore(), view, Columns.of(view))
+        found.append(history.fingerprint)
+    assert found[0] != found[1] == found[2]

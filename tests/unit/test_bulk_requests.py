@@ -131,6 +131,7 @@ def test_files_go_to_s3_alone(uri):
 
 def test_folders():
     assert Folder.parse("s3://b") == Folder("b", "")
+    assert Folder.parse("s3://b/of?2026#1/") == Folder("b", "of?2026#1/")
     assert Folder.parse("s3://b/x/y/").inside("orders", "1").uri == "s3://b/x/y/orders/1/"
 
 

@@ -12,7 +12,6 @@ import zlib
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
 
 import numpy as np
 
@@ -58,14 +57,16 @@ class Folder:
         Raises:
             ConfigError: not `s3://bucket/...`.
         """
-        parsed = urlparse(uri)
-        if parsed.scheme not in ("s3", "s3a", "s3n") or not parsed.netloc:
+        # Not parsed as a URL: a `?` or `#` in a key is no query and no fragment.
+        scheme, _, rest = uri.partition("://")
+        bucket, _, path = rest.partition("/")
+        if scheme.lower() not in ("s3", "s3a", "s3n") or not bucket:
             raise ConfigError(
                 f"`{uri}` cannot take the files of a bulk load: DynamoDB reads them from S3. "
                 "Give --output s3://bucket/prefix."
             )
-        path = parsed.path.strip("/")
-        return cls(parsed.netloc, f"{path}/" if path else "")
+        path = path.strip("/")
+        return cls(bucket, f"{path}/" if path else "")
 
     @property
     def uri(self) -> str:
