@@ -249,7 +249,6 @@ def _may_differ(schema: Any, schemas: Iterable[Any]) -> bool:
 
 
 def _check_names(source: Any, place: Place, schema: Any, files: Iterable[FileState]) -> None:
-    names = {field.field_id: field.name for field in schema.fields}
     wanted = [(number, schema.find_column_name(number)) for number in sorted(schema.field_ids)]
     for file in files:
         with aws.s3_translated(file.path):
@@ -258,9 +257,8 @@ def _check_names(source: Any, place: Place, schema: Any, files: Iterable[FileSta
         by_name = {name: number for number, name in found.items()}
         for number, name in wanted:
             if found.get(number, name) != name or by_name.get(name, number) != number:
-                column = names.get(number, name)
                 raise _refused(
-                    source, f"has its column `{column}` under another name in {file.path}"
+                    source, f"has its column `{name}` under another name in {file.path}"
                 )
 
 
