@@ -6,8 +6,8 @@ Whoever uses a folder holds a lock on a file in it, which the kernel drops with 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
+import os
 import platform
 import shutil
 import tempfile
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PREFIX, LOCK, SPILLED = "feast-dynamo-", "lock", "spilled"
+
+CAN_LOCK = os.name == "posix"
+"""Elsewhere folders are removed after use, and what killed processes left stays."""
 
 SETTLED_S = 60
 """A folder that is younger may not be locked yet."""
@@ -38,22 +41,37 @@ def spill_folder(parent: str | None) -> Iterator[str]:
     """
     _remove_left(Path(parent or tempfile.gettempdir()))
     folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent)
-    with (Path(folder.name) / LOCK).open("w") as lock, folder:
-        lock.write(platform.node())
-        lock.flush()
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _in_use(Path(folder.name)), folder:
         spilled = Path(folder.name) / SPILLED
         spilled.mkdir()
         yield str(spilled)
 
 
+@contextlib.contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    if not CAN_LOCK:
+        yield
+        return
+    import fcntl
+
+    with (folder / LOCK).open("w") as lock:
+        lock.write(platform.node())
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _remove_left(parent: Path) -> None:
     """Remove what killed processes of this machine left."""
+    if not CAN_LOCK:
+        return
     for folder in parent.glob(f"{PREFIX}*"):
         _remove_if_left(folder)
 
 
 def _remove_if_left(folder: Path) -> None:
+    import fcntl
+
     lock = folder / LOCK
     try:
         is_ours = lock.read_text(errors="replace") == platform.node()

@@ -219,7 +219,8 @@ def _distinct(column: pa.Array) -> tuple[Lookup, int]:
 
 def _distinct_integers(column: pa.Array) -> tuple[Lookup, int]:
     values = column.to_numpy()
-    least, reach = int(values.min()), int(values.max()) - int(values.min())
+    least = int(values.min())
+    reach = int(values.max()) - least
     if reach < max(TABLE_PLACES, SPREAD * len(values)):
         # A mark in the place of each takes a tenth of the time that hashing all of them does.
         is_there = np.zeros(reach + 1, dtype=bool)

@@ -23,6 +23,7 @@ from feast_dynamo_ext.errors import (
     SourceReadError,
 )
 from feast_dynamo_ext.offline.sources.files import S3_SCHEMES, FileState, Place, TableFiles
+from feast_dynamo_ext.offline.sources.read_errors import ReadErrors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -98,12 +99,12 @@ def _loaded(source: Any, settings: AwsSettings) -> Any:
             f"Source `{source.name}` is an Iceberg table, which the library `pyiceberg` reads. "
             "Run `pip install 'feast-dynamo-ext[iceberg]'`."
         ) from error
-    name, properties = (source.namespace, source.iceberg_table), _properties(source, settings)
+    properties = _properties(source, settings)
     try:
-        return load_catalog(source.catalog_name, **properties).load_table(".".join(name))
+        return load_catalog(source.catalog_name, **properties).load_table(_name(source))
     except (NoSuchNamespaceError, NoSuchTableError) as error:
         raise SourceNotFoundError(
-            f"Source `{source.name}`: the catalog has no table {'.'.join(name)}: {error}. Check "
+            f"Source `{source.name}`: the catalog has no table {_name(source)}: {error}. Check "
             "`namespace`, `table` and `warehouse` of the source."
         ) from error
     except (NotInstalledError, ImportError) as error:
@@ -115,10 +116,14 @@ def _loaded(source: Any, settings: AwsSettings) -> Any:
         raise _unreadable(source, error) from error
 
 
+def _name(source: Any) -> str:
+    return f"{source.namespace}.{source.iceberg_table}"
+
+
 def _unreadable(source: Any, error: Exception) -> SourceReadError:
     said = " ".join(str(error).split()).rstrip(".")
     return SourceReadError(
-        f"Source `{source.name}`: the Iceberg table {source.namespace}.{source.iceberg_table} "
+        f"Source `{source.name}`: the Iceberg table {_name(source)} "
         f"cannot be loaded: {type(error).__name__}: {said}. Check the source's catalog, and that "
         "its metadata may be read."
     )
@@ -173,7 +178,7 @@ def _check_supported(source: Any, schema: Any, tasks: Iterable[Any]) -> None:
 
 def _refused(source: Any, why: str) -> SourceReadError:
     return SourceReadError(
-        f"Source `{source.name}`: the Iceberg table {source.namespace}.{source.iceberg_table} "
+        f"Source `{source.name}`: the Iceberg table {_name(source)} "
         f"{why}, which S3ParquetOfflineStore does not read. Rewrite the table, or write a plain "
         "copy and point a `FileSource` there."
     )
@@ -213,7 +218,7 @@ def _files(source: Any, place: Place, table: Any, tasks: Iterable[Any]) -> Itera
         if state is None or state.size != size:
             raise SourceReadError(
                 f"Source `{source.name}`: {path}, which the Iceberg table "
-                f"{source.namespace}.{source.iceberg_table} names, is not there or not of {size} "
+                f"{_name(source)} names, is not there or not of {size} "
                 "bytes. Repair the table."
             )
         told = tuple(_told(table, task.file))
@@ -248,10 +253,11 @@ def _may_differ(schema: Any, schemas: Iterable[Any]) -> bool:
     )
 
 
-def _check_names(source: Any, place: Place, schema: Any, files: Iterable[FileState]) -> None:
+def _check_names(source: Any, place: Place, schema: Any, files: tuple[FileState, ...]) -> None:
     wanted = [(number, schema.find_column_name(number)) for number in sorted(schema.field_ids)]
+    reading = ReadErrors(place, files).of_file
     for file in files:
-        with aws.s3_translated(file.path):
+        with reading(file.path):
             stored = pq.read_schema(file.path, filesystem=place.filesystem)
         found = dict(_numbered(stored))
         by_name = {name: number for number, name in found.items()}

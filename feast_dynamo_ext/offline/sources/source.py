@@ -358,6 +358,7 @@ def columns_of(data_source: DataSource, config: RepoConfig) -> list[tuple[str, s
         OfflineStoreError: the source cannot be read; see the subclasses.
     """
     if is_iceberg(data_source):
+        _check_own_credentials(data_source)
         return iceberg_columns(data_source, config.offline_store.aws())
     schema = ParquetSource.open(data_source, config).with_all_types().schema
     derived = getattr(data_source, "derived_columns", {})
