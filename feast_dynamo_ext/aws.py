@@ -23,7 +23,9 @@ from botocore.credentials import (
     AssumeRoleCredentialFetcher,
     DeferredRefreshableCredentials,
 )
+from botocore.httpsession import get_cert_path
 from botocore.loaders import Loader, create_loader
+from botocore.utils import get_environ_proxies, normalize_url_path
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
@@ -43,11 +45,26 @@ if TYPE_CHECKING:
     from botocore.config import Config
     from pyarrow.fs import FileSystem
 
-# `feast` sets the root logger to INFO, at which botocore reports every session it builds, across
-# the progress bar of `feast materialize`. A level that somebody set is left alone.
-for _name in ("botocore.credentials", "botocore.configprovider"):
-    if logging.getLogger(_name).level == logging.NOTSET:
-        logging.getLogger(_name).setLevel(logging.WARNING)
+# What this package uses of botocore that botocore does not document, all of it in this module. A
+# test asks the installed botocore for each; `Session()` is an object of that class.
+BOTOCORE_INTERNALS = (
+    "boto3:Session()._session",
+    "botocore.configprovider:ConfiguredEndpointProvider.provide",
+    "botocore.credentials:AssumeRoleCredentialFetcher.fetch_credentials",
+    "botocore.credentials:DeferredRefreshableCredentials",
+    "botocore.httpsession:get_cert_path",
+    "botocore.loaders:create_loader",
+    "botocore.session:Session()._credentials",
+    "botocore.session:Session().create_client",
+    "botocore.session:Session().full_config",
+    "botocore.session:Session().get_config_variable",
+    "botocore.session:Session().get_scoped_config",
+    "botocore.session:Session().register_component",
+    "botocore.utils:get_environ_proxies",
+    "botocore.utils:normalize_url_path",
+)
+
+CHATTY_LOGGERS = ("botocore.credentials", "botocore.configprovider")
 
 # One table from service error code to our exception; anything else is a plain AwsError.
 ERROR_BY_CODE: dict[str, type[AwsError]] = {
@@ -173,6 +190,7 @@ def session(settings: AwsSettings) -> boto3.Session:
     Raises:
         ConfigError: the profile does not exist, or no region is set anywhere.
     """
+    _quieten_botocore()
     try:
         # botocore reads AWS_DEFAULT_REGION alone; Lambda, ECS and other SDKs have AWS_REGION.
         region = settings.region or os.environ.get("AWS_REGION")
@@ -190,11 +208,23 @@ def session(settings: AwsSettings) -> boto3.Session:
     return _assume(base, settings) if settings.role_arn else base
 
 
+def _quieten_botocore() -> None:
+    # `feast` sets the root logger to INFO, at which botocore reports every session it builds,
+    # across the progress bar of `feast materialize`. A level that somebody set is left alone.
+    for name in CHATTY_LOGGERS:
+        if logging.getLogger(name).level == logging.NOTSET:
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _botocore(aws_session: boto3.Session) -> Any:
+    return aws_session._session
+
+
 def _session(profile: str | None, region: str | None) -> boto3.Session:
     made = boto3.Session(profile_name=profile, region_name=region)
     # A loader keeps the service models that it has parsed: with one of its own for each session a
     # client of S3 takes 90 to 330 ms to build, with one for all 18 ms.
-    made._session.register_component("data_loader", _loader())
+    _botocore(made).register_component("data_loader", _loader())
     return made
 
 
@@ -208,14 +238,14 @@ def _assume(base: boto3.Session, settings: AwsSettings) -> boto3.Session:
     if source is None:
         raise no_credentials("sts", "AssumeRole")
     fetcher = AssumeRoleCredentialFetcher(
-        client_creator=base._session.create_client,
+        client_creator=_botocore(base).create_client,
         source_credentials=source,
         role_arn=settings.role_arn,
         extra_args={"RoleSessionName": "feast-dynamo-ext"},
     )
     # The profile stays for what else it sets: endpoints, retries, the CA bundle.
     assumed = _session(settings.profile, base.region_name)
-    assumed._session._credentials = DeferredRefreshableCredentials(
+    _botocore(assumed)._credentials = DeferredRefreshableCredentials(
         method="assume-role", refresh_using=fetcher.fetch_credentials
     )
     return assumed
@@ -242,7 +272,7 @@ def endpoint_url(service: str, settings: AwsSettings, aws_session: boto3.Session
     """The endpoint that is configured for a service, or None where AWS's own is meant."""
     if settings.endpoint_url:
         return settings.endpoint_url
-    core = aws_session._session
+    core = _botocore(aws_session)
     if core.get_config_variable("ignore_configured_endpoint_urls"):
         return None
     found: str | None = ConfiguredEndpointProvider(
@@ -250,6 +280,24 @@ def endpoint_url(service: str, settings: AwsSettings, aws_session: boto3.Session
         scoped_config=core.get_scoped_config(),
         client_name=service,
     ).provide()
+    return found
+
+
+def ca_bundle(aws_session: boto3.Session) -> str:
+    """The file of certificates that TLS connections of a session trust."""
+    found: str = _botocore(aws_session).get_config_variable("ca_bundle") or get_cert_path(True)
+    return found
+
+
+def https_proxy(url: str) -> str | None:
+    """The proxy that the environment sets for an https:// URL; None for none."""
+    found: str | None = get_environ_proxies(url).get("https")
+    return found
+
+
+def normal_path(path: str) -> str:
+    """The path of a URL as it is signed."""
+    found: str = normalize_url_path(path)
     return found
 
 

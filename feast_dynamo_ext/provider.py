@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from feast import FeatureStore
 from feast.infra.passthrough_provider import PassthroughProvider
 
+from feast_dynamo_ext import _feast
 from feast_dynamo_ext.dynamo.services.of_registry import declared_services
 from feast_dynamo_ext.dynamo.services.spec import precomputed_services
 from feast_dynamo_ext.dynamo.views import table_name
@@ -46,11 +47,14 @@ class DynamoProvider(PassthroughProvider):
     @property
     def batch_engine(self) -> ComputeEngine:
         """The engine of `feast materialize`: ours, unless feature_store.yaml names another."""
-        if self._batch_engine is None and self.repo_config.batch_engine_config == "local":
-            self._batch_engine = _engine_class()(
-                repo_config=self.repo_config,
-                offline_store=self.offline_store,
-                online_store=self.online_store,
+        if self.repo_config.batch_engine_config == "local":
+            _feast.default_engine(
+                self,
+                lambda: _engine_class()(
+                    repo_config=self.repo_config,
+                    offline_store=self.offline_store,
+                    online_store=self.online_store,
+                ),
             )
         return super().batch_engine
 

@@ -93,17 +93,15 @@ def open_store(repo: Path) -> FeatureStore:
     """
     from feast import utils
     from feast.constants import FEATURE_STORE_YAML_ENV_NAME
-    from feast.repo_operations import create_feature_store
+
+    from feast_dynamo_ext import _feast
 
     folder = repo.absolute()
     path = utils.get_default_yaml_file_path(folder)
     if not path.exists() and not os.environ.get(FEATURE_STORE_YAML_ENV_NAME):
         raise ConfigError(f"There is no {path.name} in {path.parent}. {NO_REPO}")
-    context = click.Context(
-        click.Command("feast"), obj={"CHDIR": folder, "FS_YAML_FILE": path.absolute()}
-    )
     with _yaml_errors(path), feasts_errors():
-        store: FeatureStore = create_feature_store(context)
+        store = _feast.open_feature_store(folder, path.absolute())
         # Both are looked at when they are first used; a mistake is of the file, so it is said now.
         _ = store.config.online_store, store.config.offline_store
     return store
@@ -164,16 +162,14 @@ def chosen_views(
     """
     from feast.errors import FeatureViewNotFoundException
 
+    from feast_dynamo_ext import _feast
     from feast_dynamo_ext.aws import translated
 
-    given = list(names) if names else None
     with feasts_errors(), translated("s3", "the registry"):
-        number = store._validate_materialize_version(version, given)
         try:
-            found: list[Any] = store._get_feature_views_to_materialize(given, version=number)
+            return _feast.views_to_materialize(store, names, version)
         except FeatureViewNotFoundException as error:
-            raise ConfigError(f"{error}.{_hint(store, given or [])}") from error
-    return found
+            raise ConfigError(f"{error}.{_hint(store, names or [])}") from error
 
 
 def _hint(store: FeatureStore, names: Sequence[str]) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from feast_dynamo_ext._feast import FIRST_INCREMENTAL
 from feast_dynamo_ext.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-WITHOUT_TTL = timedelta(weeks=52)
-"""How far a first incremental run of a view without ttl goes back, as Feast has it."""
 
 
 @dataclass(frozen=True)
@@ -72,4 +70,4 @@ class Window:
                 f"Feature view `{view.name}` was never materialized and has no ttl, so an "
                 "incremental run has no start. Give START_TS and END_TS this once."
             )
-        return now - (view.ttl or WITHOUT_TTL)
+        return now - (view.ttl or FIRST_INCREMENTAL)

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from botocore.utils import normalize_url_path
-
 from feast_dynamo_ext import __version__
+from feast_dynamo_ext.aws import normal_path
 
 if TYPE_CHECKING:
     from botocore.credentials import ReadOnlyCredentials
@@ -58,7 +57,7 @@ class Endpoint:
             host,
             port,
             named if port == default else f"{named}:{port}",
-            quote(normalize_url_path(parts.path or "/"), safe="/~"),
+            quote(normal_path(parts.path or "/"), safe="/~"),
         )
 
 

@@ -19,10 +19,8 @@ from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import orjson
-from botocore.httpsession import get_cert_path
-from botocore.utils import get_environ_proxies
 
-from feast_dynamo_ext.aws import aws_error, no_credentials, translated
+from feast_dynamo_ext.aws import aws_error, ca_bundle, https_proxy, no_credentials, translated
 from feast_dynamo_ext.dynamo.http import HttpAnswer, NoAnswerError
 from feast_dynamo_ext.dynamo.http_pool import HttpPool, HttpSettings
 from feast_dynamo_ext.dynamo.signing import Endpoint, Signer
@@ -190,14 +188,13 @@ class DynamoWire:
 
 def _http_settings(session: boto3.Session, endpoint: str, settings: WireSettings) -> HttpSettings:
     is_tls = urlsplit(endpoint).scheme == "https"
-    bundle = session._session.get_config_variable("ca_bundle") or get_cert_path(True)
     return HttpSettings(
         connect_timeout_s=settings.connect_timeout_s,
         read_timeout_s=settings.read_timeout_s,
         max_connections=settings.max_connections,
         keepalive_s=settings.keepalive_s,
-        proxy=get_environ_proxies(endpoint).get("https") if is_tls else None,
-        tls=ssl.create_default_context(cafile=bundle) if is_tls else None,
+        proxy=https_proxy(endpoint) if is_tls else None,
+        tls=ssl.create_default_context(cafile=ca_bundle(session)) if is_tls else None,
     )
 
 

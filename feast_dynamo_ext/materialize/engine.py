@@ -24,6 +24,7 @@ from feast.infra.common.materialization_job import (
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from pydantic import ValidationError
 
+from feast_dynamo_ext import _feast
 from feast_dynamo_ext.dynamo.services.of_registry import declared_services
 from feast_dynamo_ext.dynamo.tables.settings import refuse_unknown
 from feast_dynamo_ext.dynamo.views import table_name
@@ -232,7 +233,7 @@ class DynamoComputeEngine(LocalComputeEngine):
         try:
             with self._leased(report) if is_ours else contextlib.nullcontext():
                 fill = self._services(registry, task.feature_view)() if is_ours else None
-                failed = super()._materialize_one(registry, widened).error()
+                failed = _feast.materialize_one(self, registry, widened)
                 if fill and failed is None:
                     fill()
         except Exception as error:  # noqa: BLE001 - it fails its view, not the others
@@ -254,11 +255,7 @@ class DynamoComputeEngine(LocalComputeEngine):
 
     def _get_backend(self, context: ExecutionContext) -> Any:
         """Feast's way for the views it keeps needs a DataFrame library: pandas."""
-        if self._backend is None and context.entity_df is None:
-            from feast.infra.compute_engines.backends.factory import BackendFactory
-
-            self._backend = BackendFactory.from_name("pandas")
-        return super()._get_backend(context)
+        return _feast.backend_of(self, context, default="pandas")
 
     # The rest
 

@@ -11,6 +11,7 @@ from feast.infra.common.materialization_job import (
 )
 from feast.infra.compute_engines.local.job import LocalMaterializationJob
 
+from feast_dynamo_ext import _feast
 from feast_dynamo_ext.errors import FeastDynamoError, ViewsFailedError
 
 if TYPE_CHECKING:
@@ -52,5 +53,4 @@ def _naming(view: str, error: BaseException) -> BaseException:
 
 def _job(task: MaterializationTask, error: BaseException | None) -> LocalMaterializationJob:
     status = MaterializationJobStatus.ERROR if error else MaterializationJobStatus.SUCCEEDED
-    job_id = f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
-    return LocalMaterializationJob(job_id, status, error=error)
+    return LocalMaterializationJob(_feast.job_id(task), status, error=error)

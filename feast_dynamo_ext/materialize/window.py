@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from feast_dynamo_ext._feast import FIRST_INCREMENTAL
 from feast_dynamo_ext.errors import WindowError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def is_incremental(task: MaterializationTask, now: datetime) -> bool:
     if last is not None:
         return start == _aware(last)
     # Feast works its start out a moment before it calls us.
-    first = now - (view.ttl or timedelta(weeks=52))
+    first = now - (view.ttl or FIRST_INCREMENTAL)
     return not task.disable_event_timestamp and abs(start - first) < SAME_START
 
 

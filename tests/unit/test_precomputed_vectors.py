@@ -20,6 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feast_dynamo_ext._feast import hide_feasts_warnings
 from feast_dynamo_ext.dynamo.item import (
     MAX_KEY_BYTES,
     Row,
@@ -33,7 +34,6 @@ from feast_dynamo_ext.dynamo.retry import RetryPolicy
 from feast_dynamo_ext.dynamo.schemas import SchemaBook
 from feast_dynamo_ext.dynamo.services import renew
 from feast_dynamo_ext.dynamo.services.answer import Asked, add_vectors
-from feast_dynamo_ext.dynamo.services.feast_warnings import hide_feasts_warnings
 from feast_dynamo_ext.dynamo.services.spec import (
     SERVICES_KEY,
     ServiceSpec,

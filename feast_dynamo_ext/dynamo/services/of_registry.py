@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.dynamo.services.feast_warnings import hide_feasts_warnings
+from feast_dynamo_ext import _feast
 from feast_dynamo_ext.dynamo.services.spec import precomputed_services
 from feast_dynamo_ext.errors import AccessDeniedError
 
@@ -40,7 +40,7 @@ def declared_services(
         registry, config.project, view=view.name, allow_cache=not is_fresh
     )
     if services:
-        hide_feasts_warnings()
+        _feast.hide_feasts_warnings()
     elif not is_fresh:
         return []
     try:

@@ -8,10 +8,10 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from feast import utils
 from feast.feature_service import FeatureService
 from feast.online_response import OnlineResponse
 
+from feast_dynamo_ext import _feast
 from feast_dynamo_ext.dynamo.entity_keys import keys_of_request
 from feast_dynamo_ext.dynamo.response import add_version
 from feast_dynamo_ext.dynamo.services import declare as tables
@@ -150,25 +150,20 @@ class ServiceRequest:
         """
         if not isinstance(features, FeatureService) or not features.precompute_online:
             return None
-        if utils._get_cached_request_context(registry, project, features, full_feature_names)[1]:
+        if _feast.has_on_demand_views(
+            registry, project, features, full_feature_names=full_feature_names
+        ):
             return None
-        columns, refs, join_keys, _, _, names, response = (
-            utils._prepare_entities_to_read_from_online_store(
-                registry=registry,
-                project=project,
-                features=features,
-                entity_values=_columnar(entity_rows),
-                full_feature_names=full_feature_names,
-                native_entity_values=True,
-            )
+        prepared = _feast.prepare_request(
+            registry, project, features, entity_rows, full_feature_names=full_feature_names
         )
         return cls(
             features.name,
-            columns,
-            refs,
-            join_keys,
-            names,
-            response,
+            prepared.columns,
+            prepared.refs,
+            prepared.join_keys,
+            prepared.names,
+            prepared.response,
             full_feature_names,
             include_feature_view_version_metadata,
         )
@@ -202,9 +197,9 @@ class ServiceRequest:
             )
         else:
             await self._read_vectors(config, connection, book, spec, known)
-        _tell_metrics(time.monotonic() - started_s)
+        _feast.track_online_read(time.monotonic() - started_s)
         types = value_types(self.refs)
-        utils._drop_unneeded_columns(self.response, self.names)
+        _feast.drop_unneeded_columns(self.response, self.names)
         return OnlineResponse(self.response, feature_types=types)
 
     async def _read_vectors(
@@ -238,22 +233,3 @@ class ServiceRequest:
         if self.with_versions:
             for view, _ in self.refs:
                 add_version(self.response, view)
-
-
-def _columnar(rows: Any) -> Mapping[str, Any]:
-    """Entity rows as columns: Feast takes both."""
-    if not isinstance(rows, list):
-        columns: Mapping[str, Any] = rows
-        return columns
-    names = rows[0].keys() if rows else ()
-    if any(row.keys() != names for row in rows):
-        raise ValueError("All entity_rows must have the same keys.")
-    return {name: [row[name] for row in rows] for name in names}
-
-
-def _tell_metrics(seconds: float) -> None:
-    """Feast's own histogram of online reads, where it is on."""
-    from feast import metrics
-
-    if metrics._config.online_features:
-        metrics.track_online_store_read(seconds)

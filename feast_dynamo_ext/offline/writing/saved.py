@@ -6,6 +6,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from feast_dynamo_ext._feast import SAVED_DATASET_EVENT_TIME
 from feast_dynamo_ext.errors import DestinationExistsError
 from feast_dynamo_ext.offline.sources.files import HIDDEN
 from feast_dynamo_ext.offline.sources.source import uri_of
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.offline.sources.source import ParquetSource
     from feast_dynamo_ext.offline.writing.destination import Files
-
-ASSUMED_EVENT_TIME = "event_timestamp"
-"""What Feast asks a saved dataset's event time by, whatever the entity rows had named it."""
 
 EVENT_TIME_KEY = b"feast_dynamo_ext.event_time"
 """Key in a file's metadata, where the name of its event time is kept."""
@@ -94,7 +92,7 @@ class Place:
 
 def event_time_of(source: ParquetSource, asked: str) -> str:
     """The event time of a saved dataset, which Feast always asks by the same name."""
-    if asked != ASSUMED_EVENT_TIME or asked in source.schema.names:
+    if asked != SAVED_DATASET_EVENT_TIME or asked in source.schema.names:
         return asked
     first = next(iter(source.dataset.get_fragments()))
     kept = (first.physical_schema.metadata or {}).get(EVENT_TIME_KEY)
