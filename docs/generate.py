@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "feast_dynamo_ext"
 PART = re.compile(r"<!-- generated: (.+?) -->\n.*?<!-- /generated -->", re.DOTALL)
 
-SETTINGS = PACKAGE / "dynamo" / "tables" / "settings.py"
+SETTINGS = PACKAGE / "dynamo" / "tables" / "table_settings.py"
 SHARED = (PACKAGE / "aws.py", "AwsConfigModel")
 # Each block's class, then those it inherits fields from.
 BLOCKS = {
@@ -49,7 +49,7 @@ BLOCKS = {
     ),
     "batch_engine": (
         (PACKAGE / "materialize" / "engine.py", "DynamoComputeEngineConfig"),
-        (PACKAGE / "materialize" / "settings.py", "MaterializeSettings"),
+        (PACKAGE / "materialize" / "engine_settings.py", "MaterializeSettings"),
     ),
     "table": ((SETTINGS, "TableSettings"),),
 }

@@ -10,19 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from feast_dynamo_ext.dynamo.tables.settings import TableSettings
-    from feast_dynamo_ext.dynamo.view_settings import ViewSettings
-    from feast_dynamo_ext.materialize.engine import (
-        DynamoComputeEngine,
-        DynamoComputeEngineConfig,
-    )
-    from feast_dynamo_ext.offline.sources.s3_parquet_source import S3ParquetSource
-    from feast_dynamo_ext.offline_store import (
-        S3ParquetOfflineStore,
-        S3ParquetOfflineStoreConfig,
-    )
+    from feast_dynamo_ext.dynamo.tables.table_settings import TableSettings
+    from feast_dynamo_ext.materialize.engine import DynamoComputeEngine, DynamoComputeEngineConfig
+    from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, S3ParquetOfflineStoreConfig
     from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
+    from feast_dynamo_ext.parquet.s3_parquet_source import S3ParquetSource
     from feast_dynamo_ext.provider import DynamoProvider
+    from feast_dynamo_ext.view_settings import ViewSettings
 
 __version__ = "0.1.0"
 
@@ -47,9 +41,9 @@ _MODULE_OF = {
     "DynamoProvider": "provider",
     "S3ParquetOfflineStore": "offline_store",
     "S3ParquetOfflineStoreConfig": "offline_store",
-    "S3ParquetSource": "offline.sources.s3_parquet_source",
-    "TableSettings": "dynamo.tables.settings",
-    "ViewSettings": "dynamo.view_settings",
+    "S3ParquetSource": "parquet.s3_parquet_source",
+    "TableSettings": "dynamo.tables.table_settings",
+    "ViewSettings": "view_settings",
 }
 
 

@@ -14,21 +14,24 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from pydantic import Field
 
 from feast_dynamo_ext.aws import AwsConfigModel
-from feast_dynamo_ext.errors import (
-    OfflineStoreError,
+from feast_dynamo_ext.errors import OfflineStoreError
+from feast_dynamo_ext.monitoring.hooks import MonitoringHooks
+from feast_dynamo_ext.parquet.append import append_rows
+from feast_dynamo_ext.parquet.logged import append_logs
+from feast_dynamo_ext.parquet.saved import event_time_of
+from feast_dynamo_ext.parquet.source import ParquetSource, check_times, columns_of
+from feast_dynamo_ext.retrieval.engines.base import Result
+from feast_dynamo_ext.retrieval.engines.duckdb import DuckDbEngine
+from feast_dynamo_ext.retrieval.engines.one_pass.join import checked_source, join
+from feast_dynamo_ext.retrieval.entity_rows.forms import EntityRequest, check_request_data
+from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
+from feast_dynamo_ext.retrieval.plan import (
+    PointInTime,
+    SourceRows,
+    ViewPlan,
+    plan_rows,
+    plan_views,
 )
-from feast_dynamo_ext.offline.entities.forms import Request, check_request_data
-from feast_dynamo_ext.offline.join.duckdb_engine import DuckDbEngine
-from feast_dynamo_ext.offline.join.join import checked_source, join
-from feast_dynamo_ext.offline.monitoring.hooks import MonitoringHooks
-from feast_dynamo_ext.offline.plan import ViewPlan, plan_rows, plan_views
-from feast_dynamo_ext.offline.query import PointInTime, SourceRows
-from feast_dynamo_ext.offline.result import Result
-from feast_dynamo_ext.offline.retrieval.job import ParquetRetrievalJob
-from feast_dynamo_ext.offline.sources.source import ParquetSource, check_times, columns_of
-from feast_dynamo_ext.offline.writing.append import append_rows
-from feast_dynamo_ext.offline.writing.logged import append_logs
-from feast_dynamo_ext.offline.writing.saved import event_time_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -145,7 +148,7 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
         engine = config.offline_store.engine()
         opened: dict[str, ParquetSource] = {}
         open_source = _opener(config, opened)
-        entities = Request(
+        entities = EntityRequest(
             config, registry, project, tuple(feature_views), plan, engine, open_source
         ).entity_rows(entity_df, kwargs.get("start_date"), kwargs.get("end_date"))
         odfvs = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)

@@ -14,31 +14,31 @@ from typing import TYPE_CHECKING, Any, Literal
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 
-from feast_dynamo_ext.dynamo import request, response
-from feast_dynamo_ext.dynamo.connection import Connection
-from feast_dynamo_ext.dynamo.item import (
+from feast_dynamo_ext.dynamo import read, response
+from feast_dynamo_ext.dynamo.client import Connection
+from feast_dynamo_ext.dynamo.layouts.packed import (
     Row,
     RowSchema,
     newest_per_key,
     refuse_too_large,
     to_item,
 )
-from feast_dynamo_ext.dynamo.outcome import Outcome
-from feast_dynamo_ext.dynamo.rows import (
+from feast_dynamo_ext.dynamo.precomputed import maintain
+from feast_dynamo_ext.dynamo.precomputed.lookup import ServiceCache, ServiceRequest
+from feast_dynamo_ext.dynamo.precomputed.maintain import with_vectors
+from feast_dynamo_ext.dynamo.response import (
     FeastRow,
     ReadRow,
     packed_rows,
     read_row,
     schema_of_rows,
 )
-from feast_dynamo_ext.dynamo.services import declare
-from feast_dynamo_ext.dynamo.services.renew import with_vectors
-from feast_dynamo_ext.dynamo.services.request import ServiceBook, ServiceRequest
+from feast_dynamo_ext.dynamo.row_batch import Outcome
 from feast_dynamo_ext.dynamo.settings import OnlineSettings
 from feast_dynamo_ext.dynamo.tables import apply
-from feast_dynamo_ext.dynamo.view_settings import ViewSettings
 from feast_dynamo_ext.dynamo.views import table_name, ttl_seconds, value_types
 from feast_dynamo_ext.errors import AwsError, IncompleteWriteError, OnlineStoreError
+from feast_dynamo_ext.view_settings import ViewSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from feast.protos.feast.types.Value_pb2 import Value as ValueProto
     from feast.value_type import ValueType
 
-    from feast_dynamo_ext.dynamo.services.spec import Refs, ServiceSpec
-    from feast_dynamo_ext.dynamo.writer import How
+    from feast_dynamo_ext.dynamo.precomputed.vectors import Refs, ServiceSpec
+    from feast_dynamo_ext.dynamo.write import How
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class DynamoOnlineStore(OnlineStore):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._opened: tuple[int, Connection] | None = None
-        self._services = ServiceBook()
+        self._services = ServiceCache()
 
     @property
     def async_supported(self) -> SupportedAsyncMethods:
@@ -259,8 +259,8 @@ class DynamoOnlineStore(OnlineStore):
         """
         connection = self.connection(config)
         view = connection.view(table, config)
-        asked = request.of_keys(view, entity_keys, requested_features)
-        answers = await request.read([asked], connection, may_be_partial=False)
+        asked = read.of_keys(view, entity_keys, requested_features)
+        answers = await read.read([asked], connection, may_be_partial=False)
         return [read_row(asked, row) for row in answers.rows_of(asked)]
 
     def _read_features_per_fv(self, config: RepoConfig, *args: Any, **kwargs: Any) -> None:
@@ -290,14 +290,16 @@ class DynamoOnlineStore(OnlineStore):
         """
         connection = self.connection(config)
         known = [connection.view(view, config) for view, _ in grouped_refs]
-        reads = request.of_columns(known, [names for _, names in grouped_refs], join_key_values)
-        answers = await request.read(
+        reads = read.of_columns(known, [names for _, names in grouped_refs], join_key_values)
+        answers = await read.read(
             reads, connection, may_be_partial=config.online_store.on_partial == "mark"
         )
-        for (view, names), held, read in zip(grouped_refs, known, reads, strict=True):
+        for (view, names), held, view_read in zip(grouped_refs, known, reads, strict=True):
             prefix = f"{held.answers_as}__" if full_feature_names else ""
             response.add_view(
-                online_features_response, answers.rows_of(read), [prefix + name for name in names]
+                online_features_response,
+                answers.rows_of(view_read),
+                [prefix + name for name in names],
             )
             if include_feature_view_version_metadata:
                 response.add_version(online_features_response, view)
@@ -375,7 +377,7 @@ class DynamoOnlineStore(OnlineStore):
             AwsError: AWS refused.
         """
         connection = self.connection(config)
-        return connection.loops.run(declare.fill(connection, spec))
+        return connection.loops.run(maintain.fill(connection, spec))
 
     def write_precomputed_vector(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Refused: this store makes the vectors itself, of the rows it holds.

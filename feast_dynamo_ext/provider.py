@@ -10,12 +10,12 @@ from feast import FeatureStore
 from feast.infra.passthrough_provider import PassthroughProvider
 
 from feast_dynamo_ext import _feast
-from feast_dynamo_ext.dynamo.services.of_registry import declared_services
-from feast_dynamo_ext.dynamo.services.spec import precomputed_services
+from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_services
+from feast_dynamo_ext.dynamo.precomputed.vectors import precomputed_services
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import ConfigError, SourceNotFoundError
-from feast_dynamo_ext.offline.retrieval.job import ParquetRetrievalJob
 from feast_dynamo_ext.online_store import DynamoOnlineStore
+from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from feast.online_response import OnlineResponse
     from tqdm import tqdm
 
-    from feast_dynamo_ext.dynamo.services.spec import ServiceSpec
+    from feast_dynamo_ext.dynamo.precomputed.vectors import ServiceSpec
     from feast_dynamo_ext.materialize.engine import DynamoComputeEngine
-    from feast_dynamo_ext.materialize.heal import Healer
+    from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
     from feast_dynamo_ext.sagemaker.split import TimeSplit
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
@@ -42,7 +42,7 @@ class DynamoProvider(PassthroughProvider):
     def __init__(self, config: RepoConfig) -> None:
         super().__init__(config)
         self._registry: Any = None
-        self._healer: Healer | None = None
+        self._healer: StaleStateResetter | None = None
 
     @property
     def batch_engine(self) -> ComputeEngine:
@@ -112,10 +112,10 @@ class DynamoProvider(PassthroughProvider):
         if not isinstance(store, DynamoOnlineStore):
             return False
         if self._healer is None:
-            from feast_dynamo_ext.materialize.heal import Healer
+            from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
 
             config = self.repo_config
-            self._healer = Healer(
+            self._healer = StaleStateResetter(
                 lambda: store.connection(config).client, partial(table_name, config)
             )
         return self._healer.heal(registry, project)
@@ -179,7 +179,7 @@ class DynamoProvider(PassthroughProvider):
         try:
             return read(config, data_source)
         except SourceNotFoundError:
-            from feast_dynamo_ext.offline.writing.append import declared_columns
+            from feast_dynamo_ext.parquet.append import declared_columns
 
             views = self._own_registry().list_all_feature_views(config.project)
             columns = declared_columns(views, data_source)
@@ -231,7 +231,9 @@ class DynamoProvider(PassthroughProvider):
         store = self.online_store
         if not isinstance(store, DynamoOnlineStore) or not getattr(view, "online", False):
             return []
-        return declared_services(store, self.repo_config, registry, view, is_fresh=is_fresh)
+        return declare_registry_services(
+            store, self.repo_config, registry, view, is_fresh=is_fresh
+        )
 
     def _own_registry(self) -> Any:
         """The registry, cached as feature_store.yaml says: Feast passes none to a push."""

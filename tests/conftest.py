@@ -17,12 +17,7 @@ import urllib3
 from feast import FeatureStore, RepoConfig
 
 from feast_dynamo_ext.aws import AwsSettings
-from feast_dynamo_ext.local import (
-    dynamodb_local_folder,
-    start_dynamodb_local,
-    start_moto,
-    stop,
-)
+from feast_dynamo_ext.local import dynamodb_local_folder, start_dynamodb_local, start_moto, stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

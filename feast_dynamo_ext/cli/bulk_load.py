@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from feast_dynamo_ext.cli.output import Output, json_option
 from feast_dynamo_ext.cli.repo import (
+    Output,
     chosen_views,
+    json_option,
     open_store,
     repo_option,
     time_in,
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from feast_dynamo_ext.materialize.bulk.from_store import Comparison
-    from feast_dynamo_ext.materialize.bulk.values import BulkResult, BulkSettings
+    from feast_dynamo_ext.materialize.bulk_import.load import BulkResult, BulkSettings
+    from feast_dynamo_ext.materialize.bulk_import.view_loads import Comparison
 
 MB = 1_000_000
 SAID_EVERY_BYTES = 500 * MB
@@ -113,7 +114,7 @@ def bulk_load(
     with stdout:
         store = open_store(repo)
         chosen = _with_history(chosen_views(store, views or None, None), output)
-        from feast_dynamo_ext.materialize.bulk.from_store import BulkLoader
+        from feast_dynamo_ext.materialize.bulk_import.view_loads import BulkLoader
 
         with BulkLoader(store) as loader:
             if dry_run:
@@ -143,7 +144,7 @@ def _with_history(views: Sequence[Any], output: Output) -> list[Any]:
 
 
 def _settings(files: str, file_size: int, choices: dict[str, Any]) -> BulkSettings:
-    from feast_dynamo_ext.materialize.bulk.values import BulkSettings
+    from feast_dynamo_ext.materialize.bulk_import.load import BulkSettings
 
     return BulkSettings(files, file_bytes=file_size * MB, **choices)
 
@@ -210,7 +211,7 @@ class Said:
 def _show_results(
     results: Sequence[BulkResult], failures: dict[str, FeastDynamoError], output: Output
 ) -> None:
-    from feast_dynamo_ext.materialize.figures import count, duration, table
+    from feast_dynamo_ext.figures import count, duration, table
 
     rows = [
         [
@@ -238,7 +239,7 @@ def _show_results(
 def _show_comparisons(
     compared: Sequence[Comparison], failures: dict[str, FeastDynamoError], output: Output
 ) -> None:
-    from feast_dynamo_ext.materialize.prices import AS_OF, REGION
+    from feast_dynamo_ext.cost.prices import AS_OF, REGION
 
     data = {
         "region": REGION,
@@ -268,7 +269,7 @@ def _comparison(one: Comparison) -> dict[str, Any]:
 
 
 def _comparison_text(one: Comparison) -> str:
-    from feast_dynamo_ext.materialize.figures import count, dollars, table
+    from feast_dynamo_ext.figures import count, dollars, table
 
     there = "exists" if one.exists else "is new"
     rows = [[cost.way, dollars(cost.dollars), cost.how] for cost in one.costs]

@@ -2,21 +2,150 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import re
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
+from tqdm import tqdm
 
-from feast_dynamo_ext.cli.output import Output, json_option, table
-from feast_dynamo_ext.cli.repo import open_store, repo_option
+from feast_dynamo_ext.cli.repo import Output, json_option, open_store, repo_option, table
+from feast_dynamo_ext.errors import CompactionError, ConfigError, OfflineStoreError
+from feast_dynamo_ext.parquet.compaction.snapshot import Target
+from feast_dynamo_ext.parquet.source import uri_of
+from feast_dynamo_ext.retrieval.plan import plan_view
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from feast import FeatureStore
+    from feast.data_source import DataSource
 
-    from feast_dynamo_ext.offline.compact.compaction import Figures, Plan
-    from feast_dynamo_ext.offline.compact.layout import Asked
+    from feast_dynamo_ext.parquet.compaction.compaction import Figures, Plan
+    from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
+    from feast_dynamo_ext.retrieval.plan import ViewPlan
+
+
+LINE_EVERY_S = 10.0
+
+
+@contextlib.contextmanager
+def shown(name: str, steps: int) -> Iterator[Callable[[int], object]]:
+    """What is to be told of each step done, as long as the block lasts.
+
+    Args:
+        name: of the source.
+        steps: rows to be read and rows to be written.
+    """
+    if not sys.stderr.isatty():
+        yield Lines(name, steps).advance
+        return
+    with tqdm(total=steps, desc=name, unit=" rows", unit_scale=True, leave=False) as bar:
+        yield bar.update
+
+
+class Lines:
+    """Lines on stderr."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        self._name, self._steps = name, max(1, steps)
+        self._done = 0
+        self._shown_s = time.monotonic()
+
+    def advance(self, steps: int) -> None:
+        """Count steps; write a line if the last one is long ago."""
+        self._done += steps
+        if time.monotonic() - self._shown_s >= LINE_EVERY_S:
+            self._shown_s = time.monotonic()
+            click.echo(f"{self._name}: {self._done / self._steps:.0%} done", err=True)
+
+
+def targets(store: FeatureStore, names: Sequence[str]) -> list[Target]:
+    """The folders behind sources and views, each once.
+
+    Args:
+        store: the feature store.
+        names: names of sources or feature views; none for all sources of views.
+
+    Raises:
+        ConfigError: there is no such source or view.
+        CompactionError: sources of one folder name different columns of time.
+    """
+    every: list[Any] = list(store.list_all_feature_views())
+    views = [view for view in every if getattr(view, "batch_source", None) is not None]
+    sources = {view.batch_source.name: view.batch_source for view in views}
+    sources |= {source.name: source for source in store.list_data_sources()}
+    wanted = _wanted(names, views, sources)
+    by_uri: dict[str, list[ViewPlan]] = {}
+    for view in views:
+        uri = _uri(view.batch_source, store, strict=False)
+        by_uri.setdefault(uri, []).append(plan_view(view, [], full_feature_names=False))
+    found: dict[str, Target] = {}
+    for source in wanted:
+        uri = _uri(source, store, strict=bool(names))
+        if uri and uri not in found:
+            found[uri] = _target(source, by_uri.get(uri, []))
+    return list(found.values())
+
+
+def _uri(source: DataSource, store: FeatureStore, *, strict: bool) -> str:
+    """Where a source is; empty for one that this store does not read, if not strict."""
+    try:
+        return uri_of(source, store.config).rstrip("/")
+    except OfflineStoreError:
+        if strict:
+            raise
+        return ""
+
+
+def _wanted(
+    names: Sequence[str], views: Sequence[Any], sources: dict[str, DataSource]
+) -> list[DataSource]:
+    by_view = {view.name: view.batch_source for view in views}
+    if not names:
+        return list({source.name: source for source in by_view.values()}.values())
+    known = by_view | sources
+    missing = [name for name in names if name not in known]
+    if missing:
+        close = difflib.get_close_matches(missing[0], known, n=1)
+        hint = (
+            f"Did you mean `{close[0]}`?" if close else f"There are: {', '.join(sorted(known))}."
+        )
+        raise ConfigError(f"There is no source or feature view `{missing[0]}`. {hint}")
+    return [known[name] for name in names]
+
+
+def _target(source: DataSource, views: Sequence[ViewPlan]) -> Target:
+    if not views:
+        return _unread(source)
+    times = {(view.event_time, view.created_time) for view in views}
+    if len(times) > 1:
+        raise CompactionError(
+            f"The folder of source `{source.name}` is read by the feature views "
+            f"{', '.join(sorted(view.view for view in views))} with different columns of time: "
+            f"{sorted(times, key=str)}. It cannot be sorted for all of them; use one source."
+        )
+    ((event_time, created_time),) = times
+    keys = set.intersection(*({column for _, column in view.keys} for view in views))
+    readers = {view.view for view in views} | {view.source.name for view in views}
+    return Target(source, event_time, created_time, tuple(sorted(keys)), tuple(sorted(readers)))
+
+
+def _unread(source: DataSource) -> Target:
+    original = {new: old for old, new in (source.field_mapping or {}).items()}
+    created = source.created_timestamp_column
+    return Target(
+        source,
+        original.get(source.timestamp_field, source.timestamp_field),
+        original.get(created, created) or None,
+        (),
+        (source.name,),
+    )
+
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B")
 AGE = re.compile(r"(\d+)([smhd])")
@@ -126,10 +255,10 @@ def compact(
         _compact(store, names, _asked(store, older_than_s, choices), output, dry_run=dry_run)
 
 
-def _asked(store: FeatureStore, older_than_s: float, choices: dict[str, Any]) -> Asked:
+def _asked(store: FeatureStore, older_than_s: float, choices: dict[str, Any]) -> LayoutRequest:
     from feast_dynamo_ext.errors import ConfigError
-    from feast_dynamo_ext.offline.compact.layout import Asked
     from feast_dynamo_ext.offline_store import S3ParquetOfflineStoreConfig
+    from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
 
     config: Any = store.config.offline_store
     if not isinstance(config, S3ParquetOfflineStoreConfig):
@@ -138,7 +267,7 @@ def _asked(store: FeatureStore, older_than_s: float, choices: dict[str, Any]) ->
             "files. Set `type: feast_dynamo_ext.S3ParquetOfflineStore` in offline_store of "
             "feature_store.yaml."
         )
-    return Asked(
+    return LayoutRequest(
         memory_bytes=size_in(config.memory_limit or DEFAULT_MEMORY),
         spill_folder=config.spill_folder,
         orphans_older_than_s=older_than_s,
@@ -147,11 +276,14 @@ def _asked(store: FeatureStore, older_than_s: float, choices: dict[str, Any]) ->
 
 
 def _compact(
-    store: FeatureStore, names: tuple[str, ...], asked: Asked, output: Output, *, dry_run: bool
+    store: FeatureStore,
+    names: tuple[str, ...],
+    asked: LayoutRequest,
+    output: Output,
+    *,
+    dry_run: bool,
 ) -> None:
-    from feast_dynamo_ext.cli.compact_progress import shown
-    from feast_dynamo_ext.offline.compact import compaction
-    from feast_dynamo_ext.offline.compact.targets import targets
+    from feast_dynamo_ext.parquet.compaction import compaction
 
     plans = [compaction.plan(target, store.config, asked) for target in targets(store, names)]
     after: list[Figures | None] = []
@@ -221,8 +353,7 @@ def _remove(
     *,
     dry_run: bool,
 ) -> None:
-    from feast_dynamo_ext.offline.compact.removal import remove_replaced, replaced_files
-    from feast_dynamo_ext.offline.compact.targets import targets
+    from feast_dynamo_ext.parquet.compaction.snapshot import remove_replaced, replaced_files
 
     work = replaced_files if dry_run else remove_replaced
     removed = {

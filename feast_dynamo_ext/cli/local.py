@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from feast_dynamo_ext import local as embedded
-from feast_dynamo_ext.cli.output import Output, json_option, table
+from feast_dynamo_ext.cli.repo import Output, json_option, table
 from feast_dynamo_ext.errors import LocalError
 
 if TYPE_CHECKING:

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from feast_dynamo_ext.cli.output import Output, json_option
+from feast_dynamo_ext._feast import FIRST_INCREMENTAL
 from feast_dynamo_ext.cli.repo import (
+    Output,
     chosen_views,
     feasts_errors,
+    json_option,
     open_store,
     repo_option,
     times_argument,
     views_option,
 )
-from feast_dynamo_ext.cli.window import Window
 from feast_dynamo_ext.errors import ConfigError, ViewsFailedError
 
 if TYPE_CHECKING:
@@ -29,13 +30,71 @@ if TYPE_CHECKING:
     from feast import FeatureStore
     from feast.infra.common.materialization_job import MaterializationTask
 
+    from feast_dynamo_ext.cost.estimate import ViewEstimate
     from feast_dynamo_ext.materialize.engine import DynamoComputeEngine
-    from feast_dynamo_ext.materialize.estimate import ViewEstimate
     from feast_dynamo_ext.materialize.report import RunReport
 
 
 @dataclass(frozen=True)
-class Asked:
+class Window:
+    """Which event times to materialize.
+
+    Attributes:
+        start: the first; None: from where each view's last run ended.
+        end: the last.
+        is_all: from 1970 until now, as Feast's --disable-event-timestamp has it.
+    """
+
+    start: datetime | None
+    end: datetime
+    is_all: bool = False
+
+    @classmethod
+    def of(
+        cls, times: Sequence[datetime], now: datetime, *, incremental: bool, all_: bool
+    ) -> Window:
+        """The window that was asked for.
+
+        Raises:
+            click.UsageError: too few or too many times, or in the wrong order.
+        """
+        if incremental and all_:
+            raise click.UsageError("--incremental and --all contradict each other.")
+        if all_:
+            if times:
+                raise click.UsageError("--all takes no times: it goes from 1970 until now.")
+            return cls(datetime(1970, 1, 1, tzinfo=timezone.utc), now, is_all=True)
+        if incremental:
+            if len(times) > 1:
+                raise click.UsageError("--incremental takes END_TS alone, or no time: until now.")
+            return cls(None, times[0] if times else now)
+        if len(times) != 2:  # noqa: PLR2004 - a start and an end
+            raise click.UsageError("Give START_TS and END_TS, or --incremental, or --all.")
+        if times[0] > times[1]:
+            raise click.UsageError(f"START_TS ({times[0]}) is after END_TS ({times[1]}).")
+        return cls(times[0], times[1])
+
+    def start_for(self, view: Any, now: datetime) -> datetime:
+        """Where a view's window starts.
+
+        Raises:
+            ConfigError: an incremental run of a view that was never materialized and has no ttl.
+        """
+        if self.start is not None:
+            return self.start
+        last: datetime | None = view.most_recent_end_time
+        if last is not None:
+            return last if last.tzinfo else last.replace(tzinfo=timezone.utc)
+        if view.ttl is None:
+            raise ConfigError(
+                f"Feature view `{view.name}` was never materialized and has no ttl, so an "
+                "incremental run has no start. Give START_TS and END_TS this once."
+            )
+        return now - (view.ttl or FIRST_INCREMENTAL)
+
+
+@dataclass(frozen=True)
+class MaterializeRequest:
     """What to materialize: `names` is None for all views."""
 
     window: Window
@@ -120,7 +179,7 @@ def materialize(
     With --json the answer alone is on stdout: rows, units and dollars of each view.
     """  # noqa: D301 - click keeps the lines after \b as they are
     window = Window.of(times, _now(), incremental=incremental, all_=all_)
-    asked = Asked(window, views or None, version)
+    asked = MaterializeRequest(window, views or None, version)
     with _stdout_kept_for_json(output):
         store = open_store(repo)
         tasks = _tasks(store, asked)
@@ -173,7 +232,7 @@ def _engine(store: FeatureStore, choices: dict[str, Any]) -> DynamoComputeEngine
     return engine
 
 
-def _tasks(store: FeatureStore, asked: Asked) -> list[MaterializationTask]:
+def _tasks(store: FeatureStore, asked: MaterializeRequest) -> list[MaterializationTask]:
     """The windows of the views, by Feast's rules; on-demand views have none.
 
     Raises:
@@ -196,7 +255,7 @@ def _tasks(store: FeatureStore, asked: Asked) -> list[MaterializationTask]:
     ]
 
 
-def _run(store: FeatureStore, engine: DynamoComputeEngine, asked: Asked) -> RunReport:
+def _run(store: FeatureStore, engine: DynamoComputeEngine, asked: MaterializeRequest) -> RunReport:
     """Materialize through Feast, which keeps the intervals and states of views."""
     window = asked.window
     which: Any = {"feature_views": asked.names and list(asked.names), "version": asked.version}
@@ -245,7 +304,7 @@ def _show_report(report: RunReport, output: Output) -> None:
 def _show_estimates(
     engine: DynamoComputeEngine, estimates: Sequence[ViewEstimate], output: Output
 ) -> None:
-    from feast_dynamo_ext.materialize import estimate
+    from feast_dynamo_ext.cost import estimate
 
     settings = engine.settings
     rate = estimate.Rate(settings.max_write_units_per_s, settings.views_at_once)

@@ -1,4 +1,7 @@
-"""What commands on a feature repo share: where it is, its store, its views, times.
+"""What commands share: the feature repo, its store and views, and how they answer.
+
+The answer goes to stdout. What a person should know besides goes to stderr, so that stdout stays
+the answer alone and can be piped or evaluated.
 
 Feast is imported when a command needs it: it takes seconds, and `--help` should not.
 """
@@ -7,20 +10,58 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import warnings
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from tabulate import tabulate
 
 from feast_dynamo_ext.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from feast import FeatureStore
+
+
+Command = TypeVar("Command", bound="Callable[..., Any]")
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command's answer goes: `as_json` is what the caller asked for with --json."""
+
+    as_json: bool = False
+
+    def show(self, data: Any, text: str) -> None:
+        """Print the answer: `data`, of JSON's own types, or `text`."""
+        click.echo(json.dumps(data, indent=2) if self.as_json else text)
+
+    def note(self, text: str) -> None:
+        """Tell a person something besides the answer."""
+        click.echo(text, err=True)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as a text table; values are printed as they are."""
+    return str(tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True))
+
+
+def json_option(command: Command) -> Command:
+    """Give a command `--json`, and its choice as the parameter `output`."""
+    return click.option(
+        "--json",
+        "output",
+        is_flag=True,
+        callback=lambda _context, _option, chosen: Output(chosen),
+        help="Print JSON instead of text.",
+    )(command)
+
 
 DAYS = (datetime(2000, 1, 1), datetime(2004, 2, 2))  # noqa: DTZ001 - the text may have a zone
 EXAMPLE = "Write it as 2026-01-31, 2026-01-31T12:00:00 (UTC) or 2026-01-31T12:00:00+01:00."

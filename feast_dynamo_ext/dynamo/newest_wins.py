@@ -38,17 +38,24 @@ between INSERT and REPLACE counts as older, as if it had been replaced first and
 By PutItem, one row a request with the same condition: for servers without PartiQL (moto) and
 identities that may not use it. Service reference:
 https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_BatchExecuteStatement.html
+
+PartiQL is tried with real rows. Only where it is refused or fails, and a PutItem of the same rows
+is answered, is PutItem taken: an outage that hits both decides nothing. What was decided against
+PartiQL is looked at again after ten minutes, so that neither a passing failure nor a policy that
+has been mended makes writes slow for as long as the process lives. Writing rows by both ways does
+no harm: the second finds rows that are as old as its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import logging
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from feast_dynamo_ext.aws import aws_error
-from feast_dynamo_ext.dynamo.batch import Leftover, no_table
-from feast_dynamo_ext.dynamo.outcome import Outcome, keys_of
-from feast_dynamo_ext.dynamo.statements import Try, put_request
+from feast_dynamo_ext.dynamo.encoding.requests import Try, put_request
+from feast_dynamo_ext.dynamo.retry import UnprocessedItems, no_table
+from feast_dynamo_ext.dynamo.row_batch import Outcome, keys_of
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsError,
@@ -60,11 +67,11 @@ from feast_dynamo_ext.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from feast_dynamo_ext.dynamo.batch import Wire
-    from feast_dynamo_ext.dynamo.item import JsonItem
-    from feast_dynamo_ext.dynamo.retry import Attempts, RetryPolicy
+    from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
+    from feast_dynamo_ext.dynamo.retry import Attempts, RetryPolicy, Transport
     from feast_dynamo_ext.dynamo.row_batch import RowBatch
-    from feast_dynamo_ext.dynamo.wire import Answer
+    from feast_dynamo_ext.dynamo.transport import Answer
+
 
 # A statement's error has a code of its own, which here becomes the one a request would have had.
 # https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_BatchStatementError.html
@@ -120,7 +127,7 @@ class Batch:
 
 
 async def by_partiql(
-    wire: Wire, table: str, rows: RowBatch, policy: RetryPolicy, guess: Guess
+    wire: Transport, table: str, rows: RowBatch, policy: RetryPolicy, guess: Guess
 ) -> Outcome:
     """Write up to 25 rows with distinct keys.
 
@@ -142,7 +149,7 @@ async def by_partiql(
         body = {"Statements": rows.statements(table, batch.todo)}
         try:
             answer = await _answered(wire, "BatchExecuteStatement", body, table, attempts)
-        except Leftover as leftover:
+        except UnprocessedItems as leftover:
             batch.cause = leftover.cause
             return batch.outcome()
         if _take(batch, answer, table) and not await attempts.wait():
@@ -204,7 +211,7 @@ def _is_passing(error: AwsError) -> bool:
     return isinstance(error, (ThrottledError, AwsUnavailableError)) or error.code in CONFLICTS
 
 
-async def by_put_item(wire: Wire, table: str, item: JsonItem, policy: RetryPolicy) -> Outcome:
+async def by_put_item(wire: Transport, table: str, item: JsonItem, policy: RetryPolicy) -> Outcome:
     """Write one item.
 
     Raises: as `by_partiql`.
@@ -213,7 +220,7 @@ async def by_put_item(wire: Wire, table: str, item: JsonItem, policy: RetryPolic
     while True:
         try:
             await _answered(wire, "PutItem", put_request(table, item), table, attempts)
-        except Leftover as leftover:
+        except UnprocessedItems as leftover:
             return Outcome(unwritten=keys_of([item]), cause=leftover.cause)
         except AwsError as error:
             if error.code == "ConditionalCheckFailedException":
@@ -227,7 +234,7 @@ async def by_put_item(wire: Wire, table: str, item: JsonItem, policy: RetryPolic
 
 
 async def _answered(
-    wire: Wire, operation: str, body: Any, table: str, attempts: Attempts
+    wire: Transport, operation: str, body: Any, table: str, attempts: Attempts
 ) -> Answer:
     """Send a request until it is answered.
 
@@ -247,4 +254,97 @@ async def _answered(
             return answer
         is_over = isinstance(failure, AwsUnavailableError) and not attempts.failed()
         if is_over or not await attempts.wait():
-            raise Leftover({}, failure) from failure
+            raise UnprocessedItems({}, failure) from failure
+
+
+logger = logging.getLogger(__name__)
+
+Strategy = Literal["partiql", "put_item"]
+
+TRY_AGAIN_S = 600.0
+MAX_FAILURES = 3
+"""Of PartiQL in a row, before PutItem is tried: passing trouble is over by then, mostly."""
+
+UNSUPPORTED_CODES = {"UnknownOperationException"}
+
+
+@dataclass
+class WriteStrategy:
+    """What this process has learnt about writing to a table.
+
+    Attributes:
+        way: the one that works; None before the first write.
+        until_s: when that is looked at again, on the policy's clock.
+        guess: which PartiQL statement to try first.
+    """
+
+    way: Strategy | None = None
+    until_s: float = float("inf")
+    guess: Guess = field(default_factory=Guess)
+
+    def is_open(self, now_s: float) -> bool:
+        """Whether the next write has to find out."""
+        return self.way is None or now_s >= self.until_s
+
+
+async def choose_strategy(
+    wire: Transport, batch: RowBatch, table: str, policy: RetryPolicy, state: WriteStrategy
+) -> tuple[Outcome, bool]:
+    """Try which way works, on one batch, and note it in `state`.
+
+    Returns:
+        What became of the rows, and whether they are still to be written: by the way that was
+        found, or patiently by PartiQL where neither answers.
+
+    Raises:
+        ResourceNotFoundError: the table does not exist.
+        AwsError: AWS refused both ways.
+    """
+    try:
+        outcome = await by_partiql(wire, table, batch, _impatient(policy), state.guess)
+    except AwsError as error:
+        if not isinstance(error, AccessDeniedError) and error.code not in UNSUPPORTED_CODES:
+            raise
+        if not await _put_item_works(wire, table, batch.item(0), policy, error):
+            raise
+        _take_put_item(table, policy, state, error)
+        return Outcome(), True
+    if not isinstance(outcome.cause, AwsUnavailableError):
+        if outcome.settled:
+            state.way, state.until_s = "partiql", float("inf")
+        return outcome, False
+    if await _put_item_works(wire, table, batch.item(0), policy, outcome.cause):
+        _take_put_item(table, policy, state, outcome.cause)
+    return Outcome(), True
+
+
+def _impatient(policy: RetryPolicy) -> RetryPolicy:
+    return replace(policy, max_failures=min(MAX_FAILURES, policy.max_failures or MAX_FAILURES))
+
+
+async def _put_item_works(
+    wire: Transport, table: str, item: JsonItem, policy: RetryPolicy, refusal: AwsError
+) -> bool:
+    """Whether a PutItem is answered; the item, which counts for nothing yet, is put again later.
+
+    Raises:
+        AwsError: the refusal of PartiQL, where the identity may do neither.
+    """
+    try:
+        outcome = await by_put_item(wire, table, item, _impatient(policy))
+    except AccessDeniedError as error:
+        raise refusal from error
+    return outcome.settled == 1
+
+
+def _take_put_item(
+    table: str, policy: RetryPolicy, state: WriteStrategy, refusal: AwsError
+) -> None:
+    if state.way != "put_item":
+        logger.warning(
+            "table %s: rows are written one a request (PutItem), as 25 a request (PartiQL) "
+            "failed: %s If that is to stay, set `newest_wins_with: put_item`",
+            table,
+            refusal,
+        )
+    state.way, state.until_s = "put_item", policy.clock() + TRY_AGAIN_S

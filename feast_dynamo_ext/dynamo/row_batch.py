@@ -1,4 +1,4 @@
-"""The rows of one request, in the forms that requests take them.
+"""The rows of one request, in the forms that requests take them, and what became of them.
 
 Two kinds: items as Python values, for the few rows of a push, and slices of rows that were encoded
 column by column, for the many of a materialization, whose JSON is cut out of whole buffers.
@@ -6,6 +6,7 @@ column by column, for the many of a materialization, whose JSON is cut out of wh
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -14,18 +15,71 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import orjson
 
-from feast_dynamo_ext.dynamo.encoding.fragments import joined, picked
-from feast_dynamo_ext.dynamo.outcome import keys_of
-from feast_dynamo_ext.dynamo.statements import Try, statement
+from feast_dynamo_ext.dynamo.encoding.requests import Try, joined, picked, statement
+from feast_dynamo_ext.dynamo.layouts.packed import KEY
+from feast_dynamo_ext.errors import IncompleteWriteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     import pyarrow as pa
 
-    from feast_dynamo_ext.dynamo.encoding.items import EncodedRows
     from feast_dynamo_ext.dynamo.encoding.protobuf import Integers
-    from feast_dynamo_ext.dynamo.item import JsonItem
+    from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows
+    from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the rows of a write.
+
+    Attributes:
+        written: rows that are in the table now.
+        older: rows that are not, because the table held a newer one of their key.
+        unwritten: serialized entity keys of rows that could not be written.
+        cause: why the last of `unwritten` could not.
+    """
+
+    written: int = 0
+    older: int = 0
+    unwritten: tuple[bytes, ...] = ()
+    cause: Exception | None = None
+
+    def __add__(self, other: Outcome) -> Outcome:
+        return Outcome(
+            self.written + other.written,
+            self.older + other.older,
+            self.unwritten + other.unwritten,
+            other.cause or self.cause,
+        )
+
+    @property
+    def settled(self) -> int:
+        """Rows that need nothing more."""
+        return self.written + self.older
+
+    def checked(self, table: str) -> Outcome:
+        """Itself, if nothing is left unwritten.
+
+        Raises:
+            IncompleteWriteError: rows are, named.
+        """
+        if not self.unwritten:
+            return self
+        total = self.settled + len(self.unwritten)
+        why = f" Last answer: {self.cause}" if self.cause is not None else ""
+        raise IncompleteWriteError(
+            f"Table {table}: {len(self.unwritten):,} of {total:,} rows are not written; their "
+            f"keys are in the error's `unwritten`.{why} The others are: write the same rows "
+            "again.",
+            unwritten=list(self.unwritten),
+        ) from self.cause
+
+
+def keys_of(items: Iterable[JsonItem]) -> tuple[bytes, ...]:
+    """The serialized entity keys of items."""
+    return tuple(base64.b64decode(item[KEY]["B"]) for item in items)
+
 
 MAX_ITEMS_PER_REQUEST = 25  # of BatchWriteItem and of BatchExecuteStatement
 

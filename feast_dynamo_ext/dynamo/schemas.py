@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from feast.protos.feast.types.Value_pb2 import Value
 
-from feast_dynamo_ext.dynamo.item import (
+from feast_dynamo_ext.arrow_types import VALUE_FIELD
+from feast_dynamo_ext.dynamo.batch_get import TableKeys
+from feast_dynamo_ext.dynamo.layouts.packed import (
     FINGERPRINT,
     KEY,
     SCHEMA,
@@ -23,16 +25,14 @@ from feast_dynamo_ext.dynamo.item import (
     to_schema_item,
     unpack,
 )
-from feast_dynamo_ext.dynamo.reader import TableKeys
 from feast_dynamo_ext.errors import ItemFormatError
-from feast_dynamo_ext.type_map import VALUE_FIELD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from feast_dynamo_ext.dynamo.item import JsonItem
-    from feast_dynamo_ext.dynamo.reader import Found, Reader
-    from feast_dynamo_ext.dynamo.writer import Writer
+    from feast_dynamo_ext.dynamo.batch_get import Found, Reader
+    from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
+    from feast_dynamo_ext.dynamo.write import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Column:
 
 
 @dataclass
-class SchemaBook:
+class SchemaCache:
     """The schemas of one store's tables, each read once, and how they map to views of now.
 
     Entries are added, never changed: threads share it safely.

@@ -9,10 +9,10 @@ from typing import Literal
 
 from pydantic import Field, StrictBool, StrictStr, field_validator
 
-from feast_dynamo_ext.dynamo.connection import ConnectionSettings
+from feast_dynamo_ext.dynamo.client import ConnectionSettings
 from feast_dynamo_ext.dynamo.retry import RetryPolicy
-from feast_dynamo_ext.dynamo.tables.settings import TableConfig
-from feast_dynamo_ext.dynamo.wire import WireSettings
+from feast_dynamo_ext.dynamo.tables.table_settings import TableConfig
+from feast_dynamo_ext.dynamo.transport import TransportSettings
 
 
 class OnlineSettings(TableConfig):
@@ -106,7 +106,7 @@ class OnlineSettings(TableConfig):
         """How to reach DynamoDB, as a value."""
         return ConnectionSettings(
             aws=self.aws(),
-            wire=WireSettings(
+            wire=TransportSettings(
                 connect_timeout_s=self.connect_timeout,
                 read_timeout_s=self.read_timeout,
                 max_connections=self.max_pool_connections,

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from feast.infra.online_stores.helpers import compute_versioned_name
 
-from feast_dynamo_ext.dynamo.entity_keys import ENTITYLESS_JOIN_KEYS, request_columns
-from feast_dynamo_ext.dynamo.item import RowSchema
-from feast_dynamo_ext.dynamo.key_encoding import KeyEncoder
-from feast_dynamo_ext.dynamo.view_settings import ViewSettings
+from feast_dynamo_ext.columns import ENTITYLESS_JOIN_KEYS, ENTITYLESS_VALUES, request_columns
+from feast_dynamo_ext.dynamo.keys import KeyEncoder, text
+from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
+from feast_dynamo_ext.errors import EntityKeyError
+from feast_dynamo_ext.view_settings import ViewSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from feast import RepoConfig
+    from feast.protos.feast.types.Value_pb2 import Value
     from feast.value_type import ValueType
 
 T = TypeVar("T")
@@ -80,6 +82,42 @@ class KnownView:
             consistent=store.consistent_reads if consistent is None else consistent,
             with_expired=(expired or store.expired) == "value",
         )
+
+
+def keys_of_request(
+    view: KnownView, values: Mapping[str, Sequence[Value]], rows: int
+) -> tuple[str | None, ...]:
+    """The key of each row of a request, in base64; None where a join key is null.
+
+    Args:
+        view: the feature view.
+        values: the request's columns.
+        rows: number of rows of the request.
+
+    Raises:
+        EntityKeyError: the request has no rows or lacks a join key of the view, or a key is too
+            long.
+    """
+    if not rows:
+        raise EntityKeyError(
+            f"The request for feature view `{view.answers_as}` has no entity rows. "
+            "Pass at least one, with the view's join keys."
+        )
+    missing = [column for _, column in view.columns if column not in values]
+    if missing:
+        raise EntityKeyError(
+            f"Feature view `{view.answers_as}` needs the join keys {missing}, which "
+            f"the request lacks; it has {sorted(values)}. Add them to every entity row."
+        )
+    encode = view.encode
+    if not view.columns:
+        return (text(encode(ENTITYLESS_VALUES)),) * rows
+    return tuple(
+        [
+            None if None in [value.WhichOneof("val") for value in row] else text(encode(row))
+            for row in zip(*[values[column] for _, column in view.columns], strict=True)
+        ]
+    )
 
 
 class ByView(Generic[T]):

@@ -19,8 +19,7 @@ from feast_dynamo_ext.local.dynamodb_local import (
     install_dynamodb_local,
     start_dynamodb_local,
 )
-from feast_dynamo_ext.local.embedded import LocalAws, down, status, up
-from feast_dynamo_ext.local.moto_server import start_moto
+from feast_dynamo_ext.local.embedded import LocalAws, down, start_moto, status, up
 from feast_dynamo_ext.local.process import Server, stop
 
 __all__ = [

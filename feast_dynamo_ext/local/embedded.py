@@ -2,16 +2,62 @@
 
 from __future__ import annotations
 
+import importlib.util
+import socket
+import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from feast_dynamo_ext.errors import LocalError
 from feast_dynamo_ext.local import dynamodb_local as ddb
-from feast_dynamo_ext.local import moto_server, state
-from feast_dynamo_ext.local.process import Server, stop
+from feast_dynamo_ext.local import process
+from feast_dynamo_ext.local.process import PortInUseError, Server, launch, missing_extra, stop
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+
+NAME = "moto"
+ATTEMPTS = 3
+
+
+def start_moto(log_folder: Path, *, ports: Iterable[int] | None = None) -> Server:
+    """Start moto's server on 127.0.0.1 and wait until it listens (about a second).
+
+    A port that is free now can be taken a moment later, so a port that is refused is followed by
+    the next. Port 0 would do too, but moto tells its own services the port it was given.
+
+    Args:
+        log_folder: folder for `moto.log`; it is created if needed.
+        ports: ports to try in turn. Default: three that are free now.
+
+    Raises:
+        DependencyError: moto or its server's packages are not installed.
+        LocalError: it does not start; the message has the end of its log.
+    """
+    for package in ("moto", "flask", "flask_cors"):
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra("moto[server]")
+    *others, last = ports or _free_ports()
+    for port in others:
+        try:
+            return _start_moto_on(log_folder, port)
+        except PortInUseError:  # noqa: PERF203 - beside a process, a try costs nothing
+            continue
+    return _start_moto_on(log_folder, last)
+
+
+def _start_moto_on(log_folder: Path, port: int) -> Server:
+    command = [sys.executable, "-u", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    return launch(NAME, command, log_folder / "moto.log", environment={"MOTO_PORT": str(port)})
+
+
+def _free_ports() -> Iterator[int]:
+    for _ in range(ATTEMPTS):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            yield probe.getsockname()[1]
 
 
 @dataclass(frozen=True)
@@ -36,8 +82,8 @@ class LocalAws:
         """The environment variables that point AWS's libraries and Feast at these servers."""
         endpoints = {server.name: server.endpoint for server in self.servers}
         variables = {
-            "AWS_ENDPOINT_URL": endpoints[moto_server.NAME],
-            "FEAST_S3_ENDPOINT_URL": endpoints[moto_server.NAME],
+            "AWS_ENDPOINT_URL": endpoints[NAME],
+            "FEAST_S3_ENDPOINT_URL": endpoints[NAME],
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -62,8 +108,8 @@ def up(folder: Path, *, dynamodb_local: bool = False) -> LocalAws:
             (then none is left running).
         DependencyError: moto, psutil, java or DynamoDB Local is not installed.
     """
-    with state.locked(folder):
-        earlier = state.read(folder)
+    with process.locked(folder):
+        earlier = process.read(folder)
         if LocalAws(earlier).alive:
             raise _runs_already(folder, earlier)
         died = _clear_away(folder, earlier)
@@ -83,7 +129,7 @@ def _clear_away(folder: Path, servers: tuple[Server, ...]) -> tuple[Server, ...]
     died = tuple(_with_log_kept(server) for server in servers if not server.alive)
     for server in servers:
         stop(server)
-    state.remove(folder)
+    process.remove(folder)
     return died
 
 
@@ -95,14 +141,14 @@ def _with_log_kept(server: Server) -> Server:
 
 
 def _start(folder: Path, *, dynamodb_local: bool) -> tuple[Server, ...]:
-    logs = state.state_folder(folder)
+    logs = process.state_folder(folder)
     # DynamoDB Local first: it is the one that may not be installed, and says so at once.
-    starts = [*([ddb.start_dynamodb_local] if dynamodb_local else []), moto_server.start_moto]
+    starts = [*([ddb.start_dynamodb_local] if dynamodb_local else []), start_moto]
     servers: tuple[Server, ...] = ()
     try:
         for start in starts:
             servers = (start(logs), *servers)
-        state.write(folder, servers)
+        process.write(folder, servers)
     except BaseException:
         for server in servers:
             stop(server)
@@ -119,10 +165,10 @@ def down(folder: Path) -> LocalAws | None:
     Raises:
         LocalError: another command is at work on it, or a server cannot be stopped.
     """
-    if not state.state_file(folder).exists():
+    if not process.state_file(folder).exists():
         return None
-    with state.locked(folder):
-        servers = state.read(folder)
+    with process.locked(folder):
+        servers = process.read(folder)
         running = tuple(server for server in servers if server.alive)
         died = _clear_away(folder, servers)
     return LocalAws(running, died) if servers else None
@@ -133,5 +179,5 @@ def status(folder: Path) -> LocalAws | None:
 
     Ask each server's `alive`: it may have died since.
     """
-    servers = state.read(folder)
+    servers = process.read(folder)
     return LocalAws(servers) if servers else None

@@ -19,42 +19,103 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from feast.infra.common.materialization_job import (
     MaterializationJob,
+    MaterializationJobStatus,
     MaterializationTask,
 )
 from feast.infra.compute_engines.local.compute import LocalComputeEngine
+from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from pydantic import ValidationError
 
 from feast_dynamo_ext import _feast
-from feast_dynamo_ext.dynamo.services.of_registry import declared_services
-from feast_dynamo_ext.dynamo.tables.settings import refuse_unknown
+from feast_dynamo_ext.cost import estimate
+from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_services
+from feast_dynamo_ext.dynamo.tables.table_settings import refuse_unknown
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import (
     AwsError,
     ConfigError,
     FeastDynamoError,
     ResourceNotFoundError,
+    ViewsFailedError,
 )
-from feast_dynamo_ext.materialize import estimate, progress, summary
-from feast_dynamo_ext.materialize.by_feast import CountedStore
-from feast_dynamo_ext.materialize.holder import LeaseSettings, holder
-from feast_dynamo_ext.materialize.jobs import jobs_of
-from feast_dynamo_ext.materialize.lease import Lease
-from feast_dynamo_ext.materialize.reading import ViewReading
-from feast_dynamo_ext.materialize.repair import repair
+from feast_dynamo_ext.materialize import progress, summary
+from feast_dynamo_ext.materialize.engine_settings import MaterializeSettings
+from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings, holder
+from feast_dynamo_ext.materialize.newest_rows import ViewReading, Window, window_of
+from feast_dynamo_ext.materialize.registry_state import repair
 from feast_dynamo_ext.materialize.report import RunReport, ViewReport
 from feast_dynamo_ext.materialize.run import Run, ViewRun
-from feast_dynamo_ext.materialize.settings import MaterializeSettings
-from feast_dynamo_ext.materialize.window import Window, window_of
 from feast_dynamo_ext.online_store import DynamoOnlineStore, how_written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from feast import FeatureView, RepoConfig
     from feast.infra.compute_engines.dag.context import ExecutionContext
     from feast.infra.registry.base_registry import BaseRegistry
 
-    from feast_dynamo_ext.dynamo.writer import How
-    from feast_dynamo_ext.materialize.estimate import ViewEstimate
+    from feast_dynamo_ext.cost.estimate import ViewEstimate
+    from feast_dynamo_ext.dynamo.response import FeastRow
+    from feast_dynamo_ext.dynamo.write import How
+
+
+class CountedStore:
+    """An online store to write to, whose outcomes go into a report."""
+
+    def __init__(self, store: DynamoOnlineStore, report: ViewReport) -> None:
+        self._store, self._report = store, report
+
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[FeastRow],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """See `DynamoOnlineStore.online_write_batch`."""
+        report = self._report
+        report.read += len(data)
+        report.to_write = (report.to_write or 0) + len(data)
+        outcome = self._store.write_feast_rows(config, table, data, progress)
+        report.written += outcome.written
+        report.older += outcome.older
+
+
+def jobs_of(tasks: Sequence[MaterializationTask], report: RunReport) -> list[MaterializationJob]:
+    """A job a task. The first failed one names all that failed, as Feast raises no other."""
+    errors = {
+        view.view: _naming(view.view, view.error) for view in report.failed_views if view.error
+    }
+    if len(errors) > 1:
+        first = next(iter(errors))
+        others = "; the others are materialized" if len(errors) < len(report.views) else ""
+        several = ViewsFailedError(
+            f"{len(errors)} of {len(report.views)} feature views failed{others}. "
+            + " ".join(map(str, errors.values())),
+            failures=errors,
+        )
+        several.__cause__ = errors[first]
+        errors[first] = several
+    return [_job(task, errors.get(task.feature_view.name)) for task in tasks]
+
+
+def _naming(view: str, error: BaseException) -> BaseException:
+    """The error, with the view in its message."""
+    if view in str(error):
+        return error
+    named = f"Feature view `{view}`: {error}"
+    if isinstance(error, FeastDynamoError):
+        error.args = (named, *error.args[1:])
+        return error
+    failed = ViewsFailedError(named, failures={view: error})
+    failed.__cause__ = error
+    return failed
+
+
+def _job(task: MaterializationTask, error: BaseException | None) -> LocalMaterializationJob:
+    status = MaterializationJobStatus.ERROR if error else MaterializationJobStatus.SUCCEEDED
+    return LocalMaterializationJob(_feast.job_id(task), status, error=error)
+
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +265,7 @@ class DynamoComputeEngine(LocalComputeEngine):
         store, config = self._ours, self.repo_config
 
         def declare() -> Callable[[], object]:
-            unfilled = declared_services(store, config, registry, view, is_fresh=True)
+            unfilled = declare_registry_services(store, config, registry, view, is_fresh=True)
             return lambda: [store.fill_service(config, spec) for spec in unfilled]
 
         return declare

@@ -21,24 +21,292 @@ https://aws.amazon.com/blogs/database/building-distributed-locks-with-the-dynamo
 from __future__ import annotations
 
 import logging
+import os
+import shlex
+import socket
+import sys
 import threading
-from typing import TYPE_CHECKING, Any
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from feast_dynamo_ext.dynamo.control import ABSENT, ControlItem
-from feast_dynamo_ext.errors import AlreadyRunningError, AwsError, LeaseLostError
-from feast_dynamo_ext.materialize.holder import (
-    LEASE,
-    Holder,
-    Watch,
-    holder,
-    look_again_s,
-    random_text,
+from feast_dynamo_ext.dynamo.control_items import ABSENT, ControlItem
+from feast_dynamo_ext.errors import (
+    AlreadyRunningError,
+    AwsError,
+    ItemFormatError,
+    LeaseLostError,
+    ResourceNotFoundError,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
-    from feast_dynamo_ext.materialize.holder import LeaseSettings
+    from feast_dynamo_ext.dynamo.control_items import Value
+
+
+PROC = Path("/proc")
+MOST_COMMAND = 200
+"""Characters of a command that are kept."""
+
+# Fields of /proc/<pid>/stat after the command's name, see proc_pid_stat(5).
+STATE, START_TIME = 0, 19
+ENDED = {"Z", "X"}
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process on some machine.
+
+    Attributes:
+        host: the machine's name, for people: many machines are called alike.
+        pid: its number.
+        kernel: what is the same only for processes that can see each other: the boot id of the
+            machine and the namespace of pids (each container has its own). None where the system
+            does not tell, as outside Linux.
+        born: when it started, in ticks of that kernel; tells it from a later one of the same pid.
+        command: how it was started.
+    """
+
+    host: str
+    pid: int
+    kernel: str | None
+    born: str | None
+    command: str
+
+    @classmethod
+    def this(cls) -> Process:
+        """The process that runs this."""
+        pid = os.getpid()
+        _, born = _stat(pid) or (None, None)
+        return cls(socket.gethostname(), pid, _kernel(), born, _command())
+
+    def is_dead(self) -> bool:
+        """Whether it is surely gone. False where it runs, and where that cannot be told here."""
+        if self.kernel is None or self.born is None:
+            return False
+        if (self.kernel, self.host) != (_kernel(), socket.gethostname()):
+            return False
+        found = _stat(self.pid)
+        if found is None:
+            return not _exists(self.pid)
+        state, born = found
+        return state in ENDED or born != self.born
+
+
+def _kernel() -> str | None:
+    try:
+        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {(PROC / 'self/ns/pid').readlink()}"
+    except OSError:
+        return None
+
+
+def _stat(pid: int) -> tuple[str, str] | None:
+    """A process's state and start; None where there is none, or it may not be looked at."""
+    try:
+        text = (PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return None
+    # The command's name is in parentheses and may hold any character, these included.
+    fields = text.rpartition(")")[2].split()
+    return fields[STATE], fields[START_TIME]
+
+
+def _exists(pid: int) -> bool:
+    """Whether a pid is taken, even by a process that /proc hides (mount option hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _command() -> str:
+    program, *arguments = sys.argv or [""]
+    return shlex.join([Path(program).name, *arguments])[:MOST_COMMAND]
+
+
+LEASE = b"lease"
+LOOKS_PER_LEASE, MOST_BETWEEN_LOOKS_S = 10, 1.0
+
+
+@dataclass(frozen=True)
+class LeaseSettings:
+    """How to hold a lease. Times in seconds.
+
+    Attributes:
+        lease_s: seconds without a beat after which others may take the lease.
+        if_running: what to do while another run holds it: fail, or wait for it.
+        clock: seconds of a monotonic clock.
+        sleep: waits the given seconds, for who wants the lease.
+        pause: waits the given seconds between beats, less if the event is set; whether it is.
+        process: the process that wants the lease.
+        is_dead: whether a process is surely gone.
+    """
+
+    lease_s: float = 30
+    if_running: Literal["refuse", "wait"] = "refuse"
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+    sleep: Callable[[float], object] = field(default=time.sleep, repr=False)
+    pause: Callable[[threading.Event, float], bool] = field(
+        default=threading.Event.wait, repr=False
+    )
+    process: Callable[[], Process] = field(default=Process.this, repr=False)
+    is_dead: Callable[[Process], bool] = field(default=Process.is_dead, repr=False)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease, as its item says.
+
+    Attributes:
+        view: name of the feature view.
+        owner: random, one a lease that was acquired.
+        beat: random, one a sign of life.
+        lease_s: seconds without a new beat after which it is gone.
+        process: where it runs.
+        started_at: when it acquired the lease by its own clock, for people only.
+    """
+
+    view: str
+    owner: str
+    beat: str
+    lease_s: float
+    process: Process
+    started_at: str
+
+    def __str__(self) -> str:
+        process = self.process
+        return (
+            f"`{process.command}` (pid {process.pid} on host {process.host}, since "
+            f"{self.started_at})"
+        )
+
+    @classmethod
+    def new(cls, view: str, settings: LeaseSettings) -> Holder:
+        """This process, as it will hold the lease."""
+        now = datetime.now(tz=timezone.utc).isoformat(timespec="seconds")
+        return cls(view, random_text(), random_text(), settings.lease_s, settings.process(), now)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], table: str) -> Holder:
+        """The inverse of `values`.
+
+        Raises:
+            ItemFormatError: another program wrote the item.
+        """
+        try:
+            process = Process(
+                values["host"],
+                values["pid"],
+                values.get("kernel"),
+                values.get("born"),
+                values["command"],
+            )
+            return cls(
+                values["view"],
+                values["owner"],
+                values["beat"],
+                float(values["lease_s"]),
+                process,
+                values["started_at"],
+            )
+        except KeyError as error:
+            raise ItemFormatError(
+                f"The lease item of table {table} has no {error}: another program wrote it. If no "
+                "run materializes the view, delete the item that has an attribute `owner`."
+            ) from error
+
+    def values(self) -> dict[str, Value]:
+        """The attributes of the lease item."""
+        process = self.process
+        told = {"kernel": process.kernel, "born": process.born}
+        return {
+            "kind": "lease of the run that materializes this view",
+            "view": self.view,
+            "owner": self.owner,
+            "beat": self.beat,
+            "lease_s": Decimal(str(self.lease_s)),
+            "host": process.host,
+            "pid": process.pid,
+            "command": process.command,
+            "started_at": self.started_at,
+            **{name: value for name, value in told.items() if value is not None},
+        }
+
+
+def holder(client: Any, table: str) -> Holder | None:
+    """Who holds the lease of a view's table now, dead or alive; None for nobody.
+
+    Raises:
+        AwsError: AWS refused, or there is no such table.
+    """
+    values = ControlItem(client, table, LEASE).read()
+    return None if values is None else Holder.parse(values, table)
+
+
+def is_gone(client: Any, table: str, settings: LeaseSettings) -> bool:
+    """Whether no run is alive that holds the lease of a view's table.
+
+    Answers at once where nobody holds it, its holder's process was on this machine, or there is
+    no such table; else once a sign of life is seen, at the latest after the holder's `lease_s`.
+
+    Raises:
+        AwsError: AWS refused.
+    """
+    watch = Watch(settings)
+    while (held := _holder_if_any(client, table)) is not None:
+        is_alive = watch.look(held)
+        if is_alive is not None:
+            return not is_alive
+        settings.sleep(look_again_s(held))
+    return True
+
+
+def _holder_if_any(client: Any, table: str) -> Holder | None:
+    try:
+        return holder(client, table)
+    except ResourceNotFoundError:
+        return None
+
+
+class Watch:
+    """Tells, on this machine's own clock, whether the holder of a lease is alive."""
+
+    def __init__(self, settings: LeaseSettings) -> None:
+        self._settings = settings
+        self._seen: tuple[str, str] | None = None
+        self._since_s = 0.0
+
+    def look(self, held: Holder) -> bool | None:
+        """Whether it is, by what the item says now; None where that is not known yet."""
+        if self._settings.is_dead(held.process):
+            return False
+        now_s, sign = self._settings.clock(), (held.owner, held.beat)
+        if sign == self._seen:
+            return False if now_s - self._since_s >= held.lease_s else None
+        is_first = self._seen is None
+        self._seen, self._since_s = sign, now_s
+        return None if is_first else True
+
+
+def look_again_s(held: Holder) -> float:
+    """Seconds between two looks at a lease."""
+    return min(MOST_BETWEEN_LOOKS_S, held.lease_s / LOOKS_PER_LEASE)
+
+
+def random_text() -> str:
+    """For owners and beats."""
+    return uuid.uuid4().hex
+
 
 logger = logging.getLogger(__name__)
 

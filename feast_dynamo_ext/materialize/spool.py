@@ -15,8 +15,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from feast_dynamo_ext.dynamo.encoding.items import EncodedRows
 from feast_dynamo_ext.dynamo.encoding.protobuf import lengths_of
+from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows
 from feast_dynamo_ext.errors import OfflineStoreError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from feast_dynamo_ext.dynamo.item import RowSchema
+    from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
 
 MOST_BUCKETS = 256
 """Rows are written to the disk a buffer at a time: more buckets would make shorter pieces."""

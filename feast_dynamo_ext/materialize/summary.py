@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from feast_dynamo_ext.cost.prices import write_dollars
 from feast_dynamo_ext.errors import FeastDynamoError
-from feast_dynamo_ext.materialize.figures import count, dollars, duration, table
-from feast_dynamo_ext.materialize.prices import write_dollars
+from feast_dynamo_ext.figures import count, dollars, duration, table
 
 if TYPE_CHECKING:
     from feast_dynamo_ext.materialize.report import RunReport, ViewReport

@@ -7,13 +7,7 @@ on them; `run_locally` runs a training script on this machine instead.
 
 from feast_dynamo_ext.sagemaker.channels import copy_channels, input_data_config, local_folders
 from feast_dynamo_ext.sagemaker.from_store import create_training_set
-from feast_dynamo_ext.sagemaker.job import (
-    TrainingJob,
-    create_training_job,
-    describe_training_job,
-    hyperparameter_strings,
-    training_job_request,
-)
+from feast_dynamo_ext.sagemaker.local_job import LocalRun, run_locally
 from feast_dynamo_ext.sagemaker.manifest import (
     LabelStatistics,
     Manifest,
@@ -22,12 +16,18 @@ from feast_dynamo_ext.sagemaker.manifest import (
     SourceFile,
     SplitSummary,
     VerifyReport,
+    hash_table,
     load_manifest,
     verify,
 )
-from feast_dynamo_ext.sagemaker.script_mode import LocalRun, run_locally
 from feast_dynamo_ext.sagemaker.split import SPLITS, TimeSplit
-from feast_dynamo_ext.sagemaker.table_hash import hash_table
+from feast_dynamo_ext.sagemaker.training_job import (
+    TrainingJob,
+    create_training_job,
+    describe_training_job,
+    hyperparameter_strings,
+    training_job_request,
+)
 from feast_dynamo_ext.sagemaker.training_set import (
     TrainingSet,
     load_training_set,

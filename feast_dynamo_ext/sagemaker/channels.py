@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from feast_dynamo_ext.errors import TrainingSetError
 from feast_dynamo_ext.sagemaker.output import OutputFolder, open_folder
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.sagemaker.manifest import OutputFile
-    from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
 CONTENT_TYPES = {"csv": "text/csv", "parquet": "application/x-parquet"}
 DISTRIBUTIONS = ("FullyReplicated", "ShardedByS3Key")
@@ -24,8 +23,19 @@ INPUT_MODES = ("File", "FastFile")
 DEFAULT_SPLITS = ("train", "validation")
 
 
+class WrittenFiles(Protocol):
+    """What channels need of a training set."""
+
+    @property
+    def output(self) -> str:
+        """`s3://bucket/prefix` or an absolute local folder, without a slash at the end."""
+
+    def files(self, split: str, format: str) -> tuple[OutputFile, ...]:  # noqa: A002 - as below
+        """Files of one split in one format."""
+
+
 def input_data_config(
-    training_set: TrainingSet,
+    training_set: WrittenFiles,
     *,
     format: str = "csv",  # noqa: A002 - the word that SageMaker's users know
     splits: Sequence[str] = DEFAULT_SPLITS,
@@ -77,7 +87,7 @@ def input_data_config(
 
 
 def local_folders(
-    training_set: TrainingSet,
+    training_set: WrittenFiles,
     *,
     format: str = "csv",  # noqa: A002 - as above
     splits: Sequence[str] = DEFAULT_SPLITS,
@@ -100,7 +110,7 @@ def local_folders(
 
 
 def copy_channels(
-    training_set: TrainingSet,
+    training_set: WrittenFiles,
     target: Path,
     aws: AwsSettings,
     *,
@@ -174,7 +184,7 @@ def _refuse_unknown(option: str, value: str, known: Sequence[str]) -> None:
         raise TrainingSetError(f"Unknown {option} `{value}`. Known: {', '.join(known)}.")
 
 
-def _refuse_local(training_set: TrainingSet) -> None:
+def _refuse_local(training_set: WrittenFiles) -> None:
     if not training_set.output.startswith("s3://"):
         raise TrainingSetError(
             f"{training_set.output} is a folder of this machine, and SageMaker reads from S3. "
@@ -182,7 +192,7 @@ def _refuse_local(training_set: TrainingSet) -> None:
         )
 
 
-def _refuse_single_file(training_set: TrainingSet, kind: str) -> None:
+def _refuse_single_file(training_set: WrittenFiles, kind: str) -> None:
     if len(training_set.files("train", kind)) == 1:
         raise TrainingSetError(
             "ShardedByS3Key gives each instance files of its own, and the train split has one: "

@@ -11,10 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 from pyarrow import fs
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.errors import (
-    FeastDynamoError,
-    TrainingSetError,
-)
+from feast_dynamo_ext.errors import FeastDynamoError, TrainingSetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.offline.sources.listing import listed_files
-from feast_dynamo_ext.sagemaker.manifest import Provenance, SourceFile
-from feast_dynamo_ext.sagemaker.table_hash import hash_table
+from feast_dynamo_ext.sagemaker.manifest import Provenance, SourceFile, hash_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from feast_dynamo_ext.offline.retrieval.job import ParquetRetrievalJob
+    from feast_dynamo_ext.parquet.source import ParquetSource
+    from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """A file as it was found.
+
+    Attributes:
+        uri: S3 URI, or local path.
+        size: bytes.
+        etag: S3's ETag without quotes; None for a local file.
+    """
+
+    uri: str
+    size: int
+    etag: str | None
+
+
+def listed_files(source: ParquetSource) -> list[ListedFile]:
+    """The files of a source, as they were listed, in the order of their rows' positions."""
+    scheme = "s3://" if source.parts.place.s3 is not None else ""
+    return [ListedFile(f"{scheme}{file.path}", file.size, file.etag) for file in source.files]
 
 
 def provenance_of(job: ParquetRetrievalJob, project: str, entity_rows: pa.Table) -> Provenance:

@@ -24,7 +24,6 @@ import pyarrow.compute as pc
 
 from feast_dynamo_ext.errors import TrainingSetError
 from feast_dynamo_ext.sagemaker.channels import input_data_config
-from feast_dynamo_ext.sagemaker.columns import NumericColumn, numeric_columns, require_columns
 from feast_dynamo_ext.sagemaker.manifest import (
     LAYOUT_FOLDERS,
     MANIFEST,
@@ -38,7 +37,12 @@ from feast_dynamo_ext.sagemaker.manifest import (
 )
 from feast_dynamo_ext.sagemaker.output import OutputFolder, open_folder
 from feast_dynamo_ext.sagemaker.split import SPLITS, TimeSplit, event_range
-from feast_dynamo_ext.sagemaker.table_files import TableFile, filtered, part_sizes
+from feast_dynamo_ext.sagemaker.training_columns import (
+    NumericColumn,
+    numeric_columns,
+    require_columns,
+)
+from feast_dynamo_ext.sagemaker.training_files import TableFile, filtered, part_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

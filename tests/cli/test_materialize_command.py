@@ -15,8 +15,8 @@ from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueTyp
 from feast.types import Float64, Int64
 
 from feast_dynamo_ext.cli.main import main
+from feast_dynamo_ext.cli.materialize import Window
 from feast_dynamo_ext.cli.repo import names_in, time_in
-from feast_dynamo_ext.cli.window import Window
 
 JANUARY = datetime(2026, 1, 1, tzinfo=timezone.utc)
 OURS = "provider: feast_dynamo_ext.DynamoProvider\n"

@@ -10,7 +10,7 @@ import pytest
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.errors import ConfigError, CredentialsError, ResourceNotFoundError
-from feast_dynamo_ext.offline.writing.destination import files_of
+from feast_dynamo_ext.storage import files_of
 
 ROLE = "arn:aws:iam::123456789012:role/features"
 

@@ -19,11 +19,9 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueT
 from feast.types import Float64, Int64
 
 from feast_dynamo_ext.aws import AwsSettings
-from feast_dynamo_ext.dynamo.item import RowSchema
-from feast_dynamo_ext.dynamo.tables.clients import TableClients
-from feast_dynamo_ext.dynamo.tables.settings import TableSettings
-from feast_dynamo_ext.dynamo.tables.state import TableSpec
-from feast_dynamo_ext.dynamo.view_settings import ViewSettings
+from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
+from feast_dynamo_ext.dynamo.tables.describe import TableClients, TableSpec
+from feast_dynamo_ext.dynamo.tables.table_settings import TableSettings
 from feast_dynamo_ext.errors import (
     AlreadyRunningError,
     AwsError,
@@ -33,16 +31,18 @@ from feast_dynamo_ext.errors import (
     TableLayoutError,
     TableProtectedError,
 )
-from feast_dynamo_ext.materialize.bulk.follow import Poll
-from feast_dynamo_ext.materialize.bulk.from_store import BulkLoader
-from feast_dynamo_ext.materialize.bulk.items import newest_rows
-from feast_dynamo_ext.materialize.bulk.load import load
-from feast_dynamo_ext.materialize.bulk.probe import CONDITION
-from feast_dynamo_ext.materialize.bulk.progress import NoProgress
-from feast_dynamo_ext.materialize.bulk.records import line, newest_wins_lines
-from feast_dynamo_ext.materialize.bulk.values import BulkAws, BulkSettings, Target
-from feast_dynamo_ext.materialize.holder import LeaseSettings
-from feast_dynamo_ext.materialize.lease import Lease
+from feast_dynamo_ext.materialize.bulk_import.files import NoProgress, line, newest_wins_lines
+from feast_dynamo_ext.materialize.bulk_import.import_table import Poll
+from feast_dynamo_ext.materialize.bulk_import.load import (
+    CONDITION,
+    BulkAws,
+    BulkSettings,
+    Target,
+    load,
+)
+from feast_dynamo_ext.materialize.bulk_import.view_loads import BulkLoader, newest_rows
+from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
+from feast_dynamo_ext.view_settings import ViewSettings
 
 REGION = "us-east-1"
 CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)

@@ -15,10 +15,8 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueT
 from feast.types import Float64, Int64
 
 from feast_dynamo_ext.errors import LeaseLostError, ResourceNotFoundError
-from feast_dynamo_ext.materialize.checkpoint import Checkpoint
-from feast_dynamo_ext.materialize.holder import LeaseSettings
-from feast_dynamo_ext.materialize.identity import RunIdentity
-from feast_dynamo_ext.materialize.lease import Lease
+from feast_dynamo_ext.materialize.checkpoint import Checkpoint, RunIdentity
+from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
 
 CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 # 1998-06-30 and 1998-07-01, in microseconds

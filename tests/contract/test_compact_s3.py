@@ -15,12 +15,12 @@ from feast.types import Float64, Int64
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.aws import AwsSettings
+from feast_dynamo_ext.cli.compact import targets
 from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.errors import CompactionConflictError
-from feast_dynamo_ext.offline.compact import compaction
-from feast_dynamo_ext.offline.compact.layout import Asked
-from feast_dynamo_ext.offline.compact.removal import remove_replaced
-from feast_dynamo_ext.offline.compact.targets import targets
+from feast_dynamo_ext.parquet.compaction import compaction
+from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
+from feast_dynamo_ext.parquet.compaction.snapshot import remove_replaced
 
 CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 NOON = pd.Timestamp("2026-01-01T12:00:00Z")
@@ -85,7 +85,9 @@ def test_a_folder_on_s3_is_compacted_twice_and_cleaned(tmp_path, bucket, s3, mot
     assert (target.keys, target.readers) == (("cid",), ("order_files", "orders"))
     assert totals(store) == [1.5, 2.0, None]
 
-    plan, late = (compaction.plan(target, store.config, Asked(buckets=2)) for _ in range(2))
+    plan, late = (
+        compaction.plan(target, store.config, LayoutRequest(buckets=2)) for _ in range(2)
+    )
     assert compaction.run(plan).rows == 3
     before = keys(s3, bucket)
     # The first pointer, then one that is there: If-None-Match, and If-Match.
@@ -96,7 +98,7 @@ def test_a_folder_on_s3_is_compacted_twice_and_cleaned(tmp_path, bucket, s3, mot
 
     pq.write_table(rows((2, 2.5), (3, 3.0)), f"{root}/0.parquet", filesystem=filesystem)
     assert totals(store) == [1.5, 2.5, 3.0]
-    plan, late = (compaction.plan(target, store.config, Asked()) for _ in range(2))
+    plan, late = (compaction.plan(target, store.config, LayoutRequest()) for _ in range(2))
     assert compaction.run(plan).rows == 5
     with pytest.raises(CompactionConflictError):
         compaction.run(late)

@@ -19,13 +19,11 @@ from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueTyp
 from feast.feature_view import FeatureViewState
 from feast.types import Float64, Int64
 
-from feast_dynamo_ext.dynamo.control import ABSENT, ControlItem
+from feast_dynamo_ext.dynamo.control_items import ABSENT, ControlItem
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import FeastDynamoError
-from feast_dynamo_ext.materialize.heal import Healer
-from feast_dynamo_ext.materialize.holder import LEASE, Holder, LeaseSettings
-from feast_dynamo_ext.materialize.lease import Lease
-from feast_dynamo_ext.materialize.process import Process
+from feast_dynamo_ext.materialize.lease import LEASE, Holder, Lease, LeaseSettings, Process
+from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,7 +85,7 @@ class Shop:
         self.opened.append(store)
         settings = LeaseSettings(clock=self.clock)
         table_of = partial(table_name, store.config)
-        store.provider._healer = Healer(lambda: self.client, table_of, settings)
+        store.provider._healer = StaleStateResetter(lambda: self.client, table_of, settings)
         return store
 
     def state(self, name: str = "orders") -> tuple:
@@ -151,7 +149,7 @@ def assert_refused(store, read=read):
 def dead():
     """A process of this machine that has come to its end."""
     code = (
-        "from feast_dynamo_ext.materialize.process import Process as P; me = P.this(); "
+        "from feast_dynamo_ext.materialize.lease import Process as P; me = P.this(); "
         "print(me.host, me.pid, me.kernel, me.born, sep='|')"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,7 +18,7 @@ import pyarrow as pa
 from feast import FeatureStore
 from pyiceberg.catalog import load_catalog
 
-from feast_dynamo_ext.offline.sources.source import ParquetSource
+from feast_dynamo_ext.parquet.source import ParquetSource
 
 UTC = dt.timezone.utc
 SNIPPET = Path(__file__).parents[2] / "docs" / "snippets" / "offline" / "iceberg.py"

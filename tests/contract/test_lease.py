@@ -20,9 +20,14 @@ from feast_dynamo_ext.errors import (
     LeaseLostError,
     ResourceNotFoundError,
 )
-from feast_dynamo_ext.materialize.holder import Holder, LeaseSettings, holder, is_gone
-from feast_dynamo_ext.materialize.lease import Lease
-from feast_dynamo_ext.materialize.process import Process
+from feast_dynamo_ext.materialize.lease import (
+    Holder,
+    Lease,
+    LeaseSettings,
+    Process,
+    holder,
+    is_gone,
+)
 
 KEY = b"\xff\xff\xff\xfflease"
 ALICE = Process("alice-laptop", 11, None, None, "feast materialize a b")
@@ -276,7 +281,7 @@ def test_of_many_runs_at_once_one_gets_the_lease(run, client, table, killed_befo
 
 KILLED = """
 import sys, boto3
-from feast_dynamo_ext.materialize.holder import LeaseSettings
+from feast_dynamo_ext.materialize.lease import LeaseSettings
 from feast_dynamo_ext.materialize.lease import Lease
 endpoint, table = sys.argv[1:]
 client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=endpoint)

@@ -31,9 +31,9 @@ from feast import (
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.types import Float64, Int64, String
 
-from feast_dynamo_ext.dynamo.item import expiry_s
-from feast_dynamo_ext.dynamo.view_settings import ViewSettings
+from feast_dynamo_ext.dynamo.layouts.packed import expiry_s
 from feast_dynamo_ext.errors import ConfigError, WindowError
+from feast_dynamo_ext.view_settings import ViewSettings
 
 UTC = dt.timezone.utc
 START = dt.datetime(2025, 1, 1, tzinfo=UTC)

@@ -24,7 +24,7 @@ from feast_dynamo_ext.errors import (
     SourceNotFoundError,
     SourceReadError,
 )
-from feast_dynamo_ext.offline.sources.source import ParquetSource
+from feast_dynamo_ext.parquet.source import ParquetSource
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 HOUR = dt.timedelta(hours=1)

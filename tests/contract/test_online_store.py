@@ -35,7 +35,7 @@ from feast.types import (
 )
 from feast.types import Decimal as DecimalType
 
-from feast_dynamo_ext.dynamo.item import entity_of
+from feast_dynamo_ext.dynamo.layouts.packed import entity_of
 from feast_dynamo_ext.errors import (
     EntityKeyError,
     ItemTooLargeError,

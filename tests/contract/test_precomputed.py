@@ -20,8 +20,8 @@ from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Array, Float64, Int32, Int64, String
 
-from feast_dynamo_ext.dynamo.entity_keys import ENTITYLESS_KEY
-from feast_dynamo_ext.dynamo.item import entity_of
+from feast_dynamo_ext.columns import ENTITYLESS_KEY
+from feast_dynamo_ext.dynamo.layouts.packed import entity_of
 from feast_dynamo_ext.errors import ConfigError, OnlineStoreError
 
 NOW = dt.datetime.now(tz=dt.timezone.utc).replace(microsecond=123_456)

@@ -11,7 +11,7 @@ from feast import Entity, FeatureView, Field, FileSource, PushSource, StreamFeat
 from feast.feature_view import FeatureViewState
 from feast.types import Float64, Int64
 
-from feast_dynamo_ext.materialize.repair import repair
+from feast_dynamo_ext.materialize.registry_state import repair
 
 NOW = dt.datetime(2024, 5, 6, 7, 8, 9, tzinfo=dt.timezone.utc)
 DAY = dt.timedelta(days=1)

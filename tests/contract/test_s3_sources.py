@@ -26,13 +26,13 @@ from feast.types import Int64
 from feast_dynamo_ext import S3ParquetSource
 from feast_dynamo_ext.errors import AccessDeniedError, SourceNotFoundError, SourceReadError
 from feast_dynamo_ext.local import start_moto, stop
-from feast_dynamo_ext.materialize.history import Columns, History
-from feast_dynamo_ext.offline.compact import compaction
-from feast_dynamo_ext.offline.compact.layout import Asked
-from feast_dynamo_ext.offline.compact.snapshot import Target
-from feast_dynamo_ext.offline.sources.listing import ListedFile, listed_files
-from feast_dynamo_ext.offline.sources.source import ParquetSource
+from feast_dynamo_ext.materialize.newest_rows import Columns, History
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
+from feast_dynamo_ext.parquet.compaction import compaction
+from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
+from feast_dynamo_ext.parquet.compaction.snapshot import Target
+from feast_dynamo_ext.parquet.source import ParquetSource
+from feast_dynamo_ext.sagemaker.provenance import ListedFile, listed_files
 
 UTC = dt.timezone.utc
 REGION = "us-east-1"
@@ -300,7 +300,7 @@ def sales(half_allowed, tmp_path, monkeypatch):
 
         def compact():
             target = Target(source, "event", None, ("cid",), ("sales",))
-            compaction.run(compaction.plan(target, config, Asked(buckets=1)))
+            compaction.run(compaction.plan(target, config, LayoutRequest(buckets=1)))
 
         return {
             "stream": lambda: retrieval("stream").to_arrow(),

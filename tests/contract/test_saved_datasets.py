@@ -26,8 +26,8 @@ from feast_dynamo_ext.errors import (
     CredentialsError,
     DestinationExistsError,
 )
-from feast_dynamo_ext.offline.writing.destination import UPLOAD_BYTES, S3Files, files_of
-from feast_dynamo_ext.offline.writing.parquet import write_file, write_parts
+from feast_dynamo_ext.parquet.writer import write_file, write_parts
+from feast_dynamo_ext.storage import UPLOAD_BYTES, S3Files, files_of
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 HOUR = dt.timedelta(hours=1)

@@ -20,12 +20,12 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Int64, String
 
 from feast_dynamo_ext import DynamoOnlineStore
-from feast_dynamo_ext.dynamo.connection import Connection
-from feast_dynamo_ext.dynamo.item import Row, RowSchema, pack, to_item
-from feast_dynamo_ext.dynamo.outcome import Outcome
-from feast_dynamo_ext.dynamo.view_settings import ViewSettings
+from feast_dynamo_ext.dynamo.client import Connection
+from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema, pack, to_item
+from feast_dynamo_ext.dynamo.row_batch import Outcome
 from feast_dynamo_ext.errors import IncompleteWriteError, ResourceNotFoundError
 from feast_dynamo_ext.online_store import DynamoOnlineStoreConfig
+from feast_dynamo_ext.view_settings import ViewSettings
 
 NOW = dt.datetime.now(tz=dt.timezone.utc).replace(microsecond=123_456)
 CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)

@@ -17,7 +17,7 @@ import psutil
 from fault_oracle import Oracle, Totals, table_contents
 from fault_shop import CUSTOMER, PRODUCT, VIEWS, Read, Write, entity_key, jobs
 
-from feast_dynamo_ext.dynamo.item import RowSchema
+from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,8 +17,8 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 from feast.types import Float64, Int64, String
 
-from feast_dynamo_ext.dynamo.item import Row
-from feast_dynamo_ext.dynamo.view_settings import ViewSettings
+from feast_dynamo_ext.dynamo.layouts.packed import Row
+from feast_dynamo_ext.view_settings import ViewSettings
 
 BASE = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 FEATURES = ("number", "score", "text")

@@ -18,7 +18,7 @@ import pandas as pd
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.types import Float64, Int64, String
 
-from feast_dynamo_ext.dynamo.item import RESERVED_PREFIX, SCHEMA_KEY_PREFIX
+from feast_dynamo_ext.dynamo.layouts.packed import RESERVED_PREFIX, SCHEMA_KEY_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

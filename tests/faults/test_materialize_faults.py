@@ -18,13 +18,9 @@ from feast.infra.key_encoding_utils import deserialize_entity_key
 from feast.types import Float64, Int64
 from rule_proxy import RESET, THROTTLED, RuleProxy
 
-from feast_dynamo_ext.dynamo.control import ControlItem
-from feast_dynamo_ext.errors import (
-    AwsUnavailableError,
-    IncompleteWriteError,
-    LeaseLostError,
-)
-from feast_dynamo_ext.materialize.holder import LEASE
+from feast_dynamo_ext.dynamo.control_items import ControlItem
+from feast_dynamo_ext.errors import AwsUnavailableError, IncompleteWriteError, LeaseLostError
+from feast_dynamo_ext.materialize.lease import LEASE
 
 if TYPE_CHECKING:
     from pathlib import Path

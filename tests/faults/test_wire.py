@@ -13,8 +13,8 @@ import boto3
 import pytest
 from botocore.credentials import DeferredRefreshableCredentials
 
-from feast_dynamo_ext.dynamo.loops import Loops
-from feast_dynamo_ext.dynamo.wire import DynamoWire, WireSettings
+from feast_dynamo_ext.dynamo.event_loops import Loops
+from feast_dynamo_ext.dynamo.transport import DynamoTransport, TransportSettings
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsError,
@@ -29,7 +29,7 @@ GOOD = json.dumps({"Responses": {}}).encode()
 class SyncWire:
     """A wire for tests that are not coroutines: each call on the same borrowed loop."""
 
-    def __init__(self, wire: DynamoWire) -> None:
+    def __init__(self, wire: DynamoTransport) -> None:
         self.wire, self.loops = wire, Loops(wire.close_loop)
 
     def call(self, operation: str, body: dict, resource: str) -> dict:
@@ -42,14 +42,14 @@ def wire_to():
     wires = []
 
     def wire_to(endpoint: str, read_timeout_s: float = 5.0, keepalive_s: float = 30.0) -> SyncWire:
-        settings = WireSettings(
+        settings = TransportSettings(
             connect_timeout_s=1.0,
             read_timeout_s=read_timeout_s,
             max_connections=4,
             keepalive_s=keepalive_s,
         )
         session = boto3.Session(region_name="us-east-1")
-        wires.append(SyncWire(DynamoWire(session, endpoint, settings)))
+        wires.append(SyncWire(DynamoTransport(session, endpoint, settings)))
         return wires[-1]
 
     yield wire_to
@@ -211,8 +211,8 @@ def test_credentials_that_expire_are_renewed_off_the_event_loop(scripted_http):
 
     session = boto3.Session(region_name="us-east-1")
     session._session._credentials = DeferredRefreshableCredentials(renew, "test")
-    settings = WireSettings(1.0, 5.0, 4, 30.0)
-    wire = DynamoWire(session, scripted_http([(200, GOOD)] * 2), settings)
+    settings = TransportSettings(1.0, 5.0, 4, 30.0)
+    wire = DynamoTransport(session, scripted_http([(200, GOOD)] * 2), settings)
 
     async def calls():
         for _ in range(2):

@@ -12,11 +12,11 @@ from feast import Entity, FeatureView, Field, FileSource, RepoConfig, ValueType
 from feast.types import Int64
 from pit_cases import NoRegistry
 
-from feast_dynamo_ext.offline.compact import compaction
-from feast_dynamo_ext.offline.compact.layout import Asked
-from feast_dynamo_ext.offline.compact.snapshot import Target
-from feast_dynamo_ext.offline.sources.source import ParquetSource
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
+from feast_dynamo_ext.parquet.compaction import compaction
+from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
+from feast_dynamo_ext.parquet.compaction.snapshot import Target
+from feast_dynamo_ext.parquet.source import ParquetSource
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 HOUR = dt.timedelta(hours=1)
@@ -81,7 +81,7 @@ def write(path: Path, rows, group: int = 3) -> None:
 
 
 def compact(path, config, **asked):
-    return compaction.run(compaction.plan(target(path), config, Asked(**asked)))
+    return compaction.run(compaction.plan(target(path), config, LayoutRequest(**asked)))
 
 
 def seen(path, config, keys, hours) -> list:

@@ -12,9 +12,9 @@ warnings.simplefilter("ignore")  # Feast's, at its import
 
 from compact_cases import repo_config, target  # noqa: E402
 
-from feast_dynamo_ext.offline.compact import compaction  # noqa: E402
-from feast_dynamo_ext.offline.compact.commit import Folder  # noqa: E402
-from feast_dynamo_ext.offline.compact.layout import Asked  # noqa: E402
+from feast_dynamo_ext.parquet.compaction import compaction  # noqa: E402
+from feast_dynamo_ext.parquet.compaction.commit import Folder  # noqa: E402
+from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest  # noqa: E402
 
 
 def die(*_):
@@ -24,7 +24,7 @@ def die(*_):
 def compact_and_die(path: str, moment: int) -> None:
     """Die after so many steps of its progress; after all of them, instead of the last step."""
     plan = compaction.plan(
-        target(path), repo_config(Path(path).parent), Asked(buckets=8, target_bytes=1)
+        target(path), repo_config(Path(path).parent), LayoutRequest(buckets=8, target_bytes=1)
     )
     left = moment
 

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import FileSource, RepoConfig
 
-from feast_dynamo_ext.offline.plan import plan_rows
-from feast_dynamo_ext.offline.sources.source import ParquetSource
+from feast_dynamo_ext.parquet.source import ParquetSource
+from feast_dynamo_ext.retrieval.plan import plan_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from feast_dynamo_ext.offline.plan import ViewPlan
+    from feast_dynamo_ext.retrieval.plan import ViewPlan
 
 US = 1_000
 HOUR = 3_600 * 10**9

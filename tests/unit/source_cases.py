@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import FileSource, RepoConfig
 
-from feast_dynamo_ext.offline.sources.source import ParquetSource
+from feast_dynamo_ext.parquet.source import ParquetSource
 
 if TYPE_CHECKING:
     from pathlib import Path

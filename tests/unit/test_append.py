@@ -25,10 +25,10 @@ from feast_dynamo_ext.errors import (
     DestinationError,
     OfflineStoreError,
 )
-from feast_dynamo_ext.offline.writing.append import write_folders
-from feast_dynamo_ext.offline.writing.destination import LocalFiles
-from feast_dynamo_ext.offline.writing.parquet import PartSize, write_parts
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
+from feast_dynamo_ext.parquet.append import write_folders
+from feast_dynamo_ext.parquet.writer import PartSize, write_parts
+from feast_dynamo_ext.storage import LocalFiles
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 HOUR = dt.timedelta(hours=1)

@@ -15,7 +15,8 @@ from feast.repo_config import load_repo_config
 from feast.types import Float64, Int64, String
 
 from feast_dynamo_ext import errors
-from feast_dynamo_ext.dynamo.item import key_bytes
+from feast_dynamo_ext.arrow_types import to_values
+from feast_dynamo_ext.dynamo.layouts.packed import key_bytes
 from feast_dynamo_ext.errors import (
     AwsUnavailableError,
     ColumnTypeError,
@@ -26,7 +27,6 @@ from feast_dynamo_ext.errors import (
     FeastDynamoError,
     UnsupportedTypeError,
 )
-from feast_dynamo_ext.type_map import to_values
 
 NOON = dt.datetime(2026, 1, 1, 12, tzinfo=dt.timezone.utc)
 CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)

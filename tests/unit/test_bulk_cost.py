@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from feast_dynamo_ext.dynamo.item import Row, RowSchema, item_bytes, to_item
-from feast_dynamo_ext.materialize import prices
-from feast_dynamo_ext.materialize.bulk.cost import Sizes, costs, recommend
+from feast_dynamo_ext.cost import prices
+from feast_dynamo_ext.cost.estimate import Sizes, costs, recommend
+from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema, item_bytes, to_item
 
 
 def test_prices():

@@ -11,15 +11,15 @@ import pytest
 from botocore.stub import Stubber
 
 from feast_dynamo_ext.errors import AccessDeniedError, AwsError, ConfigError
-from feast_dynamo_ext.materialize.bulk.files import (
+from feast_dynamo_ext.materialize.bulk_import.files import (
     Folder,
+    NoProgress,
+    Upload,
     Written,
     delete_files,
     list_files,
     write_files,
 )
-from feast_dynamo_ext.materialize.bulk.progress import NoProgress
-from feast_dynamo_ext.materialize.bulk.upload import Upload
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import json
 import pyarrow as pa
 import pytest
 
-from feast_dynamo_ext.materialize.bulk.probe import CONDITION
-from feast_dynamo_ext.materialize.bulk.records import line, newest_wins_lines, plain_lines
+from feast_dynamo_ext.materialize.bulk_import.files import line, newest_wins_lines, plain_lines
+from feast_dynamo_ext.materialize.bulk_import.load import CONDITION
 
 WITH_CREATED = b'{"k":{"B":"azE="},"v":{"B":"dg=="},"t":{"N":"-5"},"c":{"N":"7"}}'
 WITHOUT = b'{"k":{"B":"azI="},"v":{"B":""},"t":{"N":"1767398400000000"},"x":{"N":"1"}}'

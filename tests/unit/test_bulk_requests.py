@@ -6,8 +6,8 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
-from feast_dynamo_ext.dynamo.tables.settings import TableSettings
-from feast_dynamo_ext.dynamo.tables.state import TableSpec
+from feast_dynamo_ext.dynamo.tables.describe import TableSpec
+from feast_dynamo_ext.dynamo.tables.table_settings import TableSettings
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     BulkLoadError,
@@ -15,11 +15,14 @@ from feast_dynamo_ext.errors import (
     DependencyError,
     ThrottledError,
 )
-from feast_dynamo_ext.materialize.bulk.bulk_put import bulk_put_request, require_support
-from feast_dynamo_ext.materialize.bulk.files import Folder
-from feast_dynamo_ext.materialize.bulk.follow import Poll, follow
-from feast_dynamo_ext.materialize.bulk.import_table import Import, import_request
-from feast_dynamo_ext.materialize.bulk.progress import NoProgress
+from feast_dynamo_ext.materialize.bulk_import.bulk_put import bulk_put_request, require_support
+from feast_dynamo_ext.materialize.bulk_import.files import Folder, NoProgress
+from feast_dynamo_ext.materialize.bulk_import.import_table import (
+    Import,
+    Poll,
+    follow,
+    import_request,
+)
 
 ARN = "arn:aws:dynamodb:us-east-1:111122223333:table/shop.orders/import/01658528578619-c4d4e311"
 GROUP = "arn:aws:logs:us-east-1:111122223333:log-group:/aws-dynamodb/imports:*"

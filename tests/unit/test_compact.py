@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from pit_cases import cases
 
 from feast_dynamo_ext.errors import CompactionConflictError, SourceReadError
-from feast_dynamo_ext.offline.compact import compaction
-from feast_dynamo_ext.offline.compact.layout import Asked
-from feast_dynamo_ext.offline.compact.parts import in_buckets
-from feast_dynamo_ext.offline.compact.removal import remove_replaced
+from feast_dynamo_ext.parquet.compaction import compaction
+from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
+from feast_dynamo_ext.parquet.compaction.snapshot import remove_replaced
+from feast_dynamo_ext.retrieval.engines.one_pass.join import prune_buckets
 
 KEYS = [None, 0, 1, 2, 3]
 HOURS = [-1, 0, 1, 2, 5]
@@ -109,7 +109,7 @@ def test_a_partition_without_new_files_is_left_as_it_is(path, config):
     assert (before[0], before[2]) == (after[0], after[2])
     assert before[1] != after[1]
     assert values(path, config) == [1, 1, 2, 2, 9, 3, 3]
-    assert compaction.plan(target(path), config, Asked()).todo == []
+    assert compaction.plan(target(path), config, LayoutRequest()).todo == []
 
 
 def test_bucketed_rows_keep_the_columns_of_their_folders(path, config):
@@ -129,16 +129,18 @@ def test_few_keys_read_few_buckets_and_what_was_appended(path, config):
     write(path / "b.parquet", [(5, 1, 0, 500)])
     source = opened(path, config)
     assert len(source.files) == 9
-    narrowed = in_buckets(source, {"cid": pa.array([5], pa.int32())})
+    narrowed = prune_buckets(source, {"cid": pa.array([5], pa.int32())})
     assert len(narrowed.files) == 2
     assert {5, 500} <= {v for b in narrowed.scan(["value"]) for v in b[0].to_pylist()}
-    assert in_buckets(source, {"other": pa.array([5])}) is source
+    assert prune_buckets(source, {"other": pa.array([5])}) is source
     assert seen(path, config, [5], [0, 1]) == [5, 500]
 
 
 def test_of_two_runs_at_once_one_is_refused_and_leaves_nothing(path, config):
     write(path / "a.parquet", [(1, 0, 0, 1)])
-    first, second = (compaction.plan(target(path), config, Asked(buckets=n)) for n in (1, 2))
+    first, second = (
+        compaction.plan(target(path), config, LayoutRequest(buckets=n)) for n in (1, 2)
+    )
     compaction.run(first)
     there = sorted(path.rglob("*"))
     with pytest.raises(CompactionConflictError, match="compacted by another run meanwhile"):
@@ -149,7 +151,7 @@ def test_of_two_runs_at_once_one_is_refused_and_leaves_nothing(path, config):
 
 def test_a_file_replaced_while_it_was_compacted_changes_nothing(path, config):
     write(path / "a.parquet", [(1, 0, 0, 1)])
-    plan = compaction.plan(target(path), config, Asked(buckets=1))
+    plan = compaction.plan(target(path), config, LayoutRequest(buckets=1))
     done = []
 
     def replace_once(rows):
@@ -164,7 +166,7 @@ def test_a_file_replaced_while_it_was_compacted_changes_nothing(path, config):
 
 def test_files_appended_while_a_run_is_at_work_stay(path, config):
     write(path / "a.parquet", [(1, 0, 0, 1)])
-    plan = compaction.plan(target(path), config, Asked(buckets=1))
+    plan = compaction.plan(target(path), config, LayoutRequest(buckets=1))
     compaction.run(plan, lambda rows: write(path / "0.parquet", [(1, 0, 0, 2)]))
     assert values(path, config) == [1, 2]
 
@@ -211,7 +213,9 @@ def test_memory_is_that_of_a_part_not_of_the_source(path, config):
         most = max(most, pa.total_allocated_bytes() - start)
 
     plan = compaction.plan(
-        target(path), config, Asked(buckets=2, memory_bytes=whole // 3, target_bytes=1 << 20)
+        target(path),
+        config,
+        LayoutRequest(buckets=2, memory_bytes=whole // 3, target_bytes=1 << 20),
     )
     compaction.run(plan, look)
     assert whole == 48_000_000

@@ -15,18 +15,22 @@ from compact_cases import START, UTC, compact, opened, repo_config, target, valu
 from feast import FileSource
 from feast.data_format import DeltaFormat
 
-from feast_dynamo_ext.errors import (
-    CompactionError,
-    OfflineStoreError,
-    SourceReadError,
+from feast_dynamo_ext.errors import CompactionError, OfflineStoreError, SourceReadError
+from feast_dynamo_ext.parquet.compaction.layout import (
+    InputFile,
+    LayoutRequest,
+    by_partition,
+    choose,
 )
-from feast_dynamo_ext.offline.compact.buckets import bucket_of
-from feast_dynamo_ext.offline.compact.current import Buckets
-from feast_dynamo_ext.offline.compact.encodings import options
-from feast_dynamo_ext.offline.compact.layout import Asked, InputFile, by_partition, choose
-from feast_dynamo_ext.offline.compact.removal import remove_replaced, replaced_files
-from feast_dynamo_ext.offline.compact.snapshot import Target, folder_of
-from feast_dynamo_ext.offline.sources.plain_pages import take_plain
+from feast_dynamo_ext.parquet.compaction.snapshot import (
+    Target,
+    folder_of,
+    remove_replaced,
+    replaced_files,
+)
+from feast_dynamo_ext.parquet.compaction.sorted_files import options
+from feast_dynamo_ext.parquet.plain_pages import take_plain
+from feast_dynamo_ext.parquet.pointer import Buckets, bucket_of
 
 
 @pytest.fixture
@@ -288,18 +292,23 @@ def listed(path: str, first=None, last=None, size=1 << 20) -> InputFile:
     ],
 )
 def test_the_data_chooses(files, keys, buckets, why):
-    found = choose(Asked(), None, [listed(path) for path in files], keys)
+    found = choose(LayoutRequest(), None, [listed(path) for path in files], keys)
     assert found.buckets == buckets
     assert why in found.why
 
 
 def test_buckets_stay_and_what_is_asked_for_is_done():
     files = [listed("day=1/a")]
-    assert choose(Asked(), Buckets(("cid",), 7), files, ("cid",)).buckets == Buckets(("cid",), 7)
-    assert choose(Asked(buckets=3), None, files, ("cid",)).buckets == Buckets(("cid",), 3)
-    assert choose(Asked(by_partition=True), Buckets(("cid",), 7), files, ("cid",)).buckets is None
+    assert choose(LayoutRequest(), Buckets(("cid",), 7), files, ("cid",)).buckets == Buckets(
+        ("cid",), 7
+    )
+    assert choose(LayoutRequest(buckets=3), None, files, ("cid",)).buckets == Buckets(("cid",), 3)
+    assert (
+        choose(LayoutRequest(by_partition=True), Buckets(("cid",), 7), files, ("cid",)).buckets
+        is None
+    )
     with pytest.raises(CompactionError, match="Use --by-partition"):
-        choose(Asked(buckets=3), None, files, ())
+        choose(LayoutRequest(buckets=3), None, files, ())
 
 
 def test_partitions_apart_in_time_are_one_unit_each_others_keep_their_order():

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.dynamo.item import Row, RowSchema, to_item
-from feast_dynamo_ext.dynamo.reader import Reader, TableKeys
+from feast_dynamo_ext.dynamo.batch_get import Reader, TableKeys
+from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema, to_item
 from feast_dynamo_ext.dynamo.retry import RetryPolicy
-from feast_dynamo_ext.dynamo.writer import Writer
+from feast_dynamo_ext.dynamo.write import Writer
 from feast_dynamo_ext.errors import (
     AwsUnavailableError,
     CredentialsError,

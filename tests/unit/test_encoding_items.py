@@ -14,10 +14,16 @@ from feast.protos.feast.types.Value_pb2 import Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.dynamo.encoding import base64 as column_base64
-from feast_dynamo_ext.dynamo.encoding.fragments import joined, picked
-from feast_dynamo_ext.dynamo.encoding.items import EncodedRows, refuse_too_large
-from feast_dynamo_ext.dynamo.item import (
+from feast_dynamo_ext.dynamo.encoding import requests as column_base64
+from feast_dynamo_ext.dynamo.encoding.requests import (
+    EncodedRows,
+    Try,
+    joined,
+    picked,
+    refuse_too_large,
+    statement,
+)
+from feast_dynamo_ext.dynamo.layouts.packed import (
     MAX_ITEM_BYTES,
     Row,
     RowSchema,
@@ -25,7 +31,6 @@ from feast_dynamo_ext.dynamo.item import (
     pack,
     to_item,
 )
-from feast_dynamo_ext.dynamo.statements import Try, statement
 from feast_dynamo_ext.errors import ItemTooLargeError
 
 SCHEMA = RowSchema(("a", "b"), ("DOUBLE", "STRING"))
@@ -70,7 +75,7 @@ def batches(draw):
 @settings(deadline=None)
 def test_base64_is_that_of_the_standard_library(elements, cut):
     array = pa.array(elements, pa.large_binary()).slice(cut)
-    encoded = column_base64.encoded(array)
+    encoded = column_base64.base64_of(array)
     encoded.validate(full=True)
     assert encoded.to_pylist() == [base64.b64encode(element) for element in elements[cut:]]
 

@@ -12,9 +12,9 @@ from feast.value_type import ValueType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.dynamo.encoding.keys import encode_keys
+from feast_dynamo_ext.arrow_types import to_values
+from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.errors import ColumnTypeError, EntityKeyError, UnsupportedTypeError
-from feast_dynamo_ext.type_map import to_values
 
 UTC = dt.timezone.utc
 TYPES = {

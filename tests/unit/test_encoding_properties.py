@@ -11,9 +11,9 @@ from feast.value_type import ValueType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feast_dynamo_ext.arrow_types import to_values
 from feast_dynamo_ext.dynamo.encoding.values import encode_column, encode_values
-from feast_dynamo_ext.dynamo.item import pack
-from feast_dynamo_ext.type_map import to_values
+from feast_dynamo_ext.dynamo.layouts.packed import pack
 
 UTC = dt.timezone.utc
 

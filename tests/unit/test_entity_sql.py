@@ -15,7 +15,7 @@ from feast.saved_dataset import SavedDataset
 from feast.types import Float64
 
 from feast_dynamo_ext.errors import EntityRowsError, OfflineStoreError, SourceNotFoundError
-from feast_dynamo_ext.offline.entities.sql import is_sql
+from feast_dynamo_ext.retrieval.entity_rows.from_sql import is_sql
 
 
 @pytest.fixture

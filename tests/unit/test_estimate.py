@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from feast_dynamo_ext.materialize import estimate
-from feast_dynamo_ext.materialize.estimate import Rate
+from feast_dynamo_ext.cost import estimate
+from feast_dynamo_ext.cost.estimate import Rate
 
 KB = 1_024
 

@@ -27,11 +27,11 @@ from feast_dynamo_ext.errors import (
     SourceNotFoundError,
     SourceReadError,
 )
-from feast_dynamo_ext.offline.compact.snapshot import Target, folder_of
-from feast_dynamo_ext.offline.sources import iceberg
-from feast_dynamo_ext.offline.sources.source import ParquetSource, columns_of
-from feast_dynamo_ext.offline.writing.append import append_rows
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
+from feast_dynamo_ext.parquet import iceberg
+from feast_dynamo_ext.parquet.append import append_rows
+from feast_dynamo_ext.parquet.compaction.snapshot import Target, folder_of
+from feast_dynamo_ext.parquet.source import ParquetSource, columns_of
 
 UTC = dt.timezone.utc
 START = dt.datetime(2026, 1, 1, tzinfo=UTC)

@@ -14,7 +14,7 @@ from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.dynamo.item import (
+from feast_dynamo_ext.dynamo.layouts.packed import (
     MAX_ITEM_BYTES,
     Row,
     RowSchema,
@@ -27,7 +27,7 @@ from feast_dynamo_ext.dynamo.item import (
     to_schema_item,
     unpack,
 )
-from feast_dynamo_ext.dynamo.rows import micros
+from feast_dynamo_ext.dynamo.response import micros
 from feast_dynamo_ext.errors import EntityKeyError, ItemTooLargeError
 
 SCHEMA = RowSchema(("a", "b"), ("DOUBLE", "STRING"))

@@ -9,7 +9,7 @@ from feast.protos.feast.types.Value_pb2 import Null, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.dynamo.key_encoding import KeyEncoder
+from feast_dynamo_ext.dynamo.keys import KeyEncoder
 from feast_dynamo_ext.errors import EntityKeyError
 
 int32 = st.integers(-(2**31), 2**31 - 1)

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from feast_dynamo_ext.errors import LocalError
-from feast_dynamo_ext.local import Server, down, state, status
+from feast_dynamo_ext.local import Server, down, process, status
 
 MOTO = Server("moto", "http://127.0.0.1:4001", 4711, 1700000000.25, Path("/logs/moto.log"))
 OTHER = Server("dynamodb-local", "http://127.0.0.1:4002", 4712, 1700000001.5, Path("/logs/d.log"))
 
 
 def test_what_is_written_is_read_back(tmp_path) -> None:
-    with state.locked(tmp_path):
-        state.write(tmp_path, (MOTO, OTHER))
+    with process.locked(tmp_path):
+        process.write(tmp_path, (MOTO, OTHER))
     assert json.loads((tmp_path / ".feast-dynamo" / "local.json").read_text()) == {
         "servers": [
             {
@@ -39,20 +39,20 @@ def test_what_is_written_is_read_back(tmp_path) -> None:
             },
         ]
     }
-    assert state.read(tmp_path) == (MOTO, OTHER)
+    assert process.read(tmp_path) == (MOTO, OTHER)
 
 
 def test_replacing_leaves_nothing_else_behind(tmp_path) -> None:
-    with state.locked(tmp_path):
-        state.write(tmp_path, (MOTO, OTHER))
-        state.write(tmp_path, (MOTO,))
-    assert state.read(tmp_path) == (MOTO,)
+    with process.locked(tmp_path):
+        process.write(tmp_path, (MOTO, OTHER))
+        process.write(tmp_path, (MOTO,))
+    assert process.read(tmp_path) == (MOTO,)
     names = sorted(path.name for path in (tmp_path / ".feast-dynamo").iterdir())
     assert names == [".gitignore", "local.json", "local.lock"]
 
 
 def test_git_ignores_the_folder(tmp_path) -> None:
-    with state.locked(tmp_path):
+    with process.locked(tmp_path):
         assert (tmp_path / ".feast-dynamo" / ".gitignore").read_text() == "*\n"
 
 
@@ -74,7 +74,7 @@ def test_a_broken_state_file_is_named(content: str, tmp_path) -> None:
 
 
 def test_a_second_command_is_told_who_holds_the_lock(tmp_path) -> None:
-    with state.locked(tmp_path), pytest.raises(LocalError) as raised, state.locked(tmp_path):
+    with process.locked(tmp_path), pytest.raises(LocalError) as raised, process.locked(tmp_path):
         pass
     assert str(raised.value) == (
         f"Another `feast-dynamo local` command (pid {os.getpid()}) is starting or stopping the "
@@ -86,14 +86,14 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path) -> None:
     code = """
 import os, signal
 from pathlib import Path
-from feast_dynamo_ext.local import state
-with state.locked(Path()):
+from feast_dynamo_ext.local import process
+with process.locked(Path()):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
     assert killed.returncode == -9
     assert (tmp_path / ".feast-dynamo" / "local.lock").read_text() != ""
-    with state.locked(tmp_path):
+    with process.locked(tmp_path):
         assert (tmp_path / ".feast-dynamo" / "local.lock").read_text() == str(os.getpid())
 
 
@@ -101,6 +101,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path) -> None:
     (tmp_path / ".feast-dynamo").write_text("a file where the folder should be")
     with (
         pytest.raises(LocalError, match=r"\.feast-dynamo cannot be written: File exists\. "),
-        state.locked(tmp_path),
+        process.locked(tmp_path),
     ):
         pass

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from feast_dynamo_ext.dynamo.loops import Loops
+from feast_dynamo_ext.dynamo.event_loops import Loops
 
 
 def connected(port) -> tuple[Loops, socket.socket]:

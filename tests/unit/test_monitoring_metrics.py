@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from feast_dynamo_ext import S3ParquetOfflineStore
 from feast_dynamo_ext.errors import ColumnTypeError, SourceReadError
-from feast_dynamo_ext.offline.monitoring.compute import compute_metrics
+from feast_dynamo_ext.monitoring.metrics import compute_metrics
 
 UTC = dt.timezone.utc
 START = dt.datetime(2026, 1, 1, tzinfo=UTC)

@@ -14,8 +14,7 @@ from feast.monitoring.dqm_job_manager import DQMJobManager
 from feast_dynamo_ext import S3ParquetOfflineStore
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.errors import ColumnNotFoundError, OfflineStoreError, SourceReadError
-from feast_dynamo_ext.offline.monitoring.storage import MetricsStorage
-from feast_dynamo_ext.offline.monitoring.tables import MetricsTable
+from feast_dynamo_ext.monitoring.metrics_tables import MetricsStorage, MetricsTable
 
 UTC = dt.timezone.utc
 DAY = dt.date(2026, 1, 5)

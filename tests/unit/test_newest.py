@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from parquet_history import DAY, HOUR, START_NS, US, Form, Row, open_source, plan, write
 
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
-from feast_dynamo_ext.offline.join.duckdb_engine import DuckDbEngine
+from feast_dynamo_ext.retrieval.engines.duckdb import DuckDbEngine
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.aws import aws_error
-from feast_dynamo_ext.dynamo.item import Row, RowSchema, to_item
-from feast_dynamo_ext.dynamo.outcome import Outcome
+from feast_dynamo_ext.dynamo.encoding.requests import Try, put_request, statement
+from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema, to_item
 from feast_dynamo_ext.dynamo.retry import RetryPolicy
-from feast_dynamo_ext.dynamo.statements import Try, put_request, statement
-from feast_dynamo_ext.dynamo.writer import Writer
+from feast_dynamo_ext.dynamo.row_batch import Outcome
+from feast_dynamo_ext.dynamo.write import Writer
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsError,

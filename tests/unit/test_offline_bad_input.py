@@ -40,10 +40,9 @@ from feast_dynamo_ext.errors import (
     OfflineStoreError,
     SourceReadError,
 )
-from feast_dynamo_ext.materialize.history import Columns, History
-from feast_dynamo_ext.materialize.window import Window
-from feast_dynamo_ext.offline.sources.source import uri_of
+from feast_dynamo_ext.materialize.newest_rows import Columns, History, Window
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
+from feast_dynamo_ext.parquet.source import uri_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from feast_dynamo_ext.dynamo.pace import Ceiling, Pace
+from feast_dynamo_ext.dynamo.limiter import AdaptiveLimiter, RateLimiter
 from feast_dynamo_ext.errors import ThrottledError
 
 FULL = {"UnprocessedItems": {}}
@@ -27,8 +27,8 @@ class Clock:
         self.now_s += seconds
         await asyncio.sleep(0)
 
-    def ceiling(self, units_per_s: float | None = None) -> Ceiling:
-        return Ceiling(units_per_s, self.sleep, lambda: self.now_s)
+    def ceiling(self, units_per_s: float | None = None) -> RateLimiter:
+        return RateLimiter(units_per_s, self.sleep, lambda: self.now_s)
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Scripted:
         return answer
 
 
-async def write(pace: Pace, wire: Scripted, times: int, units: float = 25) -> None:
+async def write(pace: AdaptiveLimiter, wire: Scripted, times: int, units: float = 25) -> None:
     async def one() -> None:
         async with pace.turn(wire, units) as turn:
             await turn.call("BatchWriteItem", {"RequestItems": {}}, "t")
@@ -64,7 +64,7 @@ async def write(pace: Pace, wire: Scripted, times: int, units: float = 25) -> No
 
 def test_the_window_grows_by_one_for_each_window_of_answers_up_to_the_most() -> None:
     clock, wire = Clock(), Scripted([])
-    pace = Pace(6, clock.ceiling())
+    pace = AdaptiveLimiter(6, clock.ceiling())
     asyncio.run(write(pace, wire, 4))
     assert 4.8 < pace.window < 5
     assert wire.most == 4
@@ -75,7 +75,7 @@ def test_the_window_grows_by_one_for_each_window_of_answers_up_to_the_most() -> 
 
 def test_throttling_halves_the_window_once_for_all_requests_that_were_in_flight() -> None:
     clock = Clock(1.0)
-    pace = Pace(16, clock.ceiling(), window=16.0)
+    pace = AdaptiveLimiter(16, clock.ceiling(), window=16.0)
     sent_together = [clock.now_s] * 3
     clock.now_s = 2.0
     for sent_at_s in sent_together:
@@ -96,7 +96,7 @@ def test_throttling_halves_the_window_once_for_all_requests_that_were_in_flight(
     ],
 )
 def test_every_form_of_throttling_is_seen(answer: Any) -> None:
-    pace = Pace(8, Clock().ceiling(), window=8.0)
+    pace = AdaptiveLimiter(8, Clock().ceiling(), window=8.0)
 
     async def one() -> None:
         async with pace.turn(Scripted([answer]), 25) as turn:
@@ -110,7 +110,7 @@ def test_every_form_of_throttling_is_seen(answer: Any) -> None:
 
 
 def test_failed_conditions_are_no_throttling() -> None:
-    pace = Pace(8, Clock().ceiling(), window=4.0)
+    pace = AdaptiveLimiter(8, Clock().ceiling(), window=4.0)
     failed = {"Responses": [{"Error": {"Code": "ConditionalCheckFailed"}}]}
     asyncio.run(write(pace, Scripted([failed]), 1))
     assert (pace.window, pace.throttles) == (4.25, 0)
@@ -118,7 +118,7 @@ def test_failed_conditions_are_no_throttling() -> None:
 
 def test_the_window_never_falls_below_one() -> None:
     clock = Clock()
-    pace = Pace(8, clock.ceiling())
+    pace = AdaptiveLimiter(8, clock.ceiling())
     for second in range(1, 6):
         pace.throttled(clock.now_s)
         clock.now_s = float(second)
@@ -129,7 +129,7 @@ def test_the_window_never_falls_below_one() -> None:
 
 def test_the_ceiling_spreads_units_over_time() -> None:
     clock = Clock()
-    pace = Pace(1, clock.ceiling(100), window=1.0)
+    pace = AdaptiveLimiter(1, clock.ceiling(100), window=1.0)
     asyncio.run(write(pace, Scripted([]), 21, units=25))
     # 20 requests of 25 units at 100 units a second lie between the first and the last.
     assert clock.now_s == pytest.approx(5.0)
@@ -138,7 +138,7 @@ def test_the_ceiling_spreads_units_over_time() -> None:
 def test_two_tables_share_the_ceiling() -> None:
     clock = Clock()
     ceiling = clock.ceiling(100)
-    one, other = Pace(1, ceiling), Pace(1, ceiling)
+    one, other = AdaptiveLimiter(1, ceiling), AdaptiveLimiter(1, ceiling)
     asyncio.run(write(one, Scripted([]), 4, units=25))
     asyncio.run(write(other, Scripted([]), 5, units=25))
     assert clock.now_s == pytest.approx(2.0)
@@ -149,7 +149,7 @@ def test_two_tables_share_the_places() -> None:
 
     async def both() -> None:
         places = asyncio.Semaphore(3)
-        paces = [Pace(4, Clock().ceiling(), places) for _ in range(2)]
+        paces = [AdaptiveLimiter(4, Clock().ceiling(), places) for _ in range(2)]
         await asyncio.gather(*(write(pace, wire, 20) for pace in paces))
 
     asyncio.run(both())
@@ -159,7 +159,7 @@ def test_two_tables_share_the_places() -> None:
 
 def test_what_dynamodb_says_it_consumed_counts_against_the_ceiling() -> None:
     clock = Clock()
-    pace = Pace(1, clock.ceiling(100), window=1.0)
+    pace = AdaptiveLimiter(1, clock.ceiling(100), window=1.0)
     told = {"ConsumedCapacity": [{"TableName": "t", "CapacityUnits": 50.0}]}
     asyncio.run(write(pace, Scripted([dict(told) for _ in range(5)]), 5, units=25))
     assert pace.units == 250
@@ -168,14 +168,14 @@ def test_what_dynamodb_says_it_consumed_counts_against_the_ceiling() -> None:
 
 def test_it_asks_for_what_is_consumed_and_counts_sizes_where_it_is_not_told() -> None:
     wire = Scripted([])
-    pace = Pace(4, Clock().ceiling())
+    pace = AdaptiveLimiter(4, Clock().ceiling())
     asyncio.run(write(pace, wire, 3, units=30))
     assert [body["ReturnConsumedCapacity"] for body in wire.bodies] == ["TOTAL"] * 3
     assert pace.units == 90
 
 
 def test_a_request_that_fails_gives_its_place_back() -> None:
-    pace = Pace(1, Clock().ceiling(), window=1.0)
+    pace = AdaptiveLimiter(1, Clock().ceiling(), window=1.0)
 
     async def fail_then_write() -> None:
         with pytest.raises(ValueError, match="broken"):
@@ -186,7 +186,7 @@ def test_a_request_that_fails_gives_its_place_back() -> None:
 
 
 def test_one_that_is_cancelled_while_it_waits_gives_up_its_place() -> None:
-    pace = Pace(1, Clock().ceiling(), window=1.0)
+    pace = AdaptiveLimiter(1, Clock().ceiling(), window=1.0)
 
     async def cancel() -> None:
         async with pace.turn(Scripted([]), 1):

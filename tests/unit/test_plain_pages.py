@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.offline.sources import plain_pages
-from feast_dynamo_ext.offline.sources.plain_pages import take_plain
-from feast_dynamo_ext.offline.sources.thrift import ThriftError, read_struct
+from feast_dynamo_ext.parquet import plain_pages
+from feast_dynamo_ext.parquet.plain_pages import ThriftError, read_struct, take_plain
 
 BITS = {8: np.uint64, 4: np.uint32}
 PLAIN = {"compression": "none", "use_dictionary": False}

@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext._feast import hide_feasts_warnings
-from feast_dynamo_ext.dynamo.item import (
+from feast_dynamo_ext.dynamo.batch_get import Reader
+from feast_dynamo_ext.dynamo.layouts.packed import (
     MAX_KEY_BYTES,
     Row,
     RowSchema,
@@ -29,20 +30,22 @@ from feast_dynamo_ext.dynamo.item import (
     to_item,
     to_schema_item,
 )
-from feast_dynamo_ext.dynamo.reader import Reader
-from feast_dynamo_ext.dynamo.retry import RetryPolicy
-from feast_dynamo_ext.dynamo.schemas import SchemaBook
-from feast_dynamo_ext.dynamo.services import renew
-from feast_dynamo_ext.dynamo.services.answer import Asked, add_vectors
-from feast_dynamo_ext.dynamo.services.spec import (
+from feast_dynamo_ext.dynamo.precomputed import maintain
+from feast_dynamo_ext.dynamo.precomputed.lookup import RequestedView, add_vectors
+from feast_dynamo_ext.dynamo.precomputed.vectors import (
     SERVICES_KEY,
     ServiceSpec,
     ServiceView,
+    Vector,
+    VectorRead,
+    from_item,
     is_reserved,
+    vector_of,
 )
-from feast_dynamo_ext.dynamo.services.vectors import Vector, VectorRead, from_item, vector_of
-from feast_dynamo_ext.dynamo.services.vectors import to_item as to_vector_item
-from feast_dynamo_ext.dynamo.writer import Writer
+from feast_dynamo_ext.dynamo.precomputed.vectors import to_item as to_vector_item
+from feast_dynamo_ext.dynamo.retry import RetryPolicy
+from feast_dynamo_ext.dynamo.schemas import SchemaCache
+from feast_dynamo_ext.dynamo.write import Writer
 from feast_dynamo_ext.errors import IncompleteReadError, StaleVectorsError, ThrottledError
 
 if TYPE_CHECKING:
@@ -71,8 +74,8 @@ def row(entity: int, schema: RowSchema, values: list[Value], event_us: int, ttl_
     return to_item(raw, schema, ttl_s, "view")
 
 
-def book() -> SchemaBook:
-    known = SchemaBook()
+def book() -> SchemaCache:
+    known = SchemaCache()
     known.learn("p.orders", ORDERS)
     known.learn("p.visits", VISITS)
     return known
@@ -130,8 +133,8 @@ def test_vectors_become_the_answer_that_protobuf_would_build(found, oldest_us, w
         vectors.append(from_item(SPEC, item))
     response = GetOnlineFeaturesResponse()
     asked = [
-        Asked("visits", ["pages"], oldest_us, with_expired),
-        Asked("orders", ["note", "total"]),
+        RequestedView("visits", ["pages"], oldest_us, with_expired),
+        RequestedView("orders", ["note", "total"]),
     ]
     add_vectors(response, SPEC, vectors, asked, full_names=True)
     assert list(response.metadata.feature_names.val) == [
@@ -156,7 +159,9 @@ def test_a_feature_that_a_row_was_written_without_is_not_found():
     new = row(1, ORDERS, [Value(double_val=2.0), Value(string_val="n")], 6)
     vectors = [vector_of(SPEC, (each, None), known) for each in (old, new)]
     response = GetOnlineFeaturesResponse()
-    add_vectors(response, SPEC, vectors, [Asked("orders", ["total", "note"])], full_names=False)
+    add_vectors(
+        response, SPEC, vectors, [RequestedView("orders", ["total", "note"])], full_names=False
+    )
     total, note = response.results
     assert [value.double_val for value in total.values] == [1.0, 2.0]
     assert list(total.statuses) == [PRESENT, PRESENT]
@@ -164,7 +169,7 @@ def test_a_feature_that_a_row_was_written_without_is_not_found():
     assert list(note.statuses) == [NOT_FOUND, PRESENT]
     # Past its ttl, the row says so of the feature too, as a plain read does.
     response = GetOnlineFeaturesResponse()
-    add_vectors(response, SPEC, vectors, [Asked("orders", ["note"], 6)], full_names=False)
+    add_vectors(response, SPEC, vectors, [RequestedView("orders", ["note"], 6)], full_names=False)
     assert list(response.results[0].statuses) == [OUTSIDE_MAX_AGE, PRESENT]
 
 
@@ -309,7 +314,7 @@ def test_a_row_that_another_writer_changes_meanwhile_ends_up_in_the_vector(table
             tables.put("p.orders", to_vector_item(SPEC, SPEC.vector_key(key(1)), rows, book()))
 
     tables.before = another_writer
-    asyncio.run(renew.renew(connect(tables), "p.orders", serialized(key(1))))
+    asyncio.run(maintain.renew(connect(tables), "p.orders", serialized(key(1))))
     assert numbers(tables.vector(1)) == (1.0, 2)
 
 
@@ -327,19 +332,19 @@ def test_rows_that_change_all_the_time_end_in_an_error(tables):
     policy = RetryPolicy(20.0, sleep=no_pause, clock=lambda: float(next(ticks)))
     connection.writer = Writer(tables, policy)
     with pytest.raises(StaleVectorsError, match="rows of 1 entities are written, but the vectors"):
-        asyncio.run(renew.renew(connection, "p.orders", serialized(key(1))))
+        asyncio.run(maintain.renew(connection, "p.orders", serialized(key(1))))
 
 
 def test_a_service_that_its_home_does_not_name_gets_no_vectors(tables):
     tables.put("p.visits", visits_row(1))
     tables.put("p.orders", {"k": {"B": SERVICES_KEY}})
-    asyncio.run(renew.renew(connect(tables), "p.visits", serialized(key(1))))
+    asyncio.run(maintain.renew(connect(tables), "p.visits", serialized(key(1))))
     assert tables.vector(1) is None
 
 
 def test_a_table_without_services_costs_one_key(tables):
     tables.put("p.orders", {"k": {"B": SERVICES_KEY}})
-    asyncio.run(renew.renew(connect(tables), "p.orders", serialized(key(1), key(2))))
+    asyncio.run(maintain.renew(connect(tables), "p.orders", serialized(key(1), key(2))))
     assert tables.reads == [[SERVICES_KEY]]
 
 
@@ -351,7 +356,7 @@ def test_vectors_that_cannot_be_renewed_are_an_error_that_says_so(tables):
     tables.put("p.orders", orders_row(1.0))
     tables.before = throttled
     with pytest.raises(StaleVectorsError, match=r"Write the same rows again\.$") as caught:
-        asyncio.run(renew.renew(connect(tables, 0.0), "p.orders", serialized(key(1))))
+        asyncio.run(maintain.renew(connect(tables, 0.0), "p.orders", serialized(key(1))))
     assert "feature service churn" in str(caught.value)
 
 
@@ -369,7 +374,7 @@ def test_what_cannot_be_read_is_an_error_or_marked(tables):
     marked = VectorRead(SPEC, (key(1), None), mark=True)
     vectors, without = asyncio.run(marked.run(connection.reader, connection.schemas))
     response = GetOnlineFeaturesResponse()
-    add_vectors(response, SPEC, vectors, [Asked("visits", ["pages"])], full_names=False)
+    add_vectors(response, SPEC, vectors, [RequestedView("visits", ["pages"])], full_names=False)
     assert list(response.results[0].statuses) == [INVALID, NOT_FOUND]
     assert without == 0
 

@@ -16,9 +16,8 @@ from datetime import datetime, timezone
 
 import pytest
 
-from feast_dynamo_ext.materialize.progress import Bars, Lines, hidden, shown
+from feast_dynamo_ext.materialize.progress import Bars, Intervals, Lines, Speed, hidden, shown
 from feast_dynamo_ext.materialize.report import RunReport, ViewReport
-from feast_dynamo_ext.materialize.speed import Intervals, Speed
 
 DAY = datetime(2026, 1, 1, tzinfo=timezone.utc)
 LOGGER = "feast_dynamo_ext.materialize"

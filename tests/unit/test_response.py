@@ -13,11 +13,10 @@ from feast.utils import _populate_response_from_feature_data
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.dynamo.cells import split
-from feast_dynamo_ext.dynamo.item import Row, RowSchema, pack, to_item
-from feast_dynamo_ext.dynamo.key_encoding import KeyEncoder
+from feast_dynamo_ext.dynamo.keys import KeyEncoder
+from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema, pack, split, to_item
 from feast_dynamo_ext.dynamo.response import ViewRead, add_view, read_items
-from feast_dynamo_ext.dynamo.schemas import SchemaBook
+from feast_dynamo_ext.dynamo.schemas import SchemaCache
 from feast_dynamo_ext.dynamo.views import KnownView
 
 NAMES = ("a", "b", "c")
@@ -75,7 +74,7 @@ def by_us(asked, stored, requested):
         for number, (cells, event_us) in stored.items()
         if number in asked
     }
-    book = SchemaBook()
+    book = SchemaCache()
     book.learn("t", SCHEMA)
     view = KnownView(
         table="t",

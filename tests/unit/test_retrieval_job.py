@@ -22,9 +22,9 @@ from feast_dynamo_ext.errors import (
     OfflineStoreError,
     RetrievalTimeoutError,
 )
-from feast_dynamo_ext.offline.result import Result
-from feast_dynamo_ext.offline.retrieval.job import ParquetRetrievalJob
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
+from feast_dynamo_ext.retrieval.engines.base import Result
+from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.dynamo.encoding.items import EncodedRows
-from feast_dynamo_ext.dynamo.item import Row, RowSchema, to_item
+from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows, Try
+from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema, to_item
 from feast_dynamo_ext.dynamo.row_batch import EncodedBlock, Items, in_batches
-from feast_dynamo_ext.dynamo.statements import Try
 
 SCHEMA = RowSchema(("a", "b"), ("DOUBLE", "STRING"))
 TABLE = 'shop."ördérs"'

@@ -9,7 +9,7 @@ import pytest
 from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.types import Float64, Int32, Int64, String
 
-from feast_dynamo_ext.materialize.identity import source_fingerprint, view_fingerprint
+from feast_dynamo_ext.materialize.checkpoint import source_fingerprint, view_fingerprint
 
 CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from feast_dynamo_ext.materialize.process import Process
+from feast_dynamo_ext.materialize.lease import Process
 
 CODE = """
-from feast_dynamo_ext.materialize.process import Process
+from feast_dynamo_ext.materialize.lease import Process
 me = Process.this()
 print(me.host, me.pid, me.born, me.kernel, me.command, sep="|", flush=True)
 input()

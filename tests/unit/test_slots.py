@@ -8,17 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from feast_dynamo_ext.offline.join.asked import Asked
-from feast_dynamo_ext.offline.join.slots import MANY, Orders, Slots
+from feast_dynamo_ext.retrieval.engines.one_pass.slots import MANY, MatchInput, Orders, Slots
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
 
 
-def asked_for(keys, latest, ttl=None) -> Asked:
+def asked_for(keys, latest, ttl=None) -> MatchInput:
     latest = np.array(latest, dtype=np.int64)
     earliest = np.full(len(latest), LOWEST) if ttl is None else latest - ttl
     none = np.zeros(len(latest), dtype=bool)
-    return Asked((pa.array(keys, pa.int64()),), latest, earliest, None, latest, none)
+    return MatchInput((pa.array(keys, pa.int64()),), latest, earliest, None, latest, none)
 
 
 def slots_of(keys, latest, ttl=None) -> Slots:

@@ -13,8 +13,8 @@ from source_cases import config_of, opened, put, rows_of
 
 from feast_dynamo_ext import S3ParquetSource
 from feast_dynamo_ext.errors import SourceReadError
-from feast_dynamo_ext.offline.sources.source import ParquetSource
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
+from feast_dynamo_ext.parquet.source import ParquetSource
 
 UTC = dt.timezone.utc
 START = dt.datetime(2024, 1, 1, tzinfo=UTC)

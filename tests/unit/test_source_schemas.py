@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from source_cases import opened, put, rows_of
 
 from feast_dynamo_ext.errors import ColumnNotFoundError, ColumnTypeError, SourceReadError
-from feast_dynamo_ext.offline.sources.schemas import common
+from feast_dynamo_ext.parquet.schema_merge import common
 
 NOON = dt.datetime(2026, 1, 1, 12, tzinfo=dt.timezone.utc)
 DAY = dt.date(2026, 1, 2)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from parquet_history import DAY, HOUR, START_NS, US, Form, Row, open_source, plan, write
 
 from feast_dynamo_ext.errors import SourceReadError
-from feast_dynamo_ext.offline.join.duckdb_engine import DuckDbEngine
+from feast_dynamo_ext.retrieval.engines.duckdb import DuckDbEngine
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 AN_HOUR, A_DAY = dt.timedelta(hours=1), dt.timedelta(days=1)

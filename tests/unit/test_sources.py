@@ -17,7 +17,7 @@ from feast_dynamo_ext.errors import (
     SourceNotFoundError,
     SourceReadError,
 )
-from feast_dynamo_ext.offline.sources.source import ParquetSource
+from feast_dynamo_ext.parquet.source import ParquetSource
 
 FILES = (
     "a.parquet",

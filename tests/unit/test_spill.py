@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from feast_dynamo_ext.offline import spill
-from feast_dynamo_ext.offline.spill import spill_folder
+from feast_dynamo_ext import duckdb_connection
+from feast_dynamo_ext.duckdb_connection import spill_folder
 
 KILLED = """
 import os, signal, sys
-from feast_dynamo_ext.offline.duckdb_connection import connected
-from feast_dynamo_ext.offline.join.duckdb_engine import DuckDbEngine
+from feast_dynamo_ext.duckdb_connection import connected
+from feast_dynamo_ext.retrieval.engines.duckdb import DuckDbEngine
 
 limits = DuckDbEngine(memory_limit="40MB", threads=1, spill_folder=sys.argv[1])
 with connected(limits, "A test") as duck:
@@ -61,7 +61,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path, left):
 
 
 def test_what_is_in_use_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(spill, "SETTLED_S", -1)
+    monkeypatch.setattr(duckdb_connection, "SETTLED_S", -1)
     with spill_folder(str(tmp_path)) as one, spill_folder(str(tmp_path)) as other:
         assert Path(one).is_dir()
         assert one != other
@@ -82,14 +82,14 @@ def test_what_is_new_of_another_machine_or_no_spill_folder_stays(tmp_path, left)
 
 
 def test_one_that_cannot_be_removed_is_told(tmp_path, left, monkeypatch, caplog):
-    remove = spill.shutil.rmtree
+    remove = duckdb_connection.shutil.rmtree
 
     def refuse(path, *args, **more):
         if path == left:
             raise OSError(5, "Input/output error")
         remove(path, *args, **more)
 
-    monkeypatch.setattr(spill.shutil, "rmtree", refuse)
+    monkeypatch.setattr(duckdb_connection.shutil, "rmtree", refuse)
     with spill_folder(str(tmp_path)):
         assert "feast-dynamo-left, which a killed process left, stays" in caplog.text
 
@@ -98,7 +98,7 @@ def test_after_a_kill_the_next_use_removes_what_was_spilled(tmp_path, monkeypatc
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"spilled\n"
-        monkeypatch.setattr(spill, "SETTLED_S", -1)
+        monkeypatch.setattr(duckdb_connection, "SETTLED_S", -1)
         with spill_folder(str(tmp_path)):
             spilled = list(tmp_path.glob("feast-dynamo-*/spilled/*tmp*"))
             assert sum(file.stat().st_size for file in spilled) > 1 << 20  # in use: it stays

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.dynamo.encoding.items import EncodedRows
-from feast_dynamo_ext.dynamo.item import RowSchema
+from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows
+from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.materialize.spool import Spool, bucket_count
 
@@ -222,8 +222,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, folder):
 SCRIPT = """
 import json, resource, sys
 import pyarrow as pa
-from feast_dynamo_ext.dynamo.encoding.items import EncodedRows
-from feast_dynamo_ext.dynamo.item import RowSchema
+from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows
+from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.materialize.spool import Spool
 

@@ -11,11 +11,23 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "feast_dynamo_ext"
 
-# Folder -> the parts of the package that it may never import.
+# Part of the package -> the parts that it may never import. `cli` may import all.
+TOP = {"sagemaker", "provider", "cli"}
+STORES = {"online_store", "offline_store"}
 NEVER = {
-    "offline": {"dynamo", "materialize", "sagemaker", "online_store", "offline_store", "provider"},
-    "dynamo": {"offline", "materialize", "sagemaker", "online_store", "offline_store", "provider"},
-    "local": {"dynamo", "offline", "materialize", "sagemaker", "provider"},
+    "storage": {"parquet", "retrieval", "dynamo", "monitoring", "materialize", "cost"}
+    | STORES
+    | TOP,
+    "timestamps": {"parquet", "retrieval", "dynamo", "monitoring", "materialize"} | STORES | TOP,
+    "arrow_types": {"parquet", "retrieval", "dynamo", "monitoring", "materialize"} | STORES | TOP,
+    "parquet": {"retrieval", "dynamo", "monitoring", "materialize", "cost"} | STORES | TOP,
+    "retrieval": {"dynamo", "monitoring", "materialize", "cost"} | STORES | TOP,
+    "monitoring": {"dynamo", "materialize", "cost"} | STORES | TOP,
+    "dynamo": {"parquet", "retrieval", "monitoring", "materialize", "cost"} | STORES | TOP,
+    "cost": {"parquet", "retrieval", "monitoring"} | STORES | TOP,
+    "materialize": TOP,
+    "sagemaker": {"cli"},
+    "local": {"dynamo", "parquet", "retrieval", "materialize", "cost"} | STORES | TOP,
 }
 
 
@@ -35,39 +47,40 @@ def test_importing_the_package_loads_nothing_heavy():
 def test_the_online_store_loads_no_part_of_the_offline_one():
     loaded = loaded_by("from feast_dynamo_ext import DynamoOnlineStore")
     assert not loaded & {"duckdb", "pyspark", "sagemaker", "moto"}
-    assert not any(name.startswith("feast_dynamo_ext.offline") for name in loaded)
-
-
-# The same of the rooms of the offline store.
-NEVER_OFFLINE = {
-    "sources": {"entities", "join", "retrieval", "writing", "monitoring"},
-    "writing": {"entities", "join", "retrieval", "compact", "monitoring"},
-    "join": {"retrieval", "writing", "monitoring"},
-    "entities": {"retrieval", "writing", "compact", "monitoring"},
-    "retrieval": {"compact", "monitoring"},
-    "compact": {"entities", "join", "retrieval", "monitoring"},
-    "monitoring": {"entities", "retrieval", "compact"},
-}
+    assert not any(
+        name.startswith(("feast_dynamo_ext.parquet", "feast_dynamo_ext.retrieval"))
+        for name in loaded
+    )
 
 
 @pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
 def test_data_flows_one_way(module):
     within = module.relative_to(PACKAGE).parts
-    never = NEVER.get(within[0], set())
-    never_offline = NEVER_OFFLINE.get(within[1], set()) if within[0] == "offline" else set()
+    never = NEVER.get(within[0].removesuffix(".py"), set())
+    imported = {name.split(".")[1] for name in imports_of(module)}
+    assert not imported & never
+
+
+def imports_of(module: Path) -> set[str]:
+    """The modules of the package that a module imports, wherever in it."""
+    names = set()
     for node in ast.walk(ast.parse(module.read_text())):
-        names = []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-            if node.module == "feast_dynamo_ext":
-                names = [f"feast_dynamo_ext.{alias.name}" for alias in node.names]
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            assert parts[0] != "feast_dynamo_ext" or parts[1:2] == [] or parts[1] not in never
-            is_offline = parts[:2] == ["feast_dynamo_ext", "offline"]
-            assert not (is_offline and never_offline & set(parts[2:3]))
+            names |= {alias.name for alias in node.names}
+    return {name for name in names if name.startswith("feast_dynamo_ext.")}
+
+
+def test_no_two_modules_import_each_other():
+    modules = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+        for path in PACKAGE.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    imports = {name: imports_of(path) & set(modules) for name, path in modules.items()}
+    pairs = [(one, other) for one in imports for other in imports[one] if one in imports[other]]
+    assert pairs == []
 
 
 @pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)

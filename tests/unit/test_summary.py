@@ -8,8 +8,8 @@ from datetime import datetime, timezone
 import pytest
 
 from feast_dynamo_ext.errors import ThrottledError
+from feast_dynamo_ext.figures import count, dollars, duration, short
 from feast_dynamo_ext.materialize import summary
-from feast_dynamo_ext.materialize.figures import count, dollars, duration, short
 from feast_dynamo_ext.materialize.report import RunReport, ViewReport
 
 START, END = (datetime(2026, 1, day, tzinfo=timezone.utc) for day in (1, 2))

@@ -10,11 +10,9 @@ from botocore.stub import Stubber
 
 from feast_dynamo_ext import TableSettings, ViewSettings
 from feast_dynamo_ext.aws import AwsSettings
-from feast_dynamo_ext.dynamo.tables.clients import TableClients
-from feast_dynamo_ext.dynamo.tables.settings import EXPECTED
-from feast_dynamo_ext.dynamo.tables.state import Skipped, TableSpec
+from feast_dynamo_ext.dynamo.tables.describe import Skipped, TableClients, TableSpec, Wait
 from feast_dynamo_ext.dynamo.tables.table import carry_out, delete_table, plan_table
-from feast_dynamo_ext.dynamo.tables.wait import Wait
+from feast_dynamo_ext.dynamo.tables.table_settings import EXPECTED
 from feast_dynamo_ext.errors import AwsUnavailableError, ConfigError, TableLayoutError
 from feast_dynamo_ext.online_store import DynamoOnlineStoreConfig
 

@@ -4,7 +4,7 @@ import botocore.session
 import pytest
 
 from feast_dynamo_ext.errors import ConfigError, TrainingSetError
-from feast_dynamo_ext.sagemaker import hyperparameter_strings, job, training_job_request
+from feast_dynamo_ext.sagemaker import hyperparameter_strings, training_job, training_job_request
 
 CHANNEL = {
     "ChannelName": "train",
@@ -56,16 +56,18 @@ def test_the_request_is_that_of_create_training_job():
 
 
 def test_limits_and_patterns_are_those_of_the_api(shapes):
-    assert shapes("HyperParameters").metadata["max"] == job.MOST_HYPERPARAMETERS
-    assert shapes("HyperParameterKey").metadata["max"] == job.MOST_HYPERPARAMETER_NAME_CHARS
-    assert shapes("HyperParameterValue").metadata["max"] == job.MOST_HYPERPARAMETER_CHARS
-    assert shapes("InputDataConfig").metadata["max"] == job.MOST_CHANNELS
-    assert shapes("TagList").metadata["max"] == job.MOST_TAGS
-    assert shapes("AlgorithmImage").metadata["max"] == job.MOST_IMAGE_CHARS
-    assert shapes("S3Uri").metadata["max"] == job.MOST_S3_URI_CHARS
-    assert shapes("TrainingJobName").metadata["max"] == job.MOST_JOB_NAME_CHARS
-    assert shapes("TrainingJobName").metadata["pattern"] == job.JOB_NAME
-    assert shapes("RoleArn").metadata["pattern"] == job.ROLE_ARN
+    assert shapes("HyperParameters").metadata["max"] == training_job.MOST_HYPERPARAMETERS
+    assert (
+        shapes("HyperParameterKey").metadata["max"] == training_job.MOST_HYPERPARAMETER_NAME_CHARS
+    )
+    assert shapes("HyperParameterValue").metadata["max"] == training_job.MOST_HYPERPARAMETER_CHARS
+    assert shapes("InputDataConfig").metadata["max"] == training_job.MOST_CHANNELS
+    assert shapes("TagList").metadata["max"] == training_job.MOST_TAGS
+    assert shapes("AlgorithmImage").metadata["max"] == training_job.MOST_IMAGE_CHARS
+    assert shapes("S3Uri").metadata["max"] == training_job.MOST_S3_URI_CHARS
+    assert shapes("TrainingJobName").metadata["max"] == training_job.MOST_JOB_NAME_CHARS
+    assert shapes("TrainingJobName").metadata["pattern"] == training_job.JOB_NAME
+    assert shapes("RoleArn").metadata["pattern"] == training_job.ROLE_ARN
 
 
 @pytest.mark.parametrize(

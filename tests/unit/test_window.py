@@ -13,7 +13,7 @@ from feast.infra.common.materialization_job import MaterializationTask
 from feast.types import Float64, Int64
 
 from feast_dynamo_ext.errors import WindowError
-from feast_dynamo_ext.materialize.window import Window, is_incremental, window_of
+from feast_dynamo_ext.materialize.newest_rows import Window, is_incremental, window_of
 
 UTC = dt.timezone.utc
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -1,5 +1,12 @@
 """Columns of features as Feast's Value messages, and rows of them as items keep them.
 
+Numbers of a list are packed: their bytes follow each other without tags, so that a column of
+lists needs nothing but its elements' bytes, cut where the lists start.
+
+Their parts have no declared type: Feast infers each from its Python value, and so from its Arrow
+type here: any integer is an INT64, any float a DOUBLE, a NaN outside of a list is missing.
+What Feast refuses only because a value is empty (an empty list in a map) is kept here.
+
 The bytes are those of Feast's own `python_values_to_proto_values` and of `item.pack`, save for
 the order of maps' entries and of sets, which in Feast is that of hash tables.
 """
@@ -10,20 +17,434 @@ from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import pyarrow as pa
+from feast.protos.feast.types.Value_pb2 import MapKey, Value, ZonedTimestamp
 from feast.value_type import ValueType
 
-from feast_dynamo_ext.dynamo.encoding.arrays import plain
-from feast_dynamo_ext.dynamo.encoding.lists import collection, is_collection
-from feast_dynamo_ext.dynamo.encoding.nested import is_nested, nested
-from feast_dynamo_ext.dynamo.encoding.protobuf import Message, constant, delimited
-from feast_dynamo_ext.dynamo.encoding.scalars import is_scalar, scalar
-from feast_dynamo_ext.type_map import check_supported, naming, to_values
+from feast_dynamo_ext.arrow_types import (
+    SCALAR_ARROW,
+    VALUE_FIELD,
+    check_supported,
+    naming,
+    to_values,
+)
+from feast_dynamo_ext.dynamo.encoding.arrays import (
+    codes_of,
+    flattened,
+    is_bytes,
+    is_list,
+    is_text,
+    is_uuid,
+    map_entries,
+    numbers,
+    plain,
+    plain_type,
+    present,
+    rows_of,
+    seconds,
+    texts,
+    uuid_texts,
+)
+from feast_dynamo_ext.dynamo.encoding.protobuf import (
+    FIXED32,
+    FIXED64,
+    VARINT,
+    Message,
+    constant,
+    delimited,
+    field,
+    fixed,
+    grouped,
+    offsets_of,
+    varints,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from feast_dynamo_ext.dynamo.encoding.protobuf import Integers, Slots
 
     Column: TypeAlias = pa.Array | pa.ChunkedArray
+
+
+# Feast's value type -> number of its field of the Value message.
+FIELD_NUMBER: dict[ValueType, int] = {
+    kind: Value.DESCRIPTOR.fields_by_name[VALUE_FIELD[kind.name]].number
+    for kind in ValueType
+    if kind.name in VALUE_FIELD
+}
+SECONDS_NUMBER, ZONE_NUMBER = (field.number for field in ZonedTimestamp.DESCRIPTOR.fields)
+
+WIRE = {pa.float64(): FIXED64, pa.float32(): FIXED32}
+
+
+def number_slots(array: pa.Array) -> Slots:
+    """Numbers as protobuf writes them, a zero for each null."""
+    values = numbers(array)
+    return varints(values) if pa.types.is_integer(array.type) else fixed(values)
+
+
+def number_field(number: int, array: pa.Array) -> Message:
+    """A field of int32, int64, float32, float64 or bool; nothing where the array is null."""
+    wire = WIRE.get(array.type, VARINT)
+    return field(number, wire, number_slots(array)).only(present(array))
+
+
+def text_field(number: int, array: pa.Array, kind: pa.DataType | None = None) -> Message:
+    """A field of texts or bytes; nothing where the array is null."""
+    return delimited(number, Message.of(texts(array, kind)), present(array))
+
+
+def is_scalar(arrow: pa.DataType, kind: ValueType) -> bool:
+    """Whether a column of this Arrow type is encoded here."""
+    if kind is ValueType.DECIMAL:
+        return is_text(arrow) or pa.types.is_decimal(arrow)
+    if kind is ValueType.ZONED_TIMESTAMP:
+        is_timestamp: bool = pa.types.is_timestamp(arrow)
+        return is_timestamp
+    return kind is ValueType.UNIX_TIMESTAMP or kind in SCALAR_ARROW
+
+
+def scalar(array: pa.Array, kind: ValueType) -> Message:
+    """A column of scalars as Value messages, an empty one for each null.
+
+    Args:
+        array: any column for which `is_scalar`.
+        kind: value type of the feature.
+
+    Raises:
+        pyarrow.ArrowException: a value that does not fit.
+    """
+    number = FIELD_NUMBER[kind]
+    if kind is ValueType.ZONED_TIMESTAMP:
+        return _zoned(array)
+    if kind is ValueType.UNIX_TIMESTAMP:
+        return number_field(number, seconds(array))
+    if is_uuid(array.type) and kind in {ValueType.UUID, ValueType.TIME_UUID}:
+        return text_field(number, uuid_texts(array))
+    target = SCALAR_ARROW.get(kind, pa.string())
+    if pa.types.is_string(target):
+        return text_field(number, array, pa.large_string())
+    if pa.types.is_binary(target):
+        return text_field(number, array.cast(pa.large_binary()))
+    return number_field(number, array.cast(target))
+
+
+def _zoned(array: pa.Array) -> Message:
+    """Whole seconds and the zone, each left out where it is the default."""
+    whole = seconds(array, toward_zero=True)
+    zone = constant(_zone_name(array.type.tz or "").encode(), len(array))
+    message = number_field(SECONDS_NUMBER, whole).only(numbers(whole) != 0)
+    if zone.cells.shape[1]:
+        message += delimited(ZONE_NUMBER, Message.of(zone))
+    message = message.only(present(array))
+    return delimited(FIELD_NUMBER[ValueType.ZONED_TIMESTAMP], message, present(array))
+
+
+def _zone_name(zone: str) -> str:
+    """As Feast names it and can read it, also where pandas has a name of its own for it."""
+    if not zone.startswith(("+", "-")):
+        return zone
+    return "UTC" if zone[1:] == "00:00" else f"UTC{zone}"
+
+
+LOWEST = np.iinfo(np.int64).min
+
+
+def _is_text_or_uuid(kind: pa.DataType) -> bool:
+    return is_text(kind) or is_uuid(kind)
+
+
+def _is_text_or_decimal(kind: pa.DataType) -> bool:
+    return is_text(kind) or bool(pa.types.is_decimal(kind))
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_integer(kind))
+
+
+# Value type of an element -> which Arrow types Feast takes for it (unlike scalars, it casts none),
+# and what Arrow casts them to, exactly or not at all. Texts are None.
+ELEMENTS: dict[ValueType, tuple[Callable[[pa.DataType], bool], pa.DataType | None]] = {
+    ValueType.INT32: (pa.types.is_integer, pa.int32()),
+    ValueType.INT64: (pa.types.is_integer, pa.int64()),
+    ValueType.DOUBLE: (pa.types.is_floating, pa.float64()),
+    ValueType.FLOAT: (pa.types.is_floating, pa.float32()),
+    ValueType.BOOL: (pa.types.is_boolean, pa.bool_()),
+    ValueType.UNIX_TIMESTAMP: (_is_time, pa.int64()),
+    ValueType.BYTES: (is_bytes, None),
+    ValueType.STRING: (is_text, None),
+    ValueType.UUID: (_is_text_or_uuid, None),
+    ValueType.TIME_UUID: (_is_text_or_uuid, None),
+    ValueType.DECIMAL: (_is_text_or_decimal, None),
+}
+COLLECTIONS: dict[ValueType, ValueType] = {
+    ValueType[f"{element.name}_{suffix}"]: element
+    for element in ELEMENTS
+    for suffix in ("LIST", "SET")
+}
+"""Value type of a list or set -> that of its elements."""
+
+
+def is_collection(arrow: pa.DataType, kind: ValueType) -> bool:
+    """Whether a column of this Arrow type is encoded here."""
+    if kind not in COLLECTIONS or not is_list(arrow):
+        return False
+    element = plain_type(arrow.value_type)
+    fits, _ = ELEMENTS[COLLECTIONS[kind]]
+    return bool(pa.types.is_null(element) or fits(element))
+
+
+def collection(array: pa.Array, kind: ValueType, *, nulls: bool = True) -> Message:
+    """A column of lists or sets as Value messages, an empty one for each null.
+
+    Args:
+        array: any column for which `is_collection`.
+        kind: value type of the feature.
+        nulls: whether a list may hold nulls: Feast writes zeros and empty texts for them where a
+            feature is a list, and refuses them in a list that is inside of something else.
+
+    Raises:
+        pyarrow.ArrowException: a value that does not fit.
+        ValueError: a null where there may be none.
+    """
+    elements, offsets = flattened(array)
+    elements = plain(elements)
+    is_set = kind.name.endswith("_SET")
+    # Of sets, Feast takes nulls of booleans alone.
+    may_be_null = kind is ValueType.BOOL_SET if is_set else nulls
+    if elements.null_count and not may_be_null:
+        raise ValueError(f"a {'set' if is_set else 'list'} holds a null")
+    elements = _as_element(elements, COLLECTIONS[kind])
+    if is_set:
+        elements, offsets = _distinct(elements, offsets)
+    return delimited(FIELD_NUMBER[kind], repeated(elements, offsets), present(array))
+
+
+def _as_element(elements: pa.Array, kind: ValueType) -> pa.Array:
+    """Elements as one of the types that `repeated` takes, with Feast's stand-ins for nulls."""
+    _, target = ELEMENTS[kind]
+    if pa.types.is_null(elements.type):
+        elements = elements.cast(target or pa.large_string())
+    if kind is ValueType.UNIX_TIMESTAMP:
+        return seconds(elements, toward_zero=True).fill_null(LOWEST)
+    if target is not None:
+        return elements.cast(target).fill_null(False if kind is ValueType.BOOL else 0)
+    if is_uuid(elements.type):
+        return texts(uuid_texts(elements))
+    return texts(elements, None if kind is ValueType.BYTES else pa.large_string())
+
+
+def _distinct(elements: pa.Array, offsets: Integers) -> tuple[pa.Array, Integers]:
+    """The first of each row's equal elements; Feast's order of a set is Python's, so any."""
+    codes, count = codes_of(elements)
+    rows = rows_of(offsets)
+    _, first = np.unique(rows * count + codes, return_index=True)
+    first.sort()
+    sizes = np.bincount(rows[first], minlength=len(offsets) - 1)
+    return elements.take(pa.array(first)), offsets_of(sizes)
+
+
+def repeated(elements: pa.Array, offsets: Integers) -> Message:
+    """The messages `{repeated T val = 1}`: Int64List, StringList and their like.
+
+    Args:
+        elements: int32, int64, float32, float64, bool or large_binary, without nulls.
+        offsets: where each row's elements start, and where the last ones end.
+    """
+    if pa.types.is_large_binary(elements.type):
+        return runs(delimited(1, Message.of(elements)), offsets)
+    packed = grouped(number_slots(elements).joined(), offsets)
+    return delimited(1, Message.of(packed), np.diff(offsets) > 0)
+
+
+def runs(elements: Message, offsets: Integers) -> Message:
+    """Each row's elements, one after another."""
+    return Message.of(grouped(elements.joined(), offsets))
+
+
+KEY, VALUE = 1, 2  # fields of a map's entries
+
+# What Feast infers from the Python values of an Arrow type.
+INFERRED: tuple[tuple[Callable[[pa.DataType], bool], ValueType], ...] = (
+    (pa.types.is_integer, ValueType.INT64),
+    (pa.types.is_floating, ValueType.DOUBLE),
+    (pa.types.is_boolean, ValueType.BOOL),
+    (is_text, ValueType.STRING),
+    (is_bytes, ValueType.BYTES),
+    (pa.types.is_timestamp, ValueType.UNIX_TIMESTAMP),
+    (pa.types.is_decimal, ValueType.DECIMAL),
+    (is_uuid, ValueType.UUID),
+)
+
+# Value type of a key -> field of MapKey. Texts are keys of a Map, not of a ScalarMap.
+KEY_NUMBER: dict[ValueType, int] = {
+    kind: MapKey.DESCRIPTOR.fields_by_name[f"{kind.name.lower()}_key"].number
+    for _, kind in INFERRED
+    if kind is not ValueType.STRING
+}
+
+MAPS = {ValueType.MAP, ValueType.STRUCT}
+LISTS_OF_MAPS = {ValueType.MAP_LIST, ValueType.STRUCT_LIST}
+LISTS_OF_LISTS = {ValueType.VALUE_LIST, ValueType.VALUE_SET}
+
+
+def inferred_kind(arrow: pa.DataType) -> ValueType | None:
+    """The value type of a scalar of this Arrow type."""
+    arrow = plain_type(arrow)
+    return next((kind for fits, kind in INFERRED if fits(arrow)), None)
+
+
+def is_nested(arrow: pa.DataType, kind: ValueType) -> bool:
+    """Whether a column of this Arrow type is encoded here."""
+    if kind in MAPS:
+        return _is_map(arrow)
+    if kind in LISTS_OF_MAPS:
+        return is_list(arrow) and _is_map(arrow.value_type)
+    if kind in LISTS_OF_LISTS:
+        return is_list(arrow) and _is_inner_list(arrow.value_type)
+    return kind is ValueType.SCALAR_MAP and _is_scalar_map(arrow)
+
+
+def _is_map(arrow: pa.DataType) -> bool:
+    if pa.types.is_struct(arrow):
+        names = [each.name for each in arrow]
+        return len(set(names)) == len(names) and all(_is_part(each.type) for each in arrow)
+    return (
+        bool(pa.types.is_map(arrow))
+        and is_text(plain_type(arrow.key_type))
+        and _is_part(arrow.item_type)
+    )
+
+
+def _is_scalar_map(arrow: pa.DataType) -> bool:
+    return (
+        bool(pa.types.is_map(arrow))
+        and inferred_kind(arrow.key_type) in KEY_NUMBER
+        and _is_part(arrow.item_type)
+    )
+
+
+def _is_inner_list(arrow: pa.DataType) -> bool:
+    return is_list(arrow) and (_is_inner_list(arrow.value_type) or _is_part(arrow))
+
+
+def _is_part(arrow: pa.DataType) -> bool:
+    """Whether a value inside a map can be of this type."""
+    if is_list(arrow):
+        return inferred_kind(arrow.value_type) is not None or _is_map(arrow.value_type)
+    return pa.types.is_null(arrow) or inferred_kind(arrow) is not None or _is_map(arrow)
+
+
+def nested(array: pa.Array, kind: ValueType) -> Message:
+    """A column of maps, structs or lists of them as Value messages, an empty one for each null.
+
+    Args:
+        array: any column for which `is_nested`.
+        kind: value type of the feature.
+
+    Raises:
+        pyarrow.ArrowException: a value that does not fit.
+        ValueError: a key twice in a map, or a null in a list.
+    """
+    if kind in MAPS:
+        message = _map(array)
+    elif kind in LISTS_OF_MAPS:
+        message = _maps(array)
+    elif kind in LISTS_OF_LISTS:
+        message = _list_of_lists(array)
+    else:
+        message = _scalar_map(array)
+    return delimited(FIELD_NUMBER[kind], message, present(array))
+
+
+def _part(array: pa.Array) -> Message:
+    """Values inside a map, each as the Value message of its type."""
+    array = plain(array)
+    if pa.types.is_null(array.type):
+        return Message.of(constant(b"", len(array)))
+    if is_list(array.type):
+        element = inferred_kind(array.type.value_type)
+        if element is None:
+            return nested(array, ValueType.MAP_LIST)
+        return collection(array, ValueType[f"{element.name}_LIST"], nulls=False)
+    kind = inferred_kind(array.type)
+    return nested(array, ValueType.MAP) if kind is None else _scalar(array, kind)
+
+
+def _scalar(array: pa.Array, kind: ValueType) -> Message:
+    if kind is ValueType.UNIX_TIMESTAMP:
+        return number_field(FIELD_NUMBER[kind], seconds(array, toward_zero=True))
+    message = scalar(array, kind)
+    if kind is ValueType.DOUBLE:
+        return message.only(~np.isnan(numbers(array)))
+    return message
+
+
+def _map(array: pa.Array) -> Message:
+    """The messages `{map<string, Value> val = 1}`, nothing for each null."""
+    if pa.types.is_struct(array.type):
+        return _struct(array)
+    keys, values, offsets = map_entries(array)
+    entries = delimited(KEY, Message.of(texts(keys, pa.large_string())))
+    entries += delimited(VALUE, _part(values))
+    return runs(delimited(1, entries), offsets)
+
+
+def _struct(array: pa.StructArray) -> Message:
+    entries = [Message.of(constant(b"", len(array)))]
+    for name, values in zip([each.name for each in array.type], array.flatten(), strict=True):
+        key = Message.of(constant(name.encode(), len(array)))
+        entries.append(delimited(1, delimited(KEY, key) + delimited(VALUE, _part(values))))
+    return reduce(add, entries).only(present(array))
+
+
+def _maps(array: pa.Array) -> Message:
+    """The messages `{repeated Map val = 1}`."""
+    elements, offsets = flattened(array)
+    if elements.null_count:
+        raise ValueError("a list of maps holds a null")
+    return runs(delimited(1, _map(elements)), offsets)
+
+
+def _list_of_lists(array: pa.Array) -> Message:
+    """The messages `{repeated Value val = 1}`; Feast has an empty Value for an empty list."""
+    lists, offsets = flattened(array)
+    filled = _sizes(lists) > 0
+    if is_list(lists.type.value_type):
+        number = FIELD_NUMBER[ValueType.VALUE_LIST]
+        values = delimited(number, _list_of_lists(lists))
+    else:
+        values = _part(lists)
+    return runs(delimited(1, values.only(filled)), offsets)
+
+
+def _sizes(lists: pa.Array) -> Integers:
+    _, offsets = flattened(lists)
+    return np.diff(offsets)
+
+
+def _scalar_map(array: pa.Array) -> Message:
+    """The messages `{repeated {MapKey key = 1; Value value = 2} val = 1}`."""
+    keys, values, offsets = map_entries(array)
+    entries = delimited(KEY, _map_key(keys)) + delimited(VALUE, _part(values))
+    return runs(delimited(1, entries), offsets)
+
+
+def _map_key(keys: pa.Array) -> Message:
+    kind = next(kind for fits, kind in INFERRED if fits(keys.type))
+    number = KEY_NUMBER[kind]
+    if kind is ValueType.UNIX_TIMESTAMP:
+        return number_field(number, seconds(keys, toward_zero=True))
+    if kind is ValueType.BYTES:
+        return text_field(number, keys)
+    if kind is ValueType.UUID:
+        return text_field(number, uuid_texts(keys))
+    if kind is ValueType.DECIMAL:
+        return text_field(number, keys, pa.large_string())
+    return number_field(number, keys.cast(SCALAR_ARROW[kind]))
+
 
 CELL_BY_CELL: tuple[ValueType, ...] = (
     ValueType.JSON_LIST,  # each text is parsed, to refuse those that are not JSON

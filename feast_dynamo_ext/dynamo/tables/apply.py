@@ -1,35 +1,256 @@
-"""What `feast apply`, `plan` and `teardown` do about tables."""
+"""What `feast apply`, `plan` and `teardown` do about tables, many at once.
+
+They are looked at and worked on in parallel. One that fails does not stop the others; at the end
+one error names all that did.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from feast import FeatureStore
+from tqdm import tqdm
 
-from feast_dynamo_ext.dynamo.tables.clients import TableClients
+from feast_dynamo_ext.dynamo.tables.describe import TableClients, TableSpec, Wait
 from feast_dynamo_ext.dynamo.tables.infra import DynamoTable, planned_views, say_plan
-from feast_dynamo_ext.dynamo.tables.many import (
-    apply_tables,
-    delete_tables,
-    plan_tables,
-    raise_failures,
-    verify_tables,
-)
-from feast_dynamo_ext.dynamo.tables.settings import TableSettings
-from feast_dynamo_ext.dynamo.tables.state import TableSpec
-from feast_dynamo_ext.dynamo.view_settings import ViewSettings, aws_tags
+from feast_dynamo_ext.dynamo.tables.table import carry_out, delete_table, plan_table
+from feast_dynamo_ext.dynamo.tables.table_settings import TableSettings
 from feast_dynamo_ext.dynamo.views import table_name
-from feast_dynamo_ext.errors import ConfigError
+from feast_dynamo_ext.errors import (
+    AwsError,
+    ConfigError,
+    CredentialsError,
+    FeastDynamoError,
+    TableLayoutError,
+    TablesDifferError,
+    TablesFailedError,
+)
+from feast_dynamo_ext.view_settings import ViewSettings, aws_tags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from feast import RepoConfig
     from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 
+    from feast_dynamo_ext.dynamo.tables.describe import Skipped
+    from feast_dynamo_ext.dynamo.tables.table import TablePlan
+
+
 logger = logging.getLogger(__name__)
+
+# DynamoDB takes 500 tables at a time that are being created, changed or deleted.
+MOST_WORKERS = 16
+
+# Fewer are done before anybody looks.
+SHOW_PROGRESS_FROM = 5
+
+MOST_NAMES = 5
+
+Subject = TypeVar("Subject")
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Answers and errors by table name."""
+
+    answers: Mapping[str, Any]
+    failures: Mapping[str, FeastDynamoError]
+
+
+def plan_tables(clients: TableClients, specs: Sequence[TableSpec]) -> list[TablePlan]:
+    """What applying would do to each table; only describes.
+
+    Raises:
+        TableLayoutError: a table of another layout is in the place of one of ours.
+        AwsError: AWS refused.
+        TablesFailedError: several of these.
+    """
+    outcomes = _look(clients, specs)
+    raise_failures(outcomes.failures, len(specs))
+    return list(outcomes.answers.values())
+
+
+def apply_tables(clients: TableClients, specs: Sequence[TableSpec]) -> dict[str, FeastDynamoError]:
+    """Create the tables that are missing, change those that differ, leave the others alone.
+
+    Returns:
+        The error of each table that failed; see `raise_failures`.
+    """
+    looked, stopped = _look(clients, specs), threading.Event()
+    plans = [plan for plan in looked.answers.values() if plan.to_do or plan.skipped]
+    done = _each(
+        "tables",
+        [(plan.spec.name, plan) for plan in plans],
+        lambda plan: carry_out(clients, plan, Wait(sleep=stopped.wait)),
+        stopped,
+    )
+    _say_skipped(done.answers)
+    return {**looked.failures, **done.failures}
+
+
+def verify_tables(clients: TableClients, specs: Sequence[TableSpec]) -> None:
+    """Compare all tables with what they should be, and change nothing.
+
+    Raises:
+        TablesDifferError: naming every table that is missing or differs, and in what.
+        AwsError: AWS refused.
+        TablesFailedError: it did so several times.
+    """
+    outcomes = _look(clients, specs)
+    _say_skipped({plan.spec.name: plan.skipped for plan in outcomes.answers.values()})
+    strange = {
+        name: (str(error),)
+        for name, error in outcomes.failures.items()
+        if isinstance(error, TableLayoutError)
+    }
+    raise_failures(
+        {name: error for name, error in outcomes.failures.items() if name not in strange},
+        len(specs),
+    )
+    differing = {
+        plan.spec.name: _differences(plan) for plan in outcomes.answers.values() if plan.differs
+    }
+    if differences := {**strange, **differing}:
+        raise TablesDifferError(
+            f"{len(differences)} of {len(specs)} tables are not as feature_store.yaml and the "
+            "views have them (`manage_tables: verify` changes nothing):"
+            + "".join(f"\n- {name}: {'; '.join(what)}" for name, what in differences.items())
+            + "\nChange the tables, or run `feast apply` with `manage_tables: create`.",
+            differences=differences,
+        )
+
+
+def delete_tables(
+    clients: TableClients, specs: Sequence[TableSpec]
+) -> dict[str, FeastDynamoError]:
+    """Delete the tables that are ours; say which are not, and leave those alone.
+
+    Returns:
+        The error of each table that failed; see `raise_failures`.
+    """
+    stopped = threading.Event()
+    done = _each(
+        "tables",
+        [(spec.name, spec) for spec in specs],
+        lambda spec: delete_table(clients, spec, Wait(sleep=stopped.wait)),
+        stopped,
+    )
+    for name, reason in done.answers.items():
+        if reason is not None:
+            logger.warning("table %s is not deleted: %s", name, reason)
+    return dict(done.failures)
+
+
+def _differences(plan: TablePlan) -> tuple[str, ...]:
+    if not plan.exists:
+        return (f"missing (feature view `{plan.spec.view}`)",)
+    return tuple(
+        f"{change.setting} is {change.before}, not {change.after}" for change in plan.changes
+    )
+
+
+def _look(clients: TableClients, specs: Iterable[TableSpec]) -> Outcomes:
+    work = [(spec.name, spec) for spec in specs]
+    return _each("", work, lambda spec: plan_table(clients, spec), threading.Event())
+
+
+def _each(
+    progress: str,
+    work: Sequence[tuple[str, Subject]],
+    do: Callable[[Subject], Any],
+    stopped: threading.Event,
+) -> Outcomes:
+    """Do something for each name in parallel; answers come in the order of the names.
+
+    Args:
+        progress: what a progress bar counts; empty for none.
+        work: names and what is handed to `do`.
+        do: raises a FeastDynamoError where it cannot.
+        stopped: is set where the work ends early, by Ctrl-C for example.
+    """
+    answers: dict[str, Any] = {}
+    failures: dict[str, FeastDynamoError] = {}
+    # None: no bar where nobody watches.
+    hidden = None if progress and len(work) >= SHOW_PROGRESS_FROM else True
+    with (
+        ThreadPoolExecutor(MOST_WORKERS, "feast-dynamo-tables") as executor,
+        tqdm(total=len(work), desc=progress, disable=hidden, leave=False) as bar,
+    ):
+        names = {executor.submit(do, subject): name for name, subject in work}
+        try:
+            for future in as_completed(names):
+                try:
+                    answers[names[future]] = future.result()
+                except FeastDynamoError as error:
+                    failures[names[future]] = error
+                bar.update()
+        except BaseException:
+            stopped.set()
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+    ordered = {name: answers[name] for name, _ in work if name in answers}
+    return Outcomes(ordered, {name: failures[name] for name, _ in work if name in failures})
+
+
+def _say_skipped(skipped: Mapping[str, Iterable[Skipped]]) -> None:
+    """One warning a setting, however many tables go without it."""
+    names: dict[Skipped, list[str]] = {}
+    for name, reasons in skipped.items():
+        for reason in dict.fromkeys(reasons):
+            names.setdefault(reason, []).append(name)
+    for reason, tables in names.items():
+        logger.warning(
+            "%s: `%s` is left as it is: %s", _listed(tables), reason.setting, reason.reason
+        )
+
+
+def _listed(tables: Sequence[str]) -> str:
+    shown = ", ".join(tables[:MOST_NAMES])
+    more = f" and {len(tables) - MOST_NAMES} more" if len(tables) > MOST_NAMES else ""
+    return f"{'tables' if len(tables) > 1 else 'table'} {shown}{more}"
+
+
+def raise_failures(failures: Mapping[str, FeastDynamoError], count: int) -> None:
+    """Raise what happened, if anything did: the error itself, or one that names all.
+
+    Args:
+        failures: errors by table name.
+        count: how many tables there are in all.
+
+    Raises:
+        FeastDynamoError: of a failure that is alone, or of credentials.
+        TablesFailedError: of several.
+    """
+    if not failures:
+        return
+    first = next(iter(failures.values()))
+    # Credentials are nobody's table's fault: what is wrong with one is wrong with all.
+    if len(failures) == 1 or isinstance(first, CredentialsError):
+        raise first
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for name, error in failures.items():
+        alike.setdefault(_kind(name, error), []).append(name)
+    lines = [
+        f"\n- {failures[names[0]]}" + (f" The same of {_listed(names[1:])}." if names[1:] else "")
+        for names in alike.values()
+    ]
+    raise TablesFailedError(
+        f"{len(failures)} of {count} tables failed:{''.join(lines)}\n"
+        "What could be done to the others is done; run the command again after mending these.",
+        failures=failures,
+    ) from first
+
+
+def _kind(name: str, error: FeastDynamoError) -> tuple[Any, ...]:
+    if isinstance(error, AwsError) and error.code:
+        return (type(error), error.operation, error.code)
+    return (type(error), name)
 
 
 def table_spec(config: RepoConfig, view: Any) -> TableSpec:

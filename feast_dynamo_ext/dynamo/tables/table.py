@@ -9,36 +9,38 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import ClientError
 
 from feast_dynamo_ext.aws import translated
-from feast_dynamo_ext.dynamo.tables.autoscaling import deregistrations
-from feast_dynamo_ext.dynamo.tables.changes import (
-    changes,
-    check_layout,
-    create_parameters,
-    has_our_layout,
-    key_text,
-)
-from feast_dynamo_ext.dynamo.tables.state import (
+from feast_dynamo_ext.dynamo.tables.describe import (
+    WAIT,
     Skipped,
     attempt,
+    describe,
     is_denied,
     read_owner,
     read_state,
-)
-from feast_dynamo_ext.dynamo.tables.wait import (
-    WAIT,
-    describe,
     status,
     wait_ready,
     wait_until,
+)
+from feast_dynamo_ext.dynamo.tables.diff import (
+    changes,
+    check_layout,
+    create_parameters,
+    deregistrations,
+    has_our_layout,
+    key_text,
 )
 from feast_dynamo_ext.errors import TableProtectedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from feast_dynamo_ext.dynamo.tables.clients import TableClients
-    from feast_dynamo_ext.dynamo.tables.state import Change, Request, TableSpec
-    from feast_dynamo_ext.dynamo.tables.wait import Wait
+    from feast_dynamo_ext.dynamo.tables.describe import (
+        Change,
+        Request,
+        TableClients,
+        TableSpec,
+        Wait,
+    )
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,29 @@
+"""What all sides need to know of a feature view's columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Feast reads and writes views without entities under this one key.
+ENTITYLESS_JOIN_KEYS, ENTITYLESS_VALUES = (DUMMY_ENTITY_ID,), (Value(string_val=""),)
+ENTITYLESS_KEY = EntityKey(join_keys=ENTITYLESS_JOIN_KEYS, entity_values=ENTITYLESS_VALUES)
+
+
+def join_keys(view: Any) -> tuple[str, ...]:
+    """The join keys of a feature view; none for a view without entities."""
+    if list(view.entities) == [DUMMY_ENTITY_NAME]:
+        return ()
+    return tuple(column.name for column in view.entity_columns)
+
+
+def request_columns(view: Any) -> tuple[tuple[str, str], ...]:
+    """(join key, the request's column that holds it): a projection may rename columns."""
+    renamed: Mapping[str, str] = view.projection.join_key_map
+    return tuple((name, renamed.get(name, name)) for name in join_keys(view))

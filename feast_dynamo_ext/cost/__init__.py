@@ -1,0 +1,1 @@
+"""What AWS charges: prices with their date and source, sizes, estimates."""

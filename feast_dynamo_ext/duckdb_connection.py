@@ -1,0 +1,155 @@
+"""DuckDB in this process: its memory, its disk, and the folders that it spills to.
+
+Whoever uses a folder holds a lock on a file in it, which the kernel drops with the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import duckdb
+
+from feast_dynamo_ext.errors import OfflineStoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+logger = logging.getLogger(__name__)
+
+PREFIX, LOCK, SPILLED = "feast-dynamo-", "lock", "spilled"
+
+CAN_LOCK = os.name == "posix"
+"""Elsewhere folders are removed after use, and what killed processes left stays."""
+
+SETTLED_S = 60
+"""A folder that is younger may not be locked yet."""
+
+
+@contextlib.contextmanager
+def spill_folder(parent: str | None) -> Iterator[str]:
+    """An empty folder for as long as the context lasts.
+
+    Args:
+        parent: where it is made; None for the system's folder for temporary files.
+
+    Raises:
+        OSError: there can be none.
+    """
+    _remove_left(Path(parent or tempfile.gettempdir()))
+    folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent)
+    with _in_use(Path(folder.name)), folder:
+        spilled = Path(folder.name) / SPILLED
+        spilled.mkdir()
+        yield str(spilled)
+
+
+@contextlib.contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    if not CAN_LOCK:
+        yield
+        return
+    import fcntl
+
+    with (folder / LOCK).open("w") as lock:
+        lock.write(platform.node())
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _remove_left(parent: Path) -> None:
+    """Remove what killed processes of this machine left."""
+    if not CAN_LOCK:
+        return
+    for folder in parent.glob(f"{PREFIX}*"):
+        _remove_if_left(folder)
+
+
+def _remove_if_left(folder: Path) -> None:
+    import fcntl
+
+    lock = folder / LOCK
+    try:
+        is_ours = lock.read_text(errors="replace") == platform.node()
+        if not is_ours or time.time() - lock.stat().st_mtime < SETTLED_S:
+            return
+        with lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+    except (BlockingIOError, FileNotFoundError, NotADirectoryError, PermissionError):
+        return  # in use; no such folder, or gone meanwhile; of another user
+    except OSError as error:
+        logger.warning("%s, which a killed process left, stays: %s", folder, error)
+    else:
+        logger.info("%s was removed, which a killed process had left", folder)
+
+
+class Limits(Protocol):
+    """What a connection may use; `DuckDbEngine` says what each means."""
+
+    @property
+    def memory_limit(self) -> str | None:
+        """DuckDB's memory limit."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads."""
+
+    @property
+    def spill_folder(self) -> str | None:
+        """Where it spills."""
+
+
+@contextlib.contextmanager
+def connected(limits: Limits, what: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection to an empty database; what it spills is removed afterwards.
+
+    Args:
+        limits: memory, threads and spill folder.
+        what: what it is for, for messages.
+
+    Raises:
+        OfflineStoreError: memory or disk were not enough, or there can be no spill folder.
+    """
+    with _spilling(limits.spill_folder) as spill:
+        config: dict[str, Any] = {
+            "temp_directory": spill,
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            # SQL finds what was registered, never a variable of the Python code around.
+            "python_enable_replacements": "false",
+        }
+        if limits.memory_limit is not None:
+            config["memory_limit"] = limits.memory_limit
+        if limits.threads is not None:
+            config["threads"] = str(limits.threads)
+        try:
+            with duckdb.connect(":memory:", config=config) as connection:
+                yield connection
+        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            raise OfflineStoreError(
+                f"{what} ran out of memory or of disk at {spill}: {error}. Raise `memory_limit`, "
+                "or point `spill_folder` to a larger disk."
+            ) from error
+
+
+@contextlib.contextmanager
+def _spilling(folder: str | None) -> Iterator[str]:
+    with contextlib.ExitStack() as stack:
+        try:
+            spill = stack.enter_context(spill_folder(folder))
+        except OSError as error:
+            raise OfflineStoreError(
+                f"There can be no folder for what does not fit in memory: {error}. Point "
+                "`spill_folder` of the offline store to a folder that is there and can be written."
+            ) from error
+        yield spill

@@ -1,0 +1,248 @@
+"""Reads the items of many tables in as few BatchGetItem calls as possible, all in flight at once.
+
+Of many requests one is slow now and then, for reasons of one connection or one host of the
+service; the same request sent again rarely is. Dean and Barroso, "The Tail at Scale", 2013.
+
+Found, not found and could not be read are three different answers: a key is found, or it is in
+`unread`, or it does not exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from feast_dynamo_ext.dynamo.layouts.packed import KEY, VALUES
+from feast_dynamo_ext.dynamo.retry import Pending, Transport, UnprocessedItems, drain
+from feast_dynamo_ext.errors import IncompleteReadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
+    from feast_dynamo_ext.dynamo.retry import RetryPolicy
+    from feast_dynamo_ext.dynamo.transport import Answer
+
+
+@dataclass
+class HedgedTransport:
+    """The connection, as one read sees it.
+
+    Attributes:
+        wire: the connection.
+        after_s: a request that has no answer by then is sent again.
+        left: how many times this read may still do that. One: when the whole service is slow,
+            the load grows by one request a read and not by all.
+    """
+
+    wire: Transport
+    after_s: float
+    left: int = 1
+
+    async def call(
+        self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
+    ) -> Answer:
+        """Send one request, perhaps twice, and give back the first answer."""
+        first = asyncio.ensure_future(self.wire.call(operation, body, resource, timeout_s))
+        sent = {first}
+        try:
+            answered, _ = await asyncio.wait(sent, timeout=self.after_s)
+            if not answered and self.left:
+                self.left -= 1
+                again = self.wire.call(operation, body, resource, timeout_s)
+                sent.add(asyncio.ensure_future(again))
+            return await _first_good(sent)
+        finally:
+            for request in sent:
+                request.cancel()
+            await asyncio.gather(*sent, return_exceptions=True)
+
+
+async def _first_good(sent: set[asyncio.Task[Answer]]) -> Answer:
+    """The first answer; an error only where there is nothing else to wait for."""
+    waiting = set(sent)
+    while True:
+        answered, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for request in answered:
+            if request.exception() is None:
+                return request.result()
+        if not waiting:
+            return answered.pop().result()
+
+
+MAX_KEYS_PER_REQUEST = 100  # BatchGetItem's limit
+MAX_ANSWER_BYTES = 16 * 1_024 * 1_024  # BatchGetItem's limit
+
+# What a request is planned to bring at most: items vary in size, and what does not fit into an
+# answer costs another round trip.
+PLANNED_ANSWER_BYTES = MAX_ANSWER_BYTES // 2
+FULL_ANSWER_BYTES = MAX_ANSWER_BYTES * 3 // 4
+LARGE_ITEM_BYTES = PLANNED_ANSWER_BYTES // MAX_KEYS_PER_REQUEST
+
+Found = dict[str, dict[str, "JsonItem"]]
+"""Items by table name, then by key in base64."""
+
+
+class TableKeys(NamedTuple):
+    """What to read of one table.
+
+    Attributes:
+        table: table name.
+        keys: distinct keys, in base64.
+        consistent: strongly consistent reads, at twice the read units.
+        view: name of the feature view it keeps, for messages.
+    """
+
+    table: str
+    keys: tuple[str, ...]
+    consistent: bool = False
+    view: str = ""
+
+
+@dataclass
+class ReadResult:
+    """What a read brought.
+
+    Attributes:
+        wanted: what was asked for.
+        found: the items that were read.
+        unread: keys that could not be read before the deadline, by table name.
+        cause: the last failure, if any key is unread.
+    """
+
+    wanted: Sequence[TableKeys]
+    found: Found
+    unread: dict[str, list[str]] = field(default_factory=dict)
+    cause: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads items by key. Safe to share between threads and event loops.
+
+    Attributes:
+        wire: the connection.
+        policy: retries and deadline of one read.
+        batch_size: keys a request, at most 100.
+        workers: requests of one read that are in flight at once.
+        hedge_after_s: the slowest request of a read is sent once more after that; None for never.
+        item_bytes: mean size of a table's items where they are large, as last read: requests are
+            then made smaller, as an answer holds 16 MB.
+    """
+
+    wire: Transport
+    policy: RetryPolicy
+    batch_size: int = MAX_KEYS_PER_REQUEST
+    workers: int = 10
+    hedge_after_s: float | None = None
+    item_bytes: dict[str, int] = field(default_factory=dict)
+
+    async def read(self, wanted: Sequence[TableKeys]) -> Found:
+        """The items of all keys that exist.
+
+        Raises:
+            IncompleteReadError: keys were left unread at the deadline; names tables and counts.
+            ResourceNotFoundError: a table does not exist.
+            AwsError: AWS refused the request.
+        """
+        result = await self.read_what_answers(wanted)
+        if result.unread:
+            raise self.incomplete(result) from result.cause
+        return result.found
+
+    async def read_what_answers(self, wanted: Sequence[TableKeys]) -> ReadResult:
+        """The same, but what is left unread at the deadline is part of the result.
+
+        Raises:
+            ResourceNotFoundError: a table does not exist.
+            AwsError: AWS refused the request.
+        """
+        result = ReadResult(wanted, {keys.table: {} for keys in wanted})
+        wire = self.wire
+        if self.hedge_after_s is not None:
+            wire = HedgedTransport(wire, self.hedge_after_s)
+        requests = list(self._requests(wanted))
+        if len(requests) == 1:
+            await self._read_one(requests[0], wire, result)
+            return result
+        room = asyncio.Semaphore(self.workers)
+
+        async def in_turn(request: Pending) -> None:
+            async with room:
+                await self._read_one(request, wire, result)
+
+        # All of them end before an error is raised: none is left behind in flight.
+        outcomes = await asyncio.gather(*map(in_turn, requests), return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+        return result
+
+    async def _read_one(self, request: Pending, wire: Transport, result: ReadResult) -> None:
+        def take(answer: Answer) -> bool:
+            total = 0
+            for table, items in answer.get("Responses", {}).items():
+                result.found[table].update({item[KEY]["B"]: item for item in items})
+                total += self._weigh(table, items)
+            return total >= FULL_ANSWER_BYTES
+
+        try:
+            await drain(wire, "BatchGetItem", request, "UnprocessedKeys", self.policy, take)
+        except UnprocessedItems as leftover:
+            result.cause = leftover.cause or leftover
+            for table, entry in leftover.pending.items():
+                unread = result.unread.setdefault(table, [])
+                unread += (key[KEY]["B"] for key in entry["Keys"])
+
+    def _weigh(self, table: str, items: Sequence[JsonItem]) -> int:
+        """Bytes of items, nearly: their values alone, from base64."""
+        total = sum([len(item[VALUES]["B"]) for item in items if VALUES in item]) * 3 // 4
+        if items and total > LARGE_ITEM_BYTES * len(items):
+            self.item_bytes[table] = total // len(items)
+        elif self.item_bytes:
+            self.item_bytes.pop(table, None)
+        return total
+
+    def _requests(self, wanted: Sequence[TableKeys]) -> Iterator[Pending]:
+        """Merge the keys of all tables into requests."""
+        keys_of: dict[int, list[Any]] = {}
+        request: Pending = {}
+        keys_left, bytes_left = self.batch_size, PLANNED_ANSWER_BYTES
+        for entry in wanted:
+            # Views of one entity are asked for the same keys, mostly all of a request's.
+            keys = keys_of.get(id(entry.keys))
+            if keys is None:
+                keys = keys_of[id(entry.keys)] = [{KEY: {"B": key}} for key in entry.keys]
+            size, start = self.item_bytes.get(entry.table, 1), 0
+            while start < len(keys):
+                taken = keys[start : start + min(keys_left, max(1, bytes_left // size))]
+                request[entry.table] = {"Keys": taken}
+                if entry.consistent:
+                    request[entry.table]["ConsistentRead"] = True
+                start += len(taken)
+                keys_left -= len(taken)
+                bytes_left -= len(taken) * size
+                if keys_left <= 0 or bytes_left < size:
+                    yield request
+                    request = {}
+                    keys_left, bytes_left = self.batch_size, PLANNED_ANSWER_BYTES
+        if request:
+            yield request
+
+    def incomplete(self, result: ReadResult) -> IncompleteReadError:
+        """The error that keys are left unread, naming tables and counts."""
+        unread = {table: len(keys) for table, keys in sorted(result.unread.items())}
+        views = {entry.table: entry.view for entry in result.wanted if entry.view}
+        what = ", ".join(
+            f"{count} keys of "
+            + (f"feature view {views[table]} (table {table})" if table in views else table)
+            for table, count in unread.items()
+        )
+        return IncompleteReadError(
+            f"Could not read {what} within {self.policy.deadline_s:g} s or "
+            f"{self.policy.max_failures or 'any number of'} failed attempts. "
+            f"Last answer: {result.cause} Raise `read_deadline_ms` or the table's capacity, or "
+            "read fewer keys at once.",
+            unread=unread,
+        )

@@ -1,0 +1,123 @@
+"""One store's way to DynamoDB: connection, reader, writer and what they share."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from botocore.config import Config
+
+from feast_dynamo_ext import aws
+from feast_dynamo_ext.dynamo.batch_get import Reader
+from feast_dynamo_ext.dynamo.event_loops import Loops
+from feast_dynamo_ext.dynamo.schemas import SchemaCache
+from feast_dynamo_ext.dynamo.transport import DynamoTransport, TransportSettings
+from feast_dynamo_ext.dynamo.views import ByView, KnownView
+from feast_dynamo_ext.dynamo.write import Writer
+
+if TYPE_CHECKING:
+    from feast import FeatureView, RepoConfig
+
+    from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.dynamo.retry import RetryPolicy
+
+
+@dataclass(frozen=True)
+class ConnectionSettings:
+    """How a store talks to DynamoDB. Times in seconds."""
+
+    aws: AwsSettings
+    wire: TransportSettings
+    read_policy: RetryPolicy
+    write_policy: RetryPolicy
+    batch_size: int
+    read_workers: int
+    write_workers: int
+    hedge_after_s: float | None
+    retry_mode: str | None
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What reads, writes and tables of one store go through. Safe to share between threads.
+
+    Attributes:
+        client: boto3's client, for calls about tables.
+        wire: for reads and writes, on event loops.
+        loops: runs reads and writes for callers without an event loop.
+        reader: reads items.
+        writer: writes items.
+        schemas: what items' values stand for.
+        views: what is known of feature views.
+    """
+
+    client: Any
+    wire: DynamoTransport
+    loops: Loops
+    reader: Reader
+    writer: Writer
+    schemas: SchemaCache = field(default_factory=SchemaCache)
+    views: ByView[KnownView] = field(default_factory=ByView)
+
+    @classmethod
+    def open(cls, settings: ConnectionSettings) -> Connection:
+        """Resolve credentials and endpoint; no request is sent yet.
+
+        Raises:
+            ConfigError: no region, or no such profile.
+            CredentialsError: no credentials.
+        """
+        session = aws.session(settings.aws)
+        client = aws.client(
+            "dynamodb", settings.aws, config=_client_config(settings), given=session
+        )
+        wire = DynamoTransport(session, client.meta.endpoint_url, settings.wire)
+        return cls(
+            client,
+            wire,
+            Loops(wire.close_loop),
+            Reader(
+                wire,
+                settings.read_policy,
+                settings.batch_size,
+                settings.read_workers,
+                settings.hedge_after_s,
+            ),
+            Writer(wire, settings.write_policy, settings.write_workers),
+        )
+
+    def view(self, view: FeatureView, config: RepoConfig) -> KnownView:
+        """What is known of a view.
+
+        Raises:
+            ConfigError: a tag of the view that is a setting and cannot be one.
+        """
+        return self.views.of(view, lambda: KnownView.of(view, config))
+
+    def close(self) -> None:
+        """Close all connections that no event loop of a caller holds."""
+        self.loops.close()
+        self.wire.close()
+        self.client.close()
+
+    async def close_async(self) -> None:
+        """Close all connections, those of the running event loop included."""
+        self.wire.close_loop(asyncio.get_running_loop())
+        # Other loops are run once more to close, which takes a thread that runs none. Meanwhile
+        # this one closes its connections.
+        await asyncio.to_thread(self.close)
+
+
+def _client_config(settings: ConnectionSettings) -> Config:
+    retries: dict[str, Any] = {}
+    if settings.retry_mode is not None:
+        retries["mode"] = settings.retry_mode
+    if settings.read_policy.max_failures is not None:
+        retries["total_max_attempts"] = settings.read_policy.max_failures
+    return Config(
+        connect_timeout=settings.wire.connect_timeout_s,
+        read_timeout=settings.wire.read_timeout_s,
+        max_pool_connections=settings.wire.max_connections,
+        retries=retries or None,
+    )

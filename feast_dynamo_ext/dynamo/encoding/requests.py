@@ -1,0 +1,337 @@
+"""Encoded rows as items, and as the parts of the requests that write them, in JSON.
+
+Each fragment ends with a comma, so that fragments that follow each other are a list's elements;
+the last comma is left out of a body.
+
+Values are parameters, never text, so there is one text for each table and set of attributes.
+"""
+
+from __future__ import annotations
+
+from binascii import b2a_base64
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feast_dynamo_ext.dynamo.encoding.protobuf import (
+    NOTHING,
+    binary,
+    concatenated,
+    data_of,
+    lengths_of,
+    offsets_of,
+)
+from feast_dynamo_ext.dynamo.layouts.packed import (
+    CREATED_TIME,
+    EVENT_TIME,
+    EXPIRY,
+    FINGERPRINT,
+    KEY,
+    MAX_ITEM_BYTES,
+    VALUES,
+    JsonItem,
+    Row,
+    RowSchema,
+    to_item,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from feast_dynamo_ext.dynamo.encoding.protobuf import Integers, Mask
+
+    Text: TypeAlias = pa.LargeBinaryArray | pa.LargeBinaryScalar
+
+
+# What fills an element up to a whole number of groups of three bytes.
+FILLS = pa.array([b"", b"\0", b"\0\0"], pa.large_binary())
+
+
+def base64_of(elements: pa.LargeBinaryArray) -> pa.LargeBinaryArray:
+    """The base64 text of each element, padded with `=`.
+
+    Args:
+        elements: bytes, without nulls.
+    """
+    lengths = lengths_of(elements)
+    missing = -lengths % 3
+    # Elements of whole groups do not share a group, so that the text of all is that of each.
+    groups = concatenated(elements, FILLS.take(pa.array(missing))) if missing.any() else elements
+    text = np.frombuffer(b2a_base64(data_of(groups).data, newline=False), np.uint8).copy()
+    offsets = offsets_of((lengths + missing) // 3 * 4)
+    _pad(text, offsets[1:], missing)
+    return binary(offsets, text)
+
+
+def _pad(text: np.ndarray, ends: Integers, missing: Integers) -> None:
+    for count in (1, 2):
+        text[ends[missing >= count] - count] = ord("=")
+
+
+def joined(fragments: pa.LargeBinaryArray, start: int, stop: int) -> bytes:
+    """Fragments as the elements of a JSON list, commas between them.
+
+    Args:
+        fragments: of `EncodedRows.put_json` or `EncodedRows.statement_json`.
+        start: the first.
+        stop: the one after the last.
+    """
+    data: bytes = data_of(fragments.slice(start, stop - start))[:-1].tobytes()
+    return data
+
+
+def picked(fragments: pa.LargeBinaryArray, rows: Sequence[int]) -> bytes:
+    """The fragments of these rows, in their order, as `joined` has them."""
+    return joined(fragments.take(pa.array(rows, pa.int64())), 0, len(rows))
+
+
+# What an item may lack; a row without them must not keep those of the row it replaces.
+OPTIONAL = (CREATED_TIME, EXPIRY)
+
+NAMES = {"#k": KEY, "#t": EVENT_TIME, "#c": CREATED_TIME}
+IS_NEW = "attribute_not_exists(#k)"
+IS_OLDER = "#t < :t"
+# A row of the same event time: one without created time is the oldest.
+TIE = "(#t = :t AND (attribute_not_exists(#c) OR #c <= :c))"
+TIE_WITHOUT_CREATED = "(#t = :t AND attribute_not_exists(#c))"
+
+
+class Try(Enum):
+    """What is tried with a row next."""
+
+    UPDATE = "update"
+    INSERT = "insert"
+    REPLACE = "update a row that is there"
+
+
+def statement(table: str, item: JsonItem, how: Try) -> dict[str, Any]:
+    """One row's statement of a BatchExecuteStatement."""
+    attributes = tuple(item)
+    if how is Try.INSERT:
+        return {"Statement": _insert(table, attributes), "Parameters": list(item.values())}
+    text, parameters = _update(table, attributes)
+    return {
+        "Statement": text,
+        "Parameters": [item[name] for name in parameters],
+        # Tells a newer row from none, at no cost. DynamoDB Local does not answer it.
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+    }
+
+
+@lru_cache(10_000)
+def _insert(table: str, attributes: tuple[str, ...]) -> str:
+    values = ",".join(f"'{name}':?" for name in attributes)
+    return f"INSERT INTO {_quoted(table)} VALUE {{{values}}}"
+
+
+@lru_cache(10_000)
+def _update(table: str, attributes: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """The text, and the names of the attributes whose values are its parameters."""
+    kept = tuple(name for name in attributes if name != KEY)
+    clauses = [f"SET {name}=?" for name in kept]
+    clauses += [f"REMOVE {name}" for name in OPTIONAL if name not in attributes]
+    has_created = CREATED_TIME in attributes
+    tie = "(c IS MISSING OR c<=?)" if has_created else "c IS MISSING"
+    text = (
+        f"UPDATE {_quoted(table)} {' '.join(clauses)} "
+        f"WHERE {KEY}=? AND ({EVENT_TIME}<? OR ({EVENT_TIME}=? AND {tie}))"
+    )
+    compared = (KEY, EVENT_TIME, EVENT_TIME) + ((CREATED_TIME,) if has_created else ())
+    return text, kept + compared
+
+
+def _quoted(table: str) -> str:
+    escaped = table.replace('"', '""')
+    return f'"{escaped}"'
+
+
+def put_request(table: str, item: JsonItem) -> dict[str, Any]:
+    """The PutItem of a row, on the condition that no newer one is there."""
+    created = item.get(CREATED_TIME)
+    tie = TIE_WITHOUT_CREATED if created is None else TIE
+    values = {":t": item[EVENT_TIME]}
+    if created is not None:
+        values[":c"] = created
+    return {
+        "TableName": table,
+        "Item": item,
+        "ConditionExpression": f"{IS_NEW} OR {IS_OLDER} OR {tie}",
+        "ExpressionAttributeNames": NAMES,
+        "ExpressionAttributeValues": values,
+    }
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows on their way into a table. Arrays of the same length, encoded column by column.
+
+    Attributes:
+        keys: serialized entity keys, distinct, without nulls.
+        values: packed values, without nulls; see `item.pack`.
+        event_us: event times, microseconds since 1970 UTC, without nulls.
+        created_us: created times, the same, but may hold nulls; None where the source has none.
+        schema: what the values stand for.
+        ttl_s: the view's ttl in seconds, or None.
+    """
+
+    keys: pa.LargeBinaryArray
+    values: pa.LargeBinaryArray
+    event_us: pa.Int64Array
+    created_us: pa.Int64Array | None
+    schema: RowSchema
+    ttl_s: int | None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def item_json(self) -> pa.LargeBinaryArray:
+        """Each row's item, as `item.to_item` has it."""
+        return concatenated(*self._item(b"", b""))
+
+    def put_json(self) -> pa.LargeBinaryArray:
+        """Each row's request of a BatchWriteItem, and a comma, see `fragments`."""
+        return concatenated(*self._item(b'{"PutRequest":{"Item":', b"}},"))
+
+    def statement_json(self, table: str, how: Try) -> pa.LargeBinaryArray:
+        """Each row's statement of a BatchExecuteStatement, and a comma, see `fragments`.
+
+        Args:
+            table: table name.
+            how: what is tried, see `statements.statement`.
+        """
+        shape = statement(table, {name: {name: ""} for name in self._names}, how)
+        first, *others = [name for each in shape.pop("Parameters") for name in each]
+        parts: list[Text] = [
+            _text(b'{"Statement":'), self._statement_text(table, how, shape.pop("Statement")),
+            _text(b',"Parameters":['), *self._json[first],
+        ]  # fmt: skip
+        for name in others:
+            parts += self._after_comma(name, b"")
+        rest = orjson.dumps(shape)[1:-1]
+        return concatenated(*parts, _text(b"]" + (b"," + rest if rest else b"") + b"},"))
+
+    def sizes(self) -> Integers:
+        """Bytes of each row's item by DynamoDB's rule, see `item.item_bytes`."""
+        numbers = sum(_number_bytes(self._digits[name]) for name in self._digits)
+        created = len(CREATED_TIME) * self._has_created if CREATED_TIME in self._names else 0
+        names = sum(len(name) for name in self._names if name != CREATED_TIME)
+        blobs = lengths_of(self.keys) + lengths_of(self.values) + len(self.schema.fingerprint)
+        total: Integers = names + created + numbers + blobs
+        return total
+
+    def keys_of(self, rows: Sequence[int]) -> tuple[bytes, ...]:
+        """The serialized entity keys of these rows."""
+        return tuple(self.keys.take(pa.array(rows, pa.int64())).to_pylist())
+
+    def item(self, row: int) -> JsonItem:
+        """One row's item."""
+        item: JsonItem = orjson.loads(self._one(row).item_json()[0].as_py())
+        return item
+
+    def _one(self, row: int) -> EncodedRows:
+        created = None if self.created_us is None else self.created_us.slice(row, 1)
+        return EncodedRows(
+            self.keys.slice(row, 1),
+            self.values.slice(row, 1),
+            self.event_us.slice(row, 1),
+            created,
+            self.schema,
+            self.ttl_s,
+        )
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        """The attributes that rows may have, in an item's order."""
+        created = () if self.created_us is None else (CREATED_TIME,)
+        expiry = (EXPIRY,) if self.ttl_s else ()
+        return (KEY, VALUES, EVENT_TIME, FINGERPRINT, *created, *expiry)
+
+    @cached_property
+    def _digits(self) -> dict[str, pa.LargeBinaryArray]:
+        """The numbers of each attribute as texts; created times with their nulls."""
+        digits = {EVENT_TIME: _decimal(self.event_us)}
+        if self.created_us is not None:
+            digits[CREATED_TIME] = _decimal(self.created_us)
+        if self.ttl_s:
+            seconds = self.event_us.to_numpy() // 1_000_000 + self.ttl_s + 1
+            digits[EXPIRY] = _decimal(pa.array(seconds))
+        return digits
+
+    @cached_property
+    def _has_created(self) -> Mask:
+        mask: Mask = self._digits[CREATED_TIME].is_valid().to_numpy(zero_copy_only=False)
+        return mask
+
+    @cached_property
+    def _json(self) -> dict[str, tuple[Text, ...]]:
+        """Each attribute's value as parts of JSON; null where there is none."""
+        json: dict[str, tuple[Text, ...]] = {
+            KEY: (_text(b'{"B":"'), base64_of(self.keys), _text(b'"}')),
+            VALUES: (_text(b'{"B":"'), base64_of(self.values), _text(b'"}')),
+            FINGERPRINT: (_text(orjson.dumps({"B": self.schema.fingerprint_text})),),
+        }
+        for name, digits in self._digits.items():
+            json[name] = (_text(b'{"N":"'), digits, _text(b'"}'))
+        return json
+
+    def _item(self, before: bytes, after: bytes) -> list[Text]:
+        first, *others = self._names
+        parts: list[Text] = [_text(before + b'{"%s":' % first.encode()), *self._json[first]]
+        for name in others:
+            parts += self._after_comma(name, b'"%s":' % name.encode())
+        return [*parts, _text(b"}" + after)]
+
+    def _after_comma(self, name: str, label: bytes) -> tuple[Text, ...]:
+        """A comma, the label and an attribute's value; nothing where a row lacks it."""
+        parts = (_text(b"," + label), *self._json[name])
+        if name != CREATED_TIME or self._has_created.all():
+            return parts
+        return (concatenated(*parts).fill_null(NOTHING),)
+
+    def _statement_text(self, table: str, how: Try, text: str) -> Text:
+        """A row without created time has a statement of its own."""
+        quoted = _text(orjson.dumps(text))
+        if CREATED_TIME not in self._names or self._has_created.all():
+            return quoted
+        names = [name for name in self._names if name != CREATED_TIME]
+        without = statement(table, {name: {} for name in names}, how)["Statement"]
+        return pc.if_else(self._has_created, quoted, _text(orjson.dumps(without)))
+
+
+def refuse_too_large(rows: EncodedRows, view: str) -> None:
+    """Raise what `item.to_item` would raise for one of the rows, before any of them is written.
+
+    Args:
+        rows: the rows.
+        view: name of the feature view, for errors.
+
+    Raises:
+        ItemTooLargeError: over DynamoDB's 400 KB an item.
+    """
+    for at in np.flatnonzero(rows.sizes() > MAX_ITEM_BYTES)[:1]:
+        row = int(at)
+        created = None if rows.created_us is None else rows.created_us[row].as_py()
+        key, values = rows.keys[row].as_py(), rows.values[row].as_py()
+        whole = Row(key, values, rows.event_us[row].as_py(), created)
+        to_item(whole, rows.schema, rows.ttl_s, view)
+
+
+def _text(data: bytes) -> pa.LargeBinaryScalar:
+    return pa.scalar(data, pa.large_binary())
+
+
+def _decimal(numbers: pa.Int64Array) -> pa.LargeBinaryArray:
+    return numbers.cast(pa.large_string()).cast(pa.large_binary())
+
+
+def _number_bytes(digits: pa.LargeBinaryArray) -> Any:
+    """Half a byte a digit, one for the number itself and one for a sign; none for a null."""
+    length = pc.binary_length(digits).fill_null(0).to_numpy(zero_copy_only=False)
+    sign = pc.starts_with(digits, "-").fill_null(False).to_numpy(zero_copy_only=False)
+    return np.where(length, (length - sign + 1) // 2 + 1 + sign, 0)

@@ -1,0 +1,1 @@
+"""How a row lies in DynamoDB: one file a layout."""

@@ -1,0 +1,405 @@
+"""What a table is now, and what it should be: described, compared, waited for."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+
+from botocore.exceptions import ClientError
+
+from feast_dynamo_ext import aws
+from feast_dynamo_ext.aws import ERROR_BY_CODE, translated
+from feast_dynamo_ext.dynamo.tables.table_settings import CEILINGS, TableSettings
+from feast_dynamo_ext.errors import AccessDeniedError, AwsUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from feast_dynamo_ext.aws import AwsSettings
+
+
+AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
+
+
+class TableClients:
+    """Clients by service, built when first asked for. Safe to share between threads.
+
+    Args:
+        dynamodb: DynamoDB's client.
+        settings: how to reach AWS, for clients that are built here.
+        given: other clients by service id, to be used instead of new ones.
+    """
+
+    def __init__(
+        self, dynamodb: Any, settings: AwsSettings, given: Mapping[str, Any] | None = None
+    ) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._given = {"dynamodb": dynamodb, **(given or {})}
+        self._built: dict[str, Any] = {}
+
+    def of(self, service: str) -> Any:
+        """The client of a service."""
+        if service in self._given:
+            return self._given[service]
+        with self._lock:
+            if service not in self._built:
+                self._built[service] = self._build(service)
+            return self._built[service]
+
+    @property
+    def dynamodb(self) -> Any:
+        """DynamoDB's client."""
+        return self._given["dynamodb"]
+
+    def close(self) -> None:
+        """Close the clients that were built here."""
+        for client in self._built.values():
+            client.close()
+
+    def _build(self, service: str) -> Any:
+        # `endpoint_url` of the block is DynamoDB's. An emulator, though, is asked for everything:
+        # what it refuses must not end up in somebody's real account.
+        session = aws.session(self._settings)
+        elsewhere = dataclasses.replace(self._settings, endpoint_url=None)
+        found = aws.endpoint_url(service, elsewhere, session)
+        if found is None and not _is_aws(self.dynamodb.meta.endpoint_url):
+            found = self.dynamodb.meta.endpoint_url
+        return aws.client(
+            service, dataclasses.replace(elsewhere, endpoint_url=found), given=session
+        )
+
+
+def _is_aws(url: str) -> bool:
+    return (urlparse(url).hostname or "").endswith(AWS_DOMAINS)
+
+
+# Tells the tables of two projects apart that name theirs alike.
+OWNER = "feast_dynamo_ext.project"
+
+# What DynamoDB Local answers to what it does not have.
+UNSUPPORTED = {"UnknownOperationException", "InvalidAction"}
+NOTHING_TO_UPDATE = "Nothing to update"
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What a table should be.
+
+    Attributes:
+        name: table name.
+        view: name of the feature view it keeps, for messages.
+        project: Feast's project, which a new table is tagged with.
+        tags: tags to add or change; tags of others are left alone.
+        settings: what else was asked for; what is None stays as it is.
+    """
+
+    name: str
+    view: str
+    project: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    settings: TableSettings = field(default_factory=TableSettings)
+
+    @property
+    def owner_tags(self) -> dict[str, str]:
+        """The tag of a new table that says whose it is."""
+        return {OWNER: self.project} if self.project else {}
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A setting that was asked for and left out, and why."""
+
+    setting: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call of a boto3 client.
+
+    Attributes:
+        operation: the client's method, for example ``update_table``.
+        parameters: what it takes.
+        service: AWS service id.
+    """
+
+    operation: str
+    parameters: Mapping[str, Any]
+    service: str = "dynamodb"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting that is to be changed.
+
+    Attributes:
+        setting: its name.
+        before: what it is now, for people.
+        after: what it should be.
+        requests: what changes it, in this order.
+    """
+
+    setting: str
+    before: str
+    after: str
+    requests: tuple[Request, ...]
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.before} -> {self.after}"
+
+
+@dataclass(frozen=True)
+class TableState:
+    """A table as AWS describes it. None: not asked for, or not to be had.
+
+    Attributes:
+        table: DescribeTable.
+        ttl: DescribeTimeToLive.
+        recovery: point-in-time recovery, of DescribeContinuousBackups.
+        tags: tags by name.
+        targets: Application Auto Scaling's targets of the table.
+        policies: its scaling policies.
+        key_arn: the ARN of the KMS key that the settings name.
+        skipped: settings that cannot be compared.
+    """
+
+    table: Mapping[str, Any]
+    ttl: Mapping[str, Any] | None = None
+    recovery: Mapping[str, Any] | None = None
+    tags: Mapping[str, str] | None = None
+    targets: tuple[Mapping[str, Any], ...] | None = None
+    policies: tuple[Mapping[str, Any], ...] = ()
+    key_arn: str | None = None
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def encryption(self) -> Mapping[str, Any]:
+        """The key in use; empty with the key that DynamoDB owns."""
+        sse: Mapping[str, Any] = self.table.get("SSEDescription", {})
+        return sse if sse.get("Status") not in (None, "DISABLED", "DISABLING") else {}
+
+
+def is_denied(error: ClientError) -> bool:
+    """Whether AWS refused a call because the identity may not make it."""
+    return ERROR_BY_CODE.get(str(error.response["Error"]["Code"])) is AccessDeniedError
+
+
+def attempt(
+    setting: str, service: str, name: str, call: Callable[[], Any], *, denied_ok: bool = False
+) -> Any | Skipped:
+    """A call's answer, or why it does without: the service has no such thing, or may not say.
+
+    Args:
+        setting: what the call is for.
+        service: AWS service id.
+        name: table name, for errors.
+        call: sends the request.
+        denied_ok: an identity that may not make the call does without, too.
+
+    Raises:
+        AwsError: AWS refused for any other reason.
+    """
+    with translated(service, f"table {name}"):
+        try:
+            return call()
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            message = error.response["Error"].get("Message", "")
+            if code in UNSUPPORTED or message == NOTHING_TO_UPDATE:
+                return Skipped(setting, "this endpoint does not support it")
+            if denied_ok and is_denied(error):
+                return Skipped(setting, f"the identity may not call {error.operation_name}")
+            raise
+
+
+def read_state(
+    clients: TableClients, spec: TableSpec, described: Mapping[str, Any], *, new: bool = False
+) -> TableState:
+    """What the settings of a spec are compared with; nothing else is asked for.
+
+    Args:
+        clients: AWS clients.
+        spec: what the table should be.
+        described: DescribeTable's answer.
+        new: the table was created just now, so its TTL is known to be off.
+
+    Raises:
+        AwsError: AWS refused.
+    """
+    settings = spec.settings
+    found: dict[str, Any] = {}
+    if settings.ttl is not None or new:
+        found["ttl"] = {} if new else _ttl(clients, spec)
+    if settings.point_in_time_recovery is not None:
+        found["recovery"] = _recovery(clients, spec)
+    if spec.tags:
+        found["tags"] = _tags(clients, spec, described["TableArn"])
+    if settings.billing == "provisioned" and any(getattr(settings, name) for name in CEILINGS):
+        found["targets"] = _targets(clients, spec)
+        if found["targets"] and not isinstance(found["targets"], Skipped):
+            found["policies"] = _policies(clients, spec)
+    if settings.kms_key and described.get("SSEDescription"):
+        found["key_arn"] = _key_arn(clients, spec)
+    return TableState(
+        described,
+        **{name: value for name, value in found.items() if not isinstance(value, Skipped)},
+        skipped=tuple(value for value in found.values() if isinstance(value, Skipped)),
+    )
+
+
+def read_owner(clients: TableClients, spec: TableSpec, arn: str) -> str | None:
+    """The project that a table is tagged with; None where no tag says, or none may be read."""
+    tags = _tags(clients, spec, arn)
+    return None if isinstance(tags, Skipped) else tags.get(OWNER)
+
+
+def _ttl(clients: TableClients, spec: TableSpec) -> Any:
+    return attempt(
+        "ttl",
+        "dynamodb",
+        spec.name,
+        lambda: clients.dynamodb.describe_time_to_live(TableName=spec.name)[
+            "TimeToLiveDescription"
+        ],
+    )
+
+
+def _recovery(clients: TableClients, spec: TableSpec) -> Any:
+    return attempt(
+        "point_in_time_recovery",
+        "dynamodb",
+        spec.name,
+        lambda: clients.dynamodb.describe_continuous_backups(TableName=spec.name)[
+            "ContinuousBackupsDescription"
+        ].get("PointInTimeRecoveryDescription", {}),
+    )
+
+
+def _tags(clients: TableClients, spec: TableSpec, arn: str) -> Any:
+    def call() -> dict[str, str]:
+        pages = clients.dynamodb.get_paginator("list_tags_of_resource").paginate(ResourceArn=arn)
+        return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}
+
+    return attempt("tags", "dynamodb", spec.name, call, denied_ok=True)
+
+
+def _targets(clients: TableClients, spec: TableSpec) -> Any:
+    def call() -> tuple[Any, ...]:
+        answer = clients.of("application-autoscaling").describe_scalable_targets(
+            ServiceNamespace="dynamodb", ResourceIds=[f"table/{spec.name}"]
+        )
+        return tuple(answer["ScalableTargets"])
+
+    return attempt("autoscaling", "application-autoscaling", spec.name, call)
+
+
+def _policies(clients: TableClients, spec: TableSpec) -> Any:
+    def call() -> tuple[Any, ...]:
+        answer = clients.of("application-autoscaling").describe_scaling_policies(
+            ServiceNamespace="dynamodb", ResourceId=f"table/{spec.name}"
+        )
+        return tuple(answer["ScalingPolicies"])
+
+    return attempt("autoscaling", "application-autoscaling", spec.name, call)
+
+
+def _key_arn(clients: TableClients, spec: TableSpec) -> Any:
+    key = spec.settings.kms_key or ""
+    if key == "aws_owned" or ":key/" in key:
+        return key
+    alias = "alias/aws/dynamodb" if key == "aws_managed" else key
+    return attempt(
+        "kms_key",
+        "kms",
+        spec.name,
+        lambda: clients.of("kms").describe_key(KeyId=alias)["KeyMetadata"]["Arn"],
+        denied_ok=True,
+    )
+
+
+@dataclass(frozen=True)
+class Wait:
+    """How to wait for a table: at first briskly, for the engines of a laptop.
+
+    Attributes:
+        deadline_s: seconds to wait in all. A new table takes seconds, a change of billing or of
+            the key up to minutes.
+        first_s: the first pause, seconds; each is half as long again as the one before.
+        most_s: the longest pause, seconds.
+        answer_s: seconds to repeat a request that the table is not ready for.
+        sleep: waits the given seconds; True where waiting is to end.
+        clock: seconds of a monotonic clock.
+    """
+
+    deadline_s: float = 900
+    first_s: float = 0.02
+    most_s: float = 2.0
+    answer_s: float = 60
+    sleep: Callable[[float], bool | None] = field(default=time.sleep, repr=False)
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+
+    def pauses(self, deadline_s: float) -> Iterator[bool]:
+        """Pauses, and gives True, until the deadline."""
+        end, pause = self.clock() + deadline_s, self.first_s
+        while self.clock() + pause < end and not self.sleep(pause):
+            yield True
+            pause = min(self.most_s, pause * 1.5)
+
+
+WAIT = Wait()
+
+
+def describe(client: Any, name: str) -> dict[str, Any] | None:
+    """DescribeTable's answer, or None where the table does not exist."""
+    try:
+        described: dict[str, Any] = client.describe_table(TableName=name)["Table"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ResourceNotFoundException":
+            return None
+        raise
+    return described
+
+
+def status(clients: TableClients, spec: TableSpec) -> str | None:
+    """DynamoDB's word for what a table is up to; None where it does not exist."""
+    described = describe(clients.dynamodb, spec.name)
+    return None if described is None else str(described["TableStatus"])
+
+
+def wait_ready(clients: TableClients, spec: TableSpec, wait: Wait) -> dict[str, Any]:
+    """Wait until a table, its key included, takes requests; DescribeTable's answer.
+
+    Raises: as `wait_until`.
+    """
+    answers: list[dict[str, Any]] = []
+
+    def ready() -> bool:
+        answers[:] = [describe(clients.dynamodb, spec.name) or {}]
+        encryption = answers[0].get("SSEDescription", {}).get("Status", "ENABLED")
+        return answers[0].get("TableStatus") == "ACTIVE" and encryption in ("ENABLED", "DISABLED")
+
+    with translated("dynamodb", f"table {spec.name}"):
+        wait_until(ready, spec, wait)
+    return answers[0]
+
+
+def wait_until(done: Callable[[], bool], spec: TableSpec, wait: Wait) -> None:
+    """Wait until something is done.
+
+    Raises:
+        AwsUnavailableError: it is not at the deadline.
+    """
+    pauses = wait.pauses(wait.deadline_s)
+    while not done():
+        if not next(pauses, False):
+            raise AwsUnavailableError(
+                f"DynamoDB table {spec.name} (feature view `{spec.view}`) is still being changed "
+                f"after {wait.deadline_s:g} s. Run it again once `aws dynamodb describe-table "
+                f"--table-name {spec.name}` shows it ACTIVE, or gone.",
+                service="dynamodb",
+            )

@@ -1,0 +1,181 @@
+"""Writes rows, many requests at once, until each row is settled, or says which are not."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from feast_dynamo_ext.dynamo.newest_wins import (
+    WriteStrategy,
+    by_partiql,
+    by_put_item,
+    choose_strategy,
+)
+from feast_dynamo_ext.dynamo.retry import Transport, UnprocessedItems, drain
+from feast_dynamo_ext.dynamo.row_batch import Outcome, in_batches, keys_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+    from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
+    from feast_dynamo_ext.dynamo.limiter import AdaptiveLimiter
+    from feast_dynamo_ext.dynamo.retry import RetryPolicy
+    from feast_dynamo_ext.dynamo.row_batch import RowBatch
+
+    Work = Callable[[Transport, RowBatch], Awaitable[Outcome]]
+    Progress = Callable[[int], Any] | None
+    Told = Callable[[Outcome], Any] | None
+
+
+T = TypeVar("T")
+
+How = Literal["overwrite", "auto", "partiql", "put_item"]
+"""Replace whatever is there, or keep newer rows: by the way that works, or by a given one."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes items. Safe to share between threads and event loops.
+
+    Attributes:
+        wire: the connection.
+        policy: retries and deadline of one request.
+        workers: requests of one write that are in flight at once.
+        pace: makes them fewer; None for as many as `workers`.
+        ways: what has been learnt about each table.
+    """
+
+    wire: Transport
+    policy: RetryPolicy
+    workers: int = 8
+    pace: AdaptiveLimiter | None = None
+    ways: dict[str, WriteStrategy] = field(default_factory=dict, repr=False)
+
+    def at_pace(self, pace: AdaptiveLimiter) -> Writer:
+        """The same writer, of one table, with as many requests in flight as a pace allows."""
+        return replace(self, workers=pace.most, pace=pace)
+
+    async def write(
+        self,
+        table: str,
+        items: Iterable[JsonItem],
+        progress: Progress = None,
+        how: How = "overwrite",
+    ) -> Outcome:
+        """Write all items.
+
+        Args:
+            table: table name.
+            items: items with distinct keys; taken as they are sent, so they may be a generator.
+            progress: is told the number of rows that are settled, after each request.
+            how: "overwrite" replaces whatever is there; the others keep newer rows.
+
+        Returns:
+            How many rows were written, and how many the table had newer ones of.
+
+        Raises:
+            IncompleteWriteError: rows that could not be written, named. All others are settled.
+            ResourceNotFoundError: the table does not exist.
+            AwsError: AWS refused the request.
+        """
+        told = None if progress is None else lambda outcome: progress(outcome.settled)
+        return (await self.write_batches(table, in_batches(items), told, how)).checked(table)
+
+    async def write_batches(
+        self, table: str, batches: Iterator[RowBatch], told: Told, how: How
+    ) -> Outcome:
+        """The same for rows in batches; `told` is given the outcome of each request.
+
+        Rows that could not be written are in the outcome.
+
+        Raises: as `write`, but for IncompleteWriteError.
+        """
+        if how == "overwrite":
+            return await self._each(partial(self._overwrite, table), batches, told)
+        return await self._keep_newest(table, batches, told, how)
+
+    async def _keep_newest(
+        self, table: str, batches: Iterator[RowBatch], told: Told, how: How
+    ) -> Outcome:
+        state = self.ways.setdefault(table, WriteStrategy())
+        done = Outcome()
+        if how == "auto":
+            if state.is_open(self.policy.clock()) and (first := next(batches, None)) is not None:
+                find = partial(choose_strategy, table=table, policy=self.policy, state=state)
+                done, is_left = await self._at_pace(find, first)
+                batches = chain([first] if is_left else [], batches)
+                if told is not None and not is_left:
+                    told(done)
+            # None: neither way answers at the moment.
+            how = state.way or "partiql"
+        if how == "put_item":
+            ones = chain.from_iterable(batch.ones() for batch in batches)
+            return done + await self._each(partial(self._put_newest, table), ones, told)
+        work = partial(self._update_older, table, state)
+        return done + await self._each(work, batches, told)
+
+    async def _each(self, work: Work, batches: Iterator[RowBatch], told: Told) -> Outcome:
+        """Do the work on each batch, several at once."""
+        outcomes: list[Outcome] = []
+        failed: list[BaseException] = []
+
+        async def unless_failed(wire: Transport, batch: RowBatch) -> Outcome:
+            # It may have waited long for its turn.
+            return Outcome() if failed else await work(wire, batch)
+
+        async def in_turn() -> None:
+            # What `batches` or `told` raise ends the write too: else rows would be left out.
+            try:
+                while not failed and (batch := next(batches, None)) is not None:
+                    outcome = await self._at_pace(unless_failed, batch)
+                    outcomes.append(outcome)
+                    if told is not None:
+                        told(outcome)
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        # All of them end before an error is raised: none is left behind in flight.
+        await asyncio.gather(*(in_turn() for _ in range(self.workers)), return_exceptions=True)
+        if failed:
+            raise failed[0]
+        return sum(outcomes, Outcome())
+
+    async def _at_pace(
+        self, work: Callable[[Transport, RowBatch], Awaitable[T]], batch: RowBatch
+    ) -> T:
+        if self.pace is None:
+            return await work(self.wire, batch)
+        async with self.pace.turn(self.wire, batch.units) as turn:
+            return await work(turn, batch)
+
+    async def _overwrite(self, table: str, wire: Transport, batch: RowBatch) -> Outcome:
+        puts = batch.puts()
+        try:
+            await drain(
+                wire,
+                "BatchWriteItem",
+                {table: puts},
+                "UnprocessedItems",
+                self.policy,
+                lambda _: False,
+            )
+        except UnprocessedItems as leftover:
+            left = (
+                batch.keys(range(len(batch)))
+                if leftover.pending[table] is puts
+                else keys_of(put["PutRequest"]["Item"] for put in leftover.pending[table])
+            )
+            return Outcome(len(batch) - len(left), 0, left, leftover.cause or leftover)
+        return Outcome(len(batch))
+
+    async def _update_older(
+        self, table: str, state: WriteStrategy, wire: Transport, batch: RowBatch
+    ) -> Outcome:
+        return await by_partiql(wire, table, batch, self.policy, state.guess)
+
+    async def _put_newest(self, table: str, wire: Transport, batch: RowBatch) -> Outcome:
+        return await by_put_item(wire, table, batch.item(0), self.policy)

@@ -1,1 +1,0 @@
-"""Bulk load: the newest rows as files on S3, which DynamoDB loads by itself."""

@@ -1,0 +1,481 @@
+"""The files of a bulk load: gzip, of similar size, under a prefix that no other run has.
+
+A line of an import is ``{"Item":{...}}``. A bulk put takes a condition with each line, under the
+names that PutItem has for it; so the newest row wins there by the very condition of
+`dynamo/encoding/requests.py`, created time included.
+
+DynamoDB reads files in parallel, so many of one size are faster than few; it takes 50,000 of them.
+Both advise a random order of keys, which is the order that rows come in here:
+https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/S3DataImport.BestPractices.html
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from botocore.exceptions import BotoCoreError, ClientError
+
+from feast_dynamo_ext.aws import aws_error, translated
+from feast_dynamo_ext.dynamo.encoding.requests import (
+    IS_NEW,
+    IS_OLDER,
+    NAMES,
+    TIE,
+    TIE_WITHOUT_CREATED,
+)
+from feast_dynamo_ext.dynamo.layouts.packed import CREATED_TIME, EVENT_TIME
+from feast_dynamo_ext.errors import ConfigError, FeastDynamoError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from concurrent.futures import Future
+    from types import TracebackType
+
+    from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
+
+
+class Progress(Protocol):
+    """Somebody who watches. Told by one thread."""
+
+    def wrote(self, items: int, raw_bytes: int) -> None:
+        """So many more items are in the files, in so many bytes before compression."""
+
+    def status(self, text: str) -> None:
+        """What DynamoDB is at; the same text may come again."""
+
+    def note(self, text: str) -> None:
+        """Something that a person should know."""
+
+
+class NoProgress:
+    """Nobody watches."""
+
+    def wrote(self, items: int, raw_bytes: int) -> None:
+        """Say nothing."""
+
+    def status(self, text: str) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+
+logger = logging.getLogger(__name__)
+
+PART_BYTES = 8 * 1_024**2
+"""Bytes of a part. S3 takes at least 5 MiB (but for the last), and 10,000 parts an object."""
+
+PARTS_AT_ONCE = 4
+CONTENT_TYPE = "application/gzip"
+
+
+class Upload:
+    """A context manager; leaving it with an error leaves no object.
+
+    Holds `PARTS_AT_ONCE` + 1 parts in memory at most.
+
+    Args:
+        s3: boto3's client.
+        bucket: bucket name.
+        key: the object's key.
+        part_bytes: as PART_BYTES.
+    """
+
+    def __init__(self, s3: Any, bucket: str, key: str, part_bytes: int = PART_BYTES) -> None:
+        self._s3 = s3
+        self._object = {"Bucket": bucket, "Key": key}
+        self._part_bytes = part_bytes
+        self._held = bytearray()
+        self._id: str | None = None
+        self._sent = 0
+        self._under_way: collections.deque[tuple[int, Future[str]]] = collections.deque()
+        self._parts: list[dict[str, Any]] = []
+        self._threads = ThreadPoolExecutor(PARTS_AT_ONCE, "feast-dynamo-upload")
+
+    @property
+    def uri(self) -> str:
+        """The object, for people."""
+        return f"s3://{self._object['Bucket']}/{self._object['Key']}"
+
+    def write(self, data: bytes) -> None:
+        """Add bytes; waits while too many parts are under way.
+
+        Raises:
+            AwsError: S3 refused.
+        """
+        self._held += data
+        while len(self._held) >= self._part_bytes:
+            self._send(bytes(self._held[: self._part_bytes]))
+            del self._held[: self._part_bytes]
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        finished = False
+        try:
+            if error is None:
+                self._finish()
+                finished = True
+        finally:
+            self._threads.shutdown(cancel_futures=True)
+            if not finished and self._id is not None:
+                self._abort()
+
+    def _send(self, part: bytes) -> None:
+        if self._id is None:
+            with translated("s3", self.uri):
+                answer = self._s3.create_multipart_upload(**self._object, ContentType=CONTENT_TYPE)
+            self._id = answer["UploadId"]
+        self._sent += 1
+        self._under_way.append((self._sent, self._threads.submit(self._put, self._sent, part)))
+        while len(self._under_way) > PARTS_AT_ONCE:
+            self._settle()
+
+    def _put(self, number: int, part: bytes) -> str:
+        with translated("s3", self.uri):
+            answer = self._s3.upload_part(
+                **self._object, UploadId=self._id, PartNumber=number, Body=part
+            )
+        return str(answer["ETag"])
+
+    def _settle(self) -> None:
+        number, future = self._under_way.popleft()
+        self._parts.append({"PartNumber": number, "ETag": future.result()})
+
+    def _finish(self) -> None:
+        if self._id is None:
+            with translated("s3", self.uri):
+                self._s3.put_object(
+                    **self._object, Body=bytes(self._held), ContentType=CONTENT_TYPE
+                )
+            return
+        if self._held:
+            self._send(bytes(self._held))
+        while self._under_way:
+            self._settle()
+        with translated("s3", self.uri):
+            self._s3.complete_multipart_upload(
+                **self._object, UploadId=self._id, MultipartUpload={"Parts": self._parts}
+            )
+
+    def _abort(self) -> None:
+        try:
+            self._s3.abort_multipart_upload(**self._object, UploadId=self._id)
+        except (ClientError, BotoCoreError) as error:
+            # Another error is on its way to the caller; this one costs storage alone.
+            logger.warning("parts of %s are left, and charged, until aborted: %s", self.uri, error)
+
+
+KIND = pa.large_binary()
+JOINED_BY_NOTHING = pa.scalar(b"", KIND)
+
+# Base64 holds no quote, so a name in quotes occurs once in an item, whatever its values are.
+NUMBER = r'"{name}":\{{"N":"(?P<number>[^"]*)"\}}'
+
+NEVER_HOLDS = f"attribute_exists(#k) AND {IS_NEW}"
+"""A condition that no item meets."""
+
+
+def line(item: JsonItem, condition: Mapping[str, Any] | None = None) -> pa.LargeBinaryArray:
+    """The line of one item that is no row."""
+    text = json.dumps({"Item": item, **(condition or {})}, separators=(",", ":"))
+    # The same to any JSON parser but moto's, which takes an escaped quote for the text's end.
+    text = text.replace(r"\"", r"\u0022")
+    return pa.array([f"{text}\n".encode()], KIND)
+
+
+def plain_lines(items: pa.LargeBinaryArray) -> pa.LargeBinaryArray:
+    """Lines without condition: what an import takes, and a bulk put that overwrites.
+
+    Args:
+        items: items as DynamoDB JSON, one a value.
+    """
+    return _joined(b'{"Item":', items, b"}\n")
+
+
+def newest_wins_lines(items: pa.LargeBinaryArray) -> pa.LargeBinaryArray:
+    """Lines of a bulk put that replace only older rows.
+
+    Args:
+        items: as `plain_lines`.
+
+    Raises:
+        ValueError: an item without event time.
+    """
+    event = _number(items, EVENT_TIME)
+    if event.null_count:
+        raise ValueError(f"{event.null_count} items have no `{EVENT_TIME}`: they are not rows")
+    created = _number(items, CREATED_TIME)
+    condition = pc.if_else(
+        pc.is_null(created),
+        _joined(_condition(TIE_WITHOUT_CREATED), event, b'"}}}\n'),
+        _joined(_condition(TIE), event, b'"},":c":{"N":"', pc.fill_null(created, b""), b'"}}}\n'),
+    )
+    return _joined(b'{"Item":', items, condition)
+
+
+def _condition(tie: str) -> bytes:
+    """What stands between an item and the event time that is compared."""
+    text = json.dumps(
+        {
+            "ConditionExpression": f"{IS_NEW} OR {IS_OLDER} OR {tie}",
+            "ExpressionAttributeNames": NAMES,
+        },
+        separators=(",", ":"),
+    )
+    return f',{text[1:-1]},"ExpressionAttributeValues":{{":t":{{"N":"'.encode()
+
+
+def _joined(*parts: bytes | pa.Array) -> pa.LargeBinaryArray:
+    columns = [pa.scalar(part, KIND) if isinstance(part, bytes) else part for part in parts]
+    return pc.binary_join_element_wise(*columns, JOINED_BY_NOTHING)
+
+
+def _number(items: pa.LargeBinaryArray, name: str) -> pa.LargeBinaryArray:
+    """The digits of one attribute; null where an item lacks it."""
+    found = pc.extract_regex(items, NUMBER.format(name=name))
+    # `field` would not say so where the struct as a whole is null.
+    return found.flatten()[0].cast(KIND)
+
+
+MB = 1_000_000
+MAX_FILES = 50_000
+CHUNK_BYTES = 4 * MB
+"""Uncompressed bytes that are compressed at once: how finely files are cut."""
+
+# Base64 of packed doubles hardly gets smaller at a higher level, which takes twice the time.
+GZIP_LEVEL = 4
+GZIP_HEADER = 31  # zlib's word for a window of 32 KB with gzip's header
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where on S3 files are.
+
+    Attributes:
+        bucket: bucket name.
+        prefix: what keys start with, `/` at its end.
+    """
+
+    bucket: str
+    prefix: str
+
+    @classmethod
+    def parse(cls, uri: str) -> Folder:
+        """The folder of a URI.
+
+        Raises:
+            ConfigError: not `s3://bucket/...`.
+        """
+        # Not parsed as a URL: a `?` or `#` in a key is no query and no fragment.
+        scheme, _, rest = uri.partition("://")
+        bucket, _, path = rest.partition("/")
+        if scheme.lower() not in ("s3", "s3a", "s3n") or not bucket:
+            raise ConfigError(
+                f"`{uri}` cannot take the files of a bulk load: DynamoDB reads them from S3. "
+                "Give --output s3://bucket/prefix."
+            )
+        path = path.strip("/")
+        return cls(bucket, f"{path}/" if path else "")
+
+    @property
+    def uri(self) -> str:
+        """The folder, for people."""
+        return f"s3://{self.bucket}/{self.prefix}"
+
+    def inside(self, *names: str) -> Folder:
+        """A folder within."""
+        return Folder(self.bucket, self.prefix + "".join(f"{name}/" for name in names))
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        files: how many files.
+        items: how many lines.
+        raw_bytes: bytes before compression.
+        gzip_bytes: bytes on S3.
+    """
+
+    files: int = 0
+    items: int = 0
+    raw_bytes: int = 0
+    gzip_bytes: int = 0
+
+
+def write_files(
+    s3: Any,
+    folder: Folder,
+    lines: Iterable[pa.LargeBinaryArray],
+    file_bytes: int,
+    progress: Progress,
+    part_bytes: int = PART_BYTES,
+    max_files: int = MAX_FILES,
+) -> Written:
+    """Write lines as `00000.json.gz`, `00001.json.gz` and so on.
+
+    Args:
+        s3: boto3's client.
+        folder: a folder of this run's own.
+        lines: lines, each with its newline, in batches.
+        file_bytes: compressed bytes at which a file ends; the last one is smaller.
+        progress: is told of every chunk.
+        part_bytes: bytes of a part of an upload.
+        max_files: as many as DynamoDB reads.
+
+    Raises:
+        ConfigError: more files than DynamoDB takes.
+        AwsError: S3 refused. Nothing is left in the folder then, or what is left is logged.
+    """
+    upload = partial(Upload, s3, folder.bucket, part_bytes=part_bytes)
+    try:
+        return _write(upload, folder, _chunks(lines), file_bytes, max_files, progress)
+    except BaseException:
+        try:
+            delete_files(s3, folder)
+        except FeastDynamoError as error:
+            logger.warning("%s holds files that nothing reads; delete them: %s", folder.uri, error)
+        raise
+
+
+def _write(
+    upload_to: Callable[[str], Upload],
+    folder: Folder,
+    chunks: Iterator[tuple[int, memoryview]],
+    file_bytes: int,
+    max_files: int,
+    progress: Progress,
+) -> Written:
+    total = Written()
+    chunk = next(chunks, None)
+    while chunk is not None:
+        if total.files == max_files:
+            raise ConfigError(
+                f"The rows take more than {max_files:,} files of {file_bytes / MB:g} MB, which is "
+                "as many as DynamoDB reads. Give a larger --file-size, or load a shorter window."
+            )
+        file = _GzipFile()
+        with upload_to(_key(folder, total.files)) as upload:
+            while chunk is not None and file.gzip_bytes < file_bytes:
+                items, data = chunk
+                upload.write(file.compressed(data))
+                total = _plus(total, items, len(data))
+                progress.wrote(items, len(data))
+                chunk = next(chunks, None)
+            upload.write(file.end())
+        total = _plus(total, 0, 0, files=1, gzip_bytes=file.gzip_bytes)
+    return total
+
+
+def _plus(
+    total: Written, items: int, raw_bytes: int, files: int = 0, gzip_bytes: int = 0
+) -> Written:
+    return Written(
+        total.files + files,
+        total.items + items,
+        total.raw_bytes + raw_bytes,
+        total.gzip_bytes + gzip_bytes,
+    )
+
+
+def _key(folder: Folder, number: int) -> str:
+    return f"{folder.prefix}{number:05}.json.gz"
+
+
+class _GzipFile:
+    """Compresses; the same input gives the same bytes, as no time stands in the header."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_HEADER)
+        self.gzip_bytes = 0
+
+    def compressed(self, data: memoryview) -> bytes:
+        return self._counted(self._zlib.compress(data))
+
+    def end(self) -> bytes:
+        return self._counted(self._zlib.flush())
+
+    def _counted(self, data: bytes) -> bytes:
+        self.gzip_bytes += len(data)
+        return data
+
+
+def _chunks(batches: Iterable[pa.LargeBinaryArray]) -> Iterator[tuple[int, memoryview]]:
+    """How many lines, and their bytes: views of Arrow's own memory, CHUNK_BYTES or one line."""
+    for batch in batches:
+        _, offset_buffer, data = batch.buffers()
+        offsets = np.frombuffer(offset_buffer, np.int64)[batch.offset :][: len(batch) + 1]
+        start = 0
+        while start < len(batch):
+            most = int(np.searchsorted(offsets, offsets[start] + CHUNK_BYTES, "right")) - 1
+            end = max(start + 1, most)
+            yield end - start, memoryview(data)[offsets[start] : offsets[end]]
+            start = end
+
+
+def delete_files(s3: Any, folder: Folder) -> int:
+    """Delete what is in a folder; returns how many files that were.
+
+    Raises:
+        AwsError: S3 refused.
+    """
+    deleted = 0
+    with translated("s3", folder.uri):
+        pages = s3.get_paginator("list_objects_v2").paginate(
+            Bucket=folder.bucket, Prefix=folder.prefix
+        )
+        for page in pages:
+            keys = [{"Key": found["Key"]} for found in page.get("Contents", ())]
+            if keys:
+                answer = s3.delete_objects(
+                    Bucket=folder.bucket, Delete={"Objects": keys, "Quiet": True}
+                )
+                deleted += len(keys) - len(answer.get("Errors", ()))
+                _raise_first(answer.get("Errors", ()), folder)
+    return deleted
+
+
+def _raise_first(errors: Iterable[Any], folder: Folder) -> None:
+    for error in errors:
+        raise aws_error(
+            error.get("Code", "Unknown"),
+            error.get("Message", "no message"),
+            service="s3",
+            operation="DeleteObjects",
+            resource=f"{folder.uri} ({error.get('Key')})",
+        )
+
+
+def list_files(s3: Any, folder: Folder) -> list[str]:
+    """URIs of what is in a folder.
+
+    Raises:
+        AwsError: S3 refused.
+    """
+    with translated("s3", folder.uri):
+        pages = s3.get_paginator("list_objects_v2").paginate(
+            Bucket=folder.bucket, Prefix=folder.prefix
+        )
+        return [
+            f"s3://{folder.bucket}/{found['Key']}"
+            for page in pages
+            for found in page.get("Contents", ())
+        ]

@@ -1,0 +1,423 @@
+"""The newest row of each key of a view's history, batch by batch, encoded for the table."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feast_dynamo_ext._feast import FIRST_INCREMENTAL
+from feast_dynamo_ext.columns import join_keys
+from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows, refuse_too_large
+from feast_dynamo_ext.dynamo.encoding.values import encode_values
+from feast_dynamo_ext.dynamo.keys import encode_keys
+from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
+from feast_dynamo_ext.dynamo.views import ttl_seconds
+from feast_dynamo_ext.errors import WindowError
+from feast_dynamo_ext.materialize.checkpoint import source_fingerprint
+from feast_dynamo_ext.materialize.spool import Spool, bucket_count
+from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
+from feast_dynamo_ext.parquet.source import ParquetSource
+from feast_dynamo_ext.retrieval.engines.one_pass.join import checked_source
+from feast_dynamo_ext.retrieval.plan import plan_rows
+from feast_dynamo_ext.timestamps import Axis
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from feast import RepoConfig
+    from feast.infra.common.materialization_job import MaterializationTask
+
+    from feast_dynamo_ext.materialize.engine_settings import MaterializeSettings
+
+
+CLOCK_TOLERANCE = timedelta(minutes=1)
+"""By which an end may be ahead of this machine's clock."""
+
+SAME_START = timedelta(minutes=1)
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Event times from `start` to `end`, both included."""
+
+    start: datetime
+    end: datetime
+
+    @property
+    def micros(self) -> tuple[int, int]:
+        """Both as microseconds since 1970 UTC."""
+        step = timedelta(microseconds=1)
+        return (self.start - EPOCH) // step, (self.end - EPOCH) // step
+
+
+def window_of(task: MaterializationTask, lookback_s: int, now: datetime) -> Window:
+    """The event times that a task of Feast's reads.
+
+    An incremental run starts where the last one ended. Rows that came into history since then with
+    an earlier event time would never be read, so it starts `lookback_s` before that.
+
+    Raises:
+        WindowError: an incremental run to a time that has not come, or before its start.
+    """
+    start, end = _aware(task.start_time), _aware(task.end_time)
+    if not is_incremental(task, now):
+        return Window(start, end)
+    view = task.feature_view.name
+    if end > now + CLOCK_TOLERANCE:
+        raise WindowError(
+            f"Feature view `{view}`: the end of the incremental materialization, "
+            f"{end.isoformat()}, is in the future: it is {now.isoformat(timespec='seconds')}. "
+            "Feast would note all up to then as done, and rows that are yet to come would be left "
+            "out. Pass the time of now."
+        )
+    if start > end and task.feature_view.most_recent_end_time is None:
+        raise WindowError(
+            f"Feature view `{view}`: its first incremental materialization starts at "
+            f"{start.isoformat()}, as its ttl says, which is after the end, {end.isoformat()}. To "
+            "write older rows, use `feast materialize` with their start and end."
+        )
+    if start > end:
+        raise WindowError(
+            f"Feature view `{view}` is materialized up to {start.isoformat()} already, which is "
+            f"after {end.isoformat()}. To write rows before that again, use `feast materialize` "
+            "with their start and end."
+        )
+    return Window(_before(start, lookback_s), end)
+
+
+def _before(moment: datetime, seconds: int) -> datetime:
+    first = datetime.min.replace(tzinfo=timezone.utc)
+    return moment - timedelta(seconds=min(seconds, (moment - first) // timedelta(seconds=1)))
+
+
+def is_incremental(task: MaterializationTask, now: datetime) -> bool:
+    """Whether a task starts where the last one ended, or, the first one, at the ttl.
+
+    Feast's tasks do not say it; these are the starts that `materialize_incremental` takes.
+    """
+    view: Any = task.feature_view
+    start, last = _aware(task.start_time), view.most_recent_end_time
+    if last is not None:
+        return start == _aware(last)
+    # Feast works its start out a moment before it calls us.
+    first = now - (view.ttl or FIRST_INCREMENTAL)
+    return not task.disable_event_timestamp and abs(start - first) < SAME_START
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+MOST_THREADS = 4
+"""Of finding the newest rows, unless the offline store says. Each thread of DuckDB needs memory of
+its own: with 16 of them, 128 MB were not enough, with 8 they were."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a view's columns are called in its source.
+
+    Attributes:
+        keys: join keys, in the order of `entity_keys.join_keys`.
+        features: features, in the order of the view.
+        event_time: event time.
+        created_time: created time, or None.
+    """
+
+    keys: tuple[str, ...]
+    features: tuple[str, ...]
+    event_time: str
+    created_time: str | None
+
+    @classmethod
+    def of(cls, view: Any) -> Columns:
+        """The columns of a view, its source's field mapping undone."""
+        source = view.batch_source
+        old = {new: name for name, new in (source.field_mapping or {}).items()}
+        created = source.created_timestamp_column
+        return cls(
+            tuple(old.get(name, name) for name in join_keys(view)),
+            tuple(old.get(field.name, field.name) for field in view.features),
+            old.get(source.timestamp_field, source.timestamp_field),
+            old.get(created, created) or None,
+        )
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The newest rows of their keys.
+
+    Attributes:
+        read: rows of the window that have keys and event time.
+        expired: newest rows that are too old, and not among `rows`.
+        rows: newest rows.
+        batches: the rows, in the source's own columns.
+    """
+
+    read: int
+    expired: int
+    rows: int
+    batches: Iterator[pa.RecordBatch]
+
+
+class History:
+    """The history of one view, as its offline store has it now."""
+
+    def __init__(
+        self, config: RepoConfig, offline_store: Any, view: Any, columns: Columns
+    ) -> None:
+        self._config, self._store = config, offline_store
+        self._view, self._columns = view, columns
+        self._source: ParquetSource | None = None
+        if isinstance(offline_store, S3ParquetOfflineStore):
+            self._source = ParquetSource.open(view.batch_source, config)
+
+    @property
+    def fingerprint(self) -> str:
+        """What changes when a file is added, replaced or removed.
+
+        Of a store that does not tell its files it is never twice the same.
+        """
+        if self._source is None:
+            return uuid.uuid4().hex
+        return source_fingerprint(
+            (file.path, file.size, file.etag or file.mtime_ns or 0) for file in self._source.files
+        )
+
+    @contextlib.contextmanager
+    def newest(
+        self,
+        window: Window,
+        not_before: datetime | None,
+        memory_limit: str,
+        scanned: Callable[[int], object] | None = None,
+    ) -> Iterator[Newest]:
+        """The newest rows of a window, to be read while the context lasts.
+
+        Args:
+            window: event times that count.
+            not_before: newest rows before that are left out as expired.
+            memory_limit: of finding them, for example `128MB`; then it spills.
+            scanned: is told numbers of rows as they are looked at.
+
+        Raises:
+            OfflineStoreError: the history cannot be read; see the subclasses.
+        """
+        if self._source is None:
+            yield self._by_job(window, not_before)
+            return
+        columns = self._columns
+        plan = plan_rows(
+            self._view.batch_source,
+            columns.keys,
+            columns.features,
+            columns.event_time,
+            columns.created_time,
+        )
+        plan = replace(plan, view=self._view.name)
+        source = checked_source(plan, self._source)
+        engine = self._config.offline_store.engine()
+        threads = engine.threads or min(MOST_THREADS, os.cpu_count() or 1)
+        engine = replace(engine, memory_limit=memory_limit, threads=threads)
+        times = (window.start, window.end, not_before)
+        with engine.newest(plan, source, *times, scanned) as found:
+            batches = found.source.fetch_each(plan.feature_columns, found.positions)
+            yield Newest(found.read, found.expired, found.rows, batches)
+
+    def _by_job(self, window: Window, not_before: datetime | None) -> Newest:
+        """By the offline store's own method, which other stores keep in memory whole."""
+        columns = self._columns
+        table = self._store.pull_latest_from_table_or_query(
+            config=self._config,
+            data_source=self._view.batch_source,
+            join_key_columns=list(columns.keys),
+            feature_name_columns=list(columns.features),
+            timestamp_field=columns.event_time,
+            created_timestamp_column=columns.created_time,
+            start_date=window.start,
+            end_date=window.end,
+        ).to_arrow()
+        kept = table
+        if not_before is not None:
+            times = table.column(columns.event_time)
+            limit = pa.scalar(not_before).cast(pa.timestamp("us", "UTC"))
+            zoned = times.cast(pa.timestamp(getattr(times.type, "unit", "us"), "UTC"))
+            kept = table.filter(pc.greater_equal(zoned, limit))
+        expired = table.num_rows - kept.num_rows
+        return Newest(table.num_rows, expired, kept.num_rows, iter(kept.to_batches()))
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes the rows of one view.
+
+    Attributes:
+        view: the feature view.
+        columns: what its columns are called in the batches.
+        schema: what encoded values stand for.
+        ttl_s: the view's ttl in seconds, or None.
+    """
+
+    view: Any
+    columns: Columns
+    schema: RowSchema
+    ttl_s: int | None
+
+    @classmethod
+    def of(cls, view: Any, columns: Columns) -> Encoder:
+        """The encoder of a view as it is declared now."""
+        return cls(view, columns, RowSchema.of(view), ttl_seconds(view))
+
+    def __call__(self, batch: pa.RecordBatch) -> EncodedRows:
+        """Encode a batch.
+
+        Raises:
+            EntityKeyError: a key that cannot be one.
+            ColumnTypeError: a value does not fit the declared type.
+            ItemTooLargeError: a row over 400 KB.
+        """
+        columns, features = self.columns, self.view.features
+        names = join_keys(self.view)
+        kinds = {column.name: column.dtype.to_value_type() for column in self.view.entity_columns}
+        created = columns.created_time
+        rows = EncodedRows(
+            encode_keys(
+                [batch.column(name) for name in columns.keys],
+                [kinds[name] for name in names],
+                names,
+                self.view.name,
+                batch.num_rows,
+            ),
+            encode_values(
+                [batch.column(name) for name in columns.features],
+                [field.dtype.to_value_type() for field in features],
+                [field.name for field in features],
+            ),
+            _micros(batch.column(columns.event_time)),
+            _micros(batch.column(created)) if created else None,
+            self.schema,
+            self.ttl_s,
+        )
+        refuse_too_large(rows, self.view.name)
+        return rows
+
+
+def _micros(column: pa.Array) -> pa.Int64Array:
+    """Microseconds since 1970 UTC; finer times are rounded down."""
+    axis = Axis.of(column.type)
+    values = axis.cast(column)
+    times = Axis("us").floor(values.fill_null(0).to_numpy(zero_copy_only=False), axis.unit)
+    return pa.array(times, pa.int64(), mask=np.asarray(values.is_null()))
+
+
+@dataclass(frozen=True)
+class ViewReading:
+    """How the rows of one view are read.
+
+    Attributes:
+        history: where they are.
+        encoder: packs them.
+        window: event times that count.
+        settings: limits and sizes.
+        spill_folder: where rows are kept on disk; None for the system's temporary folder.
+    """
+
+    history: History
+    encoder: Encoder
+    window: Window
+    settings: MaterializeSettings
+    spill_folder: str | None
+
+    @classmethod
+    def of(
+        cls,
+        config: RepoConfig,
+        offline_store: Any,
+        view: Any,
+        window: Window,
+        settings: MaterializeSettings,
+    ) -> ViewReading:
+        """How the rows of a view are read now; its source's files are listed.
+
+        Raises:
+            OfflineStoreError: they cannot be.
+        """
+        columns = Columns.of(view)
+        return cls(
+            History(config, offline_store, view, columns),
+            Encoder.of(view, columns),
+            window,
+            settings,
+            getattr(config.offline_store, "spill_folder", None),
+        )
+
+    def rows(self, found: Callable[[Newest], object]) -> Iterator[EncodedRows]:
+        """The newest rows that are not past their ttl, encoded, in the order of the files.
+
+        Args:
+            found: is told what there is, before the first rows.
+
+        Raises:
+            OfflineStoreError: the history cannot be read; see the subclasses.
+            EntityKeyError: a key that cannot be one.
+            ColumnTypeError: a value does not fit its feature's type.
+            ItemTooLargeError: a row over 400 KB.
+        """
+        with self._newest() as newest:
+            found(newest)
+            yield from map(self.encoder, newest.batches)
+
+    def spooled(
+        self,
+        buckets: int | None,
+        done: frozenset[int],
+        found: Callable[[Newest], object],
+        looked_at: Callable[[int], object],
+    ) -> Spool:
+        """All rows, on disk by key bucket.
+
+        Args:
+            buckets: number of key buckets; None for as many as the number of rows suggests.
+            done: buckets whose rows are not kept.
+            found: as in `rows`.
+            looked_at: is told numbers of rows, while newest ones are looked for, and then 0
+                between batches; what it raises ends the reading.
+
+        Raises: as `rows`.
+        """
+        encoder = self.encoder
+        with self._newest(looked_at) as newest, contextlib.ExitStack() as undo:
+            found(newest)
+            count = buckets or bucket_count(newest.rows, self.settings.rows_per_bucket)
+            spool = Spool(encoder.schema, encoder.ttl_s, count, done, self.spill_folder)
+            undo.enter_context(spool)
+            for batch in newest.batches:
+                looked_at(0)
+                spool.add(encoder(batch))
+            spool.finish()
+            undo.pop_all()
+        return spool
+
+    def _newest(
+        self, scanned: Callable[[int], object] | None = None
+    ) -> contextlib.AbstractContextManager[Newest]:
+        limit = self.settings.memory_limit
+        return self.history.newest(self.window, self._not_before(), limit, scanned)
+
+    def _not_before(self) -> datetime | None:
+        """The first event time at which a row is not past its ttl; see `item.expiry_s`."""
+        ttl_s = self.encoder.ttl_s
+        if not ttl_s:
+            return None
+        now = datetime.now(tz=timezone.utc).replace(microsecond=0)
+        return now - timedelta(seconds=ttl_s)

@@ -1,0 +1,175 @@
+"""Puts right what a killed run leaves in Feast's registry: views `MATERIALIZING` for ever.
+
+Feast sets that state before a run and takes it back after it. Readers are refused meanwhile
+(unless `serve_features_while_materializing` is set), and after a kill -9 for good. Where the run
+after that fails, Feast sets them `GENERATED`, which is refused too.
+
+A feature server outlives the runs that fill its tables. When Feast refuses a read because a view
+is materializing, this looks whether any run is at it: its lease says so. Only once there is none
+any more, the registry is put right and the read goes on.
+
+A run that has come to its proper end leaves nothing to put right, but the server may still hold
+the registry of before: it is read anew then.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+from feast.feature_view import FeatureViewState
+from feast.version_utils import parse_version
+
+from feast_dynamo_ext.errors import ResourceNotFoundError
+from feast_dynamo_ext.materialize.lease import LeaseSettings, Watch, holder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+logger = logging.getLogger(__name__)
+
+
+def repair(
+    registry: Any, project: str, views: Iterable[Any], is_gone: Callable[[Any], bool]
+) -> list[str]:
+    """Make views readable again whose materialization was killed.
+
+    Args:
+        registry: Feast's.
+        project: its project.
+        views: feature views, as the registry has them; all others are left alone.
+        is_gone: whether no run materializes a view any more (`holder.is_gone`); asked only of
+            views that may be stuck.
+
+    Returns:
+        The names of the views that were repaired.
+    """
+    return [
+        view.name
+        for view in views
+        if is_stuck(view) and is_gone(view) and _set_back(registry, project, view.name)
+    ]
+
+
+def is_stuck(view: Any) -> bool:
+    """Whether a view is in a state that a run sets, and that readers are refused in."""
+    state = getattr(view, "state", None)
+    if state == FeatureViewState.GENERATED:
+        # What Feast makes of `MATERIALIZING` when the next run fails: refused to readers as well.
+        return bool(getattr(view, "materialization_intervals", ()))
+    return state == FeatureViewState.MATERIALIZING
+
+
+def _set_back(registry: Any, project: str, name: str) -> bool:
+    # Deciding that a run is gone takes time, in which it may have come to its proper end.
+    view = registry.get_any_feature_view(name, project, allow_cache=False)
+    if not is_stuck(view):
+        return False
+    intervals, before = list(getattr(view, "materialization_intervals", ())), view.state.name
+    is_pinned = not parse_version(view.version)[0]
+    if not is_pinned:
+        view.state = FeatureViewState.AVAILABLE_ONLINE if intervals else FeatureViewState.GENERATED
+        registry.apply_feature_view(view, project, commit=True)
+    now = registry.get_any_feature_view(name, project, allow_cache=False)
+    if is_stuck(now) and intervals:
+        # Feast takes the state of a view that is pinned to a version from that version (and drops
+        # the pin), and its SQL registry takes no change of the state alone. Both take the end of
+        # a run, so the end of the last one is told again.
+        registry.apply_materialization(now, project, *intervals[-1])
+        now = registry.get_any_feature_view(name, project, allow_cache=False)
+    if is_stuck(now):
+        logger.warning(
+            "feature view %s is still %s though no run is at it: the registry did not take the "
+            "change. Run `feast materialize` for it to its end",
+            name,
+            now.state.name,
+        )
+        return False
+    logger.warning("feature view %s is %s, no longer %s", name, now.state.name, before)
+    return True
+
+
+BETWEEN_REFRESHES_S = 1.0
+"""A registry may be a file of megabytes on S3, and reads are many."""
+
+
+class StaleStateResetter:
+    """Watches the leases of views that may not be read. Safe to share between threads."""
+
+    def __init__(
+        self,
+        client: Callable[[], Any],
+        table_of: Callable[[Any], str],
+        settings: LeaseSettings | None = None,
+    ) -> None:
+        """Nothing is done yet.
+
+        Args:
+            client: gives boto3's client of DynamoDB.
+            table_of: the table of a view.
+            settings: of leases.
+        """
+        self._client, self._table_of = client, table_of
+        self._settings = settings or LeaseSettings()
+        self._lock = threading.Lock()
+        self._watches: dict[str, Watch] = {}
+        self._free: dict[str, tuple[Any, float]] = {}
+        self._refreshed_s = float("-inf")
+
+    def heal(self, registry: Any, project: str) -> bool:
+        """Make views readable whose run is gone; whether there were any.
+
+        A run that is still alive, or was a moment ago, is left alone: no call waits for it.
+
+        Args:
+            registry: Feast's.
+            project: its project.
+        """
+        views = registry.list_all_feature_views(project, allow_cache=True)
+        try:
+            with self._lock:
+                if repair(registry, project, views, self._is_gone):
+                    return True
+                return self._has_ended(registry, project, views)
+        except Exception as error:  # noqa: BLE001 - whatever a registry raises: the read's own error is told
+            logger.warning(
+                "a feature view that a killed run has left MATERIALIZING could not be put right: "
+                "%s. `feast materialize` puts it right",
+                error,
+            )
+            return False
+
+    def _is_gone(self, view: Any) -> bool:
+        now_s, table = self._settings.clock(), self._table_of(view)
+        try:
+            held = holder(self._client(), table)
+        except ResourceNotFoundError:
+            held = None
+        if held is None:
+            # A run sets the state a moment before it has the lease.
+            return now_s - self._free_since_s(view, table, now_s) >= self._settings.lease_s
+        self._free.pop(table, None)
+        watch = self._watches.setdefault(table, Watch(self._settings))
+        return watch.look(held) is False
+
+    def _free_since_s(self, view: Any, table: str, now_s: float) -> float:
+        """Since when it is known that nobody has the lease, while the view is as it is."""
+        changed = getattr(view, "last_updated_timestamp", None)
+        if table not in self._free or self._free[table][0] != changed:
+            self._free[table] = changed, now_s
+        return self._free[table][1]
+
+    def _has_ended(self, registry: Any, project: str, views: list[Any]) -> bool:
+        """Whether a run has come to its end since the registry was read."""
+        free = [view for view in views if is_stuck(view) and self._table_of(view) in self._free]
+        now_s = self._settings.clock()
+        if not free or now_s - self._refreshed_s < BETWEEN_REFRESHES_S:
+            return False
+        self._refreshed_s = now_s
+        registry.refresh(project)
+        return any(
+            not is_stuck(registry.get_any_feature_view(view.name, project, allow_cache=True))
+            for view in free
+        )

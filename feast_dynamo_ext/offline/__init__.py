@@ -1,1 +1,0 @@
-"""The offline side: history in Parquet, joined point in time."""

@@ -1,1 +1,0 @@
-"""The point-in-time join: entity rows matched with history, and the features they see."""

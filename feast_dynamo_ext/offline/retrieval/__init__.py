@@ -1,1 +1,0 @@
-"""What Feast is given: a job, its rows, its SQL, its explanation."""

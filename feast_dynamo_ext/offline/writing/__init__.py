@@ -1,1 +1,0 @@
-"""Files written: results, saved datasets, appended rows, logged features."""

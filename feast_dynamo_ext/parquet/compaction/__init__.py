@@ -1,0 +1,1 @@
+"""Small files of a source made into sorted, sized ones."""

@@ -1,0 +1,212 @@
+"""The files of a source that count, as one dataset: pruned by time, with a schema for all of them.
+
+The schema is that of the first and the last file, which is enough for most. `within` leaves out
+files by the names of their folders before they are opened, reads the footers of the others and
+widens the schema to what they say. What is read without it is checked against the schema first, so
+that no value is ever read in a type that does not hold it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from feast_dynamo_ext.errors import SourceReadError
+from feast_dynamo_ext.parquet.footers import limits, part_within, range_condition, read_footers
+from feast_dynamo_ext.parquet.partitions import partition_expression, partition_types
+from feast_dynamo_ext.parquet.scan import ReadErrors
+from feast_dynamo_ext.parquet.schema_merge import check_holds, common, widened
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from feast_dynamo_ext.parquet.footers import Footer
+    from feast_dynamo_ext.parquet.listing import Place, TableFiles
+    from feast_dynamo_ext.parquet.partitions import Periods
+    from feast_dynamo_ext.storage import FileState
+
+
+@dataclass(frozen=True)
+class SourceDataset:
+    """Files, and their row groups that count.
+
+    Attributes:
+        place: where they are.
+        files: as they were listed, in the order of their rows' positions.
+        dataset: the same as a pyarrow dataset.
+        of_folders: columns that the folders' names say, and not the files.
+        periods: what the folders' names say of event times, or None.
+        settled: whether the schema holds what all files hold.
+    """
+
+    place: Place
+    files: tuple[FileState, ...]
+    dataset: ds.FileSystemDataset
+    of_folders: frozenset[str]
+    periods: Periods | None = None
+    settled: bool = False
+
+    @classmethod
+    def of_files(
+        cls, place: Place, files: tuple[FileState, ...], periods: Periods | None
+    ) -> SourceDataset:
+        """Files as they were listed, with the schema of the first and the last.
+
+        Raises:
+            SourceReadError: one of the two cannot be read.
+            ColumnTypeError: they have types that do not go together.
+        """
+        types = partition_types(files)
+        fragments = _fragments(place, files, types)
+        errors = ReadErrors(place, files)
+        footers = read_footers(fragments[:1] + fragments[1:][-1:], errors.of_file)
+        # What files have themselves is no column of their folders.
+        inside = _inside(footers, files)
+        of_folders = {name: kind for name, kind in types.items() if name not in inside}
+        of_folders = _with_inner_types(of_folders, footers)
+        if types != of_folders:
+            types, fragments = of_folders, _fragments(place, files, of_folders)
+        schema = widened(pa.schema([]), footers, place.uri, types)
+        _check_inside(footers, files, inside, place.uri)
+        schema = pa.schema([*schema, *(pa.field(name, kind) for name, kind in types.items())])
+        settled = len(footers) == len(files)
+        dataset = _dataset(fragments, schema, place)
+        return cls(place, files, dataset, frozenset(types), periods, settled)
+
+    @classmethod
+    def of_table(cls, place: Place, table: TableFiles) -> SourceDataset:
+        """The files of a Delta or Iceberg table, with the schema that its log says."""
+        fragments = _fragments(place, table.files, table.partitions)
+        dataset = _dataset(fragments, table.schema, place)
+        return cls(place, table.files, dataset, frozenset(table.partitions), settled=True)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of all columns, those of folders included."""
+        return self.dataset.schema
+
+    @property
+    def fragments(self) -> list[Any]:
+        """The files with their row groups that count."""
+        return list(self.dataset.get_fragments())
+
+    def with_all_types(self) -> SourceDataset:
+        """The same with the columns of all files, in types that hold what each file holds."""
+        if self.settled:
+            return self
+        footers = self._footers(self.fragments)
+        return self._of_footers(footers, self._widened(footers))
+
+    def within(self, column: str, first: datetime | None, last: datetime | None) -> SourceDataset:
+        """Without the files and row groups outside a range; see `ParquetSource.within`."""
+        condition = None
+        if column in self.schema.names:
+            condition = range_condition(self.schema.field(column), first, last)
+        fragments = list(self.dataset.get_fragments(filter=condition))
+        if self.periods is not None and self.periods.column == column:
+            may_hold = {
+                file.path for file in self.files if self.periods.may_hold(file, first, last)
+            }
+            fragments = [fragment for fragment in fragments if fragment.path in may_hold]
+        footers = self._footers(fragments)
+        found = [part_within(footer, column, first, last) for footer in footers]
+        return self._of_footers([part for part in found if part], self._widened(footers))
+
+    def only(self, paths: Collection[str], schema: pa.Schema | None = None) -> SourceDataset:
+        """Some of the files; see `ParquetSource.only`."""
+        kept = [part for part in self.fragments if part.path in paths]
+        return replace(
+            self,
+            files=tuple(file for file in self.files if file.path in paths),
+            dataset=_dataset(kept, schema or self.schema, self.place),
+        )
+
+    def limits(self, column: str) -> pa.Array | None:
+        """What footers say of a column of times; see `ParquetSource.limits`."""
+        parts = self.fragments
+        if not self.settled:  # many footers at once, where they are not read yet
+            parts = [footer.part for footer in self._footers(parts)]
+        reading = ReadErrors(self.place, self.files).of_file
+        return limits(parts, column, self.schema.field(column).type, reading)
+
+    def readable(self, columns: Collection[str]) -> ds.FileSystemDataset:
+        """The dataset, whose schema surely holds what the files have in some columns.
+
+        Raises:
+            ColumnTypeError: it does not; names file and column.
+        """
+        if not self.settled:
+            footers = self._footers(self.fragments)
+            _check_inside(footers, self.files, self._inside(), self.place.uri)
+            check_holds(self.schema, footers, self.place.uri, set(columns) - self.of_folders)
+        return self.dataset
+
+    def _footers(self, fragments: Sequence[Any]) -> list[Footer]:
+        return read_footers(fragments, ReadErrors(self.place, self.files).of_file)
+
+    def _widened(self, footers: Sequence[Footer]) -> pa.Schema:
+        _check_inside(footers, self.files, self._inside(), self.place.uri)
+        return widened(self.schema, footers, self.place.uri, self.of_folders)
+
+    def _inside(self) -> set[str]:
+        """Columns that files have beside folders of the same name."""
+        named = {name for file in self.files for name, _ in file.partition}
+        return (named & set(self.schema.names)) - self.of_folders
+
+    def _of_footers(self, parts: Sequence[Footer], schema: pa.Schema) -> SourceDataset:
+        paths = {part.path for part in parts}
+        return replace(
+            self,
+            files=tuple(file for file in self.files if file.path in paths),
+            dataset=_dataset([part.part for part in parts], schema, self.place),
+            settled=True,
+        )
+
+
+def _fragments(
+    place: Place, files: Iterable[FileState], types: Mapping[str, pa.DataType]
+) -> list[Any]:
+    make = ds.ParquetFileFormat().make_fragment
+    return [
+        make(file.path, place.filesystem, partition_expression(file, types), file_size=file.size)
+        for file in files
+    ]
+
+
+def _dataset(parts: Sequence[Any], schema: pa.Schema, place: Place) -> ds.FileSystemDataset:
+    return ds.FileSystemDataset(parts, schema, ds.ParquetFileFormat(), place.filesystem)
+
+
+def _inside(footers: Iterable[Footer], files: Iterable[FileState]) -> set[str]:
+    """Columns that a file has beside folders of its own that name them."""
+    named = {file.path: {name for name, _ in file.partition} for file in files}
+    return {name for footer in footers for name in named[footer.path] & set(footer.schema.names)}
+
+
+def _with_inner_types(
+    types: Mapping[str, pa.DataType], footers: Iterable[Footer]
+) -> dict[str, pa.DataType]:
+    """Types of folders' columns, which files without such folders (of buckets) may have inside."""
+    found = dict(types)
+    for footer in footers:
+        for field in footer.schema:
+            if field.name in found:
+                found[field.name] = common(found[field.name], field.type) or pa.string()
+    return found
+
+
+def _check_inside(
+    footers: Iterable[Footer], files: Iterable[FileState], inside: Collection[str], uri: str
+) -> None:
+    named = {file.path: {name for name, _ in file.partition} for file in files}
+    for footer in footers:
+        lacking = (set(inside) & named[footer.path]) - set(footer.schema.names)
+        if lacking:
+            raise SourceReadError(
+                f"{uri}: {footer.path} has no column `{min(lacking)}`, which other files have "
+                "beside the folders of that name. Write it into all files, or into none."
+            )

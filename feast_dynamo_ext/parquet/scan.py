@@ -1,0 +1,290 @@
+"""Reads Parquet files a row group at a time, and says of what goes wrong which file it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+from pyarrow import fs
+
+from feast_dynamo_ext import aws
+from feast_dynamo_ext.errors import (
+    AccessDeniedError,
+    AwsError,
+    AwsUnavailableError,
+    CredentialsError,
+    FeastDynamoError,
+    SourceReadError,
+    ThrottledError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import NDArray
+
+    from feast_dynamo_ext.parquet.listing import Place
+    from feast_dynamo_ext.storage import FileState
+
+    Reading = Callable[[str], AbstractContextManager[object]]
+    Left = Callable[[Any, int], Sequence[str]]
+
+
+# What S3 says of the caller, not of the file.
+REFUSED = (AccessDeniedError, AwsUnavailableError, CredentialsError, ThrottledError)
+
+
+@dataclass(frozen=True)
+class ReadErrors:
+    """Explains what Arrow raises.
+
+    Attributes:
+        place: where the files are.
+        files: as they were listed.
+        hint: says what else is known of a file, given its path.
+    """
+
+    place: Place
+    files: tuple[FileState, ...]
+    hint: Callable[[str], str] = lambda _: ""
+
+    @contextlib.contextmanager
+    def of_file(self, path: str) -> Iterator[None]:
+        """Errors of reading a file as ours, which name it.
+
+        Raises:
+            SourceReadError: it cannot be read, or changed since it was listed.
+            AwsError: S3 refused.
+        """
+        try:
+            yield
+        except FeastDynamoError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise self._explained(error, path) from error
+
+    def check_unchanged(self) -> None:
+        """Check that the files are what they were when they were listed.
+
+        Raises:
+            SourceReadError: one was replaced or removed; names it.
+        """
+        changed = self.place.changed(self.files) if self.files else None
+        if changed is not None:
+            raise self._changed(changed)
+
+    def _explained(self, error: Exception, path: str) -> FeastDynamoError:
+        refused = _refusal(error, path)
+        if isinstance(refused, REFUSED):
+            return refused
+        files = [file for file in self.files if file.path == path]
+        if files and self.place.changed(files):
+            return self._changed(files[0])
+        said = " ".join(str(error).split()).rstrip(".")
+        return SourceReadError(
+            f"{self.place.uri}: {path} cannot be read: {said}.{self.hint(path)} Check that it is "
+            "Parquet, and whole; remove it, or write it again."
+        )
+
+    def _changed(self, file: FileState) -> SourceReadError:
+        return SourceReadError(
+            f"{self.place.uri}: {file.path} changed while it was being read: it was replaced or "
+            "removed. Run it again; write new files beside the old ones instead of replacing them."
+        )
+
+
+def _refusal(error: Exception, path: str) -> AwsError | None:
+    """What S3 said; None where it is not S3's error."""
+    try:
+        with aws.s3_translated(path):
+            raise error
+    except AwsError as refused:
+        return refused
+    except (pa.ArrowException, OSError):
+        return None
+
+
+T = TypeVar("T")
+
+BATCH_ROWS, BATCH_BYTES = 65_536, 32 << 20
+"""Of rows that are read into memory as one batch."""
+
+BUFFER_BYTES = 1 << 16
+"""Of a column that is read from this machine."""
+
+READ_AHEAD = {"batch_readahead": 1, "fragment_readahead": 1}
+GROUPS_AHEAD = 1
+"""Row groups that are fetched while one is read. Arrow's scan of a whole dataset reads ahead of a
+slow consumer: finding the newest of 10 million rows it held 210 MB more than this does."""
+
+
+def batches(
+    dataset: ds.FileSystemDataset, columns: Sequence[str], reading: Reading
+) -> Iterator[pa.RecordBatch]:
+    """All rows in the order of the files, in batches of bounded size.
+
+    Args:
+        dataset: the files.
+        columns: names of the columns to read.
+        reading: what a file is read in, given its path; names the file in errors.
+    """
+
+    def rows_of(group: Any) -> Iterator[pa.RecordBatch]:
+        with reading(group.path):
+            scanner = group.scanner(
+                schema=dataset.schema,
+                columns=list(columns),
+                batch_size=_batch_rows(group),
+                **READ_AHEAD,
+            )
+            yield from scanner.to_batches()
+
+    def opened(group: Any) -> tuple[pa.RecordBatch | None, Iterator[pa.RecordBatch]]:
+        found = rows_of(group)
+        return next(found, None), found
+
+    with ThreadPoolExecutor(1) as threads:
+        ahead: deque[Future[Any]] = deque()
+        for group in _row_groups(dataset, reading):
+            ahead.append(threads.submit(opened, group))
+            if len(ahead) > GROUPS_AHEAD:
+                yield from _rest(*ahead.popleft().result())
+        for first in ahead:
+            yield from _rest(*first.result())
+
+
+def each(
+    dataset: ds.FileSystemDataset,
+    columns: Sequence[str],
+    work: Callable[[pa.RecordBatch, int], T],
+    threads: int,
+    reading: Reading,
+    wanted: NDArray[np.int64] | None = None,
+    together: int = 0,
+    left: Left | None = None,
+) -> Iterator[T]:
+    """What a function makes of all batches, several row groups at a time.
+
+    Args:
+        dataset: the files.
+        columns: names of the columns to read.
+        work: called by several threads, with a batch and the position of its first row.
+        threads: how many.
+        reading: what a file is read in, given its path; what `work` raises is not of a file.
+        wanted: ascending positions; row groups that hold none of them are not read. None for all.
+        together: row groups that follow each other are one batch up to so many rows; 0 for small
+            batches.
+        left: which of the columns are left to be read of a row group, given it and the position of
+            its first row; a row group without any is not read. None for all.
+
+    Returns:
+        What was made of the batches, in the order of the files.
+    """
+
+    def of_groups(groups: list[Any], start: int) -> list[T]:
+        made = []
+        left_of = left or (lambda *_: columns)
+        for batch in _large(_read(groups, start, dataset, left_of, reading), together):
+            made.append(work(batch, start))
+            start += batch.num_rows
+        return made
+
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[list[T]]] = deque()
+        for groups, start in _runs(_groups_with(dataset, wanted, reading), together):
+            ahead.append(pool.submit(of_groups, groups, start))
+            if len(ahead) > threads:
+                yield from ahead.popleft().result()
+        for first in ahead:
+            yield from first.result()
+
+
+def _row_groups(dataset: ds.FileSystemDataset, reading: Reading) -> Iterator[Any]:
+    for file in dataset.get_fragments():
+        with reading(file.path):
+            groups = file.split_by_row_group()
+        yield from groups
+
+
+def _groups_with(
+    dataset: ds.FileSystemDataset, wanted: NDArray[np.int64] | None, reading: Reading
+) -> Iterator[tuple[Any, int]]:
+    """Row groups with the positions of their first rows: all, or those that hold wanted ones."""
+    start = 0
+    for group in _row_groups(dataset, reading):
+        end = start + group.row_groups[0].num_rows
+        if wanted is None or np.searchsorted(wanted, start) < np.searchsorted(wanted, end):
+            yield group, start
+        start = end
+
+
+def _runs(groups: Iterator[tuple[Any, int]], most: int) -> Iterator[tuple[list[Any], int]]:
+    """Row groups that follow each other, up to so many rows together; at least one."""
+    run: list[Any] = []
+    start = end = 0
+    for group, at in groups:
+        rows = group.row_groups[0].num_rows
+        if run and (at != end or end + rows - start > most):
+            yield run, start
+            run = []
+        start = start if run else at
+        run.append(group)
+        end = at + rows
+    if run:
+        yield run, start
+
+
+def _read(
+    groups: list[Any], start: int, dataset: ds.FileSystemDataset, left: Left, reading: Reading
+) -> Iterator[pa.RecordBatch]:
+    # Far away, a row group's columns are fetched together. What is on this machine is read as it
+    # is needed, which takes a sixth less time, and never a whole column of a row group at once.
+    is_far = not isinstance(dataset.filesystem, fs.LocalFileSystem)
+    options = ds.ParquetFragmentScanOptions(
+        pre_buffer=is_far, use_buffered_stream=not is_far, buffer_size=BUFFER_BYTES
+    )
+    for group in groups:
+        with reading(group.path):
+            columns = left(group, start)
+            if columns:
+                scanner = group.scanner(
+                    schema=dataset.schema,
+                    columns=list(columns),
+                    batch_size=_batch_rows(group),
+                    use_threads=False,
+                    fragment_scan_options=options,
+                    **READ_AHEAD,
+                )
+                yield from scanner.to_batches()
+        start += group.row_groups[0].num_rows
+
+
+def _large(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:
+    """Batches put together, if they shall be."""
+    if not most:
+        yield from batches
+        return
+    read = list(batches)
+    if read:
+        yield from pa.Table.from_batches(read).combine_chunks().to_batches()
+
+
+def _batch_rows(group: Any) -> int:
+    """How many rows of a row group make a batch; wide ones make smaller batches."""
+    (info,) = group.row_groups
+    row_bytes = max(1, info.total_byte_size // max(1, info.num_rows))
+    return int(max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes)))
+
+
+def _rest(first: pa.RecordBatch | None, others: Iterator[pa.RecordBatch]) -> Iterator[Any]:
+    if first is not None:
+        yield first
+    yield from others

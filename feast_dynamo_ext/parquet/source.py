@@ -1,0 +1,388 @@
+"""The Parquet files behind a data source: a file, a folder, a glob, hive partitions, Delta.
+
+Rows have positions: 0, 1, 2 ... over all files in the order of their paths (of a compacted folder:
+in its pointer's order, then what was appended since). The join matches on keys and times alone and
+keeps positions; then only the matched rows' features are read, in the types the files have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from feast.data_format import DeltaFormat, ParquetFormat
+from feast.infra.offline_stores.file_source import FileSource
+
+from feast_dynamo_ext.errors import ColumnNotFoundError, OfflineStoreError
+from feast_dynamo_ext.parquet import scan
+from feast_dynamo_ext.parquet.dataset import SourceDataset
+from feast_dynamo_ext.parquet.delta import read_delta
+from feast_dynamo_ext.parquet.iceberg import iceberg_columns, is_iceberg, read_iceberg
+from feast_dynamo_ext.parquet.listing import Place
+from feast_dynamo_ext.parquet.partitions import DatePartitioned, Periods
+from feast_dynamo_ext.parquet.scan import ReadErrors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from datetime import datetime
+
+    import pyarrow.dataset as ds
+    from feast import RepoConfig
+    from feast.data_source import DataSource
+    from numpy.typing import NDArray
+    from pyarrow import fs
+
+    from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.parquet.pointer import Current
+    from feast_dynamo_ext.parquet.scan import Left
+    from feast_dynamo_ext.storage import FileState
+
+
+T = TypeVar("T")
+
+ROW = "__row"
+"""Name of the column that carries a row's position."""
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """The files of one source, listed once.
+
+    Attributes:
+        parts: its files, and their row groups that count.
+        settings: how S3 was reached.
+        current: the pointer of a compacted folder, or None.
+    """
+
+    parts: SourceDataset
+    settings: AwsSettings
+    current: Current | None = None
+
+    @classmethod
+    def open(cls, data_source: DataSource, config: RepoConfig) -> ParquetSource:
+        """List the files of a Feast data source, and read the footers of the first and the last.
+
+        Raises:
+            OfflineStoreError: a kind of source or a format that this store does not read.
+            SourceNotFoundError: no such file, folder or bucket, or a folder without files.
+            SourceReadError: a file is there but is not Parquet.
+            ColumnTypeError: the first and the last file have types that do not go together.
+            DependencyError: a Delta or Iceberg table, and what reads its log is not installed.
+            AccessDeniedError: AWS does not allow to list the folder, or to read a file.
+        """
+        settings = config.offline_store.aws()
+        if is_iceberg(data_source):
+            _check_own_credentials(data_source)
+            return cls(SourceDataset.of_table(*read_iceberg(data_source, settings)), settings)
+        uri = uri_of(data_source, config)
+        override = getattr(data_source, "s3_endpoint_override", None)
+        if override:
+            settings = replace(settings, endpoint_url=override)
+        place = Place.of(uri, settings)
+        if isinstance(getattr(data_source, "file_format", None), DeltaFormat):
+            table = read_delta(place, settings, data_source.name)
+            return cls(SourceDataset.of_table(place, table), settings)
+        files, current = place.files_and_pointer(data_source.name)
+        return cls(
+            SourceDataset.of_files(place, files, _periods(data_source, place)), settings, current
+        )
+
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        return self.parts.place
+
+    @property
+    def uri(self) -> str:
+        """What the source names."""
+        return self.parts.place.uri
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """Where it is."""
+        return self.parts.place.filesystem
+
+    @property
+    def files(self) -> tuple[FileState, ...]:
+        """Its files in the order of their rows' positions; after `within`, those that are left."""
+        return self.parts.files
+
+    @property
+    def dataset(self) -> ds.FileSystemDataset:
+        """The same as a pyarrow dataset."""
+        return self.parts.dataset
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of all columns, partition columns included."""
+        return self.parts.schema
+
+    @property
+    def of_folders(self) -> frozenset[str]:
+        """Columns that the folders' names say, and not the files."""
+        return self.parts.of_folders
+
+    @property
+    def rows(self) -> int:
+        """How many rows the files say they have."""
+        # Arrow's own count is of whole files, also where some of their row groups are left out.
+        return sum(
+            group.num_rows for fragment in self.parts.fragments for group in fragment.row_groups
+        )
+
+    def with_columns(self, names: Sequence[str], wanted_by: str) -> ParquetSource:
+        """This source with a schema that has all of `names`.
+
+        Only where the first and the last file lack a column are the footers of all read.
+
+        Raises:
+            ColumnNotFoundError: no file has a column; names it, and what there is.
+            ColumnTypeError: a column has types that do not go together.
+        """
+        known = {field.name for field in self.schema if not pa.types.is_null(field.type)}
+        if set(names) <= known:
+            return self
+        source = self.with_all_types()
+        missing = [name for name in names if name not in source.schema.names]
+        if missing:
+            raise ColumnNotFoundError(
+                f"{wanted_by} names the columns {missing}, which no file of {self.uri} has; there "
+                f"are {sorted(source.schema.names)}. Correct the view's schema, or add a "
+                "`field_mapping` to the source."
+            )
+        return source
+
+    def with_all_types(self) -> ParquetSource:
+        """This source with the columns of all files, in types that hold what each file holds.
+
+        Raises:
+            ColumnTypeError: a column has types that do not go together.
+            SourceReadError: a file cannot be read.
+        """
+        return replace(self, parts=self.parts.with_all_types())
+
+    def within(self, column: str, first: datetime | None, last: datetime | None) -> ParquetSource:
+        """This source without the files and row groups that hold no row of a range of time.
+
+        Files say in their folders' names and in their footers what they can hold; rows outside the
+        range remain where they share a row group with rows inside. A file that is left out by its
+        folder's name is not opened. The schema is then that of all files that are left, at least.
+
+        Args:
+            column: a column of times.
+            first: the first of the range; None for no limit.
+            last: the last of it.
+
+        Raises:
+            ColumnTypeError: a column has types that do not go together.
+            SourceReadError: a file cannot be read, or its folder's name is not of the format.
+        """
+        return replace(self, parts=self.parts.within(column, first, last))
+
+    def only(self, paths: Collection[str], schema: pa.Schema | None = None) -> ParquetSource:
+        """This source with some of its files alone; positions count in these.
+
+        Args:
+            paths: paths of the files within the filesystem.
+            schema: names and types of the columns; this source's by default.
+        """
+        return replace(self, parts=self.parts.only(paths, schema))
+
+    def limits(self, column: str) -> pa.Array | None:
+        """What footers say of a column of times: the least and the greatest value of row groups.
+
+        Returns:
+            All of them, in the source's type; none where all values are null. None where a footer
+            does not say, or says what the source's type cannot hold.
+        """
+        return self.parts.limits(column)
+
+    def scan(
+        self,
+        columns: Sequence[str],
+        transform: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """All rows, with their positions in the column `ROW`, batch by batch in order.
+
+        Args:
+            columns: names of the columns to read.
+            transform: applied to each batch before the positions are added.
+
+        Raises:
+            SourceReadError: a file cannot be read.
+        """
+        start = 0
+        for batch in self._batches(columns):
+            shaped = transform(batch) if transform else batch
+            positions = np.arange(start, start + batch.num_rows, dtype=np.int64)
+            start += batch.num_rows
+            yield pa.RecordBatch.from_arrays(
+                [*shaped.columns, pa.array(positions)], names=[*shaped.schema.names, ROW]
+            )
+
+    def each(
+        self,
+        columns: Sequence[str],
+        work: Callable[[pa.RecordBatch, int], T],
+        threads: int,
+        wanted: NDArray[np.int64] | None = None,
+        together: int = 0,
+        left: Left | None = None,
+    ) -> Iterator[T]:
+        """What a function makes of all rows, batch by batch, in order; see `scan.each`.
+
+        Raises:
+            SourceReadError: a file cannot be read.
+        """
+        dataset, reading = self.parts.readable(columns), self._read_errors().of_file
+        yield from scan.each(dataset, columns, work, threads, reading, wanted, together, left)
+
+    def fetch(
+        self, columns: Sequence[str], positions: NDArray[np.int64], threads: int = 1
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows at the given ascending positions, in the files' own types, in order.
+
+        Raises:
+            SourceReadError: a file cannot be read, or changed since it was listed.
+        """
+
+        def wanted(batch: pa.RecordBatch, start: int) -> pa.RecordBatch:
+            first, end = np.searchsorted(positions, [start, start + batch.num_rows])
+            return batch.take(pa.array(positions[first:end] - start))
+
+        yield from self.each(columns, wanted, threads, positions)
+        self.check_unchanged()
+
+    def fetch_each(
+        self, columns: Sequence[str], positions: Iterator[NDArray[np.int64]]
+    ) -> Iterator[pa.RecordBatch]:
+        """The same for positions that come in parts, which together ascend.
+
+        Raises: as `fetch`.
+        """
+        start = 0
+        wanted = next(positions, None)
+        for batch in self._batches(columns):
+            end = start + batch.num_rows
+            while wanted is not None:
+                upto = int(np.searchsorted(wanted, end))
+                if upto:
+                    yield batch.take(pa.array(wanted[:upto] - start))
+                wanted = wanted[upto:] if upto < len(wanted) else next(positions, None)
+                if wanted is not None and len(wanted) and wanted[0] >= end:
+                    break
+            start = end
+            if wanted is None:
+                break
+        self.check_unchanged()
+
+    def check_unchanged(self) -> None:
+        """Refuse what was read if a file is no longer what it was when it was listed.
+
+        Raises:
+            SourceReadError: names the file.
+        """
+        self._read_errors().check_unchanged()
+
+    def schema_of(self, columns: Sequence[str]) -> pa.Schema:
+        """The schema of some columns."""
+        return pa.schema([self.schema.field(name) for name in columns])
+
+    def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        dataset, reading = self.parts.readable(columns), self._read_errors().of_file
+        yield from scan.batches(dataset, columns, reading)
+
+    def _read_errors(self) -> ReadErrors:
+        return ReadErrors(self.parts.place, self.files, self._other_types)
+
+    def _other_types(self, path: str) -> str:
+        """Columns of a file that the source has in other types: what a failed cast is about."""
+        stored = [part.physical_schema for part in self.parts.fragments if part.path == path]
+        others = [
+            f"`{field.name}` ({field.type}, read as {self.schema.field(field.name).type})"
+            for schema in stored[:1]
+            for field in schema
+            if field.name in self.schema.names and field.type != self.schema.field(field.name).type
+        ]
+        return f" Columns of other types there: {', '.join(others)}." if others else ""
+
+
+def uri_of(data_source: DataSource, config: RepoConfig) -> str:
+    """Where a data source is; a relative path counts from the feature repo.
+
+    Raises:
+        OfflineStoreError: a kind of source or a format that this store does not read.
+    """
+    if is_iceberg(data_source):
+        raise OfflineStoreError(
+            f"Source `{data_source.name}` is an Iceberg table, whose files are those that its "
+            "metadata names. Compact it with Iceberg's own `rewrite_data_files`."
+        )
+    if not isinstance(data_source, (FileSource, DatePartitioned)):
+        raise OfflineStoreError(
+            f"Source `{data_source.name}` is a {type(data_source).__name__}; "
+            "S3ParquetOfflineStore reads Feast's `FileSource` and `IcebergSource`, and its own "
+            "`S3ParquetSource`. Export its data as Parquet and point one of these there."
+        )
+    _check_own_credentials(data_source)
+    file_format = getattr(data_source, "file_format", None)
+    if not isinstance(file_format, ParquetFormat | DeltaFormat | None):
+        raise OfflineStoreError(
+            f"Source `{data_source.name}` has the format {type(file_format).__name__}; "
+            "S3ParquetOfflineStore reads Parquet and Delta."
+        )
+    path: str = data_source.path
+    if path.startswith("file://"):  # which Feast takes for a relative path
+        return path
+    uri: str = FileSource.get_uri_for_file_path(config.repo_path, path)
+    return uri
+
+
+def _check_own_credentials(data_source: DataSource) -> None:
+    if data_source.connection_ref is not None:
+        raise OfflineStoreError(
+            f"Source `{data_source.name}` has a `connection_ref`, whose credentials "
+            "S3ParquetOfflineStore does not use: all sources are read with those of the "
+            "`offline_store` block of feature_store.yaml. Set `profile` or `role_arn` there, and "
+            "remove `connection_ref`."
+        )
+
+
+def columns_of(data_source: DataSource, config: RepoConfig) -> list[tuple[str, str]]:
+    """Names and types of the columns that rows of a source bring.
+
+    Columns of all files and of hive folders, but for those that follow from the event time: no row
+    that is appended has to say them, and no view gets them for features unless it names them.
+    Types are Arrow's; those of an Iceberg table its own, as Feast wants them.
+
+    Raises:
+        OfflineStoreError: the source cannot be read; see the subclasses.
+    """
+    if is_iceberg(data_source):
+        _check_own_credentials(data_source)
+        return iceberg_columns(data_source, config.offline_store.aws())
+    schema = ParquetSource.open(data_source, config).with_all_types().schema
+    derived = getattr(data_source, "derived_columns", {})
+    return [(column.name, str(column.type)) for column in schema if column.name not in derived]
+
+
+def check_times(data_source: DataSource, config: RepoConfig) -> None:
+    """Check that a source's files are there, with its columns of time.
+
+    Raises:
+        OfflineStoreError: they are not; see the subclasses.
+    """
+    original = {new: old for old, new in (data_source.field_mapping or {}).items()}
+    times = [data_source.timestamp_field, data_source.created_timestamp_column]
+    names = [original.get(name, name) for name in times if name]
+    ParquetSource.open(data_source, config).with_columns(names, f"Source `{data_source.name}`")
+
+
+def _periods(data_source: DataSource, place: Place) -> Periods | None:
+    if not isinstance(data_source, DatePartitioned) or not data_source.folder_format:
+        return None
+    original = {new: old for old, new in data_source.field_mapping.items()}
+    column = original.get(data_source.timestamp_field, data_source.timestamp_field)
+    return Periods(column, data_source.folder_format, place.root)

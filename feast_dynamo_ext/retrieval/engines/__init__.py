@@ -1,0 +1,1 @@
+"""Engines that match entity rows with history: one file an engine."""

@@ -1,0 +1,1 @@
+"""The point-in-time join in one pass over history, in numpy."""

@@ -1,0 +1,269 @@
+"""Feast's retrieval job over our reads: nothing is read until the result is asked for."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from threading import Event, Lock, Thread
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+from feast.infra.offline_stores.file_source import FileSource
+from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
+
+from feast_dynamo_ext.errors import ConfigError, OfflineStoreError, RetrievalTimeoutError
+from feast_dynamo_ext.parquet import saved
+from feast_dynamo_ext.parquet.source import ParquetSource
+from feast_dynamo_ext.parquet.writer import write_parts
+from feast_dynamo_ext.retrieval.engines import sql
+from feast_dynamo_ext.retrieval.engines.base import Result
+from feast_dynamo_ext.retrieval.explain import Explanation, explain
+from feast_dynamo_ext.storage import files_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import pandas as pd
+    from feast import FeatureView, OnDemandFeatureView, RepoConfig
+    from feast.data_source import DataSource
+    from feast.saved_dataset import SavedDatasetStorage
+
+    from feast_dynamo_ext.retrieval.engines.base import Engine
+    from feast_dynamo_ext.retrieval.entity_rows.rows import EntityRows
+    from feast_dynamo_ext.retrieval.plan import Query
+
+
+T = TypeVar("T")
+
+
+def within(timeout_s: float | None, work: Callable[[Event], T]) -> T:
+    """Do work, and give up waiting for it after some seconds.
+
+    A join in DuckDB or numpy cannot be torn out of a thread: it runs to its end there. The event
+    tells the work to stop where it can.
+
+    Args:
+        timeout_s: seconds; None for no limit.
+        work: is given an event that is set when nobody waits any more.
+
+    Raises:
+        RetrievalTimeoutError: it was not done by then.
+    """
+    given_up = Event()
+    if timeout_s is None:
+        return work(given_up)
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work(given_up))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            done.set_exception(error)
+
+    Thread(target=run, name="feast-dynamo-retrieval", daemon=True).start()
+    if wait([done], timeout_s).not_done:
+        given_up.set()
+        raise RetrievalTimeoutError(
+            f"The retrieval was not done after the {timeout_s:g} s of its `timeout`. Give it "
+            "more time, or ask for fewer rows; `job.explain()` says what it reads."
+        )
+    return done.result()
+
+
+def until(given_up: Event, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Batches, as long as somebody waits for them."""
+    for batch in batches:
+        if given_up.is_set():
+            raise RetrievalTimeoutError("Nobody waits for these rows any more.")
+        yield batch
+
+
+BATCH_ROWS = 65_536
+
+
+@dataclass
+class ParquetRetrievalJob(RetrievalJob):
+    """A retrieval from Parquet history.
+
+    Attributes:
+        config: the repo's config.
+        run: finds the rows; called once, at the first use of the job.
+        opened: the sources that were read, by name, once the job has run.
+        entities: the entity rows, where it has any.
+        views: the feature views it reads, projections applied, for a training set's manifest.
+        query: what is asked for, for `to_sql` and `explain`.
+        engine: what matches, for `explain`.
+    """
+
+    config: RepoConfig
+    run: Callable[[], Result]
+    views: tuple[FeatureView, ...] = ()
+    entities: EntityRows | None = None
+    opened: Mapping[str, ParquetSource] = field(default_factory=dict)
+    odfvs: list[OnDemandFeatureView] = field(default_factory=list)
+    full_names: bool = False
+    about: RetrievalMetadata | None = None
+    query: Query | None = None
+    engine: Engine | None = None
+    _result: Result | None = field(default=None, repr=False)
+    _lock: Any = field(default_factory=Lock, repr=False, compare=False)
+
+    def result(self) -> Result:
+        """The rows to come; matching happens here, once."""
+        # A retrieval that ran out of its timeout still matches in a thread of its own.
+        with self._lock:
+            if self._result is None:
+                self._result = self.run()
+            return self._result
+
+    # What Feast asks for
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        def read(given_up: Event) -> pa.Table:
+            result = self.result()
+            return pa.Table.from_batches(until(given_up, result.batches()), result.schema)
+
+        return within(timeout, read)
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._to_arrow_internal(timeout).to_pandas()
+
+    @property
+    def full_feature_names(self) -> bool:
+        """Whether features are named view__feature."""
+        return self.full_names
+
+    @property
+    def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
+        """On-demand views whose features Feast adds."""
+        return self.odfvs
+
+    @property
+    def metadata(self) -> RetrievalMetadata | None:
+        """What was asked for."""
+        return self.about
+
+    # Rows in other forms
+
+    def to_arrow_batches(self, max_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+        """The rows of `to_arrow`, in the same order, batch by batch.
+
+        Args:
+            max_rows: the most rows of a batch.
+
+        Raises:
+            OfflineStoreError: there are on-demand views. Their functions are given all rows by
+                `to_arrow`, and may do with them what they like (fill with the mean, rank), so
+                nothing says that batch by batch they would give the same.
+        """
+        if self.odfvs:
+            names = sorted(view.name for view in self.odfvs)
+            raise OfflineStoreError(
+                f"The on-demand views {names} are computed on all rows at once, so there are no "
+                "batches of them. Use `to_arrow()`, or leave their features out and compute them "
+                "on each batch yourself."
+            )
+        return (
+            batch.slice(start, max_rows)
+            for batch in self.result().batches()
+            for start in range(0, batch.num_rows, max_rows)
+        )
+
+    def to_sql(self) -> str:
+        """One statement that DuckDB runs on its own and that gives the same rows in order.
+
+        Entity rows of Parquet files are in it. All others are named ``entity_df`` in it, which
+        DuckDB's Python client finds as the variable of that name where the statement is run; it
+        is `job.entities.table`, whatever they were given as. On-demand features are not
+        in it. Files are listed in it, so it sees the source as it is now; those on S3 need
+        DuckDB's httpfs and credentials (``CREATE SECRET``) where it runs.
+
+        Raises:
+            EntityRowsError: entity rows that cannot be joined.
+            OfflineStoreError: a source that is not there, or lacks a column.
+        """
+        return sql.statement(self._query("SQL"), self._open)
+
+    def explain(self) -> Explanation:
+        """What the retrieval will read and how it will match; no rows are read, only footers.
+
+        Raises:
+            OfflineStoreError: a source that is not there, or lacks a column.
+        """
+        return explain(self._query("explanation"), self._open, self.engine)
+
+    def supports_remote_storage_export(self) -> bool:
+        """Whether `staging_location` is set."""
+        return self.config.offline_store.staging_location is not None
+
+    def to_remote_storage(self) -> list[str]:
+        """Write the rows as Parquet files of up to about 128 MB below `staging_location`.
+
+        Each call has a folder of its own, ``<staging_location>/<project>/<unique>/``. Rows are
+        streamed; what on-demand views are asked for, all rows are held for. Nobody removes the
+        files: give the location a lifecycle rule.
+
+        Returns:
+            The files' URIs, whose order is that of the rows.
+
+        Raises:
+            ConfigError: `staging_location` is not set.
+            AwsError: S3 refused; what was written is removed.
+            DestinationError: a disk did, likewise.
+        """
+        location = self.config.offline_store.staging_location
+        if location is None:
+            raise ConfigError(
+                "to_remote_storage() needs `staging_location` in the offline_store block of "
+                "feature_store.yaml: an s3:// URI or a folder for the files."
+            )
+        root = FileSource.get_uri_for_file_path(self.config.repo_path, location)
+        folder = f"{root.rstrip('/')}/{self.config.project}/{uuid.uuid4().hex}"
+        files = files_of(folder, self.config.offline_store.aws())
+        rows = self._rows(None)
+        return write_parts(files, folder, "part", rows.schema, rows.batches())
+
+    def persist(
+        self,
+        storage: SavedDatasetStorage,
+        allow_overwrite: bool = False,
+        timeout: int | None = None,
+    ) -> None:
+        """Write the result as Parquet to where a saved dataset is kept.
+
+        A path that ends in ``.parquet`` is one file, any other a folder of files of about 128 MB.
+        One file is replaced in one step. In a folder the new files are written beside the old
+        ones, which are then deleted: a reader meanwhile sees both, but never neither.
+
+        Args:
+            storage: Feast's `SavedDatasetFileStorage`, S3 or local.
+            allow_overwrite: replace what is there.
+            timeout: seconds to find the rows; writing them is not counted.
+
+        Raises:
+            DestinationExistsError: there is something already and `allow_overwrite` is not set,
+                or something that is no Parquet.
+            RetrievalTimeoutError: the rows were not found in time.
+        """
+        place = saved.Place.of(storage.to_data_source(), self.config)
+        old = place.checked(allow_overwrite=allow_overwrite)
+        rows = self._rows(timeout)
+        place.write(old, rows.schema, rows.batches(), self._event_time())
+
+    def _rows(self, timeout: int | None) -> Result:
+        """The rows with on-demand features."""
+        if self.odfvs:
+            return Result.of(self.to_arrow(timeout=timeout))
+        return within(timeout, lambda _: self.result())
+
+    def _event_time(self) -> str | None:
+        return self.entities.event_time if self.entities is not None else None
+
+    def _query(self, what: str) -> Query:
+        if self.query is None:
+            raise OfflineStoreError(f"This retrieval has no {what}: it was made without a query.")
+        return self.query
+
+    def _open(self, source: DataSource) -> ParquetSource:
+        return ParquetSource.open(source, self.config)

@@ -1,0 +1,193 @@
+"""What to join, as frozen values: from Feast's views and references, before any data is read.
+
+Both engines run the same plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Union
+
+from feast.feature_view import DUMMY_ENTITY_NAME
+
+from feast_dynamo_ext.errors import OfflineStoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+    from feast import FeatureView
+    from feast.data_source import DataSource
+
+    from feast_dynamo_ext.retrieval.entity_rows.rows import EntityRows
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """How one view joins.
+
+    Attributes:
+        view: name of the view as requested, for messages.
+        source: its batch source.
+        keys: (column of the entity rows, column of the source) a join key; none for a view
+            without entities.
+        event_time: the source's column of event time.
+        created_time: the source's column of created time, or None.
+        features: (column of the source, column of the result) a feature.
+        ttl: how old a row may be at the entity row's time, the bound included; None for no limit.
+    """
+
+    view: str
+    source: DataSource
+    keys: tuple[tuple[str, str], ...]
+    event_time: str
+    created_time: str | None
+    features: tuple[tuple[str, str], ...]
+    ttl: timedelta | None
+
+    @property
+    def narrow_columns(self) -> list[str]:
+        """The columns of the source that matching needs: keys and times."""
+        columns = [column for _, column in self.keys] + [self.event_time]
+        if self.created_time:
+            columns.append(self.created_time)
+        return list(dict.fromkeys(columns))
+
+    @property
+    def feature_columns(self) -> list[str]:
+        """The columns of the source that the result needs, each once."""
+        return list(dict.fromkeys(column for column, _ in self.features))
+
+
+@dataclass(frozen=True)
+class PitPlan:
+    """A point-in-time join.
+
+    Attributes:
+        views: one plan a view, in the order of the result.
+        created_by_entity_time: only rows that were created by the entity row's time count.
+    """
+
+    views: tuple[ViewPlan, ...]
+    created_by_entity_time: bool = False
+
+
+def plan_views(
+    views: Sequence[FeatureView],
+    refs: Sequence[str],
+    *,
+    full_feature_names: bool,
+    created_by_entity_time: bool = False,
+) -> PitPlan:
+    """The plan of a `get_historical_features` call.
+
+    Args:
+        views: the views that the references name, projections applied.
+        refs: feature references, ``view:feature``.
+        full_feature_names: name results ``view__feature``.
+        created_by_entity_time: Feast's `filter_by_created_timestamp`.
+    """
+    plans = (plan_view(view, refs, full_feature_names=full_feature_names) for view in views)
+    return PitPlan(tuple(plans), created_by_entity_time)
+
+
+def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> ViewPlan:
+    """The plan of one view; a source's field mapping is undone, since files have its old names."""
+    source = view.batch_source
+    if source is None:
+        raise OfflineStoreError(
+            f"Feature view `{view.name}` has no batch source, so it has no history to retrieve. "
+            "Give it one, or leave its features out of the request."
+        )
+    named = view.projection.name_to_use()
+    prefix = f"{view.projection.name_alias or view.name}__" if full_feature_names else ""
+    wanted = [ref.split(":", 1)[1] for ref in refs if ref.split(":", 1)[0] == named]
+    original = {new: old for old, new in (source.field_mapping or {}).items()}
+    renamed = view.projection.join_key_map
+    without_entities = list(view.entities) == [DUMMY_ENTITY_NAME]
+    names = [] if without_entities else [column.name for column in view.entity_columns]
+    return ViewPlan(
+        view=named,
+        source=source,
+        keys=tuple((renamed.get(name, name), original.get(name, name)) for name in names),
+        event_time=original.get(source.timestamp_field, source.timestamp_field),
+        created_time=original.get(source.created_timestamp_column, source.created_timestamp_column)
+        or None,
+        features=tuple((original.get(name, name), prefix + name) for name in wanted),
+        ttl=view.ttl or None,
+    )
+
+
+def plan_rows(
+    data_source: DataSource,
+    join_keys: Sequence[str],
+    features: Sequence[str],
+    event_time: str,
+    created_time: str | None,
+) -> ViewPlan:
+    """A plan whose result has the source's own columns: keys, features and times, in their types.
+
+    All names are those of the source's files.
+    """
+    times = [event_time, created_time] if created_time else [event_time]
+    columns = dict.fromkeys([*join_keys, *features, *times])
+    return ViewPlan(
+        view=data_source.name,
+        source=data_source,
+        keys=tuple((name, name) for name in join_keys),
+        event_time=event_time,
+        created_time=created_time or None,
+        features=tuple((name, name) for name in columns),
+        ttl=None,
+    )
+
+
+@dataclass(frozen=True)
+class PointInTime:
+    """Entity rows with the features that each of them sees.
+
+    Attributes:
+        plan: the views.
+        entities: the rows.
+    """
+
+    plan: PitPlan
+    entities: EntityRows
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """Rows of one source with start <= event time <= end.
+
+    Attributes:
+        view: the columns.
+        start: first event time that counts; None for no limit.
+        end: the last one.
+        newest: the newest row of each key alone.
+    """
+
+    view: ViewPlan
+    start: datetime | None
+    end: datetime | None
+    newest: bool
+
+
+EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
+
+Query = Union[PointInTime, SourceRows]  # noqa: UP007 - evaluated on Python 3.10 at run time
+
+
+def window(query: Query, view: ViewPlan) -> tuple[datetime | None, datetime | None]:
+    """The first and the last event time of a view's history that can count; None for no limit."""
+    if isinstance(query, SourceRows):
+        return query.start, query.end
+    return visible(query.entities, view)
+
+
+def visible(entities: EntityRows, view: ViewPlan) -> tuple[datetime | None, datetime]:
+    """The first and the last event time that any of the entity rows sees."""
+    first, last = entities.range()
+    if not view.ttl:
+        return None, last
+    return (EARLIEST if first - EARLIEST < view.ttl else first - view.ttl), last

@@ -1,0 +1,132 @@
+"""Times as integers, compared exactly whatever their units and zones are.
+
+The join never compares timestamps of different resolution: each view is joined on the axis of its
+own column (integers in that column's unit, since 1970 UTC), and the bounds of each entity row are
+brought onto that axis by rounding inwards, which keeps every comparison exact::
+
+    event_time <= entity_time           <=>  t <= floor(entity_time / unit)
+    event_time >= entity_time - ttl     <=>  t >= ceil((entity_time - ttl) / unit)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from feast_dynamo_ext.errors import ColumnTypeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+NANOSECONDS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
+MICROSECOND = timedelta(microseconds=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+LOWEST, HIGHEST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Integers in `unit` since 1970 UTC.
+
+    Attributes:
+        unit: ``s``, ``ms``, ``us`` or ``ns``.
+    """
+
+    unit: str
+
+    @classmethod
+    def of(cls, kind: pa.DataType, ttl: timedelta | None = None) -> Axis:
+        """The axis of a time column: its own unit, or microseconds where the ttl needs them."""
+        unit = kind.unit if pa.types.is_timestamp(kind) else "s"
+        if ttl and (ttl // MICROSECOND) * 1_000 % NANOSECONDS[unit]:
+            unit = "us"
+        return cls(unit)
+
+    def cast(self, column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+        """A timestamp or date column on this axis, as int64; naive times are UTC."""
+        zone = column.type.tz if pa.types.is_timestamp(column.type) else None
+        return column.cast(pa.timestamp(self.unit, tz=zone)).cast(pa.int64())
+
+    def floor(self, times: NDArray[np.int64], unit: str) -> NDArray[np.int64]:
+        """Times of another unit on this axis, rounded down; saturating."""
+        step = NANOSECONDS[self.unit] // NANOSECONDS[unit]
+        return times // step if step else self._finer(times, unit)
+
+    def ceil(self, times: NDArray[np.int64], unit: str) -> NDArray[np.int64]:
+        """Times of another unit on this axis, rounded up; saturating."""
+        step = NANOSECONDS[self.unit] // NANOSECONDS[unit]
+        return -(-np.maximum(times, -HIGHEST) // step) if step else self._finer(times, unit)
+
+    def _finer(self, times: NDArray[np.int64], unit: str) -> NDArray[np.int64]:
+        """Times of a coarser unit; what is beyond this axis is at its very ends."""
+        factor = NANOSECONDS[unit] // NANOSECONDS[self.unit]
+        most = HIGHEST // factor
+        within = np.clip(times, -most, most) * factor
+        return np.where(times > most, HIGHEST, np.where(times < -most, LOWEST, within))
+
+    def ago(
+        self, times: NDArray[np.int64], unit: str, span: timedelta
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Times less a span, rounded up, and which of them are after the end of this axis.
+
+        Args:
+            times: of another unit.
+            unit: that unit.
+            span: a ttl this axis was made for.
+        """
+        theirs, ours = NANOSECONDS[unit], NANOSECONDS[self.unit]
+        # First in their unit: a time after the end of this axis may be before it, less the span.
+        whole, rest = divmod((span // MICROSECOND) * 1_000, theirs)
+        past, rest = minus(times, whole), rest // ours
+        if theirs <= ours:
+            return self.ceil(past, unit), np.zeros(len(times), dtype=bool)
+        factor = theirs // ours
+        beyond = past > (HIGHEST + rest) // factor
+        at_end = ~beyond & (past > HIGHEST // factor)
+        found = minus(self.ceil(past, unit), rest)
+        found[at_end] = (past[at_end].astype(np.uint64) * factor - rest).astype(np.int64)
+        return found, beyond
+
+    def first_at_or_after(self, moment: datetime) -> int:
+        """The first point of this axis that is not before a moment."""
+        return int(self.ceil(np.array([_micros(moment)]), "us")[0])
+
+    def last_at_or_before(self, moment: datetime) -> int:
+        """The last point of this axis that is not after a moment."""
+        return int(self.floor(np.array([_micros(moment)]), "us")[0])
+
+
+def minus(times: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """Times - length, saturating at the lowest int64."""
+    if length > HIGHEST:
+        return np.full_like(times, LOWEST)
+    return np.where(times < LOWEST + length, LOWEST, times - length)
+
+
+def check_time(column: str, kind: pa.DataType, where: str) -> None:
+    """Refuse a column that does not hold times.
+
+    Raises:
+        ColumnTypeError: names the column and the way out.
+    """
+    if pa.types.is_null(kind):
+        raise ColumnTypeError(
+            f"{where}: column `{column}` is null in all rows, so it has no type. Fill it with "
+            "times, or give it a type of time."
+        )
+    if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+        raise ColumnTypeError(
+            f"{where}: column `{column}` has type {kind}, not a timestamp or date. Parse it first "
+            f"(pandas: `pd.to_datetime(frame['{column}'], utc=True)`); text and plain numbers are "
+            "not guessed at."
+        )
+
+
+def _micros(moment: datetime) -> Any:
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return (aware - EPOCH) // MICROSECOND
