@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from feast.value_type import ValueType
 
     from feast_dynamo_ext.dynamo.precomputed.vectors import Refs, ServiceSpec
-    from feast_dynamo_ext.dynamo.write import How
+    from feast_dynamo_ext.dynamo.write import WriteMethod
 
 logger = logging.getLogger(__name__)
 
@@ -319,7 +319,7 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `_read_features_per_fv`.
         """
-        asked = ServiceRequest.of(*args, **kwargs)
+        asked = ServiceRequest.from_arguments(*args, **kwargs)
         if asked is None:
             return super().get_online_features(config, *args, **kwargs)
         connection = self.connection(config)
@@ -334,7 +334,7 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `get_online_features`.
         """
-        asked = ServiceRequest.of(*args, **kwargs)
+        asked = ServiceRequest.from_arguments(*args, **kwargs)
         if asked is None:
             return await super().get_online_features_async(config, *args, **kwargs)
         return await asked.answer(
@@ -423,9 +423,9 @@ class DynamoOnlineStore(OnlineStore):
             return self._opened[1]
 
 
-def how_written(config: RepoConfig, view: Any) -> How:
+def how_written(config: RepoConfig, view: Any) -> WriteMethod:
     """How a view's rows are written: the view's own setting, else the store's."""
     store = config.online_store
-    mode = ViewSettings.of(view).write_mode or store.write_mode
-    how: How = "overwrite" if mode == "overwrite" else store.newest_wins_with
+    mode = ViewSettings.from_view(view).write_mode or store.write_mode
+    how: WriteMethod = "overwrite" if mode == "overwrite" else store.newest_wins_with
     return how

@@ -40,7 +40,7 @@ class Axis:
     unit: str
 
     @classmethod
-    def of(cls, kind: pa.DataType, ttl: timedelta | None = None) -> Axis:
+    def from_type(cls, kind: pa.DataType, ttl: timedelta | None = None) -> Axis:
         """The axis of a time column: its own unit, or microseconds where the ttl needs them."""
         unit = kind.unit if pa.types.is_timestamp(kind) else "s"
         if ttl and (ttl // MICROSECOND) * 1_000 % NANOSECONDS[unit]:

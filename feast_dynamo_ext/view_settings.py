@@ -62,7 +62,7 @@ class ViewSettings(SettingsModel):
         return {PREFIX + name: _text(value) for name, value in {**values, **table}.items()}
 
     @classmethod
-    def of(cls, view: Any) -> ViewSettings:
+    def from_view(cls, view: Any) -> ViewSettings:
         """The settings in a view's tags.
 
         Raises:

@@ -50,7 +50,7 @@ class Window:
     is_all: bool = False
 
     @classmethod
-    def of(
+    def from_times(
         cls, times: Sequence[datetime], now: datetime, *, incremental: bool, all_: bool
     ) -> Window:
         """The window that was asked for.
@@ -178,7 +178,7 @@ def materialize(
 
     With --json the answer alone is on stdout: rows, units and dollars of each view.
     """  # noqa: D301 - click keeps the lines after \b as they are
-    window = Window.of(times, _now(), incremental=incremental, all_=all_)
+    window = Window.from_times(times, _now(), incremental=incremental, all_=all_)
     asked = MaterializeRequest(window, views or None, version)
     with _stdout_kept_for_json(output):
         store = open_store(repo)

@@ -53,7 +53,7 @@ class Sizes:
     write_units: int = 0
 
     @classmethod
-    def of(cls, batches: Iterable[Counts]) -> Sizes:
+    def from_batches(cls, batches: Iterable[Counts]) -> Sizes:
         """Add up the sizes of items, bytes each as DynamoDB counts them, batch by batch."""
         total = cls()
         for sizes in batches:
@@ -255,7 +255,7 @@ class Rate:
         return max(lanes)
 
 
-def of(
+def estimate_view(
     view: str,
     table: str,
     sizes: Iterable[NDArray[np.integer[Any]]],

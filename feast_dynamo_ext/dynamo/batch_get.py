@@ -146,12 +146,12 @@ class Reader:
             ResourceNotFoundError: a table does not exist.
             AwsError: AWS refused the request.
         """
-        result = await self.read_what_answers(wanted)
+        result = await self.read_partial(wanted)
         if result.unread:
             raise self.incomplete(result) from result.cause
         return result.found
 
-    async def read_what_answers(self, wanted: Sequence[TableKeys]) -> ReadResult:
+    async def read_partial(self, wanted: Sequence[TableKeys]) -> ReadResult:
         """The same, but what is left unread at the deadline is part of the result.
 
         Raises:

@@ -93,7 +93,7 @@ class Connection:
         Raises:
             ConfigError: a tag of the view that is a setting and cannot be one.
         """
-        return self.views.of(view, lambda: KnownView.of(view, config))
+        return self.views.get(view, lambda: KnownView.from_view(view, config))
 
     def close(self) -> None:
         """Close all connections that no event loop of a caller holds."""

@@ -145,7 +145,7 @@ def encode_keys(
     """
     if not columns:
         key = key_bytes(ENTITYLESS_KEY, view)
-        return Message.of(constant(key, rows)).joined()
+        return Message.from_part(constant(key, rows)).joined()
     arrays = []
     for column, name in zip(columns, join_keys, strict=True):
         _refuse_nulls(column, name, view)
@@ -167,7 +167,7 @@ def _encoded(
     prefix = serialize_entity_key_prefix(list(join_keys), 3)
     # Feast sorts the pairs by name.
     order = sorted(range(len(join_keys)), key=join_keys.__getitem__)
-    parts = [Message.of(constant(prefix, len(arrays[0])))]
+    parts = [Message.from_part(constant(prefix, len(arrays[0])))]
     parts += [_part(arrays[at], kinds[at], join_keys[at]) for at in order]
     return reduce(add, parts).joined()
 
@@ -190,13 +190,13 @@ def _part(array: pa.Array, kind: FeastValueType, name: str) -> Message:
 def _number(kind: int, array: pa.Array) -> Message:
     values = numbers(array).astype(array.type.to_pandas_dtype(), copy=False)
     head = constant(struct.pack("<II", kind, values.dtype.itemsize), len(array))
-    return Message.of(head) + Message.of(fixed(values))
+    return Message.from_part(head) + Message.from_part(fixed(values))
 
 
 def _text(kind: int, array: pa.LargeBinaryArray) -> Message:
     head = constant(struct.pack("<I", kind), len(array))
     sizes = fixed(lengths_of(array).astype(np.uint32))
-    return Message.of(head) + Message.of(sizes) + Message.of(array)
+    return Message.from_part(head) + Message.from_part(sizes) + Message.from_part(array)
 
 
 def _refuse_nulls(column: Column, name: str, view: str) -> None:

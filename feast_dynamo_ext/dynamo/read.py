@@ -102,7 +102,7 @@ async def read(
     book, reader = connection.schemas, connection.reader
     for one in reads:
         book.learn(one.view.table, one.view.schema)
-    result = await reader.read_what_answers(_wanted(reads))
+    result = await reader.read_partial(_wanted(reads))
     if result.unread:
         error = reader.incomplete(result)
         if not may_be_partial:

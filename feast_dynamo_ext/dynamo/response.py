@@ -83,7 +83,7 @@ class Layout:
     statuses: tuple[int, ...]
 
     @classmethod
-    def of(cls, columns: Sequence[Column | None], status: int = PRESENT) -> Layout:
+    def from_columns(cls, columns: Sequence[Column | None], status: int = PRESENT) -> Layout:
         """The layout of rows that are there."""
         statuses = (NOT_FOUND if column is None else status for column in columns)
         return cls(tuple(columns), tuple(statuses))
@@ -96,7 +96,7 @@ class Layout:
 
     @cached_property
     def positions(self) -> list[int] | None:
-        """Where the features are, if all are there and of the type of now."""
+        """Where the features are, if all are there and of the current type."""
         positions = [column.position for column in self.columns if column and not column.widen]
         return positions if len(positions) == len(self.columns) else None
 
@@ -182,7 +182,7 @@ def _layout(asked: ViewRead, item: JsonItem, book: SchemaCache, *, is_expired: b
     layout: Layout | None = view.layouts.get(key)
     if layout is None:
         columns = book.columns_of(view.table, item, view.schema, asked.requested)
-        layout = Layout.of(columns, OUTSIDE_MAX_AGE if is_expired else PRESENT)
+        layout = Layout.from_columns(columns, OUTSIDE_MAX_AGE if is_expired else PRESENT)
         if len(view.layouts) >= MOST_LAYOUTS:
             view.layouts.clear()
         view.layouts[key] = layout
@@ -287,7 +287,7 @@ ReadRow = tuple[datetime | None, dict[str, ValueProto] | None]
 
 def schema_of_rows(view: Any, data: Iterable[FeastRow]) -> RowSchema:
     """The view's schema, and any further values that rows carry (on-demand views do)."""
-    declared = RowSchema.of(view)
+    declared = RowSchema.from_view(view)
     known = set(declared.names)
     extra: dict[str, str] = {}
     for _, values, _, _ in data:

@@ -115,7 +115,7 @@ class RowBatch(Protocol):
         """The serialized entity keys of rows."""
         ...
 
-    def ones(self) -> Iterator[RowBatch]:
+    def single_row_batches(self) -> Iterator[RowBatch]:
         """Each row as a batch of its own."""
         ...
 
@@ -146,7 +146,7 @@ class Items:
         """See `RowBatch.keys`."""
         return keys_of(self.items[row] for row in rows)
 
-    def ones(self) -> Iterator[RowBatch]:
+    def single_row_batches(self) -> Iterator[RowBatch]:
         """See `RowBatch.ones`."""
         return (Items([item]) for item in self.items)
 
@@ -234,7 +234,7 @@ class EncodedSlice:
         """See `RowBatch.keys`."""
         return self.block.rows.keys_of([self.start + row for row in rows])
 
-    def ones(self) -> Iterator[RowBatch]:
+    def single_row_batches(self) -> Iterator[RowBatch]:
         """See `RowBatch.ones`."""
         return (EncodedSlice(self.block, at, at + 1) for at in range(self.start, self.stop))
 

@@ -53,7 +53,7 @@ class Column:
 
     Attributes:
         position: index into the values.
-        widen: carries a value of the old type over to the type of now, or None.
+        widen: carries a value of the old type over to the current type, or None.
     """
 
     position: int
@@ -70,14 +70,14 @@ class Column:
 
 @dataclass
 class SchemaCache:
-    """The schemas of one store's tables, each read once, and how they map to views of now.
+    """The schemas of one store's tables, each read once, and how they map to current views.
 
     Entries are added, never changed: threads share it safely.
 
     Attributes:
         known: what a fingerprint (base64) of a table stands for.
         written: tables and fingerprints whose schema item this process has written.
-        columns: where requested features are, by fingerprint, schema of now and request.
+        columns: where requested features are, by fingerprint, current schema and request.
     """
 
     known: dict[tuple[str, str], RowSchema] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class SchemaCache:
             self.written.add((table, schema.fingerprint_text))
 
     def learn(self, table: str, schema: RowSchema) -> None:
-        """Keep the schema that a table's items of now are written under."""
+        """Keep the schema that a table's items are written under now."""
         self.known[table, schema.fingerprint_text] = schema
 
     async def fetch_missing(self, found: Found, reader: Reader) -> None:

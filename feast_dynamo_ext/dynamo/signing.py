@@ -46,7 +46,7 @@ class Endpoint:
     path: str
 
     @classmethod
-    def of(cls, url: str) -> Endpoint:
+    def from_url(cls, url: str) -> Endpoint:
         """The endpoint of a URL."""
         parts = urlsplit(url)
         host, default = parts.hostname or "", DEFAULT_PORTS[parts.scheme]

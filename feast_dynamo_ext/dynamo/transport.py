@@ -79,7 +79,7 @@ class DynamoTransport:
             self._credentials: Any = session.get_credentials()
         if self._credentials is None:
             raise no_credentials("dynamodb", endpoint)
-        self._endpoint = Endpoint.of(endpoint)
+        self._endpoint = Endpoint.from_url(endpoint)
         self._signer = Signer(self._endpoint, session.region_name)
         self._settings = _http_settings(session, endpoint, settings)
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, HttpPool] = WeakKeyDictionary()

@@ -36,7 +36,7 @@ class KnownView:
         table: name of its table.
         answers_as: the name under which a request knows it: its alias, with its version if it
             has one.
-        schema: its features of now.
+        schema: its current features.
         ttl_s: its ttl in whole seconds, rounded up; None where it has none (or a zero one).
         columns: (join key, the request's column that holds it), for each join key.
         encode: serializes its entity keys, from values in the order of `columns`.
@@ -63,19 +63,19 @@ class KnownView:
         return (int(now_s) - self.ttl_s) * 1_000_000
 
     @classmethod
-    def of(cls, view: Any, config: RepoConfig) -> KnownView:
+    def from_view(cls, view: Any, config: RepoConfig) -> KnownView:
         """Work it out.
 
         Raises:
             ConfigError: a tag of the view that is a setting and cannot be one.
         """
         columns, store = request_columns(view), config.online_store
-        settings = ViewSettings.of(view)
+        settings = ViewSettings.from_view(view)
         consistent, expired = settings.consistent_reads, settings.expired
         return cls(
             table=table_name(config, view),
             answers_as=view.projection.name_to_use(),
-            schema=RowSchema.of(view),
+            schema=RowSchema.from_view(view),
             ttl_s=ttl_seconds(view),
             columns=columns,
             encode=KeyEncoder([name for name, _ in columns] or ENTITYLESS_JOIN_KEYS, view.name),
@@ -130,7 +130,7 @@ class ByView(Generic[T]):
     def __init__(self) -> None:
         self._held: dict[int, tuple[weakref.ref[Any], T]] = {}
 
-    def of(self, view: Any, make: Callable[[], T]) -> T:
+    def get(self, view: Any, make: Callable[[], T]) -> T:
         """What was made for a view, made now where it was not yet."""
         held = self._held.get(id(view))
         if held is not None and held[0]() is view:
@@ -154,7 +154,7 @@ def value_types(refs: Iterable[tuple[Any, Iterable[str]]]) -> ValueTypes:
     """Feast's value type of each requested feature, by its name and by its full name."""
     found: ValueTypes = {}
     for view, requested in refs:
-        of_view, names = _VALUE_TYPES.of(view, dict), tuple(requested)
+        of_view, names = _VALUE_TYPES.get(view, dict), tuple(requested)
         if names not in of_view:
             if len(of_view) >= MOST_REQUESTS:
                 of_view.clear()

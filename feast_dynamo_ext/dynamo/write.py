@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
     Work = Callable[[Transport, RowBatch], Awaitable[Outcome]]
     Progress = Callable[[int], Any] | None
-    Told = Callable[[Outcome], Any] | None
+    OnOutcome = Callable[[Outcome], Any] | None
 
 
 T = TypeVar("T")
 
-How = Literal["overwrite", "auto", "partiql", "put_item"]
+WriteMethod = Literal["overwrite", "auto", "partiql", "put_item"]
 """Replace whatever is there, or keep newer rows: by the way that works, or by a given one."""
 
 
@@ -63,42 +63,42 @@ class Writer:
         table: str,
         items: Iterable[JsonItem],
         progress: Progress = None,
-        how: How = "overwrite",
+        how: WriteMethod = "overwrite",
     ) -> Outcome:
         """Write all items.
 
         Args:
             table: table name.
             items: items with distinct keys; taken as they are sent, so they may be a generator.
-            progress: is told the number of rows that are settled, after each request.
+            progress: called with the number of rows that are settled, after each request.
             how: "overwrite" replaces whatever is there; the others keep newer rows.
 
         Returns:
-            How many rows were written, and how many the table had newer ones of.
+            How many rows were written, and how many the table had newer rows of.
 
         Raises:
             IncompleteWriteError: rows that could not be written, named. All others are settled.
             ResourceNotFoundError: the table does not exist.
             AwsError: AWS refused the request.
         """
-        told = None if progress is None else lambda outcome: progress(outcome.settled)
-        return (await self.write_batches(table, in_batches(items), told, how)).checked(table)
+        on_outcome = None if progress is None else lambda outcome: progress(outcome.settled)
+        return (await self.write_batches(table, in_batches(items), on_outcome, how)).checked(table)
 
     async def write_batches(
-        self, table: str, batches: Iterator[RowBatch], told: Told, how: How
+        self, table: str, batches: Iterator[RowBatch], on_outcome: OnOutcome, how: WriteMethod
     ) -> Outcome:
-        """The same for rows in batches; `told` is given the outcome of each request.
+        """The same for rows in batches; `on_outcome` is given the outcome of each request.
 
         Rows that could not be written are in the outcome.
 
         Raises: as `write`, but for IncompleteWriteError.
         """
         if how == "overwrite":
-            return await self._each(partial(self._overwrite, table), batches, told)
-        return await self._keep_newest(table, batches, told, how)
+            return await self._each(partial(self._overwrite, table), batches, on_outcome)
+        return await self._keep_newest(table, batches, on_outcome, how)
 
     async def _keep_newest(
-        self, table: str, batches: Iterator[RowBatch], told: Told, how: How
+        self, table: str, batches: Iterator[RowBatch], on_outcome: OnOutcome, how: WriteMethod
     ) -> Outcome:
         state = self.ways.setdefault(table, WriteStrategy())
         done = Outcome()
@@ -107,17 +107,23 @@ class Writer:
                 find = partial(choose_strategy, table=table, policy=self.policy, state=state)
                 done, is_left = await self._at_pace(find, first)
                 batches = chain([first] if is_left else [], batches)
-                if told is not None and not is_left:
-                    told(done)
+                if on_outcome is not None and not is_left:
+                    on_outcome(done)
             # None: neither way answers at the moment.
             how = state.way or "partiql"
         if how == "put_item":
-            ones = chain.from_iterable(batch.ones() for batch in batches)
-            return done + await self._each(partial(self._put_newest, table), ones, told)
+            single_row_batches = chain.from_iterable(
+                batch.single_row_batches() for batch in batches
+            )
+            return done + await self._each(
+                partial(self._put_newest, table), single_row_batches, on_outcome
+            )
         work = partial(self._update_older, table, state)
-        return done + await self._each(work, batches, told)
+        return done + await self._each(work, batches, on_outcome)
 
-    async def _each(self, work: Work, batches: Iterator[RowBatch], told: Told) -> Outcome:
+    async def _each(
+        self, work: Work, batches: Iterator[RowBatch], on_outcome: OnOutcome
+    ) -> Outcome:
         """Do the work on each batch, several at once."""
         outcomes: list[Outcome] = []
         failed: list[BaseException] = []
@@ -127,13 +133,13 @@ class Writer:
             return Outcome() if failed else await work(wire, batch)
 
         async def in_turn() -> None:
-            # What `batches` or `told` raise ends the write too: else rows would be left out.
+            # What `batches` or `on_outcome` raise ends the write too: else rows would be left out.
             try:
                 while not failed and (batch := next(batches, None)) is not None:
                     outcome = await self._at_pace(unless_failed, batch)
                     outcomes.append(outcome)
-                    if told is not None:
-                        told(outcome)
+                    if on_outcome is not None:
+                        on_outcome(outcome)
             except BaseException as error:
                 failed.append(error)
                 raise

@@ -82,7 +82,7 @@ def view_fingerprint(view: Any) -> str:
     return _sha256(
         {
             "bucketing": [BUCKETING, duckdb.__version__],
-            "schema": RowSchema.of(view).text,
+            "schema": RowSchema.from_view(view).text,
             "keys": [(name, kinds[name]) for name in join_keys(view)],
             "ttl_s": ttl_seconds(view),
             "event_time": source.timestamp_field,

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.cost.estimate import ViewEstimate
     from feast_dynamo_ext.dynamo.response import FeastRow
-    from feast_dynamo_ext.dynamo.write import How
+    from feast_dynamo_ext.dynamo.write import WriteMethod
 
 
 class CountedStore:
@@ -203,7 +203,9 @@ class DynamoComputeEngine(LocalComputeEngine):
         Raises:
             OfflineStoreError: its files cannot be listed.
         """
-        return ViewReading.of(self.repo_config, self.offline_store, view, window, self.settings)
+        return ViewReading.from_task(
+            self.repo_config, self.offline_store, view, window, self.settings
+        )
 
     def _run(
         self,
@@ -252,12 +254,12 @@ class DynamoComputeEngine(LocalComputeEngine):
             self._services(registry, view),
         )
 
-    def _how(self, view: Any) -> How:
+    def _how(self, view: Any) -> WriteMethod:
         chosen = self.settings.write_mode
         if chosen is None:
             return how_written(self.repo_config, view)
         store = self.repo_config.online_store
-        how: How = "overwrite" if chosen == "overwrite" else store.newest_wins_with
+        how: WriteMethod = "overwrite" if chosen == "overwrite" else store.newest_wins_with
         return how
 
     def _services(self, registry: BaseRegistry, view: Any) -> Callable[[], Callable[[], object]]:
@@ -359,7 +361,7 @@ class DynamoComputeEngine(LocalComputeEngine):
             report.read, report.expired = newest.read, newest.expired
 
         sizes = [rows.sizes() for rows in reading.rows(found)]
-        return estimate.of(
+        return estimate.estimate_view(
             view.name,
             report.table,
             sizes,

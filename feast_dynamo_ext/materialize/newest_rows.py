@@ -140,7 +140,7 @@ class Columns:
     created_time: str | None
 
     @classmethod
-    def of(cls, view: Any) -> Columns:
+    def from_view(cls, view: Any) -> Columns:
         """The columns of a view, its source's field mapping undone."""
         source = view.batch_source
         old = {new: name for name, new in (source.field_mapping or {}).items()}
@@ -208,7 +208,7 @@ class History:
             window: event times that count.
             not_before: newest rows before that are left out as expired.
             memory_limit: of finding them, for example `128MB`; then it spills.
-            scanned: is told numbers of rows as they are looked at.
+            scanned: called with numbers of rows as they are looked at.
 
         Raises:
             OfflineStoreError: the history cannot be read; see the subclasses.
@@ -274,9 +274,9 @@ class Encoder:
     ttl_s: int | None
 
     @classmethod
-    def of(cls, view: Any, columns: Columns) -> Encoder:
+    def from_view(cls, view: Any, columns: Columns) -> Encoder:
         """The encoder of a view as it is declared now."""
-        return cls(view, columns, RowSchema.of(view), ttl_seconds(view))
+        return cls(view, columns, RowSchema.from_view(view), ttl_seconds(view))
 
     def __call__(self, batch: pa.RecordBatch) -> EncodedRows:
         """Encode a batch.
@@ -314,7 +314,7 @@ class Encoder:
 
 def _micros(column: pa.Array) -> pa.Int64Array:
     """Microseconds since 1970 UTC; finer times are rounded down."""
-    axis = Axis.of(column.type)
+    axis = Axis.from_type(column.type)
     values = axis.cast(column)
     times = Axis("us").floor(values.fill_null(0).to_numpy(zero_copy_only=False), axis.unit)
     return pa.array(times, pa.int64(), mask=np.asarray(values.is_null()))
@@ -339,7 +339,7 @@ class ViewReading:
     spill_folder: str | None
 
     @classmethod
-    def of(
+    def from_task(
         cls,
         config: RepoConfig,
         offline_store: Any,
@@ -352,10 +352,10 @@ class ViewReading:
         Raises:
             OfflineStoreError: they cannot be.
         """
-        columns = Columns.of(view)
+        columns = Columns.from_view(view)
         return cls(
             History(config, offline_store, view, columns),
-            Encoder.of(view, columns),
+            Encoder.from_view(view, columns),
             window,
             settings,
             getattr(config.offline_store, "spill_folder", None),
@@ -365,7 +365,7 @@ class ViewReading:
         """The newest rows that are not past their ttl, encoded, in the order of the files.
 
         Args:
-            found: is told what there is, before the first rows.
+            found: called with what there is, before the first rows.
 
         Raises:
             OfflineStoreError: the history cannot be read; see the subclasses.
@@ -390,7 +390,7 @@ class ViewReading:
             buckets: number of key buckets; None for as many as the number of rows suggests.
             done: buckets whose rows are not kept.
             found: as in `rows`.
-            looked_at: is told numbers of rows, while newest ones are looked for, and then 0
+            looked_at: called with numbers of rows, while newest ones are looked for, and then 0
                 between batches; what it raises ends the reading.
 
         Raises: as `rows`.

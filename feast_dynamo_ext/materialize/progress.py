@@ -76,7 +76,7 @@ class Speeds:
         self._intervals = intervals
         self._speeds: dict[str, Speed] = {}
 
-    def of(self, view: ViewReport) -> Speed:
+    def get(self, view: ViewReport) -> Speed:
         """The speed of a view, brought up to date."""
         speed = self._speeds.setdefault(view.view, Speed(self._intervals.rate_s))
         if view.to_write is not None:
@@ -120,7 +120,7 @@ def reading(view: ViewReport) -> str:
 
 
 def time_left(view: ViewReport, speed: Speed) -> str:
-    """How long a view will take at its speed of now."""
+    """How long a view will take at its current speed."""
     if not speed.rate or view.to_write is None:
         return "time left unknown"
     return f"{duration((view.to_write - view.settled) / speed.rate)} left"
@@ -237,7 +237,7 @@ class Bars:
         self._bars.clear()
 
     def _draw_view(self, view: ViewReport) -> None:
-        speed = self._speeds.of(view)
+        speed = self._speeds.get(view)
         if not view.to_write:
             self._draw(view.view, f"{{desc}} {reading(view)}")
             return
@@ -275,7 +275,7 @@ class Lines:
     def look(self) -> None:
         """Write the lines, if it is time to; else only note how fast it goes."""
         lines = [
-            f"{view.view}: {line(view, self._speeds.of(view))}" for view in at_work(self._report)
+            f"{view.view}: {line(view, self._speeds.get(view))}" for view in at_work(self._report)
         ]
         now_s = self._intervals.clock()
         if now_s - self._written_s < self._intervals.line_s:

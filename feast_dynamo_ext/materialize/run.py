@@ -142,7 +142,7 @@ class ViewWriting:
     async def _write_block(self, block: EncodedBlock) -> None:
         report, table, done = self.report, self.report.table, Outcome()
 
-        def told(outcome: Outcome) -> None:
+        def on_outcome(outcome: Outcome) -> None:
             nonlocal done
             done += outcome
             report.written += outcome.written
@@ -151,7 +151,7 @@ class ViewWriting:
             # At once: on a throttled table each further request would wait for its own deadline.
             done.checked(table)
 
-        write = self._writer.write_batches(table, block.batches(), told, self.how)
+        write = self._writer.write_batches(table, block.batches(), on_outcome, self.how)
         await with_vectors(self.connection, table, block.rows.keys.to_pylist, write)
 
 

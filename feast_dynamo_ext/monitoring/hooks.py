@@ -83,7 +83,7 @@ class MonitoringHooks:
         Raises:
             AwsError: S3 refused.
         """
-        MetricsStorage.of(config).prepare()
+        MetricsStorage.from_config(config).prepare()
 
     @staticmethod
     def save_monitoring_metrics(
@@ -100,7 +100,7 @@ class MonitoringHooks:
             AwsError: S3 refused.
             DestinationError: the disk did.
         """
-        MetricsStorage.of(config).save(metric_type, metrics)
+        MetricsStorage.from_config(config).save(metric_type, metrics)
 
     @staticmethod
     def query_monitoring_metrics(
@@ -126,7 +126,7 @@ class MonitoringHooks:
             SourceReadError: a file of metrics cannot be read.
             AwsError: S3 refused.
         """
-        storage = MetricsStorage.of(config)
+        storage = MetricsStorage.from_config(config)
         return storage.query(metric_type, project, filters or {}, start_date, end_date)
 
     @staticmethod
@@ -147,4 +147,4 @@ class MonitoringHooks:
             "feature_name": feature_name,
             "data_source_type": data_source_type,
         }
-        MetricsStorage.of(config).clear_baseline(filters)
+        MetricsStorage.from_config(config).clear_baseline(filters)

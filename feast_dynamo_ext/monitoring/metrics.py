@@ -281,7 +281,7 @@ class Rows:
         first, last = self._range
         if first is None and last is None:
             return pa.array([True] * len(times), pa.bool_())
-        axis = Axis.of(times.type)
+        axis = Axis.from_type(times.type)
         points = axis.cast(times)
         within = points.is_valid().to_numpy(zero_copy_only=False)
         values = points.fill_null(0).to_numpy()
@@ -644,7 +644,7 @@ def newest_event(config: RepoConfig, data_source: DataSource, event_time: str) -
     source = source.with_columns([column], where)
     kind = source.schema.field(column).type
     check_time(column, kind, where)
-    axis = Axis.of(kind)
+    axis = Axis.from_type(kind)
     limits = source.limits(column)
     times = _times(source, column) if limits is None else iter([limits])
     points = (axis.cast(part.drop_null()).to_numpy() for part in times)

@@ -91,7 +91,7 @@ class MetricsTable:
     keys: tuple[str, ...]
 
     @classmethod
-    def of(cls, metric_type: str) -> MetricsTable:
+    def from_type(cls, metric_type: str) -> MetricsTable:
         """The table of one of `METRIC_TYPES`.
 
         Raises:
@@ -207,7 +207,7 @@ class MetricsStorage:
     fold_from: int = FOLD_FROM
 
     @classmethod
-    def of(cls, config: RepoConfig) -> MetricsStorage:
+    def from_config(cls, config: RepoConfig) -> MetricsStorage:
         """Where `monitoring_location` says; a folder of the feature repo otherwise."""
         location = getattr(config.offline_store, "monitoring_location", None) or MONITORING_DIR
         if not urlparse(location).scheme:
@@ -221,7 +221,7 @@ class MetricsStorage:
             AwsError: S3 refused.
         """
         for metric_type in METRIC_TYPES:
-            self._fold(MetricsTable.of(metric_type))
+            self._fold(MetricsTable.from_type(metric_type))
 
     def save(self, metric_type: str, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Add metrics; they replace those of the same keys.
@@ -229,7 +229,7 @@ class MetricsStorage:
         Raises:
             AwsError: S3 refused.
         """
-        table = MetricsTable.of(metric_type)
+        table = MetricsTable.from_type(metric_type)
         if metrics:
             self._add(table, table.rows(metrics, time.time_ns()))
 
@@ -248,7 +248,7 @@ class MetricsStorage:
             SourceReadError: a file cannot be read.
             AwsError: S3 refused.
         """
-        table = MetricsTable.of(metric_type)
+        table = MetricsTable.from_type(metric_type)
         rows, _ = self._read(table)
         wanted = {**filters, PROJECT: project or None}
         return table.metrics(table.matching(rows, wanted, first, last))
@@ -258,7 +258,7 @@ class MetricsStorage:
 
         Raises: as `query`.
         """
-        table = MetricsTable.of("feature")
+        table = MetricsTable.from_type("feature")
         rows, _ = self._read(table)
         found = table.matching(rows, {**filters, BASELINE: True})
         if found.num_rows:
@@ -268,7 +268,7 @@ class MetricsStorage:
 
     def files(self, metric_type: str) -> list[str]:
         """URIs of the files of a table."""
-        return self._files(MetricsTable.of(metric_type))
+        return self._files(MetricsTable.from_type(metric_type))
 
     def _folder(self, table: MetricsTable) -> str:
         return f"{self.uri}/{table.name}"

@@ -57,7 +57,7 @@ class Folders:
     texts: Mapping[str, frozenset[str]]
 
     @classmethod
-    def of(cls, data_source: Any, files: Sequence[FileState]) -> Folders:
+    def from_source(cls, data_source: Any, files: Sequence[FileState]) -> Folders:
         """The folders of a source, from its settings and the files that are there."""
         pattern: str = getattr(data_source, "folder_format", "")
         derived: Mapping[str, str] = getattr(data_source, "derived_columns", {})
@@ -165,7 +165,7 @@ class Target:
     optional: pa.Schema
 
     @classmethod
-    def of(cls, view: Any, config: RepoConfig, table: pa.Table) -> Target:
+    def from_view(cls, view: Any, config: RepoConfig, table: pa.Table) -> Target:
         """The history of a view; where there is none yet, as the view declares it.
 
         Raises:
@@ -192,7 +192,7 @@ class Target:
         try:
             source = ParquetSource.open(data_source, config)
         except SourceNotFoundError:
-            folders = Folders.of(data_source, ())
+            folders = Folders.from_source(data_source, ())
             # The first file says what the columns are, so they are those of the rows.
             names = dict.fromkeys([*_required(view), *_plain(table)])
             schema = pa.schema(_first_type(name, declared, table) for name in names)
@@ -202,7 +202,7 @@ class Target:
                 f"{uri} is one Parquet file; appending would rewrite it under its readers. Move "
                 "it into a folder and point the source to that."
             )
-        folders = Folders.of(data_source, source.files)
+        folders = Folders.from_source(data_source, source.files)
         schema = folders.without(source.schema.remove_metadata())
         new = [column for column in declared if column.name not in source.schema.names]
         return cls(view.name, uri, schema, folders, pa.schema(new))
@@ -268,7 +268,7 @@ def append_rows(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
         DestinationError: the disk refused; nothing is kept. AwsError: S3 did.
     """
     table = _original_names(view, table)
-    target = Target.of(view, config, table)
+    target = Target.from_view(view, config, table)
     rows = target.rows(table)
     files = files_of(target.uri, settings_of(view.batch_source, config))
     return write_folders(files, target.uri, rows.schema, target.folders.split(table, rows))
@@ -288,7 +288,7 @@ def declared_columns(views: Iterable[Any], source: DataSource) -> list[tuple[str
     view = next((view for view, own in sources if own and own.name == source.name), None)
     if view is None:
         return []
-    declared, folders = _declared(view), Folders.of(source, ())
+    declared, folders = _declared(view), Folders.from_source(source, ())
     times = dict.fromkeys(_required(view), str(pa.timestamp("us", "UTC")))
     of_folders = dict.fromkeys(folders.columns, str(pa.string()))
     of_view = {column.name: str(column.type) for column in declared}

@@ -85,7 +85,7 @@ def range_condition(
     is_time = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
     if not is_time or (first is None and last is None):
         return None
-    axis, field = Axis.of(kind), ds.field(column.name)
+    axis, field = Axis.from_type(kind), ds.field(column.name)
     condition = None
     if first is not None:
         condition = field >= _point(axis.first_at_or_after(first), kind, up=True)

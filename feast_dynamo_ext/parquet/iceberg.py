@@ -70,7 +70,7 @@ def read_iceberg(source: Any, settings: AwsSettings) -> tuple[Place, TableFiles]
     except Exception as error:
         raise _unreadable(source, error) from error
     _check_supported(source, schema, tasks)
-    place = Place.of(_folder(source, table, tasks), settings)
+    place = Place.from_uri(_folder(source, table, tasks), settings)
     files = tuple(_files(source, place, table, tasks))
     if _may_differ(schema, table.metadata.schemas):
         _check_names(source, place, schema, files)

@@ -73,7 +73,7 @@ class Place:
     s3: Any = None
 
     @classmethod
-    def of(cls, uri: str, settings: AwsSettings) -> Place:
+    def from_uri(cls, uri: str, settings: AwsSettings) -> Place:
         """The place that a URI or a local path names.
 
         Raises:

@@ -230,7 +230,7 @@ class Current:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode()
 
     @classmethod
-    def of(cls, content: bytes, where: str) -> Current:
+    def from_json(cls, content: bytes, where: str) -> Current:
         """What a pointer's content says.
 
         Raises:
@@ -325,7 +325,7 @@ def read(filesystem: fs.FileSystem, root: str) -> Current:
     path = f"{root}/{POINTER}"
     try:
         with aws.s3_translated(path), filesystem.open_input_stream(path) as stream:
-            return Current.of(stream.readall(), path)
+            return Current.from_json(stream.readall(), path)
     except FeastDynamoError:
         raise
     except OSError as error:

@@ -29,7 +29,7 @@ EVENT_TIME_KEY = b"feast_dynamo_ext.event_time"
 
 
 @dataclass(frozen=True)
-class Place:
+class SavedPlace:
     """Where a saved dataset is kept.
 
     Attributes:
@@ -41,7 +41,7 @@ class Place:
     files: Files
 
     @classmethod
-    def of(cls, data_source: DataSource, config: RepoConfig) -> Place:
+    def from_source(cls, data_source: DataSource, config: RepoConfig) -> SavedPlace:
         """The place that a storage names.
 
         Raises:

@@ -80,7 +80,7 @@ class ParquetSource:
         override = getattr(data_source, "s3_endpoint_override", None)
         if override:
             settings = replace(settings, endpoint_url=override)
-        place = Place.of(uri, settings)
+        place = Place.from_uri(uri, settings)
         if isinstance(getattr(data_source, "file_format", None), DeltaFormat):
             table = read_delta(place, settings, data_source.name)
             return cls(SourceDataset.of_table(place, table), settings)

@@ -146,7 +146,7 @@ def _explain(
     plan, why = describe_plan(engine, query, view, pruned)
     files = list(pruned.dataset.get_fragments())
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        footers = list(pool.map(_Footer.of, files))
+        footers = list(pool.map(_Footer.from_fragment, files))
     return ViewExplanation(
         view=view.view,
         plan=plan,
@@ -172,7 +172,7 @@ class _Footer:
     groups: tuple[Any, ...]
 
     @classmethod
-    def of(cls, fragment: Any) -> _Footer:
+    def from_fragment(cls, fragment: Any) -> _Footer:
         return cls(fragment.metadata, tuple(fragment.row_groups))
 
     def bytes_of(self, columns: Sequence[str]) -> int:

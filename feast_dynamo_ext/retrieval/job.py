@@ -246,7 +246,7 @@ class ParquetRetrievalJob(RetrievalJob):
                 or something that is no Parquet.
             RetrievalTimeoutError: the rows were not found in time.
         """
-        place = saved.Place.of(storage.to_data_source(), self.config)
+        place = saved.SavedPlace.from_source(storage.to_data_source(), self.config)
         old = place.checked(allow_overwrite=allow_overwrite)
         rows = self._rows(timeout)
         place.write(old, rows.schema, rows.batches(), self._event_time())
@@ -254,7 +254,7 @@ class ParquetRetrievalJob(RetrievalJob):
     def _rows(self, timeout: int | None) -> Result:
         """The rows with on-demand features."""
         if self.odfvs:
-            return Result.of(self.to_arrow(timeout=timeout))
+            return Result.from_table(self.to_arrow(timeout=timeout))
         return within(timeout, lambda _: self.result())
 
     def _event_time(self) -> str | None:

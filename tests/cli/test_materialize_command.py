@@ -196,7 +196,7 @@ class View:
 )
 def test_an_incremental_window_starts_where_feast_would(view, start):
     now = datetime(2026, 1, 10, tzinfo=timezone.utc)
-    window = Window.of((), now, incremental=True, all_=False)
+    window = Window.from_times((), now, incremental=True, all_=False)
     assert window == Window(None, now)
     assert window.start_for(view, now) == start.replace(tzinfo=timezone.utc)
 

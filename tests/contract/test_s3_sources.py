@@ -463,6 +463,6 @@ def test_an_object_that_was_replaced_within_a_second_is_another_one(
     found = []
     for value in (1, 2, 2):
         put("orders/a.parquet", cid=[1], x=[value], event=event)
-        history = History(config, S3ParquetOfflineStore(), view, Columns.of(view))
+        history = History(config, S3ParquetOfflineStore(), view, Columns.from_view(view))
         found.append(history.fingerprint)
     assert found[0] != found[1] == found[2]

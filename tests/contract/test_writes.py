@@ -298,7 +298,7 @@ def test_writing_on_an_event_loop_is_the_same(open_shop):
 
 def test_the_outcome_says_how_many_were_older(open_shop):
     store = open_shop()
-    schema = RowSchema.of(view())
+    schema = RowSchema.from_view(view())
     values = pack([Value(int64_val=1), Value(string_val="x")])
     online = store._get_provider().online_store
     rows = [Row(b"key%d" % n, values, 1_000_000 * n, None) for n in range(40)]
@@ -335,7 +335,7 @@ def test_rows_that_stay_throttled_are_named(scripted_http, how):
         write_deadline_ms=100,
     )
     connection = Connection.open(config.connection())
-    schema = RowSchema.of(view())
+    schema = RowSchema.from_view(view())
     rows = [to_item(Row(b"%d" % n, b"", 1, None), schema, None, "orders") for n in (1, 2, 3)]
     with pytest.raises(IncompleteWriteError, match="3 of 3 rows are not written") as caught:
         connection.loops.run(connection.writer.write("orders", rows, None, how))

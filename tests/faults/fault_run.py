@@ -105,7 +105,7 @@ def _in_turn(
                     provider.online_write_batch(store.config, view, call.of_feast(), None)
                 else:
                     provider.online_store.write_rows(
-                        store.config, view, RowSchema.of(view), call.packed()
+                        store.config, view, RowSchema.from_view(view), call.packed()
                     )
         elif len(call.views) == 1 and len(call.numbers) <= 10:
             (name,) = call.views

@@ -42,7 +42,7 @@ def test_a_connection_that_does_not_open_does_not_outlast_the_deadline():
     )
 
     async def post(port):
-        pool = HttpPool(Endpoint.of(f"http://127.0.0.1:{port}"), settings)
+        pool = HttpPool(Endpoint.from_url(f"http://127.0.0.1:{port}"), settings)
         await pool.post(b"", timeout_s=0.1)
 
     with contextlib.ExitStack() as opened:
@@ -69,7 +69,9 @@ def test_a_connection_that_is_reset_as_soon_as_it_is_open_fails_at_once():
         connection.close()
 
     async def send(port):
-        connection = await HttpPool(Endpoint.of(f"http://127.0.0.1:{port}"), settings)._connect()
+        connection = await HttpPool(
+            Endpoint.from_url(f"http://127.0.0.1:{port}"), settings
+        )._connect()
         while connection.is_open:
             await asyncio.sleep(0)
         await asyncio.sleep(0)  # the loss itself is told one round later

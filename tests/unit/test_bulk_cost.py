@@ -20,7 +20,9 @@ def test_prices():
 
 
 def test_sizes_are_added_up_and_units_rounded_up_for_each_item():
-    sizes = Sizes.of([np.array([1, 1_024, 1_025]), np.array([], np.int64), np.array([4_096])])
+    sizes = Sizes.from_batches(
+        [np.array([1, 1_024, 1_025]), np.array([], np.int64), np.array([4_096])]
+    )
     assert sizes == Sizes(items=4, item_bytes=6_146, write_units=8)
 
 
@@ -28,7 +30,7 @@ def test_the_bytes_of_files_are_those_of_lines_within_four_bytes_an_item():
     key, values = b"k" * 33, b"v" * 158
     item = to_item(Row(key, values, 1_767_398_400_000_000, 1_767_398_400_000_000), SCHEMA, 60, "")
     line = json.dumps({"Item": item}, separators=(",", ":")) + "\n"
-    sizes = Sizes.of([np.full(1_000, item_bytes(item))])
+    sizes = Sizes.from_batches([np.full(1_000, item_bytes(item))])
     assert abs(sizes.raw_bytes / 1_000 - len(line)) <= 4
     assert base64.b64decode(item["v"]["B"]) == values
 

@@ -253,7 +253,7 @@ def test_the_folders_in_the_design_are_the_packages():
 
 def test_the_settings_of_a_view_on_the_page_are_settings():
     shown = runpy.run_path(str(DOCS / "snippets" / "view_settings.py"))
-    settings = ViewSettings.of(shown["orders"])
+    settings = ViewSettings.from_view(shown["orders"])
     assert (settings.consistent_reads, settings.expired) == (True, "value")
     assert settings.table.deletion_protection is True
     assert shown["churn"].precompute_online is True

@@ -190,7 +190,7 @@ def test_what_answers_is_given_and_the_rest_is_named_as_unread():
     dynamo = FlakyDynamo({"t": held}, ["part", *["throttle"] * 100])
     reader = Reader(dynamo, Clock().policy(5.0))
     wanted = [TableKeys("t", tuple(map(text, range(3))))]
-    result = asyncio.run(reader.read_what_answers(wanted))
+    result = asyncio.run(reader.read_partial(wanted))
     assert result.found == {"t": {text(0): held[text(0)]}}
     assert result.unread == {"t": [text(1), text(2)]}
     assert isinstance(result.cause, ThrottledError)

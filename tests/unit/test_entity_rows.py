@@ -160,7 +160,9 @@ def test_the_event_time_may_be_the_one_column_of_timestamps(shop):
 
 
 def test_the_range_holds_nanoseconds():
-    rows = EntityRows.of(pa.table({"event_timestamp": pa.array([1_500], pa.timestamp("ns"))}))
+    rows = EntityRows.from_frame(
+        pa.table({"event_timestamp": pa.array([1_500], pa.timestamp("ns"))})
+    )
     epoch = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
     assert rows.range() == (
         epoch + dt.timedelta(microseconds=1),
@@ -173,7 +175,7 @@ def test_the_range_holds_nanoseconds():
 
 def refused(rows, message: str, error: type[Exception] = EntityRowsError) -> None:
     with pytest.raises(error, match=message):
-        EntityRows.of(rows)
+        EntityRows.from_frame(rows)
 
 
 @pytest.mark.parametrize("rows", [[{"cid": 1}], {"cid": [1]}, 7, pd.DataFrame, np.zeros(3)])
@@ -231,7 +233,9 @@ def test_a_reader_that_fails():
 
 
 def test_a_time_beyond_the_calendar():
-    rows = EntityRows.of(pa.table({"event_timestamp": pa.array([10**15], pa.timestamp("s"))}))
+    rows = EntityRows.from_frame(
+        pa.table({"event_timestamp": pa.array([10**15], pa.timestamp("s"))})
+    )
     with pytest.raises(EntityRowsError, match="outside the years 1 to 9999"):
         rows.range()
 

@@ -13,12 +13,14 @@ KB = 1_024
 
 def orders(*batches, write_mode="newest_wins", **counts):
     sizes = [np.array(batch, dtype=np.int64) for batch in batches]
-    return estimate.of("orders", "shop.orders", sizes, write_mode, **{"read": 10, **counts})
+    return estimate.estimate_view(
+        "orders", "shop.orders", sizes, write_mode, **{"read": 10, **counts}
+    )
 
 
 def many(view, rows, write_mode="overwrite"):
     sizes = [np.full(rows, 200)]
-    return estimate.of(view, f"shop.{view}", sizes, write_mode, read=5 * rows)
+    return estimate.estimate_view(view, f"shop.{view}", sizes, write_mode, read=5 * rows)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,9 @@ def test_quantiles_are_sizes_that_occur():
 
 @pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint32])
 def test_sizes_may_be_of_any_integer_type(kind):
-    found = estimate.of("v", "t", [np.array([100, 2_000], dtype=kind)], "overwrite", read=2)
+    found = estimate.estimate_view(
+        "v", "t", [np.array([100, 2_000], dtype=kind)], "overwrite", read=2
+    )
     assert (found.rows, found.units) == (2, 3)
 
 

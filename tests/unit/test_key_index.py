@@ -34,7 +34,7 @@ def assert_numbered(known, asked, kinds):
         pa.array(column, kind)
         for column, kind in zip(zip(*known, strict=True), kinds, strict=True)
     ]
-    index = KeyIndex.of(columns)
+    index = KeyIndex.from_columns(columns)
     numbers = index.numbers(columns)
     distinct = {key for key in known if None not in key}
     assert index.size == len(distinct)
@@ -72,7 +72,7 @@ def test_keys_of_three_columns(data):
 def test_a_hash_table_with_many_keys():
     generator = np.random.default_rng(7)
     known = np.unique(generator.integers(LOWEST, HIGHEST, 20_000))
-    index = KeyIndex.of([pa.array(known)])
+    index = KeyIndex.from_columns([pa.array(known)])
     asked = np.concatenate([generator.permutation(known), generator.integers(LOWEST, HIGHEST, 9)])
     found = index.numbers([pa.array(asked)])
     assert known[found[:-9]].tolist() == asked[:-9].tolist()
@@ -81,9 +81,9 @@ def test_a_hash_table_with_many_keys():
 
 @pytest.mark.parametrize("keys", [[5, 9, 7], [5 << 50, 9 << 50, 7 << 50]])
 def test_a_number_by_key(keys):
-    index = KeyIndex.of([pa.array(keys)])
+    index = KeyIndex.from_columns([pa.array(keys)])
     by_number = np.array([0, 0, 0, 99], dtype=np.uint64)
     by_number[index.numbers([pa.array(keys)])] = [10, 20, 30]
-    by_key = ByKey.of(index, by_number)
+    by_key = ByKey.from_index(index, by_number)
     asked = pa.array([keys[1], 6, keys[0], -(2**63), 2**63 - 1, keys[2]])
     assert by_key.take([asked]).tolist() == [20, 99, 10, 99, 99, 30]

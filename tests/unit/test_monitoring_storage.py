@@ -95,7 +95,7 @@ def test_a_cleared_baseline_is_none_and_keeps_its_figures(storage):
 
 
 def test_clearing_does_not_undo_what_was_written_since_it_read():
-    table = MetricsTable.of("feature")
+    table = MetricsTable.from_type("feature")
     first, second = (
         table.rows([feature(mean=mean, baseline=True)], at) for mean, at in ((1.0, 10), (9.0, 11))
     )
@@ -180,7 +180,7 @@ def config(folder, **offline) -> RepoConfig:
 def test_where_metrics_are_kept(tmp_path, location, folder):
     offline = {"monitoring_location": location} if location else {}
     expected = str(tmp_path / folder) if folder else "s3://b/metrics"
-    assert MetricsStorage.of(config(tmp_path, **offline)).uri == expected
+    assert MetricsStorage.from_config(config(tmp_path, **offline)).uri == expected
 
 
 def test_what_cannot_be_asked(tmp_path):

@@ -135,7 +135,7 @@ def joined_to_another(path):
 
 def materialized(path):
     view = orders(path)
-    found = History(config_of(path), STORE(), view, Columns.of(view))
+    found = History(config_of(path), STORE(), view, Columns.from_view(view))
     with found.newest(Window(START, END), None, "128MB") as newest:
         return sum(batch.num_rows for batch in newest.batches)
 
@@ -304,7 +304,7 @@ def test_a_file_that_changes_after_matching_is_named_and_nothing_is_exported(pat
 @pytest.mark.parametrize("change", [in_place, removed])
 def test_a_file_that_changes_while_it_is_materialized_is_named(path, change):
     view = orders(path)
-    found = History(config_of(path), STORE(), view, Columns.of(view))
+    found = History(config_of(path), STORE(), view, Columns.from_view(view))
     change(path / "b.parquet")
     with (
         refused(path, SourceReadError, r"orders/b\.parquet changed while"),

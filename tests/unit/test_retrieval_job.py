@@ -116,7 +116,7 @@ def test_tables_frames_and_batches_are_the_same_rows(tmp_path, orders):
 
 
 def test_batches_are_bounded(tmp_path):
-    job = job_of(tmp_path, lambda: Result.of(ROWS))
+    job = job_of(tmp_path, lambda: Result.from_table(ROWS))
     batches = list(job.to_arrow_batches(max_rows=4))
     assert [batch.num_rows for batch in batches] == [4, 4, 2]
     assert pa.Table.from_batches(batches).equals(ROWS)
@@ -127,7 +127,7 @@ def test_matching_happens_once(tmp_path):
 
     def run():
         runs.append(1)
-        return Result.of(ROWS)
+        return Result.from_table(ROWS)
 
     job = job_of(tmp_path, run)
     assert job.to_arrow().equals(ROWS)
@@ -155,7 +155,7 @@ def test_a_timeout_is_kept_while_matching_and_the_next_call_has_what_it_found(tm
 
     def run():
         go_on.wait()
-        return Result.of(ROWS)
+        return Result.from_table(ROWS)
 
     job = job_of(tmp_path, run)
     with pytest.raises(RetrievalTimeoutError, match=r"after the 0\.01 s of its `timeout`"):
@@ -228,7 +228,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path):
 
 
 def test_an_export_without_rows_has_the_schema(tmp_path):
-    job = job_of(tmp_path, lambda: Result.of(ROWS.slice(0, 0)), staging_location="staging")
+    job = job_of(tmp_path, lambda: Result.from_table(ROWS.slice(0, 0)), staging_location="staging")
     (uri,) = job.to_remote_storage()
     assert pq.read_table(uri).equals(ROWS.slice(0, 0))
 
@@ -250,7 +250,7 @@ def test_the_guard_looks_before_anything_is_matched(tmp_path):
 @pytest.mark.parametrize("name", ["rows.parquet", "rows"])
 def test_replacing_leaves_the_new_rows_alone(tmp_path, name):
     for rows in (ROWS, ROWS.slice(3)):
-        job_of(tmp_path, lambda rows=rows: Result.of(rows)).persist(
+        job_of(tmp_path, lambda rows=rows: Result.from_table(rows)).persist(
             saved(tmp_path / "sets" / name), allow_overwrite=True
         )
     assert pq.read_table(tmp_path / "sets" / name).equals(ROWS.slice(3))
@@ -259,7 +259,7 @@ def test_replacing_leaves_the_new_rows_alone(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows"])
 def test_a_replacement_that_fails_leaves_the_old_rows(tmp_path, name):
-    job_of(tmp_path, lambda: Result.of(ROWS)).persist(saved(tmp_path / name))
+    job_of(tmp_path, lambda: Result.from_table(ROWS)).persist(saved(tmp_path / name))
 
     def batches():
         yield from ROWS.to_batches(1)
@@ -274,7 +274,7 @@ def test_a_replacement_that_fails_leaves_the_old_rows(tmp_path, name):
 def test_a_folder_that_holds_other_things_is_not_replaced(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.docx").write_text("")
-    job = job_of(tmp_path, lambda: Result.of(ROWS))
+    job = job_of(tmp_path, lambda: Result.from_table(ROWS))
     with pytest.raises(DestinationExistsError, match=r"thesis\.docx, which is no Parquet file"):
         job.persist(saved(tmp_path / "home"), allow_overwrite=True)
     assert files_in(tmp_path / "home") == ["thesis.docx"]
@@ -282,6 +282,6 @@ def test_a_folder_that_holds_other_things_is_not_replaced(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    job = job_of(tmp_path, lambda: Result.of(ROWS))
+    job = job_of(tmp_path, lambda: Result.from_table(ROWS))
     with pytest.raises(DestinationError, match=r"file/rows\.parquet cannot be written"):
         job.persist(saved(tmp_path / "file" / "rows.parquet"))

@@ -83,7 +83,7 @@ def test_both_kinds_make_the_same_requests(rows, ttl_s, data):
         for how in Try:
             whole = [(row, how) for row in range(count)]
             assert plain(encoded.statements(TABLE, whole)) == items.statements(TABLE, whole)
-        for one, row in zip(encoded.ones(), items.ones(), strict=True):
+        for one, row in zip(encoded.single_row_batches(), items.single_row_batches(), strict=True):
             assert plain(one.puts()) == row.puts()
             assert (len(one), one.item(0), one.keys([0])) == (1, row.item(0), row.keys([0]))
         seen += count
@@ -153,7 +153,7 @@ def test_units_are_of_1024_bytes_begun_by_each_item():
     widths = [0, room, room + 1, room + 1_024, room + 1_025]
     rows = [Row(b"k%d" % at, b"x" * wide, EVENT_US, None) for at, wide in enumerate(widths)]
     (batch,) = both(rows).block.batches()
-    assert [one.units for one in batch.ones()] == [1, 1, 2, 2, 3]
+    assert [one.units for one in batch.single_row_batches()] == [1, 1, 2, 2, 3]
     assert batch.units == 9
     assert Items([{}]).units == 0  # of a push they are not worked out
 

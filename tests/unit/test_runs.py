@@ -49,7 +49,7 @@ def test_runs_and_what_is_found_in_them(stretches, random):
     ones, twos, times = zip(*rows, strict=True)
     batch = batch_of([pa.array(ones, pa.int64()), pa.array(twos)], times)
     expected = runs_by_hand(list(zip(ones, twos, strict=True)), times)
-    runs = Runs.of(batch)
+    runs = Runs.from_batch(batch)
     if LEAST_ROWS * (len(expected) - 1) >= len(rows):
         assert runs is None
         return
@@ -76,19 +76,19 @@ def test_runs_and_what_is_found_in_them(stretches, random):
 def test_no_runs_where_rows_stand_in_any_order():
     generator = np.random.default_rng(1)
     keys = pa.array(generator.integers(0, 50, 5_000))
-    assert Runs.of(batch_of([keys], generator.integers(0, 1_000, 5_000))) is None
+    assert Runs.from_batch(batch_of([keys], generator.integers(0, 1_000, 5_000))) is None
 
 
 def test_no_runs_after_a_sorted_beginning():
     times = [*range(SAMPLE_ROWS), *range(20_000, 0, -1)]
-    assert Runs.of(batch_of([pa.array([7] * len(times))], times)) is None
+    assert Runs.from_batch(batch_of([pa.array([7] * len(times))], times)) is None
 
 
 def test_no_runs_with_nulls_or_without_rows():
     times = list(range(20))
-    assert Runs.of(batch_of([pa.array([1] * 19 + [None])], times)) is None
-    assert Runs.of(batch_of([pa.array([1] * 20)], [*times[:-1], None])) is None
-    assert Runs.of(batch_of([pa.array([], pa.int64())], [])) is None
+    assert Runs.from_batch(batch_of([pa.array([1] * 19 + [None])], times)) is None
+    assert Runs.from_batch(batch_of([pa.array([1] * 20)], [*times[:-1], None])) is None
+    assert Runs.from_batch(batch_of([pa.array([], pa.int64())], [])) is None
 
 
 def test_ranges():

@@ -52,18 +52,20 @@ def signed_by_botocore(url, region, credentials, body, headers) -> str:
 )
 def test_equals_botocores_signature(url, region, access_key, secret, token, operation, body):
     credentials = ReadOnlyCredentials(access_key, secret, token, None)
-    line, headers = parsed(Signer(Endpoint.of(url), region).head(operation, body, credentials))
+    line, headers = parsed(
+        Signer(Endpoint.from_url(url), region).head(operation, body, credentials)
+    )
     unsigned = {"User-Agent", "Accept-Encoding", "Authorization", "Content-Length", "Host"}
     to_sign = {name: value for name, value in headers.items() if name not in unsigned}
     assert headers["Authorization"] == signed_by_botocore(url, region, credentials, body, to_sign)
     assert headers["Content-Length"] == str(len(body))
     assert headers["X-Amz-Target"] == f"DynamoDB_20120810.{operation}"
     assert ("X-Amz-Security-Token" in headers) == (token is not None)
-    assert line == f"POST {Endpoint.of(url).path} HTTP/1.1"
+    assert line == f"POST {Endpoint.from_url(url).path} HTTP/1.1"
 
 
 def test_requests_carry_the_time_that_aws_said():
-    signer = Signer(Endpoint.of("http://127.0.0.1:1"), "eu-west-1", skew_s=7_200.0)
+    signer = Signer(Endpoint.from_url("http://127.0.0.1:1"), "eu-west-1", skew_s=7_200.0)
     _, headers = parsed(signer.head("Query", b"{}", ReadOnlyCredentials("a", "b", None, None)))
     stamp = dt.datetime.strptime(headers["X-Amz-Date"], "%Y%m%dT%H%M%S%z")
     ahead = stamp - dt.datetime.now(tz=dt.timezone.utc)
@@ -71,7 +73,7 @@ def test_requests_carry_the_time_that_aws_said():
 
 
 def test_a_key_is_worked_out_anew_for_other_credentials():
-    signer = Signer(Endpoint.of("http://127.0.0.1:1"), "eu-west-1")
+    signer = Signer(Endpoint.from_url("http://127.0.0.1:1"), "eu-west-1")
     heads = [
         parsed(signer.head("Query", b"{}", ReadOnlyCredentials("a", secret, None, None)))[1]
         for secret in ("one", "two", "one")
@@ -82,7 +84,7 @@ def test_a_key_is_worked_out_anew_for_other_credentials():
 
 
 def test_the_host_header_names_a_port_only_where_it_is_not_the_schemes_own():
-    assert Endpoint.of("https://a.b").authority == "a.b"
-    assert Endpoint.of("https://a.b:443/").authority == "a.b"
-    assert Endpoint.of("http://a.b:443/x").authority == "a.b:443"
-    assert Endpoint.of("http://[::1]:80").authority == "[::1]"
+    assert Endpoint.from_url("https://a.b").authority == "a.b"
+    assert Endpoint.from_url("https://a.b:443/").authority == "a.b"
+    assert Endpoint.from_url("http://a.b:443/x").authority == "a.b:443"
+    assert Endpoint.from_url("http://[::1]:80").authority == "[::1]"

@@ -21,7 +21,7 @@ def asked_for(keys, latest, ttl=None) -> MatchInput:
 
 
 def slots_of(keys, latest, ttl=None) -> Slots:
-    return Slots.of(asked_for(keys, latest, ttl), Orders())
+    return Slots.from_input(asked_for(keys, latest, ttl), Orders())
 
 
 # One slot, few, some, and many: each is searched in its own way.
@@ -78,4 +78,4 @@ def test_a_glance_drops_no_row_that_a_slot_sees(ttl, shift):
 def test_views_of_the_same_keys_share_an_order():
     orders = Orders()
     one, other = asked_for([1, 2], [10, 20], ttl=1), asked_for([1, 2], [10, 20], ttl=5)
-    assert Slots.of(one, orders).order is Slots.of(other, orders).order
+    assert Slots.from_input(one, orders).order is Slots.from_input(other, orders).order

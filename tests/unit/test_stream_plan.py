@@ -36,12 +36,12 @@ def test_of_rows_of_one_event_time_the_last_created_wins(tmp_path, rows):
     source = FileSource(name="s", path=str(tmp_path / "history.parquet"), timestamp_field="t")
     view = ViewPlan("v", source, (("k", "k"),), "t", "c", (), dt.timedelta(days=1))
     asked = list(range(KEYS + 1))
-    entities = EntityRows.of(
+    entities = EntityRows.from_frame(
         pa.table({"k": asked, "event_timestamp": pa.array([7] * len(asked), pa.timestamp("us"))})
     )
-    opened = History.of(view, ParquetSource.open(source, repo_config()))
+    opened = History.from_view(view, ParquetSource.open(source, repo_config()))
     found = match.match(
-        MatchInput.of(entities, opened, created_by_entity_time=False), opened, threads=2
+        MatchInput.from_entities(entities, opened, created_by_entity_time=False), opened, threads=2
     )
     expected = [
         max(np.flatnonzero(keys == key), key=lambda at: (created[at], at)) for key in range(KEYS)

@@ -130,12 +130,12 @@ def test_settings_of_a_view_are_one_tag_each_and_come_back():
         "feast_dynamo_ext.table.stream": "off",
         "feast_dynamo_ext.table.ttl": "false",
     }
-    assert ViewSettings.of(view_of({"team": "growth", **tags})) == settings
+    assert ViewSettings.from_view(view_of({"team": "growth", **tags})) == settings
 
 
 def test_a_view_without_settings_has_none():
     for tags in (None, {}, {"team": "growth"}):
-        assert ViewSettings.of(view_of(tags)) == ViewSettings()
+        assert ViewSettings.from_view(view_of(tags)) == ViewSettings()
 
 
 @pytest.mark.parametrize(
@@ -169,22 +169,22 @@ def test_a_view_without_settings_has_none():
 )
 def test_a_tag_that_is_no_setting_names_view_and_tag(tag, value, problem):
     with pytest.raises(ConfigError) as caught:
-        ViewSettings.of(view_of({tag: value}))
+        ViewSettings.from_view(view_of({tag: value}))
     assert str(caught.value) == problem
 
 
 def test_a_view_wins_over_the_store_and_brings_its_own_units_with_its_billing():
     store = TableSettings(billing="on_demand", max_read_units=100, deletion_protection=True)
     own = TableSettings(billing="provisioned", read_units=5, write_units=6)
-    assert own.over(store, "x") == TableSettings(
+    assert own.with_defaults(store, "x") == TableSettings(
         billing="provisioned", read_units=5, write_units=6, deletion_protection=True
     )
     more = TableSettings(max_write_units=50, deletion_protection=False)
-    assert more.over(store, "x") == TableSettings(
+    assert more.with_defaults(store, "x") == TableSettings(
         billing="on_demand", max_read_units=100, max_write_units=50, deletion_protection=False
     )
     with pytest.raises(ConfigError, match=r"^Feature view `o`: `max_write_units` needs `billing`"):
-        more.over(TableSettings(), "Feature view `o`")
+        more.with_defaults(TableSettings(), "Feature view `o`")
 
 
 # Requests; the Stubber refuses parameters and answers that botocore's model does not have

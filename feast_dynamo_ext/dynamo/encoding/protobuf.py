@@ -73,7 +73,7 @@ class Message:
     lengths: Integers
 
     @classmethod
-    def of(cls, part: Part) -> Message:
+    def from_part(cls, part: Part) -> Message:
         """A message of one part."""
         return cls((part,), part.lengths if isinstance(part, Slots) else lengths_of(part))
 
@@ -158,7 +158,9 @@ def tag(number: int, wire: int) -> bytes:
 
 def field(number: int, wire: int, value: Slots) -> Message:
     """A field of numbers, or the start of one of bytes: its tag and their count."""
-    return Message.of(constant(tag(number, wire), len(value.cells))) + Message.of(value)
+    return Message.from_part(constant(tag(number, wire), len(value.cells))) + Message.from_part(
+        value
+    )
 
 
 def delimited(number: int, message: Message, present: Mask | None = None) -> Message:

@@ -93,7 +93,7 @@ def number_field(number: int, array: pa.Array) -> Message:
 
 def text_field(number: int, array: pa.Array, kind: pa.DataType | None = None) -> Message:
     """A field of texts or bytes; nothing where the array is null."""
-    return delimited(number, Message.of(texts(array, kind)), present(array))
+    return delimited(number, Message.from_part(texts(array, kind)), present(array))
 
 
 def is_scalar(arrow: pa.DataType, kind: ValueType) -> bool:
@@ -137,7 +137,7 @@ def _zoned(array: pa.Array) -> Message:
     zone = constant(_zone_name(array.type.tz or "").encode(), len(array))
     message = number_field(SECONDS_NUMBER, whole).only(numbers(whole) != 0)
     if zone.cells.shape[1]:
-        message += delimited(ZONE_NUMBER, Message.of(zone))
+        message += delimited(ZONE_NUMBER, Message.from_part(zone))
     message = message.only(present(array))
     return delimited(FIELD_NUMBER[ValueType.ZONED_TIMESTAMP], message, present(array))
 
@@ -254,14 +254,14 @@ def repeated(elements: pa.Array, offsets: Integers) -> Message:
         offsets: where each row's elements start, and where the last ones end.
     """
     if pa.types.is_large_binary(elements.type):
-        return runs(delimited(1, Message.of(elements)), offsets)
+        return runs(delimited(1, Message.from_part(elements)), offsets)
     packed = grouped(number_slots(elements).joined(), offsets)
-    return delimited(1, Message.of(packed), np.diff(offsets) > 0)
+    return delimited(1, Message.from_part(packed), np.diff(offsets) > 0)
 
 
 def runs(elements: Message, offsets: Integers) -> Message:
     """Each row's elements, one after another."""
-    return Message.of(grouped(elements.joined(), offsets))
+    return Message.from_part(grouped(elements.joined(), offsets))
 
 
 KEY, VALUE = 1, 2  # fields of a map's entries
@@ -363,7 +363,7 @@ def _part(array: pa.Array) -> Message:
     """Values inside a map, each as the Value message of its type."""
     array = plain(array)
     if pa.types.is_null(array.type):
-        return Message.of(constant(b"", len(array)))
+        return Message.from_part(constant(b"", len(array)))
     if is_list(array.type):
         element = inferred_kind(array.type.value_type)
         if element is None:
@@ -387,15 +387,15 @@ def _map(array: pa.Array) -> Message:
     if pa.types.is_struct(array.type):
         return _struct(array)
     keys, values, offsets = map_entries(array)
-    entries = delimited(KEY, Message.of(texts(keys, pa.large_string())))
+    entries = delimited(KEY, Message.from_part(texts(keys, pa.large_string())))
     entries += delimited(VALUE, _part(values))
     return runs(delimited(1, entries), offsets)
 
 
 def _struct(array: pa.StructArray) -> Message:
-    entries = [Message.of(constant(b"", len(array)))]
+    entries = [Message.from_part(constant(b"", len(array)))]
     for name, values in zip([each.name for each in array.type], array.flatten(), strict=True):
-        key = Message.of(constant(name.encode(), len(array)))
+        key = Message.from_part(constant(name.encode(), len(array)))
         entries.append(delimited(1, delimited(KEY, key) + delimited(VALUE, _part(values))))
     return reduce(add, entries).only(present(array))
 
@@ -510,13 +510,13 @@ def _values(array: pa.Array, kind: ValueType, name: str) -> Message:
     if message is not None:
         return message
     cells = [value.SerializeToString() for value in to_values(array, kind, name)]
-    return Message.of(pa.array(cells, pa.large_binary()))
+    return Message.from_part(pa.array(cells, pa.large_binary()))
 
 
 def _by_column(array: pa.Array, kind: ValueType) -> Message | None:
     """The Value messages of a column; None where they are made cell by cell."""
     if pa.types.is_null(array.type):
-        return Message.of(constant(b"", len(array)))
+        return Message.from_part(constant(b"", len(array)))
     if kind in CELL_BY_CELL:
         return None
     if is_scalar(array.type, kind):

@@ -166,7 +166,7 @@ class RowSchema:
         return base64.b64encode(self.fingerprint).decode()
 
     @classmethod
-    def of(cls, view: Any) -> RowSchema:
+    def from_view(cls, view: Any) -> RowSchema:
         """The schema of a feature view as it is declared now."""
         return cls(
             tuple(field.name for field in view.features),

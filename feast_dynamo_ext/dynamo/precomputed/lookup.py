@@ -89,13 +89,13 @@ def add_vectors(
     columns = _Columns(spec, vectors)
     for one in asked:
         place = spec.places[one.view]
-        answer = _ViewAnswer.of(event_us[:, place.index], one)
+        answer = _ViewAnswer.from_request(event_us[:, place.index], one)
         prefix = f"{one.view}__" if full_names else ""
         response.metadata.feature_names.val.extend([prefix + name for name in one.features])
         merged: list[bytes] = []
         for name in one.features:
             position = place.positions[name]
-            values = columns.of(position, answer.hidden)
+            values = columns.cell(position, answer.hidden)
             tail = answer.tail(columns.lacking(position))
             merged += (vector_head(len(values) + len(tail)), values, tail)
         response.MergeFromString(b"".join(merged))
@@ -118,7 +118,7 @@ class _ViewAnswer:
     plain_tail: bytes
 
     @classmethod
-    def of(cls, event_us: Any, asked: RequestedView) -> _ViewAnswer:
+    def from_request(cls, event_us: Any, asked: RequestedView) -> _ViewAnswer:
         statuses = np.full(len(event_us), PRESENT)
         expired = event_us < asked.oldest_us
         statuses[expired] = OUTSIDE_MAX_AGE
@@ -157,7 +157,7 @@ class _Columns:
             data = b"".join([vector.lacks or bytes(spec.width) for vector in vectors])
             self._lacks = np.frombuffer(data, dtype=np.uint8).reshape(len(vectors), spec.width) > 0
 
-    def of(self, position: int, hidden: Any) -> bytes:
+    def cell(self, position: int, hidden: Any) -> bytes:
         """One feature of all rows, as entries of field 1; null in hidden rows."""
         if self._uniform is not None and hidden is None:
             return self._uniform[position]
@@ -283,7 +283,7 @@ class ServiceRequest:
     with_versions: bool
 
     @classmethod
-    def of(
+    def from_arguments(
         cls,
         features: Any,
         entity_rows: Any,

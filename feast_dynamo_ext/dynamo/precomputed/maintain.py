@@ -190,7 +190,7 @@ def services_of(item: JsonItem) -> list[ServiceSpec]:
 
 
 async def renew_vectors(connection: Connection, spec: ServiceSpec, keys: Sequence[str]) -> None:
-    """Write the vectors of entities anew, from their rows of now.
+    """Write the vectors of entities anew, from their current rows.
 
     Raises:
         StaleVectorsError: others changed these rows until the deadline.

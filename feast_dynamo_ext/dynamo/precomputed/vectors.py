@@ -431,7 +431,7 @@ class VectorRead:
         }
 
     async def _read(self, reader: Reader, wanted: Sequence[TableKeys]) -> ReadResult:
-        result = await reader.read_what_answers(wanted)
+        result = await reader.read_partial(wanted)
         if result.unread and not self.mark:
             raise reader.incomplete(result) from result.cause
         return result

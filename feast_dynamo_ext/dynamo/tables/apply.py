@@ -260,7 +260,7 @@ def table_spec(config: RepoConfig, view: Any) -> TableSpec:
         ConfigError: a tag of the view that is not a setting, or settings that cannot be together.
     """
     store = config.online_store
-    settings = ViewSettings.of(view).table.over(
+    settings = ViewSettings.from_view(view).table.with_defaults(
         store.table or TableSettings(), f"Feature view `{view.name}`"
     )
     tags = {**(store.tags or {}), **aws_tags(getattr(view, "tags", None))}
@@ -281,7 +281,7 @@ def update(
         config: the repo's.
         views: views that are to have a table.
         gone: views that are no more.
-        touched: is told the name of each table that may be new or gone afterwards.
+        touched: called with the name of each table that may be new or gone afterwards.
 
     Raises:
         ConfigError: settings of a view that cannot be; nothing is done then.
@@ -322,7 +322,7 @@ def teardown(
         dynamodb: the store's boto3 client.
         config: the repo's.
         views: the views.
-        touched: is told the name of each table that may be gone afterwards.
+        touched: called with the name of each table that may be gone afterwards.
 
     Raises:
         TableProtectedError: a table's deletion protection is on.
@@ -358,7 +358,7 @@ def plan(dynamodb: Any, config: RepoConfig, desired: RegistryProto) -> list[Dyna
     on_remove = store.on_remove if store.manage_tables == "create" else "retain"
     kept = {table_name(config, view) for view in views}
     say_plan(plans, _gone(config, kept), on_remove)
-    return [DynamoTable.of(one) for one in plans]
+    return [DynamoTable.from_plan(one) for one in plans]
 
 
 def _gone(config: RepoConfig, wanted: Iterable[str]) -> list[tuple[str, str]]:

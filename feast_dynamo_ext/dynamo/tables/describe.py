@@ -42,7 +42,7 @@ class TableClients:
         self._given = {"dynamodb": dynamodb, **(given or {})}
         self._built: dict[str, Any] = {}
 
-    def of(self, service: str) -> Any:
+    def client(self, service: str) -> Any:
         """The client of a service."""
         if service in self._given:
             return self._given[service]
@@ -290,7 +290,7 @@ def _tags(clients: TableClients, spec: TableSpec, arn: str) -> Any:
 
 def _targets(clients: TableClients, spec: TableSpec) -> Any:
     def call() -> tuple[Any, ...]:
-        answer = clients.of("application-autoscaling").describe_scalable_targets(
+        answer = clients.client("application-autoscaling").describe_scalable_targets(
             ServiceNamespace="dynamodb", ResourceIds=[f"table/{spec.name}"]
         )
         return tuple(answer["ScalableTargets"])
@@ -300,7 +300,7 @@ def _targets(clients: TableClients, spec: TableSpec) -> Any:
 
 def _policies(clients: TableClients, spec: TableSpec) -> Any:
     def call() -> tuple[Any, ...]:
-        answer = clients.of("application-autoscaling").describe_scaling_policies(
+        answer = clients.client("application-autoscaling").describe_scaling_policies(
             ServiceNamespace="dynamodb", ResourceId=f"table/{spec.name}"
         )
         return tuple(answer["ScalingPolicies"])
@@ -317,7 +317,7 @@ def _key_arn(clients: TableClients, spec: TableSpec) -> Any:
         "kms_key",
         "kms",
         spec.name,
-        lambda: clients.of("kms").describe_key(KeyId=alias)["KeyMetadata"]["Arn"],
+        lambda: clients.client("kms").describe_key(KeyId=alias)["KeyMetadata"]["Arn"],
         denied_ok=True,
     )
 

@@ -191,7 +191,7 @@ def billing_parameters(settings: TableSettings) -> dict[str, Any]:
 
 
 def _parameters_of(settings: TableSettings, table: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that the table of now answers to, of those that the settings name."""
+    """The parameters that the current table answers to, of those that the settings name."""
     mode = table.get("BillingModeSummary", {}).get("BillingMode", "PROVISIONED")
     if mode == "PROVISIONED":
         held = table["ProvisionedThroughput"]

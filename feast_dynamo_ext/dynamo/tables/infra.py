@@ -39,7 +39,7 @@ class DynamoTable(InfraObject):
         self.changes = changes
 
     @classmethod
-    def of(cls, plan: TablePlan) -> DynamoTable:
+    def from_plan(cls, plan: TablePlan) -> DynamoTable:
         """The object for what is planned of a table."""
         action = "create" if not plan.exists else "change" if plan.changes else "keep"
         return cls(plan.spec.name, plan.spec.view, action, tuple(map(str, plan.changes)))

@@ -208,7 +208,7 @@ def _send(clients: TableClients, spec: TableSpec, change: Change, wait: Wait) ->
 def _send_one(
     clients: TableClients, spec: TableSpec, change: Change, request: Request, wait: Wait
 ) -> Any | Skipped:
-    call = getattr(clients.of(request.service), request.operation)
+    call = getattr(clients.client(request.service), request.operation)
     # Nobody asked for the TTL of a new table; tags were always done without.
     denied_ok = change.setting == "tags" or (change.setting == "ttl" and spec.settings.ttl is None)
     pauses = wait.pauses(wait.answer_s)
@@ -273,7 +273,7 @@ def _refuse_protected(spec: TableSpec, described: Mapping[str, Any]) -> None:
 def _deregister(clients: TableClients, spec: TableSpec, request: Request) -> None:
     with translated(request.service, f"table {spec.name}"):
         try:
-            clients.of(request.service).deregister_scalable_target(**request.parameters)
+            clients.client(request.service).deregister_scalable_target(**request.parameters)
         except ClientError as error:
             # Somebody took the target away already, or the emulator never had it.
             code = error.response["Error"]["Code"]

@@ -214,7 +214,7 @@ class TableSettings(SettingsModel):
             return "`target_percent` needs `max_read_units` or `max_write_units` to scale up to"
         return ""
 
-    def over(self, store: TableSettings, subject: str) -> TableSettings:
+    def with_defaults(self, store: TableSettings, subject: str) -> TableSettings:
         """These settings, completed by the store's. One that names `billing` brings its own units.
 
         Raises:

@@ -337,7 +337,7 @@ def write_files(
         folder: a folder of this run's own.
         lines: lines, each with its newline, in batches.
         file_bytes: compressed bytes at which a file ends; the last one is smaller.
-        progress: is told of every chunk.
+        progress: called with every chunk.
         part_bytes: bytes of a part of an upload.
         max_files: as many as DynamoDB reads.
 

@@ -106,7 +106,7 @@ def follow(operation: Operation, expected: int, progress: Progress, poll: Poll =
     Args:
         operation: what to follow.
         expected: items that it was given.
-        progress: is told each status.
+        progress: called with each status.
         poll: how often to ask.
 
     Returns:

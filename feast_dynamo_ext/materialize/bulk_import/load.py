@@ -272,7 +272,7 @@ def probe(
         spec: the table.
         folder: a folder of this probe's own.
         run: the run's id.
-        progress: is told the operation's status, and to cancel it where a person stops waiting.
+        progress: called with the operation's status, and to cancel it when a person gives up.
         poll: how often to ask.
 
     Raises:
@@ -334,7 +334,7 @@ def load(
         target: table and schema.
         items: gives the items.
         settings: how to load.
-        progress: is told how far it is.
+        progress: called with how far it is.
 
     Raises:
         ConfigError: the way does not fit the table, or settings that cannot be.

@@ -162,7 +162,7 @@ class BulkLoader:
         config = self._store.config
         return Target(
             table_spec(config, view),
-            RowSchema.of(view),
+            RowSchema.from_view(view),
             newest_wins=how_written(config, view) != "overwrite",
             may_create=config.online_store.manage_tables == "create",
         )
@@ -197,7 +197,9 @@ class BulkLoader:
         Raises: as `items.newest_rows`.
         """
         target = self.target(view)
-        sizes = Sizes.of(rows.sizes() for rows in counted_rows(self._store, view, start, end))
+        sizes = Sizes.from_batches(
+            rows.sizes() for rows in counted_rows(self._store, view, start, end)
+        )
         found = costs(sizes, newest_wins=target.newest_wins)
         exists = table_exists(self._tables, target)
         advice = recommend(

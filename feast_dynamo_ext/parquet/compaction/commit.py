@@ -96,7 +96,7 @@ class Folder:
             AwsError: S3 refused.
         """
         content, token = self._read_local() if self.is_local else self._read_s3()
-        current = None if content is None else Current.of(content, f"{self.root}/{POINTER}")
+        current = None if content is None else Current.from_json(content, f"{self.root}/{POINTER}")
         return Seen(current, token)
 
     def replace(self, seen: Seen, new: Current) -> None:

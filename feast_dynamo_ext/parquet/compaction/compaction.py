@@ -98,7 +98,7 @@ def plan(target: Target, config: RepoConfig, asked: LayoutRequest) -> Plan:
         CompactionError: it cannot be compacted, or not as asked.
         OfflineStoreError: it cannot be read; see the subclasses.
     """
-    snapshot = Snapshot.of(target, config)
+    snapshot = Snapshot.from_target(target, config)
     current = snapshot.seen.current
     before = current.buckets if current else None
     shape = layout.choose(asked, before, snapshot.files, target.keys)
@@ -112,7 +112,7 @@ def run(todo: Plan, advance: Callable[[int], object] = lambda _: None) -> Figure
 
     Args:
         todo: what to do.
-        advance: is told numbers of rows: each as it is read, and again as it is written.
+        advance: called with numbers of rows: each as it is read, and again as it is written.
 
     Returns:
         What there is now.

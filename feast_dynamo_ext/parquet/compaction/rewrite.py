@@ -183,7 +183,7 @@ class Rewrite:
         buckets: by which keys, or None.
         generation: name of this run.
         asked: what the caller wants.
-        advance: is told numbers of rows as they are read and as they are written.
+        advance: called with numbers of rows as they are read and as they are written.
     """
 
     snapshot: Snapshot
@@ -337,7 +337,9 @@ def _rank(column: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def _numbers(column: pa.Array | pa.ChunkedArray, null: int) -> NDArray[np.int64]:
-    numbers: NDArray[np.int64] = Axis.of(column.type).cast(column).fill_null(null).to_numpy()
+    numbers: NDArray[np.int64] = (
+        Axis.from_type(column.type).cast(column).fill_null(null).to_numpy()
+    )
     return numbers
 
 

@@ -66,7 +66,7 @@ class Snapshot:
     files: tuple[InputFile, ...]
 
     @classmethod
-    def of(cls, target: Target, config: RepoConfig) -> Snapshot:
+    def from_target(cls, target: Target, config: RepoConfig) -> Snapshot:
         """Look at a source.
 
         Raises:
@@ -99,7 +99,7 @@ def folder_of(target: Target, config: RepoConfig) -> Folder:
     override = getattr(target.source, "s3_endpoint_override", None)
     if override:
         settings = replace(settings, endpoint_url=override)
-    place = Place.of(uri, settings)
+    place = Place.from_uri(uri, settings)
     if isinstance(getattr(target.source, "file_format", None), DeltaFormat):
         raise _not_so(target, uri, "a Delta table, which has its own OPTIMIZE")
     if place.pattern is not None:
@@ -151,7 +151,7 @@ def _input_file(source: ParquetSource, file: FileState, part: Any, event_time: s
 def _range(found: pa.Array | None, kind: pa.DataType) -> tuple[int | None, int | None]:
     if found is None or not len(found):
         return None, None
-    numbers = Axis.of(kind).cast(found).to_numpy()
+    numbers = Axis.from_type(kind).cast(found).to_numpy()
     return int(numbers.min()), int(numbers.max())
 
 

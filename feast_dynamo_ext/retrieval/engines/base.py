@@ -35,7 +35,7 @@ class Result:
     batches: Callable[[], Iterator[pa.RecordBatch]]
 
     @classmethod
-    def of(cls, table: pa.Table) -> Result:
+    def from_table(cls, table: pa.Table) -> Result:
         """Rows that are there already."""
         return cls(table.schema, table.num_rows, lambda: iter(table.to_batches()))
 
@@ -125,7 +125,7 @@ class Engine(Protocol):
             start: first event time that counts.
             end: last event time that counts.
             not_before: keys whose newest row is before that are counted as expired and left out.
-            scanned: is told numbers of rows as they are looked at.
+            scanned: called with numbers of rows as they are looked at.
 
         Returns:
             What was found, to be used while the context lasts.

@@ -76,8 +76,10 @@ class DuckDbEngine:
         """See `Engine.explain`."""
         if self.plan == "duckdb":
             return "duckdb", "`join_plan` says so: an ASOF join in DuckDB, which spills to disk"
-        history = History.of(view, source)
-        order = Order.of(MatchInput.of(entities, history, created_by_entity_time=False))
+        history = History.from_view(view, source)
+        order = Order.from_input(
+            MatchInput.from_entities(entities, history, created_by_entity_time=False)
+        )
         chosen = "`join_plan` says so: " if self.plan == "stream" else ""
         return "stream", (
             f"{chosen}one pass over {source.rows:,} rows; {order.keys.size:,} keys are found by "
@@ -96,8 +98,10 @@ class DuckDbEngine:
         orders: Orders | None = None,
     ) -> NDArray[np.int64]:
         """See `Engine.match`."""
-        history = History.of(view, source)
-        asked = MatchInput.of(entities, history, created_by_entity_time=created_by_entity_time)
+        history = History.from_view(view, source)
+        asked = MatchInput.from_entities(
+            entities, history, created_by_entity_time=created_by_entity_time
+        )
         if self.plan != "duckdb":
             return match.match(asked, history, threads or self.workers, orders)
         found = np.full(len(asked.latest), NO_ROW, dtype=np.int64)
@@ -122,7 +126,7 @@ class DuckDbEngine:
     ) -> Iterator[Newest]:
         """See `Engine.newest`."""
         source = source.within(view.event_time, start, end)
-        history = replace(History.of(view, source), scanned=scanned)
+        history = replace(History.from_view(view, source), scanned=scanned)
         with connected(self, "The join") as connection:
             keys = ", ".join(key_names(view))
             _read_history(
@@ -146,7 +150,7 @@ class DuckDbEngine:
         self, view: ViewPlan, source: ParquetSource, start: datetime | None, end: datetime | None
     ) -> NDArray[np.int64]:
         """See `Engine.within`."""
-        history = History.of(view, source)
+        history = History.from_view(view, source)
         with connected(self, "The join") as connection:
             _load(connection, history, history.between(start, end))
             within = connection.execute("SELECT r FROM h ORDER BY r").fetchnumpy()["r"]

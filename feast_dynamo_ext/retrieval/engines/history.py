@@ -41,7 +41,7 @@ class History:
         source: the history.
         axis: of t.
         created_axis: of c; None where there is no created time.
-        scanned: is told numbers of rows as they are read.
+        scanned: called with numbers of rows as they are read.
     """
 
     view: ViewPlan
@@ -51,7 +51,7 @@ class History:
     scanned: Callable[[int], object] | None = None
 
     @classmethod
-    def of(cls, view: ViewPlan, source: ParquetSource) -> History:
+    def from_view(cls, view: ViewPlan, source: ParquetSource) -> History:
         """The history of a view.
 
         Raises:
@@ -67,14 +67,14 @@ class History:
             # Of a column without any value, files do not say what its values would be.
             if not pa.types.is_null(created_type):
                 check_time(view.created_time, created_type, where)
-            created_axis = Axis.of(created_type)
+            created_axis = Axis.from_type(created_type)
         for _, column in view.keys:
             if family(schema.field(column).type) is None:
                 raise ColumnTypeError(
                     f"{where}: join key `{column}` has type {schema.field(column).type}, which "
                     "cannot be compared exactly. Use integers or text."
                 )
-        return cls(view, source, Axis.of(event_type, view.ttl), created_axis)
+        return cls(view, source, Axis.from_type(event_type, view.ttl), created_axis)
 
     def reader(self, failures: list[Exception]) -> pa.RecordBatchReader:
         """The narrow columns of all rows; what reading raises is also put into `failures`."""

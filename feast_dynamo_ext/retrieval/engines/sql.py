@@ -219,9 +219,9 @@ def _point_in_time(
 
 
 def _history(name: str, view: ViewPlan, source: ParquetSource, unit: str) -> _History:
-    History.of(view, source)  # raises what matching would
+    History.from_view(view, source)  # raises what matching would
     times = [view.event_time, *([view.created_time] if view.created_time else [])]
-    units = {unit, *(Axis.of(source.schema.field(column).type).unit for column in times)}
+    units = {unit, *(Axis.from_type(source.schema.field(column).type).unit for column in times)}
     return _History(name, view, source, "ns" in units)
 
 

@@ -50,7 +50,7 @@ class Window:
     end: datetime
 
     @classmethod
-    def of(cls, start: datetime | None, end: datetime | None, plan: PitPlan) -> Window:
+    def from_times(cls, start: datetime | None, end: datetime | None, plan: PitPlan) -> Window:
         """The range that Feast's `start_date` and `end_date` mean; naive ones are UTC.
 
         Args:
@@ -146,7 +146,7 @@ def _widest(views: Sequence[ViewPlan]) -> list[ViewPlan]:
 
 def _history(view: ViewPlan, source: ParquetSource, window: Window) -> History:
     complete = checked_source(view, source)
-    return History.of(view, complete.within(view.event_time, window.start, window.end))
+    return History.from_view(view, complete.within(view.event_time, window.start, window.end))
 
 
 def _check_types(histories: Sequence[History], keys: Sequence[str]) -> None:

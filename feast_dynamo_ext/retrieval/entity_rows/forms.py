@@ -78,18 +78,20 @@ class EntityRequest:
 
     def _read(self, given: Any, start: datetime | None, end: datetime | None) -> EntityRows:
         if given is None:
-            window = Window.of(start, end, self.plan)
+            window = Window.from_times(start, end, self.plan)
             origin = Origin("changes", window=(window.start, window.end))
-            return EntityRows.of(changes(self.plan, window, self.limits, self.open_source), origin)
+            return EntityRows.from_frame(
+                changes(self.plan, window, self.limits, self.open_source), origin
+            )
         if isinstance(given, os.PathLike):
             return self._files(os.fspath(given))
         if isinstance(given, str):
             return self._sql(given) if is_sql(given) else self._files(given)
-        return EntityRows.of(given)
+        return EntityRows.from_frame(given)
 
     def _sql(self, sql: str) -> EntityRows:
         sources = named_sources(self.registry, self.project)
-        return EntityRows.of(
+        return EntityRows.from_frame(
             run_sql(sql, sources, self.open_source, self.limits), Origin("sql", sql)
         )
 
@@ -103,7 +105,7 @@ class EntityRequest:
                 "from the feature repo) or the bucket's name and region; SQL begins with SELECT, "
                 "WITH or FROM."
             ) from error
-        return EntityRows.of(table, Origin("files", uri))
+        return EntityRows.from_frame(table, Origin("files", uri))
 
     def _text_keys(self) -> set[str]:
         return {

@@ -68,7 +68,7 @@ def read_files(path: str, config: RepoConfig, text_columns: Collection[str] = ()
         AccessDeniedError: AWS does not allow to list or read it.
     """
     uri: str = FileSource.get_uri_for_file_path(config.repo_path, path)
-    place = Place.of(uri, config.offline_store.aws())
+    place = Place.from_uri(uri, config.offline_store.aws())
     files = place.files(NAME)
     of_csv = [file for file in files if file.path.lower().endswith(CSV)]
     if not of_csv:

@@ -176,7 +176,7 @@ class EntityRows:
     origin: Origin = MEMORY
 
     @classmethod
-    def of(cls, frame: Any, origin: Origin = MEMORY) -> EntityRows:
+    def from_frame(cls, frame: Any, origin: Origin = MEMORY) -> EntityRows:
         """Check entity rows.
 
         Args:

@@ -47,7 +47,11 @@ def read_features(
     rows = ascending(positions)[np.count_nonzero(positions == NO_ROW) :]
     wanted = positions[rows]
     kinds = {name: source.schema.field(name).type for name in columns}
-    fixed = {name: _Fixed.of(kind, len(wanted)) for name, kind in kinds.items() if _is_fixed(kind)}
+    fixed = {
+        name: _Fixed.from_type(kind, len(wanted))
+        for name, kind in kinds.items()
+        if _is_fixed(kind)
+    }
     others = [name for name in columns if name not in fixed]
 
     def left(group: Any, start: int) -> list[str]:
@@ -90,7 +94,7 @@ class _Fixed:
     nulls: list[NDArray[np.int64]]
 
     @classmethod
-    def of(cls, kind: pa.DataType, rows: int) -> _Fixed:
+    def from_type(cls, kind: pa.DataType, rows: int) -> _Fixed:
         return cls(kind, np.zeros(rows + 1, dtype=WIDTHS[kind.bit_width]), [])
 
     def put(self, values: pa.Array, first: int) -> None:

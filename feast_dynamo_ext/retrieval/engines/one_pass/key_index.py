@@ -63,7 +63,7 @@ class KeyIndex:
     pairs: tuple[tuple[int, Lookup], ...]
 
     @classmethod
-    def of(cls, columns: Sequence[pa.Array]) -> KeyIndex:
+    def from_columns(cls, columns: Sequence[pa.Array]) -> KeyIndex:
         """The index of all keys without a null.
 
         Args:
@@ -112,7 +112,7 @@ class ByKey:
     by_place: NDArray[np.uint64] | None
 
     @classmethod
-    def of(cls, index: KeyIndex, values: NDArray[np.uint64]) -> ByKey:
+    def from_index(cls, index: KeyIndex, values: NDArray[np.uint64]) -> ByKey:
         """Numbers of all keys, and last that of all others."""
         lookup = index.columns[0]
         if len(index.columns) == 1 and isinstance(lookup, _ByValue):
@@ -138,7 +138,7 @@ class _ByValue:
     way = "a table by value"
 
     @classmethod
-    def of(cls, values: NDArray[np.int64]) -> _ByValue:
+    def from_values(cls, values: NDArray[np.int64]) -> _ByValue:
         least = int(values.min())
         # The first and the last place are for all that is outside.
         table = np.full(int(values.max()) - least + 3, NONE, dtype=np.int32)
@@ -166,7 +166,7 @@ class _Hashed:
     way = "a hash table"
 
     @classmethod
-    def of(cls, values: NDArray[np.int64]) -> _Hashed:
+    def from_values(cls, values: NDArray[np.int64]) -> _Hashed:
         bits = max(1, (2 * len(values)).bit_length())
         shift = np.uint64(64 - bits)
         keys, ids = np.zeros(1 << bits, dtype=np.int64), np.full(1 << bits, NONE, dtype=np.int32)
@@ -230,7 +230,7 @@ def _distinct_integers(column: pa.Array) -> tuple[Lookup, int]:
     else:
         distinct = pc.unique(column).to_numpy()
     by_value = reach < max(TABLE_PLACES, SPREAD * len(distinct))
-    return (_ByValue if by_value else _Hashed).of(distinct), len(distinct)
+    return (_ByValue if by_value else _Hashed).from_values(distinct), len(distinct)
 
 
 def _paired(left: Numbers, right: Numbers, width: int) -> pa.Array:

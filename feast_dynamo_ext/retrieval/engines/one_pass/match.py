@@ -55,7 +55,7 @@ class Runs:
     time: NDArray[np.int64]
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch) -> Runs | None:
+    def from_batch(cls, batch: pa.RecordBatch) -> Runs | None:
         """The runs of a batch of narrow columns; None where they are short, or there are nulls."""
         *keys, times, _ = batch.columns
         if times.null_count or any(key.null_count for key in keys) or not batch.num_rows:
@@ -136,7 +136,7 @@ def match(
     asked: MatchInput, history: History, threads: int, orders: Orders | None = None
 ) -> NDArray[np.int64]:
     """For each entity row the position of the row of history it sees, or NO_ROW."""
-    slots = Slots.of(asked, orders or Orders())
+    slots = Slots.from_input(asked, orders or Orders())
     newest = None
     if history.created_axis is not None and slots.known is None:
         newest = _without_created(slots, history, threads)
@@ -197,7 +197,7 @@ def _visible(batch: pa.RecordBatch, start: int, slots: Slots, *, ties: bool) -> 
         slots: the entity rows.
         ties: whether rows of equal event times are to be decided by created time.
     """
-    runs = Runs.of(batch) if slots.known is None else None
+    runs = Runs.from_batch(batch) if slots.known is None else None
     if runs is not None:
         return _seen_in_runs(batch, runs, start, slots, ties=ties)
     *keys, times, createds = batch.columns

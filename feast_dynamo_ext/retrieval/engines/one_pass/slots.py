@@ -79,7 +79,7 @@ class MatchInput:
     order: tuple[Any, ...] = ()
 
     @classmethod
-    def of(
+    def from_entities(
         cls, entities: EntityRows, history: History, *, created_by_entity_time: bool
     ) -> MatchInput:
         """What entity rows ask of a history.
@@ -152,9 +152,9 @@ class Order:
     most: int
 
     @classmethod
-    def of(cls, asked: MatchInput) -> Order:
+    def from_input(cls, asked: MatchInput) -> Order:
         """Put entity rows in order."""
-        keys = KeyIndex.of(asked.keys)
+        keys = KeyIndex.from_columns(asked.keys)
         numbers = keys.numbers(asked.keys).astype(np.int64)
         numbers[asked.blind] = NONE
         # By their own times: two that are one on the axis of event times may not be on the other.
@@ -183,11 +183,11 @@ class Orders:
         self._lock = threading.Lock()
         self._made: dict[Any, Order] = {}
 
-    def of(self, asked: MatchInput) -> Order:
+    def get(self, asked: MatchInput) -> Order:
         """The order that a view needs; views of the same keys and unit of time share it."""
         with self._lock:
             if asked.order not in self._made:
-                self._made[asked.order] = Order.of(asked)
+                self._made[asked.order] = Order.from_input(asked)
             return self._made[asked.order]
 
 
@@ -206,7 +206,7 @@ class Parts:
     is_open: bool
 
     @classmethod
-    def of(cls, first: int, last: int, *, is_open: bool) -> Parts:
+    def from_range(cls, first: int, last: int, *, is_open: bool) -> Parts:
         """The parts from one time to another."""
         return cls(first, max(0, (last - first).bit_length() - 6), is_open)
 
@@ -235,20 +235,20 @@ class TimeBitmapFilter:
     bits: ByKey
 
     @classmethod
-    def of(cls, order: Order, earliest: NDArray[np.int64]) -> TimeBitmapFilter:
+    def from_order(cls, order: Order, earliest: NDArray[np.int64]) -> TimeBitmapFilter:
         """What the slots of an order see, from their earliest times on."""
         last = int(order.latest.max(initial=LOWEST))
         lowest = int(earliest.min(initial=last))
         # Without a limit, what is before the first entity row is one part with its time.
         first = lowest if lowest > LOWEST else int(order.latest.min(initial=last))
-        parts = Parts.of(first, last, is_open=lowest == LOWEST)
+        parts = Parts.from_range(first, last, is_open=lowest == LOWEST)
         from_, upto = (parts.numbers(times) for times in (earliest, order.latest))
         slots = (ALL << from_) & (ALL >> (np.uint64(63) - upto))
         bits = np.zeros(order.keys.size + 1, dtype=np.uint64)
         with_slots = np.flatnonzero(np.diff(order.first))
         if len(with_slots):
             bits[with_slots] = np.bitwise_or.reduceat(slots, order.first[with_slots])
-        return cls(parts, ByKey.of(order.keys, bits))
+        return cls(parts, ByKey.from_index(order.keys, bits))
 
     def rows(self, keys: Sequence[pa.Array], times: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows that some slot may see, and perhaps others."""
@@ -275,12 +275,12 @@ class Slots:
     glance: TimeBitmapFilter
 
     @classmethod
-    def of(cls, asked: MatchInput, orders: Orders) -> Slots:
+    def from_input(cls, asked: MatchInput, orders: Orders) -> Slots:
         """The slots of what is asked for."""
-        order = orders.of(asked)
+        order = orders.get(asked)
         earliest = asked.earliest[order.entity]
         known = None if asked.known is None else asked.known[order.entity]
-        return cls(order, earliest, known, TimeBitmapFilter.of(order, earliest))
+        return cls(order, earliest, known, TimeBitmapFilter.from_order(order, earliest))
 
     def __len__(self) -> int:
         return len(self.order.entity)
