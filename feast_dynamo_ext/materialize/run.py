@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from feast_dynamo_ext.dynamo.client import Connection
-    from feast_dynamo_ext.dynamo.write import How
+    from feast_dynamo_ext.dynamo.write import WriteMethod
     from feast_dynamo_ext.materialize.engine_settings import MaterializeSettings
     from feast_dynamo_ext.materialize.newest_rows import Newest, ViewReading
     from feast_dynamo_ext.materialize.report import ViewReport
@@ -73,7 +73,7 @@ class ViewWriting:
 
     connection: Connection
     report: ViewReport
-    how: How
+    how: WriteMethod
     pace: AdaptiveLimiter
     lease: Lease
     checkpoint: Checkpoint
@@ -175,7 +175,7 @@ class ViewRun:
     view: Any
     report: ViewReport
     reading: Callable[[], ViewReading]
-    how: How
+    how: WriteMethod
     services: Callable[[], Callable[[], object]]
 
 
