@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from feast import FeatureService, FeatureStore
     from feast.infra.common.materialization_job import MaterializationTask
-    from feast.infra.compute_engines.backends.base import DataFrameBackend
-    from feast.infra.compute_engines.dag.context import ExecutionContext
     from feast.infra.compute_engines.local.compute import LocalComputeEngine
     from feast.infra.passthrough_provider import PassthroughProvider
     from feast.infra.registry.base_registry import BaseRegistry
@@ -171,13 +169,6 @@ PRIVATE_NAMES = (
         "(registry, project, features, allow_cache=False, hide_dummy_entity=True)",
         "the views of a service without a request, also while one is being materialized",
     ),
-    PrivateName(
-        "feast.metrics",
-        "_config",
-        "attribute",
-        "_config = _MetricsFlags()",
-        "whether a read is counted in Feast's histogram",
-    ),
     # Materialization
     PrivateName(
         PROVIDER,
@@ -199,27 +190,6 @@ PRIVATE_NAMES = (
         "imitated",
         "(self, registry, task, **kwargs)",
         "a job has the id that Feast's local engine gives it",
-    ),
-    PrivateName(
-        LOCAL_ENGINE,
-        "_get_backend",
-        "overridden",
-        "(self, context)",
-        "chooses pandas where Feast's local engine finds no backend and fails",
-    ),
-    PrivateName(
-        LOCAL_ENGINE,
-        "_get_backend",
-        "called",
-        "(self, context)",
-        "the override goes on with it",
-    ),
-    PrivateName(
-        LOCAL_ENGINE,
-        "_backend",
-        "attribute",
-        "self._backend = BackendFactory.from_name(backend) if backend else None",
-        "keeps the backend that was chosen",
     ),
     PrivateName(
         FEATURE_STORE,
@@ -269,7 +239,7 @@ PRIVATE_NAMES = (
         "_to_df_internal",
         "overridden",
         "(self, timeout=None)",
-        "the same, as pandas",
+        "abstract, so a job must have it; Feast itself asks for Arrow alone",
     ),
     PrivateName(
         "feast.data_source:DataSource",
@@ -409,8 +379,7 @@ def track_online_read(seconds: float) -> None:
     """Count a read in Feast's own histogram, where that is on."""
     from feast import metrics
 
-    if metrics._config.online_features:
-        metrics.track_online_store_read(seconds)
+    metrics.track_online_store_read(seconds)
 
 
 # Materialization
@@ -429,18 +398,6 @@ def materialize_one(
     from feast.infra.compute_engines.local.compute import LocalComputeEngine
 
     return LocalComputeEngine._materialize_one(engine, registry, task).error()
-
-
-def backend_of(
-    engine: LocalComputeEngine, context: ExecutionContext, default: str
-) -> DataFrameBackend:
-    """The DataFrame library of a run; the default where neither yaml nor entity rows imply one."""
-    from feast.infra.compute_engines.backends.factory import BackendFactory
-    from feast.infra.compute_engines.local.compute import LocalComputeEngine
-
-    if engine._backend is None and context.entity_df is None:
-        engine._backend = BackendFactory.from_name(default)
-    return LocalComputeEngine._get_backend(engine, context)
 
 
 def job_id(task: MaterializationTask) -> str:

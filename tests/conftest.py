@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import importlib.metadata
 import json
 import os
 import shutil
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 REGION = "us-east-1"
+
+
+def pytest_report_header() -> str:
+    """Which Feast the tests see: its private parts are relied on."""
+    return f"feast {importlib.metadata.version('feast')}"
 
 
 @dataclass(frozen=True)

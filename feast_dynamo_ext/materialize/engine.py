@@ -316,10 +316,6 @@ class DynamoComputeEngine(LocalComputeEngine):
             context.online_store = self._counted
         return context
 
-    def _get_backend(self, context: ExecutionContext) -> Any:
-        """Feast's way for the views it keeps needs a DataFrame library: pandas."""
-        return _feast.backend_of(self, context, default="pandas")
-
     # The rest
 
     def _repair(self, registry: BaseRegistry, tasks: list[MaterializationTask]) -> None:
