@@ -41,7 +41,7 @@ from feast_dynamo_ext import (
     S3ParquetSource,
     _feast,
 )
-from feast_dynamo_ext.offline.retrieval.job import ParquetRetrievalJob
+from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable

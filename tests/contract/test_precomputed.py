@@ -119,7 +119,7 @@ def delete_rows(store, *view_names) -> None:
 
 def told(caplog) -> list[str]:
     """Warnings about services, Feast's included."""
-    parts = ("feast.", "feast_dynamo_ext.dynamo.services.")
+    parts = ("feast.", "feast_dynamo_ext.dynamo.precomputed.")
     return [record.getMessage() for record in caplog.records if record.name.startswith(parts)]
 
 
