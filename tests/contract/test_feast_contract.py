@@ -128,6 +128,16 @@ def test_what_is_unpacked_by_position_is_returned_in_that_order(row):
     assert row.returns in [tuple(map(ast.unparse, found.elts)) for found in tuples], SEEN
 
 
+def test_what_is_missing_is_named_with_the_feast_that_lacks_it():
+    row = _feast.PrivateName("feast.utils", "_gone", "called", "()", "to see it missed")
+    with pytest.raises(pytest.fail.Exception) as failure:
+        member_of(row)
+    assert str(failure.value) == f"{SEEN}: feast.utils has no _gone (to see it missed)"
+    row = _feast.PrivateName("feast.utils:Gone", "_gone", "called", "()", "to see it missed")
+    with pytest.raises(pytest.fail.Exception, match=r"has no feast\.utils:Gone"):
+        owner_of(row)
+
+
 @rows_of("text")
 def test_texts_are_in_the_source_of_their_owner(row):
     assert row.recorded in inspect.getsource(owner_of(row)), f"{SEEN}: {row.owner}: {row.name}"

@@ -14,6 +14,7 @@ from golden_items import items_record
 from golden_names import names_record
 from golden_proxy import RecordingProxy
 from golden_record import compare, replaced
+from golden_retrievals import retrievals_record
 from golden_wire import finished, materialize_record, reads_record, writes_record
 
 PROJECT = "golden"
@@ -50,3 +51,7 @@ def test_wire(area, open_store, dynamodb_local, client, tmp_path):
 
 def test_names(tmp_path):
     compare("names", replaced(names_record(tmp_path), {str(tmp_path): "<folder>"}))
+
+
+def test_retrievals(tmp_path):
+    compare("retrievals", replaced(retrievals_record(tmp_path), {str(tmp_path): "<folder>"}))
