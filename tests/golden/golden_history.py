@@ -36,6 +36,7 @@ HOUR, DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
 CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 SHOP = Entity(name="shop", join_keys=["sid"], value_type=ValueType.STRING)
 DEVICE = Entity(name="device", join_keys=["did"], value_type=ValueType.BYTES)
+CENTURY = dt.timedelta(days=36_500)
 PLANS: dict[str, dict[str, Any]] = {
     "stream": {"join_plan": "stream", "memory_limit": "256MB", "threads": 2},
     # Entity rows are joined in blocks of a few.

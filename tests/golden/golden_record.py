@@ -90,8 +90,8 @@ def _name(name: Any) -> str:
     return name if isinstance(name, str) else repr(name)
 
 
-def replaced(value: Any, names: Mapping[str, str], rules: Mapping[str, str] | None = None) -> Any:
-    """The value with texts replaced: `names` word by word, then `rules`, regular expressions."""
+def replaced(value: Any, names: Mapping[str, str], rules: Mapping[str, Any] | None = None) -> Any:
+    """The value with texts replaced: `names` word by word, then `rules`, by re.sub."""
     if isinstance(value, str):
         for text in sorted(names, key=len, reverse=True):
             value = value.replace(text, names[text])

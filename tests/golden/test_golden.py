@@ -10,11 +10,13 @@ import asyncio
 
 import boto3
 import pytest
+from golden_cli import cli_record
 from golden_items import items_record
 from golden_names import names_record
 from golden_proxy import RecordingProxy
 from golden_record import compare, replaced
 from golden_retrievals import retrievals_record
+from golden_training import training_record
 from golden_wire import finished, materialize_record, reads_record, writes_record
 
 PROJECT = "golden"
@@ -55,3 +57,13 @@ def test_names(tmp_path):
 
 def test_retrievals(tmp_path):
     compare("retrievals", replaced(retrievals_record(tmp_path), {str(tmp_path): "<folder>"}))
+
+
+def test_cli(moto_endpoint, tmp_path):
+    compare("cli", cli_record(tmp_path, moto_endpoint))
+
+
+def test_training(moto_endpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", moto_endpoint)
+    record = training_record(tmp_path, moto_endpoint)
+    compare("training", replaced(record, {str(tmp_path): "<folder>", moto_endpoint: "<aws>"}))
