@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.storage import FileState
 
     Reading = Callable[[str], AbstractContextManager[object]]
-    Left = Callable[[Any, int], Sequence[str]]
 
 
 # What S3 says of the caller, not of the file.
@@ -169,7 +168,6 @@ def each(
     reading: Reading,
     wanted: NDArray[np.int64] | None = None,
     together: int = 0,
-    left: Left | None = None,
 ) -> Iterator[T]:
     """What a function makes of all batches, several row groups at a time.
 
@@ -182,8 +180,6 @@ def each(
         wanted: ascending positions; row groups that hold none of them are not read. None for all.
         together: row groups that follow each other are one batch up to so many rows; 0 for small
             batches.
-        left: which of the columns are left to be read of a row group, given it and the position of
-            its first row; a row group without any is not read. None for all.
 
     Returns:
         What was made of the batches, in the order of the files.
@@ -191,8 +187,7 @@ def each(
 
     def of_groups(groups: list[Any], start: int) -> list[T]:
         made = []
-        left_of = left or (lambda *_: columns)
-        for batch in _large(_read(groups, start, dataset, left_of, reading), together):
+        for batch in _large(_read(groups, columns, dataset, reading), together):
             made.append(work(batch, start))
             start += batch.num_rows
         return made
@@ -243,7 +238,7 @@ def _runs(groups: Iterator[tuple[Any, int]], most: int) -> Iterator[tuple[list[A
 
 
 def _read(
-    groups: list[Any], start: int, dataset: ds.FileSystemDataset, left: Left, reading: Reading
+    groups: list[Any], columns: Sequence[str], dataset: ds.FileSystemDataset, reading: Reading
 ) -> Iterator[pa.RecordBatch]:
     # Far away, a row group's columns are fetched together. What is on this machine is read as it
     # is needed, which takes a sixth less time, and never a whole column of a row group at once.
@@ -253,18 +248,15 @@ def _read(
     )
     for group in groups:
         with reading(group.path):
-            columns = left(group, start)
-            if columns:
-                scanner = group.scanner(
-                    schema=dataset.schema,
-                    columns=list(columns),
-                    batch_size=_batch_rows(group),
-                    use_threads=False,
-                    fragment_scan_options=options,
-                    **READ_AHEAD,
-                )
-                yield from scanner.to_batches()
-        start += group.row_groups[0].num_rows
+            scanner = group.scanner(
+                schema=dataset.schema,
+                columns=list(columns),
+                batch_size=_batch_rows(group),
+                use_threads=False,
+                fragment_scan_options=options,
+                **READ_AHEAD,
+            )
+            yield from scanner.to_batches()
 
 
 def _large(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:

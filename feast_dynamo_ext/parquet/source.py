@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.parquet.pointer import Current
-    from feast_dynamo_ext.parquet.scan import Left
     from feast_dynamo_ext.storage import FileState
 
 
@@ -229,7 +228,6 @@ class ParquetSource:
         threads: int,
         wanted: NDArray[np.int64] | None = None,
         together: int = 0,
-        left: Left | None = None,
     ) -> Iterator[T]:
         """What a function makes of all rows, batch by batch, in order; see `scan.each`.
 
@@ -237,7 +235,7 @@ class ParquetSource:
             SourceReadError: a file cannot be read.
         """
         dataset, reading = self.parts.readable(columns), self._read_errors().of_file
-        yield from scan.each(dataset, columns, work, threads, reading, wanted, together, left)
+        yield from scan.each(dataset, columns, work, threads, reading, wanted, together)
 
     def fetch(
         self, columns: Sequence[str], positions: NDArray[np.int64], threads: int = 1

@@ -8,7 +8,6 @@ from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from compact_cases import START, UTC, compact, opened, repo_config, target, values, write
@@ -29,7 +28,6 @@ from feast_dynamo_ext.parquet.compaction.snapshot import (
     replaced_files,
 )
 from feast_dynamo_ext.parquet.compaction.sorted_files import options
-from feast_dynamo_ext.parquet.plain_pages import take_plain
 from feast_dynamo_ext.parquet.pointer import Buckets, bucket_of
 
 
@@ -118,26 +116,6 @@ def test_in_buckets_the_rows_of_a_key_stand_together(path, config):
     write(path / "b.parquet", [(2, 1, 0, 5), (1, 0, None, 6), (1, 9, 0, 7), (2, 1, 1, 8)])
     compact(path, config, buckets=1)
     assert values(path, config) == [6, 7, 2, 5, 3, 8, 1, 4]
-
-
-def test_random_numbers_are_taken_from_compacted_files_as_they_stand(path, config):
-    rows = 60_000
-    path.mkdir()
-    generator = np.random.default_rng(2)
-    times = pa.array(np.arange(rows), pa.timestamp("us", "UTC"))
-    random = generator.normal(size=rows)
-    columns = {"cid": generator.integers(0, 900, rows), "event_timestamp": times, "created": times}
-    pq.write_table(pa.table({**columns, "value": random}), path / "a.parquet")
-    compact(path, config, buckets=1)
-    (file,) = path.glob("_feast_dynamo/*/*.parquet")
-    (part,) = ds.dataset(str(file), format="parquet").get_fragments()
-    (group,) = part.split_by_row_group()
-    wanted, place = np.arange(0, rows, 7), np.zeros(-(-rows // 7), np.uint64)
-    assert take_plain(group, {"value": pa.float64()}, wanted, {"value": place}) == {"value"}
-    assert (
-        place.view(np.float64).tolist()
-        == pq.read_table(file).column("value").to_numpy()[::7].tolist()
-    )
 
 
 def test_columns_are_packed_where_it_saves_a_good_part():

@@ -140,11 +140,6 @@ except SourceReadError as error:
 """
 
 
-@pytest.mark.xfail(
-    reason="pyarrow aborts the process on statistics that it cannot decrypt",
-    strict=True,
-    raises=AssertionError,
-)
 def test_a_partly_encrypted_file_is_an_error_that_names_it(shop, tmp_path):
     table = pa.table({"cid": [1, 2], "t": pa.array([day(1)] * 2, TIME), "total": [1, 2]})
     keys = pe.EncryptionConfiguration(
@@ -517,11 +512,6 @@ def pad_last_page(path: Path) -> None:
     assert path.stat().st_size == len(raw) + PADDING
 
 
-@pytest.mark.xfail(
-    reason="the reader of plain pages counts values from a page's end",
-    strict=True,
-    raises=AssertionError,
-)
 def test_a_page_that_is_padded_behind_its_values_is_read(shop, tmp_path):
     rows = 40_000
     table = pa.table(

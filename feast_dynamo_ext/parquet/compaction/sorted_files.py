@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -106,11 +105,6 @@ a request."""
 
 LEAST_GROUP_ROWS, MOST_GROUP_ROWS = 1 << 14, 1 << 20
 
-_PAGES = {"data_page_size": GROUP_BYTES}
-# One page a column: what stands plainly in it can be taken as it is, see `plain_pages.py`.
-if "max_rows_per_page" in signature(pq.ParquetWriter).parameters:  # older ones have no such limit
-    _PAGES["max_rows_per_page"] = MOST_GROUP_ROWS
-
 
 @dataclass
 class FilesOut:
@@ -186,7 +180,7 @@ class FilesOut:
         self._path = f"{self.stem}-{len(self.written):05d}.parquet"
         file = self.folder.files.new_file(f"{self.folder.uri}/{self._path}")
         self._sink = self._opened.enter_context(file)
-        self._writer = pq.ParquetWriter(self._sink, self.schema, **_PAGES, **options(sample))
+        self._writer = pq.ParquetWriter(self._sink, self.schema, **options(sample))
 
     def _end_file(self) -> None:
         if self._writer is None:

@@ -1,20 +1,18 @@
 """Reads the features of matched rows into the order of the entity rows.
 
 Rows are read in the order of the files. Values of a fixed width are put side by side as soon as
-their batch is read, or taken from the files' bytes where these are plain, and then gathered column
-by column: 4 ns a value, where scattering them took 25 ns and Arrow's `take` 35 ns. All others
-(text, lists, maps) are left to Arrow.
+their batch is read, and then gathered column by column: 4 ns a value, where scattering them took
+25 ns and Arrow's `take` 35 ns. All others (text, lists, maps) are left to Arrow.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from feast_dynamo_ext.parquet.plain_pages import take_plain
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW
 from feast_dynamo_ext.retrieval.engines.one_pass.slots import ascending
 
@@ -46,19 +44,12 @@ def read_features(
     # NO_ROW is less than any position.
     rows = ascending(positions)[np.count_nonzero(positions == NO_ROW) :]
     wanted = positions[rows]
-    kinds = {name: source.schema.field(name).type for name in columns}
     fixed = {
-        name: _Fixed.from_type(kind, len(wanted))
-        for name, kind in kinds.items()
-        if _is_fixed(kind)
+        field.name: _Fixed.from_type(field.type, len(wanted))
+        for field in source.schema_of(columns)
+        if _is_fixed(field.type)
     }
     others = [name for name in columns if name not in fixed]
-
-    def left(group: Any, start: int) -> list[str]:
-        first, end = np.searchsorted(wanted, [start, start + group.row_groups[0].num_rows])
-        places = {name: values.bits[first:end] for name, values in fixed.items()}
-        taken = take_plain(group, kinds, wanted[first:end] - start, places)
-        return [name for name in columns if name not in taken]
 
     def put(batch: pa.RecordBatch, start: int) -> pa.RecordBatch:
         first, end = np.searchsorted(wanted, [start, start + batch.num_rows])
@@ -68,7 +59,7 @@ def read_features(
                 fixed[name].put(taken.column(name), first)
         return taken.select(others)
 
-    read = list(source.each(list(columns), put, threads, wanted, left=left))
+    read = list(source.each(list(columns), put, threads, wanted))
     source.check_unchanged()
     place = np.full(len(positions), len(wanted))
     place[rows] = np.arange(len(wanted))
