@@ -1,4 +1,4 @@
-"""Where files are written, S3 or a local disk: a file appears whole or not at all.
+"""Files on S3 or a disk: list, read, write whole or not at all, replace if unchanged, delete.
 
 S3 is written through boto3, not through pyarrow: pyarrow's streams complete an upload when they
 are closed, also where writing failed, and have no way to give it up.
@@ -6,19 +6,31 @@ are closed, also where writing failed, and have no way to give it up.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import os
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pyarrow import fs
+
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.errors import AwsError, ConfigError, DestinationError, FeastDynamoError
+from feast_dynamo_ext.errors import (
+    AwsError,
+    AwsUnavailableError,
+    ConfigError,
+    DestinationError,
+    FeastDynamoError,
+    ResourceNotFoundError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
     from contextlib import AbstractContextManager
 
     from feast import RepoConfig
@@ -28,11 +40,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UPLOAD_BYTES = 16 << 20
-"""Of one part of a multipart upload: S3 takes 10,000 parts, so files of up to 160 GB."""
+UPLOAD_BYTES = 8 << 20
+"""Of one part of a multipart upload. S3 takes at least 5 MiB, but for the last."""
 
+PARTS_OF_A_SIZE = 1_000
+"""Parts after which their size doubles: S3 takes 10,000 of an object, which so reach its 5 TiB."""
+
+PARTS_AT_ONCE = 4
 DELETED_AT_ONCE = 1_000
 """Keys in one DeleteObjects, S3's limit."""
+
+READ_BYTES = 1 << 20
+
+CHANGED = {"PreconditionFailed", "ConditionalRequestConflict"}
+"""What S3 answers where a file is not what it was: 412, and 409 where two writers come at once."""
+
+LOCK = "lock"
+"""Name of the file by which writers of a local folder take turns at `Files.put_if`."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +83,21 @@ class FileState:
         return self.size, self.etag or self.mtime_ns
 
 
+@dataclass(frozen=True)
+class Content:
+    """A small file as it was read.
+
+    Attributes:
+        data: its bytes.
+        token: tells it from any other for `Files.put_if`: its ETag on S3, its bytes on a disk.
+    """
+
+    data: bytes
+    token: bytes | str
+
+
 class NewFile(Protocol):
-    """A file that is being written, as Parquet's writer uses it."""
+    """A file that is being written, as the writers of Parquet and CSV use it."""
 
     written: int
     closed: bool
@@ -79,14 +116,60 @@ class NewFile(Protocol):
 
 
 class Files(Protocol):
-    """What can be done at a destination. Files are named by URI or local path."""
+    """What can be done with files. They are named by URI or local path.
 
-    def new_file(self, uri: str) -> AbstractContextManager[NewFile]:
+    All methods raise AwsError where S3 refuses. Where a local disk does, those that change
+    something raise DestinationError, and those that read OSError.
+    """
+
+    def new_file(
+        self, uri: str, content_type: str | None = None
+    ) -> AbstractContextManager[NewFile]:
         """A file that appears, or replaces what is there, where the block ends without error."""
+        ...
+
+    def below(self, folder: str) -> Iterator[FileState]:
+        """All files in a folder and in the folders below it, hidden ones too, in no order."""
+        ...
+
+    def find(self, uri: str) -> FileState | None:
+        """The file of that name."""
         ...
 
     def at(self, uri: str) -> list[str]:
         """The file of that name, or all files in the folder of that name and below, in order."""
+        ...
+
+    def current(self, files: Sequence[FileState]) -> dict[str, FileState]:
+        """What some files are now, by path; those that are gone are left out."""
+        ...
+
+    def chunks(self, uri: str) -> Iterator[bytes]:
+        """A file's bytes, at most 1 MiB at a time.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        ...
+
+    def read(self, uri: str) -> Content | None:
+        """A small file in one piece; None where there is none."""
+        ...
+
+    def put_if(
+        self, uri: str, data: bytes, token: bytes | str | None, content_type: str | None = None
+    ) -> bool:
+        """Write a small file if it still is what was read, or still is not there.
+
+        Args:
+            uri: the file.
+            data: its new content.
+            token: of the `Content` that was read; None where there was none.
+            content_type: for S3.
+
+        Returns:
+            Whether it was written; False where another writer came first.
+        """
         ...
 
     def delete(self, uris: Sequence[str]) -> None:
@@ -104,7 +187,9 @@ def files_of(uri: str, settings: AwsSettings) -> Files:
     if scheme in ("", "file"):
         return LocalFiles()
     if scheme not in ("s3", "s3a", "s3n"):
-        raise ConfigError(f"`{uri}`: only s3:// URIs and local paths can be written.")
+        raise ConfigError(
+            f"`{uri}`: only s3:// URIs and local paths can be read and written, not {scheme}://."
+        )
     return S3Files(aws.client("s3", settings))
 
 
@@ -115,37 +200,98 @@ def settings_of(data_source: Any, config: RepoConfig) -> AwsSettings:
     return replace(settings, endpoint_url=override) if override else settings
 
 
+def discard(files: Files, uris: Sequence[str]) -> None:
+    """Delete what a write that failed has left; what cannot be deleted is logged.
+
+    Another error is on its way to the caller, and is the one that helps.
+    """
+    try:
+        files.delete(uris)
+    except FeastDynamoError as error:
+        logger.warning("%d files of a write that failed are left: %s", len(uris), error)
+
+
+# Local disks
+
+
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files on a local disk."""
+    """Files on a local disk; see `Files`."""
 
     @contextlib.contextmanager
-    def new_file(self, uri: str) -> Iterator[NewFile]:
-        """See `Files.new_file`."""
+    def new_file(self, uri: str, content_type: str | None = None) -> Iterator[NewFile]:  # noqa: ARG002
+        """A file under a hidden name, which is renamed where the block ends without error."""
         path = _local(uri)
-        with writing(uri):
+        with _refusals(uri, "written"):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Readers pass over hidden names, so what a killed writer leaves is never read.
             file = _LocalFile(uri, path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp"))
         try:
             yield file
-            with writing(uri):
+            with _refusals(uri, "written"):
                 file.settle().replace(path)
+                _sync(path.parent)
         except BaseException:
             file.discard()
             raise
 
+    def below(self, folder: str) -> Iterator[FileState]:
+        """See `Files.below`."""
+        disk, path = fs.LocalFileSystem(), str(_local(folder))
+        if disk.get_file_info(path).type == fs.FileType.Directory:
+            for info in disk.get_file_info(fs.FileSelector(path, recursive=True)):
+                if info.is_file:
+                    yield _state_of(info)
+
+    def find(self, uri: str) -> FileState | None:
+        """See `Files.find`."""
+        info = fs.LocalFileSystem().get_file_info(str(_local(uri)))
+        return _state_of(info) if info.is_file else None
+
     def at(self, uri: str) -> list[str]:
         """See `Files.at`."""
-        path = _local(uri)
-        if path.is_file():
+        if self.find(uri):
             return [uri]
-        return sorted(str(found) for found in path.rglob("*") if found.is_file())
+        return sorted(file.path for file in self.below(uri))
+
+    def current(self, files: Sequence[FileState]) -> dict[str, FileState]:
+        """See `Files.current`."""
+        infos = fs.LocalFileSystem().get_file_info([file.path for file in files])
+        return {info.path: _state_of(info) for info in infos if info.is_file}
+
+    def chunks(self, uri: str) -> Iterator[bytes]:
+        """See `Files.chunks`."""
+        with _local(uri).open("rb") as file:
+            while chunk := file.read(READ_BYTES):
+                yield chunk
+
+    def read(self, uri: str) -> Content | None:
+        """See `Files.read`."""
+        try:
+            data = _local(uri).read_bytes()
+        except FileNotFoundError:
+            return None
+        return Content(data, data)
+
+    def put_if(
+        self, uri: str, data: bytes, token: bytes | str | None, content_type: str | None = None
+    ) -> bool:
+        """See `Files.put_if`; writers of one folder take turns."""
+        with _refusals(uri, "written"):
+            folder = _local(uri).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder / LOCK):
+                found = self.read(uri)
+                if (found.token if found else None) != token:
+                    return False
+                with self.new_file(uri, content_type) as file:
+                    file.write(data)
+        return True
 
     def delete(self, uris: Sequence[str]) -> None:
         """See `Files.delete`."""
         for uri in uris:
-            with writing(uri):
+            with _refusals(uri, "deleted"):
                 _local(uri).unlink(missing_ok=True)
 
 
@@ -158,7 +304,7 @@ class _LocalFile:
     def write(self, data: Any) -> int:
         size = memoryview(data).nbytes
         if not self._file.closed:
-            with writing(self._uri):
+            with _refusals(self._uri, "written"):
                 self._file.write(data)
             self.written += size
         return size
@@ -182,46 +328,155 @@ class _LocalFile:
         self._path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _refusals(uri: str, what: str) -> Iterator[None]:
+    """The system's errors as ours, with the file that could not be written or deleted.
+
+    Raises:
+        DestinationError: the disk refused.
+    """
+    try:
+        yield
+    except FeastDynamoError:
+        raise
+    except OSError as error:
+        kept = " Nothing of it was kept." if what == "written" else ""
+        raise DestinationError(
+            f"{uri} cannot be {what}: {error.strerror or error}.{kept} Check the folder's "
+            "permissions and the free space of its disk, then run it again."
+        ) from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone among the processes of this machine; the system unlocks what a killed one had."""
+    import fcntl
+
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sync(folder: Path) -> None:
+    """See that the names in a folder outlive a power failure."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _state_of(info: fs.FileInfo) -> FileState:
+    return FileState(info.path, info.size, info.mtime_ns)
+
+
+def _local(uri: str) -> Path:
+    return Path(aws.scheme_and_path(uri)[1])
+
+
+# S3
+
+
 @dataclass(frozen=True)
 class S3Files:
-    """Objects of S3.
+    """Objects of S3; see `Files`.
 
     Attributes:
         client: boto3's.
+        part_bytes: of the first parts of an upload.
     """
 
     client: Any
+    part_bytes: int = UPLOAD_BYTES
 
     @contextlib.contextmanager
-    def new_file(self, uri: str) -> Iterator[NewFile]:
-        """See `Files.new_file`."""
-        file = _Upload(self.client, uri)
+    def new_file(self, uri: str, content_type: str | None = None) -> Iterator[NewFile]:
+        """An upload that is completed, or aborted where the block ends with an error."""
+        file = _Upload(self.client, uri, content_type, self.part_bytes)
         try:
             yield file
             file.complete()
         except BaseException:
-            try:
-                file.discard()
-            except AwsError as error:
-                # What went wrong first is what helps; a lifecycle rule removes the rest.
-                logger.warning("%s: an unfinished upload could not be aborted: %s", uri, error)
+            file.discard()
             raise
 
-    def at(self, uri: str) -> list[str]:
-        """See `Files.at`; S3 has no folders, so a prefix with objects is one."""
+    def below(self, folder: str) -> Iterator[FileState]:
+        """See `Files.below`; S3 has no folders, so a prefix with objects is one."""
+        bucket, key = _bucket_and_key(folder)
+        # With the slash, so that `orders_old/` is not listed with `orders`.
+        return self._objects(folder, bucket, f"{key.rstrip('/')}/" if key else "")
+
+    def find(self, uri: str) -> FileState | None:
+        """See `Files.find`."""
         bucket, key = _bucket_and_key(uri)
-        folder = f"{key.rstrip('/')}/" if key else ""
-        with aws.translated("s3", uri):
-            # Of the keys that begin with a key, that key itself is the first.
-            first = self.client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
-            if key and any(entry["Key"] == key for entry in first.get("Contents", ())):
-                found = [uri]
+        # Of the keys that begin with a key, that key itself is the first. Unlike HeadObject, this
+        # needs no other permission than to list.
+        first = next(self._objects(uri, bucket, key, most=1), None) if key else None
+        return first if first and first.path == f"{bucket}/{key}" else None
+
+    def at(self, uri: str) -> list[str]:
+        """See `Files.at`."""
+        found = [uri] if self.find(uri) else []
+        return found + [f"s3://{file.path}" for file in self.below(uri)]
+
+    def current(self, files: Sequence[FileState]) -> dict[str, FileState]:
+        """See `Files.current`: one listing of what their paths begin with."""
+        paths = [file.path for file in files]
+        # Character by character, as S3 compares its prefixes.
+        common = os.path.commonprefix(paths)  # noqa: RUF071
+        bucket, _, prefix = common.partition("/")
+        return {file.path: file for file in self._objects(f"s3://{bucket}", bucket, prefix)}
+
+    def chunks(self, uri: str) -> Iterator[bytes]:
+        """See `Files.chunks`; a download that breaks off goes on where it was."""
+        bucket, key = _bucket_and_key(uri)
+        request: dict[str, Any] = {"Bucket": bucket, "Key": key}
+        done = 0
+        while True:
+            before = done
+            try:
+                with aws.translated("s3", uri):
+                    answer = self.client.get_object(**request)
+                    for chunk in answer["Body"].iter_chunks(READ_BYTES):
+                        done += len(chunk)
+                        yield chunk
+            except ResourceNotFoundError as error:
+                raise FileNotFoundError(str(error)) from error
+            except AwsUnavailableError:
+                if done == before:
+                    raise
+                request |= {"Range": f"bytes={done}-", "IfMatch": answer["ETag"]}
             else:
-                found = []
-            pages = self.client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=bucket, Prefix=folder):
-                found += [f"s3://{bucket}/{entry['Key']}" for entry in page.get("Contents", ())]
-        return found
+                return
+
+    def read(self, uri: str) -> Content | None:
+        """See `Files.read`."""
+        bucket, key = _bucket_and_key(uri)
+        try:
+            with aws.translated("s3", uri):
+                answer = self.client.get_object(Bucket=bucket, Key=key)
+                return Content(answer["Body"].read(), answer["ETag"])
+        except ResourceNotFoundError as error:
+            if error.code == "NoSuchBucket":
+                raise
+            return None
+
+    def put_if(
+        self, uri: str, data: bytes, token: bytes | str | None, content_type: str | None = None
+    ) -> bool:
+        """See `Files.put_if`."""
+        bucket, key = _bucket_and_key(uri)
+        condition = {"IfMatch": token} if token else {"IfNoneMatch": "*"}
+        try:
+            with aws.translated("s3", uri):
+                self.client.put_object(
+                    Bucket=bucket, Key=key, Body=data, **_typed(content_type), **condition
+                )
+        except AwsError as error:
+            if error.code in CHANGED:
+                return False
+            raise
+        return True
 
     def delete(self, uris: Sequence[str]) -> None:
         """See `Files.delete`."""
@@ -232,37 +487,68 @@ class S3Files:
                     Bucket=some[0][0],
                     Delete={"Objects": [{"Key": key} for _, key in some], "Quiet": True},
                 )
-            for refused in answer.get("Errors", ()):
+            refused = answer.get("Errors")
+            if refused:
+                first, count = refused[0], len(refused)
                 raise aws.aws_error(
-                    refused["Code"],
-                    refused.get("Message", ""),
+                    first.get("Code", "Unknown"),
+                    f"{first.get('Message', 'no message')} ({count} files were not deleted)",
                     service="s3",
                     operation="DeleteObjects",
-                    resource=f"s3://{some[0][0]}/{refused['Key']}",
+                    resource=f"s3://{some[0][0]}/{first.get('Key', '')}",
                 )
+
+    def _objects(
+        self, uri: str, bucket: str, prefix: str, most: int | None = None
+    ) -> Iterator[FileState]:
+        with aws.translated("s3", uri):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=bucket,
+                Prefix=prefix,
+                PaginationConfig={"MaxItems": most, "PageSize": most},
+            )
+            for page in pages:
+                for entry in page.get("Contents", ()):
+                    if not entry["Key"].endswith("/"):  # a console's empty folder
+                        yield FileState(
+                            f"{bucket}/{entry['Key']}",
+                            entry["Size"],
+                            int(entry["LastModified"].timestamp()) * 10**9,
+                            entry["ETag"].strip('"'),
+                        )
 
 
 class _Upload:
-    """One PUT, or a multipart upload where there is more than `UPLOAD_BYTES`."""
+    """One PUT, or a multipart upload where there is more than one part of bytes.
 
-    def __init__(self, client: Any, uri: str) -> None:
+    Parts are sent in the background; `PARTS_AT_ONCE` + 1 of them are in memory at most.
+    """
+
+    def __init__(self, client: Any, uri: str, content_type: str | None, part_bytes: int) -> None:
         self.written, self.closed = 0, False
         self._client, self._uri = client, uri
         bucket, key = _bucket_and_key(uri)
-        self._to = {"Bucket": bucket, "Key": key}
+        self._object = {"Bucket": bucket, "Key": key}
+        self._content_type = _typed(content_type)
+        self._first_bytes = part_bytes
         self._buffer = bytearray()
-        self._parts: list[dict[str, Any]] = []
         self._id: str | None = None
-        self._over = False
+        self._threads: ThreadPoolExecutor | None = None
+        self._under_way: collections.deque[tuple[int, Future[str]]] = collections.deque()
+        self._parts: list[dict[str, Any]] = []
+        self._sent = 0
+        self._failed: BaseException | None = None
 
     def write(self, data: Any) -> int:
         size = memoryview(data).nbytes
-        if not self._over:
+        # A writer that is closed after an error still writes its footer.
+        if self._failed is None:
             self._buffer += data
             self.written += size
-            while len(self._buffer) >= UPLOAD_BYTES:
-                self._send(bytes(self._buffer[:UPLOAD_BYTES]))
-                del self._buffer[:UPLOAD_BYTES]
+            while len(self._buffer) >= self._part_bytes:
+                end = self._part_bytes
+                self._send(bytes(self._buffer[:end]))
+                del self._buffer[:end]
         return size
 
     def flush(self) -> None:
@@ -272,55 +558,79 @@ class _Upload:
         """Nothing."""
 
     def complete(self) -> None:
+        if self._failed is not None:  # which Arrow's destructors keep to themselves
+            raise self._failed
         if self._id is None:
             with aws.translated("s3", self._uri):
-                self._client.put_object(**self._to, Body=bytes(self._buffer))
-        else:
-            if self._buffer:
-                self._send(bytes(self._buffer))
-            with aws.translated("s3", self._uri):
-                self._client.complete_multipart_upload(
-                    **self._to, UploadId=self._id, MultipartUpload={"Parts": self._parts}
+                self._client.put_object(
+                    **self._object, **self._content_type, Body=bytes(self._buffer)
                 )
-        self._over = True
+            return
+        if self._buffer:
+            self._send(bytes(self._buffer))
+        while self._under_way:
+            self._settle()
+        self._end_threads()
+        with aws.translated("s3", self._uri):
+            self._client.complete_multipart_upload(
+                **self._object, UploadId=self._id, MultipartUpload={"Parts": self._parts}
+            )
 
     def discard(self) -> None:
-        self._over = True
-        if self._id is not None:
+        self._failed = self._failed or RuntimeError("the upload was given up")
+        # A part that arrives after the abort would stay, and be charged.
+        self._end_threads()
+        if self._id is None:
+            return
+        try:
             with aws.translated("s3", self._uri):
-                self._client.abort_multipart_upload(**self._to, UploadId=self._id)
-
-    def _send(self, body: bytes) -> None:
-        number = len(self._parts) + 1
-        with aws.translated("s3", self._uri):
-            if self._id is None:
-                self._id = self._client.create_multipart_upload(**self._to)["UploadId"]
-            sent = self._client.upload_part(
-                **self._to, UploadId=self._id, PartNumber=number, Body=body
+                self._client.abort_multipart_upload(**self._object, UploadId=self._id)
+        except AwsError as error:
+            # What went wrong first is what helps; a lifecycle rule removes the rest.
+            logger.warning(
+                "%s: an unfinished upload could not be aborted, and its parts are charged: %s",
+                self._uri,
+                error,
             )
-        self._parts.append({"ETag": sent["ETag"], "PartNumber": number})
+
+    @property
+    def _part_bytes(self) -> int:
+        return self._first_bytes << self._sent // PARTS_OF_A_SIZE
+
+    def _send(self, part: bytes) -> None:
+        try:
+            if self._threads is None:
+                with aws.translated("s3", self._uri):
+                    self._id = self._client.create_multipart_upload(
+                        **self._object, **self._content_type
+                    )["UploadId"]
+                self._threads = ThreadPoolExecutor(PARTS_AT_ONCE, "feast-dynamo-upload")
+            self._sent += 1
+            self._under_way.append((self._sent, self._threads.submit(self._put, self._sent, part)))
+            while len(self._under_way) > PARTS_AT_ONCE:
+                self._settle()
+        except BaseException as error:
+            self._failed = error
+            raise
+
+    def _put(self, number: int, part: bytes) -> str:
+        with aws.translated("s3", self._uri):
+            answer = self._client.upload_part(
+                **self._object, UploadId=self._id, PartNumber=number, Body=part
+            )
+        return str(answer["ETag"])
+
+    def _settle(self) -> None:
+        number, future = self._under_way.popleft()
+        self._parts.append({"PartNumber": number, "ETag": future.result()})
+
+    def _end_threads(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
 
 
-@contextlib.contextmanager
-def writing(uri: str) -> Iterator[None]:
-    """The system's errors as ours, with the file that could not be written.
-
-    Raises:
-        DestinationError: the disk refused.
-    """
-    try:
-        yield
-    except FeastDynamoError:
-        raise
-    except OSError as error:
-        raise DestinationError(
-            f"{uri} cannot be written: {error.strerror or error}. Nothing of it was kept. Check "
-            "the folder's permissions and the free space of its disk, then run it again."
-        ) from error
-
-
-def _local(uri: str) -> Path:
-    return Path(aws.scheme_and_path(uri)[1])
+def _typed(content_type: str | None) -> dict[str, str]:
+    return {"ContentType": content_type} if content_type else {}
 
 
 def _bucket_and_key(uri: str) -> tuple[str, str]:

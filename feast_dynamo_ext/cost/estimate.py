@@ -19,7 +19,7 @@ from feast_dynamo_ext.cost.prices import (
 from feast_dynamo_ext.dynamo.layouts.packed import MAX_ITEM_BYTES
 from feast_dynamo_ext.figures import count, dollars, duration
 from feast_dynamo_ext.figures import table as text_table
-from feast_dynamo_ext.materialize.bulk_import.files import PART_BYTES
+from feast_dynamo_ext.storage import UPLOAD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -96,7 +96,7 @@ def costs(sizes: Sizes, *, newest_wins: bool) -> tuple[Cost, Cost, Cost]:
     units = sizes.write_units
     # A row whose first statement fails takes a second one: see `estimate.TRIES_A_ROW`.
     twice = ", twice that at most" if newest_wins else ""
-    s3 = s3_dollars(sizes.raw_bytes, -(-sizes.raw_bytes // PART_BYTES))
+    s3 = s3_dollars(sizes.raw_bytes, -(-sizes.raw_bytes // UPLOAD_BYTES))
     return (
         Cost("materialize", write_dollars(units), f"{units:,} write units{twice}"),
         Cost(

@@ -25,7 +25,7 @@ from feast_dynamo_ext.parquet.iceberg import is_iceberg
 from feast_dynamo_ext.parquet.partitions import HIVE_NULL
 from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
 from feast_dynamo_ext.parquet.writer import write_parts
-from feast_dynamo_ext.storage import files_of, settings_of
+from feast_dynamo_ext.storage import discard, files_of, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -316,7 +316,7 @@ def write_folders(
             into = f"{uri}/{folder}".rstrip("/")
             written += write_parts(files, into, name, schema, rows.to_batches())
     except BaseException:
-        files.delete(written)
+        discard(files, written)
         raise
     return written
 

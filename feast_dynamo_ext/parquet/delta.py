@@ -119,7 +119,7 @@ def _files(place: Place, added: pa.Table, partitions: list[str]) -> tuple[FileSt
 
 def _storage(place: Place, settings: AwsSettings) -> dict[str, str] | None:
     """What the library needs to reach S3 as the rest of this package does."""
-    if place.s3 is None:
+    if not place.is_on_s3:
         return None
     session = aws.session(settings)
     credentials = session.get_credentials()

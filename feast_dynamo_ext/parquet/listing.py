@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyarrow import fs
 
@@ -22,7 +22,7 @@ from feast_dynamo_ext.errors import (
 )
 from feast_dynamo_ext.parquet.partitions import partition_of
 from feast_dynamo_ext.parquet.pointer import POINTER, Current, visible
-from feast_dynamo_ext.storage import FileState
+from feast_dynamo_ext.storage import FileState, files_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.storage import Files
 
 
 HIDDEN = ("_", ".")  # _SUCCESS, _metadata, .crc and the like, by the convention of Hive and Spark
@@ -63,14 +64,14 @@ class Place:
         filesystem: where it is.
         root: the path within it; of a glob, its longest fixed folder.
         pattern: which paths a glob means; None where it is none.
-        s3: the client that lists; None for local files.
+        storage: what lists, reads and writes files there.
     """
 
     uri: str
     filesystem: fs.FileSystem
     root: str
     pattern: re.Pattern[str] | None
-    s3: Any = None
+    storage: Files
 
     @classmethod
     def from_uri(cls, uri: str, settings: AwsSettings) -> Place:
@@ -87,12 +88,19 @@ class Place:
         bucket = path.partition("/")[0]
         filesystem, _ = aws.filesystem(f"s3://{bucket}" if on_s3 else uri, settings)
         path = path.rstrip("/")
-        s3 = aws.client("s3", settings) if on_s3 else None
         root = path
         at = re.search(r"[*?]", path)
         if at:
             root = path[: at.start()].rpartition("/")[0]
-        return cls(uri, filesystem, root, _regex(path) if at else None, s3)
+        pattern = _regex(path) if at else None
+        return cls(
+            uri, filesystem, root, pattern, files_of(f"s3://{bucket}" if on_s3 else root, settings)
+        )
+
+    @property
+    def is_on_s3(self) -> bool:
+        """Whether its files are objects of S3."""
+        return not isinstance(self.filesystem, fs.LocalFileSystem)
 
     def files(self, source: str) -> tuple[FileState, ...]:
         """The files there without hidden ones; see `files_and_pointer`."""
@@ -145,59 +153,26 @@ class Place:
 
     def changed(self, files: Sequence[FileState]) -> FileState | None:
         """The first of some files that is no more what it was when it was listed."""
-        if self.s3 is None:
-            infos = self.filesystem.get_file_info([file.path for file in files])
-            now = {info.path: (info.size, info.mtime_ns) for info in infos}
-        else:
-            # Of what is sorted, the first and the last say what all begin with.
-            paths = min(file.path for file in files), max(file.path for file in files)
-            prefix = paths[0][: next(_differing(*paths))]
-            now = {file.path: file.version for file in self._objects(prefix)}
-        return next((file for file in files if now.get(file.path) != file.version), None)
+        now = self.storage.current(files)
+        return next(
+            (
+                file
+                for file in files
+                if file.path not in now or now[file.path].version != file.version
+            ),
+            None,
+        )
 
     def everything(self) -> Iterator[FileState]:
         """All files there, hidden ones too, in no order."""
-        if self.s3 is None:
-            yield from self._local()
-            return
-        # With the slash, so that `orders_old/` is not listed with `orders`.
-        found = False
-        for file in self._objects(f"{self.root}/"):
-            found = True
-            yield file
-        if not found and self.pattern is None:
-            yield from (file for file in self._objects(self.root, 1) if file.path == self.root)
-
-    def _objects(self, prefix: str, most: int | None = None) -> Iterator[FileState]:
-        bucket, _, keys = prefix.partition("/")
-        request = {"Bucket": bucket, "Prefix": keys}
-        with aws.translated("s3", self.uri):
-            pages = self.s3.get_paginator("list_objects_v2").paginate(
-                **request, PaginationConfig={"MaxItems": most, "PageSize": most}
-            )
-            for page in pages:
-                for entry in page.get("Contents", ()):
-                    if not entry["Key"].endswith("/"):  # a console's empty folder
-                        yield self._state(
-                            f"{bucket}/{entry['Key']}",
-                            entry["Size"],
-                            int(entry["LastModified"].timestamp()) * 10**9,
-                            entry["ETag"].strip('"'),
-                        )
-
-    def _local(self) -> Iterator[FileState]:
-        info = self.filesystem.get_file_info(self.root or "/")
-        infos = [info]
-        if info.type == fs.FileType.Directory:
-            infos = self.filesystem.get_file_info(fs.FileSelector(info.path, recursive=True))
-        for info in infos:
-            if info.is_file:
-                yield self._state(info.path, info.size, info.mtime_ns)
-
-    def _state(
-        self, path: str, size: int, mtime_ns: int | None, etag: str | None = None
-    ) -> FileState:
-        return FileState(path, size, mtime_ns, etag, partition_of(path, self.root))
+        root = f"s3://{self.root}" if self.is_on_s3 else self.root or "/"
+        files = list(self.storage.below(root))
+        if not files and self.pattern is None:
+            file = self.storage.find(root)
+            files = [file] if file else []
+        for file in files:
+            partition = partition_of(file.path, self.root)
+            yield FileState(file.path, file.size, file.mtime_ns, file.etag, partition)
 
     def _is_meant(self, path: str) -> bool:
         if any(part.startswith(HIDDEN) for part in path[len(self.root) :].split("/")):
@@ -210,11 +185,6 @@ class Place:
             "counts from the feature repo), the bucket's name and region, or write the history "
             "first."
         )
-
-
-def _differing(one: str, other: str) -> Iterator[int]:
-    yield from (at for at, pair in enumerate(zip(one, other, strict=False)) if len({*pair}) > 1)
-    yield min(len(one), len(other))
 
 
 def _regex(path: str) -> re.Pattern[str]:

@@ -2,33 +2,172 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feast_dynamo_ext.storage import discard
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
 
     from feast_dynamo_ext.storage import Files, NewFile
 
 
 @dataclass(frozen=True)
 class PartSize:
-    """When a file is full.
+    """When a file and a row group are full.
 
     Attributes:
         file_bytes: bytes of a file after which the next one is begun.
         file_rows: the most rows of a file.
         group_bytes: bytes in memory of one row group: what writing holds at a time.
-        group_rows: rows of one row group.
+        group_rows: the most rows of one row group.
+        least_group_rows: the fewest, however large they are; the last one may have fewer.
     """
 
     file_bytes: int = 128 << 20
     file_rows: int = 5_000_000
     group_bytes: int = 64 << 20
     group_rows: int = 262_144
+    least_group_rows: int = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file that was written: its URI, bytes and rows."""
+
+    uri: str
+    size: int
+    rows: int
+
+
+def zstd(_: pa.Table) -> dict[str, Any]:
+    """All columns compressed alike."""
+    return {"compression": "zstd"}
+
+
+class PartWriter:
+    """Writes rows, in order, as files of a bounded size.
+
+    A context manager: where its block fails, none of its files remains.
+
+    Attributes:
+        written: the files; all of them once the block has ended.
+
+    Args:
+        files: the destination.
+        stem: URI of the files without number and suffix; no other writer may have it.
+        schema: names and types of the columns.
+        size: when a file is full.
+        options: arguments for pyarrow's writer of a file, given its first rows.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        stem: str,
+        schema: pa.Schema,
+        size: PartSize,
+        options: Callable[[pa.Table], dict[str, Any]] = zstd,
+    ) -> None:
+        self.written: list[Part] = []
+        self._files, self._stem, self._schema = files, stem, schema
+        self._size, self._options = size, options
+        self._held: list[pa.Table] = []
+        self._held_rows = self._held_bytes = 0
+        self._opened = contextlib.ExitStack()
+        self._file: NewFile | None = None
+        self._writer: Any = None
+        self._rows = 0
+
+    def write(self, rows: pa.RecordBatch | pa.Table) -> None:
+        """Add rows.
+
+        Raises:
+            AwsError: S3 refused.
+            DestinationError: the disk did.
+        """
+        if not rows.num_rows:
+            return
+        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        self._held.append(table)
+        self._held_rows += table.num_rows
+        self._held_bytes += table.nbytes
+        group_rows = self._group_rows()
+        if self._held_rows < group_rows:
+            return
+        held = pa.concat_tables(self._held)
+        while held.num_rows >= group_rows:
+            self._write_group(held.slice(0, group_rows))
+            held = held.slice(group_rows)
+        self._held, self._held_rows, self._held_bytes = [held], held.num_rows, held.nbytes
+
+    def write_empty(self) -> None:
+        """A file without rows, which keeps the columns where there are none."""
+        self._write_group(self._schema.empty_table())
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                if self._held_rows:
+                    self._write_group(pa.concat_tables(self._held))
+                self._end_file()
+        except BaseException as failed:
+            self._give_up(failed)
+            raise
+        if error is not None:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        self._opened.__exit__(type(error), error, error.__traceback__)
+        discard(self._files, [part.uri for part in self.written])
+
+    def _group_rows(self) -> int:
+        row_bytes = max(1, self._held_bytes // self._held_rows)
+        wanted = max(self._size.least_group_rows, self._size.group_bytes // row_bytes)
+        return min(wanted, self._size.group_rows, self._size.file_rows)
+
+    def _write_group(self, rows: pa.Table) -> None:
+        if self._rows + rows.num_rows > self._size.file_rows:
+            self._end_file()
+        group = cast(rows, self._schema)
+        if self._file is None:
+            self._file = self._opened.enter_context(self._files.new_file(self._next_uri()))
+            self._writer = pq.ParquetWriter(self._file, self._schema, **self._options(group))
+        self._writer.write_table(group, row_group_size=max(1, rows.num_rows))
+        self._rows += rows.num_rows
+        if self._file.written >= self._size.file_bytes:
+            self._end_file()
+
+    def _next_uri(self) -> str:
+        return f"{self._stem}-{len(self.written):05d}.parquet"
+
+    def _end_file(self) -> None:
+        if self._file is None:
+            return
+        self._writer.close()
+        self._opened.close()
+        self.written.append(Part(self._next_uri(), self._file.written, self._rows))
+        self._file, self._writer, self._rows = None, None, 0
+
+
+class _OneFile(PartWriter):
+    def _next_uri(self) -> str:
+        return self._stem
 
 
 def write_parts(
@@ -56,19 +195,8 @@ def write_parts(
         AwsError: S3 refused.
         DestinationError: a disk did.
     """
-    size = size or PartSize()
-    groups = _groups(schema, batches, size)
-    written: list[str] = []
-    group: pa.Table | None = next(groups, schema.empty_table())
-    try:
-        while group is not None:
-            uri = f"{folder.rstrip('/')}/{name}-{len(written):05d}.parquet"
-            group = _write_part(files, uri, schema, group, groups, size)
-            written.append(uri)
-    except BaseException:
-        files.delete(written)
-        raise
-    return written
+    stem = f"{folder.rstrip('/')}/{name}"
+    return _write_all(PartWriter(files, stem, schema, size or PartSize()), batches)
 
 
 def write_file(
@@ -78,54 +206,25 @@ def write_file(
 
     Raises: as `write_parts`.
     """
-    with files.new_file(uri) as file, _writer(file, schema) as writer:
-        for group in _groups(schema, batches, PartSize()):
-            writer.write_table(group)
+    whole = PartSize(file_bytes=sys.maxsize, file_rows=sys.maxsize)
+    _write_all(_OneFile(files, uri, schema, whole), batches)
 
 
-def _write_part(
-    files: Files,
-    uri: str,
-    schema: pa.Schema,
-    first: pa.Table,
-    rest: Iterator[pa.Table],
-    size: PartSize,
-) -> pa.Table | None:
-    """Write a file until it is full; the group that begins the next one, if there is any."""
-    rows = 0
-    group: pa.Table | None = first
-    with files.new_file(uri) as file, _writer(file, schema) as writer:
-        while group is not None:
-            writer.write_table(group)
-            rows += group.num_rows
-            group = next(rest, None)
-            more = group.num_rows if group is not None else 0
-            if file.written >= size.file_bytes or rows + more > size.file_rows:
-                break
-    return group
+def _write_all(writer: PartWriter, batches: Iterable[pa.RecordBatch]) -> list[str]:
+    has_rows = False
+    with writer:
+        for batch in batches:
+            writer.write(batch)
+            has_rows = has_rows or batch.num_rows > 0
+        if not has_rows:
+            writer.write_empty()
+    return [part.uri for part in writer.written]
 
 
-def _groups(
-    schema: pa.Schema, batches: Iterable[pa.RecordBatch], size: PartSize
-) -> Iterator[pa.Table]:
-    """Rows in the row groups in which they are written."""
-    most = min(size.group_rows, size.file_rows)
-    held: list[pa.RecordBatch] = []
-    rows = held_bytes = 0
-    for batch in batches:
-        start = 0
-        while start < batch.num_rows:
-            part = batch.slice(start, most - rows)
-            start += part.num_rows
-            held.append(part)
-            rows += part.num_rows
-            held_bytes += part.nbytes
-            if rows >= most or held_bytes >= size.group_bytes:
-                yield pa.Table.from_batches(held, schema)
-                held, rows, held_bytes = [], 0, 0
-    if held:
-        yield pa.Table.from_batches(held, schema)
-
-
-def _writer(file: NewFile, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(file, schema, compression="zstd")
+def cast(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.RecordBatch | pa.Table:
+    """Rows in the types of a schema, column by column."""
+    columns = [
+        column if column.type == field.type else column.cast(field.type)
+        for column, field in zip(rows.columns, schema, strict=True)
+    ]
+    return type(rows).from_arrays(columns, schema=schema)

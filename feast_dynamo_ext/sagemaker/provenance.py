@@ -32,7 +32,7 @@ class ListedFile:
 
 def listed_files(source: ParquetSource) -> list[ListedFile]:
     """The files of a source, as they were listed, in the order of their rows' positions."""
-    scheme = "s3://" if source.parts.place.s3 is not None else ""
+    scheme = "s3://" if source.parts.place.is_on_s3 else ""
     return [ListedFile(f"{scheme}{file.path}", file.size, file.etag) for file in source.files]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import random
+from datetime import datetime, timezone
 
 import boto3
 import pyarrow as pa
@@ -14,12 +15,12 @@ from feast_dynamo_ext.errors import AccessDeniedError, AwsError, ConfigError
 from feast_dynamo_ext.materialize.bulk_import.files import (
     Folder,
     NoProgress,
-    Upload,
     Written,
     delete_files,
     list_files,
     write_files,
 )
+from feast_dynamo_ext.storage import S3Files
 
 
 @pytest.fixture
@@ -131,7 +132,10 @@ def test_an_upload_that_fails_is_aborted(stubbed):
     )
     stub.add_client_error("upload_part", "AccessDenied")
     stub.add_response("abort_multipart_upload", {}, {**where, "UploadId": "u"})
-    with pytest.raises(AccessDeniedError, match="s3://b/k"), Upload(client, "b", "k", 4) as upload:
+    with (
+        pytest.raises(AccessDeniedError, match="s3://b/k"),
+        S3Files(client, 4).new_file("s3://b/k", "application/gzip") as upload,
+    ):
         upload.write(b"12345")
 
 
@@ -142,17 +146,19 @@ def test_parts_are_put_together_in_order(stubbed):
     stub.add_response("upload_part", {"ETag": "e1"}, {**sent, "PartNumber": 1, "Body": b"12345"})
     parts = {"Parts": [{"PartNumber": 1, "ETag": "e1"}]}
     stub.add_response("complete_multipart_upload", {}, {**sent, "MultipartUpload": parts})
-    with Upload(client, "b", "k", 5) as upload:
+    with S3Files(client, 5).new_file("s3://b/k") as upload:
         upload.write(b"123")
         upload.write(b"45")
 
 
 def test_files_that_may_not_be_deleted_are_an_error(stubbed):
     client, stub = stubbed
-    stub.add_response("list_objects_v2", {"Contents": [{"Key": "run/1"}, {"Key": "run/2"}]})
+    written = {"Size": 1, "ETag": '"e"', "LastModified": datetime(2026, 1, 1, tzinfo=timezone.utc)}
+    listed = [{"Key": "run/1", **written}, {"Key": "run/2", **written}]
+    stub.add_response("list_objects_v2", {"Contents": listed})
     denied = {"Key": "run/2", "Code": "AccessDenied", "Message": "no"}
     stub.add_response("delete_objects", {"Errors": [denied]}, ANY_DELETE)
-    with pytest.raises(AwsError, match=r"DeleteObjects on s3://b/run/ \(run/2\)"):
+    with pytest.raises(AwsError, match=r"DeleteObjects on s3://b/run/2: AccessDenied"):
         delete_files(client, Folder("b", "run/"))
 
 

@@ -11,21 +11,16 @@ https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/S3DataImport.Be
 
 from __future__ import annotations
 
-import collections
 import json
 import logging
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from botocore.exceptions import BotoCoreError, ClientError
 
-from feast_dynamo_ext.aws import aws_error, translated
 from feast_dynamo_ext.dynamo.encoding.requests import (
     IS_NEW,
     IS_OLDER,
@@ -35,13 +30,13 @@ from feast_dynamo_ext.dynamo.encoding.requests import (
 )
 from feast_dynamo_ext.dynamo.layouts.packed import CREATED_TIME, EVENT_TIME
 from feast_dynamo_ext.errors import ConfigError, FeastDynamoError
+from feast_dynamo_ext.storage import UPLOAD_BYTES, S3Files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from concurrent.futures import Future
-    from types import TracebackType
+    from collections.abc import Iterable, Iterator, Mapping
 
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
+    from feast_dynamo_ext.storage import Files
 
 
 class Progress(Protocol):
@@ -72,115 +67,7 @@ class NoProgress:
 
 logger = logging.getLogger(__name__)
 
-PART_BYTES = 8 * 1_024**2
-"""Bytes of a part. S3 takes at least 5 MiB (but for the last), and 10,000 parts an object."""
-
-PARTS_AT_ONCE = 4
 CONTENT_TYPE = "application/gzip"
-
-
-class Upload:
-    """A context manager; leaving it with an error leaves no object.
-
-    Holds `PARTS_AT_ONCE` + 1 parts in memory at most.
-
-    Args:
-        s3: boto3's client.
-        bucket: bucket name.
-        key: the object's key.
-        part_bytes: as PART_BYTES.
-    """
-
-    def __init__(self, s3: Any, bucket: str, key: str, part_bytes: int = PART_BYTES) -> None:
-        self._s3 = s3
-        self._object = {"Bucket": bucket, "Key": key}
-        self._part_bytes = part_bytes
-        self._held = bytearray()
-        self._id: str | None = None
-        self._sent = 0
-        self._under_way: collections.deque[tuple[int, Future[str]]] = collections.deque()
-        self._parts: list[dict[str, Any]] = []
-        self._threads = ThreadPoolExecutor(PARTS_AT_ONCE, "feast-dynamo-upload")
-
-    @property
-    def uri(self) -> str:
-        """The object, for people."""
-        return f"s3://{self._object['Bucket']}/{self._object['Key']}"
-
-    def write(self, data: bytes) -> None:
-        """Add bytes; waits while too many parts are under way.
-
-        Raises:
-            AwsError: S3 refused.
-        """
-        self._held += data
-        while len(self._held) >= self._part_bytes:
-            self._send(bytes(self._held[: self._part_bytes]))
-            del self._held[: self._part_bytes]
-
-    def __enter__(self) -> Upload:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        finished = False
-        try:
-            if error is None:
-                self._finish()
-                finished = True
-        finally:
-            self._threads.shutdown(cancel_futures=True)
-            if not finished and self._id is not None:
-                self._abort()
-
-    def _send(self, part: bytes) -> None:
-        if self._id is None:
-            with translated("s3", self.uri):
-                answer = self._s3.create_multipart_upload(**self._object, ContentType=CONTENT_TYPE)
-            self._id = answer["UploadId"]
-        self._sent += 1
-        self._under_way.append((self._sent, self._threads.submit(self._put, self._sent, part)))
-        while len(self._under_way) > PARTS_AT_ONCE:
-            self._settle()
-
-    def _put(self, number: int, part: bytes) -> str:
-        with translated("s3", self.uri):
-            answer = self._s3.upload_part(
-                **self._object, UploadId=self._id, PartNumber=number, Body=part
-            )
-        return str(answer["ETag"])
-
-    def _settle(self) -> None:
-        number, future = self._under_way.popleft()
-        self._parts.append({"PartNumber": number, "ETag": future.result()})
-
-    def _finish(self) -> None:
-        if self._id is None:
-            with translated("s3", self.uri):
-                self._s3.put_object(
-                    **self._object, Body=bytes(self._held), ContentType=CONTENT_TYPE
-                )
-            return
-        if self._held:
-            self._send(bytes(self._held))
-        while self._under_way:
-            self._settle()
-        with translated("s3", self.uri):
-            self._s3.complete_multipart_upload(
-                **self._object, UploadId=self._id, MultipartUpload={"Parts": self._parts}
-            )
-
-    def _abort(self) -> None:
-        try:
-            self._s3.abort_multipart_upload(**self._object, UploadId=self._id)
-        except (ClientError, BotoCoreError) as error:
-            # Another error is on its way to the caller; this one costs storage alone.
-            logger.warning("parts of %s are left, and charged, until aborted: %s", self.uri, error)
-
 
 KIND = pa.large_binary()
 JOINED_BY_NOTHING = pa.scalar(b"", KIND)
@@ -327,7 +214,7 @@ def write_files(
     lines: Iterable[pa.LargeBinaryArray],
     file_bytes: int,
     progress: Progress,
-    part_bytes: int = PART_BYTES,
+    part_bytes: int = UPLOAD_BYTES,
     max_files: int = MAX_FILES,
 ) -> Written:
     """Write lines as `00000.json.gz`, `00001.json.gz` and so on.
@@ -345,9 +232,9 @@ def write_files(
         ConfigError: more files than DynamoDB takes.
         AwsError: S3 refused. Nothing is left in the folder then, or what is left is logged.
     """
-    upload = partial(Upload, s3, folder.bucket, part_bytes=part_bytes)
+    files = S3Files(s3, part_bytes)
     try:
-        return _write(upload, folder, _chunks(lines), file_bytes, max_files, progress)
+        return _write(files, folder, _chunks(lines), file_bytes, max_files, progress)
     except BaseException:
         try:
             delete_files(s3, folder)
@@ -357,7 +244,7 @@ def write_files(
 
 
 def _write(
-    upload_to: Callable[[str], Upload],
+    files: Files,
     folder: Folder,
     chunks: Iterator[tuple[int, memoryview]],
     file_bytes: int,
@@ -373,7 +260,7 @@ def _write(
                 "as many as DynamoDB reads. Give a larger --file-size, or load a shorter window."
             )
         file = _GzipFile()
-        with upload_to(_key(folder, total.files)) as upload:
+        with files.new_file(_uri(folder, total.files), CONTENT_TYPE) as upload:
             while chunk is not None and file.gzip_bytes < file_bytes:
                 items, data = chunk
                 upload.write(file.compressed(data))
@@ -396,8 +283,8 @@ def _plus(
     )
 
 
-def _key(folder: Folder, number: int) -> str:
-    return f"{folder.prefix}{number:05}.json.gz"
+def _uri(folder: Folder, number: int) -> str:
+    return f"{folder.uri}{number:05}.json.gz"
 
 
 class _GzipFile:
@@ -437,31 +324,10 @@ def delete_files(s3: Any, folder: Folder) -> int:
     Raises:
         AwsError: S3 refused.
     """
-    deleted = 0
-    with translated("s3", folder.uri):
-        pages = s3.get_paginator("list_objects_v2").paginate(
-            Bucket=folder.bucket, Prefix=folder.prefix
-        )
-        for page in pages:
-            keys = [{"Key": found["Key"]} for found in page.get("Contents", ())]
-            if keys:
-                answer = s3.delete_objects(
-                    Bucket=folder.bucket, Delete={"Objects": keys, "Quiet": True}
-                )
-                deleted += len(keys) - len(answer.get("Errors", ()))
-                _raise_first(answer.get("Errors", ()), folder)
-    return deleted
-
-
-def _raise_first(errors: Iterable[Any], folder: Folder) -> None:
-    for error in errors:
-        raise aws_error(
-            error.get("Code", "Unknown"),
-            error.get("Message", "no message"),
-            service="s3",
-            operation="DeleteObjects",
-            resource=f"{folder.uri} ({error.get('Key')})",
-        )
+    files = S3Files(s3)
+    found = [f"s3://{file.path}" for file in files.below(folder.uri)]
+    files.delete(found)
+    return len(found)
 
 
 def list_files(s3: Any, folder: Folder) -> list[str]:
@@ -470,12 +336,4 @@ def list_files(s3: Any, folder: Folder) -> list[str]:
     Raises:
         AwsError: S3 refused.
     """
-    with translated("s3", folder.uri):
-        pages = s3.get_paginator("list_objects_v2").paginate(
-            Bucket=folder.bucket, Prefix=folder.prefix
-        )
-        return [
-            f"s3://{folder.bucket}/{found['Key']}"
-            for page in pages
-            for found in page.get("Contents", ())
-        ]
+    return [f"s3://{file.path}" for file in S3Files(s3).below(folder.uri)]

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.errors import FeastDynamoError, SourceReadError
 from feast_dynamo_ext.parquet.compaction import layout
-from feast_dynamo_ext.parquet.compaction.commit import LOCK
 from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest, Shape, Unit
 from feast_dynamo_ext.parquet.compaction.rewrite import Rewrite
 from feast_dynamo_ext.parquet.compaction.snapshot import Snapshot
-from feast_dynamo_ext.parquet.compaction.sorted_files import FilesOut
+from feast_dynamo_ext.parquet.compaction.sorted_files import SortedFiles
 from feast_dynamo_ext.parquet.pointer import FOLDER, POINTER, Current, ReplacedFile
+from feast_dynamo_ext.storage import LOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -157,9 +157,10 @@ def _empty(todo: Plan, generation: str) -> CompactedFile:
     folder = todo.snapshot.folder
     stem = f"{folder.generation_path(generation)}/part-000"
     schema = todo.snapshot.source.schema
-    with FilesOut(folder, stem, schema, todo.asked.target_bytes, None) as out:
-        out.write_empty()
-        return out.close()[0]
+    files = SortedFiles(folder, stem, schema, todo.asked.target_bytes, None)
+    with files.writer() as writer:
+        writer.write_empty()
+    return files.written(writer)[0]
 
 
 def _verified(todo: Plan, files: Sequence[CompactedFile]) -> Figures:
@@ -175,7 +176,6 @@ def _verified(todo: Plan, files: Sequence[CompactedFile]) -> Figures:
             f"{todo.snapshot.source.uri}: {todo.before.rows:,} rows became {rows:,}. Nothing was "
             "changed; please report this."
         )
-    folder.durable([file.path for file in files if file.path not in known])
     return Figures(len(files), rows, sum(file.size for file in files), sum(groups))
 
 

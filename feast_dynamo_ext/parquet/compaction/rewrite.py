@@ -23,11 +23,11 @@ from feast_dynamo_ext.arrow_types import comparable
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError, SourceReadError
 from feast_dynamo_ext.parquet.compaction.sorted_files import (
     GROUP_BYTES,
-    FilesOut,
-    cast,
+    SortedFiles,
     plain_schema,
 )
 from feast_dynamo_ext.parquet.pointer import bucket_of
+from feast_dynamo_ext.parquet.writer import cast
 from feast_dynamo_ext.timestamps import HIGHEST, LOWEST, Axis
 
 if TYPE_CHECKING:
@@ -285,19 +285,20 @@ class Rewrite:
     ) -> list[CompactedFile]:
         found: list[CompactedFile] = []
         for bucket in range(buckets):
-            with FilesOut(
+            files = SortedFiles(
                 self.snapshot.folder,
                 self._stem(bucket),
                 schema,
                 self.asked.target_bytes,
                 bucket if self.buckets else None,
                 min(GROUP_BYTES, self._part_bytes),
-            ) as out:
+            )
+            with files.writer() as writer:
                 for part in range(bucket * slices, (bucket + 1) * slices):
                     for table in self._sorted(spool.read(part)):
-                        out.add(table)
+                        writer.write(table)
                         self.advance(table.num_rows)
-                found += out.close()
+            found += files.written(writer)
         return found
 
     def _stem(self, bucket: int) -> str:

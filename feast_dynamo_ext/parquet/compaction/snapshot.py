@@ -18,6 +18,7 @@ from feast_dynamo_ext.parquet.listing import Place
 from feast_dynamo_ext.parquet.partitions import folders_below
 from feast_dynamo_ext.parquet.pointer import version_of, visible
 from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
+from feast_dynamo_ext.storage import settings_of
 from feast_dynamo_ext.timestamps import Axis, check_time
 
 if TYPE_CHECKING:
@@ -95,11 +96,7 @@ def folder_of(target: Target, config: RepoConfig) -> Folder:
         CompactionError: it is a file, a glob or a Delta table.
     """
     uri = uri_of(target.source, config)
-    settings = config.offline_store.aws()
-    override = getattr(target.source, "s3_endpoint_override", None)
-    if override:
-        settings = replace(settings, endpoint_url=override)
-    place = Place.from_uri(uri, settings)
+    place = Place.from_uri(uri, settings_of(target.source, config))
     if isinstance(getattr(target.source, "file_format", None), DeltaFormat):
         raise _not_so(target, uri, "a Delta table, which has its own OPTIMIZE")
     if place.pattern is not None:

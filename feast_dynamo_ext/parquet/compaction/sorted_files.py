@@ -1,4 +1,4 @@
-"""Writes sorted rows as files of about a size, in row groups of about a size.
+"""How sorted rows are written: sizes of files and row groups, and what is worth packing.
 
 Every reader pays for unpacking: zstd on random doubles saves 6% of the bytes and takes three times
 as long to read. So a column is compressed, or has a dictionary, only where that saves a good part.
@@ -6,18 +6,18 @@ as long to read. So a column is compressed, or has a dictionary, only where that
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feast_dynamo_ext.parquet.pointer import CompactedFile
+from feast_dynamo_ext.parquet.writer import PartSize, PartWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
     from feast_dynamo_ext.parquet.compaction.commit import Folder
 
@@ -43,15 +43,6 @@ def plain(kind: pa.DataType) -> pa.DataType:
 def plain_schema(schema: pa.Schema) -> pa.Schema:
     """The same columns in plain types."""
     return pa.schema([_plain_field(field) for field in schema])
-
-
-def cast(batch: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.RecordBatch | pa.Table:
-    """Rows in the types of a schema, column by column."""
-    columns = [
-        column if column.type == field.type else column.cast(field.type)
-        for column, field in zip(batch.columns, schema, strict=True)
-    ]
-    return type(batch).from_arrays(columns, schema=schema)
 
 
 def _plain_field(field: pa.Field) -> pa.Field:
@@ -106,11 +97,9 @@ a request."""
 LEAST_GROUP_ROWS, MOST_GROUP_ROWS = 1 << 14, 1 << 20
 
 
-@dataclass
-class FilesOut:
-    """The files of one bucket or partition; `close` says what was written.
-
-    A context manager: where its block fails, the file that it was at is given up.
+@dataclass(frozen=True)
+class SortedFiles:
+    """The files of one bucket or partition, to be written.
 
     Attributes:
         folder: the source's folder.
@@ -127,81 +116,23 @@ class FilesOut:
     target_bytes: int
     bucket: int | None
     group_bytes: int = GROUP_BYTES
-    written: list[CompactedFile] = field(default_factory=list)
-    _held: list[pa.Table] = field(default_factory=list)
-    _held_rows: int = 0
-    _rows: int = 0
-    _path: str = ""
-    _sink: Any = None
-    _writer: Any = None
-    _opened: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
-    def add(self, table: pa.Table) -> None:
-        """Write rows, which are not before those that were written.
+    def writer(self) -> PartWriter:
+        """What writes their rows; their order is that of the rows."""
+        size = PartSize(
+            file_bytes=self.target_bytes,
+            file_rows=sys.maxsize,
+            group_bytes=self.group_bytes,
+            group_rows=MOST_GROUP_ROWS,
+            least_group_rows=LEAST_GROUP_ROWS,
+        )
+        stem = f"{self.folder.uri}/{self.stem}"
+        return PartWriter(self.folder.files, stem, self.schema, size, options)
 
-        Raises:
-            AwsError: S3 refused.
-            DestinationError: the disk did.
-        """
-        group_rows = self._group_rows(table)
-        self._held.append(table)
-        self._held_rows += table.num_rows
-        while self._held_rows >= group_rows:
-            held = pa.concat_tables(self._held)
-            self._write(held.slice(0, group_rows))
-            rest = held.slice(group_rows)
-            self._held, self._held_rows = [rest], rest.num_rows
-
-    def close(self) -> list[CompactedFile]:
-        """Write what is left, and tell which files there are.
-
-        Raises: as `add`.
-        """
-        if self._held_rows:
-            self._write(pa.concat_tables(self._held))
-        self._end_file()
-        self._held, self._held_rows = [], 0
-        return self.written
-
-    def _group_rows(self, table: pa.Table) -> int:
-        row_bytes = max(1, table.nbytes // max(1, table.num_rows))
-        return int(min(MOST_GROUP_ROWS, max(LEAST_GROUP_ROWS, self.group_bytes // row_bytes)))
-
-    def _write(self, table: pa.Table) -> None:
-        rows = cast(table, self.schema)
-        if self._writer is None:
-            self._open(rows)
-        self._writer.write_table(rows, row_group_size=max(1, table.num_rows))
-        self._rows += table.num_rows
-        if self._sink.written >= self.target_bytes:
-            self._end_file()
-
-    def _open(self, sample: pa.Table) -> None:
-        self._path = f"{self.stem}-{len(self.written):05d}.parquet"
-        file = self.folder.files.new_file(f"{self.folder.uri}/{self._path}")
-        self._sink = self._opened.enter_context(file)
-        self._writer = pq.ParquetWriter(self._sink, self.schema, **options(sample))
-
-    def _end_file(self) -> None:
-        if self._writer is None:
-            return
-        self._writer.close()
-        self._opened.close()
-        size = self._sink.written
-        self.written.append(CompactedFile(self._path, size, self._rows, self.bucket))
-        self._writer, self._sink, self._rows = None, None, 0
-
-    def write_empty(self) -> None:
-        """A file without rows, which keeps the columns of a source that has none."""
-        self._write(cast(self.schema.empty_table(), self.schema))
-
-    def __enter__(self) -> FilesOut:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._opened.__exit__(kind, error, traceback)
+    def written(self, writer: PartWriter) -> list[CompactedFile]:
+        """The files that a writer has written."""
+        start = len(self.folder.uri) + 1
+        return [
+            CompactedFile(part.uri[start:], part.size, part.rows, self.bucket)
+            for part in writer.written
+        ]
