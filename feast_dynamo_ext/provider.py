@@ -270,7 +270,7 @@ class DynamoProvider(PassthroughProvider):
             OfflineStoreError: the join is not possible.
             TrainingSetError: the result cannot be a training set.
         """
-        from feast_dynamo_ext.sagemaker.provenance import provenance_of
+        from feast_dynamo_ext.sagemaker.manifest import provenance_of
         from feast_dynamo_ext.sagemaker.training_set import write_training_set
 
         if not isinstance(job, ParquetRetrievalJob) or job.entities is None:

@@ -6,7 +6,6 @@ on them; `run_locally` runs a training script on this machine instead.
 """
 
 from feast_dynamo_ext.sagemaker.channels import copy_channels, input_data_config, local_folders
-from feast_dynamo_ext.sagemaker.from_store import create_training_set
 from feast_dynamo_ext.sagemaker.local_job import LocalRun, run_locally
 from feast_dynamo_ext.sagemaker.manifest import (
     LabelStatistics,
@@ -30,6 +29,7 @@ from feast_dynamo_ext.sagemaker.training_job import (
 )
 from feast_dynamo_ext.sagemaker.training_set import (
     TrainingSet,
+    create_training_set,
     load_training_set,
     write_training_set,
 )

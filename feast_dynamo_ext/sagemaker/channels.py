@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from feast_dynamo_ext.errors import TrainingSetError
-from feast_dynamo_ext.sagemaker.output import OutputFolder, open_folder
+from feast_dynamo_ext.sagemaker.manifest import open_folder
 from feast_dynamo_ext.sagemaker.split import SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.sagemaker.manifest import OutputFile
+    from feast_dynamo_ext.sagemaker.manifest import OutputFile, OutputFolder
 
 CONTENT_TYPES = {"csv": "text/csv", "parquet": "application/x-parquet"}
 DISTRIBUTIONS = ("FullyReplicated", "ShardedByS3Key")

@@ -9,26 +9,33 @@ on chunks, slices, schema metadata, dictionary encoding or the version of pyarro
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.errors import TrainingSetError
-from feast_dynamo_ext.sagemaker.output import OutputFolder, open_folder
+from feast_dynamo_ext.aws import scheme_and_path
+from feast_dynamo_ext.errors import DestinationError, FeastDynamoError, TrainingSetError
 from feast_dynamo_ext.sagemaker.split import SPLITS, TimeSplit
+from feast_dynamo_ext.storage import LocalFiles, files_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from hashlib import _Hash
 
     from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.parquet.source import ParquetSource
+    from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
+    from feast_dynamo_ext.storage import Files, NewFile
 
 
 _ROWS = 65_536
@@ -161,6 +168,38 @@ class Provenance:
     view_definitions: Mapping[str, str]
     source_files: tuple[SourceFile, ...]
     entity_rows_sha256: str
+
+
+def listed_files(source: ParquetSource) -> list[SourceFile]:
+    """The files of a source, as they were listed, in the order of their rows' positions."""
+    scheme = "s3://" if source.parts.place.is_on_s3 else ""
+    return [SourceFile(f"{scheme}{file.path}", file.size, file.etag) for file in source.files]
+
+
+def provenance_of(job: ParquetRetrievalJob, project: str, entity_rows: pa.Table) -> Provenance:
+    """The provenance of a retrieval.
+
+    Args:
+        job: the retrieval, after it has run.
+        project: Feast project.
+        entity_rows: the entity rows, event time and label included.
+    """
+    files = {file for source in job.opened.values() for file in listed_files(source)}
+    return Provenance(
+        project=project,
+        feature_refs=tuple(job.metadata.features) if job.metadata else (),
+        view_definitions={
+            view.name: definition_hash(view) for view in [*job.views, *job.on_demand_feature_views]
+        },
+        source_files=tuple(sorted(files, key=lambda file: file.path)),
+        entity_rows_sha256=hash_table(entity_rows),
+    )
+
+
+def definition_hash(view: Any) -> str:
+    """SHA-256 of a view's definition: its schema, entities, source, ttl and transformation."""
+    spec = view.to_proto().spec
+    return hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -299,6 +338,84 @@ def library_versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class OutputFolder:
+    """Where a training set is kept; paths are relative to it, with forward slashes.
+
+    Attributes:
+        uri: `s3://bucket/prefix` or an absolute local path, without a slash at the end.
+        storage: what lists, reads and writes files there.
+    """
+
+    uri: str
+    storage: Files
+
+    @contextlib.contextmanager
+    def new_file(self, path: str) -> Iterator[NewFile]:
+        """A file that appears where the block ends without error."""
+        with _explained(self.uri_of(path)), self.storage.new_file(self.uri_of(path)) as file:
+            yield file
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """A file's bytes, at most 1 MiB at a time.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        with _explained(self.uri_of(path)):
+            yield from self.storage.chunks(self.uri_of(path))
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file at the path."""
+        with _explained(self.uri_of(path)):
+            return self.storage.find(self.uri_of(path)) is not None
+
+    def files(self) -> list[str]:
+        """Paths of all files in the folders of a training set, sorted."""
+        start = len(self.uri) + 1
+        with _explained(self.uri):
+            found = [uri for name in LAYOUT_FOLDERS for uri in self.storage.at(self.uri_of(name))]
+        return sorted(uri[start:] for uri in found)
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Delete files."""
+        with _explained(self.uri):
+            self.storage.delete([self.uri_of(path) for path in paths])
+
+    def uri_of(self, path: str) -> str:
+        """URI of a file."""
+        return f"{self.uri}/{path}"
+
+
+def open_folder(output: str, settings: AwsSettings) -> OutputFolder:
+    """The folder of a URI or local path.
+
+    Raises:
+        TrainingSetError: the output is empty.
+        ConfigError: neither S3 nor a local path.
+    """
+    if not output:
+        raise TrainingSetError("`output` is empty. Name an s3://bucket/prefix or a local folder.")
+    storage, path = files_of(output, settings), scheme_and_path(output)[1]
+    if isinstance(storage, LocalFiles):
+        return OutputFolder(str(Path(path).resolve()), storage)
+    return OutputFolder(f"s3://{path.strip('/')}", storage)
+
+
+@contextlib.contextmanager
+def _explained(resource: str) -> Iterator[None]:
+    try:
+        yield
+    except DestinationError as error:
+        raise TrainingSetError(str(error)) from error
+    except (FeastDynamoError, FileNotFoundError):
+        raise
+    except OSError as error:
+        raise TrainingSetError(
+            f"{resource}: {error}. Check the path, its permissions and the free space."
+        ) from error
+
+
+@dataclass(frozen=True)
 class VerifyReport:
     """The files of a training set against its manifest, by path.
 
@@ -356,7 +473,7 @@ def verify(output: str, aws: AwsSettings) -> VerifyReport:
     """
     folder = open_folder(output, aws)
     manifest = read_manifest(folder)
-    found = {path for name in LAYOUT_FOLDERS for path in folder.files(name)}
+    found = set(folder.files())
     expected = {file.path: file for file in manifest.files}
     present = sorted(expected.keys() & found)
     return VerifyReport(

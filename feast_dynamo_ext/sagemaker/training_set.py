@@ -14,6 +14,8 @@ predictions can be joined back. It lies outside the folders that channels point 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import itertools
 import re
 from dataclasses import dataclass
@@ -21,39 +23,51 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import csv
 
-from feast_dynamo_ext.errors import TrainingSetError
+from feast_dynamo_ext.errors import ConfigError, TrainingSetError
 from feast_dynamo_ext.sagemaker.channels import input_data_config
 from feast_dynamo_ext.sagemaker.manifest import (
-    LAYOUT_FOLDERS,
     MANIFEST,
     LabelStatistics,
     Manifest,
     OutputFile,
+    OutputFolder,
     Provenance,
     SplitSummary,
     library_versions,
+    open_folder,
     read_manifest,
 )
-from feast_dynamo_ext.sagemaker.output import OutputFolder, open_folder
 from feast_dynamo_ext.sagemaker.split import SPLITS, TimeSplit, event_range
 from feast_dynamo_ext.sagemaker.training_columns import (
     NumericColumn,
     numeric_columns,
     require_columns,
 )
-from feast_dynamo_ext.sagemaker.training_files import TableFile, filtered, part_sizes
+from feast_dynamo_ext.storage import discard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from feast import FeatureService, FeatureStore
 
     from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.storage import NewFile
 
 _OWN_FILE = re.compile(
     r"(train|validation|test)/(csv/part-\d{5}\.csv|parquet/part-\d{5}\.parquet)"
     r"|rows/(train|validation|test)\.parquet"
 )
+_KILLED = re.compile(r"(.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp")
+"""What a writer that was killed leaves on a disk."""
+
 _MOST_LABEL_VALUES = 20
+
+# Rows written at a time, and rows of a Parquet row group. Fixed, as it shows in the bytes.
+BATCH_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,53 @@ def load_training_set(output: str, aws: AwsSettings) -> TrainingSet:
     """
     folder = open_folder(output, aws)
     return TrainingSet(folder.uri, read_manifest(folder))
+
+
+def create_training_set(
+    store: FeatureStore,
+    *,
+    entity_rows: Any,
+    features: list[str] | FeatureService,
+    label: str,
+    output: str,
+    split: TimeSplit,
+    full_feature_names: bool = False,
+    overwrite: bool = False,
+    parts: int = 1,
+) -> TrainingSet:
+    """Join features to entity rows, point in time, and write the result for SageMaker.
+
+    Args:
+        store: the feature store; its provider must be `feast_dynamo_ext.DynamoProvider`.
+        entity_rows: join keys, `event_timestamp` and the label, one row an example: a pandas,
+            Arrow or Polars table, a path or URI of Parquet or CSV, or SQL.
+        features: feature references, or a feature service.
+        label: the column of the entity rows that is to be predicted.
+        output: `s3://bucket/prefix` or a local folder.
+        split: which event times are train, validation and test.
+        full_feature_names: name features ``view__feature``.
+        overwrite: replace the training set that is there.
+        parts: files a split and format.
+
+    Raises:
+        ConfigError: the store has another provider.
+        OfflineStoreError: the join is not possible; see the subclasses.
+        TrainingSetError: the result cannot be a training set; see `write_training_set`.
+    """
+    # Whoever writes training sets will do: the provider stands above this module.
+    write = getattr(store.provider, "write_training_set", None)
+    if write is None:
+        raise ConfigError(
+            f"Training sets are written by the provider feast_dynamo_ext.DynamoProvider, not by "
+            f"{type(store.provider).__name__}. Set `provider` in feature_store.yaml."
+        )
+    job = store.get_historical_features(
+        entity_df=entity_rows, features=features, full_feature_names=full_feature_names
+    )
+    written: TrainingSet = write(
+        job, label=label, output=output, split=split, overwrite=overwrite, parts=parts
+    )
+    return written
 
 
 def write_training_set(
@@ -155,11 +216,7 @@ def write_training_set(
 
     folder = open_folder(output, aws)
     _make_room(folder, overwrite=overwrite)
-    files: list[OutputFile] = []
-    for name in SPLITS:
-        sizes = part_sizes(masks[name].true_count, parts)
-        batches = filtered(table, masks[name], itertools.chain.from_iterable(sizes))
-        files += _write_split(folder, name, batches, sizes, schemas)
+    files = _write_files(folder, table, masks, parts, schemas)
     manifest = Manifest(
         label=label,
         event_timestamp=event_timestamp,
@@ -175,7 +232,7 @@ def write_training_set(
         libraries=library_versions(),
     )
     text = manifest.to_json().encode()
-    with folder.create(MANIFEST) as file:
+    with folder.new_file(MANIFEST) as file:
         file.write(text)
     return TrainingSet(folder.uri, manifest)
 
@@ -196,8 +253,10 @@ def _make_room(folder: OutputFolder, *, overwrite: bool) -> None:
             f"{folder.uri} holds a training set already. Choose another output, or pass "
             "overwrite=True to replace it."
         )
-    found = [path for name in LAYOUT_FOLDERS for path in folder.files(name)]
-    foreign = [path for path in found if not _OWN_FILE.fullmatch(path)]
+    found = folder.files()
+    foreign = [
+        path for path in found if not (_OWN_FILE.fullmatch(path) or _KILLED.fullmatch(path))
+    ]
     if foreign:
         raise TrainingSetError(
             f"{folder.uri} holds {len(foreign)} files that no training set wrote, and a job would "
@@ -236,6 +295,43 @@ def _schemas(table: pa.Table, columns: list[NumericColumn], keys: Sequence[str])
     return _Schemas(columns, pa.schema(fields))
 
 
+def _write_files(
+    folder: OutputFolder,
+    table: pa.Table,
+    masks: dict[str, pa.BooleanArray],
+    parts: int,
+    schemas: _Schemas,
+) -> list[OutputFile]:
+    """Write all files but the manifest; where one fails, none of them remains."""
+    sizes = {name: _part_sizes(masks[name].true_count, parts) for name in SPLITS}
+    try:
+        return [
+            file
+            for name in SPLITS
+            for file in _write_split(
+                folder,
+                name,
+                _filtered(table, masks[name], itertools.chain.from_iterable(sizes[name])),
+                sizes[name],
+                schemas,
+            )
+        ]
+    except BaseException:
+        paths = [path for name in SPLITS for path in _paths(name, parts)]
+        discard(folder.storage, [folder.uri_of(path) for path in paths])
+        raise
+
+
+def _paths(split: str, parts: int) -> Iterator[str]:
+    yield f"rows/{split}.parquet"
+    for part in range(parts):
+        yield from _part_paths(split, part)
+
+
+def _part_paths(split: str, part: int) -> tuple[str, str]:
+    return f"{split}/csv/part-{part:05d}.csv", f"{split}/parquet/part-{part:05d}.parquet"
+
+
 def _write_split(
     folder: OutputFolder,
     name: str,
@@ -244,12 +340,12 @@ def _write_split(
     schemas: _Schemas,
 ) -> Iterator[OutputFile]:
     """Write one split's batches; `sizes` are those of the batches of each part."""
-    with TableFile(folder, f"rows/{name}.parquet", schemas.keys) as row_file:
+    with _TableFile(folder, f"rows/{name}.parquet", schemas.keys) as row_file:
         for part, part_sizes in enumerate(sizes):
-            paths = [f"{name}/{kind}/part-{part:05d}.{kind}" for kind in ("csv", "parquet")]
+            csv_path, parquet_path = _part_paths(name, part)
             with (
-                TableFile(folder, paths[0], schemas.numbers) as csv_file,
-                TableFile(folder, paths[1], schemas.numbers) as parquet_file,
+                _TableFile(folder, csv_path, schemas.numbers) as csv_file,
+                _TableFile(folder, parquet_path, schemas.numbers) as parquet_file,
             ):
                 for batch in itertools.islice(batches, len(part_sizes)):
                     numbers = schemas.number_rows(batch)
@@ -259,6 +355,107 @@ def _write_split(
             yield csv_file.written()
             yield parquet_file.written()
     yield row_file.written()
+
+
+class _HashingFile:
+    """A new file whose bytes are hashed as they are written."""
+
+    def __init__(self, new: NewFile) -> None:
+        self.new, self.closed = new, False
+        self._digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        return self.new.write(data)
+
+    def flush(self) -> None:
+        """Nothing, as `NewFile.flush`."""
+
+    def close(self) -> None:
+        """Nothing, as `NewFile.close`."""
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+class _TableFile:
+    """A CSV (no header, missing = empty cell) or Parquet file being written.
+
+    Its bytes depend on the rows and on the sizes of the tables given to `write`, not on how their
+    memory is laid out.
+    """
+
+    def __init__(self, folder: OutputFolder, path: str, schema: pa.Schema) -> None:
+        self._path, self._rows = path, 0
+        self._resources = contextlib.ExitStack()
+        self._file = _HashingFile(self._resources.enter_context(folder.new_file(path)))
+        sink = pa.PythonFile(self._file, mode="w")
+        try:
+            self._writer = self._resources.enter_context(_writer(path, sink, schema))
+        except BaseException as error:
+            self._resources.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows: at most BATCH_ROWS of them."""
+        self._writer.write_table(table.combine_chunks())
+        self._rows += table.num_rows
+
+    def __enter__(self) -> _TableFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._resources.__exit__(kind, error, trace)
+
+    def written(self) -> OutputFile:
+        """What the closed file holds."""
+        return OutputFile(self._path, self._file.new.written, self._rows, self._file.sha256)
+
+
+def _writer(path: str, sink: pa.PythonFile, schema: pa.Schema) -> csv.CSVWriter | pq.ParquetWriter:
+    if path.endswith(".csv"):
+        return csv.CSVWriter(sink, schema, write_options=csv.WriteOptions(include_header=False))
+    # Every choice that shows in the bytes is spelled out: a default may change with pyarrow.
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        version="2.6",
+        data_page_version="1.0",
+        compression="snappy",
+        use_dictionary=True,
+        write_statistics=True,
+    )
+
+
+def _part_sizes(rows: int, parts: int) -> list[list[int]]:
+    """Sizes of the batches of each part, where the parts share the rows as evenly as they can."""
+    bounds = [rows * part // parts for part in range(parts + 1)]
+    return [
+        [min(BATCH_ROWS, end - at) for at in range(start, end, BATCH_ROWS)]
+        for start, end in itertools.pairwise(bounds)
+    ]
+
+
+def _filtered(table: pa.Table, mask: pa.BooleanArray, sizes: Iterable[int]) -> Iterator[pa.Table]:
+    """The rows of a mask in tables of the given sizes, which add up to the rows of the mask."""
+    windows = _windows(table, mask)
+    pending = table.slice(0, 0)
+    for size in sizes:
+        while pending.num_rows < size:
+            pending = pa.concat_tables([pending, next(windows)])
+        yield pending.slice(0, size)
+        pending = pending.slice(size)
+
+
+def _windows(table: pa.Table, mask: pa.BooleanArray) -> Iterator[pa.Table]:
+    for start in range(0, table.num_rows, BATCH_ROWS):
+        yield table.slice(start, BATCH_ROWS).filter(mask.slice(start, BATCH_ROWS))
 
 
 def _summary(

@@ -32,7 +32,7 @@ from feast_dynamo_ext.parquet.compaction import compaction
 from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
 from feast_dynamo_ext.parquet.compaction.snapshot import Target
 from feast_dynamo_ext.parquet.source import ParquetSource
-from feast_dynamo_ext.sagemaker.provenance import ListedFile, listed_files
+from feast_dynamo_ext.sagemaker.manifest import SourceFile, listed_files
 
 UTC = dt.timezone.utc
 REGION = "us-east-1"
@@ -374,7 +374,7 @@ def test_more_files_than_one_page_of_a_listing(half_allowed, tmp_path, monkeypat
         for name in ("a.parquet", "b.parquet", "z.parquet")
     }
     assert listed_files(found) == [
-        ListedFile(f"s3://history/a/{name}", len(parquet(x=[0])), etag)
+        SourceFile(f"s3://history/a/{name}", len(parquet(x=[0])), etag)
         for name, etag in etags.items()
     ]
     (rows,) = found.fetch(["x"], np.array([2]))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from datetime import datetime, timezone
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import boto3
+import numpy as np
 import pyarrow as pa
 import pytest
+import urllib3
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.errors import (
@@ -217,8 +220,10 @@ def test_a_bucket_that_is_not_there_is_named(aws):
 class Refusing(BaseHTTPRequestHandler):
     """An S3 that refuses everything."""
 
+    BODY = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+
     def refuse(self) -> None:
-        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        body = self.BODY
         self.send_response(403)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", "0" if self.command == "HEAD" else str(len(body)))
@@ -251,3 +256,101 @@ def test_s3_that_refuses_or_does_not_answer_is_an_error_of_aws(refusing):
     absent = AwsSettings(region="us-east-1", endpoint_url=closed)
     with pytest.raises(AwsUnavailableError, match=r"s3://lake/set/manifest.json.*the network"):
         verify("s3://lake/set", absent)
+
+
+# A write that fails
+
+
+class RefusingSome(BaseHTTPRequestHandler):
+    """An S3 that refuses the requests whose target fits a pattern; moto answers all others."""
+
+    moto = refused = ""
+    protocol_version = "HTTP/1.1"
+
+    def pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if re.search(self.refused, self.path):
+            status, headers, data = 403, {}, Refusing.BODY
+        else:
+            answer = urllib3.request(
+                self.command,
+                f"{self.moto}{self.path}",
+                body=body,
+                headers=dict(self.headers),
+                preload_content=False,
+                decode_content=False,
+            )
+            status, headers, data = answer.status, answer.headers, answer.read()
+        self.send_response(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815 - http.server's names
+
+    def log_message(self, *args) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def refusing_some(moto_endpoint):
+    """Starts an S3 that refuses the requests of a pattern; gives how to reach it."""
+    servers = []
+
+    def start(pattern: str) -> AwsSettings:
+        handler = type("Handler", (RefusingSome,), {"moto": moto_endpoint, "refused": pattern})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        servers.append((server, threading.Thread(target=server.serve_forever)))
+        servers[-1][1].start()
+        return AwsSettings("us-east-1", f"http://127.0.0.1:{server.server_port}")
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def left(s3, bucket: str) -> tuple[list[str], list[str]]:
+    """Keys of a bucket, and of its uploads that are neither completed nor aborted."""
+    uploads = s3.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
+    return sorted(objects(s3, bucket, "")), [upload["Key"] for upload in uploads]
+
+
+def test_an_error_in_the_middle_of_a_file_leaves_nothing(aws, s3, bucket):
+    # Arrow has no Parquet type for it, which shows once the file is open.
+    interval = pa.array([pa.MonthDayNano([1, 2, 3])] * 5, pa.month_day_nano_interval())
+    with pytest.raises(pa.ArrowNotImplementedError, match="Unhandled type"):
+        write(
+            f"s3://{bucket}/set",
+            aws,
+            ROWS.append_column("since", interval),
+            entity_columns=["customer_id", "since"],
+        )
+    assert left(s3, bucket) == ([], [])
+
+
+def test_a_refusal_after_other_files_were_written_leaves_nothing(refusing_some, s3, bucket):
+    with pytest.raises(AccessDeniedError, match=r"set/test/parquet/part-00000\.parquet"):
+        write(f"s3://{bucket}/set", refusing_some("test/parquet"))
+    assert left(s3, bucket) == ([], [])
+
+
+def test_a_refused_part_of_a_large_file_leaves_nothing(refusing_some, s3, bucket):
+    rows = 1_000_000  # 20 MB of CSV
+    numbers = np.random.default_rng(3).normal(size=rows)
+    table = pa.table(
+        {
+            "customer_id": np.arange(rows),
+            "event_timestamp": [*[utc(2026, 1, 5)] * (rows - 2), utc(2026, 3, 1), utc(2026, 4, 2)],
+            "churned": np.arange(rows) % 2,
+            "spend": numbers,
+        }
+    )
+    with pytest.raises(AccessDeniedError, match=r"set/train/csv/part-00000\.csv"):
+        write(f"s3://{bucket}/set", refusing_some(r"csv\?.*\bpartNumber=2\b"), table)
+    assert left(s3, bucket) == ([], [])
