@@ -80,8 +80,10 @@ class TableSetting:
         wanted: the value that a spec asks for; None leaves the table as it is.
         held: the value that a table has; None where it cannot be compared now.
         text: a value, for people.
-        requests: what changes a table from one value to another.
-        at_creation: what CreateTable takes; None where the table has to be there first.
+        parameters: a value as CreateTable and UpdateTable take it; None where another operation
+            sets it, once the table is there.
+        requests: what changes a table from one value to another; None for one UpdateTable.
+        absent: the value that a new table has by itself, which CreateTable is not given.
         read: asks AWS for what DescribeTable does not say.
         new_table: the value that a new table gets where nothing is set. `read` is not asked then.
         compared: what is held and what is wanted, without what is not to be compared.
@@ -92,8 +94,9 @@ class TableSetting:
     wanted: Callable[[TableSpec], Any]
     held: Callable[[TableSpec, TableState], Any]
     text: Callable[[Any], str]
-    requests: Callable[[TableSpec, TableState, Any, Any], Iterable[Request]]
-    at_creation: Callable[[TableSpec], Mapping[str, Any]] | None = None
+    parameters: Callable[[Any], Mapping[str, Any]] | None = None
+    requests: Callable[[TableSpec, TableState, Any, Any], Iterable[Request]] | None = None
+    absent: Any = None
     read: Callable[[TableClients, TableSpec, Mapping[str, Any]], Any] | None = None
     new_table: Any = None
     compared: Callable[[Any, Any], tuple[Any, Any]] = lambda held, wanted: (held, wanted)
@@ -117,47 +120,36 @@ class TableSetting:
             self._title(spec.settings),
             self.text(before),
             self.text(after),
-            tuple(self.requests(spec, state, before, after)),
+            self._requests(spec, state, before, after),
             # What nobody has set is done where it may be.
             denied_ok=self.denied_ok or unset,
         )
+
+    def at_creation(self, spec: TableSpec) -> Mapping[str, Any]:
+        """What CreateTable takes of it."""
+        wanted = self.wanted(spec)
+        if self.parameters is None or wanted in (None, self.absent):
+            return {}
+        return self.parameters(wanted)
+
+    def _requests(
+        self, spec: TableSpec, state: TableState, before: Any, after: Any
+    ) -> tuple[Request, ...]:
+        if self.requests is not None:
+            return tuple(self.requests(spec, state, before, after))
+        return (_update(spec, self.parameters(after)),) if self.parameters is not None else ()
 
     def _title(self, settings: TableSettings) -> str:
         given = [name for name in self.names if getattr(settings, name, None) is not None]
         return ", ".join(given) or self.names[0]
 
 
-def _update(spec: TableSpec, **parameters: Any) -> Request:
+def _update(spec: TableSpec, parameters: Mapping[str, Any]) -> Request:
     return Request("update_table", {"TableName": spec.name, **parameters})
 
 
 def _on_off(enabled: bool) -> str:
     return "on" if enabled else "off"
-
-
-# Deletion protection
-
-
-def _protection(protected: bool) -> dict[str, Any]:
-    return {"DeletionProtectionEnabled": protected}
-
-
-def _new_protection(spec: TableSpec) -> dict[str, Any]:
-    protected = spec.settings.deletion_protection
-    return {} if protected is None else _protection(protected)
-
-
-PROTECTION = TableSetting(
-    names=("deletion_protection",),
-    wanted=lambda spec: spec.settings.deletion_protection,
-    held=lambda _, state: bool(state.table.get("DeletionProtectionEnabled")),
-    text=_on_off,
-    requests=lambda spec, _, __, protected: [_update(spec, **_protection(protected))],
-    at_creation=_new_protection,
-)
-
-
-# Billing
 
 
 def refuse_without_units(spec: TableSpec) -> None:
@@ -175,7 +167,7 @@ def refuse_without_units(spec: TableSpec) -> None:
 
 
 def _billing(settings: TableSettings) -> dict[str, Any]:
-    """What CreateTable and UpdateTable take; a new table is on demand by default."""
+    """What CreateTable and UpdateTable take."""
     if settings.billing == "provisioned":
         units = {
             "ReadCapacityUnits": settings.read_units,
@@ -220,10 +212,8 @@ def _change_billing(
 ) -> Iterator[Request]:
     # DynamoDB counts switches of the mode: one that is in use is not named.
     same = after["BillingMode"] == before["BillingMode"]
-    yield _update(
-        spec,
-        **{name: value for name, value in after.items() if not (same and name == "BillingMode")},
-    )
+    sent = {name: value for name, value in after.items() if not (same and name == "BillingMode")}
+    yield _update(spec, sent)
 
 
 def _billing_text(parameters: Mapping[str, Any]) -> str:
@@ -245,41 +235,10 @@ def _billing_text(parameters: Mapping[str, Any]) -> str:
     return f"on_demand ({', '.join(texts)})" if texts else "on_demand"
 
 
-BILLING = TableSetting(
-    names=("billing",),
-    wanted=lambda spec: None if spec.settings.billing is None else _billing(spec.settings),
-    held=_held_billing,
-    text=_billing_text,
-    requests=_change_billing,
-    at_creation=lambda spec: _billing(spec.settings),
-)
-
-
-# Table class
-
-
 def _held_class(_: TableSpec, state: TableState) -> str:
     now = state.table.get("TableClassSummary", {}).get("TableClass", "STANDARD")
     (name,) = (name for name, value in TABLE_CLASS.items() if value == now)
     return name
-
-
-def _new_class(spec: TableSpec) -> dict[str, Any]:
-    wanted = spec.settings.table_class
-    return {} if wanted is None else {"TableClass": TABLE_CLASS[wanted]}
-
-
-CLASS = TableSetting(
-    names=("table_class",),
-    wanted=lambda spec: spec.settings.table_class,
-    held=_held_class,
-    text=str,
-    requests=lambda spec, _, __, wanted: [_update(spec, TableClass=TABLE_CLASS[wanted])],
-    at_creation=_new_class,
-)
-
-
-# Encryption
 
 
 def _held_key(spec: TableSpec, state: TableState) -> str:
@@ -293,28 +252,9 @@ def _held_key(spec: TableSpec, state: TableState) -> str:
 
 def _encryption(key: str) -> dict[str, Any]:
     if key == "aws_owned":
-        return {"Enabled": False}
+        return {"SSESpecification": {"Enabled": False}}
     own = {} if key == "aws_managed" else {"KMSMasterKeyId": key}
-    return {"Enabled": True, "SSEType": "KMS", **own}
-
-
-def _new_encryption(spec: TableSpec) -> dict[str, Any]:
-    key = spec.settings.kms_key
-    return {} if key in (None, "aws_owned") else {"SSESpecification": _encryption(str(key))}
-
-
-ENCRYPTION = TableSetting(
-    names=("kms_key",),
-    wanted=lambda spec: spec.settings.kms_key,
-    held=_held_key,
-    text=str,
-    requests=lambda spec, _, __, key: [_update(spec, SSESpecification=_encryption(key))],
-    at_creation=_new_encryption,
-    read=read_key_arn,
-)
-
-
-# Stream
+    return {"SSESpecification": {"Enabled": True, "SSEType": "KMS", **own}}
 
 
 def _held_stream(_: TableSpec, state: TableState) -> str:
@@ -323,33 +263,17 @@ def _held_stream(_: TableSpec, state: TableState) -> str:
 
 
 def _stream(view: str) -> dict[str, Any]:
-    return {"StreamEnabled": True, "StreamViewType": view.upper()}
+    if view == "off":
+        return {"StreamSpecification": {"StreamEnabled": False}}
+    return {"StreamSpecification": {"StreamEnabled": True, "StreamViewType": view.upper()}}
 
 
 def _change_stream(spec: TableSpec, _: TableState, before: str, after: str) -> Iterator[Request]:
     # A stream that is there shows what it shows: another view of changes is another stream.
     if before != "off":
-        yield _update(spec, StreamSpecification={"StreamEnabled": False})
+        yield _update(spec, _stream("off"))
     if after != "off":
-        yield _update(spec, StreamSpecification=_stream(after))
-
-
-def _new_stream(spec: TableSpec) -> dict[str, Any]:
-    view = spec.settings.stream
-    return {} if view in (None, "off") else {"StreamSpecification": _stream(str(view))}
-
-
-STREAM = TableSetting(
-    names=("stream",),
-    wanted=lambda spec: spec.settings.stream,
-    held=_held_stream,
-    text=str,
-    requests=_change_stream,
-    at_creation=_new_stream,
-)
-
-
-# Warm throughput
+        yield _update(spec, _stream(after))
 
 
 def _warm(spec: TableSpec) -> dict[str, int]:
@@ -379,31 +303,12 @@ def _compared_warm(
 def _change_warm(
     spec: TableSpec, _: TableState, __: Mapping[str, int], after: Mapping[str, int]
 ) -> Iterator[Request]:
-    yield _update(spec, WarmThroughput={name: after[name] for name in _warm(spec)})
+    yield _update(spec, {"WarmThroughput": {name: after[name] for name in _warm(spec)}})
 
 
 def _warm_text(units: Mapping[str, int]) -> str:
     read, write = (units.get(f"{kind}UnitsPerSecond", "?") for kind in ("Read", "Write"))
     return f"{read} read, {write} write units"
-
-
-def _new_warm(spec: TableSpec) -> dict[str, Any]:
-    warm = _warm(spec)
-    return {"WarmThroughput": warm} if warm else {}
-
-
-WARM_THROUGHPUT = TableSetting(
-    names=("warm_read_units", "warm_write_units"),
-    wanted=lambda spec: _warm(spec) or None,
-    held=_held_warm,
-    text=_warm_text,
-    requests=_change_warm,
-    at_creation=_new_warm,
-    compared=_compared_warm,
-)
-
-
-# Time to live
 
 
 def _ttl_attribute(state: TableState) -> str | None:
@@ -428,20 +333,6 @@ def _held_ttl(spec: TableSpec, state: TableState) -> bool:
 def _change_ttl(spec: TableSpec, state: TableState, _: bool, after: bool) -> Iterator[Request]:
     rule = {"Enabled": after, "AttributeName": _ttl_attribute(state) or EXPIRY}
     yield Request("update_time_to_live", {"TableName": spec.name, "TimeToLiveSpecification": rule})
-
-
-TTL = TableSetting(
-    names=("ttl",),
-    wanted=lambda spec: spec.settings.ttl,
-    held=_held_ttl,
-    text=_on_off,
-    requests=_change_ttl,
-    read=read_ttl,
-    new_table=True,
-)
-
-
-# Point-in-time recovery: whether it is on, and for how many days, where the settings say
 
 
 @dataclass(frozen=True)
@@ -483,20 +374,6 @@ def _change_recovery(
     )
 
 
-RECOVERY = TableSetting(
-    names=("point_in_time_recovery",),
-    wanted=_recovery,
-    held=_held_recovery,
-    text=str,
-    requests=_change_recovery,
-    read=read_recovery,
-    compared=_compared_recovery,
-)
-
-
-# Tags
-
-
 def _compared_tags(
     held: Mapping[str, str], wanted: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
@@ -521,39 +398,86 @@ def _change_tags(
     )
 
 
-def _new_tags(spec: TableSpec) -> dict[str, Any]:
-    tags = {**spec.owner_tags, **spec.tags}
-    return {"Tags": _tag_list(tags)} if tags else {}
-
-
-TAGS = TableSetting(
-    names=("tags",),
-    wanted=lambda spec: spec.tags or None,
-    held=lambda _, state: state.answers["tags"],
-    text=_tags_text,
-    requests=_change_tags,
-    at_creation=_new_tags,
-    read=read_tags,
-    compared=_compared_tags,
-    denied_ok=True,
-)
-
-
 # In an order that DynamoDB takes.
 SETTINGS = (
-    PROTECTION,
-    BILLING,
-    CLASS,
-    ENCRYPTION,
-    STREAM,
-    WARM_THROUGHPUT,
-    TTL,
-    RECOVERY,
-    TAGS,
+    TableSetting(
+        names=("deletion_protection",),
+        wanted=lambda spec: spec.settings.deletion_protection,
+        held=lambda _, state: bool(state.table.get("DeletionProtectionEnabled")),
+        text=_on_off,
+        parameters=lambda protected: {"DeletionProtectionEnabled": protected},
+    ),
+    TableSetting(
+        names=("billing",),
+        wanted=lambda spec: None if spec.settings.billing is None else _billing(spec.settings),
+        held=_held_billing,
+        text=_billing_text,
+        parameters=dict,
+        requests=_change_billing,
+    ),
+    TableSetting(
+        names=("table_class",),
+        wanted=lambda spec: spec.settings.table_class,
+        held=_held_class,
+        text=str,
+        parameters=lambda name: {"TableClass": TABLE_CLASS[name]},
+    ),
+    TableSetting(
+        names=("kms_key",),
+        wanted=lambda spec: spec.settings.kms_key,
+        held=_held_key,
+        text=str,
+        parameters=_encryption,
+        absent="aws_owned",
+        read=read_key_arn,
+    ),
+    TableSetting(
+        names=("stream",),
+        wanted=lambda spec: spec.settings.stream,
+        held=_held_stream,
+        text=str,
+        parameters=_stream,
+        requests=_change_stream,
+        absent="off",
+    ),
+    TableSetting(
+        names=("warm_read_units", "warm_write_units"),
+        wanted=lambda spec: _warm(spec) or None,
+        held=_held_warm,
+        text=_warm_text,
+        parameters=lambda units: {"WarmThroughput": units},
+        requests=_change_warm,
+        compared=_compared_warm,
+    ),
+    TableSetting(
+        names=("ttl",),
+        wanted=lambda spec: spec.settings.ttl,
+        held=_held_ttl,
+        text=_on_off,
+        requests=_change_ttl,
+        read=read_ttl,
+        new_table=True,
+    ),
+    TableSetting(
+        names=("point_in_time_recovery",),
+        wanted=_recovery,
+        held=_held_recovery,
+        text=str,
+        requests=_change_recovery,
+        read=read_recovery,
+        compared=_compared_recovery,
+    ),
+    TableSetting(
+        names=("tags",),
+        wanted=lambda spec: spec.tags or None,
+        held=lambda _, state: state.answers["tags"],
+        text=_tags_text,
+        requests=_change_tags,
+        read=read_tags,
+        compared=_compared_tags,
+        denied_ok=True,
+    ),
 )
-
-
-# All settings of a table
 
 
 def read_state(
@@ -593,10 +517,12 @@ def create_parameters(spec: TableSpec) -> dict[str, Any]:
         "TableName": spec.name,
         "KeySchema": KEY_SCHEMA,
         "AttributeDefinitions": ATTRIBUTES,
+        "BillingMode": "PAY_PER_REQUEST",
     }
     for setting in SETTINGS:
-        if setting.at_creation is not None:
-            wanted |= setting.at_creation(spec)
+        wanted |= setting.at_creation(spec)
+    if tags := {**spec.owner_tags, **spec.tags}:
+        wanted["Tags"] = _tag_list(tags)
     return wanted
 
 
