@@ -33,15 +33,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "feast_dynamo_ext"
 PART = re.compile(r"<!-- generated: (.+?) -->\n.*?<!-- /generated -->", re.DOTALL)
 
-SETTINGS = PACKAGE / "dynamo" / "tables" / "table_settings.py"
-SHARED = (PACKAGE / "aws.py", "AwsConfigModel")
+ONLINE = PACKAGE / "dynamo" / "settings.py"
+SHARED = (PACKAGE / "config.py", "AwsConfigModel")
 # Each block's class, then those it inherits fields from.
 BLOCKS = {
     "online_store": (
         (PACKAGE / "online_store.py", "DynamoOnlineStoreConfig"),
         SHARED,
-        (PACKAGE / "dynamo" / "settings.py", "OnlineSettings"),
-        (SETTINGS, "TableConfig"),
+        (ONLINE, "OnlineSettings"),
+        (ONLINE, "TableConfig"),
     ),
     "offline_store": (
         (PACKAGE / "offline_store.py", "S3ParquetOfflineStoreConfig"),
@@ -51,7 +51,7 @@ BLOCKS = {
         (PACKAGE / "materialize" / "engine.py", "DynamoComputeEngineConfig"),
         (PACKAGE / "materialize" / "engine_settings.py", "MaterializeSettings"),
     ),
-    "table": ((SETTINGS, "TableSettings"),),
+    "table": ((PACKAGE / "view_settings.py", "TableSettings"),),
 }
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".diff": "diff"}
 YAML_TYPES = {
@@ -134,7 +134,10 @@ def _fields(path: Path, class_name: str) -> Iterator[ConfigField]:
     )
     for node, following in zip(found.body, found.body[1:], strict=False):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            yield _field(node, node.target.id, following)
+            name = node.target.id
+            # What begins with an underscore is the class's own.
+            if not name.startswith("_"):
+                yield _field(node, name, following)
 
 
 def _field(node: ast.AnnAssign, name: str, following: ast.stmt) -> ConfigField:

@@ -10,13 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from feast_dynamo_ext.dynamo.tables.table_settings import TableSettings
     from feast_dynamo_ext.materialize.engine import DynamoComputeEngine, DynamoComputeEngineConfig
     from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, S3ParquetOfflineStoreConfig
     from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
     from feast_dynamo_ext.parquet.s3_parquet_source import S3ParquetSource
     from feast_dynamo_ext.provider import DynamoProvider
-    from feast_dynamo_ext.view_settings import ViewSettings
+    from feast_dynamo_ext.view_settings import TableSettings, ViewSettings
 
 __version__ = "0.1.0"
 
@@ -42,7 +41,7 @@ _MODULE_OF = {
     "S3ParquetOfflineStore": "offline_store",
     "S3ParquetOfflineStoreConfig": "offline_store",
     "S3ParquetSource": "parquet.s3_parquet_source",
-    "TableSettings": "dynamo.tables.table_settings",
+    "TableSettings": "view_settings",
     "ViewSettings": "view_settings",
 }
 

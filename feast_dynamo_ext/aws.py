@@ -8,7 +8,6 @@ resolves is what every part of this package uses, the S3 filesystem of pyarrow i
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import logging
 import os
@@ -26,8 +25,6 @@ from botocore.credentials import (
 from botocore.httpsession import get_cert_path
 from botocore.loaders import Loader, create_loader
 from botocore.utils import get_environ_proxies, normalize_url_path
-from feast.repo_config import FeastConfigBaseModel
-from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
@@ -119,69 +116,6 @@ class AwsSettings:
     endpoint_url: str | None = None
     profile: str | None = None
     role_arn: str | None = None
-
-
-class AwsConfigModel(FeastConfigBaseModel):
-    """The fields that the online and offline store's blocks of feature_store.yaml share."""
-
-    region: str | None = None
-    """AWS region name, for example `eu-west-1`. Default: `AWS_REGION`, `AWS_DEFAULT_REGION` or the
-    profile's region."""
-
-    endpoint_url: str | None = None
-    """URL of the service's endpoint: a VPC endpoint or a local server. Default:
-    `AWS_ENDPOINT_URL_<SERVICE>`, `AWS_ENDPOINT_URL`, or AWS's own for the region."""
-
-    profile: str | None = None
-    """Named profile of the shared AWS config and credentials files. Default: `AWS_PROFILE`."""
-
-    role_arn: str | None = None
-    """ARN of an IAM role to assume; its temporary credentials (1 hour) are renewed before they
-    expire. Default: none is assumed."""
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _explain(cls, values: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
-        if isinstance(values, dict):
-            _refuse_unknown_keys(cls, values)
-            _refuse_unset_variables(cls, values)
-        try:
-            return handler(values)
-        except ValidationError as error:
-            problems = "; ".join(
-                f"`{'.'.join(str(part) for part in problem['loc'])}`: {problem['msg']}"
-                for problem in error.errors(include_input=False, include_url=False)
-            )
-            raise ConfigError(
-                f"{_block(cls)} of feature_store.yaml: {problems}. "
-                "Each field is explained in docs/configuration.md."
-            ) from error
-
-    def aws(self) -> AwsSettings:
-        """The settings as a value that `session`, `client` and `filesystem` take."""
-        return AwsSettings(self.region, self.endpoint_url, self.profile, self.role_arn)
-
-
-def _block(model: type[FeastConfigBaseModel]) -> str:
-    return "online_store" if "Online" in model.__name__ else "offline_store"
-
-
-def _refuse_unknown_keys(model: type[FeastConfigBaseModel], values: dict[str, Any]) -> None:
-    known = set(model.model_fields)
-    for key in values.keys() - known:
-        close = difflib.get_close_matches(str(key), known, n=1)
-        hint = f" Did you mean `{close[0]}`?" if close else f" Known: {', '.join(sorted(known))}."
-        raise ConfigError(f"{_block(model)} of feature_store.yaml: unknown key `{key}`.{hint}")
-
-
-def _refuse_unset_variables(model: type[FeastConfigBaseModel], values: dict[str, Any]) -> None:
-    for key, value in values.items():
-        unset = re.search(r"\$\{?(\w+)\}?", value) if isinstance(value, str) else None
-        if unset:
-            raise ConfigError(
-                f"{_block(model)} of feature_store.yaml: `{key}` is `{value}`, because the "
-                f"environment variable {unset[1]} is not set. Set it, or write the value itself."
-            )
 
 
 def session(settings: AwsSettings) -> boto3.Session:

@@ -13,7 +13,7 @@ from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMeta
 from feast.on_demand_feature_view import OnDemandFeatureView
 from pydantic import Field
 
-from feast_dynamo_ext.aws import AwsConfigModel
+from feast_dynamo_ext.config import AwsConfigModel
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.monitoring.hooks import MonitoringHooks
 from feast_dynamo_ext.parquet.append import append_rows

@@ -1,15 +1,18 @@
-"""Settings of one feature view, kept in its tags."""
+"""Settings of one feature view, kept in its tags; those of its table, of all tables as well.
+
+Unset (None) means: as the store's block of feature_store.yaml has it; of a table besides: as
+DynamoDB makes it, and as it is where the table is there already.
+"""
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from feast_dynamo_ext.dynamo.tables.table_settings import (
-    SettingsModel,
-    TableSettings,
-    refuse_unknown,
-)
+from pydantic import Field, field_validator
+
+from feast_dynamo_ext.config import SettingsModel, refuse_unknown
+from feast_dynamo_ext.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +21,170 @@ if TYPE_CHECKING:
 PREFIX = "feast_dynamo_ext."
 TABLE = "table."
 MOST_VIEWS = 10_000
+
+Ceiling = Annotated[int, Field(ge=1)] | Literal["off"]
+
+UNITS = ("read_units", "write_units")
+CEILINGS = ("max_read_units", "max_write_units")
+THROUGHPUT = ("billing", *UNITS, *CEILINGS)
+KMS_KEY = r"^(aws_owned|aws_managed|alias/.+|arn:aws[\w-]*:kms:.+|mrk-[0-9a-f]{32}|[0-9a-f-]{36})$"
+
+NO_AUTOSCALING = (
+    "is a setting of autoscaling, and autoscaling of tables is no longer part of this package. "
+    "Remove it, and let Terraform or CloudFormation scale the table: with `billing: provisioned` "
+    "and neither `read_units` nor `write_units`, `feast apply` leaves the units to it"
+)
+
+BOOLEAN = "true or false"
+COUNT = "a whole number of at least 1"
+EXPECTED = {
+    "billing": "on_demand or provisioned",
+    "read_units": COUNT,
+    "write_units": COUNT,
+    "max_read_units": f"{COUNT}, or off",
+    "max_write_units": f"{COUNT}, or off",
+    "table_class": "standard or infrequent_access",
+    "kms_key": "aws_owned, aws_managed, or the ARN, id or alias (alias/...) of a KMS key",
+    "point_in_time_recovery": BOOLEAN,
+    "recovery_days": "a whole number from 1 to 35",
+    "stream": "new_image, old_image, new_and_old_images, keys_only or off",
+    "ttl": BOOLEAN,
+    "deletion_protection": BOOLEAN,
+    "warm_read_units": COUNT,
+    "warm_write_units": COUNT,
+    "write_mode": "newest_wins or overwrite",
+    "consistent_reads": BOOLEAN,
+    "expired": "status or value",
+    "table": "table settings",
+}
+
+
+class TableSettings(SettingsModel):
+    """Settings of a DynamoDB table, for all views in feature_store.yaml, or for one view.
+
+    What is not set stays as it is; a new table gets what DynamoDB gives by itself.
+
+    Raises:
+        ConfigError: a value that cannot be, or settings that contradict each other.
+    """
+
+    _expected: ClassVar[dict[str, str]] = EXPECTED
+    _removed: ClassVar[dict[str, str]] = {"target_percent": NO_AUTOSCALING}
+
+    billing: Literal["on_demand", "provisioned"] | None = None
+    """Pay per request, or for units a second that are kept ready. A new table is on demand.
+    DynamoDB takes a change to provisioned at any time, to on demand up to four times a day.
+    `provisioned` without units leaves those of a table that is there to whoever scales it."""
+
+    read_units: int | None = Field(default=None, ge=1)
+    """Provisioned: read units a second, each good for 4 KB (8 KB eventually consistent). Set both
+    units or neither; a new table needs both."""
+
+    write_units: int | None = Field(default=None, ge=1)
+    """Provisioned: write units a second, each good for 1 KB."""
+
+    max_read_units: Ceiling | None = None
+    """On demand: read units a second over which requests are throttled, against surprises on the
+    bill. `off`: no ceiling."""
+
+    max_write_units: Ceiling | None = None
+    """As `max_read_units`, of write units."""
+
+    table_class: Literal["standard", "infrequent_access"] | None = None
+    """`infrequent_access` stores for less and reads and writes for more; it pays where storage is
+    most of the bill. DynamoDB takes two changes in 30 days."""
+
+    kms_key: str | None = Field(default=None, pattern=KMS_KEY)
+    """Key that the table is encrypted with: `aws_owned` (DynamoDB's own, free of charge),
+    `aws_managed` (the account's `aws/dynamodb`), or the ARN, id or alias of a key of yours."""
+
+    point_in_time_recovery: bool | None = None
+    """Continuous backups, to restore any second of the last days and to export to S3; charged by
+    the size of the table."""
+
+    recovery_days: int | None = Field(default=None, ge=1, le=35)
+    """Days that point-in-time recovery goes back. DynamoDB's default: 35."""
+
+    stream: Literal["new_image", "old_image", "new_and_old_images", "keys_only", "off"] | None = (
+        None
+    )
+    """What DynamoDB Streams tells of each change, for 24 hours; `off` for no stream."""
+
+    ttl: bool | None = None
+    """DynamoDB deletes items of a view with a ttl, hours to days after they expire and at no
+    charge. A new table has it on; DynamoDB takes one change an hour."""
+
+    deletion_protection: bool | None = None
+    """DynamoDB refuses to delete the table, to `feast teardown` too."""
+
+    warm_read_units: int | None = Field(default=None, ge=1)
+    """Read units a second that the table can serve at once, without growing into them; charged
+    once. It only ever grows."""
+
+    warm_write_units: int | None = Field(default=None, ge=1)
+    """As `warm_read_units`, of write units."""
+
+    @field_validator("stream", *CEILINGS, mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        # To yaml, `off` is false.
+        return "off" if value is False else value
+
+    def check(self, subject: str) -> None:
+        """Refuse settings that contradict each other."""
+        problem = ""
+        if self.billing == "on_demand":
+            problem = self._problem_on_demand()
+        elif self.billing == "provisioned":
+            problem = self._problem_provisioned()
+        if problem:
+            raise ConfigError(f"{subject}: {problem}.")
+
+    def _problem_on_demand(self) -> str:
+        for name in UNITS:
+            if getattr(self, name) is not None:
+                return (
+                    f"`{name}` needs `billing: provisioned`; a table on demand has no units of "
+                    "its own, only a ceiling (`max_read_units`, `max_write_units`)"
+                )
+        return ""
+
+    def _problem_provisioned(self) -> str:
+        for name in CEILINGS:
+            if getattr(self, name) is not None:
+                return f"`{name}` with `billing: provisioned` {NO_AUTOSCALING}"
+        missing = [name for name in UNITS if getattr(self, name) is None]
+        return f"`billing: provisioned` needs `{missing[0]}`" if len(missing) == 1 else ""
+
+    def with_defaults(self, store: TableSettings, subject: str) -> TableSettings:
+        """These settings, completed by the store's. One that names `billing` brings its own units.
+
+        Raises:
+            ConfigError: both together cannot be; `subject` says whose they are.
+        """
+        own = self.model_dump(exclude_none=True)
+        given = store.model_dump(exclude_none=True)
+        if "billing" in own:
+            given = {name: value for name, value in given.items() if name not in THROUGHPUT}
+        both = TableSettings.model_validate(given | own, context={"subject": subject})
+        both.refuse_incomplete(subject)
+        return both
+
+    def refuse_incomplete(self, subject: str) -> None:
+        """Refuse a setting without the one that gives it its meaning.
+
+        Raises:
+            ConfigError: naming the subject and the setting.
+        """
+        if self.recovery_days is not None and not self.point_in_time_recovery:
+            raise ConfigError(f"{subject}: `recovery_days` needs `point_in_time_recovery: true`.")
+        if self.billing is None:
+            for name in THROUGHPUT:
+                if getattr(self, name) is not None:
+                    raise ConfigError(
+                        f"{subject}: `{name}` needs `billing` (on_demand or provisioned) beside "
+                        "it."
+                    )
 
 
 class ViewSettings(SettingsModel):
@@ -42,6 +209,8 @@ class ViewSettings(SettingsModel):
     Raises:
         ConfigError: a value that cannot be, or settings that contradict each other.
     """
+
+    _expected: ClassVar[dict[str, str]] = EXPECTED
 
     write_mode: Literal["newest_wins", "overwrite"] | None = None
     """Whether an older row may replace a newer one. Default: the store's."""
@@ -100,7 +269,7 @@ def _parsed(view: str, tags: tuple[tuple[str, str], ...]) -> ViewSettings:
 
 
 def _names() -> set[str]:
-    names = {TABLE + name for name in TableSettings.model_fields}
+    names = {TABLE + name for name in (*TableSettings.model_fields, *TableSettings._removed)}
     return names | (set(ViewSettings.model_fields) - {"table"})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 import sys
 import time
@@ -13,6 +12,7 @@ import click
 from tqdm import tqdm
 
 from feast_dynamo_ext.cli.repo import Output, json_option, open_store, repo_option, table
+from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import CompactionError, ConfigError, OfflineStoreError
 from feast_dynamo_ext.parquet.compaction.snapshot import Target
 from feast_dynamo_ext.parquet.source import uri_of
@@ -111,10 +111,7 @@ def _wanted(
     known = by_view | sources
     missing = [name for name in names if name not in known]
     if missing:
-        close = difflib.get_close_matches(missing[0], known, n=1)
-        hint = (
-            f"Did you mean `{close[0]}`?" if close else f"There are: {', '.join(sorted(known))}."
-        )
+        hint = did_you_mean(missing[0], known, "There are")
         raise ConfigError(f"There is no source or feature view `{missing[0]}`. {hint}")
     return [known[name] for name in names]
 

@@ -9,7 +9,6 @@ Feast is imported when a command needs it: it takes seconds, and `--help` should
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
 import warnings
@@ -214,9 +213,10 @@ def chosen_views(
 
 
 def _hint(store: FeatureStore, names: Sequence[str]) -> str:
+    from feast_dynamo_ext.config import did_you_mean
+
     known = [view.name for view in store.list_all_feature_views()]
     if not known:
         return " It has no feature view at all: run `feast apply` first."
     missing = next(name for name in names if name not in known)
-    close = difflib.get_close_matches(missing, known, n=1)
-    return f" Did you mean `{close[0]}`?" if close else f" It has: {', '.join(sorted(known))}."
+    return f" {did_you_mean(missing, known, 'It has')}"

@@ -5,14 +5,47 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, StrictBool, StrictStr, field_validator
 
+from feast_dynamo_ext.config import AwsConfigModel
 from feast_dynamo_ext.dynamo.client import ConnectionSettings
 from feast_dynamo_ext.dynamo.retry import RetryPolicy
-from feast_dynamo_ext.dynamo.tables.table_settings import TableConfig
 from feast_dynamo_ext.dynamo.transport import TransportSettings
+from feast_dynamo_ext.view_settings import TableSettings
+
+
+class TableConfig(AwsConfigModel):
+    """The fields of the `online_store` block that are about tables."""
+
+    manage_tables: Literal["create", "verify", "never"] = "create"
+    """What `feast apply` does about tables: `create` them and change them to what is set here,
+    `verify` that each is there and as set, and fail naming all that are not, or `never` look."""
+
+    on_remove: Literal["retain", "delete"] = "retain"
+    """What `feast apply` does with the table of a view that is gone: keep it and say so, or delete
+    it. `feast teardown` always deletes."""
+
+    tags: dict[str, str] | None = None
+    """Tags of every table; a view's own tags win. Tags that others set are never removed."""
+
+    table: TableSettings | None = None
+    """Settings of every table; a view's own (`ViewSettings`) win."""
+
+    @field_validator("table", mode="before")
+    @classmethod
+    def _table_says_where_it_stands(cls, value: Any) -> Any:
+        if value is None or isinstance(value, TableSettings):
+            return value
+        return TableSettings.model_validate(value, context={"subject": "`online_store.table`"})
+
+    @field_validator("table")
+    @classmethod
+    def _table_is_complete(cls, value: TableSettings | None) -> TableSettings | None:
+        if value is not None:
+            value.refuse_incomplete("`online_store.table`")
+        return value
 
 
 class OnlineSettings(TableConfig):

@@ -27,9 +27,9 @@ from feast.infra.compute_engines.local.job import LocalMaterializationJob
 from pydantic import ValidationError
 
 from feast_dynamo_ext import _feast
+from feast_dynamo_ext.config import problems, refuse_unknown
 from feast_dynamo_ext.cost import estimate
 from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_services
-from feast_dynamo_ext.dynamo.tables.table_settings import refuse_unknown
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import (
     AwsError,
@@ -373,9 +373,6 @@ def _checked(settings: dict[str, Any]) -> MaterializeSettings:
     try:
         return DynamoComputeEngineConfig(**settings)
     except ValidationError as error:
-        problems = "; ".join(
-            f"`{'.'.join(map(str, each['loc']))}`: {each['msg']}" for each in error.errors()
-        )
         raise ConfigError(
-            f"feature_store.yaml, batch_engine: {problems}. See docs/configuration.md."
+            f"feature_store.yaml, batch_engine: {problems(error)}. See docs/configuration.md."
         ) from error

@@ -21,7 +21,6 @@ from feast.types import Float64, Int64
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
 from feast_dynamo_ext.dynamo.tables.describe import TableClients, TableSpec
-from feast_dynamo_ext.dynamo.tables.table_settings import TableSettings
 from feast_dynamo_ext.errors import (
     AlreadyRunningError,
     AwsError,
@@ -42,7 +41,7 @@ from feast_dynamo_ext.materialize.bulk_import.load import (
 )
 from feast_dynamo_ext.materialize.bulk_import.view_loads import BulkLoader, newest_rows
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
-from feast_dynamo_ext.view_settings import ViewSettings
+from feast_dynamo_ext.view_settings import TableSettings, ViewSettings
 
 REGION = "us-east-1"
 CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)

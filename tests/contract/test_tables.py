@@ -40,8 +40,6 @@ READS = {
     "DescribeTimeToLive",
     "DescribeContinuousBackups",
     "ListTagsOfResource",
-    "DescribeScalableTargets",
-    "DescribeScalingPolicies",
     "DescribeKey",
 }
 
@@ -265,9 +263,6 @@ def test_every_setting_is_made_and_kept(on_moto, monkeypatch):
         "billing": "provisioned",
         "read_units": 5,
         "write_units": 6,
-        "max_read_units": 50,
-        "max_write_units": 60,
-        "target_percent": 60,
         "kms_key": key,
         "point_in_time_recovery": True,
         "recovery_days": 7,
@@ -282,69 +277,53 @@ def test_every_setting_is_made_and_kept(on_moto, monkeypatch):
     recovery = backups["ContinuousBackupsDescription"]["PointInTimeRecoveryDescription"]
     assert recovery["PointInTimeRecoveryStatus"] == "ENABLED"
     assert recovery["RecoveryPeriodInDays"] == 7
-    assert ranges(on_moto) == {
-        "dynamodb:table:ReadCapacityUnits": (5, 50, 60.0),
-        "dynamodb:table:WriteCapacityUnits": (6, 60, 60.0),
-    }
+    assert table["ProvisionedThroughput"]["ReadCapacityUnits"] == 5
+    assert table["ProvisionedThroughput"]["WriteCapacityUnits"] == 6
     assert on_moto.tags() == {"feast_dynamo_ext.project": on_moto.project, "team": "growth"}
 
     on_moto.store(tags={"team": "growth"}).apply([CUSTOMER, view(**settings)])
     assert on_moto.writes == []
-    policies = on_moto.client("application-autoscaling").describe_scaling_policies(
-        ServiceNamespace="dynamodb", ResourceId=f"table/{on_moto.name()}"
-    )
-    assert len(policies["ScalingPolicies"]) == 2
 
 
-def ranges(repo) -> dict[str, tuple[int, int, float]]:
-    """Least units, most units and target of each dimension that is scaled."""
-    scaling = repo.client("application-autoscaling")
-    resource = f"table/{repo.name()}"
-    targets = scaling.describe_scalable_targets(
-        ServiceNamespace="dynamodb", ResourceIds=[resource]
-    )["ScalableTargets"]
-    policies = scaling.describe_scaling_policies(ServiceNamespace="dynamodb", ResourceId=resource)[
-        "ScalingPolicies"
-    ]
-    percent = {
-        policy["ScalableDimension"]: policy["TargetTrackingScalingPolicyConfiguration"][
-            "TargetValue"
-        ]
-        for policy in policies
-    }
-    return {
-        target["ScalableDimension"]: (
-            target["MinCapacity"],
-            target["MaxCapacity"],
-            percent[target["ScalableDimension"]],
-        )
-        for target in targets
-    }
-
-
-def test_units_that_autoscaling_has_changed_are_left_to_it(on_moto):
-    scaled = {"billing": "provisioned", "read_units": 5, "write_units": 6, "max_read_units": 50}
-    on_moto.store().apply([CUSTOMER, view(**scaled)])
-    on_moto.client().update_table(
-        TableName=on_moto.name(),
+def test_units_are_set_once_and_then_left_to_who_scales_the_table(repo):
+    fixed = view(billing="provisioned", read_units=5, write_units=6)
+    repo.store().apply([CUSTOMER, fixed])
+    repo.client().update_table(
+        TableName=repo.name(),
         ProvisionedThroughput={"ReadCapacityUnits": 33, "WriteCapacityUnits": 6},
     )
-    on_moto.store().apply([CUSTOMER, view(**scaled)])
-    assert on_moto.writes == []
+    repo.store().apply([CUSTOMER, view(billing="provisioned")])
+    assert repo.writes == []
+    assert repo.table()["ProvisionedThroughput"]["ReadCapacityUnits"] == 33
 
-    on_moto.store().apply([CUSTOMER, view(**{**scaled, "max_read_units": "off"})])
-    assert ranges(on_moto) == {}
-    assert on_moto.table()["ProvisionedThroughput"]["ReadCapacityUnits"] == 5
+    repo.store().apply([CUSTOMER, fixed])
+    assert repo.writes == ["UpdateTable"]
+    assert repo.table()["ProvisionedThroughput"]["ReadCapacityUnits"] == 5
 
 
-def test_autoscaling_goes_with_its_table(on_moto):
-    scaled = {"billing": "provisioned", "read_units": 5, "write_units": 6, "max_read_units": 50}
-    store = on_moto.store()
-    store.apply([CUSTOMER, view(**scaled)])
-    assert len(ranges(on_moto)) == 1
-    store.teardown()
-    assert on_moto.tables() == []
-    assert ranges(on_moto) == {}
+def test_apply_and_plan_refuse_to_make_a_provisioned_table_without_units(repo):
+    store = repo.store(manage_tables="create")
+    unset = view(billing="provisioned")
+    with pytest.raises(ConfigError, match=r"`orders`.*needs `read_units` and `write_units`"):
+        store.plan(contents(unset))
+    with pytest.raises(ConfigError, match=r"`orders`.*needs `read_units` and `write_units`"):
+        store.apply([CUSTOMER, unset])
+    assert repo.tables() == []
+    verifying = repo.store(manage_tables="verify")
+    with pytest.raises(TablesDifferError, match=r"missing \(feature view `orders`\)"):
+        verifying.apply([CUSTOMER, unset])
+
+
+def test_a_view_with_settings_of_autoscaling_can_be_removed_and_not_applied(repo):
+    scaled = {"feast_dynamo_ext.table.target_percent": "70"}
+    with pytest.raises(ConfigError, match=r"`feast_dynamo_ext.table.target_percent` is a setting"):
+        repo.store().apply([CUSTOMER, view(tags=scaled)])
+    assert repo.tables() == []
+
+    repo.store().apply([CUSTOMER, view()])
+    store = repo.store(on_remove="delete")
+    store.apply([], objects_to_delete=[view(tags=scaled)], partial=False)
+    assert repo.tables() == []
 
 
 def test_settings_of_a_view_never_become_tags_of_its_table(on_moto):
@@ -358,7 +337,6 @@ def test_what_dynamodb_local_lacks_is_said_once_a_setting(on_local, caplog):
         "billing": "provisioned",
         "read_units": 5,
         "write_units": 6,
-        "max_read_units": 50,
         "table_class": "infrequent_access",
         "kms_key": "alias/features",
         "point_in_time_recovery": True,
@@ -369,7 +347,6 @@ def test_what_dynamodb_local_lacks_is_said_once_a_setting(on_local, caplog):
     )
     both = f"tables {on_local.name()}, {on_local.name('visits')}"
     lacking = [
-        "autoscaling",
         "kms_key",
         "point_in_time_recovery",
         "table_class",
@@ -504,7 +481,6 @@ def test_commands_run_under_their_policies(as_identity, caplog):
         "billing": "provisioned",
         "read_units": 5,
         "write_units": 6,
-        "max_read_units": 50,
         "kms_key": "aws_managed",
         "point_in_time_recovery": True,
         "stream": "new_image",

@@ -7,7 +7,6 @@ import pytest
 from botocore.stub import Stubber
 
 from feast_dynamo_ext.dynamo.tables.describe import TableSpec
-from feast_dynamo_ext.dynamo.tables.table_settings import TableSettings
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     BulkLoadError,
@@ -23,6 +22,7 @@ from feast_dynamo_ext.materialize.bulk_import.import_table import (
     follow,
     import_request,
 )
+from feast_dynamo_ext.view_settings import TableSettings
 
 ARN = "arn:aws:dynamodb:us-east-1:111122223333:table/shop.orders/import/01658528578619-c4d4e311"
 GROUP = "arn:aws:logs:us-east-1:111122223333:log-group:/aws-dynamodb/imports:*"

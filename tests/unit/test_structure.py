@@ -53,6 +53,16 @@ def test_the_online_store_loads_no_part_of_the_offline_one():
     )
 
 
+def test_sessions_and_clients_need_neither_feast_nor_pydantic():
+    assert not loaded_by("import feast_dynamo_ext.aws") & {"feast", "pydantic"}
+
+
+def test_settings_of_stores_and_views_load_nothing_of_tables():
+    loaded = loaded_by("from feast_dynamo_ext.dynamo import settings")
+    assert "feast_dynamo_ext.view_settings" in loaded
+    assert not any(name.startswith("feast_dynamo_ext.dynamo.tables") for name in loaded)
+
+
 @pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
 def test_data_flows_one_way(module):
     within = module.relative_to(PACKAGE).parts

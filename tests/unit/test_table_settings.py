@@ -12,9 +12,9 @@ from feast_dynamo_ext import TableSettings, ViewSettings
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.dynamo.tables.describe import Skipped, TableClients, TableSpec, Wait
 from feast_dynamo_ext.dynamo.tables.table import carry_out, delete_table, plan_table
-from feast_dynamo_ext.dynamo.tables.table_settings import EXPECTED
 from feast_dynamo_ext.errors import AwsUnavailableError, ConfigError, TableLayoutError
 from feast_dynamo_ext.online_store import DynamoOnlineStoreConfig
+from feast_dynamo_ext.view_settings import EXPECTED
 
 ARN = "arn:aws:dynamodb:eu-west-1:111122223333:table/shop.orders"
 KEY_ARN = "arn:aws:kms:eu-west-1:111122223333:key/1b2c"
@@ -22,6 +22,13 @@ ORDERS = {"TableName": "shop.orders"}
 
 
 # Values
+
+
+NO_AUTOSCALING = (
+    "is a setting of autoscaling, and autoscaling of tables is no longer part of this package. "
+    "Remove it, and let Terraform or CloudFormation scale the table: with `billing: provisioned` "
+    "and neither `read_units` nor `write_units`, `feast apply` leaves the units to it."
+)
 
 
 @pytest.mark.parametrize(
@@ -50,10 +57,6 @@ ORDERS = {"TableName": "shop.orders"}
             "TableSettings: `recovery_days` is `36`, but must be a whole number from 1 to 35.",
         ),
         (
-            {"target_percent": 95},
-            "TableSettings: `target_percent` is `95`, but must be a whole number from 20 to 90.",
-        ),
-        (
             {"billing": "on_demand", "read_units": 5},
             "TableSettings: `read_units` needs `billing: provisioned`; a table on demand has no "
             "units of its own, only a ceiling (`max_read_units`, `max_write_units`).",
@@ -63,13 +66,16 @@ ORDERS = {"TableName": "shop.orders"}
             "TableSettings: `billing: provisioned` needs `write_units`.",
         ),
         (
-            {"billing": "provisioned", "read_units": 5, "write_units": 5, "max_read_units": 4},
-            "TableSettings: `max_read_units` (4) is below `read_units` (5).",
+            {"billing": "provisioned", "read_units": 5, "write_units": 5, "max_read_units": 40},
+            f"TableSettings: `max_read_units` with `billing: provisioned` {NO_AUTOSCALING}",
+        ),
+        (
+            {"billing": "provisioned", "max_write_units": "off"},
+            f"TableSettings: `max_write_units` with `billing: provisioned` {NO_AUTOSCALING}",
         ),
         (
             {"billing": "provisioned", "read_units": 5, "write_units": 5, "target_percent": 50},
-            "TableSettings: `target_percent` needs `max_read_units` or `max_write_units` to "
-            "scale up to.",
+            f"TableSettings: `target_percent` {NO_AUTOSCALING}",
         ),
     ],
 )
@@ -83,6 +89,14 @@ def test_a_mistake_is_one_sentence(settings, problem):
     ("table", "problem"),
     [
         ({"biling": 1}, "`online_store.table`: there is no setting `biling`."),
+        (
+            {"billing": "provisioned", "target_percent": 70},
+            f"`online_store.table`: `target_percent` {NO_AUTOSCALING}",
+        ),
+        (
+            {"billing": "provisioned", "max_read_units": 50},
+            f"`online_store.table`: `max_read_units` with `billing: provisioned` {NO_AUTOSCALING}",
+        ),
         ({"max_read_units": 5}, "`online_store.table`: `max_read_units` needs `billing`"),
         ({"recovery_days": 5}, "needs `point_in_time_recovery: true`"),
         (5, "`online_store.table`: `5` is not a mapping of settings"),
@@ -160,6 +174,12 @@ def test_a_view_without_settings_has_none():
             "must be a whole number of at least 1.",
         ),
         (
+            "feast_dynamo_ext.table.target_percent",
+            "70",
+            "Feature view `orders`, tags: `feast_dynamo_ext.table.target_percent` "
+            f"{NO_AUTOSCALING}",
+        ),
+        (
             "feast_dynamo_ext.table",
             "x",
             "Feature view `orders`, tags: there is no setting `feast_dynamo_ext.table`. Did you "
@@ -203,12 +223,13 @@ class Script:
                     aws_secret_access_key="test",
                 )
             )
-            for service in ("dynamodb", "application-autoscaling", "kms")
+            for service in ("dynamodb", "kms")
         }
         for stub in self.stubs.values():
             stub.activate()
-        clients = {service: stub.client for service, stub in self.stubs.items()}
-        self.clients = TableClients(clients["dynamodb"], AwsSettings(), clients)
+        self.clients = TableClients(
+            self.stubs["dynamodb"].client, AwsSettings(), kms=self.stubs["kms"].client
+        )
         self.pauses = []
         self.wait = Wait(sleep=self.pauses.append, clock=lambda: sum(self.pauses))
 
@@ -463,62 +484,48 @@ def backups(recovery):
     }
 
 
-def test_autoscaling_changes_somebodys_policy_under_its_own_name(script):
-    held = {"ReadCapacityUnits": 20, "WriteCapacityUnits": 6}
-    provisioned = {"BillingModeSummary": {"BillingMode": "PROVISIONED"}}
-    script.describe(**provisioned, ProvisionedThroughput=held)
-    dimension = "dynamodb:table:ReadCapacityUnits"
-    of_table = {
-        "ServiceNamespace": "dynamodb",
-        "ResourceId": "table/shop.orders",
-        "ScalableDimension": dimension,
-    }
-    target = {**of_table, "MinCapacity": 5, "MaxCapacity": 40, "RoleARN": "r", "CreationTime": 0}
-    metric = {"PredefinedMetricType": "DynamoDBReadCapacityUtilization"}
-    rule = {"TargetValue": 50.0, "PredefinedMetricSpecification": metric, "ScaleInCooldown": 60}
-    policy = {
-        **of_table,
-        "PolicyARN": "p",
-        "PolicyName": "somebodys",
-        "PolicyType": "TargetTrackingScaling",
-        "TargetTrackingScalingPolicyConfiguration": rule,
-        "CreationTime": 0,
-    }
-    service = "application-autoscaling"
-    script.answer(
-        "describe_scalable_targets",
-        {"ServiceNamespace": "dynamodb", "ResourceIds": ["table/shop.orders"]},
-        {"ScalableTargets": [target]},
-        service,
-    )
-    script.answer(
-        "describe_scaling_policies",
-        {"ServiceNamespace": "dynamodb", "ResourceId": "table/shop.orders"},
-        {"ScalingPolicies": [policy]},
-        service,
-    )
-    script.answer(
-        "register_scalable_target",
-        {**of_table, "MinCapacity": 5, "MaxCapacity": 80},
-        service=service,
-    )
-    script.answer(
-        "put_scaling_policy",
-        {
-            **of_table,
-            "PolicyName": "somebodys",
-            "PolicyType": "TargetTrackingScaling",
-            "TargetTrackingScalingPolicyConfiguration": {**rule, "TargetValue": 70.0},
-        },
-        {"PolicyARN": "p"},
-        service,
-    )
-    wanted = spec(billing="provisioned", read_units=5, write_units=6, max_read_units=80)
-    plan = plan_table(script.clients, wanted)
+PROVISIONED = {
+    "BillingModeSummary": {"BillingMode": "PROVISIONED"},
+    "ProvisionedThroughput": {"ReadCapacityUnits": 33, "WriteCapacityUnits": 6},
+}
+
+
+def test_units_that_are_not_set_are_left_to_who_scales_the_table(script):
+    script.describe(**PROVISIONED)
+    plan = plan_table(script.clients, spec(billing="provisioned"))
+    assert plan.changes == ()
+    assert carry_out(script.clients, plan, script.wait) == ()
+
+
+def test_units_that_are_set_are_compared(script):
+    script.describe(**PROVISIONED)
+    units = {"ReadCapacityUnits": 5, "WriteCapacityUnits": 6}
+    script.answer("update_table", {**ORDERS, "ProvisionedThroughput": units})
+    for _ in range(2):
+        script.describe(**{**PROVISIONED, "ProvisionedThroughput": units})
+    plan = plan_table(script.clients, spec(billing="provisioned", read_units=5, write_units=6))
     assert [str(change) for change in plan.changes] == [
-        "read autoscaling: 5 to 40 units, 50% in use -> 5 to 80 units, 70% in use"
+        "billing: provisioned (33 read, 6 write units) -> provisioned (5 read, 6 write units)"
     ]
     assert carry_out(script.clients, plan, script.wait) == ()
+
+
+NO_UNITS = (
+    "Feature view `orders`: `billing: provisioned` needs `read_units` and `write_units` to make "
+    "table shop.orders so; only the units of a table that is provisioned already can be left to "
+    "others."
+)
+
+
+def test_a_table_is_not_made_provisioned_without_units(script):
+    script.refuse("describe_table", ORDERS, "ResourceNotFoundException")
+    script.describe()
+    for _ in ("a new table", "one on demand"):
+        plan = plan_table(script.clients, spec(billing="provisioned"))
+        assert plan.differs
+        with pytest.raises(ConfigError) as caught:
+            carry_out(script.clients, plan, script.wait)
+        assert str(caught.value) == NO_UNITS
 
 
 def test_only_ours_and_changed_tags_are_sent(script):

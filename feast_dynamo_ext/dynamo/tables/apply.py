@@ -19,7 +19,6 @@ from tqdm import tqdm
 from feast_dynamo_ext.dynamo.tables.describe import TableClients, TableSpec, Wait
 from feast_dynamo_ext.dynamo.tables.infra import DynamoTable, planned_views, say_plan
 from feast_dynamo_ext.dynamo.tables.table import carry_out, delete_table, plan_table
-from feast_dynamo_ext.dynamo.tables.table_settings import TableSettings
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import (
     AwsError,
@@ -30,7 +29,7 @@ from feast_dynamo_ext.errors import (
     TablesDifferError,
     TablesFailedError,
 )
-from feast_dynamo_ext.view_settings import ViewSettings, aws_tags
+from feast_dynamo_ext.view_settings import TableSettings, ViewSettings, aws_tags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -70,9 +69,12 @@ def plan_tables(clients: TableClients, specs: Sequence[TableSpec]) -> list[Table
         TableLayoutError: a table of another layout is in the place of one of ours.
         AwsError: AWS refused.
         TablesFailedError: several of these.
+        ConfigError: a table is to be made provisioned, and no units are set.
     """
     outcomes = _look(clients, specs)
     raise_failures(outcomes.failures, len(specs))
+    for plan in outcomes.answers.values():
+        plan.refuse_without_units()
     return list(outcomes.answers.values())
 
 

@@ -1,4 +1,4 @@
-"""What a table is now, and what it should be: described, compared, waited for."""
+"""What a table is now, and what it should be: described and waited for."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from botocore.exceptions import ClientError
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.aws import ERROR_BY_CODE, translated
-from feast_dynamo_ext.dynamo.tables.table_settings import CEILINGS, TableSettings
 from feast_dynamo_ext.errors import AccessDeniedError, AwsUnavailableError
+from feast_dynamo_ext.view_settings import TableSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -24,42 +24,44 @@ if TYPE_CHECKING:
 
 AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 
+# Tells the tables of two projects apart that name theirs alike.
+OWNER = "feast_dynamo_ext.project"
+
+# What DynamoDB Local answers to what it does not have.
+UNSUPPORTED = {"UnknownOperationException", "InvalidAction"}
+NOTHING_TO_UPDATE = "Nothing to update"
+
 
 class TableClients:
-    """Clients by service, built when first asked for. Safe to share between threads.
+    """DynamoDB's client, and KMS's once it is needed. Safe to share between threads.
 
     Args:
         dynamodb: DynamoDB's client.
-        settings: how to reach AWS, for clients that are built here.
-        given: other clients by service id, to be used instead of new ones.
+        settings: how to reach AWS, for the client that is built here.
+        kms: KMS's client, to be used instead of a new one.
     """
 
-    def __init__(
-        self, dynamodb: Any, settings: AwsSettings, given: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, dynamodb: Any, settings: AwsSettings, kms: Any = None) -> None:
+        self.dynamodb = dynamodb
         self._settings = settings
         self._lock = threading.Lock()
-        self._given = {"dynamodb": dynamodb, **(given or {})}
-        self._built: dict[str, Any] = {}
-
-    def client(self, service: str) -> Any:
-        """The client of a service."""
-        if service in self._given:
-            return self._given[service]
-        with self._lock:
-            if service not in self._built:
-                self._built[service] = self._build(service)
-            return self._built[service]
+        self._given = kms
+        self._built: Any = None
 
     @property
-    def dynamodb(self) -> Any:
-        """DynamoDB's client."""
-        return self._given["dynamodb"]
+    def kms(self) -> Any:
+        """KMS's client; only a table with a key by alias or id needs one."""
+        if self._given is not None:
+            return self._given
+        with self._lock:
+            if self._built is None:
+                self._built = self._build("kms")
+            return self._built
 
     def close(self) -> None:
-        """Close the clients that were built here."""
-        for client in self._built.values():
-            client.close()
+        """Close the client that was built here."""
+        if self._built is not None:
+            self._built.close()
 
     def _build(self, service: str) -> Any:
         # `endpoint_url` of the block is DynamoDB's. An emulator, though, is asked for everything:
@@ -76,14 +78,6 @@ class TableClients:
 
 def _is_aws(url: str) -> bool:
     return (urlparse(url).hostname or "").endswith(AWS_DOMAINS)
-
-
-# Tells the tables of two projects apart that name theirs alike.
-OWNER = "feast_dynamo_ext.project"
-
-# What DynamoDB Local answers to what it does not have.
-UNSUPPORTED = {"UnknownOperationException", "InvalidAction"}
-NOTHING_TO_UPDATE = "Nothing to update"
 
 
 @dataclass(frozen=True)
@@ -120,17 +114,15 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Request:
-    """A call of a boto3 client.
+    """A call of DynamoDB's client.
 
     Attributes:
         operation: the client's method, for example ``update_table``.
         parameters: what it takes.
-        service: AWS service id.
     """
 
     operation: str
     parameters: Mapping[str, Any]
-    service: str = "dynamodb"
 
 
 @dataclass(frozen=True)
@@ -142,12 +134,14 @@ class Change:
         before: what it is now, for people.
         after: what it should be.
         requests: what changes it, in this order.
+        denied_ok: an identity that may not make the change does without.
     """
 
     setting: str
     before: str
     after: str
     requests: tuple[Request, ...]
+    denied_ok: bool = False
 
     def __str__(self) -> str:
         return f"{self.setting}: {self.before} -> {self.after}"
@@ -155,33 +149,25 @@ class Change:
 
 @dataclass(frozen=True)
 class TableState:
-    """A table as AWS describes it. None: not asked for, or not to be had.
+    """A table as AWS describes it.
 
     Attributes:
         table: DescribeTable.
-        ttl: DescribeTimeToLive.
-        recovery: point-in-time recovery, of DescribeContinuousBackups.
-        tags: tags by name.
-        targets: Application Auto Scaling's targets of the table.
-        policies: its scaling policies.
-        key_arn: the ARN of the KMS key that the settings name.
+        answers: what else was asked for, by setting.
         skipped: settings that cannot be compared.
+        new: the table was created just now.
     """
 
     table: Mapping[str, Any]
-    ttl: Mapping[str, Any] | None = None
-    recovery: Mapping[str, Any] | None = None
-    tags: Mapping[str, str] | None = None
-    targets: tuple[Mapping[str, Any], ...] | None = None
-    policies: tuple[Mapping[str, Any], ...] = ()
-    key_arn: str | None = None
+    answers: Mapping[str, Any] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
+    new: bool = False
 
-    @property
-    def encryption(self) -> Mapping[str, Any]:
-        """The key in use; empty with the key that DynamoDB owns."""
-        sse: Mapping[str, Any] = self.table.get("SSEDescription", {})
-        return sse if sse.get("Status") not in (None, "DISABLED", "DISABLING") else {}
+
+def key_in_use(described: Mapping[str, Any]) -> str | None:
+    """The ARN of the key that a table is encrypted with; None with the key that DynamoDB owns."""
+    sse = described.get("SSEDescription", {})
+    return None if sse.get("Status") in (None, "DISABLED", "DISABLING") else sse["KMSMasterKeyArn"]
 
 
 def is_denied(error: ClientError) -> bool:
@@ -217,109 +203,60 @@ def attempt(
             raise
 
 
-def read_state(
-    clients: TableClients, spec: TableSpec, described: Mapping[str, Any], *, new: bool = False
-) -> TableState:
-    """What the settings of a spec are compared with; nothing else is asked for.
-
-    Args:
-        clients: AWS clients.
-        spec: what the table should be.
-        described: DescribeTable's answer.
-        new: the table was created just now, so its TTL is known to be off.
-
-    Raises:
-        AwsError: AWS refused.
-    """
-    settings = spec.settings
-    found: dict[str, Any] = {}
-    if settings.ttl is not None or new:
-        found["ttl"] = {} if new else _ttl(clients, spec)
-    if settings.point_in_time_recovery is not None:
-        found["recovery"] = _recovery(clients, spec)
-    if spec.tags:
-        found["tags"] = _tags(clients, spec, described["TableArn"])
-    if settings.billing == "provisioned" and any(getattr(settings, name) for name in CEILINGS):
-        found["targets"] = _targets(clients, spec)
-        if found["targets"] and not isinstance(found["targets"], Skipped):
-            found["policies"] = _policies(clients, spec)
-    if settings.kms_key and described.get("SSEDescription"):
-        found["key_arn"] = _key_arn(clients, spec)
-    return TableState(
-        described,
-        **{name: value for name, value in found.items() if not isinstance(value, Skipped)},
-        skipped=tuple(value for value in found.values() if isinstance(value, Skipped)),
-    )
-
-
-def read_owner(clients: TableClients, spec: TableSpec, arn: str) -> str | None:
+def read_owner(clients: TableClients, spec: TableSpec, described: Mapping[str, Any]) -> str | None:
     """The project that a table is tagged with; None where no tag says, or none may be read."""
-    tags = _tags(clients, spec, arn)
+    tags = read_tags(clients, spec, described)
     return None if isinstance(tags, Skipped) else tags.get(OWNER)
 
 
-def _ttl(clients: TableClients, spec: TableSpec) -> Any:
-    return attempt(
-        "ttl",
-        "dynamodb",
-        spec.name,
-        lambda: clients.dynamodb.describe_time_to_live(TableName=spec.name)[
-            "TimeToLiveDescription"
-        ],
-    )
+# What DescribeTable does not say. Each takes its answer, for settings that need more to compare.
 
 
-def _recovery(clients: TableClients, spec: TableSpec) -> Any:
-    return attempt(
-        "point_in_time_recovery",
-        "dynamodb",
-        spec.name,
-        lambda: clients.dynamodb.describe_continuous_backups(TableName=spec.name)[
-            "ContinuousBackupsDescription"
-        ].get("PointInTimeRecoveryDescription", {}),
-    )
+def read_ttl(clients: TableClients, spec: TableSpec, _: Mapping[str, Any]) -> Any:
+    """DescribeTimeToLive's answer."""
+
+    def call() -> Any:
+        answer = clients.dynamodb.describe_time_to_live(TableName=spec.name)
+        return answer["TimeToLiveDescription"]
+
+    return attempt("ttl", "dynamodb", spec.name, call)
 
 
-def _tags(clients: TableClients, spec: TableSpec, arn: str) -> Any:
+def read_recovery(clients: TableClients, spec: TableSpec, _: Mapping[str, Any]) -> Any:
+    """Point-in-time recovery, of DescribeContinuousBackups."""
+
+    def call() -> Any:
+        answer = clients.dynamodb.describe_continuous_backups(TableName=spec.name)
+        return answer["ContinuousBackupsDescription"].get("PointInTimeRecoveryDescription", {})
+
+    return attempt("point_in_time_recovery", "dynamodb", spec.name, call)
+
+
+def read_tags(clients: TableClients, spec: TableSpec, described: Mapping[str, Any]) -> Any:
+    """Tags by name."""
+
     def call() -> dict[str, str]:
-        pages = clients.dynamodb.get_paginator("list_tags_of_resource").paginate(ResourceArn=arn)
+        pages = clients.dynamodb.get_paginator("list_tags_of_resource").paginate(
+            ResourceArn=described["TableArn"]
+        )
         return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}
 
     return attempt("tags", "dynamodb", spec.name, call, denied_ok=True)
 
 
-def _targets(clients: TableClients, spec: TableSpec) -> Any:
-    def call() -> tuple[Any, ...]:
-        answer = clients.client("application-autoscaling").describe_scalable_targets(
-            ServiceNamespace="dynamodb", ResourceIds=[f"table/{spec.name}"]
-        )
-        return tuple(answer["ScalableTargets"])
-
-    return attempt("autoscaling", "application-autoscaling", spec.name, call)
-
-
-def _policies(clients: TableClients, spec: TableSpec) -> Any:
-    def call() -> tuple[Any, ...]:
-        answer = clients.client("application-autoscaling").describe_scaling_policies(
-            ServiceNamespace="dynamodb", ResourceId=f"table/{spec.name}"
-        )
-        return tuple(answer["ScalingPolicies"])
-
-    return attempt("autoscaling", "application-autoscaling", spec.name, call)
-
-
-def _key_arn(clients: TableClients, spec: TableSpec) -> Any:
+def read_key_arn(clients: TableClients, spec: TableSpec, described: Mapping[str, Any]) -> Any:
+    """The ARN of the KMS key that the settings name; None where DynamoDB's own key is in use."""
     key = spec.settings.kms_key or ""
+    if key_in_use(described) is None:
+        return None
     if key == "aws_owned" or ":key/" in key:
         return key
     alias = "alias/aws/dynamodb" if key == "aws_managed" else key
-    return attempt(
-        "kms_key",
-        "kms",
-        spec.name,
-        lambda: clients.client("kms").describe_key(KeyId=alias)["KeyMetadata"]["Arn"],
-        denied_ok=True,
-    )
+
+    def call() -> Any:
+        return clients.kms.describe_key(KeyId=alias)["KeyMetadata"]["Arn"]
+
+    return attempt("kms_key", "kms", spec.name, call, denied_ok=True)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""From what a table is and what it should be to the requests that lead there; nothing is sent.
+"""From what a table is and what it should be to the requests that lead there; nothing is changed.
 
-One request a change: DynamoDB takes one kind of UpdateTable at a time.
+`SETTINGS` has a row for each setting, which says how it is read, compared, shown and changed. One
+request a change: DynamoDB takes one kind of UpdateTable at a time.
 """
 
 from __future__ import annotations
@@ -9,234 +10,34 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.dynamo.layouts.packed import EXPIRY, KEY
-from feast_dynamo_ext.dynamo.tables.describe import Change, Request
-from feast_dynamo_ext.dynamo.tables.table_settings import DEFAULT_TARGET_PERCENT
-from feast_dynamo_ext.errors import TableLayoutError
+from feast_dynamo_ext.dynamo.tables.describe import (
+    Change,
+    Request,
+    Skipped,
+    TableState,
+    key_in_use,
+    read_key_arn,
+    read_recovery,
+    read_tags,
+    read_ttl,
+)
+from feast_dynamo_ext.errors import ConfigError, TableLayoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from feast_dynamo_ext.dynamo.tables.describe import TableSpec, TableState
-    from feast_dynamo_ext.dynamo.tables.table_settings import TableSettings
-
-
-SERVICE = "application-autoscaling"
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """Read or write units of a table, under the names that settings and services have for them."""
-
-    kind: str
-    units: str
-    ceiling: str
-    capacity: str
-    dimension: str
-    metric: str
-
-
-READ = Dimension(
-    "read",
-    "read_units",
-    "max_read_units",
-    "ReadCapacityUnits",
-    "dynamodb:table:ReadCapacityUnits",
-    "DynamoDBReadCapacityUtilization",
-)
-WRITE = Dimension(
-    "write",
-    "write_units",
-    "max_write_units",
-    "WriteCapacityUnits",
-    "dynamodb:table:WriteCapacityUnits",
-    "DynamoDBWriteCapacityUtilization",
-)
-
-
-def most_units(settings: TableSettings, dimension: Dimension) -> int | None:
-    """What autoscaling may go up to; None where units are fixed."""
-    most = getattr(settings, dimension.ceiling)
-    return most if isinstance(most, int) else None
-
-
-def scaling_changes(spec: TableSpec, state: TableState) -> Iterator[Change]:
-    """The changes that make targets and policies those of the settings."""
-    if spec.settings.billing != "provisioned" or state.targets is None:
-        return
-    for dimension in (READ, WRITE):
-        target = _held(state.targets, dimension)
-        policy = _held_policy(state, dimension)
-        if getattr(spec.settings, dimension.ceiling) == "off" and target is not None:
-            yield _off(spec, dimension, target)
-        elif most_units(spec.settings, dimension) is not None:
-            yield from _on(spec, dimension, target, policy)
-
-
-def deregistrations(name: str, settings: TableSettings) -> tuple[Request, ...]:
-    """What removes the targets of a table that goes away, and their policies and alarms."""
-    if settings.billing != "provisioned":
-        return ()
-    return tuple(
-        Request("deregister_scalable_target", _of_table(name, dimension), SERVICE)
-        for dimension in (READ, WRITE)
-        if most_units(settings, dimension) is not None
-    )
-
-
-def _on(
-    spec: TableSpec,
-    dimension: Dimension,
-    target: Mapping[str, Any] | None,
-    policy: Mapping[str, Any] | None,
-) -> Iterator[Change]:
-    least, most = getattr(spec.settings, dimension.units), most_units(spec.settings, dimension)
-    percent = spec.settings.target_percent or DEFAULT_TARGET_PERCENT
-    before, after = _range(target, policy), f"{least} to {most} units, {percent}% in use"
-    if before == after:
-        return
-    of_table = _of_table(spec.name, dimension)
-    register = {**of_table, "MinCapacity": least, "MaxCapacity": most}
-    follow = {
-        **of_table,
-        # AWS takes one policy a metric: somebody's own is changed under its name.
-        "PolicyName": policy["PolicyName"] if policy else f"{spec.name}-{dimension.kind}",
-        "PolicyType": "TargetTrackingScaling",
-        "TargetTrackingScalingPolicyConfiguration": {
-            **(policy["TargetTrackingScalingPolicyConfiguration"] if policy else {}),
-            "TargetValue": float(percent),
-            "PredefinedMetricSpecification": {"PredefinedMetricType": dimension.metric},
-        },
-    }
-    requests = (
-        Request("register_scalable_target", register, SERVICE),
-        Request("put_scaling_policy", follow, SERVICE),
-    )
-    yield Change(f"{dimension.kind} autoscaling", before, after, requests)
-
-
-def _off(spec: TableSpec, dimension: Dimension, target: Mapping[str, Any]) -> Change:
-    request = Request("deregister_scalable_target", _of_table(spec.name, dimension), SERVICE)
-    return Change(f"{dimension.kind} autoscaling", _range(target, None), "off", (request,))
-
-
-def _of_table(name: str, dimension: Dimension) -> dict[str, Any]:
-    return {
-        "ServiceNamespace": "dynamodb",
-        "ResourceId": f"table/{name}",
-        "ScalableDimension": dimension.dimension,
-    }
-
-
-def _held(
-    targets: tuple[Mapping[str, Any], ...], dimension: Dimension
-) -> Mapping[str, Any] | None:
-    same = (held for held in targets if held["ScalableDimension"] == dimension.dimension)
-    return next(same, None)
-
-
-def _held_policy(state: TableState, dimension: Dimension) -> Mapping[str, Any] | None:
-    for policy in state.policies:
-        rule = policy.get("TargetTrackingScalingPolicyConfiguration", {})
-        metric = rule.get("PredefinedMetricSpecification", {}).get("PredefinedMetricType")
-        if metric == dimension.metric:
-            return policy
-    return None
-
-
-def _range(target: Mapping[str, Any] | None, policy: Mapping[str, Any] | None) -> str:
-    if target is None:
-        return "off"
-    text = f"{target['MinCapacity']} to {target['MaxCapacity']} units"
-    if policy is None:
-        return text
-    percent = policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"]
-    return f"{text}, {percent:g}% in use"
-
-
-NO_CEILING = -1  # DynamoDB's own word for it
-
-
-def billing_changes(spec: TableSpec, state: TableState) -> Iterator[Change]:
-    """The change that makes a table's billing, units and ceilings those of the settings."""
-    if spec.settings.billing is None:
-        return
-    before = _parameters_of(spec.settings, state.table)
-    wanted = billing_parameters(spec.settings)
-    sent = dict(wanted)
-    if wanted["BillingMode"] == before["BillingMode"]:
-        wanted = _units_left_to_autoscaling(spec.settings, before, wanted)
-        sent = {name: value for name, value in wanted.items() if name != "BillingMode"}
-    if wanted != before:
-        request = Request("update_table", {"TableName": spec.name, **sent})
-        yield Change("billing", _text(before), _text(wanted), (request,))
-
-
-def billing_parameters(settings: TableSettings) -> dict[str, Any]:
-    """What CreateTable and UpdateTable take for billing; a new table is on demand by default."""
-    if settings.billing == "provisioned":
-        units = {part.capacity: getattr(settings, part.units) for part in (READ, WRITE)}
-        return {"BillingMode": "PROVISIONED", "ProvisionedThroughput": units}
-    ceilings = {
-        name: NO_CEILING if most == "off" else most
-        for name, most in (
-            ("MaxReadRequestUnits", settings.max_read_units),
-            ("MaxWriteRequestUnits", settings.max_write_units),
-        )
-        if most is not None
-    }
-    return {
-        "BillingMode": "PAY_PER_REQUEST",
-        **({"OnDemandThroughput": ceilings} if ceilings else {}),
-    }
-
-
-def _parameters_of(settings: TableSettings, table: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that the current table answers to, of those that the settings name."""
-    mode = table.get("BillingModeSummary", {}).get("BillingMode", "PROVISIONED")
-    if mode == "PROVISIONED":
-        held = table["ProvisionedThroughput"]
-        units = {part.capacity: held[part.capacity] for part in (READ, WRITE)}
-        return {"BillingMode": mode, "ProvisionedThroughput": units}
-    asked = billing_parameters(settings).get("OnDemandThroughput", {})
-    given = table.get("OnDemandThroughput", {})
-    ceilings = {name: given.get(name, NO_CEILING) for name in asked}
-    return {"BillingMode": mode, **({"OnDemandThroughput": ceilings} if ceilings else {})}
-
-
-def _units_left_to_autoscaling(
-    settings: TableSettings, before: Mapping[str, Any], wanted: dict[str, Any]
-) -> dict[str, Any]:
-    if "ProvisionedThroughput" not in wanted:
-        return wanted
-    units = dict(wanted["ProvisionedThroughput"])
-    for part in (READ, WRITE):
-        most, now = most_units(settings, part), before["ProvisionedThroughput"][part.capacity]
-        if most is not None:
-            units[part.capacity] = min(max(now, units[part.capacity]), most)
-    return {**wanted, "ProvisionedThroughput": units}
-
-
-def _text(parameters: Mapping[str, Any]) -> str:
-    if "ProvisionedThroughput" in parameters:
-        units = parameters["ProvisionedThroughput"]
-        read, write = units[READ.capacity], units[WRITE.capacity]
-        return f"provisioned ({read} read, {write} write units)"
-    ceilings = parameters.get("OnDemandThroughput", {})
-    texts = [
-        f"{word} {'off' if ceilings[name] == NO_CEILING else ceilings[name]}"
-        for word, name in (
-            ("max_read_units", "MaxReadRequestUnits"),
-            ("max_write_units", "MaxWriteRequestUnits"),
-        )
-        if name in ceilings
-    ]
-    return f"on_demand ({', '.join(texts)})" if texts else "on_demand"
+    from feast_dynamo_ext.dynamo.tables.describe import TableClients, TableSpec
+    from feast_dynamo_ext.view_settings import TableSettings
 
 
 KEY_SCHEMA = [{"AttributeName": KEY, "KeyType": "HASH"}]
 ATTRIBUTES = [{"AttributeName": KEY, "AttributeType": "B"}]
 
 TABLE_CLASS = {"standard": "STANDARD", "infrequent_access": "STANDARD_INFREQUENT_ACCESS"}
+NO_CEILING = -1  # DynamoDB's own word for it
+
+
+# The layout
 
 
 def has_our_layout(described: Mapping[str, Any]) -> bool:
@@ -270,25 +71,456 @@ def check_layout(spec: TableSpec, described: Mapping[str, Any]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class TableSetting:
+    """A setting, or several that DynamoDB takes together. Values are of the setting's own kind.
+
+    Attributes:
+        names: in `TableSettings`; those of them that are set name a change.
+        wanted: the value that a spec asks for; None leaves the table as it is.
+        held: the value that a table has; None where it cannot be compared now.
+        text: a value, for people.
+        parameters: a value as CreateTable and UpdateTable take it; None where another operation
+            sets it, once the table is there.
+        requests: what changes a table from one value to another; None for one UpdateTable.
+        absent: the value that a new table has by itself, which CreateTable is not given.
+        read: asks AWS for what DescribeTable does not say.
+        new_table: the value that a new table gets where nothing is set. `read` is not asked then.
+        compared: what is held and what is wanted, without what is not to be compared.
+        denied_ok: an identity that may not make the change does without.
+    """
+
+    names: tuple[str, ...]
+    wanted: Callable[[TableSpec], Any]
+    held: Callable[[TableSpec, TableState], Any]
+    text: Callable[[Any], str]
+    parameters: Callable[[Any], Mapping[str, Any]] | None = None
+    requests: Callable[[TableSpec, TableState, Any, Any], Iterable[Request]] | None = None
+    absent: Any = None
+    read: Callable[[TableClients, TableSpec, Mapping[str, Any]], Any] | None = None
+    new_table: Any = None
+    compared: Callable[[Any, Any], tuple[Any, Any]] = lambda held, wanted: (held, wanted)
+    denied_ok: bool = False
+
+    def change(self, spec: TableSpec, state: TableState) -> Change | None:
+        """What makes a table's value the wanted one; None where it is, or cannot be compared."""
+        wanted = self.wanted(spec)
+        unset = wanted is None
+        if unset and state.new:
+            wanted = self.new_table
+        if wanted is None or any(skipped.setting == self.names[0] for skipped in state.skipped):
+            return None
+        held = self.held(spec, state)
+        if held is None:
+            return None
+        before, after = self.compared(held, wanted)
+        if before == after:
+            return None
+        return Change(
+            self._title(spec.settings),
+            self.text(before),
+            self.text(after),
+            self._requests(spec, state, before, after),
+            # What nobody has set is done where it may be.
+            denied_ok=self.denied_ok or unset,
+        )
+
+    def at_creation(self, spec: TableSpec) -> Mapping[str, Any]:
+        """What CreateTable takes of it."""
+        wanted = self.wanted(spec)
+        if self.parameters is None or wanted in (None, self.absent):
+            return {}
+        return self.parameters(wanted)
+
+    def _requests(
+        self, spec: TableSpec, state: TableState, before: Any, after: Any
+    ) -> tuple[Request, ...]:
+        if self.requests is not None:
+            return tuple(self.requests(spec, state, before, after))
+        return (_update(spec, self.parameters(after)),) if self.parameters is not None else ()
+
+    def _title(self, settings: TableSettings) -> str:
+        given = [name for name in self.names if getattr(settings, name, None) is not None]
+        return ", ".join(given) or self.names[0]
+
+
+def _update(spec: TableSpec, parameters: Mapping[str, Any]) -> Request:
+    return Request("update_table", {"TableName": spec.name, **parameters})
+
+
+def _on_off(enabled: bool) -> str:
+    return "on" if enabled else "off"
+
+
+def refuse_without_units(spec: TableSpec) -> None:
+    """Refuse to make a table provisioned without saying how many units it gets.
+
+    Raises:
+        ConfigError: `billing: provisioned`, and no units.
+    """
+    if spec.settings.billing == "provisioned" and spec.settings.read_units is None:
+        raise ConfigError(
+            f"Feature view `{spec.view}`: `billing: provisioned` needs `read_units` and "
+            f"`write_units` to make table {spec.name} so; only the units of a table that is "
+            "provisioned already can be left to others."
+        )
+
+
+def _billing(settings: TableSettings) -> dict[str, Any]:
+    """What CreateTable and UpdateTable take."""
+    if settings.billing == "provisioned":
+        units = {
+            "ReadCapacityUnits": settings.read_units,
+            "WriteCapacityUnits": settings.write_units,
+        }
+        given = settings.read_units is not None
+        return {
+            "BillingMode": "PROVISIONED",
+            **({"ProvisionedThroughput": units} if given else {}),
+        }
+    ceilings = {
+        name: NO_CEILING if most == "off" else most
+        for name, most in (
+            ("MaxReadRequestUnits", settings.max_read_units),
+            ("MaxWriteRequestUnits", settings.max_write_units),
+        )
+        if most is not None
+    }
+    return {
+        "BillingMode": "PAY_PER_REQUEST",
+        **({"OnDemandThroughput": ceilings} if ceilings else {}),
+    }
+
+
+def _held_billing(spec: TableSpec, state: TableState) -> dict[str, Any]:
+    """The parameters that the table answers to, of those that the settings name."""
+    mode = state.table.get("BillingModeSummary", {}).get("BillingMode", "PROVISIONED")
+    wanted = _billing(spec.settings)
+    if mode == "PROVISIONED":
+        if wanted == {"BillingMode": mode}:
+            return wanted
+        held = state.table["ProvisionedThroughput"]
+        units = {name: held[name] for name in ("ReadCapacityUnits", "WriteCapacityUnits")}
+        return {"BillingMode": mode, "ProvisionedThroughput": units}
+    given = state.table.get("OnDemandThroughput", {})
+    ceilings = {name: given.get(name, NO_CEILING) for name in wanted.get("OnDemandThroughput", {})}
+    return {"BillingMode": mode, **({"OnDemandThroughput": ceilings} if ceilings else {})}
+
+
+def _change_billing(
+    spec: TableSpec, _: TableState, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> Iterator[Request]:
+    # DynamoDB counts switches of the mode: one that is in use is not named.
+    same = after["BillingMode"] == before["BillingMode"]
+    sent = {name: value for name, value in after.items() if not (same and name == "BillingMode")}
+    yield _update(spec, sent)
+
+
+def _billing_text(parameters: Mapping[str, Any]) -> str:
+    if parameters["BillingMode"] == "PROVISIONED":
+        units = parameters.get("ProvisionedThroughput")
+        if units is None:
+            return "provisioned"
+        read, write = units["ReadCapacityUnits"], units["WriteCapacityUnits"]
+        return f"provisioned ({read} read, {write} write units)"
+    ceilings = parameters.get("OnDemandThroughput", {})
+    texts = [
+        f"{word} {'off' if ceilings[name] == NO_CEILING else ceilings[name]}"
+        for word, name in (
+            ("max_read_units", "MaxReadRequestUnits"),
+            ("max_write_units", "MaxWriteRequestUnits"),
+        )
+        if name in ceilings
+    ]
+    return f"on_demand ({', '.join(texts)})" if texts else "on_demand"
+
+
+def _held_class(_: TableSpec, state: TableState) -> str:
+    now = state.table.get("TableClassSummary", {}).get("TableClass", "STANDARD")
+    (name,) = (name for name, value in TABLE_CLASS.items() if value == now)
+    return name
+
+
+def _held_key(spec: TableSpec, state: TableState) -> str:
+    """The settings' own word for the key, where it is that one; else its ARN."""
+    wanted = str(spec.settings.kms_key)
+    now = key_in_use(state.table)
+    if now is None:
+        return "aws_owned"
+    return wanted if now in (state.answers.get("kms_key"), wanted) else now
+
+
+def _encryption(key: str) -> dict[str, Any]:
+    if key == "aws_owned":
+        return {"SSESpecification": {"Enabled": False}}
+    own = {} if key == "aws_managed" else {"KMSMasterKeyId": key}
+    return {"SSESpecification": {"Enabled": True, "SSEType": "KMS", **own}}
+
+
+def _held_stream(_: TableSpec, state: TableState) -> str:
+    now = state.table.get("StreamSpecification", {})
+    return str(now["StreamViewType"]).lower() if now.get("StreamEnabled") else "off"
+
+
+def _stream(view: str) -> dict[str, Any]:
+    if view == "off":
+        return {"StreamSpecification": {"StreamEnabled": False}}
+    return {"StreamSpecification": {"StreamEnabled": True, "StreamViewType": view.upper()}}
+
+
+def _change_stream(spec: TableSpec, _: TableState, before: str, after: str) -> Iterator[Request]:
+    # A stream that is there shows what it shows: another view of changes is another stream.
+    if before != "off":
+        yield _update(spec, _stream("off"))
+    if after != "off":
+        yield _update(spec, _stream(after))
+
+
+def _warm(spec: TableSpec) -> dict[str, int]:
+    units = {
+        "ReadUnitsPerSecond": spec.settings.warm_read_units,
+        "WriteUnitsPerSecond": spec.settings.warm_write_units,
+    }
+    return {name: value for name, value in units.items() if value is not None}
+
+
+def _held_warm(_: TableSpec, state: TableState) -> dict[str, int] | None:
+    now = state.table.get("WarmThroughput", {})
+    names = ("ReadUnitsPerSecond", "WriteUnitsPerSecond")
+    if now.get("Status") == "UPDATING":
+        return None
+    return {name: now[name] for name in names if name in now}
+
+
+def _compared_warm(
+    held: dict[str, int], wanted: dict[str, int]
+) -> tuple[dict[str, int], dict[str, int]]:
+    # It grows by itself too, and never shrinks.
+    grown = {name: max(units, held.get(name, 0)) for name, units in wanted.items()}
+    return held, {**held, **grown}
+
+
+def _change_warm(
+    spec: TableSpec, _: TableState, __: Mapping[str, int], after: Mapping[str, int]
+) -> Iterator[Request]:
+    yield _update(spec, {"WarmThroughput": {name: after[name] for name in _warm(spec)}})
+
+
+def _warm_text(units: Mapping[str, int]) -> str:
+    read, write = (units.get(f"{kind}UnitsPerSecond", "?") for kind in ("Read", "Write"))
+    return f"{read} read, {write} write units"
+
+
+def _ttl_attribute(state: TableState) -> str | None:
+    """The attribute by which the table's items are deleted now, if any are."""
+    ttl = state.answers.get("ttl", {})
+    if ttl.get("TimeToLiveStatus") not in ("ENABLED", "ENABLING"):
+        return None
+    return str(ttl.get("AttributeName", EXPIRY))
+
+
+def _held_ttl(spec: TableSpec, state: TableState) -> bool:
+    attribute = _ttl_attribute(state)
+    if spec.settings.ttl is not False and attribute not in (None, EXPIRY):
+        raise TableLayoutError(
+            f"DynamoDB table {spec.name} (feature view `{spec.view}`) deletes items by attribute "
+            f"`{attribute}`; this store keeps the expiry in `{EXPIRY}`. Turn TTL off on the "
+            "table, wait the hour that DynamoDB needs for it, and run `feast apply` again."
+        )
+    return attribute is not None
+
+
+def _change_ttl(spec: TableSpec, state: TableState, _: bool, after: bool) -> Iterator[Request]:
+    rule = {"Enabled": after, "AttributeName": _ttl_attribute(state) or EXPIRY}
+    yield Request("update_time_to_live", {"TableName": spec.name, "TimeToLiveSpecification": rule})
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Point-in-time recovery; `days` None: not on, or as many as DynamoDB takes."""
+
+    enabled: bool
+    days: int | None = None
+
+    def __str__(self) -> str:
+        return f"on ({self.days} days)" if self.enabled and self.days else _on_off(self.enabled)
+
+
+def _recovery(spec: TableSpec) -> Recovery | None:
+    enabled = spec.settings.point_in_time_recovery
+    return None if enabled is None else Recovery(enabled, spec.settings.recovery_days)
+
+
+def _held_recovery(_: TableSpec, state: TableState) -> Recovery:
+    held = state.answers["point_in_time_recovery"]
+    enabled = held.get("PointInTimeRecoveryStatus") == "ENABLED"
+    return Recovery(enabled, held.get("RecoveryPeriodInDays"))
+
+
+def _compared_recovery(held: Recovery, wanted: Recovery) -> tuple[Recovery, Recovery]:
+    # Days that are not set are as they are.
+    same_days = not wanted.enabled or wanted.days in (None, held.days)
+    return held, held if same_days and held.enabled == wanted.enabled else wanted
+
+
+def _change_recovery(
+    spec: TableSpec, _: TableState, __: Recovery, after: Recovery
+) -> Iterator[Request]:
+    period = {"RecoveryPeriodInDays": after.days} if after.enabled and after.days else {}
+    rule = {"PointInTimeRecoveryEnabled": after.enabled, **period}
+    yield Request(
+        "update_continuous_backups",
+        {"TableName": spec.name, "PointInTimeRecoverySpecification": rule},
+    )
+
+
+def _compared_tags(
+    held: Mapping[str, str], wanted: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    # Tags that others set are theirs.
+    changed = {name: value for name, value in wanted.items() if held.get(name) != value}
+    return {name: held[name] for name in changed if name in held}, changed
+
+
+def _tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"Key": name, "Value": value} for name, value in tags.items()]
+
+
+def _tags_text(tags: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in tags.items()) or "none"
+
+
+def _change_tags(
+    _: TableSpec, state: TableState, __: Mapping[str, str], after: Mapping[str, str]
+) -> Iterator[Request]:
+    yield Request(
+        "tag_resource", {"ResourceArn": state.table["TableArn"], "Tags": _tag_list(after)}
+    )
+
+
+# In an order that DynamoDB takes.
+SETTINGS = (
+    TableSetting(
+        names=("deletion_protection",),
+        wanted=lambda spec: spec.settings.deletion_protection,
+        held=lambda _, state: bool(state.table.get("DeletionProtectionEnabled")),
+        text=_on_off,
+        parameters=lambda protected: {"DeletionProtectionEnabled": protected},
+    ),
+    TableSetting(
+        names=("billing",),
+        wanted=lambda spec: None if spec.settings.billing is None else _billing(spec.settings),
+        held=_held_billing,
+        text=_billing_text,
+        parameters=dict,
+        requests=_change_billing,
+    ),
+    TableSetting(
+        names=("table_class",),
+        wanted=lambda spec: spec.settings.table_class,
+        held=_held_class,
+        text=str,
+        parameters=lambda name: {"TableClass": TABLE_CLASS[name]},
+    ),
+    TableSetting(
+        names=("kms_key",),
+        wanted=lambda spec: spec.settings.kms_key,
+        held=_held_key,
+        text=str,
+        parameters=_encryption,
+        absent="aws_owned",
+        read=read_key_arn,
+    ),
+    TableSetting(
+        names=("stream",),
+        wanted=lambda spec: spec.settings.stream,
+        held=_held_stream,
+        text=str,
+        parameters=_stream,
+        requests=_change_stream,
+        absent="off",
+    ),
+    TableSetting(
+        names=("warm_read_units", "warm_write_units"),
+        wanted=lambda spec: _warm(spec) or None,
+        held=_held_warm,
+        text=_warm_text,
+        parameters=lambda units: {"WarmThroughput": units},
+        requests=_change_warm,
+        compared=_compared_warm,
+    ),
+    TableSetting(
+        names=("ttl",),
+        wanted=lambda spec: spec.settings.ttl,
+        held=_held_ttl,
+        text=_on_off,
+        requests=_change_ttl,
+        read=read_ttl,
+        new_table=True,
+    ),
+    TableSetting(
+        names=("point_in_time_recovery",),
+        wanted=_recovery,
+        held=_held_recovery,
+        text=str,
+        requests=_change_recovery,
+        read=read_recovery,
+        compared=_compared_recovery,
+    ),
+    TableSetting(
+        names=("tags",),
+        wanted=lambda spec: spec.tags or None,
+        held=lambda _, state: state.answers["tags"],
+        text=_tags_text,
+        requests=_change_tags,
+        read=read_tags,
+        compared=_compared_tags,
+        denied_ok=True,
+    ),
+)
+
+
+def read_state(
+    clients: TableClients, spec: TableSpec, described: Mapping[str, Any], *, new: bool = False
+) -> TableState:
+    """What the settings of a spec are compared with; nothing else is asked for.
+
+    Args:
+        clients: AWS clients.
+        spec: what the table should be.
+        described: DescribeTable's answer.
+        new: the table was created just now.
+
+    Raises:
+        AwsError: AWS refused.
+    """
+    answers = {
+        setting.names[0]: setting.read(clients, spec, described)
+        for setting in SETTINGS
+        if setting.read is not None
+        and setting.wanted(spec) is not None
+        and not (new and setting.new_table is not None)
+    }
+    skipped = tuple(answer for answer in answers.values() if isinstance(answer, Skipped))
+    known = {name: answer for name, answer in answers.items() if not isinstance(answer, Skipped)}
+    return TableState(described, known, skipped, new)
+
+
 def create_parameters(spec: TableSpec) -> dict[str, Any]:
-    """What CreateTable takes for a spec; the rest is changed once the table is there."""
-    settings = spec.settings
+    """What CreateTable takes for a spec; the rest is changed once the table is there.
+
+    Raises:
+        ConfigError: the table is to be provisioned, and no units are set.
+    """
+    refuse_without_units(spec)
     wanted: dict[str, Any] = {
         "TableName": spec.name,
         "KeySchema": KEY_SCHEMA,
         "AttributeDefinitions": ATTRIBUTES,
-        **billing_parameters(settings),
+        "BillingMode": "PAY_PER_REQUEST",
     }
-    if settings.table_class is not None:
-        wanted["TableClass"] = TABLE_CLASS[settings.table_class]
-    if settings.kms_key not in (None, "aws_owned"):
-        wanted["SSESpecification"] = _encryption(settings)
-    if settings.stream not in (None, "off"):
-        wanted["StreamSpecification"] = _stream(settings.stream)
-    if settings.deletion_protection is not None:
-        wanted["DeletionProtectionEnabled"] = settings.deletion_protection
-    if warm := _warm(settings):
-        wanted["WarmThroughput"] = warm
+    for setting in SETTINGS:
+        wanted |= setting.at_creation(spec)
     if tags := {**spec.owner_tags, **spec.tags}:
         wanted["Tags"] = _tag_list(tags)
     return wanted
@@ -300,167 +532,5 @@ def changes(spec: TableSpec, state: TableState) -> tuple[Change, ...]:
     Raises:
         TableLayoutError: TTL is on an attribute of somebody else.
     """
-    return tuple(
-        change
-        for part in (
-            _protection,
-            billing_changes,
-            _table_class,
-            _kms_key,
-            _streaming,
-            _warm_throughput,
-            _ttl,
-            _recovery,
-            _tagging,
-            scaling_changes,
-        )
-        for change in part(spec, state)
-    )
-
-
-def _update(spec: TableSpec, **parameters: Any) -> tuple[Request, ...]:
-    return (Request("update_table", {"TableName": spec.name, **parameters}),)
-
-
-def _protection(spec: TableSpec, state: TableState) -> Iterator[Change]:
-    wanted, now = spec.settings.deletion_protection, state.table.get("DeletionProtectionEnabled")
-    if wanted is not None and wanted != bool(now):
-        requests = _update(spec, DeletionProtectionEnabled=wanted)
-        yield Change("deletion_protection", _on_off(bool(now)), _on_off(wanted), requests)
-
-
-def _table_class(spec: TableSpec, state: TableState) -> Iterator[Change]:
-    wanted = spec.settings.table_class
-    now = state.table.get("TableClassSummary", {}).get("TableClass", "STANDARD")
-    if wanted is not None and TABLE_CLASS[wanted] != now:
-        (before,) = (name for name, value in TABLE_CLASS.items() if value == now)
-        yield Change("table_class", before, wanted, _update(spec, TableClass=TABLE_CLASS[wanted]))
-
-
-def _kms_key(spec: TableSpec, state: TableState) -> Iterator[Change]:
-    wanted, now = spec.settings.kms_key, state.encryption.get("KMSMasterKeyArn")
-    if wanted is None:
-        return
-    same = now is None if wanted == "aws_owned" else now in (state.key_arn, wanted) and now
-    unknown = any(skipped.setting == "kms_key" for skipped in state.skipped)
-    if not same and not (unknown and now):
-        requests = _update(spec, SSESpecification=_encryption(spec.settings))
-        yield Change("kms_key", now or "aws_owned", wanted, requests)
-
-
-def _encryption(settings: TableSettings) -> dict[str, Any]:
-    if settings.kms_key == "aws_owned":
-        return {"Enabled": False}
-    key = {} if settings.kms_key == "aws_managed" else {"KMSMasterKeyId": settings.kms_key}
-    return {"Enabled": True, "SSEType": "KMS", **key}
-
-
-def _streaming(spec: TableSpec, state: TableState) -> Iterator[Change]:
-    wanted = spec.settings.stream
-    now = state.table.get("StreamSpecification", {})
-    before = now["StreamViewType"].lower() if now.get("StreamEnabled") else "off"
-    if wanted is None or wanted == before:
-        return
-    # A stream that is there shows what it shows: another view of changes is another stream.
-    stop = _update(spec, StreamSpecification={"StreamEnabled": False}) if before != "off" else ()
-    start = _update(spec, StreamSpecification=_stream(wanted)) if wanted != "off" else ()
-    yield Change("stream", before, wanted, (*stop, *start))
-
-
-def _stream(view: str | None) -> dict[str, Any]:
-    return {"StreamEnabled": True, "StreamViewType": str(view).upper()}
-
-
-def _warm_throughput(spec: TableSpec, state: TableState) -> Iterator[Change]:
-    wanted, now = _warm(spec.settings), state.table.get("WarmThroughput", {})
-    # It grows by itself too, and never shrinks.
-    if now.get("Status") != "UPDATING" and any(
-        units > now.get(name, 0) for name, units in wanted.items()
-    ):
-        after = {name: max(units, now.get(name, 0)) for name, units in wanted.items()}
-        requests = _update(spec, WarmThroughput=after)
-        names = ", ".join(
-            name
-            for name in ("warm_read_units", "warm_write_units")
-            if getattr(spec.settings, name) is not None
-        )
-        yield Change(names, _warm_text(now), _warm_text({**now, **after}), requests)
-
-
-def _warm(settings: TableSettings) -> dict[str, int]:
-    units = {
-        "ReadUnitsPerSecond": settings.warm_read_units,
-        "WriteUnitsPerSecond": settings.warm_write_units,
-    }
-    return {name: value for name, value in units.items() if value is not None}
-
-
-def _warm_text(units: Mapping[str, Any]) -> str:
-    read, write = (units.get(f"{kind}UnitsPerSecond", "?") for kind in ("Read", "Write"))
-    return f"{read} read, {write} write units"
-
-
-def _ttl(spec: TableSpec, state: TableState) -> Iterator[Change]:
-    if state.ttl is None:
-        return
-    wanted = spec.settings.ttl is not False
-    now = state.ttl.get("TimeToLiveStatus") in ("ENABLED", "ENABLING")
-    attribute = state.ttl.get("AttributeName")
-    if wanted and now and attribute not in (None, EXPIRY):
-        raise TableLayoutError(
-            f"DynamoDB table {spec.name} (feature view `{spec.view}`) deletes items by attribute "
-            f"`{attribute}`; this store keeps the expiry in `{EXPIRY}`. Turn TTL off on the "
-            "table, wait the hour that DynamoDB needs for it, and run `feast apply` again."
-        )
-    if wanted != now:
-        rule = {"Enabled": wanted, "AttributeName": attribute if now else EXPIRY}
-        request = Request(
-            "update_time_to_live", {"TableName": spec.name, "TimeToLiveSpecification": rule}
-        )
-        yield Change("ttl", _on_off(now), _on_off(wanted), (request,))
-
-
-def _recovery(spec: TableSpec, state: TableState) -> Iterator[Change]:
-    wanted, days = spec.settings.point_in_time_recovery, spec.settings.recovery_days
-    if wanted is None or state.recovery is None:
-        return
-    now = state.recovery.get("PointInTimeRecoveryStatus") == "ENABLED"
-    held = state.recovery.get("RecoveryPeriodInDays")
-    if wanted == now and (not wanted or days in (None, held)):
-        return
-    period = {"RecoveryPeriodInDays": days} if wanted and days else {}
-    rule = {"PointInTimeRecoveryEnabled": wanted, **period}
-    request = Request(
-        "update_continuous_backups",
-        {"TableName": spec.name, "PointInTimeRecoverySpecification": rule},
-    )
-    before, after = _recovery_text(now, held), _recovery_text(wanted, days)
-    yield Change("point_in_time_recovery", before, after, (request,))
-
-
-def _recovery_text(enabled: bool, days: int | None) -> str:
-    return f"on ({days} days)" if enabled and days else _on_off(enabled)
-
-
-def _tagging(spec: TableSpec, state: TableState) -> Iterator[Change]:
-    if state.tags is None:
-        return
-    changed = {name: value for name, value in spec.tags.items() if state.tags.get(name) != value}
-    if changed:
-        request = Request(
-            "tag_resource", {"ResourceArn": state.table["TableArn"], "Tags": _tag_list(changed)}
-        )
-        before = {name: state.tags[name] for name in changed if name in state.tags}
-        yield Change("tags", _tags_text(before), _tags_text(changed), (request,))
-
-
-def _tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
-    return [{"Key": name, "Value": value} for name, value in tags.items()]
-
-
-def _tags_text(tags: Mapping[str, str]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in tags.items()) or "none"
-
-
-def _on_off(enabled: bool) -> str:
-    return "on" if enabled else "off"
+    found = (setting.change(spec, state) for setting in SETTINGS)
+    return tuple(change for change in found if change is not None)

@@ -16,7 +16,6 @@ from feast_dynamo_ext.dynamo.tables.describe import (
     describe,
     is_denied,
     read_owner,
-    read_state,
     status,
     wait_ready,
     wait_until,
@@ -25,9 +24,10 @@ from feast_dynamo_ext.dynamo.tables.diff import (
     changes,
     check_layout,
     create_parameters,
-    deregistrations,
     has_our_layout,
     key_text,
+    read_state,
+    refuse_without_units,
 )
 from feast_dynamo_ext.errors import TableProtectedError
 
@@ -76,6 +76,15 @@ class TablePlan:
         """Whether the table is not what it should be."""
         return bool(self.changes) or not self.exists
 
+    def refuse_without_units(self) -> None:
+        """Refuse to create a table, or to change its billing, without the units that takes.
+
+        Raises:
+            ConfigError: `billing: provisioned`, and no units.
+        """
+        if not self.exists or any(change.setting == "billing" for change in self.changes):
+            refuse_without_units(self.spec)
+
 
 def plan_table(clients: TableClients, spec: TableSpec) -> TablePlan:
     """Compare a table with what it should be; only describes.
@@ -119,6 +128,7 @@ def carry_out(clients: TableClients, plan: TablePlan, wait: Wait = WAIT) -> tupl
     Raises:
         TableLayoutError: somebody was faster and made another table.
         AwsError: AWS refused, or the table is still not ready at the deadline.
+        ConfigError: the table is to be provisioned, and no units are set.
     """
     spec = plan.spec
     skipped: list[Skipped] = []
@@ -127,6 +137,7 @@ def carry_out(clients: TableClients, plan: TablePlan, wait: Wait = WAIT) -> tupl
         plan = _plan(clients, spec, described, new=new)
     elif not plan.ready:
         plan = _plan(clients, spec, wait_ready(clients, spec, wait))
+    plan.refuse_without_units()
     skipped += plan.skipped
     made: list[Change] = []
     for change in plan.changes:
@@ -157,8 +168,6 @@ def delete_table(clients: TableClients, spec: TableSpec, wait: Wait = WAIT) -> s
     if strange := _not_ours(clients, spec, described):
         return strange
     _refuse_protected(spec, described)
-    for request in deregistrations(spec.name, spec.settings):
-        _deregister(clients, spec, request)
     with translated("dynamodb", f"table {spec.name}"):
         if described["TableStatus"] != "DELETING":
             client.delete_table(TableName=spec.name)
@@ -208,9 +217,7 @@ def _send(clients: TableClients, spec: TableSpec, change: Change, wait: Wait) ->
 def _send_one(
     clients: TableClients, spec: TableSpec, change: Change, request: Request, wait: Wait
 ) -> Any | Skipped:
-    call = getattr(clients.client(request.service), request.operation)
-    # Nobody asked for the TTL of a new table; tags were always done without.
-    denied_ok = change.setting == "tags" or (change.setting == "ttl" and spec.settings.ttl is None)
+    call = getattr(clients.dynamodb, request.operation)
     pauses = wait.pauses(wait.answer_s)
 
     def patient() -> Any:
@@ -219,7 +226,7 @@ def _send_one(
                 return call(**request.parameters)
         return answer
 
-    return attempt(change.setting, request.service, spec.name, patient, denied_ok=denied_ok)
+    return attempt(change.setting, "dynamodb", spec.name, patient, denied_ok=change.denied_ok)
 
 
 def _unless_not_yet(call: Callable[..., Any], request: Request) -> Any | None:
@@ -253,7 +260,7 @@ def _without_effect(
 def _not_ours(clients: TableClients, spec: TableSpec, described: Mapping[str, Any]) -> str | None:
     if not has_our_layout(described):
         return f"its key is {key_text(described)}, so another program made it"
-    owner = read_owner(clients, spec, described["TableArn"])
+    owner = read_owner(clients, spec, described)
     if owner not in (None, spec.project):
         return f"its tags say that it belongs to Feast project {owner}"
     return None
@@ -268,14 +275,3 @@ def _refuse_protected(spec: TableSpec, described: Mapping[str, Any]) -> None:
             f"run `aws dynamodb update-table --table-name {spec.name} "
             "--no-deletion-protection-enabled`."
         )
-
-
-def _deregister(clients: TableClients, spec: TableSpec, request: Request) -> None:
-    with translated(request.service, f"table {spec.name}"):
-        try:
-            clients.client(request.service).deregister_scalable_target(**request.parameters)
-        except ClientError as error:
-            # Somebody took the target away already, or the emulator never had it.
-            code = error.response["Error"]["Code"]
-            if code not in ("ObjectNotFoundException", "InvalidAction"):
-                raise

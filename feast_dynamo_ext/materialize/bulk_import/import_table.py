@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from feast_dynamo_ext.aws import translated
-from feast_dynamo_ext.dynamo.tables.describe import WAIT, read_state, wait_ready
-from feast_dynamo_ext.dynamo.tables.diff import changes, create_parameters
+from feast_dynamo_ext.dynamo.tables.describe import WAIT, wait_ready
+from feast_dynamo_ext.dynamo.tables.diff import changes, create_parameters, read_state
 from feast_dynamo_ext.dynamo.tables.table import TablePlan, carry_out
 from feast_dynamo_ext.errors import AwsError, AwsUnavailableError, BulkLoadError, ThrottledError
 

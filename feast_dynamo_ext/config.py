@@ -1,0 +1,166 @@
+"""Base models of the blocks of feature_store.yaml and of settings, and how they name a mistake."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from feast.repo_config import FeastConfigBaseModel
+from pydantic import (
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from feast_dynamo_ext.aws import AwsSettings
+from feast_dynamo_ext.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def did_you_mean(name: object, known: Iterable[str], otherwise: str, prefix: str = "") -> str:
+    """The end of a message about an unknown name: the known name nearest to it, else all of them.
+
+    Args:
+        name: the unknown name.
+        known: names that exist.
+        otherwise: what stands before the list of all, for example ``Known``.
+        prefix: what a person writes before each name.
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    if close:
+        return f"Did you mean `{prefix}{close[0]}`?"
+    return f"{otherwise}: {', '.join(prefix + other for other in known)}."
+
+
+def refuse_unknown(subject: str, prefix: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse a name that no setting has, with the one that may have been meant.
+
+    Raises:
+        ConfigError: naming the subject and the name.
+    """
+    known = set(known)
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known, "Known", prefix)
+            raise ConfigError(f"{subject}: there is no setting `{prefix}{name}`. {hint}")
+
+
+def problems(error: ValidationError) -> str:
+    """All that pydantic found wrong, each with the field it is in; no value is shown."""
+    return "; ".join(
+        f"`{'.'.join(str(part) for part in problem['loc'])}`: {problem['msg']}"
+        for problem in error.errors(include_input=False, include_url=False)
+    )
+
+
+class AwsConfigModel(FeastConfigBaseModel):
+    """The fields that the online and offline store's blocks of feature_store.yaml share."""
+
+    region: str | None = None
+    """AWS region name, for example `eu-west-1`. Default: `AWS_REGION`, `AWS_DEFAULT_REGION` or the
+    profile's region."""
+
+    endpoint_url: str | None = None
+    """URL of the service's endpoint: a VPC endpoint or a local server. Default:
+    `AWS_ENDPOINT_URL_<SERVICE>`, `AWS_ENDPOINT_URL`, or AWS's own for the region."""
+
+    profile: str | None = None
+    """Named profile of the shared AWS config and credentials files. Default: `AWS_PROFILE`."""
+
+    role_arn: str | None = None
+    """ARN of an IAM role to assume; its temporary credentials (1 hour) are renewed before they
+    expire. Default: none is assumed."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, values: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        if isinstance(values, dict):
+            _refuse_unknown_keys(cls, values)
+            _refuse_unset_variables(cls, values)
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise ConfigError(
+                f"{_block(cls)} of feature_store.yaml: {problems(error)}. "
+                "Each field is explained in docs/configuration.md."
+            ) from error
+
+    def aws(self) -> AwsSettings:
+        """The settings as a value that `session`, `client` and `filesystem` take."""
+        return AwsSettings(self.region, self.endpoint_url, self.profile, self.role_arn)
+
+
+def _block(model: type[FeastConfigBaseModel]) -> str:
+    return "online_store" if "Online" in model.__name__ else "offline_store"
+
+
+def _refuse_unknown_keys(model: type[FeastConfigBaseModel], values: dict[str, Any]) -> None:
+    known = set(model.model_fields)
+    for key in values.keys() - known:
+        hint = did_you_mean(key, known, "Known")
+        raise ConfigError(f"{_block(model)} of feature_store.yaml: unknown key `{key}`. {hint}")
+
+
+def _refuse_unset_variables(model: type[FeastConfigBaseModel], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        unset = re.search(r"\$\{?(\w+)\}?", value) if isinstance(value, str) else None
+        if unset:
+            raise ConfigError(
+                f"{_block(model)} of feature_store.yaml: `{key}` is `{value}`, because the "
+                f"environment variable {unset[1]} is not set. Set it, or write the value itself."
+            )
+
+
+class SettingsModel(FeastConfigBaseModel):
+    """Settings that say of a mistake, in one sentence, which it is and what would be right.
+
+    The validation context may say whose settings they are (`subject`) and what stands before
+    their names (`prefix`), as it does where they are tags.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # What each setting may be, in words.
+    _expected: ClassVar[dict[str, str]] = {}
+
+    # Settings that are no more, and what to do instead.
+    _removed: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(
+        cls, values: Any, handler: ModelWrapValidatorHandler[Any], info: ValidationInfo
+    ) -> Any:
+        context = info.context or {}
+        subject, prefix = context.get("subject", cls.__name__), context.get("prefix", "")
+        if isinstance(values, dict):
+            for name in cls._removed.keys() & values.keys():
+                raise ConfigError(f"{subject}: `{prefix}{name}` {cls._removed[name]}.")
+            refuse_unknown(subject, prefix, values, cls.model_fields)
+        try:
+            settings = handler(values)
+        except ValidationError as error:
+            raise ConfigError(f"{subject}: {cls._first_problem(error, prefix)}.") from error
+        settings.check(subject)
+        return settings
+
+    @classmethod
+    def _first_problem(cls, error: ValidationError, prefix: str) -> str:
+        problem = error.errors(include_url=False)[0]
+        if not problem["loc"]:
+            return f"`{problem['input']}` is not a mapping of settings"
+        name = str(problem["loc"][0])
+        return f"`{prefix}{name}` is `{problem['input']}`, but must be {cls._expected[name]}"
+
+    def check(self, subject: str) -> None:
+        """Refuse settings that contradict each other.
+
+        Raises:
+            ConfigError: naming the subject and the settings.
+        """
