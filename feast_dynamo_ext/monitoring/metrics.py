@@ -278,14 +278,18 @@ COUNTS_AND_SQUARES = """
     FROM one_column
 """
 
-AT_RANK = """
-    SELECT min(x) FILTER (upto > $1), min(x) FILTER (upto > $1 + 1)
-    FROM (
-        SELECT x, sum(count(*)) OVER (ORDER BY x) AS upto
-        FROM one_column WHERE (x > $2) IS NOT FALSE AND x <= $3 GROUP BY x
-    )
+BETWEEN = "(x > ?) IS NOT FALSE AND x <= ?"
+"""In a range of values; the first bound, which is not in it, may be null."""
+
+NEAR = """
+    CREATE OR REPLACE TEMP TABLE near AS
+    SELECT x, count(*) AS n FROM one_column WHERE {} GROUP BY x
 """
-"""The values of a rank and of the next; ranks count from the first value after $2, if not null."""
+
+AT_RANK = """
+    SELECT min(x) FILTER (upto > ?), min(x) FILTER (upto > ?)
+    FROM (SELECT x, sum(n) OVER (ORDER BY x) AS upto FROM near WHERE {})
+"""
 
 CATEGORIES = """
     CREATE OR REPLACE TEMP TABLE categories AS
@@ -330,17 +334,32 @@ def _numeric(connection: duckdb.DuckDBPyConnection, feature: str, bins: int) -> 
     bounds = np.unique(np.concatenate([some, _ends(edges), [np.inf]]))
     counts, squares = _row(connection, COUNTS_AND_SQUARES, bounds.tolist(), mean)
     distribution = Distribution(bounds, np.cumsum(counts, dtype=np.int64))
+    places = [(numbers - 1) * share for share in PERCENTILES.values()]
+    percentiles = _percentiles(connection, distribution, places)
     return metrics | {
         "mean": opt_float(mean),
         "stddev": opt_float(math.sqrt(squares / (values - 1))) if values > 1 else None,
         "min_val": opt_float(least),
         "max_val": opt_float(most),
-        **{
-            name: opt_float(distribution.percentile(connection, share))
-            for name, share in PERCENTILES.items()
-        },
+        **dict(zip(PERCENTILES, percentiles, strict=True)),
         "histogram": distribution.histogram(edges) if len(edges) else None,
     }
+
+
+def _percentiles(
+    connection: duckdb.DuckDBPyConnection, distribution: Distribution, places: Sequence[float]
+) -> list[float | None]:
+    """At places between two ranks, as Arrow, and so Feast, interpolates."""
+    ranges = [distribution.around(place) for place in places]
+    limits = [limit for _, *limits in ranges for limit in limits]
+    connection.execute(NEAR.format(" OR ".join([f"({BETWEEN})"] * len(ranges))), limits)
+    found = []
+    for place, (before, first, last) in zip(places, ranges, strict=True):
+        rank = math.floor(place)
+        between, within = place - rank, rank - before
+        low, high = _row(connection, AT_RANK.format(BETWEEN), within, within + 1, first, last)
+        found.append(opt_float(between * high + (1 - between) * low if between else low))
+    return found
 
 
 def _edges(low: float, high: float, bins: int) -> NDArray[np.float64]:
@@ -387,17 +406,13 @@ class Distribution:
             "bin_width": opt_float(edges[1].item() - edges[0].item()),
         }
 
-    def percentile(self, connection: duckdb.DuckDBPyConnection, share: float) -> float:
-        """Between the values of two ranks as Arrow, and so Feast, interpolates."""
-        place = (int(self.upto[-1]) - 1) * share
-        rank = math.floor(place)
-        between = place - rank
-        first, last = np.searchsorted(self.upto, [rank, math.ceil(place)], "right").tolist()
-        before, after = 0, None
-        if first:
-            before, after = int(self.upto[first - 1]), float(self.bounds[first - 1])
-        low, high = _row(connection, AT_RANK, rank - before, after, float(self.bounds[last]))
-        return float(between * high + (1 - between) * low if between else low)
+    def around(self, place: float) -> tuple[int, float | None, float]:
+        """The bounds around a place between two ranks, and how many values are before them."""
+        ranks = [math.floor(place), math.ceil(place)]
+        first, last = np.searchsorted(self.upto, ranks, "right").tolist()
+        if not first:
+            return 0, None, float(self.bounds[last])
+        return int(self.upto[first - 1]), float(self.bounds[first - 1]), float(self.bounds[last])
 
 
 def _categorical(
