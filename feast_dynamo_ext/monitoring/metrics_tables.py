@@ -7,11 +7,9 @@ written, then they are removed. Rows are in both for a moment, which changes not
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
 from functools import cached_property
@@ -21,7 +19,7 @@ from urllib.parse import urlparse
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 from feast.monitoring.monitoring_utils import (
     MONITORING_DIR,
     monitoring_table_meta,
@@ -30,8 +28,8 @@ from feast.monitoring.monitoring_utils import (
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.errors import (
+    AwsError,
     ColumnNotFoundError,
-    FeastDynamoError,
     OfflineStoreError,
     SourceReadError,
 )
@@ -39,10 +37,9 @@ from feast_dynamo_ext.parquet.writer import write_parts
 from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from feast import RepoConfig
-    from pyarrow import fs
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.storage import Files
@@ -57,23 +54,22 @@ WRITTEN = "written_at"
 BASELINE, METRIC_DATE, PROJECT = "is_baseline", "metric_date", "project_id"
 
 TEXT, DATE, TIME = pa.string(), pa.date32(), pa.timestamp("us", "UTC")
-OF_TIME = ("computed_at", "max_event_timestamp", "started_at", "completed_at")
-OF_COUNTS = (
-    *("row_count", "null_count", "total_row_count"),
-    *("total_features", "features_with_nulls", "total_feature_views"),
-)
-OF_FLOATS = (
-    *("null_rate", "avg_null_rate", "max_null_rate", "mean", "stddev", "min_val", "max_val"),
-    *("p50", "p75", "p90", "p95", "p99"),
-)
 TYPES: dict[str, pa.DataType] = {
     METRIC_DATE: DATE,
     BASELINE: pa.bool_(),
-    **dict.fromkeys(OF_TIME, TIME),
-    **dict.fromkeys(OF_COUNTS, pa.int64()),
-    **dict.fromkeys(OF_FLOATS, pa.float64()),
+    **dict.fromkeys(("computed_at", "max_event_timestamp", "started_at", "completed_at"), TIME),
+    **dict.fromkeys(("row_count", "null_count", "total_row_count", "total_features"), pa.int64()),
+    **dict.fromkeys(("features_with_nulls", "total_feature_views"), pa.int64()),
+    **dict.fromkeys(("null_rate", "avg_null_rate", "max_null_rate", "mean"), pa.float64()),
+    **dict.fromkeys(("stddev", "min_val", "max_val"), pa.float64()),
+    **dict.fromkeys(("p50", "p75", "p90", "p95", "p99"), pa.float64()),
 }
 """Types of columns. All others are text; what is not text, a histogram, is kept there as JSON."""
+
+FOLD_FROM = 64
+
+FILES_AT_ONCE = 16
+TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -109,15 +105,12 @@ class MetricsTable:
     def rows(self, metrics: Sequence[Mapping[str, Any]], written_at: int) -> pa.Table:
         """Feast's metrics as rows; of equal keys the last. What is no column is left out."""
         unique = {tuple(metric.get(key) for key in self.keys): metric for metric in metrics}
-        fields = [field for field in self.schema if field.name != WRITTEN]
+        rows = [{**metric, WRITTEN: written_at} for metric in unique.values()]
         columns = [
-            pa.array(
-                [_as(field, metric.get(field.name)) for metric in unique.values()], field.type
-            )
-            for field in fields
+            pa.array([_as(field.type, row.get(field.name)) for row in rows], field.type)
+            for field in self.schema
         ]
-        written = pa.array([written_at] * len(unique), pa.int64())
-        return pa.table([*columns, written], self.schema)
+        return pa.table(columns, self.schema)
 
     def newest(self, written: pa.Table) -> pa.Table:
         """Of each key the row that was written last, in the order of writing."""
@@ -126,25 +119,13 @@ class MetricsTable:
             # A row that is no baseline any more keeps its time of writing, so that it replaces
             # what it was, and never what somebody else has written since.
             order.append((BASELINE, "descending"))
-        rows = written.take(pc.sort_indices(written, order))
+        rows = written.sort_by(order)
         numbered = rows.append_column("at", pa.array(range(rows.num_rows), pa.int64()))
         last = numbered.group_by(list(self.keys)).aggregate([("at", "max")])
         return rows.take(last.column("at_max").combine_chunks().sort())
 
-    def matching(
-        self,
-        rows: pa.Table,
-        filters: Mapping[str, Any],
-        first: date | None = None,
-        last: date | None = None,
-    ) -> pa.Table:
+    def matching(self, rows: pa.Table, filters: Mapping[str, Any]) -> pa.Table:
         """The rows that have the filters' values, a filter of None being none.
-
-        Args:
-            rows: rows of this table.
-            filters: values by column.
-            first: first metric date that counts.
-            last: last metric date that counts.
 
         Raises:
             ColumnNotFoundError: a filter is not of a column.
@@ -155,41 +136,24 @@ class MetricsTable:
             raise ColumnNotFoundError(
                 f"Metrics cannot be filtered by {unknown}: {self.name} has {self.schema.names}."
             )
-        condition = pc.scalar(True)
         for name, value in wanted.items():
-            field = self.schema.field(name)
-            condition &= pc.field(name) == pa.scalar(_as(field, value), field.type)
-        if first is not None:
-            condition &= pc.field(METRIC_DATE) >= first
-        if last is not None:
-            condition &= pc.field(METRIC_DATE) <= last
-        return rows.filter(condition)
-
-    def metrics(self, rows: pa.Table) -> list[dict[str, Any]]:
-        """Rows as Feast's metrics by ascending date: dates as ISO text, histograms parsed."""
-        ordered = rows.take(pc.sort_indices(rows, [(METRIC_DATE, "ascending")]))
-        records = ordered.drop_columns(WRITTEN).to_pylist()
-        return [normalize_monitoring_row(record) for record in records]
+            kind = self.schema.field(name).type
+            rows = rows.filter(pc.field(name) == pa.scalar(_as(kind, value), kind))
+        return rows
 
 
-def _as(field: pa.Field, value: Any) -> Any:
+def _as(kind: pa.DataType, value: Any) -> Any:
     """A value of Feast's as its column has it; Feast passes dates and times as ISO text too."""
     if value is None:
         return None
-    if field.type == TEXT:
+    if kind == TEXT:
         return value if isinstance(value, str) else json.dumps(value, default=str)
-    if field.type == TIME:
+    if kind == TIME:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
         return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    if field.type == DATE:
+    if kind == DATE:
         return date.fromisoformat(value) if isinstance(value, str) else value
     return value
-
-
-FOLD_FROM = 64
-
-FILES_AT_ONCE = 16
-TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -221,7 +185,10 @@ class MetricsStorage:
             AwsError: S3 refused.
         """
         for metric_type in METRIC_TYPES:
-            self._fold(MetricsTable.from_type(metric_type))
+            if len(self.files(metric_type)) >= self.fold_from:
+                rows, folded = self._read(metric_type)
+                self._add(metric_type, rows)
+                self._to.delete(folded)
 
     def save(self, metric_type: str, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Add metrics; they replace those of the same keys.
@@ -229,9 +196,9 @@ class MetricsStorage:
         Raises:
             AwsError: S3 refused.
         """
-        table = MetricsTable.from_type(metric_type)
-        if metrics:
-            self._add(table, table.rows(metrics, time.time_ns()))
+        rows = MetricsTable.from_type(metric_type).rows(metrics, time.time_ns())
+        if rows.num_rows:
+            self._add(metric_type, rows)
 
     def query(
         self,
@@ -241,7 +208,9 @@ class MetricsStorage:
         first: date | None = None,
         last: date | None = None,
     ) -> list[dict[str, Any]]:
-        """The metrics of a project (of all, if that is empty), by metric date.
+        """The metrics of a project (of all, if that is empty), by ascending metric date.
+
+        Dates are ISO text and histograms are parsed, as Feast has them.
 
         Raises:
             ColumnNotFoundError: a filter is not of a column.
@@ -249,93 +218,71 @@ class MetricsStorage:
             AwsError: S3 refused.
         """
         table = MetricsTable.from_type(metric_type)
-        rows, _ = self._read(table)
-        wanted = {**filters, PROJECT: project or None}
-        return table.metrics(table.matching(rows, wanted, first, last))
+        rows, _ = self._read(metric_type)
+        rows = table.matching(rows, {**filters, PROJECT: project or None})
+        if first is not None:
+            rows = rows.filter(pc.field(METRIC_DATE) >= first)
+        if last is not None:
+            rows = rows.filter(pc.field(METRIC_DATE) <= last)
+        records = rows.sort_by(METRIC_DATE).drop_columns(WRITTEN).to_pylist()
+        return [normalize_monitoring_row(record) for record in records]
 
     def clear_baseline(self, filters: Mapping[str, Any]) -> None:
         """Mark the features' baselines that have the filters' values as baselines no more.
 
         Raises: as `query`.
         """
-        table = MetricsTable.from_type("feature")
-        rows, _ = self._read(table)
-        found = table.matching(rows, {**filters, BASELINE: True})
+        rows, _ = self._read("feature")
+        found = MetricsTable.from_type("feature").matching(rows, {**filters, BASELINE: True})
         if found.num_rows:
             at = found.schema.get_field_index(BASELINE)
             cleared = pa.array([False] * found.num_rows)
-            self._add(table, found.set_column(at, found.schema.field(at), cleared))
+            self._add("feature", found.set_column(at, found.schema.field(at), cleared))
 
     def files(self, metric_type: str) -> list[str]:
         """URIs of the files of a table."""
-        return self._files(MetricsTable.from_type(metric_type))
-
-    def _folder(self, table: MetricsTable) -> str:
-        return f"{self.uri}/{table.name}"
-
-    def _add(self, table: MetricsTable, rows: pa.Table) -> None:
-        folder = self._folder(table)
-        name = f"part-{uuid.uuid4().hex}"
-        write_parts(self._to, folder, name, rows.schema, rows.to_batches())
-
-    def _fold(self, table: MetricsTable) -> None:
-        if len(self._files(table)) < self.fold_from:
-            return
-        rows, folded = self._read(table)
-        self._add(table, rows)
-        self._to.delete(folded)
-
-    def _read(self, table: MetricsTable) -> tuple[pa.Table, list[str]]:
-        """The newest row of each key, and the files that were read for it."""
-        filesystem, _ = aws.filesystem(self.uri, self.settings)
-        for _ in range(TRIES):
-            files = self._files(table)
-            try:
-                with self._errors(table):
-                    parts = _tables(filesystem, files, table.schema)
-            except FileNotFoundError:
-                continue  # folded since it was listed: what it held is in a newer file
-            return table.newest(pa.concat_tables([table.schema.empty_table(), *parts])), files
-        raise SourceReadError(
-            f"{self._folder(table)}: files vanished while they were being read, {TRIES} times. "
-            "Check what removes them, and run it again."
-        )
+        found = ((uri, uri.rpartition("/")[2]) for uri in self._to.at(self._folder(metric_type)))
+        return [
+            uri for uri, name in found if name.startswith("part-") and name.endswith(".parquet")
+        ]
 
     @cached_property
     def _to(self) -> Files:
         return files_of(self.uri, self.settings)
 
-    def _files(self, table: MetricsTable) -> list[str]:
-        """URIs of the table's files."""
-        return [uri for uri in self._to.at(self._folder(table)) if _is_part(uri)]
+    def _folder(self, metric_type: str) -> str:
+        return f"{self.uri}/{MetricsTable.from_type(metric_type).name}"
 
-    @contextlib.contextmanager
-    def _errors(self, table: MetricsTable) -> Iterator[None]:
-        folder = self._folder(table)
-        try:
-            with aws.s3_translated(folder):
-                yield
-        except (FeastDynamoError, FileNotFoundError):
-            raise
-        except (pa.ArrowException, OSError) as error:
-            raise SourceReadError(f"{folder}: metrics cannot be read: {error}.") from error
+    def _add(self, metric_type: str, rows: pa.Table) -> None:
+        name = f"part-{uuid.uuid4().hex}"
+        write_parts(self._to, self._folder(metric_type), name, rows.schema, rows.to_batches())
 
-
-def _tables(filesystem: fs.FileSystem, files: Sequence[str], schema: pa.Schema) -> list[pa.Table]:
-    def read(uri: str) -> pa.Table:
-        path = uri.partition("://")[2] or uri
-        try:
-            return pq.ParquetFile(path, filesystem=filesystem).read().select(schema.names)
-        except pa.ArrowException as error:
-            raise SourceReadError(
-                f"{uri} is no file of metrics: {error}. Remove it; its metrics can be computed "
-                "again."
-            ) from error
-
-    with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
-        return list(threads.map(read, files))
-
-
-def _is_part(uri: str) -> bool:
-    name = uri.rpartition("/")[2]
-    return name.startswith("part-") and name.endswith(".parquet")
+    def _read(self, metric_type: str) -> tuple[pa.Table, list[str]]:
+        """The newest row of each key, and the files that were read for it."""
+        table, folder = MetricsTable.from_type(metric_type), self._folder(metric_type)
+        filesystem, _ = aws.filesystem(self.uri, self.settings)
+        for _ in range(TRIES):
+            files = self.files(metric_type)
+            dataset = ds.FileSystemDataset.from_paths(
+                [uri.partition("://")[2] or uri for uri in files],
+                schema=table.schema,
+                format=ds.ParquetFileFormat(),
+                filesystem=filesystem,
+            )
+            try:
+                with aws.s3_translated(folder):
+                    written = dataset.to_table(fragment_readahead=FILES_AT_ONCE)
+            except FileNotFoundError:
+                continue  # folded since it was listed: what it held is in a newer file
+            except AwsError:
+                raise  # some are OSErrors too
+            except (pa.ArrowException, OSError) as error:
+                raise SourceReadError(
+                    f"{folder}: metrics cannot be read: {error}. Remove a file that is spoilt; "
+                    "its metrics can be computed again."
+                ) from error
+            return table.newest(written), files
+        raise SourceReadError(
+            f"{folder}: files vanished while they were being read, {TRIES} times. "
+            "Check what removes them, and run it again."
+        )

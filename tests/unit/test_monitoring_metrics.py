@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from feast_dynamo_ext import S3ParquetOfflineStore
 from feast_dynamo_ext.errors import ColumnTypeError, SourceReadError
-from feast_dynamo_ext.monitoring.metrics import compute_metrics
 
 UTC = dt.timezone.utc
 START = dt.datetime(2026, 1, 1, tzinfo=UTC)
@@ -49,18 +48,15 @@ def write(folder, columns: dict, name="a", **options) -> None:
     pq.write_table(pa.table({"at": hours, **columns}), path, **options)
 
 
-def metrics(folder, features, first=None, last=None, **options):
+def metrics(folder, features, first=None, last=None, offline=None, **options):
     found = S3ParquetOfflineStore.compute_monitoring_metrics(
-        config(folder), source(**options), features, "at", first, last
+        config(folder, **offline or {}), source(**options), features, "at", first, last
     )
     return {each["feature_name"]: each for each in found}
 
 
-def in_few_bytes(folder, features, **options):
-    """The same where not even a batch is kept between passes."""
-    return compute_metrics(
-        config(folder), source(), features, "at", None, None, bins=20, top_n=10, kept_bytes=0
-    )
+def in_little_memory(folder, features) -> list[dict]:
+    return list(metrics(folder, features, offline={"memory_limit": "32MB"}).values())
 
 
 def close(ours: dict, theirs: dict) -> None:
@@ -116,7 +112,7 @@ def test_metrics_are_those_of_feasts_calculator(tmp_path_factory, data, rows, gr
     rest = dict(zip(table.column_names, table.slice(cut).columns, strict=True))
     write(folder, rest, "b", row_group_size=group)
     theirs = MetricsCalculator().compute_all(table, FEATURES)
-    for ours in (list(metrics(folder, FEATURES).values()), in_few_bytes(folder, FEATURES)):
+    for ours in (list(metrics(folder, FEATURES).values()), in_little_memory(folder, FEATURES)):
         assert [found["feature_name"] for found in ours] == [name for name, _ in FEATURES]
         for mine, feasts in zip(ours, theirs, strict=True):
             close(mine, feasts)
@@ -132,7 +128,7 @@ def test_a_hundred_thousand_values_in_several_passes(tmp_path):
     pq.write_table(table.add_column(0, "at", at), tmp_path / "history" / "a.parquet")
     features = [("near", "numeric"), ("equal", "numeric")]
     theirs = MetricsCalculator().compute_all(table, features)
-    for mine, feasts in zip(in_few_bytes(tmp_path, features), theirs, strict=True):
+    for mine, feasts in zip(in_little_memory(tmp_path, features), theirs, strict=True):
         close(mine, feasts)
 
 
