@@ -195,7 +195,9 @@ def writes_record(open_store: Any, proxy: RecordingProxy, client: Any) -> dict[s
             return lambda: store.push(f"{name}_push", rows)
 
         new = frame(0, 30, 1, made=1, total=1.5, note="n")
-        recording.of(f"{way}: 30 new rows", write("orders", new))
+        # `auto` is `partiql` here; its requests are recorded for a few rows.
+        first = new.head(7) if way == "auto" else new
+        recording.of(f"{way}: {len(first)} new rows", write("orders", first))
         recording.of(f"{way}: newer rows of 3", write("orders", new.head(3).assign(
             t=moments(2, 2, 2), total=2.5)))  # fmt: skip
         recording.of(f"{way}: older rows of 3", write("orders", new.head(3).assign(
@@ -211,7 +213,9 @@ def writes_record(open_store: Any, proxy: RecordingProxy, client: Any) -> dict[s
             older = frame(0, 2, 0, total=9.5, note="older")
             recording.of("overwrite: older rows", write("loads", older))
         items = [item for item in scan(client, f"writes_{way}.orders") if "v" in item]
-        recording.found[f"{way}: items after all"] = compact(items)
+        known = recording.found.setdefault("items after all", compact(items))
+        if way == "put_item":
+            recording.found["put_item: items are those of partiql"] = compact(items) == known
         store.teardown()
         asyncio.run(store.close())
     many = {"region": "us-east-1", "endpoint_url": proxy.endpoint, "newest_wins_with": "partiql"}
@@ -365,7 +369,8 @@ def materialize_record(
     }  # fmt: skip
     engine = {
         "type": "feast_dynamo_ext.DynamoComputeEngine", "max_write_workers": 1,
-        "views_at_once": 1, "rows_per_bucket": 20,
+        "views_at_once": 1,  # and no beat of a lease within the test
+        "rows_per_bucket": 20, "lease_s": 600,
     }  # fmt: skip
     offline = {"endpoint_url": s3_endpoint}
     store: FeatureStore = open_store(
