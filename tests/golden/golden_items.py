@@ -206,35 +206,34 @@ def _materialized_values(store: FeatureStore, client: Any) -> Any:
 
 
 def _materialized_misfits(store: FeatureStore) -> dict[str, Any]:
-    answers = {}
+    views = {}
     for name, (kind, column) in MISFITS.items():
         columns = {"cid": [1, 2, 3], "t": at(1, 2, 3), "value": column}
-        view = parquet_view(
+        views[name] = parquet_view(
             store, f"bad_{name}", columns, {"cid": Int64, "value": kind}, entities=[CUSTOMER]
         )
-        answers[name] = outcome(
-            lambda view=view: [
-                store.apply([CUSTOMER, view]),
-                store.materialize(START, END, feature_views=[view.name]),
-            ]
-        )
-    return answers
+    store.apply([CUSTOMER, *views.values()])
+    return {
+        name: outcome(lambda view=view: store.materialize(START, END, feature_views=[view.name]))
+        for name, view in views.items()
+    }
 
 
 def _materialized_keys(store: FeatureStore, client: Any) -> dict[str, Any]:
-    answers: dict[str, Any] = {}
+    entities, views = [], {}
     for name, (kind, value_type, column) in KEY_COLUMNS.items():
         entity = Entity(name=f"e_{name}", join_keys=[f"k_{name}"], value_type=value_type)
         columns = {f"k_{name}": column, "t": at(1, 2, 3), "total": [1.0, 2.0, 3.0]}
         kinds = {f"k_{name}": kind, "total": Float64}
-        view = parquet_view(store, f"by_{name}", columns, kinds, entities=[entity])
+        entities.append(entity)
+        views[name] = parquet_view(store, f"by_{name}", columns, kinds, entities=[entity])
+    store.apply([*entities, *views.values()])
 
-        def run(entity: Entity = entity, view: FeatureView = view) -> Any:
-            store.apply([entity, view])
-            store.materialize(START, END, feature_views=[view.name])
-            return [item for item in scan(client, f"{store.project}.{view.name}") if "v" in item]
+    def run(view: FeatureView) -> Any:
+        store.materialize(START, END, feature_views=[view.name])
+        return [item for item in scan(client, f"{store.project}.{view.name}") if "v" in item]
 
-        answers[name] = outcome(run)
+    answers = {name: outcome(lambda view=view: run(view)) for name, view in views.items()}
     shop = Entity(name="shop", join_keys=["sid"], value_type=ValueType.STRING)
     both = parquet_view(
         store,

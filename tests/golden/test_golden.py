@@ -40,12 +40,12 @@ def test_items(open_store, dynamodb_local, client, tmp_path):
 
 @pytest.mark.dynamodb_local
 @pytest.mark.parametrize("area", ["writes", "reads", "materialize"])
-def test_wire(area, open_store, dynamodb_local, client, tmp_path):
+def test_wire(area, open_store, dynamodb_local, moto_endpoint, client, tmp_path):
     with RecordingProxy(dynamodb_local) as proxy:
         found = {
             "writes": lambda: writes_record(open_store, proxy, client),
             "reads": lambda: reads_record(open_store, proxy),
-            "materialize": lambda: materialize_record(open_store, proxy, client),
+            "materialize": lambda: materialize_record(open_store, proxy, client, moto_endpoint),
         }[area]()
         record = finished({"scenarios": found, "headers": proxy.headers()}, tmp_path, proxy)
     compare(f"wire_{area}", record)
