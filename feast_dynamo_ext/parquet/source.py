@@ -23,6 +23,7 @@ from feast_dynamo_ext.parquet.iceberg import iceberg_columns, is_iceberg, read_i
 from feast_dynamo_ext.parquet.listing import Place
 from feast_dynamo_ext.parquet.partitions import DatePartitioned, Periods
 from feast_dynamo_ext.parquet.scan import ReadErrors
+from feast_dynamo_ext.storage import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -75,11 +76,8 @@ class ParquetSource:
         if is_iceberg(data_source):
             _check_own_credentials(data_source)
             return cls(SourceDataset.of_table(*read_iceberg(data_source, settings)), settings)
-        uri = uri_of(data_source, config)
-        override = getattr(data_source, "s3_endpoint_override", None)
-        if override:
-            settings = replace(settings, endpoint_url=override)
-        place = Place.from_uri(uri, settings)
+        settings = settings_of(data_source, config)
+        place = Place.from_uri(uri_of(data_source, config), settings)
         if isinstance(getattr(data_source, "file_format", None), DeltaFormat):
             table = read_delta(place, settings, data_source.name)
             return cls(SourceDataset.of_table(place, table), settings)

@@ -26,7 +26,7 @@ NEVER = {
     "dynamo": {"parquet", "retrieval", "monitoring", "materialize", "cost"} | STORES | TOP,
     "cost": {"parquet", "retrieval", "monitoring"} | STORES | TOP,
     "materialize": TOP,
-    "sagemaker": {"cli"},
+    "sagemaker": {"cli", "provider"},
     "local": {"dynamo", "parquet", "retrieval", "materialize", "cost"} | STORES | TOP,
 }
 
