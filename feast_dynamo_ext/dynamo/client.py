@@ -103,7 +103,7 @@ class Connection:
 
     async def close_async(self) -> None:
         """Close all connections, those of the running event loop included."""
-        self.wire.close_loop(asyncio.get_running_loop())
+        await self.wire.close_loop(asyncio.get_running_loop())
         # Other loops are run once more to close, which takes a thread that runs none. Meanwhile
         # this one closes its connections.
         await asyncio.to_thread(self.close)
