@@ -151,7 +151,7 @@ def raw_http() -> Iterator[Callable[..., RawServer]]:
 
             def handle(self) -> None:
                 with contextlib.suppress(ConnectionError):
-                    while head := b"".join(iter(self.rfile.readline, b"\r\n")):
+                    while head := self.head():
                         (size,) = re.findall(rb"Content-Length: (\d+)", head)
                         with lock:
                             answer = answers[len(raw.requests)]
@@ -160,6 +160,12 @@ def raw_http() -> Iterator[Callable[..., RawServer]]:
                             answer(self.connection)
                         else:
                             self.connection.sendall(answer)
+
+            def head(self) -> bytes:
+                lines = []
+                while (line := self.rfile.readline()) not in (b"", b"\r\n"):
+                    lines.append(line)
+                return b"".join(lines)
 
             def finish(self) -> None:
                 super().finish()
