@@ -161,14 +161,7 @@ class Writer:
     async def _overwrite(self, table: str, wire: Transport, batch: RowBatch) -> Outcome:
         puts = batch.puts()
         try:
-            await drain(
-                wire,
-                "BatchWriteItem",
-                {table: puts},
-                "UnprocessedItems",
-                self.policy,
-                lambda _: False,
-            )
+            await drain(wire, "BatchWriteItem", {table: puts}, "UnprocessedItems", self.policy)
         except UnprocessedItems as leftover:
             left = (
                 batch.keys(range(len(batch)))
