@@ -80,8 +80,8 @@ class OnlineSettings(TableConfig):
     deadlines above, with full jitter."""
 
     max_pool_connections: int = Field(default=50, ge=1)
-    """Connections to DynamoDB that are open at once, for each event loop; further requests wait for
-    one, which counts as connecting."""
+    """Connections to DynamoDB that are open at once, for each event loop; further requests wait
+    for one, which counts as connecting."""
 
     keepalive_timeout: int | float = Field(default=30.0, gt=0)
     """Seconds without a request after which open connections are not used again."""
