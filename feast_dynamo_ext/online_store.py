@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 
-from feast_dynamo_ext.dynamo import read, response
+from feast_dynamo_ext.dynamo import read
 from feast_dynamo_ext.dynamo.client import Connection
 from feast_dynamo_ext.dynamo.layouts.packed import (
     Row,
@@ -26,17 +26,10 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
 from feast_dynamo_ext.dynamo.precomputed import maintain
 from feast_dynamo_ext.dynamo.precomputed.lookup import ServiceCache, ServiceRequest
 from feast_dynamo_ext.dynamo.precomputed.maintain import with_vectors
-from feast_dynamo_ext.dynamo.response import (
-    FeastRow,
-    ReadRow,
-    packed_rows,
-    read_row,
-    schema_of_rows,
-)
 from feast_dynamo_ext.dynamo.row_batch import Outcome
 from feast_dynamo_ext.dynamo.settings import OnlineSettings
-from feast_dynamo_ext.dynamo.tables import apply
 from feast_dynamo_ext.dynamo.views import table_name, ttl_seconds, value_types
+from feast_dynamo_ext.dynamo.write import FeastRow, packed_rows, schema_of_rows
 from feast_dynamo_ext.errors import AwsError, IncompleteWriteError, OnlineStoreError
 from feast_dynamo_ext.view_settings import ViewSettings
 
@@ -106,6 +99,8 @@ class DynamoOnlineStore(OnlineStore):
             AwsError: AWS refused.
             TablesFailedError: several tables failed; the others are as they should be.
         """
+        from feast_dynamo_ext.dynamo.tables import apply
+
         connection = self.connection(config)
         apply.update(
             connection.client, config, tables_to_keep, tables_to_delete, connection.schemas.forget
@@ -116,6 +111,8 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `update`.
         """
+        from feast_dynamo_ext.dynamo.tables import apply
+
         client = self.connection(config).client
         return [*apply.plan(client, config, desired_registry_proto)]
 
@@ -132,6 +129,8 @@ class DynamoOnlineStore(OnlineStore):
             AwsError: AWS refused.
             TablesFailedError: several of these; the other tables are deleted.
         """
+        from feast_dynamo_ext.dynamo.tables import apply
+
         connection = self.connection(config)
         apply.teardown(connection.client, config, tables, connection.schemas.forget)
 
@@ -236,7 +235,7 @@ class DynamoOnlineStore(OnlineStore):
         table: FeatureView,
         entity_keys: list[EntityKeyProto],
         requested_features: list[str] | None = None,
-    ) -> list[ReadRow]:
+    ) -> list[read.ReadRow]:
         """Event time and values of each entity key, or (None, None) where there is no row.
 
         Raises:
@@ -252,16 +251,16 @@ class DynamoOnlineStore(OnlineStore):
         table: FeatureView,
         entity_keys: list[EntityKeyProto],
         requested_features: list[str] | None = None,
-    ) -> list[ReadRow]:
+    ) -> list[read.ReadRow]:
         """The same on an event loop.
 
         Raises: as `online_read`.
         """
         connection = self.connection(config)
-        view = connection.view(table, config)
+        view = connection.views.known(table, config)
         asked = read.of_keys(view, entity_keys, requested_features)
         answers = await read.read([asked], connection, may_be_partial=False)
-        return [read_row(asked, row) for row in answers.rows_of(asked)]
+        return [read.read_row(asked, row) for row in answers.rows_of(asked)]
 
     def _read_features_per_fv(self, config: RepoConfig, *args: Any, **kwargs: Any) -> None:
         """Read all views of a request together and append them to the response.
@@ -289,20 +288,20 @@ class DynamoOnlineStore(OnlineStore):
         Raises: as `_read_features_per_fv`.
         """
         connection = self.connection(config)
-        known = [connection.view(view, config) for view, _ in grouped_refs]
+        known = [connection.views.known(view, config) for view, _ in grouped_refs]
         reads = read.of_columns(known, [names for _, names in grouped_refs], join_key_values)
         answers = await read.read(
             reads, connection, may_be_partial=config.online_store.on_partial == "mark"
         )
         for (view, names), held, view_read in zip(grouped_refs, known, reads, strict=True):
             prefix = f"{held.answers_as}__" if full_feature_names else ""
-            response.add_view(
+            read.add_view(
                 online_features_response,
                 answers.rows_of(view_read),
                 [prefix + name for name in names],
             )
             if include_feature_view_version_metadata:
-                response.add_version(online_features_response, view)
+                read.add_version(online_features_response, view)
 
     @staticmethod
     def _build_feature_types(
@@ -319,7 +318,7 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `_read_features_per_fv`.
         """
-        asked = ServiceRequest.from_arguments(*args, **kwargs)
+        asked = _precomputed(*args, **kwargs)
         if asked is None:
             return super().get_online_features(config, *args, **kwargs)
         connection = self.connection(config)
@@ -334,7 +333,7 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `get_online_features`.
         """
-        asked = ServiceRequest.from_arguments(*args, **kwargs)
+        asked = _precomputed(*args, **kwargs)
         if asked is None:
             return await super().get_online_features_async(config, *args, **kwargs)
         return await asked.answer(
@@ -421,6 +420,13 @@ class DynamoOnlineStore(OnlineStore):
                 connection = Connection.open(config.online_store.connection())
                 self._opened = (os.getpid(), connection)
             return self._opened[1]
+
+
+def _precomputed(features: Any, *args: Any, **kwargs: Any) -> ServiceRequest | None:
+    """The request for a precomputed service that Feast's arguments are, if they are one."""
+    if not getattr(features, "precompute_online", False):
+        return None
+    return ServiceRequest.from_arguments(features, *args, **kwargs)
 
 
 def how_written(config: RepoConfig, view: Any) -> WriteMethod:

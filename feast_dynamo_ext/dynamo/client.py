@@ -13,12 +13,10 @@ from feast_dynamo_ext.dynamo.batch_get import Reader
 from feast_dynamo_ext.dynamo.event_loops import Loops
 from feast_dynamo_ext.dynamo.schemas import SchemaCache
 from feast_dynamo_ext.dynamo.transport import DynamoTransport, TransportSettings
-from feast_dynamo_ext.dynamo.views import ByView, KnownView
+from feast_dynamo_ext.dynamo.views import KnownViews
 from feast_dynamo_ext.dynamo.write import Writer
 
 if TYPE_CHECKING:
-    from feast import FeatureView, RepoConfig
-
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.dynamo.retry import RetryPolicy
 
@@ -58,7 +56,7 @@ class Connection:
     reader: Reader
     writer: Writer
     schemas: SchemaCache = field(default_factory=SchemaCache)
-    views: ByView[KnownView] = field(default_factory=ByView)
+    views: KnownViews = field(default_factory=KnownViews)
 
     @classmethod
     def open(cls, settings: ConnectionSettings) -> Connection:
@@ -87,14 +85,6 @@ class Connection:
             Writer(wire, settings.write_policy, settings.write_workers),
         )
 
-    def view(self, view: FeatureView, config: RepoConfig) -> KnownView:
-        """What is known of a view.
-
-        Raises:
-            ConfigError: a tag of the view that is a setting and cannot be one.
-        """
-        return self.views.get(view, lambda: KnownView.from_view(view, config))
-
     def close(self) -> None:
         """Close all connections that no event loop of a caller holds."""
         self.loops.close()
@@ -103,7 +93,7 @@ class Connection:
 
     async def close_async(self) -> None:
         """Close all connections, those of the running event loop included."""
-        self.wire.close_loop(asyncio.get_running_loop())
+        await self.wire.close_loop(asyncio.get_running_loop())
         # Other loops are run once more to close, which takes a thread that runs none. Meanwhile
         # this one closes its connections.
         await asyncio.to_thread(self.close)

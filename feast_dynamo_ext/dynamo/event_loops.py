@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
 
 # A poll keeps nothing in the kernel that a forked child would share with its parent, as epoll
@@ -31,10 +31,10 @@ T = TypeVar("T")
 class Loops:
     """Event loops that threads borrow. Safe to share between threads.
 
-    `on_close` is told of each loop that is about to close, to close what it has open on it.
+    `on_close` runs on each loop that is about to close, to close what is open on it.
     """
 
-    def __init__(self, on_close: Callable[[Loop], None]) -> None:
+    def __init__(self, on_close: Callable[[Loop], Awaitable[None]]) -> None:
         self._on_close = on_close
         self._lock = threading.Lock()
         self._idle: list[Loop] = []
@@ -71,7 +71,13 @@ class Loops:
         with self._lock:
             # The one used last: it has the freshest connections.
             loop = self._idle.pop() if self._idle else None
-        return loop or asyncio.SelectorEventLoop(Selector())
+        if loop is None:
+            return asyncio.SelectorEventLoop(Selector())
+        # Nobody has looked at its connections meanwhile: one round notices those that were closed,
+        # and those on which something came, before a request is sent on them.
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        return loop
 
     def _give_back(self, loop: Loop) -> None:
         with self._lock:
@@ -95,25 +101,29 @@ def _is_in_a_loop() -> bool:
     return True
 
 
-def _end_all(idle: list[Loop], on_close: Callable[[Loop], None]) -> None:
+def _end_all(idle: list[Loop], on_close: Callable[[Loop], Awaitable[None]]) -> None:
     while idle:
         _end(idle.pop(), on_close)
 
 
-def _end(loop: Loop, on_close: Callable[[Loop], None]) -> None:
-    for task in asyncio.all_tasks(loop):
-        task.cancel()
-    on_close(loop)
+def _end(loop: Loop, on_close: Callable[[Loop], Awaitable[None]]) -> None:
     # A finalizer may run while another loop runs on this thread.
     if _is_in_a_loop():
-        thread = threading.Thread(target=_settle, args=(loop,))
+        thread = threading.Thread(target=_settle, args=(loop, on_close))
         thread.start()
         thread.join()
     else:
-        _settle(loop)
+        _settle(loop, on_close)
     loop.close()
 
 
-def _settle(loop: Loop) -> None:
-    """Once more round, so that cancelled tasks and closed connections are really gone."""
-    loop.run_until_complete(asyncio.sleep(0))
+def _settle(loop: Loop, on_close: Callable[[Loop], Awaitable[None]]) -> None:
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop.run_until_complete(_closed(loop, on_close))
+
+
+async def _closed(loop: Loop, on_close: Callable[[Loop], Awaitable[None]]) -> None:
+    await on_close(loop)
+    # Once more round, so that cancelled tasks and closed connections are really gone.
+    await asyncio.sleep(0)

@@ -54,21 +54,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from feast_dynamo_ext.aws import aws_error
 from feast_dynamo_ext.dynamo.encoding.requests import Try, put_request
-from feast_dynamo_ext.dynamo.retry import UnprocessedItems, no_table
+from feast_dynamo_ext.dynamo.retry import PASSING, no_table, send
 from feast_dynamo_ext.dynamo.row_batch import Outcome, keys_of
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsError,
     AwsUnavailableError,
     ResourceNotFoundError,
-    ThrottledError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
-    from feast_dynamo_ext.dynamo.retry import Attempts, RetryPolicy, Transport
+    from feast_dynamo_ext.dynamo.retry import RetryPolicy, Transport
     from feast_dynamo_ext.dynamo.row_batch import RowBatch
     from feast_dynamo_ext.dynamo.transport import Answer
 
@@ -148,9 +147,9 @@ async def by_partiql(
     while batch.todo:
         body = {"Statements": rows.statements(table, batch.todo)}
         try:
-            answer = await _answered(wire, "BatchExecuteStatement", body, table, attempts)
-        except UnprocessedItems as leftover:
-            batch.cause = leftover.cause
+            answer = await send(wire, "BatchExecuteStatement", body, [table], attempts)
+        except PASSING as failure:
+            batch.cause = failure
             return batch.outcome()
         if _take(batch, answer, table) and not await attempts.wait():
             return batch.outcome()
@@ -208,7 +207,7 @@ def _error_of(error: Mapping[str, Any], table: str) -> AwsError:
 
 
 def _is_passing(error: AwsError) -> bool:
-    return isinstance(error, (ThrottledError, AwsUnavailableError)) or error.code in CONFLICTS
+    return isinstance(error, PASSING) or error.code in CONFLICTS
 
 
 async def by_put_item(wire: Transport, table: str, item: JsonItem, policy: RetryPolicy) -> Outcome:
@@ -219,9 +218,9 @@ async def by_put_item(wire: Transport, table: str, item: JsonItem, policy: Retry
     attempts = policy.start()
     while True:
         try:
-            await _answered(wire, "PutItem", put_request(table, item), table, attempts)
-        except UnprocessedItems as leftover:
-            return Outcome(unwritten=keys_of([item]), cause=leftover.cause)
+            await send(wire, "PutItem", put_request(table, item), [table], attempts)
+        except PASSING as failure:
+            return Outcome(unwritten=keys_of([item]), cause=failure)
         except AwsError as error:
             if error.code == "ConditionalCheckFailedException":
                 return Outcome(older=1)
@@ -231,30 +230,6 @@ async def by_put_item(wire: Transport, table: str, item: JsonItem, policy: Retry
                 return Outcome(unwritten=keys_of([item]), cause=error)
             raise
         return Outcome(written=1)
-
-
-async def _answered(
-    wire: Transport, operation: str, body: Any, table: str, attempts: Attempts
-) -> Answer:
-    """Send a request until it is answered.
-
-    Raises:
-        Leftover: the deadline came, or too many requests in a row failed.
-    """
-    while True:
-        failure: AwsError
-        try:
-            answer = await wire.call(operation, body, table, attempts.left_s())
-        except (ThrottledError, AwsUnavailableError) as error:
-            failure = error
-        except ResourceNotFoundError as error:
-            raise no_table(error, [table]) from error
-        else:
-            attempts.answered()
-            return answer
-        is_over = isinstance(failure, AwsUnavailableError) and not attempts.failed()
-        if is_over or not await attempts.wait():
-            raise UnprocessedItems({}, failure) from failure
 
 
 logger = logging.getLogger(__name__)

@@ -1,5 +1,7 @@
 """When and what to send again: full-jitter backoff under a deadline, and what a batch left over.
 
+`send` is the one loop around a request, `drain` repeats it for what an answer left out.
+
 Full jitter: wait a random time between 0 and min(cap, base * 2^attempt), see
 https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 
@@ -117,6 +119,45 @@ class Transport(Protocol):
         ...
 
 
+PASSING = (ThrottledError, AwsUnavailableError)
+"""What a later, identical request may get past."""
+
+
+async def send(
+    wire: Transport, operation: str, body: Any, tables: Collection[str], attempts: Attempts
+) -> Answer:
+    """Send a request until it is answered.
+
+    Args:
+        wire: the connection.
+        operation: API operation.
+        body: its input.
+        tables: the tables that it is about.
+        attempts: when to send again and when to give up; further requests of the same call may
+            follow under the same ones.
+
+    Raises:
+        ThrottledError: the deadline came.
+        AwsUnavailableError: the deadline came, or too many requests in a row failed.
+        ResourceNotFoundError: one of the tables does not exist.
+        AwsError: AWS refused the request, and would refuse it again.
+    """
+    resource = ", ".join(sorted(tables))
+    while True:
+        try:
+            answer = await wire.call(operation, body, resource, attempts.left_s())
+        except PASSING as error:  # noqa: PERF203 - a request each
+            may_retry = isinstance(error, ThrottledError) or attempts.failed()
+            if not may_retry or not await attempts.wait():
+                raise
+            logger.debug("%s: sending again for %s", operation, resource)
+        except ResourceNotFoundError as error:
+            raise no_table(error, tables) from error
+        else:
+            attempts.answered()
+            return answer
+
+
 class UnprocessedItems(Exception):  # noqa: N818 - not an error of its own: reader and writer turn it into one
     """The deadline came with something left.
 
@@ -137,7 +178,7 @@ async def drain(
     pending: Pending,
     unprocessed: str,
     policy: RetryPolicy,
-    take: Callable[[Answer], bool],
+    take: Callable[[Answer], bool] | None = None,
 ) -> None:
     """Send `pending`, then what the answer left out, until nothing is left.
 
@@ -148,40 +189,23 @@ async def drain(
         unprocessed: the answer's field that holds what it left out, in the form of RequestItems.
         policy: when to send again and when to give up.
         take: is given each answer; True if it was full: what it left out is then asked for at
-            once, as waiting would not mend it.
+            once, as waiting would not change it.
 
     Raises:
-        Leftover: the deadline came, or too many requests in a row failed.
+        UnprocessedItems: the deadline came, or too many requests in a row failed.
         ResourceNotFoundError: one of the tables does not exist.
-        AwsError: AWS refused the request for a reason that trying again does not mend.
+        AwsError: AWS refused the request, and would refuse it again.
     """
     attempts = policy.start()
     while pending:
-        failure: AwsError | None = None
-        is_full = False
         try:
-            answer = await wire.call(
-                operation,
-                {"RequestItems": pending},
-                ", ".join(sorted(pending)),
-                attempts.left_s(),
-            )
-        except ThrottledError as error:
-            failure = error
-        except AwsUnavailableError as error:
-            failure = error
-            if not attempts.failed():
-                raise UnprocessedItems(pending, failure) from error
-        except ResourceNotFoundError as error:
-            raise no_table(error, pending) from error
-        else:
-            attempts.answered()
-            is_full = take(answer)
-            pending = answer.get(unprocessed) or {}
-        if pending and not is_full:
-            logger.debug("%s: sending again for %s", operation, sorted(pending))
-            if not await attempts.wait():
-                raise UnprocessedItems(pending, failure) from failure
+            answer = await send(wire, operation, {"RequestItems": pending}, pending, attempts)
+        except PASSING as failure:
+            raise UnprocessedItems(pending, failure) from failure
+        is_full = take is not None and take(answer)
+        pending = answer.get(unprocessed) or {}
+        if pending and not is_full and not await attempts.wait():
+            raise UnprocessedItems(pending, None)
 
 
 def no_table(error: AwsError, tables: Collection[str]) -> ResourceNotFoundError:

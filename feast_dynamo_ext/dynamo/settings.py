@@ -99,7 +99,7 @@ class OnlineSettings(TableConfig):
     rows."""
 
     connect_timeout: int | float = Field(default=5, gt=0)
-    """Seconds to wait for a connection."""
+    """Seconds to wait for a connection, TLS and a proxy's tunnel included."""
 
     read_timeout: int | float = Field(default=10, gt=0)
     """Seconds to wait for an answer."""
@@ -113,7 +113,8 @@ class OnlineSettings(TableConfig):
     deadlines above, with full jitter."""
 
     max_pool_connections: int = Field(default=50, ge=1)
-    """Connections kept open to DynamoDB."""
+    """Connections to DynamoDB that are open at once, for each event loop; further requests wait
+    for one, which counts as connecting."""
 
     keepalive_timeout: int | float = Field(default=30.0, gt=0)
     """Seconds without a request after which open connections are not used again."""

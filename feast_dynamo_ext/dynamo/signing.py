@@ -1,4 +1,4 @@
-"""The head of a signed request: Signature Version 4 for the one kind of request we send.
+"""The headers of a signed request: Signature Version 4 for the one kind of request we send.
 
 https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SERVICE = "dynamodb"
 TARGET = "DynamoDB_20120810"
 CONTENT_TYPE = "application/x-amz-json-1.0"
+USER_AGENT = f"feast-dynamo-ext/{__version__}"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -33,17 +34,18 @@ class Endpoint:
 
     Attributes:
         scheme: ``http`` or ``https``.
-        host: name or address to connect to.
-        port: TCP port.
         authority: the Host header: host, and port where it is not the scheme's own.
         path: path of every request, encoded.
     """
 
     scheme: str
-    host: str
-    port: int
     authority: str
     path: str
+
+    @property
+    def url(self) -> str:
+        """Where every request is sent, encoded."""
+        return f"{self.scheme}://{self.authority}{self.path}"
 
     @classmethod
     def from_url(cls, url: str) -> Endpoint:
@@ -54,8 +56,6 @@ class Endpoint:
         port = parts.port or default
         return cls(
             parts.scheme,
-            host,
-            port,
             named if port == default else f"{named}:{port}",
             quote(normal_path(parts.path or "/"), safe="/~"),
         )
@@ -77,38 +77,43 @@ class Signer:
     # The key of a day: four HMACs of six a request.
     _key: tuple[tuple[str, str], bytes] = field(default=(("", ""), b""), repr=False)
 
-    def head(self, operation: str, body: bytes, credentials: ReadOnlyCredentials) -> bytes:
-        """Request line and headers, up to and with the empty line."""
+    def headers(
+        self, operation: str, body: bytes, credentials: ReadOnlyCredentials
+    ) -> dict[str, str]:
+        """All headers of a request, to be sent as they are."""
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() + self.skew_s))
         scope = f"{stamp[:8]}/{self.region}/{SERVICE}/aws4_request"
-        names = "content-type;host;x-amz-date;"
-        signed = (
-            f"content-type:{CONTENT_TYPE}\nhost:{self.endpoint.authority}\nx-amz-date:{stamp}\n"
+        target, authority, token = (
+            f"{TARGET}.{operation}",
+            self.endpoint.authority,
+            credentials.token,
         )
-        token = ""
-        if credentials.token:
+        headers = {
+            "Host": authority,
+            "Content-Type": CONTENT_TYPE,
+            "Content-Length": str(len(body)),
+            "User-Agent": USER_AGENT,
+            "Accept-Encoding": "identity",
+            "X-Amz-Date": stamp,
+            "X-Amz-Target": target,
+        }
+        names = "content-type;host;x-amz-date;"
+        signed = f"content-type:{CONTENT_TYPE}\nhost:{authority}\nx-amz-date:{stamp}\n"
+        if token:
+            headers["X-Amz-Security-Token"] = token
             names += "x-amz-security-token;"
-            signed += f"x-amz-security-token:{credentials.token}\n"
-            token = f"X-Amz-Security-Token: {credentials.token}\r\n"
+            signed += f"x-amz-security-token:{token}\n"
         names += "x-amz-target"
-        signed += f"x-amz-target:{TARGET}.{operation}\n"
+        signed += f"x-amz-target:{target}\n"
         canonical = f"POST\n{self.endpoint.path}\n\n{signed}\n{names}\n{_sha256(body)}"
         to_sign = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{_sha256(canonical.encode())}"
         key = self._key_of(credentials.secret_key, stamp[:8])
         signature = hmac.digest(key, to_sign.encode(), "sha256").hex()
-        return (
-            f"POST {self.endpoint.path} HTTP/1.1\r\n"
-            f"Host: {self.endpoint.authority}\r\n"
-            f"Content-Type: {CONTENT_TYPE}\r\n"
-            f"Content-Length: {len(body)}\r\n"
-            f"User-Agent: feast-dynamo-ext/{__version__}\r\n"
-            "Accept-Encoding: identity\r\n"
-            f"X-Amz-Date: {stamp}\r\n"
-            f"X-Amz-Target: {TARGET}.{operation}\r\n"
-            f"{token}"
-            f"Authorization: AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, "
-            f"SignedHeaders={names}, Signature={signature}\r\n\r\n"
-        ).encode()
+        headers["Authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, "
+            f"SignedHeaders={names}, Signature={signature}"
+        )
+        return headers
 
     def _key_of(self, secret: str, day: str) -> bytes:
         held, key = self._key

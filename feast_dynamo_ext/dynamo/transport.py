@@ -1,34 +1,40 @@
 """DynamoDB's JSON protocol over signed, kept-alive connections.
 
 botocore resolves credentials, region and endpoint; its shape-driven parser, which costs more
-client CPU than the network, is left out: the answer is decoded with orjson. Figures in
-docs/design.md, D6.
+client CPU than the network, is left out: aiohttp carries the request, orjson decodes the answer.
+Figures in docs/design.md, D6.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
+import sys
 import time
+import weakref
 import zlib
+from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import aiohttp
 import orjson
+from yarl import URL
 
 from feast_dynamo_ext.aws import aws_error, ca_bundle, https_proxy, no_credentials, translated
-from feast_dynamo_ext.dynamo.http import HttpAnswer, NoAnswerError
-from feast_dynamo_ext.dynamo.http_pool import HttpPool, HttpSettings
 from feast_dynamo_ext.dynamo.signing import Endpoint, Signer
 from feast_dynamo_ext.errors import AwsError, AwsUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import boto3
+    from aiohttp.connector import Connection
     from botocore.credentials import ReadOnlyCredentials
+    from multidict import CIMultiDictProxy
 
 
 logger = logging.getLogger(__name__)
@@ -58,14 +64,42 @@ MAX_UNSEEN_SKEW_S = 60
 """Seconds of difference that cannot be the reason: AWS accepts 5 minutes."""
 
 
+MAX_BODY_BYTES = 32 * 1_024 * 1_024
+"""Of an answer: DynamoDB's hold at most 16 MB of items, and their bytes are base64 there."""
+
+NO_TIMEOUT = aiohttp.ClientTimeout()
+CLOSE_TIMEOUT_S = 1.0
+
+CONNECTION_LOST = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+
+
 @dataclass(frozen=True)
 class TransportSettings:
-    """How the connection behaves. Times in seconds."""
+    """How connections behave. Times in seconds.
+
+    Attributes:
+        connect_timeout_s: until a connection is open, TLS and a proxy's tunnel included.
+        read_timeout_s: from a request to the end of its answer.
+        max_connections: connections that are open at once, per event loop.
+        keepalive_s: idle time after which a connection is not used again.
+    """
 
     connect_timeout_s: float
     read_timeout_s: float
     max_connections: int
     keepalive_s: float
+
+
+class NoAnswerError(ConnectionError):
+    """No complete answer came."""
+
+
+class HttpAnswer(NamedTuple):
+    """An answer as it came."""
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
 
 
 class DynamoTransport:
@@ -81,8 +115,13 @@ class DynamoTransport:
             raise no_credentials("dynamodb", endpoint)
         self._endpoint = Endpoint.from_url(endpoint)
         self._signer = Signer(self._endpoint, session.region_name)
-        self._settings = _http_settings(session, endpoint, settings)
-        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, HttpPool] = WeakKeyDictionary()
+        self._settings = settings
+        is_tls = self._endpoint.scheme == "https"
+        self._tls = ssl.create_default_context(cafile=ca_bundle(session)) if is_tls else None
+        self._proxy = https_proxy(endpoint) if is_tls else None
+        self._clients: dict[asyncio.AbstractEventLoop, HttpClient] = {}
+        # Callers whose loop has ended cannot close what they had open on it.
+        weakref.finalize(self, _close_ended, self._clients)
 
     async def call(
         self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
@@ -122,16 +161,16 @@ class DynamoTransport:
         """
         await self._current_credentials()
         try:
-            await self._pool().warm_up(count)
+            await self._client().warm_up(count)
         except NoAnswerError as error:
             raise AwsUnavailableError(f"dynamodb: {error}.", service="dynamodb") from error
 
     async def _post(
         self, operation: str, data: bytes, resource: str, timeout_s: float
     ) -> HttpAnswer:
-        head = self._signer.head(operation, data, await self._current_credentials())
+        headers = self._signer.headers(operation, data, await self._current_credentials())
         try:
-            return await self._pool().post(head + data, timeout_s)
+            return await self._client().post(headers, data, timeout_s)
         except NoAnswerError as error:
             raise AwsUnavailableError(
                 f"dynamodb {operation} on {resource}: no answer: {error}.",
@@ -154,10 +193,10 @@ class DynamoTransport:
 
         Of several requests in flight the first one corrects it for all, but each was refused.
         """
-        theirs = answer.headers.get(b"date")
-        if theirs is None:
+        dates = answer.headers.getall("Date", [])
+        if not dates:
             return False
-        skew_s = parsedate_to_datetime(theirs.decode()).timestamp() - time.time()
+        skew_s = parsedate_to_datetime(dates[-1]).timestamp() - time.time()
         if abs(skew_s - signed_with_s) < MAX_UNSEEN_SKEW_S:
             return False
         logger.warning(
@@ -166,44 +205,251 @@ class DynamoTransport:
         self._signer.skew_s = skew_s
         return True
 
-    def _pool(self) -> HttpPool:
+    def _client(self) -> HttpClient:
         loop = asyncio.get_running_loop()
-        pool = self._pools.get(loop)
-        if pool is None:
-            pool = self._pools[loop] = HttpPool(self._endpoint, self._settings)
-        return pool
+        client = self._clients.get(loop)
+        if client is None:
+            _close_ended(self._clients)
+            client = HttpClient(self._endpoint, self._settings, self._tls, self._proxy)
+            self._clients[loop] = client
+        return client
 
-    def close_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close the connections of one loop; called on its thread."""
-        pool = self._pools.pop(loop, None)
-        if pool is not None:
-            pool.close()
+    async def close_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close the connections of one loop; runs on it."""
+        client = self._clients.pop(loop, None)
+        if client is not None:
+            await client.close()
 
     def close(self) -> None:
         """Close all connections, of loops that run on other threads too."""
-        for loop, pool in list(self._pools.items()):
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(pool.close)
-        self._pools.clear()
+        _close_ended(self._clients)
+        for loop in list(self._clients):
+            asyncio.run_coroutine_threadsafe(self.close_loop(loop), loop)
 
 
-def _http_settings(
-    session: boto3.Session, endpoint: str, settings: TransportSettings
-) -> HttpSettings:
-    is_tls = urlsplit(endpoint).scheme == "https"
-    return HttpSettings(
-        connect_timeout_s=settings.connect_timeout_s,
-        read_timeout_s=settings.read_timeout_s,
-        max_connections=settings.max_connections,
-        keepalive_s=settings.keepalive_s,
-        proxy=https_proxy(endpoint) if is_tls else None,
-        tls=ssl.create_default_context(cafile=ca_bundle(session)) if is_tls else None,
-    )
+def _close_ended(clients: dict[asyncio.AbstractEventLoop, HttpClient]) -> None:
+    """Forget the clients of loops that are closed."""
+    for loop in [loop for loop in list(clients) if loop.is_closed()]:
+        client = clients.pop(loop, None)
+        if client is not None:
+            client.abandon()
+
+
+class HttpClient:
+    """The connections of one event loop to one endpoint: an aiohttp session without its extras.
+
+    aiohttp keeps connections and frames messages. Deadlines are ours, and so are two decisions
+    about a connection that is used again. A request on one that was closed while it was idle is
+    sent again, which aiohttp does for no POST. One on which something came while it was idle is
+    closed, where aiohttp would take that for the answer of the next request.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        settings: TransportSettings,
+        tls: ssl.SSLContext | None,
+        proxy: str | None,
+    ) -> None:
+        self._settings = settings
+        self._authority = endpoint.authority
+        self._url = URL(endpoint.url, encoded=True)
+        self._proxy = None
+        if proxy is not None:
+            self._proxy = URL(proxy if "://" in proxy else f"http://{proxy}")
+        self._connector = aiohttp.TCPConnector(
+            limit=settings.max_connections,
+            keepalive_timeout=settings.keepalive_s,
+            ssl=True if tls is None else tls,
+            # Not the one that aiohttp takes where aiodns happens to be installed.
+            resolver=aiohttp.ThreadedResolver(),
+        )
+        self._session = aiohttp.ClientSession(
+            connector=self._connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=NO_TIMEOUT,
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            request_class=_Request,
+        )
+        self._used: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    async def post(self, headers: Mapping[str, str], body: bytes, timeout_s: float) -> HttpAnswer:
+        """Send a request and wait for its answer.
+
+        A connection that turns out to have been closed while idle is replaced; every request of
+        this package may be sent twice.
+
+        Args:
+            headers: all of the request's.
+            body: its body.
+            timeout_s: from now to the end of the answer, at most `read_timeout_s`.
+
+        Raises:
+            NoAnswerError: no connection, a reset, a timeout, or an answer that is not HTTP.
+        """
+        until_s = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            exchange = _Exchange(self._settings, self._used, until_s)
+            try:
+                with exchange:
+                    return await self._exchange(headers, body)
+            except (aiohttp.ClientError, OSError) as error:
+                if not (exchange.is_reused and isinstance(error, CONNECTION_LOST)):
+                    # aiohttp's own messages quote the answer, which may hold feature values.
+                    raise self._no_answer(error) from None
+
+    async def _exchange(self, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
+        async with self._session.post(
+            self._url,
+            data=_Body(body),
+            headers=headers,
+            proxy=self._proxy,
+            allow_redirects=False,
+        ) as response:
+            chunks, size = [], 0
+            while chunk := await response.content.readany():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_BODY_BYTES:
+                    response.close()
+                    raise NoAnswerError(f"the answer has more than {MAX_BODY_BYTES:,} bytes")
+            return HttpAnswer(response.status, response.headers, b"".join(chunks))
+
+    async def warm_up(self, count: int) -> None:
+        """Open connections and keep them.
+
+        Raises:
+            NoAnswerError: the endpoint cannot be reached.
+        """
+        connections = await asyncio.gather(*(self._connected() for _ in range(count)))
+        for connection in connections:
+            self._used.add(connection.protocol)
+            connection.release()
+
+    async def _connected(self) -> Connection:
+        request = _Request(
+            "POST", self._url, proxy=self._proxy, proxy_headers={}, session=self._session
+        )
+        try:
+            with _Exchange(self._settings, self._used, float("inf")):
+                return await self._connector.connect(request, traces=[], timeout=NO_TIMEOUT)
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._no_answer(error) from error
+
+    def _no_answer(self, error: Exception) -> NoAnswerError:
+        if isinstance(error, NoAnswerError):
+            return error
+        if isinstance(error, aiohttp.ClientConnectorError):
+            # Of a certificate that is refused, the cause says why.
+            return NoAnswerError(f"no connection to {self._authority}: {error.__cause__ or error}")
+        if isinstance(error, aiohttp.ClientHttpProxyError):
+            return NoAnswerError(f"the proxy answered {error.status} {error.message}")
+        if isinstance(error, aiohttp.ClientResponseError):
+            return NoAnswerError("the answer is not HTTP")
+        if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)):
+            return NoAnswerError("the connection was closed before the answer's end")
+        return NoAnswerError(str(error))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        # A connection closes once all is sent, which a server that does not read prevents.
+        closing = asyncio.ensure_future(self._session.close())
+        await asyncio.wait({closing}, timeout=CLOSE_TIMEOUT_S)
+
+    def abandon(self) -> None:
+        """Forget the connections of a loop that is closed."""
+        # Nothing is waited for: nothing can happen on that loop any more.
+        with contextlib.suppress(StopIteration):
+            self._session.close().send(None)
+
+
+class _Exchange:
+    """One request on its way, and the limit of its present phase: a context manager.
+
+    Attributes:
+        is_reused: whether it got a connection that had been open before.
+    """
+
+    def __init__(
+        self, settings: TransportSettings, used: weakref.WeakSet[Any], until_s: float
+    ) -> None:
+        self.is_reused = False
+        self._settings = settings
+        self._used = used
+        self._until_s = until_s
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[Any] | None = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timed_out = ""
+
+    def __enter__(self) -> None:
+        _EXCHANGE.set(self)
+        self._limit(self._settings.connect_timeout_s, "connecting timed out after {:g} s")
+
+    def connected(self, protocol: Any) -> None:
+        """Note that the request is about to be sent on a connection.
+
+        Raises:
+            ServerDisconnectedError: something came on it while it was idle.
+        """
+        self.is_reused = protocol in self._used
+        if protocol.should_close:
+            raise aiohttp.ServerDisconnectedError
+        self._used.add(protocol)
+        self._limit(self._settings.read_timeout_s, "no answer within {:g} s (timed out)")
+
+    def _limit(self, seconds: float, message: str) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        now_s = self._loop.time()
+        limit_s = max(0.0, min(seconds, self._until_s - now_s))
+        self._timer = self._loop.call_at(now_s + limit_s, self._time_out, message, limit_s)
+
+    def _time_out(self, message: str, limit_s: float) -> None:
+        self._timed_out = message.format(limit_s)
+        if self._task is not None:
+            self._task.cancel()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._timed_out:
+            return
+        # The task may have been cancelled by somebody else too; that counts from Python 3.11 on.
+        is_ours = self._task is None or sys.version_info < (3, 11) or not self._task.uncancel()
+        if is_ours and kind is not None and issubclass(kind, asyncio.CancelledError):
+            raise NoAnswerError(self._timed_out) from None
+
+
+_EXCHANGE: ContextVar[_Exchange] = ContextVar("_EXCHANGE")
+
+
+class _Request(aiohttp.ClientRequest):
+    """A request that says when it is sent, and on which connection."""
+
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        _EXCHANGE.get().connected(conn.protocol)
+        return await super().send(conn)
+
+
+class _Body(aiohttp.Payload):
+    """Bytes in memory, of whatever size: aiohttp's own class warns of more than 1 MB."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._size = len(data)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return bytes(self._value).decode(encoding, errors)
+
+    async def write(self, writer: Any) -> None:
+        await writer.write(self._value)
 
 
 def _decoded(answer: HttpAnswer, operation: str, resource: str) -> Answer:
-    request_id = answer.headers.get(b"x-amzn-requestid", b"").decode("latin-1")
-    checksum = answer.headers.get(b"x-amz-crc32")
+    request_id = answer.headers.get("x-amzn-RequestId", "")
+    checksum = answer.headers.get("x-amz-crc32")
     if checksum is not None and int(checksum) != zlib.crc32(answer.body):
         raise AwsUnavailableError(
             f"dynamodb {operation} on {resource}: the answer was corrupted on its way "
@@ -247,5 +493,5 @@ def _refusal(answer: HttpAnswer, operation: str, resource: str) -> AwsError:
         service="dynamodb",
         operation=operation,
         resource=resource,
-        request_id=answer.headers.get(b"x-amzn-requestid", b"").decode("latin-1"),
+        request_id=answer.headers.get("x-amzn-RequestId", ""),
     )

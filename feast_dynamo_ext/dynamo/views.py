@@ -146,6 +146,18 @@ class ByView(Generic[T]):
         return made
 
 
+class KnownViews(ByView[KnownView]):
+    """What is known of the feature views of one store."""
+
+    def known(self, view: Any, config: RepoConfig) -> KnownView:
+        """What is known of a view.
+
+        Raises:
+            ConfigError: a tag of the view that is a setting and cannot be one.
+        """
+        return self.get(view, lambda: KnownView.from_view(view, config))
+
+
 ValueTypes = dict[str, "ValueType"]
 _VALUE_TYPES: ByView[dict[tuple[str, ...], ValueTypes]] = ByView()
 

@@ -1,13 +1,22 @@
-"""Writes rows, many requests at once, until each row is settled, or says which are not."""
+"""Writes rows: packs Feast's, and sends many requests at once until each row is settled."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
+from feast.protos.feast.types.Value_pb2 import RepeatedValue
+from feast.protos.feast.types.Value_pb2 import Value as ValueProto
+
+from feast_dynamo_ext.arrow_types import FIELD_VALUE_TYPE
+from feast_dynamo_ext.columns import ENTITYLESS_JOIN_KEYS, ENTITYLESS_VALUES
+from feast_dynamo_ext.dynamo.keys import KeyEncoder
+from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema, pack
 from feast_dynamo_ext.dynamo.newest_wins import (
     WriteStrategy,
     by_partiql,
@@ -18,7 +27,7 @@ from feast_dynamo_ext.dynamo.retry import Transport, UnprocessedItems, drain
 from feast_dynamo_ext.dynamo.row_batch import Outcome, in_batches, keys_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
     from feast_dynamo_ext.dynamo.limiter import AdaptiveLimiter
@@ -28,6 +37,67 @@ if TYPE_CHECKING:
     Work = Callable[[Transport, RowBatch], Awaitable[Outcome]]
     Progress = Callable[[int], Any] | None
     OnOutcome = Callable[[Outcome], Any] | None
+
+
+NULL = ValueProto()
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+MICROSECOND = timedelta(microseconds=1)
+
+FeastRow = tuple[EntityKeyProto, dict[str, ValueProto], datetime, datetime | None]
+"""Entity key, values by feature name, event time, created time: as Feast writes rows."""
+
+
+def schema_of_rows(view: Any, data: Iterable[FeastRow]) -> RowSchema:
+    """The view's schema, and any further values that rows carry (on-demand views do)."""
+    declared = RowSchema.from_view(view)
+    known = set(declared.names)
+    extra: dict[str, str] = {}
+    for _, values, _, _ in data:
+        if values.keys() <= known:
+            continue
+        for name in values.keys() - known:
+            kind = FIELD_VALUE_TYPE.get(values[name].WhichOneof("val") or "")
+            extra[name] = kind or extra.get(name, "UNKNOWN")
+    names = sorted(extra)
+    return RowSchema(
+        declared.names + tuple(names), declared.types + tuple(extra[name] for name in names)
+    )
+
+
+def packed_rows(view: str, schema: RowSchema, data: Iterable[FeastRow]) -> Iterator[Row]:
+    """Rows of Feast, packed.
+
+    Raises:
+        EntityKeyError: a key that cannot be a key.
+    """
+    encoders: dict[tuple[str, ...], KeyEncoder] = {}
+    for entity_key, values, event_time, created_time in data:
+        # A push to a view without entities comes with no keys at all.
+        join_keys = tuple(entity_key.join_keys) or ENTITYLESS_JOIN_KEYS
+        encode = encoders.get(join_keys)
+        if encode is None:
+            encode = encoders[join_keys] = KeyEncoder(join_keys, view)
+        yield Row(
+            encode(entity_key.entity_values or ENTITYLESS_VALUES),
+            _packed(values, schema.names),
+            micros(event_time),
+            None if created_time is None else micros(created_time),
+        )
+
+
+def _packed(values: Mapping[str, ValueProto], names: Sequence[str]) -> bytes:
+    try:
+        packed: bytes = RepeatedValue(val=map(values.__getitem__, names)).SerializeToString()
+    except (KeyError, TypeError):
+        # A row may lack a value, or have None for it.
+        return pack([values.get(name) or NULL for name in names])
+    return packed
+
+
+def micros(moment: datetime) -> int:
+    """Microseconds since 1970 UTC; a naive datetime is taken as UTC, as Feast does."""
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return (aware - EPOCH) // MICROSECOND
 
 
 T = TypeVar("T")
@@ -161,14 +231,7 @@ class Writer:
     async def _overwrite(self, table: str, wire: Transport, batch: RowBatch) -> Outcome:
         puts = batch.puts()
         try:
-            await drain(
-                wire,
-                "BatchWriteItem",
-                {table: puts},
-                "UnprocessedItems",
-                self.policy,
-                lambda _: False,
-            )
+            await drain(wire, "BatchWriteItem", {table: puts}, "UnprocessedItems", self.policy)
         except UnprocessedItems as leftover:
             left = (
                 batch.keys(range(len(batch)))

@@ -55,8 +55,7 @@ if TYPE_CHECKING:
     from feast.infra.registry.base_registry import BaseRegistry
 
     from feast_dynamo_ext.cost.estimate import ViewEstimate
-    from feast_dynamo_ext.dynamo.response import FeastRow
-    from feast_dynamo_ext.dynamo.write import WriteMethod
+    from feast_dynamo_ext.dynamo.write import FeastRow, WriteMethod
 
 
 class CountedStore:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import http.server
 import ipaddress
 import json
+import re
 import selectors
 import socket
 import socketserver
@@ -22,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from fault_proxy import FaultProxy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 
@@ -32,6 +34,7 @@ class TlsServer:
 
     port: int
     certificate: Path
+    context: ssl.SSLContext
 
     @property
     def url(self) -> str:
@@ -66,7 +69,7 @@ def tls_server(tmp_path) -> Iterator[TlsServer]:
     server = Server(("127.0.0.1", 0), Handler)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield TlsServer(server.server_address[1], certificate)
+    yield TlsServer(server.server_address[1], certificate, context)
     server.shutdown()
     server.server_close()
 
@@ -103,16 +106,97 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
 
 
 @dataclass
+class RawServer:
+    """A server that sends bytes as they are.
+
+    Attributes:
+        port: TCP port.
+        requests: head and body of each request.
+        connections: how many were accepted.
+        most_open: how many were open at once.
+        open: how many are open.
+    """
+
+    port: int = 0
+    requests: list[tuple[bytes, bytes]] = field(default_factory=list)
+    connections: int = 0
+    most_open: int = 0
+    open: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@pytest.fixture
+def raw_http() -> Iterator[Callable[..., RawServer]]:
+    """Starts servers whose answer to the n-th request is what a script says.
+
+    An answer is bytes, or a function of the socket that sends some.
+    """
+    servers = []
+
+    def start(answers: Sequence[bytes | Callable[[socket.socket], None]]) -> RawServer:
+        raw, lock = RawServer(), threading.Lock()
+
+        class Handler(socketserver.StreamRequestHandler):
+            disable_nagle_algorithm = True
+
+            def setup(self) -> None:
+                super().setup()
+                with lock:
+                    raw.connections += 1
+                    raw.open += 1
+                    raw.most_open = max(raw.most_open, raw.open)
+
+            def handle(self) -> None:
+                with contextlib.suppress(ConnectionError):
+                    while head := self.head():
+                        (size,) = re.findall(rb"Content-Length: (\d+)", head)
+                        with lock:
+                            answer = answers[len(raw.requests)]
+                            raw.requests.append((head, self.rfile.read(int(size))))
+                        if callable(answer):
+                            answer(self.connection)
+                        else:
+                            self.connection.sendall(answer)
+
+            def head(self) -> bytes:
+                lines = []
+                while (line := self.rfile.readline()) not in (b"", b"\r\n"):
+                    lines.append(line)
+                return b"".join(lines)
+
+            def finish(self) -> None:
+                super().finish()
+                with lock:
+                    raw.open -= 1
+
+        server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        raw.port = server.server_address[1]
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        servers.append(server)
+        return raw
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@dataclass
 class ConnectProxy:
     """An HTTP proxy that tunnels; `requests` are the heads of the CONNECTs it was sent."""
 
+    scheme: str = "http"
     port: int = 0
     requests: list[str] = field(default_factory=list)
 
 
-@pytest.fixture
-def connect_proxy() -> Iterator[ConnectProxy]:
-    proxy = ConnectProxy()
+@pytest.fixture(params=["http", "https"])
+def connect_proxy(request, tls_server) -> Iterator[ConnectProxy]:
+    proxy = ConnectProxy(request.param)
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -127,6 +211,8 @@ def connect_proxy() -> Iterator[ConnectProxy]:
 
     server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if proxy.scheme == "https":
+        server.socket = tls_server.context.wrap_socket(server.socket, server_side=True)
     proxy.port = server.server_address[1]
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield proxy

@@ -9,13 +9,13 @@ import struct
 import threading
 import time
 
+import boto3
 import pytest
 from fault_run import Shop
 from fault_shop import Read
 
-from feast_dynamo_ext.dynamo.http import NoAnswerError
-from feast_dynamo_ext.dynamo.http_pool import HttpPool, HttpSettings
-from feast_dynamo_ext.dynamo.signing import Endpoint
+from feast_dynamo_ext.dynamo.transport import DynamoTransport, TransportSettings
+from feast_dynamo_ext.errors import AwsUnavailableError
 
 
 @pytest.mark.dynamodb_local
@@ -36,14 +36,20 @@ def test_a_wrong_clock_is_corrected_for_all_requests_in_flight(
     shop.close()
 
 
-def test_a_connection_that_does_not_open_does_not_outlast_the_deadline():
-    settings = HttpSettings(
+def wire_to(server) -> DynamoTransport:
+    settings = TransportSettings(
         connect_timeout_s=30, read_timeout_s=30, max_connections=1, keepalive_s=30
     )
+    session = boto3.Session(region_name="us-east-1")
+    return DynamoTransport(session, f"http://127.0.0.1:{server.getsockname()[1]}", settings)
 
-    async def post(port):
-        pool = HttpPool(Endpoint.from_url(f"http://127.0.0.1:{port}"), settings)
-        await pool.post(b"", timeout_s=0.1)
+
+def test_a_connection_that_does_not_open_does_not_outlast_the_deadline():
+    async def call(wire):
+        try:
+            await wire.call("BatchGetItem", {}, "t", timeout_s=0.1)
+        finally:
+            await wire.close_loop(asyncio.get_running_loop())
 
     with contextlib.ExitStack() as opened:
         # Its backlog is full: further connections are neither accepted nor refused.
@@ -53,33 +59,28 @@ def test_a_connection_that_does_not_open_does_not_outlast_the_deadline():
             waiting.setblocking(False)
             waiting.connect_ex(full.getsockname())
         started = time.monotonic()
-        with pytest.raises(NoAnswerError, match=r"connecting timed out after 0\.\d+ s"):
-            asyncio.run(post(full.getsockname()[1]))
+        with pytest.raises(AwsUnavailableError, match=r"connecting timed out after 0\.\d+ s"):
+            asyncio.run(call(wire_to(full)))
         assert time.monotonic() - started < 10
 
 
 def test_a_connection_that_is_reset_as_soon_as_it_is_open_fails_at_once():
-    settings = HttpSettings(
-        connect_timeout_s=30, read_timeout_s=30, max_connections=1, keepalive_s=30
-    )
-
     def reset(server):
         connection, _ = server.accept()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
 
-    async def send(port):
-        connection = await HttpPool(
-            Endpoint.from_url(f"http://127.0.0.1:{port}"), settings
-        )._connect()
-        while connection.is_open:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0)  # the loss itself is told one round later
-        await connection.send(b"POST / HTTP/1.1\r\n\r\n")
+    async def call(wire):
+        try:
+            await wire.call("BatchGetItem", {}, "t")
+        finally:
+            await wire.close_loop(asyncio.get_running_loop())
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=reset, args=(server,), daemon=True).start()
         started = time.monotonic()
-        with pytest.raises(NoAnswerError, match=r"closed before the request|no connection"):
-            asyncio.run(send(server.getsockname()[1]))
+        with pytest.raises(
+            AwsUnavailableError, match=r"no answer: .*(closed before|reset by|no connection)"
+        ):
+            asyncio.run(call(wire_to(server)))
         assert time.monotonic() - started < 10

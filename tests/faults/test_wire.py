@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import gc
+import gzip
 import json
+import sys
 import threading
+import traceback
 import zlib
 from email.utils import format_datetime
 
@@ -13,6 +17,7 @@ import boto3
 import pytest
 from botocore.credentials import DeferredRefreshableCredentials
 
+from feast_dynamo_ext import __version__
 from feast_dynamo_ext.dynamo.event_loops import Loops
 from feast_dynamo_ext.dynamo.transport import DynamoTransport, TransportSettings
 from feast_dynamo_ext.errors import (
@@ -41,9 +46,11 @@ def wire_to():
     """Opens wires; closes them after the test."""
     wires = []
 
-    def wire_to(endpoint: str, read_timeout_s: float = 5.0, keepalive_s: float = 30.0) -> SyncWire:
+    def wire_to(
+        endpoint: str, read_timeout_s: float = 20.0, keepalive_s: float = 30.0
+    ) -> SyncWire:
         settings = TransportSettings(
-            connect_timeout_s=1.0,
+            connect_timeout_s=20.0,
             read_timeout_s=read_timeout_s,
             max_connections=4,
             keepalive_s=keepalive_s,
@@ -187,13 +194,188 @@ def test_https_with_a_certificate_of_the_configured_bundle(wire_to, tls_server, 
 
 
 def test_https_through_a_proxy(wire_to, tls_server, connect_proxy, monkeypatch):
+    if connect_proxy.scheme == "https" and sys.version_info < (3, 11):
+        pytest.skip("asyncio speaks TLS within TLS from Python 3.11 on")
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tls_server.certificate))
-    monkeypatch.setenv("HTTPS_PROXY", f"http://user:pass%20word@127.0.0.1:{connect_proxy.port}")
+    proxy = f"{connect_proxy.scheme}://user:pass%20word@localhost:{connect_proxy.port}"
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
     monkeypatch.setenv("NO_PROXY", "")
     assert wire_to(tls_server.url).call("BatchGetItem", {}, "t") == {"Responses": {}}
     (request,) = connect_proxy.requests
     assert request.startswith(f"CONNECT localhost:{tls_server.port} HTTP/1.")
     assert "Proxy-Authorization: Basic dXNlcjpwYXNzIHdvcmQ=" in request
+
+
+def test_a_host_of_no_proxy_is_reached_without_one(wire_to, tls_server, monkeypatch):
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tls_server.certificate))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    assert wire_to(tls_server.url).call("BatchGetItem", {}, "t") == {"Responses": {}}
+
+
+def test_a_proxy_that_refuses_is_named(wire_to, raw_http, monkeypatch):
+    refusing = raw_http([b""])
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{refusing.port}")
+    monkeypatch.setenv("NO_PROXY", "")
+    with pytest.raises(AwsUnavailableError, match="no answer"):
+        wire_to("https://localhost:1").call("BatchGetItem", {}, "t")
+
+
+def answer(name: str, status: str = "200 OK", extra: str = "") -> bytes:
+    """An answer that holds a name."""
+    body = json.dumps({"Responses": {name: []}})
+    return f"HTTP/1.1 {status}\r\n{extra}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def names(wire, count: int) -> list[str]:
+    """The names that as many requests were answered."""
+    return [name for _ in range(count) for name in wire.call("BatchGetItem", {}, "t")["Responses"]]
+
+
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+EARLY_HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+
+
+@pytest.mark.parametrize("interim", [INTERIM, EARLY_HINTS, INTERIM + EARLY_HINTS])
+def test_an_interim_answer_is_not_taken_for_the_final_one(wire_to, raw_http, interim):
+    server = raw_http([interim + answer("first"), answer("second"), interim + answer("third")])
+    assert names(wire_to(server.url), 3) == ["first", "second", "third"]
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("more", [answer("nobody's"), b"HTTP/1.1 200 "])
+def test_what_follows_an_answer_is_nobodys(wire_to, raw_http, more):
+    server = raw_http([answer("first") + more, answer("second"), answer("third")])
+    assert names(wire_to(server.url), 3) == ["first", "second", "third"]
+
+
+def test_an_answer_that_is_not_http_is_not_quoted(wire_to, raw_http):
+    server = raw_http([answer("a secret") + b"\0\0\0\0", answer("second"), answer("third")])
+    wire = wire_to(server.url)
+    with pytest.raises(AwsUnavailableError, match="the answer is not HTTP") as caught:
+        wire.call("BatchGetItem", {}, "t")
+    assert "a secret" not in "".join(traceback.format_exception(caught.value))
+    assert names(wire, 2) == ["second", "third"]
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("more", [answer("nobody's"), b"\0\0\0\0"])
+@pytest.mark.parametrize("loop_runs", [True, False])
+def test_what_comes_while_a_connection_is_idle_is_nobodys(wire_to, raw_http, more, loop_runs):
+    go_on, sent = threading.Event(), threading.Event()
+
+    def send(connection):
+        connection.sendall(answer("first"))
+        go_on.wait(10)
+        connection.sendall(more)
+        sent.set()
+
+    server = raw_http([send, answer("second"), answer("third")])
+    wire = wire_to(server.url)
+    first = names(wire, 1)
+
+    async def wait_for_more():
+        go_on.set()
+        await asyncio.to_thread(sent.wait, 10)
+
+    if loop_runs:
+        wire.loops.run(wait_for_more())
+    else:
+        go_on.set()
+        sent.wait(10)
+    assert [*first, *names(wire, 2)] == ["first", "second", "third"]
+    assert server.connections == 2
+
+
+def test_an_answer_without_end_is_given_up(wire_to, raw_http):
+    def send(connection):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            connection.sendall(b"100000\r\n" + b" " * 2**20 + b"\r\n")
+
+    wire = wire_to(raw_http([send, answer("own")]).url, read_timeout_s=60)
+    with pytest.raises(AwsUnavailableError, match="more than 33,554,432 bytes"):
+        wire.call("BatchGetItem", {}, "t")
+    assert names(wire, 1) == ["own"]
+
+
+def test_a_body_is_not_decompressed(wire_to, raw_http):
+    packed = gzip.compress(GOOD)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
+    with pytest.raises(AwsUnavailableError, match="not JSON"):
+        wire_to(raw_http([head.encode() + packed]).url).call("BatchGetItem", {}, "t")
+
+
+@pytest.mark.parametrize("size", [1, 3_000_000])
+def test_a_request_is_sent_as_it_is_signed(wire_to, raw_http, size):
+    server = raw_http([answer("one", extra="Set-Cookie: a=b\r\n"), answer("two")])
+    wire = wire_to(f"{server.url}/a b/./c")
+    body = {"RequestItems": {"t": "x" * size}}
+    for _ in range(2):
+        wire.call("BatchGetItem", body, "t")
+    for head, sent in server.requests:
+        line, *lines = head.decode().splitlines()
+        assert line == "POST /a%20b/c HTTP/1.1"
+        headers = dict(entry.split(": ", 1) for entry in lines)
+        assert sorted(headers) == [
+            "Accept-Encoding",
+            "Authorization",
+            "Content-Length",
+            "Content-Type",
+            "Host",
+            "User-Agent",
+            "X-Amz-Date",
+            "X-Amz-Target",
+        ]
+        assert headers["Host"] == f"127.0.0.1:{server.port}"
+        assert headers["Content-Type"] == "application/x-amz-json-1.0"
+        assert headers["Accept-Encoding"] == "identity"
+        assert headers["User-Agent"] == f"feast-dynamo-ext/{__version__}"
+        assert json.loads(sent) == body
+
+
+def test_requests_beyond_the_limit_wait_for_a_connection(wire_to, raw_http):
+    server = raw_http([answer(f"a{number}") for number in range(20)])
+    wire = wire_to(server.url)
+
+    async def at_once():
+        calls = (wire.wire.call("BatchGetItem", {}, "t") for _ in range(20))
+        return await asyncio.gather(*calls)
+
+    found = {name for result in wire.loops.run(at_once()) for name in result["Responses"]}
+    assert found == {f"a{number}" for number in range(20)}
+    assert server.connections == server.most_open == 4
+
+
+def test_a_warmed_up_connection_is_used(wire_to, raw_http):
+    server = raw_http([answer("first"), answer("second")])
+    wire = wire_to(server.url)
+    wire.loops.run(wire.wire.warm_up(2))
+    assert names(wire, 2) == ["first", "second"]
+    assert server.connections == 2
+
+
+def test_warming_up_says_why_there_is_no_connection(wire_to):
+    wire = wire_to("http://127.0.0.1:1")
+    with pytest.raises(AwsUnavailableError, match=r"no connection to 127.0.0.1:1: .*refused|fail"):
+        wire.loops.run(wire.wire.warm_up(2))
+
+
+# asyncio warns of what its loop leaves open; that it is closed is what is tested.
+@pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_loops_of_callers_that_ended_leave_no_connections(raw_http, caplog):
+    server = raw_http([answer(f"a{number}") for number in range(5)])
+    settings = TransportSettings(20.0, 20.0, 4, 30.0)
+    wire = DynamoTransport(boto3.Session(region_name="us-east-1"), server.url, settings)
+    for _ in range(5):
+        asyncio.run(wire.call("BatchGetItem", {}, "t"))
+        gc.collect()
+    assert (server.connections, server.most_open) == (5, 2)
+    wire.close()
+    del wire
+    gc.collect()
+    assert caplog.text == ""
 
 
 def test_credentials_that_expire_are_renewed_off_the_event_loop(scripted_http):
@@ -211,14 +393,13 @@ def test_credentials_that_expire_are_renewed_off_the_event_loop(scripted_http):
 
     session = boto3.Session(region_name="us-east-1")
     session._session._credentials = DeferredRefreshableCredentials(renew, "test")
-    settings = TransportSettings(1.0, 5.0, 4, 30.0)
+    settings = TransportSettings(20.0, 20.0, 4, 30.0)
     wire = DynamoTransport(session, scripted_http([(200, GOOD)] * 2), settings)
 
     async def calls():
         for _ in range(2):
             await wire.call("BatchGetItem", {}, "t")
-        wire.close_loop(asyncio.get_running_loop())
-        await asyncio.sleep(0)
+        await wire.close_loop(asyncio.get_running_loop())
 
     asyncio.run(calls())
     (thread,) = renewed_on

@@ -27,7 +27,7 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     to_schema_item,
     unpack,
 )
-from feast_dynamo_ext.dynamo.response import micros
+from feast_dynamo_ext.dynamo.write import micros
 from feast_dynamo_ext.errors import EntityKeyError, ItemTooLargeError
 
 SCHEMA = RowSchema(("a", "b"), ("DOUBLE", "STRING"))

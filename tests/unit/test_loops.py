@@ -15,7 +15,11 @@ from feast_dynamo_ext.dynamo.event_loops import Loops
 def connected(port) -> tuple[Loops, socket.socket]:
     """Loops with one idle loop that has a connection, and its socket."""
     transports = []
-    loops = Loops(lambda _: transports[0].abort())
+
+    async def close(_):
+        transports[0].abort()
+
+    loops = Loops(close)
 
     async def connect():
         transport, _ = await asyncio.get_running_loop().create_connection(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from feast_dynamo_ext.dynamo.keys import KeyEncoder
 from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema, pack, split, to_item
-from feast_dynamo_ext.dynamo.response import ViewRead, add_view, read_items
+from feast_dynamo_ext.dynamo.read import ViewRead, add_view, read_items
 from feast_dynamo_ext.dynamo.schemas import SchemaCache
 from feast_dynamo_ext.dynamo.views import KnownView
 

@@ -63,6 +63,26 @@ def test_settings_of_stores_and_views_load_nothing_of_tables():
     assert not any(name.startswith("feast_dynamo_ext.dynamo.tables") for name in loaded)
 
 
+# What a process that reads and writes rows has to load; `feast apply` loads the rest.
+OF_THE_ONLINE_STORE = {
+    *("_feast", "arrow_types", "aws", "columns", "config", "errors", "online_store"),
+    *("timestamps", "view_settings"),
+    *("dynamo.batch_get", "dynamo.client", "dynamo.encoding", "dynamo.encoding.arrays"),
+    *("dynamo.encoding.protobuf", "dynamo.encoding.requests", "dynamo.event_loops"),
+    *("dynamo.keys", "dynamo.layouts", "dynamo.layouts.packed", "dynamo.newest_wins"),
+    *("dynamo.precomputed", "dynamo.precomputed.lookup", "dynamo.precomputed.maintain"),
+    *("dynamo.precomputed.vectors", "dynamo.read", "dynamo.retry"),
+    *("dynamo.row_batch", "dynamo.schemas", "dynamo.settings", "dynamo.signing"),
+    *("dynamo.transport", "dynamo.views", "dynamo.write", "dynamo"),
+}
+
+
+def test_the_online_store_loads_only_what_reads_and_writes_rows():
+    loaded = loaded_by("import feast_dynamo_ext.online_store")
+    ours = {name.removeprefix("feast_dynamo_ext.") for name in loaded if "dynamo_ext." in name}
+    assert ours - OF_THE_ONLINE_STORE == set()
+
+
 @pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
 def test_data_flows_one_way(module):
     within = module.relative_to(PACKAGE).parts

@@ -25,7 +25,7 @@ from feast_dynamo_ext.dynamo.precomputed.vectors import (
     VectorRead,
     spec_of,
 )
-from feast_dynamo_ext.dynamo.response import (
+from feast_dynamo_ext.dynamo.read import (
     NOT_FOUND,
     NULL_CELL,
     OUTSIDE_MAX_AGE,
@@ -226,7 +226,7 @@ class ServiceCache:
         for service, refs in services.items():
             if all(one.name != view.name for one, _ in refs):
                 continue
-            spec = spec_of(service, refs, lambda one: connection.view(one, config))
+            spec = spec_of(service, refs, lambda one: connection.views.known(one, config))
             if isinstance(spec, str):
                 self.tell(service, spec)
                 continue
@@ -237,7 +237,7 @@ class ServiceCache:
                 unfilled.append(spec)
             self._declared.add(spec.text)
         if replace:
-            table = connection.view(view, config).table
+            table = connection.views.known(view, config).table
             for spec in await tables.declared_services(connection, table):
                 if spec.service not in kept:
                     logger.warning("feature service %s is not precomputed any more", spec.service)
@@ -330,7 +330,7 @@ class ServiceRequest:
             IncompleteReadError: keys left unread at the deadline (`on_partial: error`).
         """
         started_s = time.monotonic()
-        known = [connection.view(view, config) for view, _ in self.refs]
+        known = [connection.views.known(view, config) for view, _ in self.refs]
         of_view = {id(view): one for (view, _), one in zip(self.refs, known, strict=True)}
         spec = book.spec_of(self.service, self.refs, lambda view: of_view[id(view)])
         if spec is None:

@@ -41,11 +41,11 @@ from feast_dynamo_ext.dynamo.precomputed.vectors import (
     rows_of,
     to_item,
 )
+from feast_dynamo_ext.dynamo.retry import UnprocessedItems, drain, send
 from feast_dynamo_ext.dynamo.row_batch import MAX_ITEMS_PER_REQUEST
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsError,
-    AwsUnavailableError,
     IncompleteWriteError,
     OnlineStoreError,
     ResourceNotFoundError,
@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.batch_get import Found
     from feast_dynamo_ext.dynamo.client import Connection
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
-    from feast_dynamo_ext.dynamo.transport import Answer
 
 
 logger = logging.getLogger(__name__)
@@ -363,20 +362,17 @@ async def _purge(connection: Connection, spec: ServiceSpec) -> int:
 
 
 async def _delete(connection: Connection, table: str, keys: Iterable[str]) -> None:
-    attempts = connection.writer.policy.start()
-    pending: dict[str, Any] = {
-        table: [{"DeleteRequest": {"Key": {KEY: {"B": key}}}} for key in keys]
-    }
-    while pending:
-        answer = await _call(connection, "BatchWriteItem", {"RequestItems": pending}, table)
-        pending = answer.get("UnprocessedItems") or {}
-        if pending and not await attempts.wait():
-            raise ThrottledError(
-                f"Table {table}: {len(pending[table])} vectors could not be deleted before the "
-                "deadline. Run it again, or raise the table's capacity.",
-                service="dynamodb",
-                operation="BatchWriteItem",
-            )
+    deletes = {table: [{"DeleteRequest": {"Key": {KEY: {"B": key}}}} for key in keys]}
+    policy = connection.writer.policy
+    try:
+        await drain(connection.wire, "BatchWriteItem", deletes, "UnprocessedItems", policy)
+    except UnprocessedItems as left:
+        raise left.cause or ThrottledError(
+            f"Table {table}: {len(left.pending[table])} vectors could not be deleted before the "
+            "deadline. Run it again, or raise the table's capacity.",
+            service="dynamodb",
+            operation="BatchWriteItem",
+        ) from left
 
 
 async def _scanned(connection: Connection, table: str) -> AsyncIterator[list[str]]:
@@ -388,7 +384,8 @@ async def _scanned(connection: Connection, table: str) -> AsyncIterator[list[str
         "ConsistentRead": True,
     }
     while True:
-        page = await _call(connection, "Scan", body, table)
+        attempts = connection.writer.policy.start()
+        page = await send(connection.wire, "Scan", body, [table], attempts)
         yield [item[KEY]["B"] for item in page["Items"]]
         if not page.get("LastEvaluatedKey"):
             return
@@ -434,16 +431,5 @@ async def _update(
         "ExpressionAttributeNames": names,
         **more,
     }
-    await _call(connection, "UpdateItem", body, table)
-
-
-async def _call(connection: Connection, operation: str, body: Any, table: str) -> Answer:
-    """One request, sent again under the write policy while it is throttled or unanswered."""
     attempts = connection.writer.policy.start()
-    while True:
-        try:
-            return await connection.wire.call(operation, body, table, attempts.left_s())
-        except (ThrottledError, AwsUnavailableError) as error:  # noqa: PERF203 - a request each
-            may_retry = isinstance(error, ThrottledError) or attempts.failed()
-            if not may_retry or not await attempts.wait():
-                raise
+    await send(connection.wire, "UpdateItem", body, [table], attempts)

@@ -54,7 +54,7 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     item_bytes,
     split,
 )
-from feast_dynamo_ext.dynamo.response import NULL_CELL
+from feast_dynamo_ext.dynamo.read import NULL_CELL
 from feast_dynamo_ext.errors import ItemFormatError
 
 if TYPE_CHECKING:
