@@ -55,6 +55,14 @@ ENGINES: dict[str, tuple[type[OnePassEngine] | type[DuckDbEngine], ...]] = {
 """By `join_plan`, those that are preferred first."""
 
 
+def engine_for(
+    settings: S3ParquetOfflineStoreConfig, function: str
+) -> OnePassEngine | DuckDbEngine:
+    """Of the engines that `join_plan` admits, the first that has a function of `Engine`."""
+    engine = next(kind for kind in ENGINES[settings.join_plan] if function not in gaps(kind))
+    return engine(settings.memory_limit, settings.threads, settings.spill_folder)
+
+
 class S3ParquetOfflineStoreConfig(AwsConfigModel):
     """The `offline_store` block of feature_store.yaml.
 
@@ -92,13 +100,9 @@ class S3ParquetOfflineStoreConfig(AwsConfigModel):
     """Folder or s3:// URI for the metrics of `feast monitor`; a relative path counts from the
     feature repo. Default: the folder `feast_monitoring` of the feature repo."""
 
-    def engine(self, function: str = "matcher") -> OnePassEngine | DuckDbEngine:
-        """The engine for a function of `Engine`, with these settings.
-
-        Of those that `join_plan` admits it is the first that has the function.
-        """
-        engine = next(kind for kind in ENGINES[self.join_plan] if function not in gaps(kind))
-        return engine(self.memory_limit, self.threads, self.spill_folder)
+    def engine(self) -> OnePassEngine | DuckDbEngine:
+        """The engine that matches entity rows, with these settings."""
+        return engine_for(self, "matcher")
 
 
 class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
@@ -126,7 +130,7 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
 
         Args:
             config: the repo's config.
-            feature_views: the views asked for.
+            feature_views: the views of the request.
             feature_refs: references, ``view:feature``.
             entity_df: the entity rows: a pandas DataFrame, an Arrow table, reader or dataset, a
                 Polars DataFrame or LazyFrame, a path or s3:// URI of Parquet or CSV, or SQL over
@@ -201,7 +205,7 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
             timestamp_field,
             created_timestamp_column,
         )
-        engine = config.offline_store.engine("newest")
+        engine = engine_for(config.offline_store, "newest")
 
         def newest(source: ParquetSource) -> Found:
             with engine.newest(view, source, start_date, end_date) as found:
@@ -237,7 +241,7 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
         )
         # Without keys, so that rows with a null join key are kept: all means all.
         every = ViewPlan(view.view, data_source, (), timestamp_field, None, view.features, None)
-        engine = config.offline_store.engine("within")
+        engine = engine_for(config.offline_store, "within")
 
         def in_range(source: ParquetSource) -> Found:
             left = source.within(timestamp_field, start_date, end_date)

@@ -46,7 +46,7 @@ def within(timeout_s: float | None, work: Callable[[Event], T]) -> T:
 
     Args:
         timeout_s: seconds; None for no limit.
-        work: is given an event that is set when nobody waits any more.
+        work: takes an event that is set when nobody waits any more.
 
     Raises:
         RetrievalTimeoutError: it was not done by then.
@@ -154,7 +154,7 @@ class ParquetRetrievalJob(RetrievalJob):
             max_rows: the most rows of a batch.
 
         Raises:
-            OfflineStoreError: there are on-demand views. Their functions are given all rows by
+            OfflineStoreError: there are on-demand views. Their functions get all rows from
                 `to_arrow`, and may do with them what they like (fill with the mean, rank), so
                 nothing says that batch by batch they would give the same.
         """
@@ -176,7 +176,7 @@ class ParquetRetrievalJob(RetrievalJob):
 
         Entity rows of Parquet files are in it. All others are named ``entity_df`` in it, which
         DuckDB's Python client finds as the variable of that name where the statement is run; it
-        is `job.entities.table`, whatever they were given as. On-demand features are not
+        is `job.entities.table`, whatever form they came in. On-demand features are not
         in it. Files are listed in it, so it sees the source as it is now; those on S3 need
         DuckDB's httpfs and credentials (``CREATE SECRET``) where it runs.
 
@@ -241,7 +241,7 @@ class ParquetRetrievalJob(RetrievalJob):
 
         A path that ends in ``.parquet`` is one file, any other a folder of files of about 128 MB.
         One file is replaced in one step. In a folder the new files are written beside the old
-        ones, which are then deleted: a reader meanwhile sees both, but never neither.
+        files, which are then deleted: a reader meanwhile sees both, but never neither.
 
         Args:
             storage: Feast's `SavedDatasetFileStorage`, S3 or local.

@@ -116,7 +116,7 @@ class Runs:
         """Rows of the same time before a row of a run.
 
         Returns:
-            For each of them which of the given rows it is before, and the row.
+            For each of them which of the `row` arguments it is before, and its row.
         """
         times = self.time.take(row)
         with_equal = np.flatnonzero(

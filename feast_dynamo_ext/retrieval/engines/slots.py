@@ -273,7 +273,7 @@ def _without_nulls(found: Numbers, column: pa.Array) -> Numbers:
 
 
 FEW, MANY = 2, 4096
-"""Powers of two: keys with more slots are searched in other ways."""
+"""Powers of two: keys with more slots are searched by other methods."""
 
 ALL = np.uint64(2**64 - 1)
 
