@@ -6,14 +6,17 @@ Whoever uses a folder holds a lock on a file in it, which the kernel drops with 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
@@ -93,20 +96,49 @@ def _remove_if_left(folder: Path) -> None:
         logger.info("%s was removed, which a killed process had left", folder)
 
 
-class Limits(Protocol):
-    """What a connection may use; `DuckDbEngine` says what each means."""
+@dataclass(frozen=True)
+class Limits:
+    """What a retrieval may use.
+
+    Attributes:
+        memory_limit: DuckDB's memory limit, for example ``2GB``; None for its own default (80% of
+            the machine's memory).
+        threads: threads; None for one a core.
+        spill_folder: where DuckDB spills; None for the system's folder for temporary files.
+    """
+
+    memory_limit: str | None = None
+    threads: int | None = None
+    spill_folder: str | None = None
 
     @property
-    def memory_limit(self) -> str | None:
-        """DuckDB's memory limit."""
+    def workers(self) -> int:
+        """How many threads read and match."""
+        return self.threads or os.cpu_count() or 1
 
     @property
-    def threads(self) -> int | None:
-        """Threads."""
+    def entity_bytes(self) -> int:
+        """How much memory entity rows and their features may take up at once."""
+        if self.memory_limit is not None:
+            return _bytes(self.memory_limit)
+        return _default_bytes() // 2
 
-    @property
-    def spill_folder(self) -> str | None:
-        """Where it spills."""
+
+LIMIT = re.compile(r"([\d.]+) ?([KMGT])(i?)B")
+
+
+@functools.cache
+def _default_bytes() -> int:
+    """DuckDB's own limit: 80% of the machine's memory, or of what its container may have."""
+    with duckdb.connect(":memory:") as connection:
+        ((limit,),) = connection.execute("SELECT current_setting('memory_limit')").fetchall()
+    return _bytes(limit)
+
+
+def _bytes(limit: str) -> int:
+    """A memory limit as DuckDB reads it and says it: KB is 1,000 bytes, KiB 1,024."""
+    ((number, prefix, binary),) = LIMIT.findall(limit)
+    return int(float(number) * (1024 if binary else 1000) ** (1 + "KMGT".index(prefix)))
 
 
 @contextlib.contextmanager

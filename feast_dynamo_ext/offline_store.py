@@ -1,4 +1,4 @@
-"""Feast's offline store on Parquet: the config, and Feast's methods, which delegate to `offline`.
+"""Feast's offline store on Parquet: the config, and Feast's methods, which delegate.
 
 Feast finds a store through the module of its config class, so both stand here.
 """
@@ -20,18 +20,14 @@ from feast_dynamo_ext.parquet.append import append_rows
 from feast_dynamo_ext.parquet.logged import append_logs
 from feast_dynamo_ext.parquet.saved import event_time_of
 from feast_dynamo_ext.parquet.source import ParquetSource, check_times, columns_of
-from feast_dynamo_ext.retrieval.engines.base import Result
+from feast_dynamo_ext.retrieval.engines.base import Result, gaps
 from feast_dynamo_ext.retrieval.engines.duckdb import DuckDbEngine
-from feast_dynamo_ext.retrieval.engines.one_pass.join import checked_source, join
+from feast_dynamo_ext.retrieval.engines.one_pass import OnePassEngine
 from feast_dynamo_ext.retrieval.entity_rows.forms import EntityRequest, check_request_data
+from feast_dynamo_ext.retrieval.inputs import checked_source
 from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
-from feast_dynamo_ext.retrieval.plan import (
-    PointInTime,
-    SourceRows,
-    ViewPlan,
-    plan_rows,
-    plan_views,
-)
+from feast_dynamo_ext.retrieval.join import join
+from feast_dynamo_ext.retrieval.plan import RowsPlan, ViewPlan, plan_rows, plan_views
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -50,6 +46,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NONE = np.empty(0, dtype=np.int64)
+
+ENGINES: dict[str, tuple[type[OnePassEngine] | type[DuckDbEngine], ...]] = {
+    "auto": (OnePassEngine, DuckDbEngine),
+    "stream": (OnePassEngine, DuckDbEngine),
+    "duckdb": (DuckDbEngine,),
+}
+"""By `join_plan`, those that are preferred first."""
+
+
+def engine_for(
+    settings: S3ParquetOfflineStoreConfig, function: str
+) -> OnePassEngine | DuckDbEngine:
+    """Of the engines that `join_plan` admits, the first that has a function of `Engine`."""
+    engine = next(kind for kind in ENGINES[settings.join_plan] if function not in gaps(kind))
+    return engine(settings.memory_limit, settings.threads, settings.spill_folder)
 
 
 class S3ParquetOfflineStoreConfig(AwsConfigModel):
@@ -89,9 +100,9 @@ class S3ParquetOfflineStoreConfig(AwsConfigModel):
     """Folder or s3:// URI for the metrics of `feast monitor`; a relative path counts from the
     feature repo. Default: the folder `feast_monitoring` of the feature repo."""
 
-    def engine(self) -> DuckDbEngine:
-        """The engine with these settings."""
-        return DuckDbEngine(self.memory_limit, self.threads, self.spill_folder, self.join_plan)
+    def engine(self) -> OnePassEngine | DuckDbEngine:
+        """The engine that matches entity rows, with these settings."""
+        return engine_for(self, "matcher")
 
 
 class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
@@ -119,7 +130,7 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
 
         Args:
             config: the repo's config.
-            feature_views: the views asked for.
+            feature_views: the views of the request.
             feature_refs: references, ``view:feature``.
             entity_df: the entity rows: a pandas DataFrame, an Arrow table, reader or dataset, a
                 Polars DataFrame or LazyFrame, a path or s3:// URI of Parquet or CSV, or SQL over
@@ -162,7 +173,7 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
             opened=opened,
             odfvs=odfvs,
             full_names=full_feature_names,
-            query=PointInTime(plan, entities),
+            plan=plan,
             engine=engine,
             about=RetrievalMetadata(
                 features=feature_refs,
@@ -194,13 +205,13 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
             timestamp_field,
             created_timestamp_column,
         )
-        engine = config.offline_store.engine()
+        engine = engine_for(config.offline_store, "newest")
 
         def newest(source: ParquetSource) -> Found:
             with engine.newest(view, source, start_date, end_date) as found:
                 return found.source, np.concatenate([NONE, *found.positions])
 
-        return _row_job(config, SourceRows(view, start_date, end_date, newest=True), newest)
+        return _row_job(config, RowsPlan(view, start_date, end_date, newest=True), newest)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -230,13 +241,13 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
         )
         # Without keys, so that rows with a null join key are kept: all means all.
         every = ViewPlan(view.view, data_source, (), timestamp_field, None, view.features, None)
-        engine = config.offline_store.engine()
+        engine = engine_for(config.offline_store, "within")
 
         def in_range(source: ParquetSource) -> Found:
             left = source.within(timestamp_field, start_date, end_date)
             return left, engine.within(every, left, start_date, end_date)
 
-        return _row_job(config, SourceRows(every, start_date, end_date, newest=False), in_range)
+        return _row_job(config, RowsPlan(every, start_date, end_date, newest=False), in_range)
 
     @staticmethod
     def offline_write_batch(
@@ -315,10 +326,10 @@ def _columns_of(data_source: DataSource, config: RepoConfig) -> list[str]:
 
 def _row_job(
     config: RepoConfig,
-    query: SourceRows,
+    plan: RowsPlan,
     find: Callable[[ParquetSource], Found],
 ) -> ParquetRetrievalJob:
-    view = query.view
+    view = plan.view
 
     def run() -> Result:
         source = checked_source(view, ParquetSource.open(view.source, config))
@@ -326,6 +337,4 @@ def _row_job(
         columns = view.feature_columns
         return Result(within.schema_of(columns), len(found), lambda: within.fetch(columns, found))
 
-    return ParquetRetrievalJob(
-        config=config, run=run, query=query, engine=config.offline_store.engine()
-    )
+    return ParquetRetrievalJob(config=config, run=run, plan=plan)

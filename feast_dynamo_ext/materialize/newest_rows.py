@@ -23,9 +23,9 @@ from feast_dynamo_ext.dynamo.views import ttl_seconds
 from feast_dynamo_ext.errors import WindowError
 from feast_dynamo_ext.materialize.checkpoint import source_fingerprint
 from feast_dynamo_ext.materialize.spool import Spool, bucket_count
-from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
+from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, engine_for
 from feast_dynamo_ext.parquet.source import ParquetSource
-from feast_dynamo_ext.retrieval.engines.one_pass.join import checked_source
+from feast_dynamo_ext.retrieval.inputs import checked_source
 from feast_dynamo_ext.retrieval.plan import plan_rows
 from feast_dynamo_ext.timestamps import Axis
 
@@ -226,7 +226,7 @@ class History:
         )
         plan = replace(plan, view=self._view.name)
         source = checked_source(plan, self._source)
-        engine = self._config.offline_store.engine()
+        engine = engine_for(self._config.offline_store, "newest")
         threads = engine.threads or min(MOST_THREADS, os.cpu_count() or 1)
         engine = replace(engine, memory_limit=memory_limit, threads=threads)
         times = (window.start, window.end, not_before)

@@ -1,1 +1,1 @@
-"""Point-in-time retrieval: a plan, entity rows, engines, and the job that Feast is given."""
+"""Point-in-time retrieval: a plan, entity rows, engines, and the job that Feast gets."""

@@ -7,17 +7,19 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.parquet.footers import FOOTERS_AT_ONCE
-from feast_dynamo_ext.retrieval.engines.one_pass.join import checked_source, prune, rows_at_once
-from feast_dynamo_ext.retrieval.plan import PointInTime, window
+from feast_dynamo_ext.retrieval.inputs import checked_source
+from feast_dynamo_ext.retrieval.join import prune, rows_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
 
     from feast.data_source import DataSource
 
     from feast_dynamo_ext.parquet.source import ParquetSource
     from feast_dynamo_ext.retrieval.engines.base import Engine
-    from feast_dynamo_ext.retrieval.plan import Query, ViewPlan
+    from feast_dynamo_ext.retrieval.inputs import EntityRows
+    from feast_dynamo_ext.retrieval.plan import PitPlan, RowsPlan, ViewPlan
 
 
 UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("KB", 10**3))
@@ -70,7 +72,7 @@ class Explanation:
 
     Attributes:
         views: one entry a view, in the order in which they are joined.
-        entity_rows: rows that are asked for; None where the retrieval is without them.
+        entity_rows: number of the entity rows; None where the retrieval is without them.
         entity_bytes: bytes of them in memory.
         memory: what bounds the memory of matching.
     """
@@ -81,7 +83,7 @@ class Explanation:
     memory: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
+        """Its plain values, for JSON."""
         return {**asdict(self), "views": [asdict(view) for view in self.views]}
 
     def __str__(self) -> str:
@@ -97,53 +99,67 @@ class Explanation:
         return "\n".join([*lines, f"memory: {self.memory}"])
 
 
-def explain(
-    query: Query, open_source: Callable[[DataSource], ParquetSource], engine: Engine | None
+def explain_join(
+    plan: PitPlan,
+    entities: EntityRows,
+    open_source: Callable[[DataSource], ParquetSource],
+    engine: Engine,
+    *,
+    is_chosen: bool,
 ) -> Explanation:
-    """What a retrieval will read; files are listed and footers read, no rows.
+    """What a join will read; files are listed and footers read, no rows.
+
+    Args:
+        plan: the join.
+        entities: its entity rows.
+        open_source: lists the files of a source.
+        engine: what will match.
+        is_chosen: whether `join_plan` names the engine.
 
     Raises:
         OfflineStoreError: a source that is not there, or lacks a column.
     """
-    if not isinstance(query, PointInTime):
-        source = checked_source(query.view, open_source(query.view.source))
-        view = _explain(query, query.view, source, engine)
-        return Explanation((view,), None, None, _memory(engine))
-    table, plan = query.entities.table, query.plan
     sources = [checked_source(view, open_source(view.source)) for view in plan.views]
-    views = tuple(
-        _explain(query, view, source, engine)
-        for view, source in zip(plan.views, sources, strict=True)
-    )
-    memory = _memory(engine) if engine is None else _blocks(query, sources, engine)
-    return Explanation(views, table.num_rows, table.nbytes, memory)
+    because = "`join_plan` says so: " if is_chosen else ""
+    views = []
+    for view, source in zip(plan.views, sources, strict=True):
+        pruned = prune(view, source, entities)
+        matching = engine.name, because + engine.explain(entities, view, pruned)
+        views.append(_explain(view, source, pruned, view.visible(*entities.range()), matching))
+    table = entities.table
+    memory = _blocks(plan, table.num_rows, sources, engine)
+    return Explanation(tuple(views), table.num_rows, table.nbytes, memory)
 
 
-def describe_plan(
-    engine: Engine | None, query: Query, view: ViewPlan, source: ParquetSource
-) -> tuple[str, str]:
-    """The plan that the engine takes, and why."""
-    if not isinstance(query, PointInTime):
-        if query.newest:
-            return "newest", "one pass over keys and times, the newest row of each key is kept"
-        return "scan", "rows in the range are read in the order of the files"
-    said = getattr(engine, "explain", None)
-    if said is None:
-        return "duckdb", "the only plan of this engine"
-    plan, why = said(query.entities, view, source)
-    return plan, why
+def explain_rows(
+    plan: RowsPlan, open_source: Callable[[DataSource], ParquetSource], memory_limit: str | None
+) -> Explanation:
+    """What a retrieval of a source's rows will read.
+
+    Raises:
+        OfflineStoreError: a source that is not there, or lacks a column.
+    """
+    view, window = plan.view, (plan.start, plan.end)
+    source = checked_source(view, open_source(view.source))
+    pruned = source.within(view.event_time, *window)
+    matching = ("scan", "rows in the range are read in the order of the files")
+    if plan.newest:
+        matching = (
+            "newest",
+            "one pass over keys and times, the newest row of each key is kept",
+        )
+    explained = _explain(view, source, pruned, window, matching)
+    return Explanation((explained,), None, None, _memory(memory_limit))
 
 
 def _explain(
-    query: Query, view: ViewPlan, source: ParquetSource, engine: Engine | None
+    view: ViewPlan,
+    source: ParquetSource,
+    pruned: ParquetSource,
+    window: tuple[datetime | None, datetime | None],
+    matching: tuple[str, str],
 ) -> ViewExplanation:
-    first, last = window(query, view)
-    pruned = (
-        prune(view, source, query.entities)
-        if isinstance(query, PointInTime)
-        else source.within(view.event_time, first, last)
-    )
-    plan, why = describe_plan(engine, query, view, pruned)
+    (first, last), (plan, why) = window, matching
     files = list(pruned.dataset.get_fragments())
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         footers = list(pool.map(_Footer.from_fragment, files))
@@ -194,8 +210,7 @@ def _folders(paths: Sequence[str]) -> int:
     return len({path.rpartition("/")[0] for path in paths})
 
 
-def _memory(engine: Engine | None) -> str:
-    limit = getattr(engine, "memory_limit", None)
+def _memory(limit: str | None) -> str:
     return (
         f"DuckDB may use `memory_limit` {limit}, then it spills"
         if limit
@@ -203,11 +218,10 @@ def _memory(engine: Engine | None) -> str:
     )
 
 
-def _blocks(query: PointInTime, sources: Sequence[ParquetSource], engine: Engine) -> str:
+def _blocks(plan: PitPlan, rows: int, sources: Sequence[ParquetSource], engine: Engine) -> str:
     """How many entity rows are held in memory with their features."""
-    rows = query.entities.table.num_rows
-    at_once = min(rows, rows_at_once(query.plan, sources, engine.entity_bytes))
-    limit = getattr(engine, "memory_limit", None)
+    at_once = min(rows, rows_at_once(plan, sources, engine.entity_bytes))
+    limit = engine.memory_limit
     by = (
         f"`memory_limit` {limit}" if limit else "40% of the machine's, as no `memory_limit` is set"
     )

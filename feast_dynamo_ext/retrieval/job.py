@@ -1,4 +1,4 @@
-"""Feast's retrieval job over our reads: nothing is read until the result is asked for."""
+"""Feast's retrieval job over our reads: nothing is read before the result is used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.parquet.writer import write_parts
 from feast_dynamo_ext.retrieval.engines import sql
 from feast_dynamo_ext.retrieval.engines.base import Result
-from feast_dynamo_ext.retrieval.explain import Explanation, explain
+from feast_dynamo_ext.retrieval.explain import Explanation, explain_join, explain_rows
+from feast_dynamo_ext.retrieval.plan import PitPlan
 from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from feast.saved_dataset import SavedDatasetStorage
 
     from feast_dynamo_ext.retrieval.engines.base import Engine
-    from feast_dynamo_ext.retrieval.entity_rows.rows import EntityRows
-    from feast_dynamo_ext.retrieval.plan import Query
+    from feast_dynamo_ext.retrieval.inputs import EntityRows
+    from feast_dynamo_ext.retrieval.plan import Plan
 
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ def within(timeout_s: float | None, work: Callable[[Event], T]) -> T:
 
     Args:
         timeout_s: seconds; None for no limit.
-        work: is given an event that is set when nobody waits any more.
+        work: takes an event that is set when nobody waits any more.
 
     Raises:
         RetrievalTimeoutError: it was not done by then.
@@ -92,8 +93,8 @@ class ParquetRetrievalJob(RetrievalJob):
         opened: the sources that were read, by name, once the job has run.
         entities: the entity rows, where it has any.
         views: the feature views it reads, projections applied, for a training set's manifest.
-        query: what is asked for, for `to_sql` and `explain`.
-        engine: what matches, for `explain`.
+        plan: what `run` runs, for `to_sql` and `explain`.
+        engine: what matches the entity rows, for `explain`.
     """
 
     config: RepoConfig
@@ -104,7 +105,7 @@ class ParquetRetrievalJob(RetrievalJob):
     odfvs: list[OnDemandFeatureView] = field(default_factory=list)
     full_names: bool = False
     about: RetrievalMetadata | None = None
-    query: Query | None = None
+    plan: Plan | None = None
     engine: Engine | None = None
     _result: Result | None = field(default=None, repr=False)
     _lock: Any = field(default_factory=Lock, repr=False, compare=False)
@@ -141,7 +142,7 @@ class ParquetRetrievalJob(RetrievalJob):
 
     @property
     def metadata(self) -> RetrievalMetadata | None:
-        """What was asked for."""
+        """The names of features and columns, and the range of time."""
         return self.about
 
     # Rows in other forms
@@ -153,7 +154,7 @@ class ParquetRetrievalJob(RetrievalJob):
             max_rows: the most rows of a batch.
 
         Raises:
-            OfflineStoreError: there are on-demand views. Their functions are given all rows by
+            OfflineStoreError: there are on-demand views. Their functions get all rows from
                 `to_arrow`, and may do with them what they like (fill with the mean, rank), so
                 nothing says that batch by batch they would give the same.
         """
@@ -175,7 +176,7 @@ class ParquetRetrievalJob(RetrievalJob):
 
         Entity rows of Parquet files are in it. All others are named ``entity_df`` in it, which
         DuckDB's Python client finds as the variable of that name where the statement is run; it
-        is `job.entities.table`, whatever they were given as. On-demand features are not
+        is `job.entities.table`, whatever form they came in. On-demand features are not
         in it. Files are listed in it, so it sees the source as it is now; those on S3 need
         DuckDB's httpfs and credentials (``CREATE SECRET``) where it runs.
 
@@ -183,7 +184,7 @@ class ParquetRetrievalJob(RetrievalJob):
             EntityRowsError: entity rows that cannot be joined.
             OfflineStoreError: a source that is not there, or lacks a column.
         """
-        return sql.statement(self._query("SQL"), self._open)
+        return sql.statement(self._planned("SQL"), self.entities, self._open)
 
     def explain(self) -> Explanation:
         """What the retrieval will read and how it will match; no rows are read, only footers.
@@ -191,7 +192,13 @@ class ParquetRetrievalJob(RetrievalJob):
         Raises:
             OfflineStoreError: a source that is not there, or lacks a column.
         """
-        return explain(self._query("explanation"), self._open, self.engine)
+        plan, settings = self._planned("explanation"), self.config.offline_store
+        if not isinstance(plan, PitPlan):
+            return explain_rows(plan, self._open, settings.memory_limit)
+        if self.entities is None or self.engine is None:
+            raise OfflineStoreError("This join has no explanation: it was made without an engine.")
+        chosen = settings.join_plan != "auto"
+        return explain_join(plan, self.entities, self._open, self.engine, is_chosen=chosen)
 
     def supports_remote_storage_export(self) -> bool:
         """Whether `staging_location` is set."""
@@ -201,7 +208,7 @@ class ParquetRetrievalJob(RetrievalJob):
         """Write the rows as Parquet files of up to about 128 MB below `staging_location`.
 
         Each call has a folder of its own, ``<staging_location>/<project>/<unique>/``. Rows are
-        streamed; what on-demand views are asked for, all rows are held for. Nobody removes the
+        streamed; for on-demand features all rows are held in memory. Nobody removes the
         files: give the location a lifecycle rule.
 
         Returns:
@@ -234,7 +241,7 @@ class ParquetRetrievalJob(RetrievalJob):
 
         A path that ends in ``.parquet`` is one file, any other a folder of files of about 128 MB.
         One file is replaced in one step. In a folder the new files are written beside the old
-        ones, which are then deleted: a reader meanwhile sees both, but never neither.
+        files, which are then deleted: a reader meanwhile sees both, but never neither.
 
         Args:
             storage: Feast's `SavedDatasetFileStorage`, S3 or local.
@@ -260,10 +267,10 @@ class ParquetRetrievalJob(RetrievalJob):
     def _event_time(self) -> str | None:
         return self.entities.event_time if self.entities is not None else None
 
-    def _query(self, what: str) -> Query:
-        if self.query is None:
-            raise OfflineStoreError(f"This retrieval has no {what}: it was made without a query.")
-        return self.query
+    def _planned(self, what: str) -> Plan:
+        if self.plan is None:
+            raise OfflineStoreError(f"This retrieval has no {what}: it was made without a plan.")
+        return self.plan
 
     def _open(self, source: DataSource) -> ParquetSource:
         return ParquetSource.open(source, self.config)

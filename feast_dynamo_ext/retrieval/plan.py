@@ -1,6 +1,7 @@
 """What to join, as frozen values: from Feast's views and references, before any data is read.
 
-Both engines run the same plan.
+A plan names columns and says what counts; the rows that it is run on are not part of it (see
+`inputs`), nor is how an engine runs it. All engines run the same plan.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from feast import FeatureView
     from feast.data_source import DataSource
 
-    from feast_dynamo_ext.retrieval.entity_rows.rows import EntityRows
+
+EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -47,17 +49,30 @@ class ViewPlan:
     ttl: timedelta | None
 
     @property
+    def tie_breaks(self) -> tuple[str, ...]:
+        """Columns that decide between rows of one key and event time: the greatest value wins.
+
+        A null loses to every value. Among rows that are equal here too, the highest position
+        wins: the later row of the later path.
+        """
+        return (self.created_time,) if self.created_time else ()
+
+    @property
     def narrow_columns(self) -> list[str]:
         """The columns of the source that matching needs: keys and times."""
-        columns = [column for _, column in self.keys] + [self.event_time]
-        if self.created_time:
-            columns.append(self.created_time)
-        return list(dict.fromkeys(columns))
+        keys = [column for _, column in self.keys]
+        return list(dict.fromkeys([*keys, self.event_time, *self.tie_breaks]))
 
     @property
     def feature_columns(self) -> list[str]:
         """The columns of the source that the result needs, each once."""
         return list(dict.fromkeys(column for column, _ in self.features))
+
+    def visible(self, first: datetime, last: datetime) -> tuple[datetime | None, datetime]:
+        """The first and the last event time that entity rows between two moments can see."""
+        if not self.ttl:
+            return None, last
+        return (EARLIEST if first - EARLIEST < self.ttl else first - self.ttl), last
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,26 @@ class PitPlan:
 
     views: tuple[ViewPlan, ...]
     created_by_entity_time: bool = False
+
+
+@dataclass(frozen=True)
+class RowsPlan:
+    """Rows of one source with start <= event time <= end.
+
+    Attributes:
+        view: the columns.
+        start: first event time that counts; None for no limit.
+        end: the last one.
+        newest: the newest row of each key alone.
+    """
+
+    view: ViewPlan
+    start: datetime | None
+    end: datetime | None
+    newest: bool
+
+
+Plan = Union[PitPlan, RowsPlan]  # noqa: UP007 - evaluated on Python 3.10 at run time
 
 
 def plan_views(
@@ -141,53 +176,3 @@ def plan_rows(
         features=tuple((name, name) for name in columns),
         ttl=None,
     )
-
-
-@dataclass(frozen=True)
-class PointInTime:
-    """Entity rows with the features that each of them sees.
-
-    Attributes:
-        plan: the views.
-        entities: the rows.
-    """
-
-    plan: PitPlan
-    entities: EntityRows
-
-
-@dataclass(frozen=True)
-class SourceRows:
-    """Rows of one source with start <= event time <= end.
-
-    Attributes:
-        view: the columns.
-        start: first event time that counts; None for no limit.
-        end: the last one.
-        newest: the newest row of each key alone.
-    """
-
-    view: ViewPlan
-    start: datetime | None
-    end: datetime | None
-    newest: bool
-
-
-EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
-
-Query = Union[PointInTime, SourceRows]  # noqa: UP007 - evaluated on Python 3.10 at run time
-
-
-def window(query: Query, view: ViewPlan) -> tuple[datetime | None, datetime | None]:
-    """The first and the last event time of a view's history that can count; None for no limit."""
-    if isinstance(query, SourceRows):
-        return query.start, query.end
-    return visible(query.entities, view)
-
-
-def visible(entities: EntityRows, view: ViewPlan) -> tuple[datetime | None, datetime]:
-    """The first and the last event time that any of the entity rows sees."""
-    first, last = entities.range()
-    if not view.ttl:
-        return None, last
-    return (EARLIEST if first - EARLIEST < view.ttl else first - view.ttl), last

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -161,7 +162,10 @@ class Case:
 
 
 def check(case: Case, folder: Path) -> None:
-    """Ask every plan, and compare with the oracle: rows, order, names, values and types."""
+    """Ask every plan, and compare with the oracle: rows, order, names, values and types.
+
+    And the statement of `to_sql`: rows, order, names, and values of features.
+    """
     entities = entity_table(case)
     full = case.full or any(view.again is not None for view in case.views)
     views, refs, expected = [], [], {}
@@ -187,6 +191,26 @@ def check(case: Case, folder: Path) -> None:
         untouched = result.select(entities.column_names)
         assert untouched.schema.types == entities.schema.types, plan
         assert untouched.equals(entities), plan
+    statement = _by_statement(
+        views,
+        refs,
+        as_frame(entities),
+        full_feature_names=full,
+        filter_by_created_timestamp=case.known,
+    )
+    assert statement.column_names == [*entities.column_names, *expected]
+    for name, column in expected.items():
+        assert statement.column(name).to_pylist() == column, ("to_sql", name)
+
+
+def _by_statement(views, refs, entity_rows, **kwargs) -> pa.Table:
+    """What a DuckDB of its own answers to `to_sql`; entity rows have DuckDB's types there."""
+    job = S3ParquetOfflineStore.get_historical_features(
+        repo_config(), views, refs, entity_rows, NoRegistry(), "p", **kwargs
+    )
+    with duckdb.connect(":memory:") as connection:
+        connection.register("entity_df", job.entities.table)
+        return connection.sql(job.to_sql()).to_arrow_table()
 
 
 def entity_table(case: Case) -> pa.Table:

@@ -28,7 +28,7 @@ from feast_dynamo_ext.errors import CompactionConflictError, SourceReadError
 from feast_dynamo_ext.parquet.compaction import compaction
 from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
 from feast_dynamo_ext.parquet.compaction.snapshot import remove_replaced
-from feast_dynamo_ext.retrieval.engines.one_pass.join import prune_buckets
+from feast_dynamo_ext.retrieval.join import prune_buckets
 
 KEYS = [None, 0, 1, 2, 3]
 HOURS = [-1, 0, 1, 2, 5]

@@ -17,7 +17,7 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64
 
 from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
-from feast_dynamo_ext.retrieval.entity_rows.rows import EntityRows
+from feast_dynamo_ext.retrieval.inputs import EntityRows
 
 ROWS = pa.table(
     {

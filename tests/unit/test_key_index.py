@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.retrieval.engines.one_pass.key_index import NONE, ByKey, KeyIndex
+from feast_dynamo_ext.retrieval.engines.slots import NONE, ByKey, KeyIndex
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
 INTEGERS = {

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.retrieval.engines.one_pass.match import (
+from feast_dynamo_ext.retrieval.engines.one_pass import (
     LEAST_ROWS,
     SAMPLE_ROWS,
     Runs,

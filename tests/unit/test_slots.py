@@ -1,4 +1,4 @@
-"""Which slot sees a row first, against `bisect`; and what is dropped at a glance."""
+"""Which slot sees a row first, against `bisect`; and which rows the bitmap drops."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from feast_dynamo_ext.retrieval.engines.one_pass.slots import MANY, MatchInput, Orders, Slots
+from feast_dynamo_ext.retrieval.engines.slots import MANY, Orders, Slots
+from feast_dynamo_ext.retrieval.inputs import MatchInput
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
 
 
-def asked_for(keys, latest, ttl=None) -> MatchInput:
+def entity_rows(keys, latest, ttl=None) -> MatchInput:
     latest = np.array(latest, dtype=np.int64)
     earliest = np.full(len(latest), LOWEST) if ttl is None else latest - ttl
     none = np.zeros(len(latest), dtype=bool)
@@ -21,7 +22,7 @@ def asked_for(keys, latest, ttl=None) -> MatchInput:
 
 
 def slots_of(keys, latest, ttl=None) -> Slots:
-    return Slots.from_input(asked_for(keys, latest, ttl), Orders())
+    return Slots.from_input(entity_rows(keys, latest, ttl), Orders())
 
 
 # One slot, few, some, and many: each is searched in its own way.
@@ -57,13 +58,13 @@ def test_the_first_slot_that_sees_a_row(counts):
 
 @pytest.mark.parametrize("ttl", [None, 0, 30, 5_000])
 @pytest.mark.parametrize("shift", [0, HIGHEST - 10_000, LOWEST + 6_000])
-def test_a_glance_drops_no_row_that_a_slot_sees(ttl, shift):
+def test_the_bitmap_drops_no_row_that_a_slot_sees(ttl, shift):
     generator = np.random.default_rng(4)
     keys, times = generator.integers(0, 50, 200), generator.integers(0, 3_000, 200) + shift
     slots = slots_of(keys, times, ttl)
     row_keys = generator.integers(-3, 60, 4_000)
     row_times = generator.integers(-5_000, 3_100, 4_000) + shift
-    kept = set(slots.glance.rows([pa.array(row_keys)], row_times).tolist())
+    kept = set(slots.bitmap.rows([pa.array(row_keys)], row_times).tolist())
     seen = {
         row
         for row, (key, time) in enumerate(zip(row_keys.tolist(), row_times.tolist(), strict=True))
@@ -77,5 +78,5 @@ def test_a_glance_drops_no_row_that_a_slot_sees(ttl, shift):
 
 def test_views_of_the_same_keys_share_an_order():
     orders = Orders()
-    one, other = asked_for([1, 2], [10, 20], ttl=1), asked_for([1, 2], [10, 20], ttl=5)
+    one, other = entity_rows([1, 2], [10, 20], ttl=1), entity_rows([1, 2], [10, 20], ttl=5)
     assert Slots.from_input(one, orders).order is Slots.from_input(other, orders).order

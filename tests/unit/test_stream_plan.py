@@ -12,16 +12,14 @@ from feast import FileSource
 from pit_cases import repo_config
 
 from feast_dynamo_ext.parquet.source import ParquetSource
-from feast_dynamo_ext.retrieval.engines.history import History
-from feast_dynamo_ext.retrieval.engines.one_pass import match
-from feast_dynamo_ext.retrieval.engines.one_pass.slots import MatchInput
-from feast_dynamo_ext.retrieval.entity_rows.rows import EntityRows
+from feast_dynamo_ext.retrieval.engines import one_pass
+from feast_dynamo_ext.retrieval.inputs import EntityRows, History, MatchInput
 from feast_dynamo_ext.retrieval.plan import ViewPlan
 
 KEYS = 5
 
 
-@pytest.mark.parametrize("rows", [1_000, match.MOST_EQUAL + 5_000])
+@pytest.mark.parametrize("rows", [1_000, one_pass.MOST_EQUAL + 5_000])
 def test_of_rows_of_one_event_time_the_last_created_wins(tmp_path, rows):
     generator = np.random.default_rng(6)
     keys, created = generator.integers(0, KEYS, rows), generator.integers(0, 50, rows)
@@ -40,7 +38,7 @@ def test_of_rows_of_one_event_time_the_last_created_wins(tmp_path, rows):
         pa.table({"k": asked, "event_timestamp": pa.array([7] * len(asked), pa.timestamp("us"))})
     )
     opened = History.from_view(view, ParquetSource.open(source, repo_config()))
-    found = match.match(
+    found = one_pass.match(
         MatchInput.from_entities(entities, opened, created_by_entity_time=False), opened, threads=2
     )
     expected = [

@@ -192,6 +192,54 @@ def test_names_are_quoted_and_strings_escaped(tmp_path):
     assert same(job, frame)["odd__from;--"] == [1, None]
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_columns_may_be_called_as_the_statement_calls_its_own(tmp_path, known):
+    """Keys k1 and k0, time c, created time t, features r, f1, lo and position."""
+    moments = pa.array([START, START + HOUR, START + HOUR, None], pa.timestamp("us", "UTC"))
+    created = pa.array([START, START + HOUR, START, START], pa.timestamp("us", "UTC"))
+    columns = {"k1": ["a"] * 4, "k0": [1] * 4, "c": moments, "t": created}
+    features = {"r": [10, 11, 12, 13], "f1": [0, 1, 2, 3], "lo": [5, 6, 7, 8]}
+    columns |= features | {"position": [20, 21, 22, 23]}
+    pq.write_table(pa.table(columns), tmp_path / "history.parquet")
+    names = [*features, "position"]
+    view = FeatureView(
+        name="odd",
+        entities=[
+            Entity(name="one", join_keys=["k1"], value_type=ValueType.STRING),
+            Entity(name="other", join_keys=["k0"], value_type=ValueType.INT64),
+        ],
+        schema=[
+            Field(name="k1", dtype=String),
+            Field(name="k0", dtype=Int64),
+            *(Field(name=name, dtype=Int64) for name in names),
+        ],
+        source=FileSource(
+            path="history.parquet", timestamp_field="c", created_timestamp_column="t"
+        ),
+        ttl=HOUR,
+    )
+    frame = pd.DataFrame(
+        {
+            "k0": [1, 1, 2],
+            "k1": ["a"] * 3,
+            "event_timestamp": [START + HOUR, START + dt.timedelta(minutes=30), START],
+            "hi": [1, 2, 3],
+            "entity": [4, 5, 6],
+            "known": [7, 8, 9],
+        }
+    )
+    refs = [f"odd:{name}" for name in names]
+    job = retrieve(tmp_path, [view], refs, frame, filter_by_created_timestamp=known)
+    found = same(job, frame)
+    assert {name: found[name] for name in names} == {
+        "r": [11, 10, None],
+        "f1": [1, 0, None],
+        "lo": [6, 5, None],
+        "position": [21, 20, None],
+    }
+    assert (found["hi"], found["entity"], found["known"]) == ([1, 2, 3], [4, 5, 6], [7, 8, 9])
+
+
 def test_partitions_mapped_fields_aliases_and_views_without_entities(tmp_path):
     for month, total in (("2026-01", 1), ("2026-02", 2)):
         (tmp_path / "spend" / f"month={month}").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The matching of keys and times in DuckDB, in this process.
+"""The matching of keys and times in DuckDB, in this process, by the statements of `sql`.
 
 DuckDB sees narrow columns alone: keys in comparable types, times as integers, positions. It spills
 to a folder of its own under `spill_folder` when the memory limit is reached, and never downloads
@@ -8,22 +8,18 @@ an extension.
 from __future__ import annotations
 
 import contextlib
-import functools
-import os
-import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import duckdb
 import numpy as np
 
-from feast_dynamo_ext.duckdb_connection import connected
+from feast_dynamo_ext.duckdb_connection import Limits, connected
 from feast_dynamo_ext.parquet.source import ROW
+from feast_dynamo_ext.retrieval.engines import sql
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Newest
-from feast_dynamo_ext.retrieval.engines.history import CREATED, History, key_names
-from feast_dynamo_ext.retrieval.engines.one_pass import match
-from feast_dynamo_ext.retrieval.engines.one_pass.slots import MatchInput, Order
-from feast_dynamo_ext.retrieval.engines.sql import winner
+from feast_dynamo_ext.retrieval.engines.sql import DUCKDB
+from feast_dynamo_ext.retrieval.inputs import History, MatchInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,87 +28,42 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from feast_dynamo_ext.parquet.source import ParquetSource
-    from feast_dynamo_ext.retrieval.engines.one_pass.slots import Orders
-    from feast_dynamo_ext.retrieval.entity_rows.rows import EntityRows
+    from feast_dynamo_ext.retrieval.engines.base import Matcher
+    from feast_dynamo_ext.retrieval.inputs import EntityRows
     from feast_dynamo_ext.retrieval.plan import ViewPlan
 
 
-LIMIT = re.compile(r"([\d.]+) ?([KMGT])(i?)B")
 POSITIONS_AT_ONCE = 1 << 17
+
+NARROW = f"(SELECT *, {DUCKDB.quoted(ROW)} AS r FROM history)"  # noqa: S608 - names of our own
+"""The narrow columns of a history that is being read, as `sql` names them."""
 
 
 @dataclass(frozen=True)
-class DuckDbEngine:
-    """Matches in DuckDB.
+class DuckDbEngine(Limits):
+    """Matches in DuckDB."""
 
-    Attributes:
-        memory_limit: DuckDB's memory limit, for example ``2GB``; None for its own default (80% of
-            the machine's memory).
-        threads: threads; None for one a core.
-        spill_folder: where it spills; None for the system's folder for temporary files.
-        plan: how it matches: ``stream``, ``duckdb``, or ``auto`` for what suits the data.
-    """
+    name: ClassVar[str] = "duckdb"
 
-    memory_limit: str | None = None
-    threads: int | None = None
-    spill_folder: str | None = None
-    plan: str = "auto"
-
-    @property
-    def workers(self) -> int:
-        """See `Engine.workers`."""
-        return self.threads or os.cpu_count() or 1
-
-    @property
-    def entity_bytes(self) -> int:
-        """See `Engine.entity_bytes`."""
-        if self.memory_limit is not None:
-            return _bytes(self.memory_limit)
-        return _default_bytes() // 2
-
-    def explain(
-        self, entities: EntityRows, view: ViewPlan, source: ParquetSource
-    ) -> tuple[str, str]:
+    def explain(self, entities: EntityRows, view: ViewPlan, source: ParquetSource) -> str:
         """See `Engine.explain`."""
-        if self.plan == "duckdb":
-            return "duckdb", "`join_plan` says so: an ASOF join in DuckDB, which spills to disk"
         history = History.from_view(view, source)
-        order = Order.from_input(
-            MatchInput.from_entities(entities, history, created_by_entity_time=False)
-        )
-        chosen = "`join_plan` says so: " if self.plan == "stream" else ""
-        return "stream", (
-            f"{chosen}one pass over {source.rows:,} rows; {order.keys.size:,} keys are found by "
-            f"{order.keys.ways}, and their entity rows, up to {order.most:,} a key, by "
-            f"{order.way}"
-        )
+        # Raises what matching would.
+        MatchInput.from_entities(entities, history, created_by_entity_time=False)
+        return "an ASOF join in DuckDB, which spills to disk"
 
-    def match(
-        self,
-        entities: EntityRows,
-        view: ViewPlan,
-        source: ParquetSource,
-        *,
-        created_by_entity_time: bool,
-        threads: int | None = None,
-        orders: Orders | None = None,
-    ) -> NDArray[np.int64]:
-        """See `Engine.match`."""
-        history = History.from_view(view, source)
-        asked = MatchInput.from_entities(
-            entities, history, created_by_entity_time=created_by_entity_time
-        )
-        if self.plan != "duckdb":
-            return match.match(asked, history, threads or self.workers, orders)
-        found = np.full(len(asked.latest), NO_ROW, dtype=np.int64)
-        with connected(self, "The join") as connection:
-            connection.register("entity_rows", asked.table())
-            connection.execute("CREATE TEMP TABLE e AS FROM entity_rows")
-            _load(connection, history, _asked_for(view))
-            sql = _match_sql(view) if asked.known is None else _match_known_sql(view)
-            matched = connection.execute(sql).fetchnumpy()
-        found[matched["entity"]] = matched["position"]
-        return found
+    def matcher(self, entities: EntityRows, *, created_by_entity_time: bool) -> Matcher:
+        """See `Engine.matcher`. DuckDB has threads of its own, `threads` of the settings."""
+
+        def matched(view: ViewPlan, source: ParquetSource, _: int) -> NDArray[np.int64]:
+            history = History.from_view(view, source)
+            rows = MatchInput.from_entities(
+                entities, history, created_by_entity_time=created_by_entity_time
+            )
+            with connected(self, "The join") as connection:
+                return _match(connection, rows, history)
+
+        return matched
 
     @contextlib.contextmanager
     def newest(
@@ -127,18 +78,13 @@ class DuckDbEngine:
         """See `Engine.newest`."""
         source = source.within(view.event_time, start, end)
         history = replace(History.from_view(view, source), scanned=scanned)
+        rank = sql.winner_within(history, start, end, DUCKDB)
+        newest = sql.newest(view, NARROW, _between(history, start, end), rank)
         with connected(self, "The join") as connection:
-            keys = ", ".join(key_names(view))
-            _read_history(
-                connection,
-                history,
-                f"CREATE TEMP TABLE newest AS SELECT {winner(history, start, end)}, "  # noqa: S608 - our own column names
-                f"count(*) AS n FROM (SELECT *, {ROW} AS r FROM history) AS h "
-                f"WHERE {_usable(view)} AND {history.between(start, end)} GROUP BY {keys}",
-            )
+            _read_history(connection, history, f"CREATE TEMP TABLE newest AS {newest}")
             alive = f"t >= {history.axis.first_at_or_after(not_before)}" if not_before else "true"
             ((read, keys_seen, kept),) = connection.execute(
-                f"SELECT coalesce(sum(n), 0), count(*), count(*) FILTER ({alive}) FROM newest"  # noqa: S608 - as above
+                f"SELECT coalesce(sum(n), 0), count(*), count(*) FILTER ({alive}) FROM newest"  # noqa: S608 - names of our own
             ).fetchall()
             rows = connection.sql(
                 f"SELECT r FROM newest WHERE {alive} ORDER BY r"  # noqa: S608 - as above
@@ -152,42 +98,37 @@ class DuckDbEngine:
         """See `Engine.within`."""
         history = History.from_view(view, source)
         with connected(self, "The join") as connection:
-            _load(connection, history, history.between(start, end))
+            _load(connection, history, _between(history, start, end))
             within = connection.execute("SELECT r FROM h ORDER BY r").fetchnumpy()["r"]
         return np.asarray(within, dtype=np.int64)
 
 
-@functools.cache
-def _default_bytes() -> int:
-    """DuckDB's own limit: 80% of the machine's memory, or of what its container may have."""
-    with duckdb.connect(":memory:") as connection:
-        ((limit,),) = connection.execute("SELECT current_setting('memory_limit')").fetchall()
-    return _bytes(limit)
-
-
-def _bytes(limit: str) -> int:
-    """A memory limit as DuckDB reads it and says it: KB is 1,000 bytes, KiB 1,024."""
-    ((number, prefix, binary),) = LIMIT.findall(limit)
-    return int(float(number) * (1024 if binary else 1000) ** (1 + "KMGT".index(prefix)))
+def _match(
+    connection: duckdb.DuckDBPyConnection, rows: MatchInput, history: History
+) -> NDArray[np.int64]:
+    connection.register("entity_rows", rows.table())
+    connection.execute("CREATE TEMP TABLE e AS FROM entity_rows")
+    _load(connection, history, sql.needed(history.view, "e"))
+    matched = connection.execute(
+        sql.match(history.view, "e", "h", DUCKDB, known=rows.known is not None)
+    ).fetchnumpy()
+    found = np.full(len(rows.latest), NO_ROW, dtype=np.int64)
+    found[matched["entity"]] = matched["position"]
+    return found
 
 
 def _load(connection: duckdb.DuckDBPyConnection, history: History, condition: str) -> None:
-    """Read the history's narrow columns into table h: rows with all keys that meet a condition."""
-    columns = ", ".join([*key_names(history.view), "t", "c"])
-    _read_history(
-        connection,
-        history,
-        f"CREATE TEMP TABLE h AS SELECT {columns}, {ROW} AS r FROM history AS h "  # noqa: S608 - our own column names
-        f"WHERE {_usable(history.view)} AND {condition}",
-    )
+    """Read the history's narrow columns into table h: usable rows that meet a condition."""
+    loaded = sql.load(history.view, NARROW, condition)
+    _read_history(connection, history, f"CREATE TEMP TABLE h AS {loaded}")
 
 
-def _read_history(connection: duckdb.DuckDBPyConnection, history: History, sql: str) -> None:
+def _read_history(connection: duckdb.DuckDBPyConnection, history: History, text: str) -> None:
     """Run a statement that reads the narrow columns, as table `history`, once."""
     failures: list[Exception] = []
     connection.register("history", history.reader(failures))
     try:
-        connection.execute(sql)
+        connection.execute(text)
     except duckdb.Error as error:
         # DuckDB wraps what a reader raises; the reader's own error is the one that helps.
         helps = failures[0] if failures else error
@@ -195,35 +136,9 @@ def _read_history(connection: duckdb.DuckDBPyConnection, history: History, sql: 
     connection.unregister("history")
 
 
-def _match_sql(view: ViewPlan) -> str:
-    """First the newest time each entity row sees, then the winner among the rows of that time."""
-    keys = "".join(f", e.{key}" for key in key_names(view))
-    return (
-        f"WITH seen AS (SELECT e.r AS entity{keys}, h.t FROM e ASOF JOIN h "  # noqa: S608 - our own column names
-        f"ON {_equal('e', 'h', view)} AND e.hi >= h.t WHERE h.t >= e.lo) "
-        f"SELECT entity, arg_max(h.r, ({CREATED}, h.r)) AS position FROM seen JOIN h "
-        f"ON {_equal('seen', 'h', view)} AND seen.t = h.t GROUP BY entity"
+def _between(history: History, start: datetime | None, end: datetime | None) -> str:
+    axis = history.axis
+    return sql.between(
+        None if start is None else axis.first_at_or_after(start),
+        None if end is None else axis.last_at_or_before(end),
     )
-
-
-def _match_known_sql(view: ViewPlan) -> str:
-    """Among the rows in range that were created by the entity row's time, the winner."""
-    return (
-        f"SELECT e.r AS entity, arg_max(h.r, (h.t, {CREATED}, h.r)) AS position FROM e JOIN h "  # noqa: S608 - our own column names
-        f"ON {_equal('e', 'h', view)} AND h.t <= e.hi AND h.t >= e.lo AND h.c <= e.known "
-        "GROUP BY e.r"
-    )
-
-
-def _usable(view: ViewPlan) -> str:
-    """The condition that a row has an event time and all keys."""
-    return " AND ".join(f"h.{name} IS NOT NULL" for name in ["t", *key_names(view)])
-
-
-def _asked_for(view: ViewPlan) -> str:
-    """The condition that some entity row asks for a row's keys, at its time or later."""
-    return f"t <= (SELECT max(hi) FROM e) AND EXISTS (FROM e WHERE {_equal('e', 'h', view)})"  # noqa: S608 - our own column names
-
-
-def _equal(left: str, right: str, view: ViewPlan) -> str:
-    return " AND ".join(f"{left}.{key} = {right}.{key}" for key in key_names(view))

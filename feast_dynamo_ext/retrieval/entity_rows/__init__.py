@@ -1,1 +1,1 @@
-"""Entity rows, from every form they are given in."""
+"""Entity rows, from every form that `get_historical_features` takes."""

@@ -1,4 +1,4 @@
-"""Entity rows where none are given: every change of a range of time.
+"""Entity rows where there are none: every change of a range of time.
 
 A change is a distinct (join keys, event time) of a row of history. Finding them is a matter of
 narrow columns: DuckDB groups keys and times, spilling what does not fit in memory, and remembers
@@ -21,9 +21,13 @@ from feast_dynamo_ext.arrow_types import family
 from feast_dynamo_ext.duckdb_connection import connected
 from feast_dynamo_ext.errors import EntityRowsError
 from feast_dynamo_ext.parquet.source import ROW
-from feast_dynamo_ext.retrieval.engines.history import History, key_names
-from feast_dynamo_ext.retrieval.engines.one_pass.join import checked_source
-from feast_dynamo_ext.retrieval.entity_rows.rows import DEFAULT_EVENT_TIME
+from feast_dynamo_ext.retrieval.engines.sql import between, usable
+from feast_dynamo_ext.retrieval.inputs import (
+    DEFAULT_EVENT_TIME,
+    History,
+    checked_source,
+    key_names,
+)
 from feast_dynamo_ext.timestamps import NANOSECONDS
 
 if TYPE_CHECKING:
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Window:
-    """The range whose changes are asked for, both bounds included.
+    """The range whose changes are the entity rows, both bounds included.
 
     Attributes:
         start: the first event time that counts.
@@ -73,12 +77,12 @@ class Window:
         return cls(start, end)
 
 
-def _moment(name: str, given: datetime) -> datetime:
-    if not isinstance(given, datetime):
+def _moment(name: str, value: datetime) -> datetime:
+    if not isinstance(value, datetime):
         raise EntityRowsError(
-            f"`{name}` is a {type(given).__name__}. Give a datetime; without a zone it is UTC."
+            f"`{name}` is a {type(value).__name__}. Give a datetime; without a zone it is UTC."
         )
-    moment: datetime = make_tzaware(given)
+    moment: datetime = make_tzaware(value)
     return moment
 
 
@@ -194,23 +198,24 @@ def _group(
     names = key_names(history.view)
     keys = ", ".join(names)
     finer = NANOSECONDS[history.axis.unit] // NANOSECONDS[unit]
-    usable = " AND ".join(f"{name} IS NOT NULL" for name in ["t", *names])
-    condition = f"{usable} AND {history.between(window.start, window.end)}"
+    axis = history.axis
+    first, last = axis.first_at_or_after(window.start), axis.last_at_or_before(window.end)
+    condition = f"{usable(history.view)} AND {between(first, last)}"
     if known and history.created_axis is not None:
         event, created = history.axis.unit, history.created_axis.unit
         condition += (
-            f" AND c::HUGEINT * {NANOSECONDS[created]} <= t::HUGEINT * {NANOSECONDS[event]}"
+            f" AND h.c::HUGEINT * {NANOSECONDS[created]} <= h.t::HUGEINT * {NANOSECONDS[event]}"
         )
     failures: list[Exception] = []
     duck.register("history", history.reader(failures))
     try:
         duck.execute(
-            f"CREATE TEMP TABLE changes_{at} AS SELECT {keys}, t * {finer} AS t, "  # noqa: S608 - our own column names
-            f"{at} AS v, min({ROW}) AS r FROM history WHERE {condition} GROUP BY {keys}, t"
+            f"CREATE TEMP TABLE changes_{at} AS SELECT {keys}, h.t * {finer} AS t, "  # noqa: S608 - our own column names
+            f"{at} AS v, min({ROW}) AS r FROM history AS h WHERE {condition} GROUP BY {keys}, h.t"
         )
     except duckdb.OutOfRangeException as error:
         raise EntityRowsError(
-            f"Feature view `{history.view.view}` has event times that cannot be told in {unit}, "
+            f"Feature view `{history.view.view}` has event times beyond what {unit} can say, "
             "the unit of another view of the request. Ask for a shorter range."
         ) from error
     except duckdb.Error as error:

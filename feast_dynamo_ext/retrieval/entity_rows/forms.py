@@ -1,6 +1,6 @@
 """Entity rows from every form that `get_historical_features` takes them in.
 
-They are read when the retrieval is asked for, as Feast's other stores do: the job says between
+They are read when the retrieval is made, as Feast's other stores do: the job says between
 which moments it retrieves before it runs.
 """
 
@@ -17,7 +17,7 @@ from feast_dynamo_ext.errors import EntityRowsError, SourceNotFoundError
 from feast_dynamo_ext.retrieval.entity_rows.changes import Window, changes
 from feast_dynamo_ext.retrieval.entity_rows.from_files import read_files
 from feast_dynamo_ext.retrieval.entity_rows.from_sql import is_sql, named_sources, run_sql
-from feast_dynamo_ext.retrieval.entity_rows.rows import EntityRows, Origin
+from feast_dynamo_ext.retrieval.inputs import EntityRows, Origin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,8 +40,8 @@ class EntityRequest:
         config: the repo's config.
         registry: the Feast registry, whose names SQL knows.
         project: Feast project.
-        views: the views asked for.
-        plan: the same as a plan.
+        views: the views of the request.
+        plan: the join of these views.
         limits: memory, threads and spill folder of DuckDB.
         open_source: lists the files of a source.
     """
@@ -55,12 +55,12 @@ class EntityRequest:
     open_source: Callable[[DataSource], ParquetSource]
 
     def entity_rows(
-        self, given: Any, start: datetime | None = None, end: datetime | None = None
+        self, entity_df: Any, start: datetime | None = None, end: datetime | None = None
     ) -> EntityRows:
         """The entity rows, read and checked, with all join keys of the views.
 
         Args:
-            given: rows in memory (see `entity_tables.as_table`), a path or URI of Parquet or CSV,
+            entity_df: rows in memory (see `inputs.as_table`), a path or URI of Parquet or CSV,
                 SQL, or None for every change between start and end.
             start: the first event time of the changes; None for the end less the longest ttl.
             end: the last one; None for now.
@@ -71,23 +71,23 @@ class EntityRequest:
             SourceNotFoundError: there is no file at the path.
             OfflineStoreError: files that cannot be read; see the subclasses.
         """
-        rows = self._read(given, start, end)
+        rows = self._read(entity_df, start, end)
         for view in self.plan.views:
             rows.require([column for column, _ in view.keys], view.view)
         return rows
 
-    def _read(self, given: Any, start: datetime | None, end: datetime | None) -> EntityRows:
-        if given is None:
+    def _read(self, entity_df: Any, start: datetime | None, end: datetime | None) -> EntityRows:
+        if entity_df is None:
             window = Window.from_times(start, end, self.plan)
             origin = Origin("changes", window=(window.start, window.end))
             return EntityRows.from_frame(
                 changes(self.plan, window, self.limits, self.open_source), origin
             )
-        if isinstance(given, os.PathLike):
-            return self._files(os.fspath(given))
-        if isinstance(given, str):
-            return self._sql(given) if is_sql(given) else self._files(given)
-        return EntityRows.from_frame(given)
+        if isinstance(entity_df, os.PathLike):
+            return self._files(os.fspath(entity_df))
+        if isinstance(entity_df, str):
+            return self._sql(entity_df) if is_sql(entity_df) else self._files(entity_df)
+        return EntityRows.from_frame(entity_df)
 
     def _sql(self, sql: str) -> EntityRows:
         sources = named_sources(self.registry, self.project)

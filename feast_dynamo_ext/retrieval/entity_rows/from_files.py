@@ -18,10 +18,7 @@ from feast_dynamo_ext.errors import EntityRowsError, FeastDynamoError, SourceRea
 from feast_dynamo_ext.parquet.listing import Place
 from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.parquet.source import ROW, ParquetSource
-from feast_dynamo_ext.retrieval.entity_rows.rows import (
-    DEFAULT_EVENT_TIME,
-    reject_duplicate_columns,
-)
+from feast_dynamo_ext.retrieval.inputs import DEFAULT_EVENT_TIME, reject_duplicate_columns
 
 if TYPE_CHECKING:
     from collections.abc import Collection

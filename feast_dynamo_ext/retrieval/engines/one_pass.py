@@ -1,29 +1,31 @@
-"""Matching in one pass over the history: each row meets the slot that sees it first.
-
-In such a batch each slot looks for its row, instead of each row for its slot: there are far fewer
-slots than rows, and neighbours look at the same places. Nobody has to say that a file is sorted:
-each batch shows it, and what is found is right for any.
+"""The as-of join in one pass, in numpy: each row of history meets the slot that sees it first.
 
 What is kept is of the size of the entity rows, however long the history is and in whatever order
 it stands. Rows that nobody can see are dropped at once, most of them by their key's first and last
 time; only what is left looks for its slot. Row groups are read and reduced by several threads, and
 what is left of them is taken in in the order of the files. Created times are read only of rows
 whose event times are equal, unless these are many.
+
+Where the rows of a key stand together in a batch, in the order of their times, each slot looks for
+its row, instead of each row for its slot: there are far fewer slots than rows, and neighbours look
+at the same places. Nobody has to say that a file is sorted: each batch shows it, and what is found
+is right for any.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.retrieval.engines.base import NO_ROW
-from feast_dynamo_ext.retrieval.engines.one_pass.key_index import NONE
-from feast_dynamo_ext.retrieval.engines.one_pass.slots import Orders, Slots
+from feast_dynamo_ext.duckdb_connection import Limits
+from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Gap
+from feast_dynamo_ext.retrieval.engines.slots import NONE, Order, Orders, Slots
+from feast_dynamo_ext.retrieval.inputs import History, MatchInput
 from feast_dynamo_ext.timestamps import LOWEST
 
 if TYPE_CHECKING:
@@ -31,18 +33,54 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from feast_dynamo_ext.retrieval.engines.history import History
-    from feast_dynamo_ext.retrieval.engines.one_pass.slots import MatchInput
+    from feast_dynamo_ext.parquet.source import ParquetSource
+    from feast_dynamo_ext.retrieval.engines.base import Matcher
+    from feast_dynamo_ext.retrieval.inputs import EntityRows
+    from feast_dynamo_ext.retrieval.plan import ViewPlan
+
+
+@dataclass(frozen=True)
+class OnePassEngine(Limits):
+    """Matches in one pass over the history."""
+
+    name: ClassVar[str] = "stream"
+
+    def explain(self, entities: EntityRows, view: ViewPlan, source: ParquetSource) -> str:
+        """See `Engine.explain`."""
+        history = History.from_view(view, source)
+        rows = MatchInput.from_entities(entities, history, created_by_entity_time=False)
+        order = Order.from_input(rows)
+        return (
+            f"one pass over {source.rows:,} rows; {order.keys.size:,} keys are found by "
+            f"{order.keys.method}, and their entity rows, up to {order.most:,} a key, by "
+            f"{order.method}"
+        )
+
+    def matcher(self, entities: EntityRows, *, created_by_entity_time: bool) -> Matcher:
+        """See `Engine.matcher`. Views of the same keys share the order of the entity rows."""
+        orders = Orders()
+
+        def matched(view: ViewPlan, source: ParquetSource, threads: int) -> NDArray[np.int64]:
+            history = History.from_view(view, source)
+            rows = MatchInput.from_entities(
+                entities, history, created_by_entity_time=created_by_entity_time
+            )
+            return match(rows, history, threads, orders)
+
+        return matched
+
+    newest = Gap("one row a key of the whole history may not fit in memory; DuckDB spills it")
+    within = Gap("nothing is matched, so one pass is what DuckDB makes too")
 
 
 SAMPLE_ROWS = 1_024
 LEAST_ROWS = 4
-"""Of a run, on average, for it to be worth it."""
+"""Of a run, on average, for searching in runs to be worth it."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Stretches of a batch with one key each, whose times do not descend.
+    """Stretches of a batch with one key each, whose times do not descend: sorted runs.
 
     Attributes:
         first: their first rows.
@@ -78,7 +116,7 @@ class Runs:
         """Rows of the same time before a row of a run.
 
         Returns:
-            For each of them which of the given rows it is before, and the row.
+            For each of them which of the `row` arguments it is before, and its row.
         """
         times = self.time.take(row)
         with_equal = np.flatnonzero(
@@ -133,19 +171,19 @@ MOST_EQUAL = 1 << 20
 
 
 def match(
-    asked: MatchInput, history: History, threads: int, orders: Orders | None = None
+    rows: MatchInput, history: History, threads: int, orders: Orders | None = None
 ) -> NDArray[np.int64]:
     """For each entity row the position of the row of history it sees, or NO_ROW."""
-    slots = Slots.from_input(asked, orders or Orders())
+    slots = Slots.from_input(rows, orders or Orders())
     newest = None
     if history.created_axis is not None and slots.known is None:
         newest = _without_created(slots, history, threads)
     if newest is None:
         newest = _Newest(slots)
         ties = history.created_axis is not None
-        for rows in history.each(partial(_visible, slots=slots, ties=ties), threads):
-            newest.take_in(rows)
-    found = np.full(len(asked.latest), NO_ROW, dtype=np.int64)
+        for visible in history.each(partial(_visible, slots=slots, ties=ties), threads):
+            newest.take_in(visible)
+    found = np.full(len(rows.latest), NO_ROW, dtype=np.int64)
     found[slots.order.entity] = newest.seen()
     return found
 
@@ -201,7 +239,7 @@ def _visible(batch: pa.RecordBatch, start: int, slots: Slots, *, ties: bool) -> 
     if runs is not None:
         return _seen_in_runs(batch, runs, start, slots, ties=ties)
     *keys, times, createds = batch.columns
-    row = slots.glance.rows(keys, _numbers(times))
+    row = slots.bitmap.rows(keys, _numbers(times))
     key = slots.order.keys.numbers([column.take(pa.array(row)) for column in keys])
     valid = key != NONE
     if times.null_count:
@@ -228,10 +266,10 @@ def _seen_in_runs(
     *keys, _, createds = batch.columns
     firsts = pa.array(runs.first)
     key = slots.order.keys.numbers([column.take(firsts) for column in keys]).astype(np.int64)
-    asked = np.flatnonzero(key != NONE)
-    first, end = (slots.order.first.take(key[asked] + more) for more in (0, 1))
+    with_slots = np.flatnonzero(key != NONE)
+    first, end = (slots.order.first.take(key[with_slots] + more) for more in (0, 1))
     of_range, slot = expanded(first, end)
-    run = asked.take(of_range)
+    run = with_slots.take(of_range)
     row = runs.after(run, slots.order.latest.take(slot)) - 1
     seen = row >= runs.first.take(run)
     # A slot that sees the row of the one before it, in the same run, has none of its own.

@@ -2,24 +2,25 @@
 
 Rows out = rows in, same order; the entity rows' own columns are untouched. Views are joined side
 by side, and entity rows that would not fit in memory with their features block by block.
+
+Features are read in the order of the files. Values of a fixed width are put side by side as soon
+as their batch is read, and then gathered column by column: 4 ns a value, where scattering them
+took 25 ns and Arrow's `take` 35 ns. All others (text, lists, maps) are left to Arrow.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from feast_dynamo_ext.arrow_types import check_supported
 from feast_dynamo_ext.errors import EntityRowsError
 from feast_dynamo_ext.parquet.pointer import HASH, bucket_of
-from feast_dynamo_ext.retrieval.engines.base import Result
-from feast_dynamo_ext.retrieval.engines.one_pass.features import read_features
-from feast_dynamo_ext.retrieval.engines.one_pass.slots import Orders
-from feast_dynamo_ext.retrieval.plan import visible
+from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Result, ascending
+from feast_dynamo_ext.retrieval.inputs import checked_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,18 +30,18 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.parquet.source import ParquetSource
     from feast_dynamo_ext.retrieval.engines.base import Engine
-    from feast_dynamo_ext.retrieval.entity_rows.rows import EntityRows
+    from feast_dynamo_ext.retrieval.inputs import EntityRows
     from feast_dynamo_ext.retrieval.plan import PitPlan, ViewPlan
 
 
 FIRST_ROWS = 64
-"""For each bucket: many entity rows ask for every bucket, which the first of them tell."""
+"""For each bucket: many entity rows need every bucket, as the first of them show."""
 
 
 def prune_buckets(
     source: ParquetSource, keys: Mapping[str, pa.Array | pa.ChunkedArray]
 ) -> ParquetSource:
-    """The source without the files whose buckets hold none of the asked-for keys.
+    """The source without the files whose buckets hold none of the keys.
 
     Files that were appended since the source was compacted remain, as do all where it has no
     buckets, or buckets of columns that are not among the keys. No file is opened.
@@ -51,10 +52,10 @@ def prune_buckets(
             can be compared with the source's; null keys match nothing.
 
     Returns:
-        The narrowed source; positions count in its files.
+        The pruned source; positions count in its files.
 
     Raises:
-        pyarrow.ArrowInvalid: a key that cannot be compared exactly, see `keys.comparable`.
+        pyarrow.ArrowInvalid: a key that cannot be compared exactly, see `arrow_types.comparable`.
     """
     current = source.current
     buckets = current.buckets if current else None
@@ -66,11 +67,11 @@ def prune_buckets(
     first = [column.slice(0, FIRST_ROWS * buckets.count) for column in columns]
     if len(_buckets(first, buckets.count)) == buckets.count:
         return source
-    asked = _buckets(columns, buckets.count)
-    if len(asked) == buckets.count:
+    needed = _buckets(columns, buckets.count)
+    if len(needed) == buckets.count:
         return source
     root = source.place.root
-    wanted = set(asked.tolist())
+    wanted = set(needed.tolist())
     left_out = {f"{root}/{file.path}" for file in current.files if file.bucket not in wanted}
     return source.only({file.path for file in source.files} - left_out)
 
@@ -119,20 +120,6 @@ def rows_at_once(plan: PitPlan, sources: Sequence[ParquetSource], most_bytes: in
     return max(1, most_bytes // row_bytes)
 
 
-def checked_source(view: ViewPlan, source: ParquetSource) -> ParquetSource:
-    """The source with all columns that a view needs.
-
-    Raises:
-        ColumnNotFoundError: no file has one of them.
-        UnsupportedTypeError: a feature's column has a type that Feast cannot carry.
-    """
-    wanted = f"Feature view `{view.view}`"
-    complete = source.with_columns([*view.narrow_columns, *view.feature_columns], wanted)
-    for column in view.feature_columns:
-        check_supported(column, complete.schema.field(column).type, wanted)
-    return complete
-
-
 def prune(view: ViewPlan, source: ParquetSource, entities: EntityRows) -> ParquetSource:
     """The source without the files and row groups that none of the entity rows can see.
 
@@ -142,7 +129,7 @@ def prune(view: ViewPlan, source: ParquetSource, entities: EntityRows) -> Parque
     """
     entities.require([column for column, _ in view.keys], view.view)
     keys = {theirs: entities.key(ours, view.view) for ours, theirs in view.keys}
-    return prune_buckets(source, keys).within(view.event_time, *visible(entities, view))
+    return prune_buckets(source, keys).within(view.event_time, *view.visible(*entities.range()))
 
 
 class _Block:
@@ -150,7 +137,7 @@ class _Block:
 
     def __init__(self, plan: PitPlan, entities: EntityRows, engine: Engine) -> None:
         self._plan, self._entities, self._engine = plan, entities, engine
-        self._orders = Orders()
+        self._match = engine.matcher(entities, created_by_entity_time=plan.created_by_entity_time)
         # What is done one after the other for one view is done for several side by side; one more
         # than there are workers keeps these busy. Measured: a tenth less time on two cores.
         self._side_by_side = max(1, min(len(plan.views), engine.workers + 1))
@@ -174,14 +161,7 @@ class _Block:
         self, view: ViewPlan, source: ParquetSource, threads: int
     ) -> list[pa.Array | pa.ChunkedArray]:
         source = prune(view, source, self._entities)
-        positions = self._engine.match(
-            self._entities,
-            view,
-            source,
-            created_by_entity_time=self._plan.created_by_entity_time,
-            threads=threads,
-            orders=self._orders,
-        )
+        positions = self._match(view, source, threads)
         found = read_features(source, view.feature_columns, positions, threads)
         return [found[column] for column, _ in view.features]
 
@@ -221,3 +201,103 @@ def _held_bytes(kind: pa.DataType) -> int:
     except ValueError:
         # In the order of the files, and in that of the entity rows.
         return 2 * TEXT_BYTES
+
+
+WIDTHS = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+
+
+def read_features(
+    source: ParquetSource, columns: Sequence[str], positions: NDArray[np.int64], threads: int
+) -> dict[str, pa.Array | pa.ChunkedArray]:
+    """The values of some columns, by name, in the types that the source has.
+
+    Args:
+        source: the history.
+        columns: names of the columns.
+        positions: for each row of the result a position, or NO_ROW for nulls.
+        threads: how many threads read.
+
+    Raises:
+        SourceReadError: a file cannot be read, or changed since it was listed.
+    """
+    # NO_ROW is less than any position.
+    rows = ascending(positions)[np.count_nonzero(positions == NO_ROW) :]
+    wanted = positions[rows]
+    fixed = {
+        field.name: _Fixed.from_type(field.type, len(wanted))
+        for field in source.schema_of(columns)
+        if _is_fixed(field.type)
+    }
+    others = [name for name in columns if name not in fixed]
+
+    def put(batch: pa.RecordBatch, start: int) -> pa.RecordBatch:
+        first, end = np.searchsorted(wanted, [start, start + batch.num_rows])
+        taken = batch.take(pa.array(wanted[first:end] - start))
+        for name in taken.schema.names:
+            if name in fixed:
+                fixed[name].put(taken.column(name), first)
+        return taken.select(others)
+
+    read = list(source.each(list(columns), put, threads, wanted))
+    source.check_unchanged()
+    place = np.full(len(positions), len(wanted))
+    place[rows] = np.arange(len(wanted))
+    is_null = positions == NO_ROW
+    found = _in_order(read, source.schema_of(others), pa.array(place, mask=is_null))
+    for name in list(fixed):
+        found[name] = fixed.pop(name).array(place, is_null)
+    return found
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """A column of values of a fixed width, in the order of the files.
+
+    Attributes:
+        kind: Arrow's type of them.
+        bits: the values; and a last one, for rows without.
+        nulls: places of values that are null, in parts.
+    """
+
+    kind: pa.DataType
+    bits: NDArray[np.unsignedinteger]
+    nulls: list[NDArray[np.int64]]
+
+    @classmethod
+    def from_type(cls, kind: pa.DataType, rows: int) -> _Fixed:
+        return cls(kind, np.zeros(rows + 1, dtype=WIDTHS[kind.bit_width]), [])
+
+    def put(self, values: pa.Array, first: int) -> None:
+        """Put values side by side, from a place on; several threads may, each into its own."""
+        bits = np.frombuffer(values.buffers()[1], dtype=self.bits.dtype)
+        self.bits[first : first + len(values)] = bits[values.offset : values.offset + len(values)]
+        if values.null_count:
+            self.nulls.append(
+                first + np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))
+            )
+
+    def array(self, place: NDArray[np.int64], is_null: NDArray[np.bool_]) -> pa.Array:
+        """The values in these places."""
+        if self.nulls:
+            nulls = np.zeros(len(self.bits), dtype=bool)
+            nulls[np.concatenate(self.nulls)] = True
+            is_null = is_null | nulls.take(place)
+        bitmap = None
+        if is_null.any():
+            bitmap = pa.py_buffer(np.packbits(~is_null, bitorder="little"))
+        buffers = [bitmap, pa.py_buffer(self.bits.take(place, mode="clip"))]
+        return pa.Array.from_buffers(self.kind, len(place), buffers)
+
+
+def _is_fixed(kind: pa.DataType) -> bool:
+    return pa.types.is_primitive(kind) and kind.bit_width in WIDTHS
+
+
+def _in_order(
+    read: list[pa.RecordBatch], schema: pa.Schema, place: pa.Array
+) -> dict[str, pa.Array | pa.ChunkedArray]:
+    if not schema.names:
+        return {}
+    # A null place makes a null of the column's own type.
+    taken = pa.Table.from_batches(read, schema).combine_chunks().take(place)
+    return dict(zip(schema.names, taken.columns, strict=True))

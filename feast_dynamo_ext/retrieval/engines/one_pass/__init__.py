@@ -1,1 +1,0 @@
-"""The point-in-time join in one pass over history, in numpy."""

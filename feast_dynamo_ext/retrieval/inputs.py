@@ -1,0 +1,521 @@
+"""What a plan is run on: entity rows, history, and both as the narrow columns that are matched.
+
+Types stay as they are. Only Arrow's view layouts (`string_view`, which Polars exports) become the
+plain ones, since neither Arrow's `take` nor its Parquet writer knows them. For matching, keys are
+brought to one type a family and times to integers, on both sides alike; see `timestamps`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from feast_dynamo_ext.arrow_types import (
+    check_joinable,
+    check_supported,
+    comparable,
+    compared_type,
+    family,
+)
+from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
+from feast_dynamo_ext.parquet.source import ROW
+from feast_dynamo_ext.timestamps import EPOCH, HIGHEST, LOWEST, MICROSECOND, Axis, check_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
+
+    from numpy.typing import NDArray
+
+    from feast_dynamo_ext.parquet.source import ParquetSource
+    from feast_dynamo_ext.retrieval.plan import ViewPlan
+
+
+T = TypeVar("T")
+
+DEFAULT_EVENT_TIME = "event_timestamp"
+
+TOGETHER = 1 << 20
+"""Rows of a batch whose keys are no integers."""
+
+PLAIN = (
+    (pa.types.is_string_view, pa.string()),
+    (pa.types.is_binary_view, pa.binary()),
+)
+
+FORMS = (
+    "a pandas DataFrame, an Arrow table, reader or dataset, a Polars DataFrame or LazyFrame, a "
+    "path or s3:// URI of Parquet or CSV, SQL that begins with SELECT, WITH or FROM, or None with "
+    "`start_date` and `end_date`"
+)
+
+
+def as_table(frame: Any) -> pa.Table:
+    """Rows in memory as an Arrow table.
+
+    Args:
+        frame: a pandas DataFrame; an Arrow table, record batch, reader or dataset; a Polars
+            DataFrame or LazyFrame; or another object with Arrow's PyCapsule interface.
+
+    Raises:
+        EntityRowsError: none of these, several columns of one name, or a column that Arrow cannot
+            hold.
+    """
+    table = _pandas(frame) if isinstance(frame, pd.DataFrame) else _arrow(frame)
+    reject_duplicate_columns(table.column_names)
+    return _plain(table)
+
+
+def reject_duplicate_columns(names: Sequence[str]) -> None:
+    """Refuse columns of one name.
+
+    Raises:
+        EntityRowsError: names them.
+    """
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise EntityRowsError(f"Entity rows have several columns named {repeated}. Rename them.")
+
+
+def _pandas(frame: pd.DataFrame) -> pa.Table:
+    reject_duplicate_columns(list(frame.columns))
+    if DEFAULT_EVENT_TIME in frame.index.names and DEFAULT_EVENT_TIME not in frame.columns:
+        raise EntityRowsError(
+            f"Entity rows: `{DEFAULT_EVENT_TIME}` is an index of the DataFrame, not a column. "
+            "Make columns of the index with `frame.reset_index()`."
+        )
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, TypeError) as error:
+        raise EntityRowsError(
+            f"Entity rows: a column cannot be held by Arrow: {error}. Give each column one type."
+        ) from error
+
+
+def _arrow(frame: Any) -> pa.Table:
+    try:
+        if isinstance(frame, ds.Dataset):
+            return frame.to_table()
+        if not _exports_arrow(frame) and callable(getattr(frame, "collect", None)):
+            frame = frame.collect()  # a Polars LazyFrame
+        if _exports_arrow(frame):
+            return pa.table(frame)
+    except (pa.ArrowException, OSError) as error:
+        raise EntityRowsError(
+            f"Entity rows: reading the {type(frame).__name__} failed: {error}. Check what it "
+            "reads from."
+        ) from error
+    raise EntityRowsError(f"Entity rows must be {FORMS}, not {type(frame).__name__}.")
+
+
+def _exports_arrow(frame: Any) -> bool:
+    # A class has the method too, but nothing to export.
+    return not isinstance(frame, type) and any(
+        hasattr(frame, name) for name in ("__arrow_c_stream__", "__arrow_c_array__")
+    )
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    schema = pa.schema(
+        [column.with_type(_plain_type(column.type)) for column in table.schema],
+        metadata=table.schema.metadata,
+    )
+    return table if schema.equals(table.schema) else table.cast(schema)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    for matches, plain in PLAIN:
+        if matches(kind):
+            return plain
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _plain_type(kind.value_type), kind.ordered)
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_plain_type(kind.value_type)))
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
+    return kind
+
+
+LOOK = {
+    "memory": "how they were made",
+    "files": "that the files hold what they should",
+    "sql": "what the statement's WHERE leaves",
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where entity rows come from.
+
+    Attributes:
+        kind: ``memory`` (an object), ``files``, ``sql``, or ``changes`` (there were none: every
+            change of a range of time).
+        text: the URI of the files, or the SQL; empty for the others.
+        window: the first and the last moment of the range of the changes; None for the others.
+    """
+
+    kind: Literal["memory", "files", "sql", "changes"] = "memory"
+    text: str = ""
+    window: tuple[datetime, datetime] | None = None
+
+    def __str__(self) -> str:
+        return f" from {self.text}" if self.kind == "files" else ""
+
+
+MEMORY = Origin()
+
+
+@dataclass(frozen=True)
+class EntityRows:
+    """Checked entity rows.
+
+    Attributes:
+        table: the rows, all columns.
+        event_time: name of the column that says of which moment each row is.
+        times: that column as int64 in `unit` since 1970 UTC.
+        unit: ``s``, ``ms``, ``us`` or ``ns``.
+        origin: where they come from.
+    """
+
+    table: pa.Table
+    event_time: str
+    times: NDArray[np.int64]
+    unit: str
+    origin: Origin = MEMORY
+
+    @classmethod
+    def from_frame(cls, frame: Any, origin: Origin = MEMORY) -> EntityRows:
+        """Check entity rows.
+
+        Args:
+            frame: rows in memory, in any of the forms of `as_table`: join keys, an event time, and
+                any further columns.
+            origin: where they come from, for messages. Only ``changes`` may be no rows.
+
+        Raises:
+            EntityRowsError: not rows, empty, no event time, a null in it, or columns that Arrow
+                cannot hold.
+            ColumnTypeError: the event time is not a timestamp.
+        """
+        table = as_table(frame)
+        if not table.num_rows and origin.kind != "changes":
+            raise EntityRowsError(
+                f"The entity rows{origin} are empty, so there is nothing to join features to. "
+                f"Check {LOOK[origin.kind]}."
+            )
+        event_time = _event_time_column(table.schema, origin)
+        column = table.column(event_time)
+        check_time(event_time, column.type, f"Entity rows{origin}")
+        if column.null_count:
+            raise EntityRowsError(
+                f"Entity rows{origin}: {column.null_count:,} rows have no `{event_time}`; a "
+                "point-in-time join needs one in each. Drop or fill them."
+            )
+        if pa.types.is_date(column.type):
+            column = column.cast(pa.timestamp("s"))
+        times = column.cast(pa.int64()).to_numpy()
+        return cls(table, event_time, times, column.type.unit, origin)
+
+    @property
+    def other_columns(self) -> list[str]:
+        """Every column but the event time: join keys, and what else the rows carry."""
+        return [name for name in self.table.column_names if name != self.event_time]
+
+    def key(self, column: str, view: str) -> pa.ChunkedArray:
+        """A join key's column, in the type that is compared.
+
+        Raises:
+            EntityRowsError: there is no such column, or a value in it that cannot be a key.
+        """
+        self.require([column], view)
+        try:
+            return comparable(self.table.column(column))
+        except (pa.ArrowException, StopIteration) as error:
+            raise EntityRowsError(
+                f"Entity rows: join key `{column}` of feature view `{view}` has type "
+                f"{self.table.column(column).type}, which cannot be compared exactly with the "
+                f"source: {error}. Cast it to integers or text."
+            ) from error
+
+    def require(self, columns: Sequence[str], view: str) -> None:
+        """Refuse entity rows that lack a join key.
+
+        Raises:
+            EntityRowsError: names the join key, the view and the columns that are there.
+        """
+        missing = [column for column in columns if column not in self.table.column_names]
+        if missing:
+            raise EntityRowsError(
+                f"Entity rows lack the join key {missing} of feature view `{view}`; they have "
+                f"{self.table.column_names}. Add it, or leave the view's features out."
+            )
+
+    def range(self) -> tuple[datetime, datetime]:
+        """The first and last moment of the rows, in microseconds, rounded outwards.
+
+        Of changes the range that they are of, also where there are none.
+
+        Raises:
+            EntityRowsError: the year of one is not one of 1 to 9999.
+        """
+        if self.origin.window is not None:
+            return self.origin.window
+        ends = np.array([self.times.min(), self.times.max()])
+        micros = Axis("us")
+        try:
+            first = EPOCH + int(micros.floor(ends, self.unit)[0]) * MICROSECOND
+            last = EPOCH + int(micros.ceil(ends, self.unit)[1]) * MICROSECOND
+        except OverflowError as error:
+            raise EntityRowsError(
+                f"Entity rows{self.origin}: a time in `{self.event_time}` is outside the years 1 "
+                "to 9999. Check the unit of what they were made from."
+            ) from error
+        return first, last
+
+
+def _event_time_column(schema: pa.Schema, origin: Origin) -> str:
+    if DEFAULT_EVENT_TIME in schema.names:
+        return DEFAULT_EVENT_TIME
+    times: list[str] = [column.name for column in schema if pa.types.is_timestamp(column.type)]
+    if len(times) != 1:
+        raise EntityRowsError(
+            f"Entity rows{origin} need a column `{DEFAULT_EVENT_TIME}`, or exactly one other "
+            f"column of timestamps; they have {schema.names}, of which {times} are timestamps."
+        )
+    return times[0]
+
+
+def checked_source(view: ViewPlan, source: ParquetSource) -> ParquetSource:
+    """The source with all columns that a view needs.
+
+    Raises:
+        ColumnNotFoundError: no file has one of them.
+        UnsupportedTypeError: a feature's column has a type that Feast cannot carry.
+    """
+    wanted = f"Feature view `{view.view}`"
+    complete = source.with_columns([*view.narrow_columns, *view.feature_columns], wanted)
+    for column in view.feature_columns:
+        check_supported(column, complete.schema.field(column).type, wanted)
+    return complete
+
+
+@dataclass(frozen=True)
+class History:
+    """A view's history as narrow columns: one side of the as-of join.
+
+    They are the keys k0, k1 ..., the event time t, the created time c, and the position.
+
+    Attributes:
+        view: which columns are keys and times.
+        source: the history.
+        axis: of t.
+        created_axis: of c; None where there is no created time.
+        scanned: called with numbers of rows as they are read.
+    """
+
+    view: ViewPlan
+    source: ParquetSource
+    axis: Axis
+    created_axis: Axis | None
+    scanned: Callable[[int], object] | None = None
+
+    @classmethod
+    def from_view(cls, view: ViewPlan, source: ParquetSource) -> History:
+        """The history of a view.
+
+        Raises:
+            ColumnTypeError: a column that is no time, or cannot be a key.
+        """
+        where = f"Feature view `{view.view}`, source {source.uri}"
+        schema = source.schema
+        event_type = schema.field(view.event_time).type
+        check_time(view.event_time, event_type, where)
+        created_axis = None
+        if view.created_time:
+            created_type = schema.field(view.created_time).type
+            # Of a column without any value, files do not say what its values would be.
+            if not pa.types.is_null(created_type):
+                check_time(view.created_time, created_type, where)
+            created_axis = Axis.from_type(created_type)
+        for _, column in view.keys:
+            if family(schema.field(column).type) is None:
+                raise ColumnTypeError(
+                    f"{where}: join key `{column}` has type {schema.field(column).type}, which "
+                    "cannot be compared exactly. Use integers or text."
+                )
+        return cls(view, source, Axis.from_type(event_type, view.ttl), created_axis)
+
+    def reader(self, failures: list[Exception]) -> pa.RecordBatchReader:
+        """The narrow columns of all rows; what reading raises is also put into `failures`."""
+        empty = pa.RecordBatch.from_pylist([], self.source.schema_of(self.view.narrow_columns))
+        schema = self._narrow(empty).schema.append(pa.field(ROW, pa.int64()))
+        return pa.RecordBatchReader.from_batches(schema, self._batches(failures))
+
+    def _batches(self, failures: list[Exception]) -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in self.source.scan(self.view.narrow_columns, self._narrow):
+                yield batch
+                if self.scanned is not None:
+                    self.scanned(batch.num_rows)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    def each(self, work: Callable[[pa.RecordBatch, int], T], threads: int) -> Iterator[T]:
+        """What a function makes of the narrow columns; see `ParquetSource.each`."""
+        # Arrow makes its hash table of the entity rows' keys anew for each batch.
+        types = [self.source.schema.field(column).type for _, column in self.view.keys]
+        together = 0 if all(compared_type(kind) == pa.int64() for kind in types) else TOGETHER
+        return self.source.each(
+            self.view.narrow_columns,
+            lambda rows, at: work(self._narrow(rows), at),
+            threads,
+            together=together,
+        )
+
+    def without_created(self) -> History:
+        """This history with all created times null, which are not read."""
+        return replace(self, view=replace(self.view, created_time=None), created_axis=None)
+
+    def created(self, positions: NDArray[np.int64], threads: int) -> NDArray[np.int64]:
+        """The created times at ascending positions; the lowest where there is none."""
+        if self.view.created_time is None or self.created_axis is None:
+            return np.full(len(positions), LOWEST)
+        columns = [self.view.created_time]
+        rows = self.source.fetch(columns, positions, threads)
+        column = pa.Table.from_batches(rows, self.source.schema_of(columns)).column(0)
+        times: NDArray[np.int64] = self.created_axis.cast(column).fill_null(LOWEST).to_numpy()
+        return times
+
+    def event_range(self, start: datetime, end: datetime) -> tuple[int, int]:
+        """The least and the greatest t that a row between start and end can have."""
+        first, last = self.axis.first_at_or_after(start), self.axis.last_at_or_before(end)
+        least, greatest = self._limits(self.view.event_time, self.axis) or (first, last)
+        return max(first, least), min(last, greatest)
+
+    def created_range(self) -> tuple[int, int] | None:
+        """The least and the greatest c; None where the files do not say them."""
+        if self.view.created_time is None or self.created_axis is None:
+            return 0, 0
+        return self._limits(self.view.created_time, self.created_axis)
+
+    def _limits(self, column: str, axis: Axis) -> tuple[int, int] | None:
+        limits = self.source.limits(column)
+        if limits is None:
+            return None
+        numbers = axis.cast(limits).to_numpy()
+        return (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
+
+    def _narrow(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        columns = [self._key(batch, column) for _, column in self.view.keys]
+        if not columns:
+            columns = [pa.array(np.zeros(batch.num_rows, dtype=np.int64))]
+        columns.append(self._event_time(batch.column(self.view.event_time)))
+        if self.created_axis is not None:
+            columns.append(self.created_axis.cast(batch.column(self.view.created_time)))
+        else:
+            columns.append(pa.nulls(batch.num_rows, pa.int64()))
+        return pa.RecordBatch.from_arrays(columns, names=[*key_names(self.view), "t", "c"])
+
+    def _event_time(self, times: pa.Array) -> pa.Array:
+        try:
+            return self.axis.cast(times)
+        except pa.ArrowException as error:
+            raise ColumnTypeError(
+                f"Feature view `{self.view.view}`, source {self.source.uri}: column "
+                f"`{self.view.event_time}` holds a time beyond what {self.axis.unit} can say, "
+                f"the unit of the view's ttl: {error}. Correct that time, or give the view a "
+                "ttl of whole seconds."
+            ) from error
+
+    def _key(self, batch: pa.RecordBatch, column: str) -> pa.Array:
+        try:
+            return comparable(batch.column(column))
+        except pa.ArrowException as error:
+            raise ColumnTypeError(
+                f"Feature view `{self.view.view}`, source {self.source.uri}: join key `{column}` "
+                f"holds a value that cannot be compared exactly: {error}. Use 64-bit integers or "
+                "text."
+            ) from error
+
+
+def key_names(view: ViewPlan) -> list[str]:
+    """Names of the key columns; a view without entities joins on a constant one."""
+    return [f"k{index}" for index in range(max(1, len(view.keys)))]
+
+
+@dataclass(frozen=True)
+class MatchInput:
+    """Entity rows as narrow columns, one entry a row: the other side of the as-of join.
+
+    Attributes:
+        keys: columns of join keys, in the types that are compared.
+        latest: the last event time that is seen.
+        earliest: the first event time that is seen, by the ttl.
+        known: the last created time that is seen; None where created time does not count.
+        times: the entity rows' own times, in whatever unit: all of these ascend with them.
+        blind: rows that see nothing, since all that they would see is after the end of the axis.
+        order: equal for what puts the same entity rows in the same order.
+    """
+
+    keys: tuple[pa.Array, ...]
+    latest: NDArray[np.int64]
+    earliest: NDArray[np.int64]
+    known: NDArray[np.int64] | None
+    times: NDArray[np.int64]
+    blind: NDArray[np.bool_]
+    order: tuple[Any, ...] = ()
+
+    @classmethod
+    def from_entities(
+        cls, entities: EntityRows, history: History, *, created_by_entity_time: bool
+    ) -> MatchInput:
+        """Entity rows as they are compared with a history.
+
+        Raises:
+            EntityRowsError: a join key is missing or cannot be compared with the source's.
+            ColumnTypeError: the source's column cannot be a key.
+        """
+        view, axis = history.view, history.axis
+        entities.require([column for column, _ in view.keys], view.view)
+        keys = [_key(entities, history, *pair) for pair in view.keys]
+        if not keys:
+            keys.append(pa.array(np.zeros(len(entities.times), dtype=np.int64)))
+        latest = axis.floor(entities.times, entities.unit)
+        earliest, beyond = np.full(len(latest), LOWEST), np.zeros(len(latest), dtype=bool)
+        if view.ttl:
+            earliest, beyond = axis.ago(entities.times, entities.unit, view.ttl)
+            latest[beyond], earliest[beyond] = LOWEST, HIGHEST
+        known = None
+        if created_by_entity_time and history.created_axis is not None:
+            known = history.created_axis.floor(entities.times, entities.unit)
+        types = tuple((ours, key.type) for (ours, _), key in zip(view.keys, keys, strict=False))
+        order = axis, types, view.ttl if beyond.any() else None
+        return cls(tuple(keys), latest, earliest, known, entities.times, beyond, order)
+
+    def table(self) -> pa.Table:
+        """The columns k0, k1 ..., hi, lo, known (if it counts) and r, their row; see `sql`."""
+        columns: dict[str, Any] = {f"k{index}": key for index, key in enumerate(self.keys)}
+        columns |= {"hi": self.latest, "lo": self.earliest}
+        if self.known is not None:
+            columns["known"] = self.known
+        columns["r"] = np.arange(len(self.latest), dtype=np.int64)
+        return pa.table(columns)
+
+
+def _key(entities: EntityRows, history: History, ours: str, theirs: str) -> pa.Array:
+    stored = history.source.schema.field(theirs).type
+    kind = entities.table.column(ours).type
+    check_joinable(ours, kind, theirs, stored)
+    if pa.types.is_null(kind):
+        return pa.nulls(len(entities.times), compared_type(stored))
+    column = entities.key(ours, history.view.view)
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
