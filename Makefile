@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 JAVA_AND_NPM := $(shell command -v java >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test feast-pre lint types bench soak fuzz docs clean
+.PHONY: help demo test feast-pre lint types bench soak fuzz walks docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ soak: $(VENV)/.dev $(VENV)/.dynamodb-local ## ten times the reads and writes of 
 
 fuzz: $(VENV)/.dev ## generated cases of the offline store's answers, thousands of them
 	@FUZZ_TIMES=20 $(BIN)/python -m pytest --timeout 7200 tests/unit/test_point_in_time*.py $(ARGS)
+
+walks: $(VENV)/.dev ## count the modules that a read, a retrieval, a materialize and a training set pass
+	@$(BIN)/python docs/walks.py $(ARGS)
 
 docs: $(VENV)/.dev ## write the generated parts of docs/ anew
 	@$(BIN)/python docs/generate.py

@@ -6,6 +6,7 @@ or too much memory is killed, and that is its figure.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -20,6 +21,7 @@ from harness import Command
 from offline_data import Dataset
 from offline_files import COMPACTED, Place, compact, written
 from offline_limits import Limits, watched
+from offline_s3 import BUCKET, SERVERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +47,8 @@ TIME_S, FULL_TIME_S = 120.0, 1_200.0
 YEAR = Dataset(views=3, rows=10_000_000, files=10, features=10, keys=500_000, entities=1_000_000)
 SKEWED = dataclasses.replace(YEAR, views=1, hot_keys=5_000)
 HOT = dataclasses.replace(YEAR, views=1, hot_keys=1)
+# moto holds all files in memory, and sends them slowly.
+TENTH = dataclasses.replace(YEAR, rows=1_000_000, keys=50_000, entities=100_000)
 WIDE = Dataset(views=10, rows=204_000, files=4, features=100, keys=17_000, entities=17_000)
 LARGE = Dataset(
     views=1, rows=100_000_000, files=100, features=10, keys=5_000_000, entities=5_000_000
@@ -61,6 +65,7 @@ class OfflineCase:
         contenders: who makes it; those of `once` in the first round alone.
         views: how many of the dataset's views; 0: all.
         buckets: compacted into so many before; 0: not compacted.
+        on: where the history is: `disk`, `S3` (a server with a delay to the first byte), `moto`.
         to_parquet: from entity rows in a file to Parquet files, rather than to an Arrow table.
         once: contenders of one round.
     """
@@ -70,6 +75,7 @@ class OfflineCase:
     contenders: tuple[str, ...]
     views: int = 0
     buckets: int = 0
+    on: str = "disk"
     to_parquet: bool = False
     once: tuple[str, ...] = (DASK,)
 
@@ -125,11 +131,13 @@ def cases(*, full: bool = False, scale: float = 1.0) -> list[OfflineCase]:
     todo = [
         OfflineCase("3 views", YEAR, year),
         OfflineCase("3 views, compacted", YEAR, (OURS,), buckets=BUCKETS),
+        OfflineCase("3 views, S3", YEAR, (OURS, DASK, SCANS[0]), on="S3"),
         OfflineCase("even keys", YEAR, (OURS,), views=1),
         OfflineCase("1% of keys hot", SKEWED, hot, once=(DUCKDB,)),
         OfflineCase("one key hot", HOT, hot, once=(DUCKDB,)),
         OfflineCase("1,000 features", WIDE, (OURS, DUCKDB, DASK)),
     ]
+    todo.append(OfflineCase("3 views, moto", TENTH, (OURS, DASK, SCANS[0]), on="moto"))
     if full:
         large = (OURS, DUCKDB)
         todo += [OfflineCase("100 M rows", LARGE, large, to_parquet=True, once=large)]
@@ -172,15 +180,23 @@ def _run_cases(
     for case in todo:
         if case.buckets:
             compact(place, case.buckets)
-    for number in range(rounds):
-        for case, contender in reversed(turns) if number % 2 else turns:
-            if number == 0 or contender not in case.once:
-                done = _run_one(place, case, contender, limits)
-                print(done, file=sys.stderr, flush=True)
-                runs[case.name][contender].append(done)
+    names = [place.warm.name, place.measured.name]
+    with contextlib.ExitStack() as stack:
+        endpoints = {
+            on: stack.enter_context(SERVERS[on](place.folder, names))
+            for on in dict.fromkeys(case.on for case in todo if case.on != "disk")
+        }
+        for number in range(rounds):
+            for case, contender in reversed(turns) if number % 2 else turns:
+                if number == 0 or contender not in case.once:
+                    done = _run_one(place, case, contender, limits, endpoints.get(case.on))
+                    print(done, file=sys.stderr, flush=True)
+                    runs[case.name][contender].append(done)
 
 
-def _run_one(place: Place, case: OfflineCase, contender: str, limits: Limits) -> Joined:
+def _run_one(
+    place: Place, case: OfflineCase, contender: str, limits: Limits, endpoint: str | None
+) -> Joined:
     copy = COMPACTED if case.buckets else ""
     with tempfile.TemporaryDirectory(dir=place.folder) as scratch:
         settings = {
@@ -188,6 +204,8 @@ def _run_one(place: Place, case: OfflineCase, contender: str, limits: Limits) ->
             "scratch": scratch,
             "views": case.views or case.dataset.views,
             "to_parquet": case.to_parquet,
+            "endpoint": endpoint,
+            "bucket": BUCKET,
             "is_join": contender not in SCANS,
             "warm": place.settings(place.warm),
             "measured": place.settings(place.measured, copy),

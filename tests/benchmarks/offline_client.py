@@ -12,6 +12,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 import sys
 import tempfile
 import time
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     """Gives an Arrow table, or writes Parquet files and gives None."""
 
 
+REGION = "us-east-1"
+
+
 @dataclass(frozen=True)
 class Task:
     """What is joined.
@@ -39,6 +43,8 @@ class Task:
         dataset: what is in the folder.
         folder: of the files.
         views: how many of the dataset's views are joined.
+        history: the same on S3, `bucket/prefix`; None where it is read from the disk.
+        endpoint: S3's URL.
         out: folder for Parquet files, or None for an Arrow table.
         scratch: folder for what else a contender writes; empty.
     """
@@ -48,6 +54,8 @@ class Task:
     views: int
     out: Path | None
     scratch: Path
+    history: str | None = None
+    endpoint: str | None = None
 
     @property
     def entities(self) -> Path:
@@ -56,6 +64,11 @@ class Task:
     @property
     def joined(self) -> list[str]:
         return self.dataset.view_names()[: self.views]
+
+    def files_of(self, view: str, pattern: str = "") -> str:
+        """A view's folder, or the files in it that a pattern means."""
+        root = str(self.folder) if self.history is None else f"s3://{self.history}"
+        return f"{root}/{view}{pattern}"
 
     @property
     def references(self) -> list[str]:
@@ -68,6 +81,8 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     # Whatever spills does it where it is watched and removed.
     tempfile.tempdir = settings["scratch"]
+    if settings["endpoint"]:
+        use_test_credentials()
     prepare = load(settings["contender"])
     given = task(settings, "measured")
     with quiet():
@@ -98,13 +113,30 @@ def task(settings: dict[str, Any], which: str) -> Task:
     made = settings[which]
     scratch = Path(settings["scratch"]) / which
     scratch.mkdir(exist_ok=True)
+    endpoint = settings["endpoint"]
     return Task(
         dataset=Dataset(**made["dataset"]),
         folder=Path(made["folder"]),
         views=settings["views"],
         out=scratch / "out" if settings["to_parquet"] else None,
         scratch=scratch,
+        history=f"{settings['bucket']}/{Path(made['folder']).name}" if endpoint else None,
+        endpoint=endpoint,
     )
+
+
+def use_test_credentials() -> None:
+    """Of the servers that the benchmark starts; nothing of the developer's own set-up."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
 
 
 def measure(run: Run) -> tuple[dict[str, float], pa.Table | None]:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow.dataset as ds
+from offline_client import REGION
 from offline_data import CREATED_TIME, ENTITY_TIME, EVENT_TIME, LABEL, TTL_DAYS
+from pyarrow import fs
 from workload import JOIN_KEY
 
 if TYPE_CHECKING:
@@ -36,9 +38,13 @@ def asof(task: Task) -> pa.Table | None:
 
 def scan_pyarrow(task: Task) -> None:
     """Reads and decodes every column of the views, and keeps none."""
+    filesystem = None
+    if task.endpoint:
+        filesystem = fs.S3FileSystem(endpoint_override=task.endpoint, region=REGION)
     for view in task.joined:
         columns = [JOIN_KEY, EVENT_TIME, CREATED_TIME, *task.dataset.features_of(view)]
-        for _ in ds.dataset(task.folder / view).to_batches(columns=columns):
+        path = task.files_of(view).removeprefix("s3://")
+        for _ in ds.dataset(path, filesystem=filesystem).to_batches(columns=columns):
             pass
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
 from feast.data_format import ParquetFormat
 from feast.types import Float64, Int64
+from offline_client import REGION
 from offline_data import CREATED_TIME, EVENT_TIME, TTL_DAYS, Dataset
 from workload import JOIN_KEY
 
@@ -56,17 +57,25 @@ def declared(store: str, task: Task) -> FeatureStore:
     """A project whose views have the task's files."""
     # DuckDB takes no folders.
     files = "" if store == OURS else "/*.parquet"
-    opened = FeatureStore(config=config(store, task.scratch, task.out))
-    opened.apply(objects(task.dataset, task.folder, files))
+    more = {"region": REGION} if task.endpoint and store == OURS else {}
+    opened = FeatureStore(config=config(store, task.scratch, task.out, more))
+    views = [
+        view_of(task.dataset, name, task.files_of(name, files), task.endpoint)
+        for name in task.dataset.view_names()
+    ]
+    opened.apply([CUSTOMER, *views])
     return opened
 
 
-def config(store: str, folder: Path, out: Path | None = None) -> RepoConfig:
+def config(
+    store: str, folder: Path, out: Path | None = None, more: dict[str, Any] | None = None
+) -> RepoConfig:
     made = RepoConfig(
         **block(store, folder),
         offline_store={
             "type": store,
             **({"staging_location": str(out)} if out and store == OURS else {}),
+            **(more or {}),
         },
     )
     made.repo_path = folder
@@ -84,11 +93,12 @@ def block(store: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def objects(dataset: Dataset, folder: Path, files: str = "") -> list[Any]:
-    return [CUSTOMER, *(view_of(dataset, name, folder, files) for name in dataset.view_names())]
+def objects(dataset: Dataset, folder: Path) -> list[Any]:
+    views = (view_of(dataset, name, str(folder / name)) for name in dataset.view_names())
+    return [CUSTOMER, *views]
 
 
-def view_of(dataset: Dataset, name: str, folder: Path, files: str) -> FeatureView:
+def view_of(dataset: Dataset, name: str, path: str, endpoint: str | None = None) -> FeatureView:
     return FeatureView(
         name=name,
         entities=[CUSTOMER],
@@ -96,7 +106,8 @@ def view_of(dataset: Dataset, name: str, folder: Path, files: str) -> FeatureVie
         + [Field(name=feature, dtype=Float64) for feature in dataset.features_of(name)],
         source=FileSource(
             name=f"{name}_source",
-            path=f"{folder / name}{files}",
+            path=path,
+            s3_endpoint_override=endpoint or "",
             file_format=ParquetFormat(),
             timestamp_field=EVENT_TIME,
             created_timestamp_column=CREATED_TIME,
