@@ -1,9 +1,9 @@
-"""Feast's value types and Arrow's, as tables; and the types that join keys are compared in.
+"""What this package knows of Arrow's types, for all sides: kinds, conversions, Feast's names.
+
+Tables of types; arrays in the few shapes that code handles; the type that holds two others; the
+types that join keys are compared in; Feast's value types.
 
 Sources: `feast/protos/feast/types/Value.proto` and `feast.type_map` of Feast 0.67.
-
-Entity rows come from pandas, history from files; the same key may be int32 here, int64 there, a
-dictionary or, with a null among them, a float. Both sides are brought to one type per family.
 """
 
 from __future__ import annotations
@@ -13,14 +13,359 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast.protos.feast.types.Value_pb2 import Value
-from feast.type_map import VALUE_TYPE_TO_PROTO_VALUE_MAP, python_values_to_proto_values
+from feast.type_map import VALUE_TYPE_TO_PROTO_VALUE_MAP
 from feast.value_type import ValueType
 
 from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError, UnsupportedTypeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+TEXT_TYPES = (pa.string(), pa.large_string(), pa.string_view())
+BYTES_TYPES = (pa.binary(), pa.large_binary(), pa.binary_view())
+PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+SECONDS_PER_DAY = 86_400
+
+# What other programs write of Arrow's newer or larger layouts -> the plain layout.
+VIEW_TO_PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+LARGE_TO_PLAIN = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
+
+LIST_TESTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts."""
+    return kind in TEXT_TYPES
+
+
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column holds bytes, of fixed length or not."""
+    return kind in BYTES_TYPES or bool(pa.types.is_fixed_size_binary(kind))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column holds lists."""
+    return any(test(kind) for test in LIST_TESTS)
+
+
+def is_uuid(kind: pa.DataType) -> bool:
+    """Whether a column holds UUIDs as 16 bytes each (Parquet's and Arrow's UUID)."""
+    return getattr(kind, "extension_name", None) == "arrow.uuid"
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column holds numbers: integers, floats or decimals."""
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    return any(test(kind) for test in tests)
+
+
+def is_time(kind: pa.DataType) -> bool:
+    """Whether a column holds moments: timestamps or dates."""
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
+
+
+def without_dictionary(kind: pa.DataType) -> pa.DataType:
+    """The type of a dictionary's values; any other type as it is."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def map_type(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """A type with each type inside it, and then itself, replaced by what `change` returns."""
+
+    def changed(field: pa.Field) -> pa.Field:
+        return field.with_type(map_type(field.type, change))
+
+    if pa.types.is_dictionary(kind):
+        values = map_type(kind.value_type, change)
+        kind = pa.dictionary(kind.index_type, values, kind.ordered)
+    elif pa.types.is_struct(kind):
+        kind = pa.struct([changed(field) for field in kind])
+    elif pa.types.is_map(kind):
+        key, item = map_type(kind.key_type, change), map_type(kind.item_type, change)
+        kind = pa.map_(key, item, kind.keys_sorted)
+    elif pa.types.is_fixed_size_list(kind):
+        kind = pa.list_(changed(kind.value_field), kind.list_size)
+    elif pa.types.is_large_list(kind):
+        kind = pa.large_list(changed(kind.value_field))
+    elif pa.types.is_list(kind):
+        kind = pa.list_(changed(kind.value_field))
+    return change(kind)
+
+
+def map_schema(schema: pa.Schema, change: Callable[[pa.DataType], pa.DataType]) -> pa.Schema:
+    """The same columns, each type replaced as by `map_type`."""
+    fields = [field.with_type(map_type(field.type, change)) for field in schema]
+    return pa.schema(fields, metadata=schema.metadata)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of `plain`'s answer."""
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if getattr(kind, "extension_name", None) == "arrow.json":
+        return kind.storage_type
+    return kind
+
+
+def plain(array: pa.Array) -> pa.Array:
+    """Without dictionary, and JSON documents as the texts that they are."""
+    if pa.types.is_dictionary(array.type):
+        return plain(pc.cast(array, array.type.value_type))
+    return array if plain_type(array.type) == array.type else array.storage
+
+
+def one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """A column as one array; without a copy where it is one already."""
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def present(array: pa.Array) -> NDArray[np.bool_] | None:
+    """Which elements are not null; None for all of them."""
+    if not array.null_count:
+        return None
+    mask: NDArray[np.bool_] = array.is_valid().to_numpy(zero_copy_only=False)
+    return mask
+
+
+def numbers(array: pa.Array) -> NDArray[Any]:
+    """The numbers of an array, with a zero for each null."""
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
+    filled = array.fill_null(0) if array.null_count else array
+    values: NDArray[Any] = filled.to_numpy(zero_copy_only=False)
+    return values
+
+
+def texts(array: pa.Array, kind: pa.DataType | None = None) -> pa.LargeBinaryArray:
+    """The bytes of texts or bytes, with nothing for each null.
+
+    Args:
+        array: the column.
+        kind: what it is cast to first: Arrow turns numbers into texts; None for bytes as they are.
+
+    Raises:
+        pyarrow.ArrowInvalid: a text that is not UTF-8.
+    """
+    data = array.cast(pa.large_binary()) if is_text(array.type) or is_bytes(array.type) else array
+    if kind is not None:
+        # Only the cast from bytes looks at them: files may hold texts that are none.
+        data = data.cast(kind)
+    return data.cast(pa.large_binary()).fill_null(b"")
+
+
+def seconds(array: pa.Array, *, toward_zero: bool = False) -> pa.Int64Array:
+    """Whole seconds since 1970 UTC, the resolution of Feast's timestamps.
+
+    Args:
+        array: whole numbers (taken as seconds), dates or timestamps of any unit and zone.
+        toward_zero: Feast cuts off the fraction of times in lists and maps; elsewhere rounding is
+            down, which differs before 1970 alone.
+    """
+    if pa.types.is_integer(array.type):
+        return array.cast(pa.int64())
+    if pa.types.is_date32(array.type):
+        return pc.multiply(array.cast(pa.int32()).cast(pa.int64()), SECONDS_PER_DAY)
+    if not (pa.types.is_timestamp(array.type) or pa.types.is_date64(array.type)):
+        raise ValueError(f"{array.type} is not a time")
+    per_second = PER_SECOND["ms" if pa.types.is_date64(array.type) else array.type.unit]
+    ticks = numbers(array.cast(pa.int64()))
+    whole = ticks // per_second
+    if toward_zero:
+        whole += (ticks < 0) & (whole * per_second != ticks)
+    missing = None if array.null_count == 0 else ~present(array)  # type: ignore[operator]
+    return pa.array(whole, mask=missing)
+
+
+MOST_DIGITS = {128: 38, 256: 76}  # of decimals, by their bits
+
+
+def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The narrowest type that holds both; None where there is none.
+
+    Arrow casts to it while it reads, and fails where a value does not fit: an integer over 2**53
+    that is to be a double, a time that nanoseconds cannot say.
+    """
+    if one == other or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    if pa.types.is_dictionary(one) or pa.types.is_dictionary(other):
+        return common_type(without_dictionary(one), without_dictionary(other))
+    for rule in (_number_type, _decimal_type, _text_type, _time_type, _nested_type):
+        found = rule(one, other)
+        if found is not None:
+            return found
+    return None
+
+
+def _number_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    both = (one, other)
+    if all(map(pa.types.is_integer, both)):
+        return _integer_type(one, other)
+    if not all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in both):
+        return None
+    # What a float holds exactly: halves 11 bits, singles 24; of 64 bits Arrow checks each value.
+    widths = [_float_bits(kind) for kind in both]
+    return {16: pa.float16(), 32: pa.float32(), 64: pa.float64()}[max(widths)]
+
+
+def _float_bits(kind: pa.DataType) -> int:
+    if pa.types.is_floating(kind):
+        return int(kind.bit_width)
+    return {8: 16, 16: 32}.get(kind.bit_width, 64)
+
+
+def _integer_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_signed_integer(one) == pa.types.is_signed_integer(other):
+        return max(one, other, key=lambda kind: int(kind.bit_width))
+    signed, unsigned = (one, other) if pa.types.is_signed_integer(one) else (other, one)
+    bits = max(signed.bit_width, 2 * unsigned.bit_width)
+    return {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}.get(bits)
+
+
+def _decimal_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if not (pa.types.is_decimal(one) and pa.types.is_decimal(other)):
+        return None
+    scale = max(one.scale, other.scale)
+    precision = max(one.precision - one.scale, other.precision - other.scale) + scale
+    width = max(128, one.bit_width, other.bit_width)
+    if precision > MOST_DIGITS[width]:
+        width = 256
+    if precision > MOST_DIGITS[width]:
+        return None
+    return (pa.decimal128 if width == 128 else pa.decimal256)(precision, scale)  # noqa: PLR2004 - bits
+
+
+def _text_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    both = (one, other)
+    if all(map(is_text, both)):
+        return pa.large_string() if pa.large_string() in both else pa.string()
+    if all(map(is_bytes, both)):
+        return pa.large_binary() if pa.large_binary() in both else pa.binary()
+    return None
+
+
+def _time_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    both = (one, other)
+    if all(map(pa.types.is_date, both)):
+        return pa.date32()
+    stamps = [kind for kind in both if pa.types.is_timestamp(kind)]
+    if stamps and all(map(is_time, both)):
+        # Times without a zone are UTC.
+        zones = {kind.tz for kind in stamps} - {None}
+        zone = "UTC" if len(zones) > 1 else next(iter(zones), None)
+        return pa.timestamp(_finest(stamps), zone)
+    if all(map(pa.types.is_duration, both)):
+        return pa.duration(_finest(both))
+    if all(map(pa.types.is_time, both)):
+        unit = _finest(both)
+        return pa.time32(unit) if unit in ("s", "ms") else pa.time64(unit)
+    return None
+
+
+def _finest(kinds: Iterable[pa.DataType]) -> str:
+    units: list[str] = [kind.unit for kind in kinds]
+    return max(units, key=list(PER_SECOND).index)
+
+
+def _nested_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    both = (one, other)
+    if all(map(pa.types.is_struct, both)):
+        return _struct_type(one, other)
+    if all(map(pa.types.is_map, both)):
+        key = common_type(one.key_type, other.key_type)
+        item = common_type(one.item_type, other.item_type)
+        return pa.map_(key, item) if key is not None and item is not None else None
+    if all(map(is_list, both)):
+        value = common_type(one.value_type, other.value_type)
+        large = any(map(pa.types.is_large_list, both))
+        return value and (pa.large_list(value) if large else pa.list_(value))
+    return None
+
+
+def _struct_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    types = {field.name: field.type for field in one}
+    for field in other:
+        found = common_type(types[field.name], field.type) if field.name in types else field.type
+        if found is None:
+            return None
+        types[field.name] = found
+    return pa.struct(types.items())
+
+
+# Entity rows come from pandas, history from files: the same key may be int32 here and int64 there,
+# or a dictionary. Both sides are brought to one type a family.
+FAMILIES = (
+    ("integer", pa.types.is_integer, pa.int64()),
+    # Arrow's view layouts are no keys: it cannot gather their values.
+    ("text", lambda kind: kind in (pa.string(), pa.large_string()), pa.string()),
+    ("bytes", lambda kind: kind in (pa.binary(), pa.large_binary()), pa.binary()),
+    ("boolean", pa.types.is_boolean, pa.bool_()),
+    ("time", is_time, pa.int64()),
+    # pandas turns integers into floats where one is missing.
+    ("integer", pa.types.is_floating, pa.int64()),
+    ("integer", pa.types.is_null, pa.int64()),
+)
+
+
+def family(kind: pa.DataType) -> str | None:
+    """The family of types that a key's type belongs to, or None where it cannot be a key."""
+    kind = without_dictionary(kind)
+    return next((name for name, matches, _ in FAMILIES if matches(kind)), None)
+
+
+def comparable(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """A key column in the type in which its family is compared.
+
+    Raises:
+        pyarrow.ArrowInvalid: a value does not fit, for example 1.5 or a uint64 over 2^63 - 1.
+    """
+    column = column.cast(without_dictionary(column.type))
+    if family(column.type) == "time":
+        zone = column.type.tz if pa.types.is_timestamp(column.type) else None
+        column = column.cast(pa.timestamp("us", tz=zone))
+    target = next(target for _, matches, target in FAMILIES if matches(column.type))
+    return pc.cast(column, target)
+
+
+def compared_type(kind: pa.DataType) -> pa.DataType:
+    """The type in which a key's family is compared; of a type that can be a key."""
+    name = family(kind)
+    return next(target for found, _, target in FAMILIES if found == name)
+
+
+def check_joinable(
+    entity_column: str, entity_type: pa.DataType, source_column: str, source_type: pa.DataType
+) -> None:
+    """Refuse to compare, say, text with integers.
+
+    Raises:
+        ColumnTypeError: the source's column cannot be a key.
+        EntityRowsError: the entity rows' column has another type than the source's.
+    """
+    ours, theirs = family(entity_type), family(source_type)
+    if theirs is None:
+        raise ColumnTypeError(
+            f"Join key `{source_column}` of the source has type {source_type}, which cannot be "
+            "compared exactly. Use integers or text."
+        )
+    if pa.types.is_null(entity_type):
+        return
+    if ours != theirs:
+        raise EntityRowsError(
+            f"Join key `{entity_column}` is {entity_type} in the entity rows, but the source's "
+            f"column `{source_column}` is {source_type}. Cast it in the entity rows."
+        )
 
 
 # Value type name -> field of Feast's Value message. Feast's own table lacks the last four.
@@ -78,25 +423,6 @@ def check_supported(column: str, kind: pa.DataType, where: str) -> None:
             )
 
 
-def to_values(column: pa.ChunkedArray | pa.Array, kind: ValueType, name: str) -> list[Value]:
-    """A column as Feast values, one a row; a null is an empty Value.
-
-    Args:
-        column: any Arrow column.
-        kind: value type of the feature.
-        name: name of the feature, for errors.
-
-    Raises:
-        ColumnTypeError: a value does not fit the declared type.
-        UnsupportedTypeError: an Arrow type that Feast has no type for.
-    """
-    check_supported(name, column.type, "Materialization")
-    if pa.types.is_dictionary(column.type):
-        column = pc.cast(column, column.type.value_type)
-    with naming(name, kind, column.type):
-        return _to_values(column, kind)
-
-
 # What Arrow, Feast and protobuf raise for a value that does not fit.
 REFUSALS = (
     pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError, AssertionError,
@@ -119,111 +445,3 @@ def naming(name: str, kind: ValueType, arrow: pa.DataType) -> Iterator[None]:
             f"holds a value that does not fit: {error}. Correct the feature's dtype, or cast the "
             "column in the source."
         ) from error
-
-
-def _to_values(column: pa.ChunkedArray | pa.Array, kind: ValueType) -> list[Value]:
-    field = VALUE_FIELD[kind.name]
-    if kind == ValueType.UNIX_TIMESTAMP:
-        return _scalars(_seconds(column), field)
-    if kind == ValueType.DECIMAL and pa.types.is_decimal(column.type):
-        return _scalars(column.cast(pa.string()), field)
-    if kind in SCALAR_ARROW:
-        return _scalars(column.cast(SCALAR_ARROW[kind]), field)
-    values: list[Value] = python_values_to_proto_values(_plain(column), kind)
-    return values
-
-
-def _scalars(column: pa.ChunkedArray | pa.Array, field: str) -> list[Value]:
-    return [Value() if cell is None else Value(**{field: cell}) for cell in column.to_pylist()]
-
-
-def _seconds(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Whole seconds since 1970 UTC, the resolution of Feast's UNIX_TIMESTAMP; floored."""
-    if pa.types.is_integer(column.type):
-        return column.cast(pa.int64())
-    if pa.types.is_date(column.type):
-        column = column.cast(pa.timestamp("s"))
-    floored = pc.floor_temporal(column, unit="second")
-    return floored.cast(pa.timestamp("s", tz=column.type.tz)).cast(pa.int64())
-
-
-def _plain(column: pa.ChunkedArray | pa.Array) -> list[Any]:
-    """Python values, with Arrow's maps as dicts."""
-    if not _holds_map(column.type):
-        cells: list[Any] = column.to_pylist()
-        return cells
-    return column.to_pylist(maps_as_pydicts="strict")  # type: ignore[no-any-return]
-
-
-def _holds_map(kind: pa.DataType) -> bool:
-    return pa.types.is_map(kind) or any(
-        _holds_map(kind.field(i).type) for i in range(kind.num_fields)
-    )
-
-
-FAMILIES = (
-    ("integer", pa.types.is_integer, pa.int64()),
-    ("text", lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind), pa.string()),
-    (
-        "bytes",
-        lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
-        pa.binary(),
-    ),
-    ("boolean", pa.types.is_boolean, pa.bool_()),
-    ("time", lambda kind: pa.types.is_timestamp(kind) or pa.types.is_date(kind), pa.int64()),
-    # pandas turns integers into floats where one is missing.
-    ("integer", pa.types.is_floating, pa.int64()),
-    ("integer", pa.types.is_null, pa.int64()),
-)
-
-
-def family(kind: pa.DataType) -> str | None:
-    """The family of types that a key's type belongs to, or None where it cannot be a key."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return next((name for name, matches, _ in FAMILIES if matches(kind)), None)
-
-
-def comparable(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """A key column in the type in which its family is compared.
-
-    Raises:
-        pyarrow.ArrowInvalid: a value does not fit, for example 1.5 or a uint64 over 2^63 - 1.
-    """
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if family(column.type) == "time":
-        zone = column.type.tz if pa.types.is_timestamp(column.type) else None
-        column = column.cast(pa.timestamp("us", tz=zone))
-    target = next(target for _, matches, target in FAMILIES if matches(column.type))
-    return pc.cast(column, target)
-
-
-def compared_type(kind: pa.DataType) -> pa.DataType:
-    """The type in which a key's family is compared; of a type that can be a key."""
-    name = family(kind)
-    return next(target for found, _, target in FAMILIES if found == name)
-
-
-def check_joinable(
-    entity_column: str, entity_type: pa.DataType, source_column: str, source_type: pa.DataType
-) -> None:
-    """Refuse to compare, say, text with integers.
-
-    Raises:
-        ColumnTypeError: the source's column cannot be a key.
-        EntityRowsError: the entity rows' column has another type than the source's.
-    """
-    ours, theirs = family(entity_type), family(source_type)
-    if theirs is None:
-        raise ColumnTypeError(
-            f"Join key `{source_column}` of the source has type {source_type}, which cannot be "
-            "compared exactly. Use integers or text."
-        )
-    if pa.types.is_null(entity_type):
-        return
-    if ours != theirs:
-        raise EntityRowsError(
-            f"Join key `{entity_column}` is {entity_type} in the entity rows, but the source's "
-            f"column `{source_column}` is {source_type}. Cast it in the entity rows."
-        )

@@ -1,10 +1,9 @@
 """Entity keys: from join keys, of a request or of whole columns, to the keys of items.
 
 Feast's `serialize_entity_key` (version 3) spells out the join keys' names in every key it makes
-and costs 6 us a row. What does not change between rows is worked out once here; the bytes are the
-same, which a property test holds against Feast's function.
-
-`key_encoding.KeyEncoder` does the same for one row; property tests hold both against Feast.
+and costs 6 us a row. `KeyEncoder` works out once what does not change between rows, for one row
+at a time; `encode_keys` serializes whole columns. The bytes are the same: property tests hold both
+against Feast's function.
 """
 
 from __future__ import annotations
@@ -21,10 +20,19 @@ from feast.infra.key_encoding_utils import serialize_entity_key_prefix
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value, ValueType
 
-from feast_dynamo_ext.arrow_types import VALUE_FIELD, check_supported, naming, to_values
+from feast_dynamo_ext.arrow_types import (
+    VALUE_FIELD,
+    check_supported,
+    naming,
+    numbers,
+    one_array,
+    plain,
+    seconds,
+    texts,
+)
 from feast_dynamo_ext.columns import ENTITYLESS_KEY
-from feast_dynamo_ext.dynamo.encoding.arrays import numbers, plain, seconds, texts
 from feast_dynamo_ext.dynamo.encoding.protobuf import Message, constant, fixed, lengths_of
+from feast_dynamo_ext.dynamo.encoding.values import encode_column
 from feast_dynamo_ext.dynamo.layouts.packed import MAX_KEY_BYTES, key_bytes
 from feast_dynamo_ext.errors import EntityKeyError
 
@@ -150,7 +158,7 @@ def encode_keys(
     for column, name in zip(columns, join_keys, strict=True):
         _refuse_nulls(column, name, view)
         check_supported(name, column.type, "Materialization")
-        arrays.append(plain(_one_array(column)))
+        arrays.append(plain(one_array(column)))
     if not rows:
         return pa.array([], pa.large_binary())
     if any(VALUE_FIELD[kind.name] not in ENCODINGS for kind in kinds):
@@ -216,11 +224,7 @@ def _refuse(
 ) -> None:
     """Raise what the reader of this row's key would, in the same words."""
     values = [
-        to_values(array.slice(row, 1), kind, name)[0]
+        Value.FromString(encode_column(array.slice(row, 1), kind, name)[0].as_py())
         for array, kind, name in zip(arrays, kinds, join_keys, strict=True)
     ]
     KeyEncoder(tuple(join_keys), view)(values)
-
-
-def _one_array(column: Column) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

@@ -15,6 +15,7 @@ from feast.data_format import DeltaFormat
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.types import from_feast_to_pyarrow_type
 
+from feast_dynamo_ext.arrow_types import one_array
 from feast_dynamo_ext.errors import (
     ColumnNotFoundError,
     ColumnTypeError,
@@ -106,7 +107,7 @@ class Folders:
         if name in self.derived:
             values = self._period(rows, self.derived[name])
         else:
-            values = _one_piece(table.column(name))
+            values = one_array(table.column(name))
         # Each distinct value once: a folder has many rows.
         coded = values.dictionary_encode()
         known = self.texts.get(name, frozenset())
@@ -125,7 +126,7 @@ class Folders:
         return quote(text, safe="")
 
     def _period(self, rows: pa.Table, form: str) -> pa.Array:
-        times = _one_piece(rows.column(self.event_time))
+        times = one_array(rows.column(self.event_time))
         if times.null_count:
             raise OfflineStoreError(
                 f"{times.null_count:,} of the rows to append have no `{self.event_time}`, which "
@@ -135,11 +136,6 @@ class Folders:
         seconds = pc.floor_temporal(times.cast(pa.timestamp("us", tz=zone)), unit="second")
         utc = seconds.cast(pa.int64()).cast(pa.timestamp("us")).cast(pa.timestamp("s"))
         return pc.strftime(utc, format=form)
-
-
-def _one_piece(column: pa.ChunkedArray) -> pa.Array:
-    found = column.combine_chunks()
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
 logger = logging.getLogger(__name__)

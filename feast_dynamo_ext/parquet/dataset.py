@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from feast_dynamo_ext.errors import SourceReadError
+from feast_dynamo_ext.arrow_types import common_type
+from feast_dynamo_ext.errors import ColumnTypeError, SourceReadError
 from feast_dynamo_ext.parquet.footers import limits, part_within, range_condition, read_footers
 from feast_dynamo_ext.parquet.partitions import partition_expression, partition_types
 from feast_dynamo_ext.parquet.scan import ReadErrors
-from feast_dynamo_ext.parquet.schema_merge import check_holds, common, widened
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -181,6 +181,63 @@ def _dataset(parts: Sequence[Any], schema: pa.Schema, place: Place) -> ds.FileSy
     return ds.FileSystemDataset(parts, schema, ds.ParquetFileFormat(), place.filesystem)
 
 
+def widened(
+    known: pa.Schema, files: Iterable[Footer], uri: str, of_folders: Collection[str] = ()
+) -> pa.Schema:
+    """A schema that holds what a schema and some files hold.
+
+    Args:
+        known: names and types so far; their order stays.
+        files: their schemas.
+        uri: the source, for messages.
+        of_folders: columns that the folders' names say, whatever the files say.
+
+    Raises:
+        ColumnTypeError: a column has types that no type holds; names file and column.
+    """
+    types = {field.name: field.type for field in known}
+    seen: list[pa.Schema] = [known]
+    for file in files:
+        if any(file.schema.equals(other) for other in seen):
+            continue
+        seen.append(file.schema)
+        for field in file.schema:
+            if field.name not in of_folders:
+                types[field.name] = _with_file(types.get(field.name), field, file.path, uri)
+    return pa.schema(types.items())
+
+
+def _with_file(kind: pa.DataType | None, field: pa.Field, path: str, uri: str) -> pa.DataType:
+    found = field.type if kind is None else common_type(kind, field.type)
+    if found is None:
+        raise ColumnTypeError(
+            f"{uri}: column `{field.name}` is {field.type} in {path}, but {kind} in other files "
+            "of the source, and no type holds both. Write that file again in the others' type."
+        )
+    return found
+
+
+def check_holds(
+    schema: pa.Schema, files: Iterable[Footer], uri: str, names: Collection[str]
+) -> None:
+    """Check that a schema holds what files have in some columns.
+
+    Raises:
+        ColumnTypeError: it does not; names file and column.
+    """
+    for file in files:
+        for name in names:
+            at = file.schema.get_field_index(name)
+            if at >= 0:
+                field, kind = file.schema.field(at), schema.field(name).type
+                if _with_file(kind, field, file.path, uri) != kind:
+                    raise ColumnTypeError(
+                        f"{uri}: column `{name}` is {field.type} in {file.path}, which {kind}, "
+                        "the type it has in the source's first and last file, does not hold. "
+                        "Write that file again, or the first in the wider type."
+                    )
+
+
 def _inside(footers: Iterable[Footer], files: Iterable[FileState]) -> set[str]:
     """Columns that a file has beside folders of its own that name them."""
     named = {file.path: {name for name, _ in file.partition} for file in files}
@@ -195,7 +252,7 @@ def _with_inner_types(
     for footer in footers:
         for field in footer.schema:
             if field.name in found:
-                found[field.name] = common(found[field.name], field.type) or pa.string()
+                found[field.name] = common_type(found[field.name], field.type) or pa.string()
     return found
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
 
 from feast_dynamo_ext import aws
+from feast_dynamo_ext.arrow_types import LARGE_TO_PLAIN, map_type
 from feast_dynamo_ext.errors import (
     ConfigError,
     DependencyError,
@@ -293,19 +294,11 @@ def _columns(schema: Any) -> pa.Schema:
     from pyiceberg.io.pyarrow import schema_to_pyarrow
 
     arrow = schema_to_pyarrow(schema, include_field_ids=False)
-    return pa.schema([pa.field(field.name, _small(field.type)) for field in arrow])
+    return pa.schema([(field.name, map_type(field.type, _plain_layout)) for field in arrow])
 
 
-def _small(kind: pa.DataType) -> pa.DataType:
-    """Types of text, bytes and lists without Arrow's large ones, which the library takes."""
-    if pa.types.is_large_string(kind):
-        return pa.string()
-    if pa.types.is_large_binary(kind):
-        return pa.binary()
-    if pa.types.is_map(kind):
-        return pa.map_(_small(kind.key_type), _small(kind.item_type))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(kind.value_field.with_type(_small(kind.value_type)))
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_small(field.type)) for field in kind])
-    return kind
+def _plain_layout(kind: pa.DataType) -> pa.DataType:
+    """Text, bytes and lists without Arrow's large layouts, which the library takes."""
+    if pa.types.is_large_list(kind):
+        return pa.list_(kind.value_field)
+    return LARGE_TO_PLAIN.get(kind, kind)

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.arrow_types import comparable
+from feast_dynamo_ext.arrow_types import comparable, one_array
 from feast_dynamo_ext.errors import FeastDynamoError, SourceReadError
 
 if TYPE_CHECKING:
@@ -79,9 +79,7 @@ def _hashes(column: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
 
 
 def _hashes_of_block(column: pa.Array) -> NDArray[np.uint64]:
-    compared = comparable(column)
-    if isinstance(compared, pa.ChunkedArray):
-        compared = compared.combine_chunks()
+    compared = one_array(comparable(column))
     if pa.types.is_string(compared.type) or pa.types.is_binary(compared.type):
         found = _hashes_of_bytes(compared)
     else:

@@ -17,11 +17,14 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from feast_dynamo_ext.arrow_types import (
+    VIEW_TO_PLAIN,
     check_joinable,
     check_supported,
     comparable,
     compared_type,
     family,
+    map_schema,
+    one_array,
 )
 from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
 from feast_dynamo_ext.parquet.source import ROW
@@ -44,11 +47,6 @@ DEFAULT_EVENT_TIME = "event_timestamp"
 TOGETHER = 1 << 20
 """Rows of a batch whose keys are no integers."""
 
-PLAIN = (
-    (pa.types.is_string_view, pa.string()),
-    (pa.types.is_binary_view, pa.binary()),
-)
-
 FORMS = (
     "a pandas DataFrame, an Arrow table, reader or dataset, a Polars DataFrame or LazyFrame, a "
     "path or s3:// URI of Parquet or CSV, SQL that begins with SELECT, WITH or FROM, or None with "
@@ -69,7 +67,7 @@ def as_table(frame: Any) -> pa.Table:
     """
     table = _pandas(frame) if isinstance(frame, pd.DataFrame) else _arrow(frame)
     reject_duplicate_columns(table.column_names)
-    return _plain(table)
+    return _without_views(table)
 
 
 def reject_duplicate_columns(names: Sequence[str]) -> None:
@@ -121,27 +119,9 @@ def _exports_arrow(frame: Any) -> bool:
     )
 
 
-def _plain(table: pa.Table) -> pa.Table:
-    schema = pa.schema(
-        [column.with_type(_plain_type(column.type)) for column in table.schema],
-        metadata=table.schema.metadata,
-    )
+def _without_views(table: pa.Table) -> pa.Table:
+    schema = map_schema(table.schema, lambda kind: VIEW_TO_PLAIN.get(kind, kind))
     return table if schema.equals(table.schema) else table.cast(schema)
-
-
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    for matches, plain in PLAIN:
-        if matches(kind):
-            return plain
-    if pa.types.is_dictionary(kind):
-        return pa.dictionary(kind.index_type, _plain_type(kind.value_type), kind.ordered)
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_plain_type(kind.value_type)))
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)))
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
-    return kind
 
 
 LOOK = {
@@ -518,4 +498,4 @@ def _key(entities: EntityRows, history: History, ours: str, theirs: str) -> pa.A
     if pa.types.is_null(kind):
         return pa.nulls(len(entities.times), compared_type(stored))
     column = entities.key(ours, history.view.view)
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return one_array(column)

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feast_dynamo_ext.arrow_types import BYTES_TYPES, TEXT_TYPES, without_dictionary
 from feast_dynamo_ext.aws import scheme_and_path
 from feast_dynamo_ext.errors import DestinationError, FeastDynamoError, TrainingSetError
 from feast_dynamo_ext.sagemaker.split import SPLITS, TimeSplit
@@ -45,14 +46,10 @@ def hash_table(table: pa.Table) -> str:
     """SHA-256, in hex, of a table's columns, types, values and order of rows."""
     digest = hashlib.sha256(f"rows {table.num_rows}\n".encode())
     for field, column in zip(table.schema, table.columns, strict=True):
-        digest.update(f"{field.name!r} {_plain(field.type)}\n".encode())
+        digest.update(f"{field.name!r} {without_dictionary(field.type)}\n".encode())
         for start in range(0, table.num_rows, _ROWS):
             _update(digest, _contiguous(column.slice(start, _ROWS)))
     return digest.hexdigest()
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _contiguous(column: pa.ChunkedArray) -> pa.Array:
@@ -89,24 +86,10 @@ def _update_values(digest: _Hash, array: pa.Array) -> None:
         _update(digest, array.flatten())
     elif pa.types.is_boolean(kind):
         digest.update(_bits(array))
-    elif _is_text_or_bytes(kind):
+    elif kind in (*TEXT_TYPES, *BYTES_TYPES):
         _update_bytes(digest, array.cast(pa.large_binary()))
     else:
         _update_fixed(digest, array)
-
-
-def _is_text_or_bytes(kind: pa.DataType) -> bool:
-    return any(
-        test(kind)
-        for test in (
-            pa.types.is_string,
-            pa.types.is_large_string,
-            pa.types.is_string_view,
-            pa.types.is_binary,
-            pa.types.is_large_binary,
-            pa.types.is_binary_view,
-        )
-    )
 
 
 def _bits(array: pa.BooleanArray) -> bytes:

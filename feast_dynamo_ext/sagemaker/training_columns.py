@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feast_dynamo_ext.arrow_types import is_number
 from feast_dynamo_ext.errors import TrainingSetError
 
 if TYPE_CHECKING:
@@ -71,16 +72,7 @@ def numeric_columns(
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return any(
-        test(kind)
-        for test in (
-            pa.types.is_boolean,
-            pa.types.is_integer,
-            pa.types.is_floating,
-            pa.types.is_decimal,
-            pa.types.is_null,
-        )
-    )
+    return is_number(kind) or bool(pa.types.is_boolean(kind) or pa.types.is_null(kind))
 
 
 def _written_type(kind: pa.DataType, null_count: int) -> pa.DataType:

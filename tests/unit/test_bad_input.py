@@ -15,7 +15,7 @@ from feast.repo_config import load_repo_config
 from feast.types import Float64, Int64, String
 
 from feast_dynamo_ext import errors
-from feast_dynamo_ext.arrow_types import to_values
+from feast_dynamo_ext.dynamo.encoding.values import encode_column
 from feast_dynamo_ext.dynamo.layouts.packed import key_bytes
 from feast_dynamo_ext.errors import (
     AwsUnavailableError,
@@ -258,7 +258,7 @@ def test_an_uint64_key_over_int64_is_named(open_store, tmp_path):
 )
 def test_a_column_that_does_not_fit_its_feature_is_named(column, kind, message):
     with pytest.raises(ColumnTypeError, match=message):
-        to_values(column, kind, "total")
+        encode_column(column, kind, "total")
 
 
 def test_a_null_join_key_in_history_is_refused_before_it_is_written(open_store, tmp_path):

@@ -9,10 +9,10 @@ import pytest
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.value_type import ValueType
+from feast_values import feast_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.arrow_types import to_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.errors import ColumnTypeError, EntityKeyError, UnsupportedTypeError
 
@@ -49,7 +49,7 @@ def test_keys_are_those_that_feast_makes(given_keys):
     join_keys, kinds, columns, rows = given_keys
     encoded = encode_keys(columns, kinds, join_keys, "v", rows)
     encoded.validate(full=True)
-    values = [to_values(column, kind, "k") for column, kind in zip(columns, kinds, strict=True)]
+    values = [feast_values(column, kind) for column, kind in zip(columns, kinds, strict=True)]
     assert encoded.to_pylist() == [
         serialize_entity_key(EntityKey(join_keys=join_keys, entity_values=row), 3)
         for row in zip(*values, strict=True)

@@ -1,4 +1,4 @@
-"""Columns of any kind, encoded at once, against `type_map.to_values`: Feast's own code."""
+"""Columns of any kind, encoded at once, against Feast's own code."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.value_type import ValueType
+from feast_values import feast_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.arrow_types import to_values
 from feast_dynamo_ext.dynamo.encoding.values import encode_column, encode_values
 from feast_dynamo_ext.dynamo.layouts.packed import pack
 
@@ -188,7 +188,7 @@ def _sorted_set(value):
 
 
 def by_feast(kind, array):
-    return to_values(array, ValueType[kind], "f")
+    return feast_values(array, ValueType[kind])
 
 
 @given(scalar_columns() | list_columns())
@@ -238,6 +238,6 @@ def test_a_long_batch_of_mixed_columns():
     lists = pa.array(list(draw.random((rows, 4))))
     columns = [doubles, counts, names, lists]
     kinds = [ValueType.DOUBLE, ValueType.INT64, ValueType.STRING, ValueType.DOUBLE_LIST]
-    cells = [to_values(column, kind, "f") for column, kind in zip(columns, kinds, strict=True)]
+    cells = [feast_values(column, kind) for column, kind in zip(columns, kinds, strict=True)]
     encoded = encode_values(columns, kinds, ["a", "b", "c", "d"])
     assert encoded.to_pylist() == [pack(row) for row in zip(*cells, strict=True)]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from source_cases import opened, put, rows_of
 
+from feast_dynamo_ext.arrow_types import common_type
 from feast_dynamo_ext.errors import ColumnNotFoundError, ColumnTypeError, SourceReadError
-from feast_dynamo_ext.parquet.schema_merge import common
 
 NOON = dt.datetime(2026, 1, 1, 12, tzinfo=dt.timezone.utc)
 DAY = dt.date(2026, 1, 2)
@@ -69,9 +69,9 @@ TYPES = [
 
 @pytest.mark.parametrize(("one", "other", "both"), TYPES)
 def test_the_narrowest_type_that_holds_two(one, other, both):
-    assert common(one, other) == both
-    assert common(other, one) == both
-    assert common(one, one) == one
+    assert common_type(one, other) == both
+    assert common_type(other, one) == both
+    assert common_type(one, one) == one
 
 
 SIMPLE = [kind for pair in TYPES for kind in pair[:2] if not pa.types.is_nested(kind)]
@@ -79,12 +79,12 @@ SIMPLE = [kind for pair in TYPES for kind in pair[:2] if not pa.types.is_nested(
 
 @given(st.sampled_from(SIMPLE), st.sampled_from(SIMPLE))
 def test_what_holds_two_holds_each_of_them_again(one, other):
-    both = common(one, other)
+    both = common_type(one, other)
     if both is not None:
-        again = common(one, both)
+        again = common_type(one, both)
         # Where there are two, the type of both is a fixed point.
         assert again is not None
-        assert common(again, other) == again
+        assert common_type(again, other) == again
 
 
 CASES = {

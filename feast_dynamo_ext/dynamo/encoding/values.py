@@ -7,7 +7,7 @@ Their parts have no declared type: Feast infers each from its Python value, and 
 type here: any integer is an INT64, any float a DOUBLE, a NaN outside of a list is missing.
 What Feast refuses only because a value is empty (an empty list in a map) is kept here.
 
-The bytes are those of Feast's own `python_values_to_proto_values` and of `item.pack`, save for
+The bytes are those of Feast's own `python_values_to_proto_values` and of `packed.pack`, save for
 the order of maps' entries and of sets, which in Feast is that of hash tables.
 """
 
@@ -15,42 +15,37 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast.protos.feast.types.Value_pb2 import MapKey, Value, ZonedTimestamp
+from feast.type_map import python_values_to_proto_values
 from feast.value_type import ValueType
 
 from feast_dynamo_ext.arrow_types import (
     SCALAR_ARROW,
     VALUE_FIELD,
     check_supported,
-    naming,
-    to_values,
-)
-from feast_dynamo_ext.dynamo.encoding.arrays import (
-    codes_of,
-    flattened,
     is_bytes,
     is_list,
     is_text,
     is_uuid,
-    map_entries,
+    naming,
     numbers,
     plain,
     plain_type,
     present,
-    rows_of,
     seconds,
     texts,
-    uuid_texts,
 )
 from feast_dynamo_ext.dynamo.encoding.protobuf import (
     FIXED32,
     FIXED64,
     VARINT,
     Message,
+    binary,
     constant,
     delimited,
     field,
@@ -66,6 +61,63 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.encoding.protobuf import Integers, Slots
 
     Column: TypeAlias = pa.Array | pa.ChunkedArray
+
+
+HEX = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), "S2")
+UUID_GROUPS = (4, 2, 2, 2, 6)  # bytes between the hyphens
+
+
+def uuid_texts(array: pa.Array) -> pa.Array:
+    """UUIDs of 16 bytes as texts."""
+    storage = array.storage.fill_null(bytes(16))
+    data = np.frombuffer(storage.buffers()[1], np.uint8)[16 * storage.offset :][: 16 * len(array)]
+    digits = HEX[data].view(np.uint8).reshape(len(array), 32)
+    hyphen = np.full((len(array), 1), ord("-"), np.uint8)
+    columns = []
+    for start, size in zip(np.cumsum((0, *UUID_GROUPS)), UUID_GROUPS, strict=False):
+        columns += [digits[:, 2 * start : 2 * (start + size)], hyphen]
+    cells = np.ascontiguousarray(np.concatenate(columns[:-1], axis=1))
+    filled = binary(offsets_of(np.full(len(array), cells.shape[1])), cells)
+    return pc.if_else(array.is_valid(), filled.cast(pa.large_string()), None)
+
+
+def flattened(array: pa.Array) -> tuple[pa.Array, Integers]:
+    """The elements of all lists, and where those of each list start and the last ones end.
+
+    A null has no elements.
+    """
+    lengths = numbers(pc.list_value_length(array)).astype(np.int64)
+    return pc.list_flatten(array), offsets_of(lengths)
+
+
+def rows_of(offsets: Integers) -> Integers:
+    """Of each element, the row of its list."""
+    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+
+
+def codes_of(array: pa.Array) -> tuple[Integers, int]:
+    """A number for each element, the same for equal ones, and how many numbers there are."""
+    if pa.types.is_floating(array.type):
+        array = pa.array(numbers(array) + 0.0)  # -0.0 equals 0.0
+    encoded = array.dictionary_encode()
+    return numbers(encoded.indices).astype(np.int64), max(1, len(encoded.dictionary))
+
+
+def map_entries(array: pa.MapArray) -> tuple[pa.Array, pa.Array, Integers]:
+    """The keys and the values of all maps, and where those of each map start.
+
+    Raises:
+        ValueError: a map that has a key twice.
+    """
+    entry = pa.struct([pa.field("key", array.type.key_type, nullable=False),
+                       pa.field("value", array.type.item_type)])  # fmt: skip
+    entries, offsets = flattened(array.cast(pa.list_(entry)))
+    keys, values = entries.flatten()
+    keys = plain(keys)
+    codes, count = codes_of(uuid_texts(keys) if is_uuid(keys.type) else keys)
+    if len(np.unique(rows_of(offsets) * count + codes)) < len(codes):
+        raise ValueError("a map has a key twice")
+    return keys, values, offsets
 
 
 # Feast's value type -> number of its field of the Value message.
@@ -450,7 +502,7 @@ CELL_BY_CELL: tuple[ValueType, ...] = (
     ValueType.JSON_LIST,  # each text is parsed, to refuse those that are not JSON
     ValueType.UNKNOWN,  # Feast infers the type from the first value that is not empty
 )
-"""Value types that go Feast's way, a Python object a cell.
+"""Value types that Feast's own function encodes, a Python object a cell.
 
 So do columns whose Arrow type leaves the meaning to each cell: maps, structs and lists that are
 kept as JSON texts, and types that Feast refuses, which it then does in its own words.
@@ -507,10 +559,29 @@ def _values(array: pa.Array, kind: ValueType, name: str) -> Message:
     array = plain(array)
     with naming(name, kind, array.type):
         message = _by_column(array, kind)
-    if message is not None:
-        return message
-    cells = [value.SerializeToString() for value in to_values(array, kind, name)]
+        return _cell_by_cell(array, kind) if message is None else message
+
+
+def _cell_by_cell(array: pa.Array, kind: ValueType) -> Message:
+    if kind not in FIELD_NUMBER:
+        raise ValueError("Feast's Value message has no field of that type.")
+    values: list[Value] = python_values_to_proto_values(_cells(array), kind)
+    cells = [value.SerializeToString() for value in values]
     return Message.from_part(pa.array(cells, pa.large_binary()))
+
+
+def _cells(array: pa.Array) -> list[Any]:
+    """Python values, with Arrow's maps as dicts."""
+    if not _holds_map(array.type):
+        cells: list[Any] = array.to_pylist()
+        return cells
+    return array.to_pylist(maps_as_pydicts="strict")  # type: ignore[no-any-return]
+
+
+def _holds_map(kind: pa.DataType) -> bool:
+    return pa.types.is_map(kind) or any(
+        _holds_map(kind.field(i).type) for i in range(kind.num_fields)
+    )
 
 
 def _by_column(array: pa.Array, kind: ValueType) -> Message | None:

@@ -56,7 +56,7 @@ class BinSpool:
         """Nothing is on the disk yet.
 
         Args:
-            schema: of the rows; without dictionaries, see `plain_types.plain`.
+            schema: of the rows; without dictionaries, see `plain_schema`.
             bins: how many.
             bin_of: the bin of each row of a batch.
             held_bytes: of rows that are in memory before they are written.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feast_dynamo_ext.arrow_types import map_schema, without_dictionary
 from feast_dynamo_ext.parquet.pointer import CompactedFile
 from feast_dynamo_ext.parquet.writer import PartSize, PartWriter
 
@@ -22,31 +23,9 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.parquet.compaction.commit import Folder
 
 
-def plain(kind: pa.DataType) -> pa.DataType:
-    """The type with values in the place of dictionaries, nested ones included."""
-    found = kind
-    if pa.types.is_dictionary(kind):
-        found = plain(kind.value_type)
-    elif pa.types.is_struct(kind):
-        found = pa.struct([_plain_field(field) for field in kind])
-    elif pa.types.is_map(kind):
-        found = pa.map_(plain(kind.key_type), plain(kind.item_type), kind.keys_sorted)
-    elif pa.types.is_fixed_size_list(kind):
-        found = pa.list_(_plain_field(kind.value_field), kind.list_size)
-    elif pa.types.is_large_list(kind):
-        found = pa.large_list(_plain_field(kind.value_field))
-    elif pa.types.is_list(kind):
-        found = pa.list_(_plain_field(kind.value_field))
-    return found
-
-
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """The same columns in plain types."""
-    return pa.schema([_plain_field(field) for field in schema])
-
-
-def _plain_field(field: pa.Field) -> pa.Field:
-    return field.with_type(plain(field.type))
+    """The same columns with values in the place of dictionaries, nested ones included."""
+    return map_schema(schema, without_dictionary).remove_metadata()
 
 
 SAMPLE_ROWS = 1 << 16

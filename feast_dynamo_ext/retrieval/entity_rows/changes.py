@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from feast.utils import make_tzaware
 
-from feast_dynamo_ext.arrow_types import family
+from feast_dynamo_ext.arrow_types import family, without_dictionary
 from feast_dynamo_ext.duckdb_connection import connected
 from feast_dynamo_ext.errors import EntityRowsError
 from feast_dynamo_ext.parquet.source import ROW
@@ -263,12 +263,5 @@ def _one_table(parts: Sequence[pa.Table]) -> pa.Table:
 
 def _without_dictionaries(table: pa.Table) -> pa.Table:
     return table.cast(
-        pa.schema(
-            [
-                column.with_type(column.type.value_type)
-                if pa.types.is_dictionary(column.type)
-                else column
-                for column in table.schema
-            ]
-        )
+        pa.schema([column.with_type(without_dictionary(column.type)) for column in table.schema])
     )
