@@ -17,11 +17,11 @@ from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast_dynamo_ext.dynamo import read
 from feast_dynamo_ext.dynamo.client import Connection
 from feast_dynamo_ext.dynamo.layouts.packed import (
+    PACKED,
     Row,
     RowSchema,
     newest_per_key,
     refuse_too_large,
-    to_item,
 )
 from feast_dynamo_ext.dynamo.precomputed import maintain
 from feast_dynamo_ext.dynamo.precomputed.lookup import ServiceCache, ServiceRequest
@@ -223,7 +223,7 @@ class DynamoOnlineStore(OnlineStore):
             # What is missing to the caller is the rows.
             left = tuple(row.key for row in rows)
             return Outcome(unwritten=left, cause=error).checked(name)
-        items = (to_item(row, schema, ttl_s, view.name) for row in rows)
+        items = (PACKED.put(row, schema, ttl_s, view.name) for row in rows)
         write = connection.writer.write(name, items, progress, how_written(config, view))
         return await with_vectors(connection, name, lambda: [row.key for row in rows], write)
 

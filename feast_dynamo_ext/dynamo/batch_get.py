@@ -13,7 +13,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from feast_dynamo_ext.dynamo.layouts.packed import KEY, VALUES
+from feast_dynamo_ext.dynamo.layouts.packed import KEY, PACKED, VALUES
 from feast_dynamo_ext.dynamo.retry import Pending, Transport, UnprocessedItems, drain
 from feast_dynamo_ext.errors import IncompleteReadError
 
@@ -213,7 +213,7 @@ class Reader:
             # Views of one entity are asked for the same keys, mostly all of a request's.
             keys = keys_of.get(id(entry.keys))
             if keys is None:
-                keys = keys_of[id(entry.keys)] = [{KEY: {"B": key}} for key in entry.keys]
+                keys = keys_of[id(entry.keys)] = PACKED.read(entry.keys)
             size, start = self.item_bytes.get(entry.table, 1), 0
             while start < len(keys):
                 taken = keys[start : start + min(keys_left, max(1, bytes_left // size))]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from binascii import a2b_base64
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import cached_property, lru_cache
@@ -21,17 +20,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from feast_dynamo_ext.dynamo.batch_get import TableKeys
 from feast_dynamo_ext.dynamo.keys import text
 from feast_dynamo_ext.dynamo.layouts.packed import (
-    EVENT_TIME,
     FINGERPRINT,
-    VALUES,
-    key_bytes,
+    PACKED,
     split,
     uniform_columns,
     unpack,
     varint,
 )
 from feast_dynamo_ext.dynamo.views import keys_of_request
-from feast_dynamo_ext.errors import ItemFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -115,7 +111,7 @@ def of_keys(
     Raises:
         EntityKeyError: a key that cannot be a key.
     """
-    rows = tuple(text(key_bytes(key, view.answers_as)) for key in keys)
+    rows = tuple(text(PACKED.key(key, view.answers_as)) for key in keys)
     return ViewRead(view, tuple(requested or view.schema.names), rows)
 
 
@@ -268,12 +264,7 @@ def read_items(
     layouts: dict[tuple[str, bool], Layout] = {}
     oldest_us = view.oldest_us(now_s)
     for key, item in items.items():
-        try:
-            fingerprint = item[FINGERPRINT]["B"]
-            packed = a2b_base64(item[VALUES]["B"])
-            event_us = int(item[EVENT_TIME]["N"])
-        except (KeyError, ValueError) as error:
-            raise _format_error(view.table, item) from error
+        fingerprint, packed, event_us = PACKED.decode(item, view.table)
         is_expired = event_us < oldest_us
         layout = layouts.get((fingerprint, is_expired))
         if layout is None:
@@ -303,14 +294,6 @@ def _layout(asked: ViewRead, item: JsonItem, book: SchemaCache, *, is_expired: b
             view.layouts.clear()
         view.layouts[key] = layout
     return layout
-
-
-def _format_error(table: str, item: JsonItem) -> ItemFormatError:
-    return ItemFormatError(
-        f"Table `{table}` holds an item that is not in this store's layout "
-        f"(attributes {sorted(item)}). Write the view again with `feast "
-        "materialize`, or point `table_name_template` to tables that only this store writes."
-    )
 
 
 def add_view(

@@ -27,7 +27,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from binascii import b2a_base64
+from binascii import a2b_base64, b2a_base64
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -37,7 +37,8 @@ import numpy as np
 from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key
 from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 
-from feast_dynamo_ext.errors import EntityKeyError, ItemTooLargeError
+from feast_dynamo_ext.dynamo.layouts import Layout
+from feast_dynamo_ext.errors import EntityKeyError, ItemFormatError, ItemTooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -136,6 +137,10 @@ SURELY_FITTING_BYTES = MAX_ITEM_BYTES - 2 * MAX_KEY_BYTES
 
 JsonItem = dict[str, dict[str, str]]
 """An item as DynamoDB's JSON protocol has it: {attribute: {type: text}}."""
+
+
+DecodedItem = tuple[str, bytes, int]
+"""An item's schema fingerprint in base64, its packed values, its event time in microseconds."""
 
 
 @dataclass(frozen=True)
@@ -286,6 +291,31 @@ def to_item(row: Row, schema: RowSchema, ttl_s: int | None, view: str) -> JsonIt
     return item
 
 
+def read_keys(keys: Iterable[str]) -> list[JsonItem]:
+    """The keys of a BatchGetItem request, of partition keys in base64."""
+    return [{KEY: {"B": key}} for key in keys]
+
+
+def decode_item(item: JsonItem, table: str) -> DecodedItem:
+    """What a row's item holds.
+
+    Args:
+        item: as DynamoDB's JSON has it.
+        table: the table that holds it, for errors.
+
+    Raises:
+        ItemFormatError: the item is not in this layout.
+    """
+    try:
+        return item[FINGERPRINT]["B"], a2b_base64(item[VALUES]["B"]), int(item[EVENT_TIME]["N"])
+    except (KeyError, ValueError) as error:
+        raise ItemFormatError(
+            f"Table `{table}` holds an item that is not in this store's layout "
+            f"(attributes {sorted(item)}). Write the view again with `feast "
+            "materialize`, or point `table_name_template` to tables that only this store writes."
+        ) from error
+
+
 def refuse_too_large(rows: Iterable[Row], schema: RowSchema, ttl_s: int | None, view: str) -> None:
     """Raise what `to_item` would raise for one of the rows, before any of them is written.
 
@@ -326,3 +356,6 @@ def schema_key(fingerprint: bytes) -> str:
 def to_schema_item(schema: RowSchema) -> JsonItem:
     """The item that says what a fingerprint's values stand for."""
     return {KEY: {"B": schema_key(schema.fingerprint)}, SCHEMA: {"S": schema.text}}
+
+
+PACKED = Layout(key=key_bytes, put=to_item, read=read_keys, decode=decode_item)

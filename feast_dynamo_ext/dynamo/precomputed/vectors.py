@@ -42,12 +42,12 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 
 from feast_dynamo_ext.dynamo.batch_get import TableKeys
 from feast_dynamo_ext.dynamo.layouts.packed import (
-    EVENT_TIME,
     EXPIRY,
     FINGERPRINT,
     KEY,
     MAX_ITEM_BYTES,
     MAX_KEY_BYTES,
+    PACKED,
     RESERVED_PREFIX,
     VALUES,
     RowSchema,
@@ -55,7 +55,6 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     split,
 )
 from feast_dynamo_ext.dynamo.read import NULL_CELL
-from feast_dynamo_ext.errors import ItemFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -332,15 +331,9 @@ def vector_of(
 
 def _values(view: ServiceView, row: JsonItem, book: SchemaCache) -> tuple[bytes, int, bytes]:
     """What the service takes of a row, its event time, and which features the row lacks."""
-    try:
-        columns = book.columns_of(view.table, row, view.schema, view.schema.names)
-        cells = split(a2b_base64(row[VALUES]["B"]))
-        event_us = int(row[EVENT_TIME]["N"])
-    except KeyError as error:
-        raise ItemFormatError(
-            f"Table `{view.table}` holds an item that is not in this store's layout (attributes "
-            f"{sorted(row)}). Write the view again with `feast materialize`."
-        ) from error
+    _, packed, event_us = PACKED.decode(row, view.table)
+    columns = book.columns_of(view.table, row, view.schema, view.schema.names)
+    cells = split(packed)
     wanted = [NULL_CELL if column is None else column.cell_of(cells) for column in columns]
     return b"".join(wanted), event_us, bytes([column is None for column in columns])
 
