@@ -153,7 +153,7 @@ def encode_keys(
     """
     if not columns:
         key = key_bytes(ENTITYLESS_KEY, view)
-        return Message.from_part(constant(key, rows)).joined()
+        return Message.from_part(constant(key, rows)).to_array()
     arrays = []
     for column, name in zip(columns, join_keys, strict=True):
         _refuse_nulls(column, name, view)
@@ -177,7 +177,7 @@ def _encoded(
     order = sorted(range(len(join_keys)), key=join_keys.__getitem__)
     parts = [Message.from_part(constant(prefix, len(arrays[0])))]
     parts += [_part(arrays[at], kinds[at], join_keys[at]) for at in order]
-    return reduce(add, parts).joined()
+    return reduce(add, parts).to_array()
 
 
 def _part(array: pa.Array, kind: FeastValueType, name: str) -> Message:

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import orjson
 
-from feast_dynamo_ext.dynamo.encoding.requests import Try, joined, picked, statement
+from feast_dynamo_ext.dynamo.encoding.requests import (
+    Try,
+    json_elements,
+    json_elements_of_rows,
+    statement,
+)
 from feast_dynamo_ext.dynamo.layouts.packed import KEY
 from feast_dynamo_ext.errors import IncompleteWriteError
 
@@ -136,7 +141,7 @@ class Items:
 
     def statements(self, table: str, todo: Sequence[tuple[int, Try]]) -> Any:
         """See `RowBatch.statements`."""
-        return [statement(table, self.items[row], how) for row, how in todo]
+        return [statement(table, self.items[row], attempt) for row, attempt in todo]
 
     def item(self, row: int) -> JsonItem:
         """See `RowBatch.item`."""
@@ -147,7 +152,7 @@ class Items:
         return keys_of(self.items[row] for row in rows)
 
     def single_row_batches(self) -> Iterator[RowBatch]:
-        """See `RowBatch.ones`."""
+        """See `RowBatch.single_row_batches`."""
         return (Items([item]) for item in self.items)
 
 
@@ -178,13 +183,13 @@ class EncodedBlock:
         """Each row's request of a BatchWriteItem, as a fragment."""
         return self.rows.put_json()
 
-    def statements(self, table: str, how: Try) -> pa.LargeBinaryArray:
+    def statements(self, table: str, attempt: Try) -> pa.LargeBinaryArray:
         """Each row's statement, as a fragment."""
         # UPDATE and REPLACE are one statement.
-        how = Try.UPDATE if how is Try.REPLACE else how
-        if (table, how) not in self._statements:
-            self._statements[table, how] = self.rows.statement_json(table, how)
-        return self._statements[table, how]
+        attempt = Try.UPDATE if attempt is Try.REPLACE else attempt
+        if (table, attempt) not in self._statements:
+            self._statements[table, attempt] = self.rows.statement_json(table, attempt)
+        return self._statements[table, attempt]
 
     def batches(self) -> Iterator[RowBatch]:
         """The rows in batches as large as a request takes."""
@@ -210,20 +215,22 @@ class EncodedSlice:
 
     def puts(self) -> Any:
         """See `RowBatch.puts`."""
-        return _array(joined(self.block.puts, self.start, self.stop))
+        return _array(json_elements(self.block.puts, self.start, self.stop))
 
     def statements(self, table: str, todo: Sequence[tuple[int, Try]]) -> Any:
         """See `RowBatch.statements`."""
-        tries = {how for _, how in todo}
+        tries = {attempt for _, attempt in todo}
         if len(tries) == 1:
             fragments = self.block.statements(table, *tries)
             rows = [self.start + row for row, _ in todo]
             if rows == list(range(self.start, self.stop)):
-                return _array(joined(fragments, self.start, self.stop))
-            return _array(picked(fragments, rows))
+                return _array(json_elements(fragments, self.start, self.stop))
+            return _array(json_elements_of_rows(fragments, rows))
         return [
-            orjson.Fragment(picked(self.block.statements(table, how), [self.start + row]))
-            for row, how in todo
+            orjson.Fragment(
+                json_elements_of_rows(self.block.statements(table, attempt), [self.start + row])
+            )
+            for row, attempt in todo
         ]
 
     def item(self, row: int) -> JsonItem:
@@ -235,7 +242,7 @@ class EncodedSlice:
         return self.block.rows.keys_of([self.start + row for row in rows])
 
     def single_row_batches(self) -> Iterator[RowBatch]:
-        """See `RowBatch.ones`."""
+        """See `RowBatch.single_row_batches`."""
         return (EncodedSlice(self.block, at, at + 1) for at in range(self.start, self.stop))
 
 

@@ -18,8 +18,8 @@ from feast_dynamo_ext.dynamo.encoding import requests as column_base64
 from feast_dynamo_ext.dynamo.encoding.requests import (
     EncodedRows,
     Try,
-    joined,
-    picked,
+    json_elements,
+    json_elements_of_rows,
     refuse_too_large,
     statement,
 )
@@ -128,7 +128,7 @@ def test_requests_written_out():
         b'{"PutRequest":{"Item":{"k":{"B":"azE="},"v":{"B":"Yg=="},"t":{"N":"1700000000000000"},'
         b'"f":{"B":"khAY10H0t3M="},"x":{"N":"1700000061"}}}}'
     )
-    assert joined(rows.put_json(), 0, 2) == first + b"," + second
+    assert json_elements(rows.put_json(), 0, 2) == first + b"," + second
     assert rows.statement_json("orders", Try.INSERT)[1].as_py() == (
         b"{\"Statement\":\"INSERT INTO \\\"orders\\\" VALUE {'k':?,'v':?,'t':?,'f':?,'x':?}\","
         b'"Parameters":[{"B":"azE="},{"B":"Yg=="},{"N":"1700000000000000"},'
@@ -149,10 +149,10 @@ def test_fragments_are_put_together_with_commas_between(elements, data):
     array = pa.array([element + b"," for element in elements], pa.large_binary())
     start = data.draw(st.integers(0, len(elements)))
     stop = data.draw(st.integers(start, len(elements)))
-    assert joined(array, start, stop) == b",".join(elements[start:stop])
-    assert joined(array.slice(start), 0, stop - start) == b",".join(elements[start:stop])
+    assert json_elements(array, start, stop) == b",".join(elements[start:stop])
+    assert json_elements(array.slice(start), 0, stop - start) == b",".join(elements[start:stop])
     rows = data.draw(st.lists(st.integers(0, len(elements) - 1))) if elements else []
-    assert picked(array, rows) == b",".join(elements[row] for row in rows)
+    assert json_elements_of_rows(array, rows) == b",".join(elements[row] for row in rows)
 
 
 def test_a_row_over_400_kb_is_refused_in_the_words_of_one_row():

@@ -1,8 +1,8 @@
-"""Protobuf's wire format for whole columns: one message a row, numpy and Arrow buffers only.
+"""Protobuf's wire format for whole columns: one message a row, in numpy and Arrow buffers.
 
 A message is kept as parts that follow each other in each row: short ones (tags, lengths, numbers)
 as slots of a byte matrix, which cost next to nothing to put side by side, and long ones (texts,
-packed lists) as Arrow arrays. `Message.joined` puts the parts together, once, at the end.
+packed lists) as Arrow arrays. `Message.to_array` puts the parts together, once, at the end.
 
 Source: https://protobuf.dev/programming-guides/encoding/
 """
@@ -44,14 +44,14 @@ class Slots:
     kept: Mask | None
     lengths: Integers
 
-    def only(self, present: Mask) -> Slots:
-        """The same, empty where not present."""
+    def masked(self, present: Mask) -> Slots:
+        """Empty where not present."""
         kept = np.broadcast_to(present[:, None], self.cells.shape)
         if self.kept is not None:
             kept = kept & self.kept
         return Slots(self.cells, kept, self.lengths * present)
 
-    def joined(self) -> pa.LargeBinaryArray:
+    def to_array(self) -> pa.LargeBinaryArray:
         """As an Arrow array."""
         data = np.ascontiguousarray(self.cells) if self.kept is None else self.cells[self.kept]
         return binary(offsets_of(self.lengths), data)
@@ -80,31 +80,31 @@ class Message:
     def __add__(self, other: Message) -> Message:
         return Message(self.parts + other.parts, self.lengths + other.lengths)
 
-    def only(self, present: Mask | None) -> Message:
-        """The same, empty where not present; None: present everywhere."""
+    def masked(self, present: Mask | None) -> Message:
+        """Empty where not present; None: present everywhere."""
         if present is None:
             return self
         parts = tuple(
-            part.only(present) if isinstance(part, Slots) else pc.if_else(present, part, NOTHING)
+            part.masked(present) if isinstance(part, Slots) else pc.if_else(present, part, NOTHING)
             for part in self.parts
         )
         return Message(parts, self.lengths * present)
 
-    def joined(self) -> pa.LargeBinaryArray:
+    def to_array(self) -> pa.LargeBinaryArray:
         """As an Arrow array."""
         arrays: list[pa.LargeBinaryArray] = []
         for are_slots, group in groupby(self.parts, lambda part: isinstance(part, Slots)):
             parts = list(group)
-            arrays += [beside(parts).joined()] if are_slots else parts
-        return arrays[0] if len(arrays) == 1 else concatenated(*arrays)
+            arrays += [concat_slots(parts).to_array()] if are_slots else parts
+        return arrays[0] if len(arrays) == 1 else concat_elements(*arrays)
 
 
-def concatenated(*parts: Any) -> pa.LargeBinaryArray:
+def concat_elements(*parts: Any) -> pa.LargeBinaryArray:
     """Element by element, one after another; scalars count for every element."""
     return pc.binary_join_element_wise(*parts, NOTHING)
 
 
-def beside(slots: Sequence[Slots]) -> Slots:
+def concat_slots(slots: Sequence[Slots]) -> Slots:
     """Slots one after another, as one."""
     if len(slots) == 1:
         return slots[0]
@@ -171,7 +171,7 @@ def delimited(number: int, message: Message, present: Mask | None = None) -> Mes
         message: what it holds; empty where the field is absent.
         present: the rows that have the field; None for all.
     """
-    return field(number, DELIMITED, varints(message.lengths)).only(present) + message
+    return field(number, DELIMITED, varints(message.lengths)).masked(present) + message
 
 
 def grouped(elements: pa.LargeBinaryArray, offsets: Integers) -> pa.LargeBinaryArray:

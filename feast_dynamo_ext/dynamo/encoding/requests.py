@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from feast_dynamo_ext.dynamo.encoding.protobuf import (
     NOTHING,
     binary,
-    concatenated,
+    concat_elements,
     data_of,
     lengths_of,
     offsets_of,
@@ -62,7 +62,9 @@ def base64_of(elements: pa.LargeBinaryArray) -> pa.LargeBinaryArray:
     lengths = lengths_of(elements)
     missing = -lengths % 3
     # Elements of whole groups do not share a group, so that the text of all is that of each.
-    groups = concatenated(elements, FILLS.take(pa.array(missing))) if missing.any() else elements
+    groups = (
+        concat_elements(elements, FILLS.take(pa.array(missing))) if missing.any() else elements
+    )
     text = np.frombuffer(b2a_base64(data_of(groups).data, newline=False), np.uint8).copy()
     offsets = offsets_of((lengths + missing) // 3 * 4)
     _pad(text, offsets[1:], missing)
@@ -74,7 +76,7 @@ def _pad(text: np.ndarray, ends: Integers, missing: Integers) -> None:
         text[ends[missing >= count] - count] = ord("=")
 
 
-def joined(fragments: pa.LargeBinaryArray, start: int, stop: int) -> bytes:
+def json_elements(fragments: pa.LargeBinaryArray, start: int, stop: int) -> bytes:
     """Fragments as the elements of a JSON list, commas between them.
 
     Args:
@@ -86,9 +88,9 @@ def joined(fragments: pa.LargeBinaryArray, start: int, stop: int) -> bytes:
     return data
 
 
-def picked(fragments: pa.LargeBinaryArray, rows: Sequence[int]) -> bytes:
-    """The fragments of these rows, in their order, as `joined` has them."""
-    return joined(fragments.take(pa.array(rows, pa.int64())), 0, len(rows))
+def json_elements_of_rows(fragments: pa.LargeBinaryArray, rows: Sequence[int]) -> bytes:
+    """The fragments of these rows, in their order, as the elements of a JSON list."""
+    return json_elements(fragments.take(pa.array(rows, pa.int64())), 0, len(rows))
 
 
 # What an item may lack; a row without them must not keep those of the row it replaces.
@@ -110,10 +112,10 @@ class Try(Enum):
     REPLACE = "update a row that is there"
 
 
-def statement(table: str, item: JsonItem, how: Try) -> dict[str, Any]:
+def statement(table: str, item: JsonItem, attempt: Try) -> dict[str, Any]:
     """One row's statement of a BatchExecuteStatement."""
     attributes = tuple(item)
-    if how is Try.INSERT:
+    if attempt is Try.INSERT:
         return {"Statement": _insert(table, attributes), "Parameters": list(item.values())}
     text, parameters = _update(table, attributes)
     return {
@@ -173,7 +175,7 @@ class EncodedRows:
 
     Attributes:
         keys: serialized entity keys, distinct, without nulls.
-        values: packed values, without nulls; see `item.pack`.
+        values: packed values, without nulls; see `packed.pack`.
         event_us: event times, microseconds since 1970 UTC, without nulls.
         created_us: created times, the same, but may hold nulls; None where the source has none.
         schema: what the values stand for.
@@ -191,33 +193,33 @@ class EncodedRows:
         return len(self.keys)
 
     def item_json(self) -> pa.LargeBinaryArray:
-        """Each row's item, as `item.to_item` has it."""
-        return concatenated(*self._item(b"", b""))
+        """Each row's item, as `packed.to_item` makes it."""
+        return concat_elements(*self._item(b"", b""))
 
     def put_json(self) -> pa.LargeBinaryArray:
-        """Each row's request of a BatchWriteItem, and a comma, see `fragments`."""
-        return concatenated(*self._item(b'{"PutRequest":{"Item":', b"}},"))
+        """Each row's request of a BatchWriteItem, and a comma."""
+        return concat_elements(*self._item(b'{"PutRequest":{"Item":', b"}},"))
 
-    def statement_json(self, table: str, how: Try) -> pa.LargeBinaryArray:
-        """Each row's statement of a BatchExecuteStatement, and a comma, see `fragments`.
+    def statement_json(self, table: str, attempt: Try) -> pa.LargeBinaryArray:
+        """Each row's statement of a BatchExecuteStatement, and a comma.
 
         Args:
             table: table name.
-            how: what is tried, see `statements.statement`.
+            attempt: what is tried, see `statement`.
         """
-        shape = statement(table, {name: {name: ""} for name in self._names}, how)
+        shape = statement(table, {name: {name: ""} for name in self._names}, attempt)
         first, *others = [name for each in shape.pop("Parameters") for name in each]
         parts: list[Text] = [
-            _text(b'{"Statement":'), self._statement_text(table, how, shape.pop("Statement")),
+            _text(b'{"Statement":'), self._statement_text(table, attempt, shape.pop("Statement")),
             _text(b',"Parameters":['), *self._json[first],
         ]  # fmt: skip
         for name in others:
             parts += self._after_comma(name, b"")
         rest = orjson.dumps(shape)[1:-1]
-        return concatenated(*parts, _text(b"]" + (b"," + rest if rest else b"") + b"},"))
+        return concat_elements(*parts, _text(b"]" + (b"," + rest if rest else b"") + b"},"))
 
     def sizes(self) -> Integers:
-        """Bytes of each row's item by DynamoDB's rule, see `item.item_bytes`."""
+        """Bytes of each row's item by DynamoDB's rule, see `packed.item_bytes`."""
         numbers = sum(_number_bytes(self._digits[name]) for name in self._digits)
         created = len(CREATED_TIME) * self._has_created if CREATED_TIME in self._names else 0
         names = sum(len(name) for name in self._names if name != CREATED_TIME)
@@ -292,20 +294,20 @@ class EncodedRows:
         parts = (_text(b"," + label), *self._json[name])
         if name != CREATED_TIME or self._has_created.all():
             return parts
-        return (concatenated(*parts).fill_null(NOTHING),)
+        return (concat_elements(*parts).fill_null(NOTHING),)
 
-    def _statement_text(self, table: str, how: Try, text: str) -> Text:
+    def _statement_text(self, table: str, attempt: Try, text: str) -> Text:
         """A row without created time has a statement of its own."""
         quoted = _text(orjson.dumps(text))
         if CREATED_TIME not in self._names or self._has_created.all():
             return quoted
         names = [name for name in self._names if name != CREATED_TIME]
-        without = statement(table, {name: {} for name in names}, how)["Statement"]
+        without = statement(table, {name: {} for name in names}, attempt)["Statement"]
         return pc.if_else(self._has_created, quoted, _text(orjson.dumps(without)))
 
 
 def refuse_too_large(rows: EncodedRows, view: str) -> None:
-    """Raise what `item.to_item` would raise for one of the rows, before any of them is written.
+    """Raise what `packed.to_item` would raise for one of the rows, before any of them is written.
 
     Args:
         rows: the rows.

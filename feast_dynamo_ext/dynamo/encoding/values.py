@@ -140,7 +140,7 @@ def number_slots(array: pa.Array) -> Slots:
 def number_field(number: int, array: pa.Array) -> Message:
     """A field of int32, int64, float32, float64 or bool; nothing where the array is null."""
     wire = WIRE.get(array.type, VARINT)
-    return field(number, wire, number_slots(array)).only(present(array))
+    return field(number, wire, number_slots(array)).masked(present(array))
 
 
 def text_field(number: int, array: pa.Array, kind: pa.DataType | None = None) -> Message:
@@ -187,10 +187,10 @@ def _zoned(array: pa.Array) -> Message:
     """Whole seconds and the zone, each left out where it is the default."""
     whole = seconds(array, toward_zero=True)
     zone = constant(_zone_name(array.type.tz or "").encode(), len(array))
-    message = number_field(SECONDS_NUMBER, whole).only(numbers(whole) != 0)
+    message = number_field(SECONDS_NUMBER, whole).masked(numbers(whole) != 0)
     if zone.cells.shape[1]:
         message += delimited(ZONE_NUMBER, Message.from_part(zone))
-    message = message.only(present(array))
+    message = message.masked(present(array))
     return delimited(FIELD_NUMBER[ValueType.ZONED_TIMESTAMP], message, present(array))
 
 
@@ -201,7 +201,7 @@ def _zone_name(zone: str) -> str:
     return "UTC" if zone[1:] == "00:00" else f"UTC{zone}"
 
 
-LOWEST = np.iinfo(np.int64).min
+NULL_SECONDS = np.iinfo(np.int64).min
 
 
 def _is_text_or_uuid(kind: pa.DataType) -> bool:
@@ -280,7 +280,7 @@ def _as_element(elements: pa.Array, kind: ValueType) -> pa.Array:
     if pa.types.is_null(elements.type):
         elements = elements.cast(target or pa.large_string())
     if kind is ValueType.UNIX_TIMESTAMP:
-        return seconds(elements, toward_zero=True).fill_null(LOWEST)
+        return seconds(elements, toward_zero=True).fill_null(NULL_SECONDS)
     if target is not None:
         return elements.cast(target).fill_null(False if kind is ValueType.BOOL else 0)
     if is_uuid(elements.type):
@@ -306,14 +306,14 @@ def repeated(elements: pa.Array, offsets: Integers) -> Message:
         offsets: where each row's elements start, and where the last ones end.
     """
     if pa.types.is_large_binary(elements.type):
-        return runs(delimited(1, Message.from_part(elements)), offsets)
-    packed = grouped(number_slots(elements).joined(), offsets)
+        return concat_by_row(delimited(1, Message.from_part(elements)), offsets)
+    packed = grouped(number_slots(elements).to_array(), offsets)
     return delimited(1, Message.from_part(packed), np.diff(offsets) > 0)
 
 
-def runs(elements: Message, offsets: Integers) -> Message:
+def concat_by_row(elements: Message, offsets: Integers) -> Message:
     """Each row's elements, one after another."""
-    return Message.from_part(grouped(elements.joined(), offsets))
+    return Message.from_part(grouped(elements.to_array(), offsets))
 
 
 KEY, VALUE = 1, 2  # fields of a map's entries
@@ -362,11 +362,11 @@ def is_nested(arrow: pa.DataType, kind: ValueType) -> bool:
 def _is_map(arrow: pa.DataType) -> bool:
     if pa.types.is_struct(arrow):
         names = [each.name for each in arrow]
-        return len(set(names)) == len(names) and all(_is_part(each.type) for each in arrow)
+        return len(set(names)) == len(names) and all(_is_inner_type(each.type) for each in arrow)
     return (
         bool(pa.types.is_map(arrow))
         and is_text(plain_type(arrow.key_type))
-        and _is_part(arrow.item_type)
+        and _is_inner_type(arrow.item_type)
     )
 
 
@@ -374,15 +374,15 @@ def _is_scalar_map(arrow: pa.DataType) -> bool:
     return (
         bool(pa.types.is_map(arrow))
         and inferred_kind(arrow.key_type) in KEY_NUMBER
-        and _is_part(arrow.item_type)
+        and _is_inner_type(arrow.item_type)
     )
 
 
 def _is_inner_list(arrow: pa.DataType) -> bool:
-    return is_list(arrow) and (_is_inner_list(arrow.value_type) or _is_part(arrow))
+    return is_list(arrow) and (_is_inner_list(arrow.value_type) or _is_inner_type(arrow))
 
 
-def _is_part(arrow: pa.DataType) -> bool:
+def _is_inner_type(arrow: pa.DataType) -> bool:
     """Whether a value inside a map can be of this type."""
     if is_list(arrow):
         return inferred_kind(arrow.value_type) is not None or _is_map(arrow.value_type)
@@ -411,7 +411,7 @@ def nested(array: pa.Array, kind: ValueType) -> Message:
     return delimited(FIELD_NUMBER[kind], message, present(array))
 
 
-def _part(array: pa.Array) -> Message:
+def _inner_values(array: pa.Array) -> Message:
     """Values inside a map, each as the Value message of its type."""
     array = plain(array)
     if pa.types.is_null(array.type):
@@ -430,7 +430,7 @@ def _scalar(array: pa.Array, kind: ValueType) -> Message:
         return number_field(FIELD_NUMBER[kind], seconds(array, toward_zero=True))
     message = scalar(array, kind)
     if kind is ValueType.DOUBLE:
-        return message.only(~np.isnan(numbers(array)))
+        return message.masked(~np.isnan(numbers(array)))
     return message
 
 
@@ -440,16 +440,16 @@ def _map(array: pa.Array) -> Message:
         return _struct(array)
     keys, values, offsets = map_entries(array)
     entries = delimited(KEY, Message.from_part(texts(keys, pa.large_string())))
-    entries += delimited(VALUE, _part(values))
-    return runs(delimited(1, entries), offsets)
+    entries += delimited(VALUE, _inner_values(values))
+    return concat_by_row(delimited(1, entries), offsets)
 
 
 def _struct(array: pa.StructArray) -> Message:
     entries = [Message.from_part(constant(b"", len(array)))]
     for name, values in zip([each.name for each in array.type], array.flatten(), strict=True):
         key = Message.from_part(constant(name.encode(), len(array)))
-        entries.append(delimited(1, delimited(KEY, key) + delimited(VALUE, _part(values))))
-    return reduce(add, entries).only(present(array))
+        entries.append(delimited(1, delimited(KEY, key) + delimited(VALUE, _inner_values(values))))
+    return reduce(add, entries).masked(present(array))
 
 
 def _maps(array: pa.Array) -> Message:
@@ -457,7 +457,7 @@ def _maps(array: pa.Array) -> Message:
     elements, offsets = flattened(array)
     if elements.null_count:
         raise ValueError("a list of maps holds a null")
-    return runs(delimited(1, _map(elements)), offsets)
+    return concat_by_row(delimited(1, _map(elements)), offsets)
 
 
 def _list_of_lists(array: pa.Array) -> Message:
@@ -468,8 +468,8 @@ def _list_of_lists(array: pa.Array) -> Message:
         number = FIELD_NUMBER[ValueType.VALUE_LIST]
         values = delimited(number, _list_of_lists(lists))
     else:
-        values = _part(lists)
-    return runs(delimited(1, values.only(filled)), offsets)
+        values = _inner_values(lists)
+    return concat_by_row(delimited(1, values.masked(filled)), offsets)
 
 
 def _sizes(lists: pa.Array) -> Integers:
@@ -480,8 +480,8 @@ def _sizes(lists: pa.Array) -> Integers:
 def _scalar_map(array: pa.Array) -> Message:
     """The messages `{repeated {MapKey key = 1; Value value = 2} val = 1}`."""
     keys, values, offsets = map_entries(array)
-    entries = delimited(KEY, _map_key(keys)) + delimited(VALUE, _part(values))
-    return runs(delimited(1, entries), offsets)
+    entries = delimited(KEY, _map_key(keys)) + delimited(VALUE, _inner_values(values))
+    return concat_by_row(delimited(1, entries), offsets)
 
 
 def _map_key(keys: pa.Array) -> Message:
@@ -522,7 +522,9 @@ def encode_column(column: Column, kind: ValueType, name: str) -> pa.LargeBinaryA
         UnsupportedTypeError: an Arrow type that Feast has no type for.
     """
     check_supported(name, column.type, "Materialization")
-    return _concatenated([_values(chunk, kind, name).joined() for (chunk,) in _aligned([column])])
+    return _one_array_of(
+        [_values(chunk, kind, name).to_array() for (chunk,) in _aligned([column])]
+    )
 
 
 def encode_values(
@@ -541,7 +543,7 @@ def encode_values(
     """
     for column, name in zip(columns, names, strict=True):
         check_supported(name, column.type, "Materialization")
-    return _concatenated(
+    return _one_array_of(
         [
             reduce(
                 add,
@@ -549,7 +551,7 @@ def encode_values(
                     delimited(1, _values(chunk, kind, name))
                     for chunk, kind, name in zip(chunks, kinds, names, strict=True)
                 ],
-            ).joined()
+            ).to_array()
             for chunks in _aligned(columns)
         ]
     )
@@ -605,7 +607,7 @@ def _aligned(columns: Sequence[Column]) -> list[list[pa.Array]]:
     return [batch.columns for batch in table.to_batches()]
 
 
-def _concatenated(parts: list[pa.LargeBinaryArray]) -> pa.LargeBinaryArray:
+def _one_array_of(parts: list[pa.LargeBinaryArray]) -> pa.LargeBinaryArray:
     if len(parts) == 1:
         return parts[0]
     return pa.concat_arrays([*parts, pa.array([], pa.large_binary())])

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 LONG_VARINT = 0x80
 """A length of 128 bytes or more takes more than one byte."""
 
-ROWS_WORTH_NUMPY = 6
+MIN_ROWS_FOR_NUMPY = 6
 
 
 def split(packed: bytes) -> list[bytes]:
@@ -102,7 +102,7 @@ def uniform_columns(rows: Sequence[bytes], positions: Sequence[int]) -> list[byt
         too few to be worth it.
     """
     first = rows[0]
-    if len(rows) < ROWS_WORTH_NUMPY or any(len(row) != len(first) for row in rows):
+    if len(rows) < MIN_ROWS_FOR_NUMPY or any(len(row) != len(first) for row in rows):
         return None
     stored = split(first)
     ends = list(accumulate(map(len, stored)))
@@ -133,7 +133,7 @@ SCHEMA_KEY_PREFIX = RESERVED_PREFIX + b"schema:"
 # Service limits, https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
 MAX_KEY_BYTES = 2_048
 MAX_ITEM_BYTES = 400 * 1_024
-SURELY_FITTING_BYTES = MAX_ITEM_BYTES - 2 * MAX_KEY_BYTES
+VALUES_BYTES_THAT_FIT = MAX_ITEM_BYTES - 2 * MAX_KEY_BYTES
 
 JsonItem = dict[str, dict[str, str]]
 """An item as DynamoDB's JSON protocol has it: {attribute: {type: text}}."""
@@ -282,7 +282,7 @@ def to_item(row: Row, schema: RowSchema, ttl_s: int | None, view: str) -> JsonIt
         item[CREATED_TIME] = {"N": str(row.created_us)}
     if ttl_s:
         item[EXPIRY] = {"N": str(expiry_s(row.event_us, ttl_s))}
-    if len(row.values) > SURELY_FITTING_BYTES and item_bytes(item) > MAX_ITEM_BYTES:
+    if len(row.values) > VALUES_BYTES_THAT_FIT and item_bytes(item) > MAX_ITEM_BYTES:
         raise ItemTooLargeError(
             f"Feature view `{view}`: the row of {sorted(entity_of(row.key))} at event time "
             f"{row.event_us} us takes {item_bytes(item):,} bytes; DynamoDB holds at most "
@@ -322,7 +322,7 @@ def refuse_too_large(rows: Iterable[Row], schema: RowSchema, ttl_s: int | None, 
     Raises: as `to_item`.
     """
     for row in rows:
-        if len(row.values) > SURELY_FITTING_BYTES:
+        if len(row.values) > VALUES_BYTES_THAT_FIT:
             to_item(row, schema, ttl_s, view)
 
 
