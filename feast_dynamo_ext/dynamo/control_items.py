@@ -1,6 +1,6 @@
 """Control items: what programs tell each other in a view's own table, one item a subject.
 
-They are kept beside the rows, under keys that no row can have (`item.RESERVED_PREFIX`), so they
+They are kept beside the rows, under keys that no row can have (`packed.RESERVED_PREFIX`), so they
 need no table and no IAM resource of their own, and go when the table goes. Reads ask for the keys
 of entities and never meet them; scans skip them as they skip schema items.
 

@@ -32,7 +32,6 @@ from feast_dynamo_ext.arrow_types import (
 )
 from feast_dynamo_ext.columns import ENTITYLESS_KEY
 from feast_dynamo_ext.dynamo.encoding.protobuf import Message, constant, fixed, lengths_of
-from feast_dynamo_ext.dynamo.encoding.values import encode_column
 from feast_dynamo_ext.dynamo.layouts.packed import MAX_KEY_BYTES, key_bytes
 from feast_dynamo_ext.errors import EntityKeyError
 
@@ -223,6 +222,9 @@ def _refuse(
     view: str,
 ) -> None:
     """Raise what the reader of this row's key would, in the same words."""
+    # Reads of keys do without it.
+    from feast_dynamo_ext.dynamo.encoding.values import encode_column
+
     values = [
         Value.FromString(encode_column(array.slice(row, 1), kind, name)[0].as_py())
         for array, kind, name in zip(arrays, kinds, join_keys, strict=True)

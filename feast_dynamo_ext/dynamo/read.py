@@ -49,7 +49,7 @@ FeatureVector = GetOnlineFeaturesResponse.FeatureVector
 UNREAD, PRESENT, NOT_FOUND, OUTSIDE_MAX_AGE = (
     int(FieldStatus.Value(name)) for name in ("INVALID", "PRESENT", "NOT_FOUND", "OUTSIDE_MAX_AGE")
 )
-MOST_LAYOUTS = 1_000
+MOST_PROJECTIONS = 1_000
 """Kinds of requests of one view that are remembered: services ask for a few, anybody for any."""
 
 NULL_CELL: bytes = RepeatedValue(val=[Value()]).SerializeToString()
@@ -183,7 +183,7 @@ def _distinct(rows: tuple[str | None, ...], known: dict[int, tuple[str, ...]]) -
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class ItemProjection:
     """What rows of one kind answer for the requested features.
 
     Attributes:
@@ -195,16 +195,18 @@ class Layout:
     statuses: tuple[int, ...]
 
     @classmethod
-    def from_columns(cls, columns: Sequence[Column | None], status: int = PRESENT) -> Layout:
-        """The layout of rows that are there."""
+    def from_columns(
+        cls, columns: Sequence[Column | None], status: int = PRESENT
+    ) -> ItemProjection:
+        """What rows that are there answer."""
         statuses = (NOT_FOUND if column is None else status for column in columns)
         return cls(tuple(columns), tuple(statuses))
 
     @staticmethod
     @lru_cache(1_024)
-    def without_values(count: int, status: int) -> Layout:
-        """The layout of rows that have nothing to answer."""
-        return Layout((None,) * count, (status,) * count)
+    def without_values(count: int, status: int) -> ItemProjection:
+        """Of rows that have nothing to answer."""
+        return ItemProjection((None,) * count, (status,) * count)
 
     @cached_property
     def positions(self) -> list[int] | None:
@@ -218,25 +220,25 @@ class Stored(NamedTuple):
 
     Attributes:
         packed: the item's packed values; None where there is nothing to answer.
-        layout: what they answer.
+        projection: what they answer.
         event_us: the item's event time, microseconds since 1970 UTC; None without item.
     """
 
     packed: bytes | None
-    layout: Layout
+    projection: ItemProjection
     event_us: int | None
 
     def cells(self) -> list[bytes]:
         """The requested features, each as an entry of field 1."""
         if self.packed is None:
-            return [NULL_CELL] * len(self.layout.columns)
+            return [NULL_CELL] * len(self.projection.columns)
         stored = split(self.packed)
-        positions = self.layout.positions
+        positions = self.projection.positions
         if positions is not None:
             return [stored[position] for position in positions]
         return [
             NULL_CELL if column is None else column.cell_of(stored)
-            for column in self.layout.columns
+            for column in self.projection.columns
         ]
 
 
@@ -261,39 +263,43 @@ def read_items(
     """
     view = asked.view
     found: dict[str | None, Stored] = {}
-    layouts: dict[tuple[str, bool], Layout] = {}
+    projections: dict[tuple[str, bool], ItemProjection] = {}
     oldest_us = view.oldest_us(now_s)
     for key, item in items.items():
         fingerprint, packed, event_us = PACKED.decode(item, view.table)
         is_expired = event_us < oldest_us
-        layout = layouts.get((fingerprint, is_expired))
-        if layout is None:
-            layout = _layout(asked, item, book, is_expired=is_expired)
-            layouts[fingerprint, is_expired] = layout
+        projection = projections.get((fingerprint, is_expired))
+        if projection is None:
+            projection = _projection(asked, item, book, is_expired=is_expired)
+            projections[fingerprint, is_expired] = projection
         is_answered = not is_expired or view.with_expired
-        found[key] = Stored(packed if is_answered else None, layout, event_us)
+        found[key] = Stored(packed if is_answered else None, projection, event_us)
     count = len(asked.requested)
     if unread:
-        lost = Stored(None, Layout.without_values(count, UNREAD), None)
+        lost = Stored(None, ItemProjection.without_values(count, UNREAD), None)
         found.update((key, lost) for key in unread)
-    missing = Stored(None, Layout.without_values(count, NOT_FOUND), None)
+    missing = Stored(None, ItemProjection.without_values(count, NOT_FOUND), None)
     return [found.get(key, missing) for key in asked.rows]
 
 
-def _layout(asked: ViewRead, item: JsonItem, book: SchemaCache, *, is_expired: bool) -> Layout:
+def _projection(
+    asked: ViewRead, item: JsonItem, book: SchemaCache, *, is_expired: bool
+) -> ItemProjection:
     view = asked.view
     if is_expired and not view.with_expired:
-        return Layout.without_values(len(asked.requested), OUTSIDE_MAX_AGE)
+        return ItemProjection.without_values(len(asked.requested), OUTSIDE_MAX_AGE)
     # What a fingerprint stands for never changes, nor does the view.
     key = (item[FINGERPRINT]["B"], asked.requested, is_expired)
-    layout: Layout | None = view.layouts.get(key)
-    if layout is None:
+    projection: ItemProjection | None = view.projections.get(key)
+    if projection is None:
         columns = book.columns_of(view.table, item, view.schema, asked.requested)
-        layout = Layout.from_columns(columns, OUTSIDE_MAX_AGE if is_expired else PRESENT)
-        if len(view.layouts) >= MOST_LAYOUTS:
-            view.layouts.clear()
-        view.layouts[key] = layout
-    return layout
+        projection = ItemProjection.from_columns(
+            columns, OUTSIDE_MAX_AGE if is_expired else PRESENT
+        )
+        if len(view.projections) >= MOST_PROJECTIONS:
+            view.projections.clear()
+        view.projections[key] = projection
+    return projection
 
 
 def add_view(
@@ -307,15 +313,15 @@ def add_view(
         names: the names under which the features are answered.
     """
     response.metadata.feature_names.val.extend(names)
-    layout = rows[0].layout
-    is_even = all(row.layout is layout for row in rows)
+    projection = rows[0].projection
+    is_even = all(row.projection is projection for row in rows)
     columns = _columns(rows, is_even=is_even)
     times = b"".join([time_entry(row.event_us) for row in rows])
     by_feature: list[tuple[int, ...]]
     if is_even:
-        by_feature = [(status,) * len(rows) for status in layout.statuses]
+        by_feature = [(status,) * len(rows) for status in projection.statuses]
     else:
-        by_feature = [*zip(*[row.layout.statuses for row in rows], strict=True)]
+        by_feature = [*zip(*[row.projection.statuses for row in rows], strict=True)]
     tails = {statuses: status_entries(statuses) + times for statuses in {*by_feature}}
     response.MergeFromString(
         b"".join(
@@ -331,7 +337,7 @@ def _columns(rows: Sequence[Stored], *, is_even: bool) -> Iterable[bytes]:
     """Each requested feature of all rows, as entries of field 1."""
     if len(rows) == 1:
         return rows[0].cells()
-    positions = rows[0].layout.positions
+    positions = rows[0].projection.positions
     if is_even and positions and rows[0].packed is not None:
         columns = uniform_columns([row.packed or b"" for row in rows], positions)
         if columns is not None:
@@ -380,7 +386,9 @@ def read_row(view: ViewRead, stored: Stored) -> ReadRow:
     values = unpack(b"".join(stored.cells()))
     present = {
         name: value
-        for name, value, column in zip(view.requested, values, stored.layout.columns, strict=True)
+        for name, value, column in zip(
+            view.requested, values, stored.projection.columns, strict=True
+        )
         if column is not None
     }
     return EPOCH + timedelta(microseconds=stored.event_us or 0), present

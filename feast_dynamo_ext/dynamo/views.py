@@ -42,7 +42,7 @@ class KnownView:
         encode: serializes its entity keys, from values in the order of `columns`.
         consistent: whether it is read strongly consistent.
         with_expired: whether rows past their ttl answer their values.
-        layouts: what `response` works out once for each kind of row and request.
+        projections: what `read` works out once for each kind of row and request.
     """
 
     table: str
@@ -53,13 +53,13 @@ class KnownView:
     encode: KeyEncoder
     consistent: bool
     with_expired: bool
-    layouts: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    projections: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def oldest_us(self, now_s: float) -> float:
         """The event time from which on rows are within the ttl (the ttl itself counts)."""
         if not self.ttl_s:
             return float("-inf")
-        # Whole seconds, as the expiry that DynamoDB deletes by: see `item.expiry_s`.
+        # Whole seconds, as the expiry that DynamoDB deletes by: see `packed.expiry_s`.
         return (int(now_s) - self.ttl_s) * 1_000_000
 
     @classmethod

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from feast_dynamo_ext.arrow_types import is_time
 from feast_dynamo_ext.timestamps import Axis
 
 if TYPE_CHECKING:
@@ -82,8 +83,7 @@ def range_condition(
 ) -> ds.Expression | None:
     """Whether first <= column <= last, in the column's type; None where it cannot be asked."""
     kind = column.type
-    is_time = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
-    if not is_time or (first is None and last is None):
+    if not is_time(kind) or (first is None and last is None):
         return None
     axis, field = Axis.from_type(kind), ds.field(column.name)
     condition = None

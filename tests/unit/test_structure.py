@@ -67,7 +67,7 @@ def test_settings_of_stores_and_views_load_nothing_of_tables():
 OF_THE_ONLINE_STORE = {
     *("_feast", "arrow_types", "aws", "columns", "config", "errors", "online_store"),
     *("timestamps", "view_settings"),
-    *("dynamo.batch_get", "dynamo.client", "dynamo.encoding", "dynamo.encoding.arrays"),
+    *("dynamo.batch_get", "dynamo.client", "dynamo.encoding"),
     *("dynamo.encoding.protobuf", "dynamo.encoding.requests", "dynamo.event_loops"),
     *("dynamo.keys", "dynamo.layouts", "dynamo.layouts.packed", "dynamo.newest_wins"),
     *("dynamo.precomputed", "dynamo.precomputed.lookup", "dynamo.precomputed.maintain"),
