@@ -30,7 +30,7 @@ class Price:
 
     def cost(self, quantity: float) -> float:
         """Dollars of a quantity."""
-        return quantity / self.per * self.dollars
+        return quantity * self.dollars / self.per
 
 
 DYNAMODB = "https://aws.amazon.com/dynamodb/pricing/on-demand/"
