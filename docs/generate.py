@@ -49,7 +49,7 @@ BLOCKS = {
     ),
     "batch_engine": (
         (PACKAGE / "materialize" / "engine.py", "DynamoComputeEngineConfig"),
-        (PACKAGE / "materialize" / "engine_settings.py", "MaterializeSettings"),
+        (PACKAGE / "materialize" / "run.py", "MaterializeSettings"),
     ),
     "table": ((PACKAGE / "view_settings.py", "TableSettings"),),
 }

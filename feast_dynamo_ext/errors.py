@@ -270,10 +270,10 @@ class ViewsFailedError(FeastDynamoError, RuntimeError):
 
 
 class BulkLoadError(FeastDynamoError, RuntimeError):
-    """An import or a bulk put that did not load all it was given.
+    """An import that did not load all it was given.
 
     Attributes:
-        arn: the import or bulk operation; empty where none was started.
+        arn: the import; empty where none was started.
     """
 
     def __init__(self, message: str, *, arn: str = "") -> None:

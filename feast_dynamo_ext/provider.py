@@ -118,7 +118,7 @@ class DynamoProvider(PassthroughProvider):
             self._healer = StaleStateResetter(
                 lambda: store.connection(config).client, partial(table_name, config)
             )
-        return self._healer.heal(registry, project)
+        return self._healer.before_read(registry, project)
 
     # Precomputed services
 

@@ -25,11 +25,41 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from feast_dynamo_ext.materialize.bulk_import.load import BulkResult, BulkSettings
-    from feast_dynamo_ext.materialize.bulk_import.view_loads import Comparison
+    from feast_dynamo_ext.materialize.bulk_import.load import (
+        BulkLoader,
+        BulkResult,
+        BulkSettings,
+        Comparison,
+    )
 
 MB = 1_000_000
-SAID_EVERY_BYTES = 500 * MB
+
+
+def _only_imports(_context: Any, _option: Any, method: str | None) -> None:
+    """Let pass what asks for an import: there is nothing else any more.
+
+    Raises:
+        click.BadParameter: bulk puts.
+    """
+    if method not in (None, "auto", "import"):
+        raise click.BadParameter(
+            f"`{method}` is gone: nothing could test what StartBulkPutItems does with the "
+            "conditions of rows. A table that exists is loaded by `feast-dynamo materialize`; a "
+            "new or an empty one is imported, without --way."
+        )
+
+
+def _no_bulk_put_rate(_context: Any, _option: Any, units: int | None) -> None:
+    """Refuse the rate of bulk puts.
+
+    Raises:
+        click.BadParameter: it is given.
+    """
+    if units is not None:
+        raise click.BadParameter(
+            "it was the rate of bulk puts, which are gone: an import takes no write units. "
+            "`feast-dynamo materialize --max-write-units N` loads a table that exists."
+        )
 
 
 @click.command("bulk-load")
@@ -42,23 +72,14 @@ SAID_EVERY_BYTES = 500 * MB
     help="s3://bucket/prefix for the files; needed unless --dry-run.",
 )
 @views_option
-@click.option(
-    "--way",
-    type=click.Choice(["auto", "import", "bulk-put"]),
-    default="auto",
-    show_default=True,
-    help="import makes a new table, bulk-put writes into one that exists; auto looks which.",
-)
+@click.option("--way", hidden=True, expose_value=False, callback=_only_imports)
 @click.option(
     "--replace-empty",
     is_flag=True,
     help="Delete a table that holds no rows, as `feast apply` leaves it, so that it is imported.",
 )
 @click.option(
-    "--max-write-units",
-    type=click.IntRange(min=1_024),
-    metavar="N",
-    help="Write units a second of a bulk put, 1,024 or more.  [default: as fast as DynamoDB goes]",
+    "--max-write-units", type=int, hidden=True, expose_value=False, callback=_no_bulk_put_rate
 )
 @click.option(
     "--file-size",
@@ -73,7 +94,9 @@ SAID_EVERY_BYTES = 500 * MB
     default=False,
     help="What becomes of files that are loaded.  [default: delete]",
 )
-@click.option("--dry-run", is_flag=True, help="Load nothing; compare what the three ways cost.")
+@click.option(
+    "--dry-run", is_flag=True, help="Load nothing; compare what an import and writing rows cost."
+)
 @repo_option
 @json_option
 def bulk_load(
@@ -91,20 +114,14 @@ def bulk_load(
     """Load the newest row of each entity through files on S3.
 
     For a first load of many rows. The rows are written as gzipped DynamoDB JSON; DynamoDB then
-    loads the files by itself: an import makes a new table out of them, without write units; a bulk
-    put writes them into a table that exists, where rows that are newer stay. The command waits for
-    the end, and fails if DynamoDB could not load each row.
+    imports the files by itself into a new table, without write units. The command waits for the
+    end, and fails if DynamoDB could not load each row. An import cannot be cancelled.
 
     \b
-    What each way would cost, and which to take:
+    What that and `feast-dynamo materialize` would cost, and which to take:
       feast-dynamo bulk-load 2024-01-01 2026-01-01 --dry-run
     Right after `feast apply`, whose tables are still empty:
       feast-dynamo bulk-load 2024-01-01 2026-01-01 --output s3://my-bucket/load --replace-empty
-    Into a table that is being read, leaving it room:
-      feast-dynamo bulk-load 2024-01-01 2026-01-01 --output s3://my-bucket/load \\
-        -v orders --way bulk-put --max-write-units 5000
-
-    A bulk put needs botocore 1.44.5 or newer; Ctrl-C cancels it. An import cannot be cancelled.
     """  # noqa: D301 - click keeps the lines after \b as they are
     if start > end:
         raise click.UsageError(f"START_TS ({start}) is after END_TS ({end}).")
@@ -114,19 +131,18 @@ def bulk_load(
     with stdout:
         store = open_store(repo)
         chosen = _with_history(chosen_views(store, views or None, None), output)
-        from feast_dynamo_ext.materialize.bulk_import.view_loads import BulkLoader
+        from feast_dynamo_ext.materialize.bulk_import.load import BulkLoader, BulkSettings
 
+        settings = BulkSettings(files or "", file_bytes=file_size * MB, **choices)
         with BulkLoader(store) as loader:
             if dry_run:
                 done, failures = _each(
                     chosen, lambda view: loader.compare(view, start, end), output
                 )
             else:
-                settings = _settings(files or "", file_size, choices)
+                window = (start, end)
                 done, failures = _each(
-                    chosen,
-                    lambda view: loader.load(view, start, end, settings, Said(view.name, output)),
-                    output,
+                    chosen, lambda view: _load(loader, view, window, settings, output), output
                 )
     show = _show_comparisons if dry_run else _show_results
     show(done, failures, output)
@@ -143,10 +159,20 @@ def _with_history(views: Sequence[Any], output: Output) -> list[Any]:
     return [view for view in views if not isinstance(view, OnDemandFeatureView)]
 
 
-def _settings(files: str, file_size: int, choices: dict[str, Any]) -> BulkSettings:
-    from feast_dynamo_ext.materialize.bulk_import.load import BulkSettings
+def _load(
+    loader: BulkLoader,
+    view: Any,
+    window: tuple[datetime, datetime],
+    settings: BulkSettings,
+    output: Output,
+) -> BulkResult:
+    """Load a view, and show how far it is. Lines alone: DynamoDB's statuses come between."""
+    from feast_dynamo_ext.materialize.bulk_import.load import LoadProgress
+    from feast_dynamo_ext.progress import shown
 
-    return BulkSettings(files, file_bytes=file_size * MB, **choices)
+    progress = LoadProgress(view.name, output.note)
+    with shown(progress, bars=False):
+        return loader.load(view, *window, settings, progress)
 
 
 def _each(
@@ -181,33 +207,6 @@ def _raise(failures: dict[str, FeastDynamoError], count: int) -> None:
         )
 
 
-class Said:
-    """Says on stderr how far a load is."""
-
-    def __init__(self, view: str, output: Output) -> None:
-        self._view, self._output = view, output
-        self._items = self._bytes = self._said = 0
-        self._last = ""
-
-    def wrote(self, items: int, raw_bytes: int) -> None:
-        """Say it now and then."""
-        self._items += items
-        self._bytes += raw_bytes
-        if self._bytes >= self._said + SAID_EVERY_BYTES:
-            self._said = self._bytes
-            self.note(f"{self._items:,} items, {self._bytes / 1e9:,.1f} GB written to files")
-
-    def status(self, text: str) -> None:
-        """Say what has changed."""
-        if text != self._last:
-            self._last = text
-            self.note(text)
-
-    def note(self, text: str) -> None:
-        """Say it."""
-        self._output.note(f"{self._view}: {text}")
-
-
 def _show_results(
     results: Sequence[BulkResult], failures: dict[str, FeastDynamoError], output: Output
 ) -> None:
@@ -215,39 +214,42 @@ def _show_results(
 
     rows = [
         [
-            one.view,
-            one.table,
-            one.way,
-            count(one.rows),
-            count(one.files),
-            f"{one.raw_bytes / 1e9:,.2f}",
-            duration(one.seconds),
+            result.view,
+            result.table,
+            count(result.rows),
+            count(result.files),
+            f"{result.raw_bytes / 1e9:,.2f}",
+            duration(result.seconds),
         ]
-        for one in results
+        for result in results
     ]
-    headers = ["feature view", "table", "way", "rows", "files", "GB", "time"]
-    for one in results:
-        for skipped in one.skipped:
-            output.note(f"{one.view}: `{skipped.setting}` is left as it is: {skipped.reason}")
+    headers = ["feature view", "table", "rows", "files", "GB", "time"]
+    for result in results:
+        for skipped in result.skipped:
+            output.note(f"{result.view}: `{skipped.setting}` is left as it is: {skipped.reason}")
     data = {
-        "views": [dataclasses.asdict(one) for one in results],
+        "views": [{**dataclasses.asdict(result), "way": "import"} for result in results],
         "failed": _texts(failures),
     }
-    output.show(data, table(headers, rows, words=headers[:3]) if rows else "Nothing is loaded.")
+    output.show(data, table(headers, rows, words=headers[:2]) if rows else "Nothing is loaded.")
 
 
 def _show_comparisons(
     compared: Sequence[Comparison], failures: dict[str, FeastDynamoError], output: Output
 ) -> None:
-    from feast_dynamo_ext.cost.prices import AS_OF, REGION
+    from feast_dynamo_ext.cost.estimate import LOAD_PRICES_AS_OF
+    from feast_dynamo_ext.cost.prices import REGION
 
     data = {
         "region": REGION,
-        "as_of": AS_OF,
-        "views": [_comparison(one) for one in compared],
+        "as_of": LOAD_PRICES_AS_OF,
+        "views": [_comparison(view) for view in compared],
         "failed": _texts(failures),
     }
-    note = f"Dollars: on demand, {REGION}, {AS_OF}; of rows that the table does not hold yet."
+    note = (
+        f"Dollars: on demand, {REGION}, {LOAD_PRICES_AS_OF}; of rows that the table does not hold "
+        "yet."
+    )
     output.show(data, "\n\n".join([*map(_comparison_text, compared), note]))
 
 
@@ -255,27 +257,27 @@ def _texts(failures: dict[str, FeastDynamoError]) -> dict[str, str]:
     return {view: str(error) for view, error in failures.items()}
 
 
-def _comparison(one: Comparison) -> dict[str, Any]:
+def _comparison(view: Comparison) -> dict[str, Any]:
     return {
-        "view": one.view,
-        "table": one.table,
-        "table_exists": one.exists,
-        **dataclasses.asdict(one.sizes),
-        "raw_bytes": one.sizes.raw_bytes,
-        "ways": {cost.way: {"dollars": round(cost.dollars, 6)} for cost in one.costs},
-        "recommended": one.recommendation.way,
-        "why": one.recommendation.why,
+        "view": view.view,
+        "table": view.table,
+        "table_exists": view.exists,
+        **dataclasses.asdict(view.sizes),
+        "raw_bytes": view.sizes.raw_bytes,
+        "ways": {cost.method: {"dollars": round(cost.dollars, 6)} for cost in view.costs},
+        "recommended": view.recommendation.method,
+        "why": view.recommendation.why,
     }
 
 
-def _comparison_text(one: Comparison) -> str:
+def _comparison_text(view: Comparison) -> str:
     from feast_dynamo_ext.figures import count, dollars, table
 
-    there = "exists" if one.exists else "is new"
-    rows = [[cost.way, dollars(cost.dollars), cost.how] for cost in one.costs]
-    headers = ["way", "dollars", "for"]
+    there = "exists" if view.exists else "is new"
+    rows = [[cost.method, dollars(cost.dollars), cost.basis] for cost in view.costs]
+    headers = ["method", "dollars", "for"]
     return (
-        f"{one.view}: {count(one.sizes.items)} rows, {one.sizes.item_bytes / 1e9:,.2f} GB; table "
-        f"{one.table} {there}.\n{table(headers, rows, words=('way', 'for'))}\n"
-        f"Recommended: {one.recommendation.way}. {one.recommendation.why}"
+        f"{view.view}: {count(view.sizes.items)} rows, {view.sizes.item_bytes / 1e9:,.2f} GB; "
+        f"table {view.table} {there}.\n{table(headers, rows, words=('method', 'for'))}\n"
+        f"Recommended: {view.recommendation.method}. {view.recommendation.why}"
     )

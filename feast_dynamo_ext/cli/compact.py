@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
-from tqdm import tqdm
 
 from feast_dynamo_ext.cli.repo import Output, json_option, open_store, repo_option, table
 from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import CompactionError, ConfigError, OfflineStoreError
 from feast_dynamo_ext.parquet.compaction.snapshot import Target
 from feast_dynamo_ext.parquet.source import uri_of
+from feast_dynamo_ext.progress import Steps, shown
 from feast_dynamo_ext.retrieval.plan import plan_view
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from feast import FeatureStore
@@ -28,40 +25,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.parquet.compaction.compaction import Figures, Plan
     from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
     from feast_dynamo_ext.retrieval.plan import ViewPlan
-
-
-LINE_EVERY_S = 10.0
-
-
-@contextlib.contextmanager
-def shown(name: str, steps: int) -> Iterator[Callable[[int], object]]:
-    """What is to be told of each step done, as long as the block lasts.
-
-    Args:
-        name: of the source.
-        steps: rows to be read and rows to be written.
-    """
-    if not sys.stderr.isatty():
-        yield Lines(name, steps).advance
-        return
-    with tqdm(total=steps, desc=name, unit=" rows", unit_scale=True, leave=False) as bar:
-        yield bar.update
-
-
-class Lines:
-    """Lines on stderr."""
-
-    def __init__(self, name: str, steps: int) -> None:
-        self._name, self._steps = name, max(1, steps)
-        self._done = 0
-        self._shown_s = time.monotonic()
-
-    def advance(self, steps: int) -> None:
-        """Count steps; write a line if the last one is long ago."""
-        self._done += steps
-        if time.monotonic() - self._shown_s >= LINE_EVERY_S:
-            self._shown_s = time.monotonic()
-            click.echo(f"{self._name}: {self._done / self._steps:.0%} done", err=True)
 
 
 def targets(store: FeatureStore, names: Sequence[str]) -> list[Target]:
@@ -290,8 +253,9 @@ def _compact(
         if dry_run:
             after.append(None)
             continue
-        with shown(plan.snapshot.target.source.name, 2 * plan.rows) as advance:
-            after.append(compaction.run(plan, advance))
+        steps = Steps(plan.snapshot.target.source.name, 2 * plan.rows, "rows read and written")
+        with shown(steps):
+            after.append(compaction.run(plan, steps.advance))
     output.show(
         [_as_json(plan, done) for plan, done in zip(plans, after, strict=True)],
         _as_table(plans, after),

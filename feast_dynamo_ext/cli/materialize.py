@@ -53,7 +53,7 @@ class Window:
     def from_times(
         cls, times: Sequence[datetime], now: datetime, *, incremental: bool, all_: bool
     ) -> Window:
-        """The window that was asked for.
+        """The window that the options say.
 
         Raises:
             click.UsageError: too few or too many times, or in the wrong order.
@@ -179,15 +179,15 @@ def materialize(
     With --json the answer alone is on stdout: rows, units and dollars of each view.
     """  # noqa: D301 - click keeps the lines after \b as they are
     window = Window.from_times(times, _now(), incremental=incremental, all_=all_)
-    asked = MaterializeRequest(window, views or None, version)
+    request = MaterializeRequest(window, views or None, version)
     with _stdout_kept_for_json(output):
         store = open_store(repo)
-        tasks = _tasks(store, asked)
+        tasks = _tasks(store, request)
         engine = _engine(store, choices)
         if dry_run:
             estimates = _estimates(engine, tasks, output)
         else:
-            report = _run(store, engine, asked)
+            report = _run(store, engine, request)
     if dry_run:
         _show_estimates(engine, estimates, output)
     else:
@@ -232,7 +232,7 @@ def _engine(store: FeatureStore, choices: dict[str, Any]) -> DynamoComputeEngine
     return engine
 
 
-def _tasks(store: FeatureStore, asked: MaterializeRequest) -> list[MaterializationTask]:
+def _tasks(store: FeatureStore, request: MaterializeRequest) -> list[MaterializationTask]:
     """The windows of the views, by Feast's rules; on-demand views have none.
 
     Raises:
@@ -246,19 +246,24 @@ def _tasks(store: FeatureStore, asked: MaterializeRequest) -> list[Materializati
         MaterializationTask(
             project=store.project,
             feature_view=view,
-            start_time=asked.window.start_for(view, now),
-            end_time=asked.window.end,
-            disable_event_timestamp=asked.window.is_all,
+            start_time=request.window.start_for(view, now),
+            end_time=request.window.end,
+            disable_event_timestamp=request.window.is_all,
         )
-        for view in chosen_views(store, asked.names, asked.version)
+        for view in chosen_views(store, request.names, request.version)
         if not isinstance(view, OnDemandFeatureView)
     ]
 
 
-def _run(store: FeatureStore, engine: DynamoComputeEngine, asked: MaterializeRequest) -> RunReport:
+def _run(
+    store: FeatureStore, engine: DynamoComputeEngine, request: MaterializeRequest
+) -> RunReport:
     """Materialize through Feast, which keeps the intervals and states of views."""
-    window = asked.window
-    which: Any = {"feature_views": asked.names and list(asked.names), "version": asked.version}
+    window = request.window
+    which: Any = {
+        "feature_views": request.names and list(request.names),
+        "version": request.version,
+    }
     try:
         if window.start is None:
             store.materialize_incremental(window.end, **which)
@@ -287,10 +292,10 @@ def _show_report(report: RunReport, output: Output) -> None:
     Raises:
         ViewsFailedError: views failed.
     """
-    from feast_dynamo_ext.materialize import summary
+    from feast_dynamo_ext.materialize.report import as_json
 
     if output.as_json:
-        output.show(summary.as_json(report), "")
+        output.show(as_json(report), "")
     failed = report.failed_views
     if failed:
         raise ViewsFailedError(
@@ -317,7 +322,7 @@ def _estimates(
     output: Output,
 ) -> Sequence[ViewEstimate]:
     estimates = engine.estimate(tasks)
-    left_out = {task.feature_view.name for task in tasks} - {one.view for one in estimates}
+    left_out = {task.feature_view.name for task in tasks} - {found.view for found in estimates}
     if left_out:
         output.note(
             f"Not estimated, as Feast transforms them on their way: {', '.join(sorted(left_out))}."

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from feast_dynamo_ext.cost.prices import (
-    AS_OF,
     BYTES_PER_WRITE_UNIT,
+    IMPORT_BYTES,
     REGION,
-    import_dollars,
-    s3_dollars,
-    write_dollars,
+    S3_MONTH_BYTES,
+    S3_PUTS,
+    WRITE_UNITS,
+    as_of,
 )
 from feast_dynamo_ext.dynamo.layouts.packed import MAX_ITEM_BYTES
 from feast_dynamo_ext.figures import count, dollars, duration
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
     Counts = np.ndarray[Any, np.dtype[np.int64]]
 
 
-Way = Literal["materialize", "import", "bulk-put"]
+Method = Literal["materialize", "import"]
 
 LINE_OVERHEAD_BYTES = 97
 """What a line of a row has besides its item's bytes in base64; 16 less without created time."""
 
 SMALL_USD = 1.0
-"""Below this the minutes that DynamoDB's own ways take to start are worth more than the money."""
+"""Below this the minutes that an import takes to start are worth more than the money."""
 
 
 @dataclass(frozen=True)
@@ -73,90 +74,76 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one way costs.
+    """What one method of loading costs.
 
     Attributes:
-        way: which.
+        method: which.
         dollars: in all.
-        how: what is charged, for people.
+        basis: what is charged, for people.
     """
 
-    way: Way
+    method: Method
     dollars: float
-    how: str
+    basis: str
 
 
-def costs(sizes: Sizes, *, newest_wins: bool) -> tuple[Cost, Cost, Cost]:
-    """What the ways cost for rows that the table does not hold yet.
+LOAD_PRICES_AS_OF = as_of(WRITE_UNITS, IMPORT_BYTES, S3_PUTS, S3_MONTH_BYTES)
+
+
+def load_costs(sizes: Sizes, *, newest_wins: bool) -> tuple[Cost, Cost]:
+    """What the methods cost for rows that the table does not hold yet.
 
     Args:
         sizes: what is to be loaded.
-        newest_wins: whether a row may replace only older ones.
+        newest_wins: whether a row may replace only older rows.
     """
-    units = sizes.write_units
-    # A row whose first statement fails takes a second one: see `estimate.TRIES_A_ROW`.
+    units, raw_bytes = sizes.write_units, sizes.raw_bytes
+    # A row whose first statement fails takes a second one, see `TRIES_A_ROW`.
     twice = ", twice that at most" if newest_wins else ""
-    s3 = s3_dollars(sizes.raw_bytes, -(-sizes.raw_bytes // UPLOAD_BYTES))
+    # Each part of an upload is a PUT request.
+    s3 = S3_MONTH_BYTES.cost(raw_bytes) + S3_PUTS.cost(-(-raw_bytes // UPLOAD_BYTES))
     return (
-        Cost("materialize", write_dollars(units), f"{units:,} write units{twice}"),
+        Cost("materialize", WRITE_UNITS.cost(units), f"{units:,} write units{twice}"),
         Cost(
-            "import",
-            import_dollars(sizes.raw_bytes) + s3,
-            f"{sizes.raw_bytes / 1e9:,.2f} GB read, and S3",
-        ),
-        Cost(
-            "bulk-put",
-            write_dollars(units) + s3,
-            f"{units:,} write units (AWS bills bytes put: see its price list), and S3",
+            "import", IMPORT_BYTES.cost(raw_bytes) + s3, f"{raw_bytes / 1e9:,.2f} GB read, and S3"
         ),
     )
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Which way to take.
+    """Which method to take.
 
     Attributes:
-        way: which.
+        method: which.
         why: one sentence.
     """
 
-    way: Way
+    method: Method
     why: str
 
 
-def recommend(
-    found: Iterable[Cost], *, table_exists: bool, bulk_put_supported: bool
-) -> Recommendation:
-    """Pick a way.
+def recommend(costs: Iterable[Cost], *, table_exists: bool) -> Recommendation:
+    """Pick a method.
 
     Args:
-        found: what `costs` gave.
+        costs: what `load_costs` gave.
         table_exists: whether the table is there, and so cannot be imported.
-        bulk_put_supported: whether the installed botocore knows bulk puts.
     """
-    by_way = {cost.way: cost.dollars for cost in found}
-    written = by_way["materialize"]
-    if written < SMALL_USD:
+    by_method = {cost.method: cost.dollars for cost in costs}
+    written, imported = dollars(by_method["materialize"]), dollars(by_method["import"])
+    if by_method["materialize"] < SMALL_USD:
+        return Recommendation(
+            "materialize", f"It is small: writing the rows costs {written} and needs no files."
+        )
+    if table_exists:
         return Recommendation(
             "materialize",
-            f"It is small: writing the rows costs {dollars(written)} and needs no files.",
-        )
-    if not table_exists:
-        return Recommendation(
-            "import",
-            f"The table is new: an import costs {dollars(by_way['import'])}, writing the rows "
-            f"{dollars(written)}.",
-        )
-    if not bulk_put_supported:
-        return Recommendation(
-            "materialize",
-            "The table exists, and the installed botocore knows no bulk puts (1.44.5 does).",
+            "The table exists, and an import makes a new one. If it holds no rows, "
+            f"--replace-empty imports it for {imported}.",
         )
     return Recommendation(
-        "bulk-put",
-        "The table exists: DynamoDB paces the writes itself, and no machine of yours is busy "
-        "with them.",
+        "import", f"The table is new: an import costs {imported}, writing the rows {written}."
     )
 
 
@@ -339,20 +326,20 @@ def as_json(estimates: Sequence[ViewEstimate], rate: Rate) -> dict[str, Any]:
         ``"run"`` where it was given and ``"table"`` where it is an assumption.
     """
     return {
-        "views": [{**asdict(one), **_figures([one], rate)} for one in estimates],
+        "views": [{**asdict(view), **_figures([view], rate)} for view in estimates],
         "total": _figures(estimates, rate),
         "rate": {"units_per_s": rate.units_per_s, "per": "run" if rate.ceiling else "table"},
     }
 
 
 def _figures(estimates: Sequence[ViewEstimate], rate: Rate) -> dict[str, Any]:
-    counts = {name: sum(getattr(one, name) for one in estimates) for name in SUMMED}
+    counts = {name: sum(getattr(view, name) for view in estimates) for name in SUMMED}
     return {
         **counts,
-        "dollars": round(write_dollars(counts["units"]), 9),
-        "max_dollars": round(write_dollars(counts["max_units"]), 9),
-        "seconds": round(rate.seconds([one.units for one in estimates]), 3),
-        "max_seconds": round(rate.seconds([one.max_units for one in estimates]), 3),
+        "dollars": round(WRITE_UNITS.cost(counts["units"]), 9),
+        "max_dollars": round(WRITE_UNITS.cost(counts["max_units"]), 9),
+        "seconds": round(rate.seconds([view.units for view in estimates]), 3),
+        "max_seconds": round(rate.seconds([view.max_units for view in estimates]), 3),
     }
 
 
@@ -379,7 +366,7 @@ def _price(found: dict[str, Any]) -> list[str]:
 def _notes(estimates: Sequence[ViewEstimate], rate: Rate) -> Iterator[str]:
     found = _figures(estimates, rate)
     yield f"Time: writing alone, at {rate.text}."
-    yield f"Dollars: on demand, {REGION}, prices of {AS_OF}."
+    yield f"Dollars: on demand, {REGION}, prices of {as_of(WRITE_UNITS)}."
     if found["max_units"] > found["units"]:
         yield (
             "newest_wins: a row whose first statement fails takes a second one, which is billed "

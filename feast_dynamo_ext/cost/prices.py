@@ -1,41 +1,54 @@
 """What AWS charges for getting rows into DynamoDB, in US dollars, without tax and discounts.
 
-Figures of one region and date, to compare ways by; other regions cost more:
-
-https://aws.amazon.com/dynamodb/pricing/on-demand/ and https://aws.amazon.com/s3/pricing/
+Figures of one region, to compare by; other regions cost more.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 REGION = "us-east-1"
-AS_OF = "November 2024"
-
-WRITE_UNITS_PER_MILLION_USD = 0.625
-"""A million write units on demand, standard table class; a unit writes 1 KB of one item."""
-
-IMPORT_PER_GB_USD = 0.15
-"""A GB that ImportTable reads, by its size before compression."""
-
-S3_PUT_PER_THOUSAND_USD = 0.005
-"""A thousand PUT requests to S3 Standard; each part of an upload is one."""
-
-S3_GB_MONTH_USD = 0.023
-"""A GB in S3 Standard for a month."""
-
 BYTES_PER_WRITE_UNIT = 1_024
 GB = 1_024**3
 
 
-def write_dollars(units: float) -> float:
-    """What write units cost on demand."""
-    return units * WRITE_UNITS_PER_MILLION_USD / 1_000_000
+@dataclass(frozen=True)
+class Price:
+    """What so much of something costs.
+
+    Attributes:
+        dollars: for `per` of it.
+        per: how much of it that buys.
+        as_of: when it was read.
+        source: where.
+    """
+
+    dollars: float
+    per: int
+    as_of: str
+    source: str
+
+    def cost(self, quantity: float) -> float:
+        """Dollars of a quantity."""
+        return quantity * self.dollars / self.per
 
 
-def import_dollars(raw_bytes: float) -> float:
-    """What ImportTable costs for files of this size before compression."""
-    return raw_bytes / GB * IMPORT_PER_GB_USD
+DYNAMODB = "https://aws.amazon.com/dynamodb/pricing/on-demand/"
+S3 = "https://aws.amazon.com/s3/pricing/"
+
+WRITE_UNITS = Price(0.625, 1_000_000, "November 2024", DYNAMODB)
+"""On demand, standard table class; a unit writes 1 KB of one item."""
+
+IMPORT_BYTES = Price(0.15, GB, "November 2024", DYNAMODB)
+"""Bytes that ImportTable reads, before compression."""
+
+S3_PUTS = Price(0.005, 1_000, "November 2024", S3)
+"""PUT requests to S3 Standard; each part of an upload is one."""
+
+S3_MONTH_BYTES = Price(0.023, GB, "November 2024", S3)
+"""Bytes in S3 Standard for a month."""
 
 
-def s3_dollars(gzip_bytes: float, puts: int) -> float:
-    """What files cost that are on S3 for a month at most."""
-    return gzip_bytes / GB * S3_GB_MONTH_USD + puts * S3_PUT_PER_THOUSAND_USD / 1_000
+def as_of(*prices: Price) -> str:
+    """When prices were read."""
+    return ", ".join(dict.fromkeys(price.as_of for price in prices))

@@ -8,7 +8,7 @@ A bucket is recorded only after each of its rows is settled: in the table, or ol
 there. So after a kill -9 at any moment the recorded buckets need nothing more, and at most those
 that were in progress are written again, which changes nothing.
 
-The item says what it holds of: the files, the view's definition, the way of writing. Where one of
+The item says what it holds of: the files, the view's definition, the write mode. Where one of
 these has changed, all is written again. It also names the run that may add to it. A run that goes
 on puts its own name there first, so one that has lost its lease and does not know it yet can add
 nothing.
@@ -70,7 +70,7 @@ def source_fingerprint(files: Iterable[tuple[str, int, str | int]]) -> str:
 
     Args:
         files: (path, bytes, version) of each: S3's ETag, or the time of the last change in
-            nanoseconds, which S3 tells in whole seconds.
+            nanoseconds, which S3 gives in whole seconds.
     """
     return _sha256(sorted(files))
 

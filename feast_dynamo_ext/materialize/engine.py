@@ -1,7 +1,7 @@
 """The compute engine of `feast materialize`: the newest row per key, packed, written in batches.
 
-Views with transformations or aggregations, and other online stores, go Feast's own way: this
-engine is Feast's local engine where it does not know better.
+Views with transformations or aggregations, and other online stores, are left to Feast's local
+engine, of which this is a subclass.
 
 Feast finds the engine's config through the engine's name, so both stand here.
 """
@@ -9,7 +9,6 @@ Feast finds the engine's config through the engine's name, so both stand here.
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 import time
 from dataclasses import replace
@@ -32,20 +31,17 @@ from feast_dynamo_ext.cost import estimate
 from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_services
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import (
-    AwsError,
     ConfigError,
     FeastDynamoError,
-    ResourceNotFoundError,
     ViewsFailedError,
 )
-from feast_dynamo_ext.materialize import progress, summary
-from feast_dynamo_ext.materialize.engine_settings import MaterializeSettings
-from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings, holder
+from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
 from feast_dynamo_ext.materialize.newest_rows import ViewReading, Window, window_of
-from feast_dynamo_ext.materialize.registry_state import repair
-from feast_dynamo_ext.materialize.report import RunReport, ViewReport
-from feast_dynamo_ext.materialize.run import Run, ViewRun
+from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
+from feast_dynamo_ext.materialize.report import RunReport, ViewReport, as_text
+from feast_dynamo_ext.materialize.run import MaterializeSettings, Run, ViewRun
 from feast_dynamo_ext.online_store import DynamoOnlineStore, how_written
+from feast_dynamo_ext.progress import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,7 +77,7 @@ class CountedStore:
 
 
 def jobs_of(tasks: Sequence[MaterializationTask], report: RunReport) -> list[MaterializationJob]:
-    """A job a task. The first failed one names all that failed, as Feast raises no other."""
+    """A job for each task. The error of the first names all that failed: Feast raises no other."""
     errors = {
         view.view: _naming(view.view, view.error) for view in report.failed_views if view.error
     }
@@ -114,9 +110,6 @@ def _naming(view: str, error: BaseException) -> BaseException:
 def _job(task: MaterializationTask, error: BaseException | None) -> LocalMaterializationJob:
     status = MaterializationJobStatus.ERROR if error else MaterializationJobStatus.SUCCEEDED
     return LocalMaterializationJob(_feast.job_id(task), status, error=error)
-
-
-logger = logging.getLogger(__name__)
 
 
 class DynamoComputeEngineConfig(MaterializeSettings):
@@ -164,31 +157,30 @@ class DynamoComputeEngine(LocalComputeEngine):
 
         Args:
             registry: Feast's registry.
-            tasks: a view and its window each.
+            tasks: views and their windows.
             lineage_parent: not used, as by Feast's local engine.
             **kwargs: the same.
 
         Returns:
-            A job each, with its error where it failed. Where several failed, the first one's error
+            A job for each, with its error where it failed. Where several failed, the first error
             names them all, as Feast raises no other.
         """
         several = [tasks] if isinstance(tasks, MaterializationTask) else tasks
-        self._repair(registry, several)
+        self._reset_stale_states(registry, several)
         report = self.report = RunReport()
-        shown = progress.shown if self.show else progress.hidden
         try:
-            with shown(report):
+            with shown(report) if self.show else contextlib.nullcontext():
                 self._run(registry, several, report)
         finally:
             # After Ctrl-C too: what is written stays written.
             if self.show:
-                sys.stdout.write(summary.as_text(report) + "\n")
+                sys.stdout.write(as_text(report) + "\n")
         return jobs_of(several, report)
 
     def estimate(self, tasks: Sequence[MaterializationTask]) -> list[ViewEstimate]:
         """What a run would write: history is read and encoded, nothing is written.
 
-        Views that go Feast's own way are left out.
+        Views that Feast's engine materializes are left out.
 
         Raises:
             OfflineStoreError: history cannot be read; see the subclasses.
@@ -197,13 +189,18 @@ class DynamoComputeEngine(LocalComputeEngine):
         return [self._estimate(task) for task in tasks if self._is_plain(task)]
 
     def reading(self, view: Any, window: Window) -> ViewReading:
-        """How the rows of a view are read.
+        """What reads the rows of a view.
 
         Raises:
             OfflineStoreError: its files cannot be listed.
         """
         return ViewReading.from_task(
-            self.repo_config, self.offline_store, view, window, self.settings
+            self.repo_config,
+            self.offline_store,
+            view,
+            window,
+            memory_limit=self.settings.memory_limit,
+            rows_per_bucket=self.settings.rows_per_bucket,
         )
 
     def _run(
@@ -249,17 +246,17 @@ class DynamoComputeEngine(LocalComputeEngine):
             view,
             report,
             partial(self.reading, view, window),
-            self._how(view),
+            self._write_method(view),
             self._services(registry, view),
         )
 
-    def _how(self, view: Any) -> WriteMethod:
+    def _write_method(self, view: Any) -> WriteMethod:
         chosen = self.settings.write_mode
         if chosen is None:
             return how_written(self.repo_config, view)
         store = self.repo_config.online_store
-        how: WriteMethod = "overwrite" if chosen == "overwrite" else store.newest_wins_with
-        return how
+        method: WriteMethod = "overwrite" if chosen == "overwrite" else store.newest_wins_with
+        return method
 
     def _services(self, registry: BaseRegistry, view: Any) -> Callable[[], Callable[[], object]]:
         """From its materialization on, a view's precomputed services have their vectors."""
@@ -283,7 +280,7 @@ class DynamoComputeEngine(LocalComputeEngine):
             and not getattr(view, "aggregations", None)
         )
 
-    # Feast's own way
+    # By Feast's own engine
 
     def _by_feast(
         self, registry: BaseRegistry, task: MaterializationTask, report: ViewReport
@@ -317,33 +314,18 @@ class DynamoComputeEngine(LocalComputeEngine):
 
     # The rest
 
-    def _repair(self, registry: BaseRegistry, tasks: list[MaterializationTask]) -> None:
-        """Make views readable that a killed run has left `MATERIALIZING`."""
+    def _reset_stale_states(
+        self, registry: BaseRegistry, tasks: list[MaterializationTask]
+    ) -> None:
+        """Make other views readable that a killed run has left `MATERIALIZING`."""
         if self._ours is None:
             return
+        resetter = StaleStateResetter(
+            lambda: self._ours.connection(self.repo_config).client,
+            partial(table_name, self.repo_config),
+        )
         names = {task.feature_view.name for task in tasks}
-        project = self.repo_config.project
-        others = [
-            view for view in registry.list_all_feature_views(project) if view.name not in names
-        ]
-        repair(registry, project, others, self._is_surely_gone)
-
-    def _is_surely_gone(self, view: Any) -> bool:
-        """Whether nobody holds a view's lease, or a process of this machine that is dead.
-
-        One of another machine would have to be watched for a while: its view's own next run, or
-        a reader, does that.
-        """
-        client = self._ours.connection(self.repo_config).client
-        try:
-            held = holder(client, table_name(self.repo_config, view))
-        except ResourceNotFoundError:
-            return True
-        except AwsError as error:
-            # It is another view's table, of which this run needs nothing.
-            logger.debug("the lease of %s could not be read: %s", view.name, error)
-            return False
-        return held is None or held.process.is_dead()
+        resetter.before_run(registry, self.repo_config.project, names)
 
     def _estimate(self, task: MaterializationTask) -> ViewEstimate:
         report = self._report_of(task)
@@ -360,7 +342,7 @@ class DynamoComputeEngine(LocalComputeEngine):
             view.name,
             report.table,
             sizes,
-            "overwrite" if self._how(view) == "overwrite" else "newest_wins",
+            "overwrite" if self._write_method(view) == "overwrite" else "newest_wins",
             read=report.read,
             expired=report.expired,
         )

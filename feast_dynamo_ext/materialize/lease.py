@@ -12,7 +12,8 @@ has seen no new beat for the lease's length::
 A holder that cannot send its beat counts from when it sent the last good one, which is before
 anybody could see it. So it knows that it may have lost the lease before another can have it.
 `check` says so; between two checks a request may still be on its way, which newest-wins makes
-harmless. A holder whose process on this very machine is gone is taken over at once.
+harmless. A holder on a machine of this name, whose process is gone (no such pid, or a process of
+another start time), is taken over at once.
 
 This is how AWS's own lock client works,
 https://aws.amazon.com/blogs/database/building-distributed-locks-with-the-dynamodb-lock-client/
@@ -64,18 +65,15 @@ class Process:
     """A process on some machine.
 
     Attributes:
-        host: the machine's name, for people: many machines are called alike.
+        host: the machine's name.
         pid: its number.
-        kernel: what is the same only for processes that can see each other: the boot id of the
-            machine and the namespace of pids (each container has its own). None where the system
-            does not tell, as outside Linux.
-        born: when it started, in ticks of that kernel; tells it from a later one of the same pid.
-        command: how it was started.
+        born: when it started, in ticks since the machine's start; distinguishes it from a later
+            process of the same pid. None outside Linux.
+        command: the command line that started it.
     """
 
     host: str
     pid: int
-    kernel: str | None
     born: str | None
     command: str
 
@@ -84,27 +82,17 @@ class Process:
         """The process that runs this."""
         pid = os.getpid()
         _, born = _stat(pid) or (None, None)
-        return cls(socket.gethostname(), pid, _kernel(), born, _command())
+        return cls(socket.gethostname(), pid, born, _command())
 
     def is_dead(self) -> bool:
-        """Whether it is surely gone. False where it runs, and where that cannot be told here."""
-        if self.kernel is None or self.born is None:
-            return False
-        if (self.kernel, self.host) != (_kernel(), socket.gethostname()):
+        """Whether it is surely gone. False where it runs, and where this machine cannot know."""
+        if self.born is None or self.host != socket.gethostname():
             return False
         found = _stat(self.pid)
         if found is None:
             return not _exists(self.pid)
         state, born = found
         return state in ENDED or born != self.born
-
-
-def _kernel() -> str | None:
-    try:
-        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {(PROC / 'self/ns/pid').readlink()}"
-    except OSError:
-        return None
 
 
 def _stat(pid: int) -> tuple[str, str] | None:
@@ -140,7 +128,7 @@ LOOKS_PER_LEASE, MOST_BETWEEN_LOOKS_S = 10, 1.0
 
 @dataclass(frozen=True)
 class LeaseSettings:
-    """How to hold a lease. Times in seconds.
+    """Of holding a lease. Times in seconds.
 
     Attributes:
         lease_s: seconds without a beat after which others may take the lease.
@@ -198,7 +186,7 @@ class Holder:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], table: str) -> Holder:
-        """The inverse of `values`.
+        """The inverse of `values`; attributes that other versions wrote besides are ignored.
 
         Raises:
             ItemFormatError: another program wrote the item.
@@ -207,7 +195,6 @@ class Holder:
             process = Process(
                 values["host"],
                 values["pid"],
-                values.get("kernel"),
                 values.get("born"),
                 values["command"],
             )
@@ -228,7 +215,7 @@ class Holder:
     def values(self) -> dict[str, Value]:
         """The attributes of the lease item."""
         process = self.process
-        told = {"kernel": process.kernel, "born": process.born}
+        born: dict[str, Value] = {"born": process.born} if process.born is not None else {}
         return {
             "kind": "lease of the run that materializes this view",
             "view": self.view,
@@ -239,7 +226,7 @@ class Holder:
             "pid": process.pid,
             "command": process.command,
             "started_at": self.started_at,
-            **{name: value for name, value in told.items() if value is not None},
+            **born,
         }
 
 
@@ -279,7 +266,7 @@ def _holder_if_any(client: Any, table: str) -> Holder | None:
 
 
 class Watch:
-    """Tells, on this machine's own clock, whether the holder of a lease is alive."""
+    """Judges, by this machine's own clock, whether the holder of a lease is alive."""
 
     def __init__(self, settings: LeaseSettings) -> None:
         self._settings = settings
@@ -379,7 +366,7 @@ class Lease:
             renewed = self._item.update({"beat": random_text()}, {"owner": self.holder.owner})
             now = None if renewed else holder(self._item.client, self._item.table)
         except AwsError as error:
-            # `check` tells, if it lasts.
+            # `check` raises, if it lasts.
             self._failure = error
             logger.warning("the lease of %s could not be renewed yet: %s", self.holder.view, error)
             return

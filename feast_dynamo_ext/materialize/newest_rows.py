@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from feast import RepoConfig
     from feast.infra.common.materialization_job import MaterializationTask
 
-    from feast_dynamo_ext.materialize.engine_settings import MaterializeSettings
-
 
 CLOCK_TOLERANCE = timedelta(minutes=1)
 """By which an end may be ahead of this machine's clock."""
@@ -78,7 +76,7 @@ def window_of(task: MaterializationTask, lookback_s: int, now: datetime) -> Wind
             f"Feature view `{view}`: the end of the incremental materialization, "
             f"{end.isoformat()}, is in the future: it is {now.isoformat(timespec='seconds')}. "
             "Feast would note all up to then as done, and rows that are yet to come would be left "
-            "out. Pass the time of now."
+            "out. Pass the current time."
         )
     if start > end and task.feature_view.most_recent_end_time is None:
         raise WindowError(
@@ -186,7 +184,7 @@ class History:
     def fingerprint(self) -> str:
         """What changes when a file is added, replaced or removed.
 
-        Of a store that does not tell its files it is never twice the same.
+        Of a store that has no list of files it is never twice the same.
         """
         if self._source is None:
             return uuid.uuid4().hex
@@ -322,20 +320,22 @@ def _micros(column: pa.Array) -> pa.Int64Array:
 
 @dataclass(frozen=True)
 class ViewReading:
-    """How the rows of one view are read.
+    """Reads the rows of one view.
 
     Attributes:
         history: where they are.
         encoder: packs them.
         window: event times that count.
-        settings: limits and sizes.
+        memory_limit: of finding the newest rows.
+        rows_per_bucket: rows that a key bucket should have at most.
         spill_folder: where rows are kept on disk; None for the system's temporary folder.
     """
 
     history: History
     encoder: Encoder
     window: Window
-    settings: MaterializeSettings
+    memory_limit: str
+    rows_per_bucket: int
     spill_folder: str | None
 
     @classmethod
@@ -345,9 +345,11 @@ class ViewReading:
         offline_store: Any,
         view: Any,
         window: Window,
-        settings: MaterializeSettings,
+        *,
+        memory_limit: str,
+        rows_per_bucket: int,
     ) -> ViewReading:
-        """How the rows of a view are read now; its source's files are listed.
+        """Of a view as it is now; its source's files are listed.
 
         Raises:
             OfflineStoreError: they cannot be.
@@ -357,7 +359,8 @@ class ViewReading:
             History(config, offline_store, view, columns),
             Encoder.from_view(view, columns),
             window,
-            settings,
+            memory_limit,
+            rows_per_bucket,
             getattr(config.offline_store, "spill_folder", None),
         )
 
@@ -390,7 +393,7 @@ class ViewReading:
             buckets: number of key buckets; None for as many as the number of rows suggests.
             done: buckets whose rows are not kept.
             found: as in `rows`.
-            looked_at: called with numbers of rows, while newest ones are looked for, and then 0
+            looked_at: called with numbers of rows, while newest rows are looked for, and then 0
                 between batches; what it raises ends the reading.
 
         Raises: as `rows`.
@@ -398,7 +401,7 @@ class ViewReading:
         encoder = self.encoder
         with self._newest(looked_at) as newest, contextlib.ExitStack() as undo:
             found(newest)
-            count = buckets or bucket_count(newest.rows, self.settings.rows_per_bucket)
+            count = buckets or bucket_count(newest.rows, self.rows_per_bucket)
             spool = Spool(encoder.schema, encoder.ttl_s, count, done, self.spill_folder)
             undo.enter_context(spool)
             for batch in newest.batches:
@@ -411,8 +414,7 @@ class ViewReading:
     def _newest(
         self, scanned: Callable[[int], object] | None = None
     ) -> contextlib.AbstractContextManager[Newest]:
-        limit = self.settings.memory_limit
-        return self.history.newest(self.window, self._not_before(), limit, scanned)
+        return self.history.newest(self.window, self._not_before(), self.memory_limit, scanned)
 
     def _not_before(self) -> datetime | None:
         """The first event time at which a row is not past its ttl; see `item.expiry_s`."""

@@ -1,15 +1,12 @@
-"""Puts right what a killed run leaves in Feast's registry: views `MATERIALIZING` for ever.
+"""Sets back what a killed run leaves in Feast's registry: views `MATERIALIZING` for ever.
 
 Feast sets that state before a run and takes it back after it. Readers are refused meanwhile
 (unless `serve_features_while_materializing` is set), and after a kill -9 for good. Where the run
 after that fails, Feast sets them `GENERATED`, which is refused too.
 
-A feature server outlives the runs that fill its tables. When Feast refuses a read because a view
-is materializing, this looks whether any run is at it: its lease says so. Only once there is none
-any more, the registry is put right and the read goes on.
-
-A run that has come to its proper end leaves nothing to put right, but the server may still hold
-the registry of before: it is read anew then.
+A run does this at its start for the views that it does not materialize itself. A feature server
+outlives the runs that fill its tables, and does it when Feast refuses a read. Whether a run is
+still at a view, its lease says.
 """
 
 from __future__ import annotations
@@ -25,13 +22,13 @@ from feast_dynamo_ext.errors import ResourceNotFoundError
 from feast_dynamo_ext.materialize.lease import LeaseSettings, Watch, holder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
 
 
 logger = logging.getLogger(__name__)
 
 
-def repair(
+def reset_stale_states(
     registry: Any, project: str, views: Iterable[Any], is_gone: Callable[[Any], bool]
 ) -> list[str]:
     """Make views readable again whose materialization was killed.
@@ -40,17 +37,34 @@ def repair(
         registry: Feast's.
         project: its project.
         views: feature views, as the registry has them; all others are left alone.
-        is_gone: whether no run materializes a view any more (`holder.is_gone`); asked only of
-            views that may be stuck.
+        is_gone: whether no run materializes a view any more; called with views that may be stuck
+            alone. A view of which that, or the registry, raises an error is logged and left.
 
     Returns:
-        The names of the views that were repaired.
+        The names of the views that are readable now.
     """
     return [
         view.name
         for view in views
-        if is_stuck(view) and is_gone(view) and _set_back(registry, project, view.name)
+        if is_stuck(view) and _is_reset(registry, project, view, is_gone)
     ]
+
+
+def _is_reset(registry: Any, project: str, view: Any, is_gone: Callable[[Any], bool]) -> bool:
+    try:
+        return is_gone(view) and _set_back(registry, project, view.name)
+    except Exception as error:  # noqa: BLE001 - whatever AWS or a registry raises: the caller's own work goes on
+        _log_failure(view.name, error)
+        return False
+
+
+def _log_failure(name: str, error: Exception) -> None:
+    logger.warning(
+        "feature view %s, which a killed run has left MATERIALIZING, could not be put right: %s. "
+        "`feast materialize` puts it right",
+        name,
+        error,
+    )
 
 
 def is_stuck(view: Any) -> bool:
@@ -76,7 +90,7 @@ def _set_back(registry: Any, project: str, name: str) -> bool:
     if is_stuck(now) and intervals:
         # Feast takes the state of a view that is pinned to a version from that version (and drops
         # the pin), and its SQL registry takes no change of the state alone. Both take the end of
-        # a run, so the end of the last one is told again.
+        # a run, so the end of the last one is recorded again.
         registry.apply_materialization(now, project, *intervals[-1])
         now = registry.get_any_feature_view(name, project, allow_cache=False)
     if is_stuck(now):
@@ -96,7 +110,15 @@ BETWEEN_REFRESHES_S = 1.0
 
 
 class StaleStateResetter:
-    """Watches the leases of views that may not be read. Safe to share between threads."""
+    """Sets back the states of views whose leases say that no run is at them.
+
+    Safe to share between threads.
+
+    Args:
+        client: gives boto3's client of DynamoDB.
+        table_of: the table of a view.
+        settings: of leases.
+    """
 
     def __init__(
         self,
@@ -104,13 +126,6 @@ class StaleStateResetter:
         table_of: Callable[[Any], str],
         settings: LeaseSettings | None = None,
     ) -> None:
-        """Nothing is done yet.
-
-        Args:
-            client: gives boto3's client of DynamoDB.
-            table_of: the table of a view.
-            settings: of leases.
-        """
         self._client, self._table_of = client, table_of
         self._settings = settings or LeaseSettings()
         self._lock = threading.Lock()
@@ -118,38 +133,51 @@ class StaleStateResetter:
         self._free: dict[str, tuple[Any, float]] = {}
         self._refreshed_s = float("-inf")
 
-    def heal(self, registry: Any, project: str) -> bool:
-        """Make views readable whose run is gone; whether there were any.
+    def before_run(self, registry: Any, project: str, names: Container[str]) -> list[str]:
+        """Make views readable that the run which begins does not materialize itself.
 
-        A run that is still alive, or was a moment ago, is left alone: no call waits for it.
+        Args:
+            registry: Feast's.
+            project: its project.
+            names: of the run's own views.
+
+        Returns:
+            The names of the views that are readable now.
+        """
+        views = registry.list_all_feature_views(project)
+        others = [view for view in views if view.name not in names]
+        with self._lock:
+            return reset_stale_states(registry, project, others, lambda v: self._is_gone(v, 0))
+
+    def before_read(self, registry: Any, project: str) -> bool:
+        """Make views readable, of which Feast has refused one; whether there were any.
+
+        A run that is still alive, or was a moment ago, is left alone: no call waits for it. One
+        that has come to its proper end leaves nothing to set back, but a server may still hold
+        the registry of before: it is read again then.
 
         Args:
             registry: Feast's.
             project: its project.
         """
         views = registry.list_all_feature_views(project, allow_cache=True)
-        try:
-            with self._lock:
-                if repair(registry, project, views, self._is_gone):
-                    return True
-                return self._has_ended(registry, project, views)
-        except Exception as error:  # noqa: BLE001 - whatever a registry raises: the read's own error is told
-            logger.warning(
-                "a feature view that a killed run has left MATERIALIZING could not be put right: "
-                "%s. `feast materialize` puts it right",
-                error,
-            )
-            return False
+        # A run sets the state a moment before it has the lease.
+        unclaimed_s = self._settings.lease_s
+        with self._lock:
+            return bool(
+                reset_stale_states(
+                    registry, project, views, lambda view: self._is_gone(view, unclaimed_s)
+                )
+            ) or self._is_refreshed(registry, project, views)
 
-    def _is_gone(self, view: Any) -> bool:
+    def _is_gone(self, view: Any, unclaimed_s: float) -> bool:
         now_s, table = self._settings.clock(), self._table_of(view)
         try:
             held = holder(self._client(), table)
         except ResourceNotFoundError:
             held = None
         if held is None:
-            # A run sets the state a moment before it has the lease.
-            return now_s - self._free_since_s(view, table, now_s) >= self._settings.lease_s
+            return now_s - self._free_since_s(view, table, now_s) >= unclaimed_s
         self._free.pop(table, None)
         watch = self._watches.setdefault(table, Watch(self._settings))
         return watch.look(held) is False
@@ -161,15 +189,19 @@ class StaleStateResetter:
             self._free[table] = changed, now_s
         return self._free[table][1]
 
-    def _has_ended(self, registry: Any, project: str, views: list[Any]) -> bool:
+    def _is_refreshed(self, registry: Any, project: str, views: list[Any]) -> bool:
         """Whether a run has come to its end since the registry was read."""
         free = [view for view in views if is_stuck(view) and self._table_of(view) in self._free]
         now_s = self._settings.clock()
         if not free or now_s - self._refreshed_s < BETWEEN_REFRESHES_S:
             return False
         self._refreshed_s = now_s
-        registry.refresh(project)
-        return any(
-            not is_stuck(registry.get_any_feature_view(view.name, project, allow_cache=True))
-            for view in free
-        )
+        try:
+            registry.refresh(project)
+            return any(
+                not is_stuck(registry.get_any_feature_view(view.name, project, allow_cache=True))
+                for view in free
+            )
+        except Exception as error:  # noqa: BLE001 - whatever a registry raises: the read's own error is raised
+            _log_failure(free[0].name, error)
+            return False

@@ -20,7 +20,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from feast.repo_config import FeastConfigBaseModel
+from pydantic import Field, StrictBool
 
 from feast_dynamo_ext.dynamo.limiter import AdaptiveLimiter, RateLimiter
 from feast_dynamo_ext.dynamo.precomputed.maintain import with_vectors
@@ -34,12 +37,52 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.dynamo.client import Connection
     from feast_dynamo_ext.dynamo.write import WriteMethod
-    from feast_dynamo_ext.materialize.engine_settings import MaterializeSettings
     from feast_dynamo_ext.materialize.newest_rows import Newest, ViewReading
     from feast_dynamo_ext.materialize.report import ViewReport
     from feast_dynamo_ext.materialize.spool import Spool
 
     InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
+
+
+class MaterializeSettings(FeastConfigBaseModel):
+    """How rows go from history into DynamoDB; the block may be absent."""
+
+    write_mode: Literal["newest_wins", "overwrite"] | None = None
+    """Whether an older row may replace a newer one. Default: the view's, else the online
+    store's."""
+
+    max_write_units_per_s: int | None = Field(default=None, ge=1)
+    """Write units that a run may consume a second, all its views together. Default: as many as
+    DynamoDB grants; requests become fewer when it throttles, and more again when it does not."""
+
+    max_write_workers: int = Field(default=32, ge=1)
+    """Requests that are in flight at once, all views together, when nothing is throttled."""
+
+    lookback_s: int = Field(default=3_600, ge=0)
+    """Seconds before its start from which an incremental run reads, for rows that came late. What
+    it reads again and is there already costs its write units again."""
+
+    views_at_once: int = Field(default=4, ge=1)
+    """Views that are written at once."""
+
+    memory_limit: str = Field(default="128MB", pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$")
+    """Memory that finding the newest rows may use before it spills to the offline store's
+    `spill_folder`."""
+
+    rows_per_bucket: int = Field(default=100_000, ge=1)
+    """Rows after which progress is recorded: what a killed run writes again at most, for each
+    bucket that was being written. A run has at most 256 buckets, so with more rows they are
+    larger."""
+
+    resume: StrictBool = True
+    """Go on where a run of the same view, window and files was killed; else start over."""
+
+    if_running: Literal["refuse", "wait"] = "refuse"
+    """What a run does while another one materializes the same view: fail with a message that names
+    it, or wait until it has ended. One that is gone is waited for `lease_s` at most."""
+
+    lease_s: int = Field(default=30, ge=3)
+    """Seconds without a sign of life after which a run counts as gone."""
 
 
 LANES = 3
@@ -63,18 +106,18 @@ class ViewWriting:
     Attributes:
         connection: the online store's.
         report: what becomes of the rows.
-        how: how they are written.
-        pace: of the view's table.
+        method: writes them.
+        limiter: of the view's table.
         lease: held; checked before each request.
-        checkpoint: told of each bucket that is done.
+        checkpoint: records each bucket that is done.
         spool: the rows.
         in_thread: does what would hold up the loop.
     """
 
     connection: Connection
     report: ViewReport
-    how: WriteMethod
-    pace: AdaptiveLimiter
+    method: WriteMethod
+    limiter: AdaptiveLimiter
     lease: Lease
     checkpoint: Checkpoint
     spool: Spool
@@ -88,10 +131,10 @@ class ViewWriting:
             LeaseLostError: another run has the view.
             AwsError: AWS refused.
         """
-        report, pace = self.report, self.pace
-        pace.on_change = lambda: report.note_use(pace.units, pace.throttles)
-        pace.check = self.lease.check
-        self._writer = self.connection.writer.at_pace(pace)
+        report, limiter = self.report, self.limiter
+        limiter.on_change = lambda: report.note_use(limiter.units, limiter.throttles)
+        limiter.check = self.lease.check
+        self._writer = self.connection.writer.at_pace(limiter)
         self._next = asyncio.Lock()
         self._blocks = self._read_blocks()
         self._failed: list[BaseException] = []
@@ -113,7 +156,7 @@ class ViewWriting:
 
     def _prepare(self, block: EncodedBlock) -> None:
         _ = block.units
-        if self.how == "overwrite":
+        if self.method == "overwrite":
             _ = block.puts
 
     async def _lane(self) -> None:
@@ -151,7 +194,7 @@ class ViewWriting:
             # At once: on a throttled table each further request would wait for its own deadline.
             done.checked(table)
 
-        write = self._writer.write_batches(table, block.batches(), on_outcome, self.how)
+        write = self._writer.write_batches(table, block.batches(), on_outcome, self.method)
         await with_vectors(self.connection, table, block.rows.keys.to_pylist, write)
 
 
@@ -168,14 +211,14 @@ class ViewRun:
         view: the feature view.
         report: what has become of its rows; filled while it runs.
         reading: opens its history.
-        how: how its rows are written.
+        method: writes its rows.
         services: called before its first row is written; gives what is called after the last.
     """
 
     view: Any
     report: ViewReport
     reading: Callable[[], ViewReading]
-    how: WriteMethod
+    method: WriteMethod
     services: Callable[[], Callable[[], object]]
 
 
@@ -215,28 +258,28 @@ class Run:
             asyncio.Semaphore(self.settings.max_write_workers),
             RateLimiter(self.settings.max_write_units_per_s),
         )
-        await asyncio.gather(*(self._reported(each, shared) for each in self.views))
+        await asyncio.gather(*(self._reported(run, shared) for run in self.views))
         # Last, so that after a kill no view that was finished is written again.
-        await asyncio.gather(*(self._forgotten(each, shared) for each in self.views))
+        await asyncio.gather(*(self._forgotten(run, shared) for run in self.views))
 
-    async def _forgotten(self, each: ViewRun, shared: _Shared) -> None:
-        checkpoint = self._finished.get(each.report.view)
+    async def _forgotten(self, run: ViewRun, shared: _Shared) -> None:
+        checkpoint = self._finished.get(run.report.view)
         if checkpoint is None:
             return
         try:
             await shared.in_thread(checkpoint.remove)
         except AwsError as error:
             # All rows are there. What is left is overwritten by the next run, or expires.
-            logger.warning("the progress of %s could not be removed: %s", each.report.view, error)
+            logger.warning("the progress of %s could not be removed: %s", run.report.view, error)
 
-    async def _reported(self, each: ViewRun, shared: _Shared) -> None:
-        report = each.report
+    async def _reported(self, run: ViewRun, shared: _Shared) -> None:
+        report = run.report
         try:
             # Before its turn comes: everybody can see that this run is at the view.
-            lease = await shared.in_thread(partial(self._leased, each))
+            lease = await shared.in_thread(partial(self._leased, run))
             async with shared.views:
                 report.started_s = time.monotonic()
-                await self._materialize(each, shared, lease)
+                await self._materialize(run, shared, lease)
         except Exception as error:
             report.error, report.step = error, "failed"
             logger.debug("feature view %s failed", report.view, exc_info=error)
@@ -245,25 +288,25 @@ class Run:
         finally:
             report.ended_s = time.monotonic()
 
-    async def _materialize(self, each: ViewRun, shared: _Shared, lease: Lease) -> None:
+    async def _materialize(self, run: ViewRun, shared: _Shared, lease: Lease) -> None:
         try:
             async with shared.reading:
-                each.report.step = "reading"
-                checkpoint, spool = await shared.in_thread(partial(self._read, each, lease))
+                run.report.step = "reading"
+                checkpoint, spool = await shared.in_thread(partial(self._read, run, lease))
             try:
-                each.report.step = "writing"
-                await self._write(each, shared, lease, checkpoint, spool)
+                run.report.step = "writing"
+                await self._write(run, shared, lease, checkpoint, spool)
             finally:
                 spool.close()
-            self._finished[each.report.view] = checkpoint
+            self._finished[run.report.view] = checkpoint
         finally:
             await shared.in_thread(lease.release)
 
-    def _leased(self, each: ViewRun) -> Lease:
+    def _leased(self, run: ViewRun) -> Lease:
         settings = LeaseSettings(
             self.settings.lease_s, self.settings.if_running, sleep=self._sleep
         )
-        client, report = self.connection.client, each.report
+        client, report = self.connection.client, run.report
         lease = Lease.acquire(client, report.table, report.view, settings)
         self._leases.append(lease)
         return lease
@@ -272,15 +315,15 @@ class Run:
         if self._is_over.wait(seconds):
             raise KeyboardInterrupt
 
-    def _read(self, each: ViewRun, lease: Lease) -> tuple[Checkpoint, Spool]:
-        report, reading = each.report, each.reading()
+    def _read(self, run: ViewRun, lease: Lease) -> tuple[Checkpoint, Spool]:
+        report, reading = run.report, run.reading()
         start_us, end_us = reading.window.micros
         identity = RunIdentity(
             start_us,
             end_us,
             reading.history.fingerprint,
-            view_fingerprint(each.view),
-            "overwrite" if each.how == "overwrite" else "newest_wins",
+            view_fingerprint(run.view),
+            "overwrite" if run.method == "overwrite" else "newest_wins",
         )
         checkpoint = Checkpoint.open(
             self.connection.client, report.table, identity, resume=self.settings.resume
@@ -303,19 +346,26 @@ class Run:
 
     async def _write(
         self,
-        each: ViewRun,
+        run: ViewRun,
         shared: _Shared,
         lease: Lease,
         checkpoint: Checkpoint,
         spool: Spool,
     ) -> None:
-        report = each.report
-        fill_services = await shared.in_thread(each.services)
+        report = run.report
+        fill_services = await shared.in_thread(run.services)
         schema = spool.schema
         await self.connection.schemas.declare(report.table, schema, self.connection.writer)
-        pace = AdaptiveLimiter(self.settings.max_write_workers, shared.ceiling, shared.places)
+        limiter = AdaptiveLimiter(self.settings.max_write_workers, shared.ceiling, shared.places)
         writing = ViewWriting(
-            self.connection, report, each.how, pace, lease, checkpoint, spool, shared.in_thread
+            self.connection,
+            report,
+            run.method,
+            limiter,
+            lease,
+            checkpoint,
+            spool,
+            shared.in_thread,
         )
         await writing.all_buckets()
         await shared.in_thread(fill_services)

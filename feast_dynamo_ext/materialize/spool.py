@@ -7,8 +7,6 @@ of a bucket are spread over all of DynamoDB's partitions, which go by another ha
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -17,7 +15,7 @@ import pyarrow as pa
 
 from feast_dynamo_ext.dynamo.encoding.protobuf import lengths_of
 from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows
-from feast_dynamo_ext.errors import OfflineStoreError
+from feast_dynamo_ext.parquet.spill import BinSpool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +43,7 @@ LAYOUT = pa.schema(
 
 
 _FIXED_BYTES = 33
-"""Of a row in memory: two offsets, two numbers, and a bit each that says whether it is there."""
+"""Of a row in memory: two offsets, two numbers, and a bit for each that says if it is there."""
 
 
 def bucket_count(rows: int, rows_per_bucket: int) -> int:
@@ -74,20 +72,22 @@ class Spool:
             done: buckets whose rows are not kept.
             folder: of the disk; default: the system's folder for temporary files.
         """
-        self.buckets = buckets
-        self.rows = np.zeros(buckets, dtype=np.int64)
         self.schema, self._ttl_s = schema, ttl_s
         self._done = np.isin(np.arange(buckets), list(done))
-        self._folder = folder or tempfile.gettempdir()
         self._duckdb = duckdb.connect(":memory:", config={"threads": "1"})
-        # One file, without a name, so that nothing of it is left on the disk after a kill -9.
-        # Unbuffered, so that closing it never writes what a full disk has not taken.
-        with self._disk_errors():
-            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
-        self._size = 0
-        self._parts: dict[int, list[tuple[int, int]]] = {}
-        self._held: list[pa.RecordBatch] = []
-        self._held_bytes = 0
+        self._bins = BinSpool(
+            LAYOUT, buckets, self._buckets_of, BUFFER_BYTES, folder, purpose="write", dropped=done
+        )
+
+    @property
+    def buckets(self) -> int:
+        """Number of key buckets."""
+        return len(self.rows)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Rows of each bucket, once all are there."""
+        return self._bins.counts
 
     @property
     def resumed(self) -> int:
@@ -108,95 +108,39 @@ class Spool:
         created = rows.created_us
         if created is None:
             created = pa.nulls(len(rows), pa.int64())
-        batch = pa.record_batch([rows.keys, rows.values, rows.event_us, created], schema=LAYOUT)
-        self._held.append(batch)
-        self._held_bytes += batch.nbytes
-        if self._held_bytes >= BUFFER_BYTES:
-            self._flush()
+        self._bins.add(
+            pa.record_batch([rows.keys, rows.values, rows.event_us, created], schema=LAYOUT)
+        )
 
     def finish(self) -> None:
-        """All rows are there.
+        """All rows are there, and none of them is in memory.
 
         Raises: as `add`.
         """
-        self._flush()
+        self._bins.flush()
 
     def blocks(self, bucket: int) -> Iterator[EncodedRows]:
         """The rows of a bucket, in blocks of bounded size."""
-        for table in _bounded(self._read(part) for part in self._parts.get(bucket, [])):
+        for table in _bounded(self._bins.read(bucket)):
             key, values, event_us, created_us = (
                 column.combine_chunks() for column in table.columns
             )
             created = None if created_us.null_count == len(created_us) else created_us
             yield EncodedRows(key, values, event_us, created, self.schema, self._ttl_s)
 
-    def _flush(self) -> None:
-        if not self._held:
-            return
-        table = pa.Table.from_batches(self._held, LAYOUT).combine_chunks()
-        self._held, self._held_bytes = [], 0
-        with self._disk_errors():
-            for bucket, rows in self._parted(table):
-                for batch in rows.to_batches():
-                    self._parts.setdefault(bucket, []).append(self._append(batch.serialize()))
-
-    @contextlib.contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OfflineStoreError(
-                f"The rows to write cannot be kept in {self._folder}: {error}. Free space there, "
-                "or point `spill_folder` of the offline store to a larger disk."
-            ) from error
-
-    def _parted(self, table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-        buckets = self._buckets_of(table)
-        counts = np.bincount(buckets, minlength=self.buckets)
-        self.rows += counts
-        if self.buckets == 1:
-            if not self._done[0]:
-                yield 0, table
-            return
-        order = np.argsort(buckets, kind="stable")
-        ends = counts.cumsum()
-        sorted_rows = table.take(pa.array(order))
-        for bucket in np.flatnonzero((counts > 0) & ~self._done):
-            yield int(bucket), sorted_rows.slice(ends[bucket] - counts[bucket], counts[bucket])
-
-    def _buckets_of(self, table: pa.Table) -> NDArray[np.int64]:
+    def _buckets_of(self, batch: pa.RecordBatch) -> NDArray[np.int64]:
         """DuckDB's hash: the same in every process with its version."""
-        if self.buckets == 1:
-            return np.zeros(table.num_rows, dtype=np.int64)
-        self._duckdb.register("rows", table.select(["key"]))
+        self._duckdb.register("rows", pa.Table.from_batches([batch.select(["key"])]))
         found = self._duckdb.execute(
             "SELECT (hash(key) % ?)::BIGINT AS bucket FROM rows", [self.buckets]
         ).fetchnumpy()["bucket"]
         self._duckdb.unregister("rows")
         return np.asarray(found, dtype=np.int64)
 
-    def _append(self, data: pa.Buffer) -> tuple[int, int]:
-        """Where in the file the data is now: first byte and length."""
-        start, rest = self._size, memoryview(data)
-        while rest:
-            rest = rest[self._file.write(rest) :]
-        self._size += data.size
-        return start, data.size
-
-    def _read(self, part: tuple[int, int]) -> pa.RecordBatch:
-        start, length = part
-        self._file.seek(start)
-        data = self._file.read(length)
-        if data is None or len(data) < length:
-            raise OfflineStoreError(
-                f"Rows that were kept in {self._folder} are gone. Run it again."
-            )
-        return pa.ipc.read_record_batch(pa.py_buffer(data), LAYOUT)
-
     def close(self) -> None:
         """Delete the rows."""
         self._duckdb.close()
-        self._file.close()
+        self._bins.close()
 
     def __enter__(self) -> Spool:
         return self

@@ -94,14 +94,14 @@ def project(repo) -> str:
     return (repo / "feature_store.yaml").read_text().split("\n")[0].removeprefix("project: ")
 
 
-def test_a_dry_run_compares_the_ways(repo, project):
+def test_a_dry_run_compares_an_import_and_writing(repo, project):
     result = run(*JANUARY, "--dry-run", "--views", "orders", "--json", cwd=repo)
     assert result.returncode == 0, result.stderr
     (found,) = json.loads(result.stdout)["views"]
     assert (found["view"], found["table"]) == ("orders", f"{project}.orders")
     assert (found["items"], found["write_units"], found["table_exists"]) == (2, 2, True)
     assert found["ways"]["materialize"] == {"dollars": 0.000001}
-    assert set(found["ways"]) == {"materialize", "import", "bulk-put"}
+    assert set(found["ways"]) == {"materialize", "import"}
     assert found["recommended"] == "materialize"
     assert found["why"] == "It is small: writing the rows costs <$0.0001 and needs no files."
 
@@ -147,9 +147,33 @@ def test_wrong_usage(tmp_path):
     backwards = run(*reversed(JANUARY), "--dry-run", cwd=tmp_path)
     assert backwards.returncode == 2
     assert "is after END_TS" in backwards.stderr
-    slow = run(*JANUARY, "--dry-run", "--max-write-units", "1000", cwd=tmp_path)
-    assert slow.returncode == 2
-    assert "1000 is not in the range x>=1024" in slow.stderr
+
+
+def test_bulk_puts_are_gone_and_the_error_says_what_to_do_instead(repo, project, dynamodb, bucket):
+    gone = run(*JANUARY, "--output", f"s3://{bucket}/load", "--way", "bulk-put", cwd=repo)
+    assert gone.returncode == 2
+    assert "Invalid value for '--way': `bulk-put` is gone" in gone.stderr
+    assert "is loaded by `feast-dynamo materialize`" in " ".join(gone.stderr.split())
+    rate = run(*JANUARY, "--dry-run", "--max-write-units", "5000", cwd=repo)
+    assert rate.returncode == 2
+    assert "Invalid value for '--max-write-units': it was the rate of bulk puts" in rate.stderr
+    assert "--way" not in run("--help", cwd=repo).stdout
+    for method in ("import", "auto"):  # what scripts may still say
+        dynamodb.delete_table(TableName=f"{project}.orders")
+        output = ["--output", f"s3://{bucket}/load", "--way", method]
+        result = run(*JANUARY, *output, "-v", "orders", cwd=repo)
+        assert result.returncode == 0, result.stderr
+        assert rows_in(dynamodb, f"{project}.orders") == 2
+
+
+def test_a_table_that_exists_is_for_materialize(repo, project, bucket):
+    result = run(*JANUARY, "--output", f"s3://{bucket}/load", "-v", "orders", cwd=repo)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"error: An import makes a new table, but table {project}.orders (feature view `orders`) "
+        "is there. If it holds no rows, as after `feast apply`, --replace-empty deletes it first; "
+        "else load with `feast materialize`."
+    )
 
 
 def test_files_that_are_not_for_s3_are_refused(repo):

@@ -1,4 +1,4 @@
-"""Bulk load on moto (S3, ImportTable), and bulk puts against botocore's own model."""
+"""Bulk load on moto: S3 and ImportTable."""
 
 from __future__ import annotations
 
@@ -12,34 +12,20 @@ import uuid
 
 import boto3
 import pandas as pd
-import pyarrow as pa
 import pytest
-from botocore.stub import ANY, Stubber
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
 from feast.types import Float64, Int64
 
-from feast_dynamo_ext.aws import AwsSettings
-from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
-from feast_dynamo_ext.dynamo.tables.describe import TableClients, TableSpec
 from feast_dynamo_ext.errors import (
     AlreadyRunningError,
-    AwsError,
     BulkLoadError,
     ConfigError,
     ResourceNotFoundError,
     TableLayoutError,
     TableProtectedError,
 )
-from feast_dynamo_ext.materialize.bulk_import.files import NoProgress, line, newest_wins_lines
 from feast_dynamo_ext.materialize.bulk_import.import_table import Poll
-from feast_dynamo_ext.materialize.bulk_import.load import (
-    CONDITION,
-    BulkAws,
-    BulkSettings,
-    Target,
-    load,
-)
-from feast_dynamo_ext.materialize.bulk_import.view_loads import BulkLoader, newest_rows
+from feast_dynamo_ext.materialize.bulk_import.load import BulkLoader, BulkSettings, newest_rows
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
 from feast_dynamo_ext.view_settings import TableSettings, ViewSettings
 
@@ -138,9 +124,6 @@ def stored(clients, table) -> dict[bytes, dict]:
     return {item["k"]["B"]: item for item in items if "s" not in item}
 
 
-# Import, on moto
-
-
 def test_an_import_loads_what_materialize_writes(shop, clients, bucket):
     store = shop(ttl=dt.timedelta(days=40_000))
     table = f"{store.project}.orders"
@@ -150,7 +133,7 @@ def test_an_import_loads_what_materialize_writes(shop, clients, bucket):
     delete_table(clients, store)
     result = bulk_load(store, BulkSettings(f"s3://{bucket}/load"))
     assert stored(clients, table) == written
-    assert (result.view, result.table, result.way) == ("orders", table, "import")
+    assert (result.view, result.table) == ("orders", table)
     assert (result.rows, result.files, result.skipped) == (3, 1, ())
     assert result.arn.startswith(f"arn:aws:dynamodb:us-east-1:123456789012:table/{table}/import/")
     assert result.folder.startswith(f"s3://{bucket}/load/orders/20")
@@ -229,7 +212,7 @@ def described(dynamodb, table) -> dict:
 def test_an_empty_table_is_replaced_if_that_was_asked_for(shop, clients, bucket):
     store = shop()
     settings = BulkSettings(f"s3://{bucket}/load", replace_empty=True)
-    assert bulk_load(store, settings).way == "import"
+    assert bulk_load(store, settings).rows == 3
     assert len(stored(clients, f"{store.project}.orders")) == 3
 
 
@@ -239,7 +222,7 @@ def test_items_of_our_own_are_no_rows(shop, clients, bucket):
         TableName=f"{store.project}.orders", Item={"k": {"B": b"\xff\xff\xff\xffschema:12345678"}}
     )
     settings = BulkSettings(f"s3://{bucket}/load", replace_empty=True)
-    assert bulk_load(store, settings).way == "import"
+    assert bulk_load(store, settings).rows == 3
 
 
 def test_a_table_with_rows_is_not_replaced(shop, clients, bucket):
@@ -272,14 +255,7 @@ def test_a_protected_table_is_not_replaced(shop, clients, bucket):
 def test_an_import_over_a_table_is_refused(shop, clients, bucket):
     store = shop()
     with pytest.raises(ConfigError, match=r"is there. If it holds no rows, .* --replace-empty"):
-        bulk_load(store, BulkSettings(f"s3://{bucket}/load", way="import"))
-
-
-def test_a_bulk_put_without_table_is_refused(shop, clients, bucket):
-    store = shop()
-    delete_table(clients, store)
-    with pytest.raises(ConfigError, match=r"is not there. Run `feast apply` first"):
-        bulk_load(store, BulkSettings(f"s3://{bucket}/load", way="bulk-put"))
+        bulk_load(store, BulkSettings(f"s3://{bucket}/load"))
 
 
 def test_tables_that_others_make_are_not_imported(shop, clients, bucket):
@@ -352,270 +328,3 @@ def test_a_source_that_breaks_leaves_no_files_and_starts_no_import(shop, clients
         clients["dynamodb"].list_tables(ExclusiveStartTableName=store.project)["TableNames"] == []
     )
     assert view_of(store).materialization_intervals == []
-
-
-# Bulk put: DynamoDB as botocore's model has it, S3 of moto
-
-
-SCHEMA = RowSchema(("total",), ("DOUBLE",))
-ROW = b'{"k":{"B":"azE="},"v":{"B":"dg=="},"t":{"N":"5"},"f":{"B":"Zg=="},"c":{"N":"7"}}'
-ARN = "arn:aws:dynamodb:us-east-1:111122223333:table/shop.orders/bulk/0001"
-TABLE = {
-    "TableName": "shop.orders",
-    "TableStatus": "ACTIVE",
-    "KeySchema": [{"AttributeName": "k", "KeyType": "HASH"}],
-    "AttributeDefinitions": [{"AttributeName": "k", "AttributeType": "B"}],
-}
-
-
-@pytest.fixture
-def stubbed():
-    """A client of DynamoDB that gives the answers of a script, checked against its model."""
-    client = boto3.client("dynamodb", region_name=REGION)
-    with Stubber(client) as stub:
-        yield client, stub
-        stub.assert_no_pending_responses()
-    client.close()
-
-
-def operation(status, **more) -> dict:
-    return {
-        "BulkOperationDescription": {
-            "BulkOperationArn": ARN,
-            "BulkOperationStatus": status,
-            **more,
-        }
-    }
-
-
-def asked(bucket, folder, **more) -> dict:
-    """The request of a bulk put; what is of this run alone is let pass."""
-    return {
-        "ClientToken": ANY,
-        "TableName": "shop.orders",
-        "InputS3Configuration": {
-            "S3Bucket": bucket,
-            "S3KeyPrefix": Ending(f"{folder}files/"),
-            "InputFormat": "DYNAMODB_JSON",
-            "InputCompressionType": "GZIP",
-        },
-        "OutputS3Configuration": {
-            "S3Bucket": bucket,
-            "S3KeyPrefix": Ending(f"{folder}output/"),
-            "OutputType": ["ERROR"],
-        },
-        **more,
-    }
-
-
-class Ending:
-    """Equals each text that ends so."""
-
-    def __init__(self, end: str) -> None:
-        self._end = end
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, str) and other.endswith(self._end)
-
-    __hash__ = None
-
-
-def expect_probe(stub, bucket, found=False) -> None:
-    stub.add_response("start_bulk_put_items", operation("IN_PROGRESS"), asked(bucket, "/probe/"))
-    stub.add_response(
-        "describe_bulk_operation",
-        operation("COMPLETED", ProcessedItemCount=1, FailedItemCount=0),
-        {"BulkOperationArn": ARN},
-    )
-    item = {"Item": {"k": {"B": b"x"}}} if found else {}
-    stub.add_response(
-        "get_item", item, {"TableName": "shop.orders", "Key": ANY, "ConsistentRead": True}
-    )
-
-
-def bulk_put(clients, client, bucket, progress=None, newest_wins=True, **settings):
-    aws = BulkAws(
-        TableClients(client, AwsSettings(region=REGION)),
-        clients["s3"],
-        poll=Poll(sleep=lambda _seconds: None),
-    )
-    target = Target(TableSpec("shop.orders", "orders", "shop"), SCHEMA, newest_wins)
-    rows = pa.array([ROW, ROW.replace(b"azE=", b"azI=")], pa.large_binary())
-    settings = BulkSettings(f"s3://{bucket}/load", **settings)
-    return load(aws, target, lambda: iter([rows]), settings, progress)
-
-
-def test_a_bulk_put_from_start_to_end(clients, stubbed, bucket):
-    client, stub = stubbed
-    stub.add_response("describe_table", {"Table": TABLE}, {"TableName": "shop.orders"})
-    expect_probe(stub, bucket)
-    schema = {
-        "k": {"B": b"\xff\xff\xff\xffschema:" + SCHEMA.fingerprint},
-        "s": {"S": '[["total","DOUBLE"]]'},
-    }
-    stub.add_response("put_item", {}, {"TableName": "shop.orders", "Item": schema})
-    request = asked(bucket, "/", MaxWriteRequestUnits=5_000)
-    stub.add_response("start_bulk_put_items", operation("IN_PROGRESS"), request)
-    for status in ("IN_PROGRESS", "COMPLETED"):
-        counts = {"ProcessedItemCount": 2, "FailedItemCount": 0, "ProcessedInputBytes": 100}
-        stub.add_response("describe_bulk_operation", operation(status, **counts))
-    result = bulk_put(clients, client, bucket, max_write_units=5_000, keep_files=True)
-    assert (result.way, result.arn, result.rows, result.files) == ("bulk-put", ARN, 2, 1)
-    folder = result.folder.removeprefix(f"s3://{bucket}/")
-    probe, file = sorted(keys(clients, bucket), key=lambda key: "probe" not in key)
-    assert probe == f"{folder}probe/files/00000.json.gz"
-    assert file == f"{folder}files/00000.json.gz"
-    condition = (
-        b'"ConditionExpression":"attribute_not_exists(#k) OR #t < :t OR (#t = :t AND '
-        b'(attribute_not_exists(#c) OR #c <= :c))",'
-        b'"ExpressionAttributeNames":{"#k":"k","#t":"t","#c":"c"},'
-        b'"ExpressionAttributeValues":{":t":{"N":"5"},":c":{"N":"7"}}'
-    )
-    lines = gzip.decompress(clients["s3"].get_object(Bucket=bucket, Key=file)["Body"].read())
-    assert lines == b"".join(
-        b'{"Item":' + row + b"," + condition + b"}\n"
-        for row in (ROW, ROW.replace(b"azE=", b"azI="))
-    )
-
-
-def test_overwriting_needs_no_conditions_and_no_probe(clients, stubbed, bucket):
-    client, stub = stubbed
-    stub.add_response("describe_table", {"Table": TABLE})
-    stub.add_response("put_item", {})
-    stub.add_response("start_bulk_put_items", operation("IN_PROGRESS"), asked(bucket, "/"))
-    stub.add_response("describe_bulk_operation", operation("COMPLETED"))
-    result = bulk_put(clients, client, bucket, newest_wins=False, keep_files=True)
-    (file,) = keys(clients, bucket)
-    lines = gzip.decompress(clients["s3"].get_object(Bucket=bucket, Key=file)["Body"].read())
-    assert lines.splitlines()[0] == b'{"Item":' + ROW + b"}"
-    assert result.rows == 2
-
-
-def test_nothing_is_loaded_where_conditions_are_not_heeded(clients, stubbed, bucket):
-    client, stub = stubbed
-    stub.add_response("describe_table", {"Table": TABLE})
-    expect_probe(stub, bucket, found=True)
-    stub.add_response("delete_item", {}, {"TableName": "shop.orders", "Key": ANY})
-    with pytest.raises(BulkLoadError, match="older rows could replace newer ones") as raised:
-        bulk_put(clients, client, bucket)
-    assert raised.value.arn == ARN
-
-
-def test_a_probe_that_is_refused_says_so(clients, stubbed, bucket):
-    client, stub = stubbed
-    stub.add_response("describe_table", {"Table": TABLE})
-    stub.add_response("start_bulk_put_items", operation("IN_PROGRESS"))
-    status = operation("COMPLETED_WITH_ERRORS", ProcessedItemCount=1, FailedItemCount=1)
-    stub.add_response("describe_bulk_operation", status)
-    with pytest.raises(BulkLoadError, match=r"Before any row was loaded, .* 1 of 1 items"):
-        bulk_put(clients, client, bucket)
-
-
-def test_lines_that_could_not_be_loaded_are_an_error_that_names_the_report(
-    clients, stubbed, bucket
-):
-    client, stub = stubbed
-    stub.add_response("describe_table", {"Table": TABLE})
-    stub.add_response("put_item", {})
-    stub.add_response("start_bulk_put_items", operation("IN_PROGRESS"))
-    status = operation("COMPLETED_WITH_ERRORS", ProcessedItemCount=2, FailedItemCount=1)
-    stub.add_response("describe_bulk_operation", status)
-
-    class Reporting(NoProgress):
-        """Writes the report that DynamoDB would write."""
-
-        def status(self, text: str) -> None:
-            folder = keys(clients, bucket)[0].removesuffix("files/00000.json.gz")
-            clients["s3"].put_object(Bucket=bucket, Key=f"{folder}output/errors.json.gz", Body=b"")
-
-    with pytest.raises(BulkLoadError, match="1 of 2 items could not be loaded") as raised:
-        bulk_put(clients, client, bucket, Reporting(), newest_wins=False)
-    # The operation had ended before the report was there.
-    assert "DynamoDB wrote no report into s3://" in str(raised.value)
-    assert len(keys(clients, bucket)) == 2
-
-
-def test_ctrl_c_cancels_a_bulk_put(clients, stubbed, bucket):
-    client, stub = stubbed
-    stub.add_response("describe_table", {"Table": TABLE})
-    stub.add_response("put_item", {})
-    stub.add_response("start_bulk_put_items", operation("IN_PROGRESS"))
-    stub.add_response("describe_bulk_operation", operation("IN_PROGRESS"))
-    stub.add_response(
-        "cancel_bulk_operation",
-        {"BulkOperationArn": ARN, "BulkOperationStatus": "CANCELLING"},
-        {"BulkOperationArn": ARN},
-    )
-
-    class Impatient(NoProgress):
-        """Presses Ctrl-C when the first status comes."""
-
-        notes: list[str] = []  # noqa: RUF012 - of one test
-
-        def status(self, text: str) -> None:
-            raise KeyboardInterrupt
-
-        def note(self, text: str) -> None:
-            self.notes.append(text)
-
-    progress = Impatient()
-    with pytest.raises(KeyboardInterrupt):
-        bulk_put(clients, client, bucket, progress, newest_wins=False)
-    (note,) = progress.notes
-    assert "is being cancelled" in note
-    # DynamoDB may still read them.
-    assert len(keys(clients, bucket)) == 1
-
-
-def test_a_bulk_put_that_dynamodb_refuses_to_start(clients, stubbed, bucket):
-    client, stub = stubbed
-    stub.add_response("describe_table", {"Table": TABLE})
-    stub.add_response("put_item", {})
-    stub.add_client_error("start_bulk_put_items", "ResourceInUseException", "another is running")
-    with pytest.raises(AwsError, match=r"StartBulkPutItems on table shop.orders"):
-        bulk_put(clients, client, bucket, newest_wins=False)
-
-
-# The condition of a line, on a real table
-
-
-def test_the_condition_of_a_line_lets_the_newest_row_win(dynamodb):
-    client = boto3.client("dynamodb", region_name=REGION, endpoint_url=dynamodb.endpoint)
-    table = f"conditions-{uuid.uuid4().hex}"
-    client.create_table(
-        TableName=table,
-        KeySchema=[{"AttributeName": "k", "KeyType": "HASH"}],
-        AttributeDefinitions=[{"AttributeName": "k", "AttributeType": "B"}],
-        BillingMode="PAY_PER_REQUEST",
-    )
-
-    def put(event: int, created: int | None, text: str) -> bool:
-        made = f',"c":{{"N":"{created}"}}' if created is not None else ""
-        item = f'{{"k":{{"B":"azE="}},"v":{{"B":"{text}"}},"t":{{"N":"{event}"}}{made}}}'
-        (line,) = newest_wins_lines(pa.array([item.encode()], pa.large_binary())).to_pylist()
-        record = json.loads(line)
-        for name in ("k", "v"):
-            record["Item"][name] = {"B": base64.b64decode(record["Item"][name]["B"])}
-        try:
-            client.put_item(TableName=table, **record)
-        except client.exceptions.ConditionalCheckFailedException:
-            return False
-        return True
-
-    assert put(5, None, "AAAA")  # there is none
-    assert not put(4, 9, "BBBB")  # older
-    assert put(5, 1, "CCCC")  # a created time beats none
-    assert not put(5, None, "DDDD")
-    assert not put(5, 0, "EEEE")
-    assert put(5, 1, "FFFF")  # the same once more
-    assert put(6, None, "GGGG")
-    assert not put(-6, 9, "HHHH")
-    (item,) = client.scan(TableName=table)["Items"]
-    assert item == {"k": {"B": b"k1"}, "v": {"B": b"\x18a\x86"}, "t": {"N": "6"}}
-
-    never = json.loads(line({"k": {"B": "azI="}}, CONDITION)[0].as_py())
-    never["Item"] = {"k": {"B": b"k2"}}
-    with pytest.raises(client.exceptions.ConditionalCheckFailedException):
-        client.put_item(TableName=table, **never)
-    client.delete_table(TableName=table)
-    client.close()

@@ -36,7 +36,7 @@ MATERIALIZING, AVAILABLE_ONLINE, GENERATED = (
     FeatureViewState.AVAILABLE_ONLINE,
     FeatureViewState.GENERATED,
 )
-ELSEWHERE = Process("another-host", 11, None, None, "feast materialize a b")
+ELSEWHERE = Process("another-host", 11, None, "feast materialize a b")
 
 
 @dataclass
@@ -150,11 +150,11 @@ def dead():
     """A process of this machine that has come to its end."""
     code = (
         "from feast_dynamo_ext.materialize.lease import Process as P; me = P.this(); "
-        "print(me.host, me.pid, me.kernel, me.born, sep='|')"
+        "print(me.host, me.pid, me.born, sep='|')"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    host, pid, kernel, born = told.stdout.strip().split("|")
-    return Process(host, int(pid), kernel, born, "feast materialize a b")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    host, pid, born = done.stdout.strip().split("|")
+    return Process(host, int(pid), born, "feast materialize a b")
 
 
 @pytest.mark.parametrize("read", [read, read_async])

@@ -30,8 +30,8 @@ from feast_dynamo_ext.materialize.lease import (
 )
 
 KEY = b"\xff\xff\xff\xfflease"
-ALICE = Process("alice-laptop", 11, None, None, "feast materialize a b")
-BOB = Process("bob-laptop", 22, None, None, "feast materialize c d")
+ALICE = Process("alice-laptop", 11, None, "feast materialize a b")
+BOB = Process("bob-laptop", 22, None, "feast materialize c d")
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def item(client, table):
 
 
 def test_the_item_says_who_holds_the_lease(run, client, table):
-    process = Process("alice-laptop", 11, "boot 7", "12345", "feast materialize a b")
+    process = Process("alice-laptop", 11, "12345", "feast materialize a b")
     lease = run(process).acquire()
     held = item(client, table)
     owner, beat, started_at = (held.pop(name)["S"] for name in ("owner", "beat", "started_at"))
@@ -151,7 +151,6 @@ def test_the_item_says_who_holds_the_lease(run, client, table):
         "lease_s": {"N": "30"},
         "host": {"S": "alice-laptop"},
         "pid": {"N": "11"},
-        "kernel": {"S": "boot 7"},
         "born": {"S": "12345"},
         "command": {"S": "feast materialize a b"},
     }
@@ -440,3 +439,70 @@ def test_an_item_that_is_no_lease_is_named(run, client, table):
     client.put_item(TableName=table, Item={"k": {"B": KEY}, "owner": {"S": "me"}})
     with pytest.raises(ItemFormatError, match=f"table {table} has no 'host'"):
         run().acquire()
+
+
+# The item, whose layout other versions rely on
+
+OLD_ITEM = {
+    "k": {"B": KEY},
+    "kind": {"S": "lease of the run that materializes this view"},
+    "view": {"S": "orders"},
+    "owner": {"S": "0123456789abcdef0123456789abcdef"},
+    "beat": {"S": "fedcba9876543210fedcba9876543210"},
+    "lease_s": {"N": "30"},
+    "host": {"S": "alice-laptop"},
+    "pid": {"N": "11"},
+    "command": {"S": "feast materialize a b"},
+    "started_at": {"S": "2026-01-31T12:00:00+00:00"},
+    "kernel": {"S": "6ab7c2c0-91b1-4c2e-9d8f-3f6f3a3a1f51 pid:[4026531836]"},
+    "born": {"S": "54321"},
+}
+"""As the first version wrote it, boot id and namespace of pids included."""
+
+
+def test_the_lease_of_an_older_version_is_read_and_taken_over(run, client, table):
+    client.put_item(TableName=table, Item=OLD_ITEM)
+    assert holder(client, table) == Holder(
+        view="orders",
+        owner="0123456789abcdef0123456789abcdef",
+        beat="fedcba9876543210fedcba9876543210",
+        lease_s=30.0,
+        process=Process("alice-laptop", 11, "54321", "feast materialize a b"),
+        started_at="2026-01-31T12:00:00+00:00",
+    )
+    waiting = run(BOB)
+    with waiting.acquire() as lease:
+        assert waiting.clock.slept_s == 30
+        assert holder(client, table).owner == lease.holder.owner
+
+
+def test_an_older_version_that_beats_is_left_alone(run, client, table):
+    client.put_item(TableName=table, Item=OLD_ITEM)
+    second = run(BOB)
+
+    def beat():
+        client.update_item(
+            TableName=table,
+            Key={"k": {"B": KEY}},
+            UpdateExpression="SET beat = :b",
+            ExpressionAttributeValues={":b": {"S": f"beat at {second.clock.now_s}"}},
+        )
+
+    second.clock.at_sleep = beat
+    with pytest.raises(AlreadyRunningError, match="pid 11 on host alice-laptop"):
+        second.acquire()
+
+
+@pytest.mark.parametrize("born", [None, "54321"])
+def test_what_is_written_is_of_the_old_layout(run, client, table, born):
+    me = Process("bob-laptop", 22, born, "feast materialize c d")
+    with run(me).acquire() as lease:
+        (item,) = client.scan(TableName=table)["Items"]
+    held = lease.holder
+    written = {**OLD_ITEM, "owner": {"S": held.owner}, "beat": {"S": held.beat}}
+    written |= {"host": {"S": "bob-laptop"}, "pid": {"N": "22"}}
+    written |= {"command": {"S": "feast materialize c d"}, "started_at": {"S": held.started_at}}
+    del written["kernel"]
+    if born is None:
+        del written["born"]
+    assert item == written

@@ -11,7 +11,8 @@ from feast import Entity, FeatureView, Field, FileSource, PushSource, StreamFeat
 from feast.feature_view import FeatureViewState
 from feast.types import Float64, Int64
 
-from feast_dynamo_ext.materialize.registry_state import repair
+from feast_dynamo_ext.errors import AccessDeniedError
+from feast_dynamo_ext.materialize.registry_state import reset_stale_states
 
 NOW = dt.datetime(2024, 5, 6, 7, 8, 9, tzinfo=dt.timezone.utc)
 DAY = dt.timedelta(days=1)
@@ -59,9 +60,9 @@ def materialized(store, name="orders", *, end=NOW) -> None:
     store.registry.apply_materialization(found, store.project, end - DAY, end)
 
 
-def run_repair(store, is_gone=lambda view: True) -> list[str]:
+def run_reset(store, is_gone=lambda view: True) -> list[str]:
     views = store.registry.list_all_feature_views(store.project, allow_cache=False)
-    return repair(store.registry, store.project, views, is_gone)
+    return reset_stale_states(store.registry, store.project, views, is_gone)
 
 
 def state(store, name="orders") -> tuple:
@@ -84,15 +85,15 @@ def test_a_view_whose_run_was_killed_can_be_read_again(store, caplog):
     if store.registry_kind == "sql":
         # Feast's SQL registry takes no change of the state alone, so nothing is ever stuck there.
         assert state(store) == (AVAILABLE_ONLINE, intervals)
-        assert run_repair(store) == []
+        assert run_reset(store) == []
     else:
         with pytest.raises(ValueError, match="is in state 'MATERIALIZING'"):
             read(store)
-        assert run_repair(store) == ["orders"]
+        assert run_reset(store) == ["orders"]
         assert "feature view orders is AVAILABLE_ONLINE, no longer MATERIALIZING" in caplog.text
     assert read(store) == {"cid": [1], "total": [1.5]}
     assert state(store) == (AVAILABLE_ONLINE, intervals)
-    assert run_repair(store) == []
+    assert run_reset(store) == []
 
 
 @pytest.fixture
@@ -124,10 +125,26 @@ def test_a_view_whose_run_is_alive_is_left_alone(stuck):
         asked.append(found.name)
         return found.name == "visits"
 
-    assert run_repair(store, is_gone) == ["visits"]
+    assert run_reset(store, is_gone) == ["visits"]
     assert sorted(asked) == ["orders", "visits"]
     assert state(store, "orders") == (MATERIALIZING, [(NOW - DAY, NOW)])
     assert state(store, "visits") == (AVAILABLE_ONLINE, [(NOW - DAY, NOW)])
+
+
+def test_a_view_whose_lease_cannot_be_read_is_logged_and_the_others_are_put_right(stuck, caplog):
+    store = stuck(view("orders"), view("visits"))
+
+    def is_gone(found):
+        if found.name == "orders":
+            raise AccessDeniedError("no GetItem")
+        return True
+
+    assert run_reset(store, is_gone) == ["visits"]
+    assert state(store, "orders")[0] == MATERIALIZING
+    assert (
+        "feature view orders, which a killed run has left MATERIALIZING, could not be put right: "
+        "no GetItem"
+    ) in caplog.text
 
 
 def test_a_run_that_ends_while_it_is_looked_at_keeps_what_it_said(stuck):
@@ -137,7 +154,7 @@ def test_a_run_that_ends_while_it_is_looked_at_keeps_what_it_said(stuck):
         materialized(store, end=NOW + DAY)
         return True
 
-    assert run_repair(store, is_gone) == []
+    assert run_reset(store, is_gone) == []
     assert state(store) == (AVAILABLE_ONLINE, [(NOW - DAY, NOW), (NOW, NOW + DAY)])
 
 
@@ -149,7 +166,7 @@ def test_what_another_program_changed_meanwhile_stays(stuck, open_store):
         other.apply([view("orders", description="all of them"), view("visits")])
         return True
 
-    assert run_repair(store, is_gone) == ["orders"]
+    assert run_reset(store, is_gone) == ["orders"]
     found = store.registry.get_any_feature_view("orders", store.project, allow_cache=False)
     assert (found.description, found.state) == ("all of them", AVAILABLE_ONLINE)
     assert store.get_feature_view("visits").name == "visits"
@@ -161,7 +178,7 @@ def test_a_view_whose_next_run_failed_is_put_right(stuck, caplog):
     store._transition_fv_to_materializing(found, [], previous := {})
     store._rollback_fv_states([found], previous)
     assert state(store) == (GENERATED, [(NOW - DAY, NOW)])
-    assert run_repair(store) == ["orders"]
+    assert run_reset(store) == ["orders"]
     assert state(store) == (AVAILABLE_ONLINE, [(NOW - DAY, NOW)])
     assert "feature view orders is AVAILABLE_ONLINE, no longer GENERATED" in caplog.text
 
@@ -171,7 +188,7 @@ def test_a_view_that_was_never_materialized_is_as_before(open_store, moto_endpoi
     store = open_store(f"r{uuid.uuid4().hex[:12]}", online=online)
     store.apply([CUSTOMER, view()])
     killed_run(store)
-    assert run_repair(store) == ["orders"]
+    assert run_reset(store) == ["orders"]
     assert state(store) == (GENERATED, [])
     store.teardown()
 
@@ -180,7 +197,7 @@ def test_a_view_that_was_pinned_to_a_version_since_is_put_right(stuck):
     store = stuck(view())
     store.apply([view(version="v0")])
     assert state(store) == (MATERIALIZING, [(NOW - DAY, NOW)])
-    assert run_repair(store) == ["orders"]
+    assert run_reset(store) == ["orders"]
     found, intervals = state(store)
     assert found == AVAILABLE_ONLINE
     assert set(intervals) == {(NOW - DAY, NOW)}
@@ -199,5 +216,5 @@ def test_a_stream_view_is_put_right(stuck):
         timestamp_field="t",
     )
     store = stuck(clicks)
-    assert run_repair(store) == ["clicks"]
+    assert run_reset(store) == ["clicks"]
     assert state(store, "clicks") == (AVAILABLE_ONLINE, [(NOW - DAY, NOW)])

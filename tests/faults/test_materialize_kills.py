@@ -170,7 +170,8 @@ def test_restart_writes_all_again(server, open_shop, dynamodb_local):
     shop = open_shop(dynamodb_local)
     expected, length_s = undisturbed(server, shop)
     shop.renew()
-    assert server.start(shop, **MANY_BUCKETS).end(0.7 * length_s).status == SIGKILLED
+    # DynamoDB Local gets warm: on a busy machine the second run takes half of the first run's.
+    assert server.start(shop, **MANY_BUCKETS).end(0.4 * length_s).status == SIGKILLED
     ended = server.start(shop, **MANY_BUCKETS, resume=False).end()
     assert ended.status == 0, ended.said
     assert_resumed(ended, dict.fromkeys(VIEWS, 0))

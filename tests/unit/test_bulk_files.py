@@ -14,7 +14,6 @@ from botocore.stub import Stubber
 from feast_dynamo_ext.errors import AccessDeniedError, AwsError, ConfigError
 from feast_dynamo_ext.materialize.bulk_import.files import (
     Folder,
-    NoProgress,
     Written,
     delete_files,
     list_files,
@@ -43,6 +42,10 @@ def lines(*texts: bytes) -> pa.LargeBinaryArray:
     return pa.array(texts, pa.large_binary())
 
 
+def unwatched(_items: int, _raw_bytes: int) -> None:
+    """Counts that nobody looks at."""
+
+
 def noise(length: int) -> bytes:
     """Bytes that gzip makes no smaller."""
     return random.Random(length).randbytes(length) + b"\n"  # noqa: S311 - nothing secret
@@ -58,7 +61,7 @@ def contents(s3, bucket, prefix="run/") -> list[bytes]:
 
 def test_files_are_cut_at_their_size(s3, bucket):
     batches = [lines(noise(3_000_000), noise(2_999_999)), lines(noise(2_999_998))]
-    written = write_files(s3, Folder(bucket, "run/"), batches, 3_500_000, NoProgress())
+    written = write_files(s3, Folder(bucket, "run/"), batches, 3_500_000, unwatched)
     assert (written.files, written.items, written.raw_bytes) == (2, 3, 9_000_000)
     assert contents(s3, bucket) == [
         noise(3_000_000) + noise(2_999_999),
@@ -73,7 +76,7 @@ def test_files_are_cut_at_their_size(s3, bucket):
 
 def test_a_slice_of_a_batch_is_written_alone(s3, bucket):
     batch = lines(b"1\n", b"2\n", b"3\n", b"4\n").slice(1, 2)
-    write_files(s3, Folder(bucket, "run/"), [batch, batch.slice(1)], 1_000, NoProgress())
+    write_files(s3, Folder(bucket, "run/"), [batch, batch.slice(1)], 1_000, unwatched)
     assert contents(s3, bucket) == [b"2\n3\n3\n"]
 
 
@@ -81,7 +84,7 @@ def test_large_files_go_up_in_parts(s3, bucket):
     # moto, as S3, takes parts of 5 MiB and more.
     batches = [lines(*(noise(1_000_000 + number) for number in range(12)))]
     written = write_files(
-        s3, Folder(bucket, "run/"), batches, 10**9, NoProgress(), part_bytes=6 * 1024**2
+        s3, Folder(bucket, "run/"), batches, 10**9, unwatched, part_bytes=6 * 1024**2
     )
     assert written.files == 1
     assert contents(s3, bucket) == [b"".join(batches[0].to_pylist())]
@@ -91,7 +94,7 @@ def test_large_files_go_up_in_parts(s3, bucket):
 
 def test_the_same_lines_give_the_same_bytes(s3, bucket):
     for prefix in ("one/", "two/"):
-        write_files(s3, Folder(bucket, prefix), [lines(b"1\n", noise(99))], 10, NoProgress())
+        write_files(s3, Folder(bucket, prefix), [lines(b"1\n", noise(99))], 10, unwatched)
     one, two = (
         s3.get_object(Bucket=bucket, Key=f"{prefix}/00000.json.gz")["Body"].read()
         for prefix in ("one", "two")
@@ -100,7 +103,7 @@ def test_the_same_lines_give_the_same_bytes(s3, bucket):
 
 
 def test_no_lines_no_files(s3, bucket):
-    assert write_files(s3, Folder(bucket, "run/"), [], 10, NoProgress()) == Written()
+    assert write_files(s3, Folder(bucket, "run/"), [], 10, unwatched) == Written()
     assert list_files(s3, Folder(bucket, "")) == []
 
 
@@ -112,7 +115,7 @@ def test_a_source_that_breaks_leaves_no_file(s3, bucket):
 
     s3.put_object(Bucket=bucket, Key="other/file", Body=b"")
     with pytest.raises(RuntimeError, match="no more"):
-        write_files(s3, Folder(bucket, "run/"), batches(), 1_000_000, NoProgress())
+        write_files(s3, Folder(bucket, "run/"), batches(), 1_000_000, unwatched)
     assert list_files(s3, Folder(bucket, "")) == [f"s3://{bucket}/other/file"]
     assert "Uploads" not in s3.list_multipart_uploads(Bucket=bucket)
 
@@ -120,7 +123,7 @@ def test_a_source_that_breaks_leaves_no_file(s3, bucket):
 def test_more_files_than_dynamodb_takes_are_refused(s3, bucket):
     batches = [lines(noise(200_000 + number)) for number in range(3)]
     with pytest.raises(ConfigError, match=r"more than 2 files of 0\.1 MB.*--file-size"):
-        write_files(s3, Folder(bucket, "run/"), batches, 100_000, NoProgress(), max_files=2)
+        write_files(s3, Folder(bucket, "run/"), batches, 100_000, unwatched, max_files=2)
     assert list_files(s3, Folder(bucket, "")) == []
 
 

@@ -11,11 +11,9 @@ from feast_dynamo_ext.errors import (
     AccessDeniedError,
     BulkLoadError,
     ConfigError,
-    DependencyError,
     ThrottledError,
 )
-from feast_dynamo_ext.materialize.bulk_import.bulk_put import bulk_put_request, require_support
-from feast_dynamo_ext.materialize.bulk_import.files import Folder, NoProgress
+from feast_dynamo_ext.materialize.bulk_import.files import Folder
 from feast_dynamo_ext.materialize.bulk_import.import_table import (
     Import,
     Poll,
@@ -37,20 +35,6 @@ def stubbed():
         yield client, stub
         stub.assert_no_pending_responses()
     client.close()
-
-
-class Seen(NoProgress):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.statuses: list[str] = []
-        self.notes: list[str] = []
-
-    def status(self, text: str) -> None:
-        self.statuses.append(text)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def described(status, **more) -> dict:
@@ -104,28 +88,6 @@ def test_an_import_of_a_table_on_demand():
     assert parameters["OnDemandThroughput"] == {"MaxWriteRequestUnits": 4_000}
 
 
-def test_a_bulk_put_takes_1024_units_or_more(stubbed):
-    client, _ = stubbed
-    request = bulk_put_request("t", FOLDER, Folder("loads", "out/"), "run-1", 1_024)
-    assert request["MaxWriteRequestUnits"] == 1_024
-    operation = client.meta.service_model.operation_model("StartBulkPutItems")
-    assert operation.input_shape.members["MaxWriteRequestUnits"].metadata["min"] == 1_024
-    with pytest.raises(ConfigError, match="held to 1,023 write units a second"):
-        bulk_put_request("t", FOLDER, Folder("loads", "out/"), "run-1", 1_023)
-
-
-def test_an_older_botocore_is_told_what_to_install():
-    class Old:
-        """A client of botocore 1.43."""
-
-        class meta:  # noqa: N801 - botocore's name
-            class service_model:  # noqa: N801 - the same
-                operation_names = ("ImportTable", "PutItem")
-
-    with pytest.raises(DependencyError, match=r"pip install 'boto3' 'botocore>=1\.44\.5'"):
-        require_support(Old)
-
-
 @pytest.mark.parametrize("uri", ["/tmp/load", "gs://bucket/load", "s3://", "bucket"])  # noqa: S108
 def test_files_go_to_s3_alone(uri):
     with pytest.raises(ConfigError, match="Give --output s3://bucket/prefix"):
@@ -151,21 +113,24 @@ def test_an_import_is_followed_to_its_end(stubbed):
     for word in ("IN_PROGRESS", "IN_PROGRESS", "IN_PROGRESS", "COMPLETED"):
         counts = {"ProcessedItemCount": 3, "ImportedItemCount": 3, "ErrorCount": 0}
         stub.add_response("describe_import", described(word, **counts), {"ImportArn": ARN})
-    seen = Seen()
+    said: list[str] = []
     poll = Poll(first_s=1, most_s=2, sleep=pauses.append)
-    status = follow(Import(client, SPEC, ARN), 3, seen, poll)
+    status = follow(Import(client, SPEC, ARN), 3, said.append, poll)
     assert (status.word, status.processed, status.loaded, status.failed) == ("COMPLETED", 3, 3, 0)
     assert pauses == [1, 1.5, 2]
     name = "import into table shop.orders (feature view `orders`)"
-    assert seen.statuses[-1] == f"{name}: COMPLETED, 3 items processed"
+    assert said == [
+        f"{name}: IN_PROGRESS, 3 items processed",
+        f"{name}: COMPLETED, 3 items processed",
+    ]
 
 
-def test_throttled_answers_are_asked_for_again(stubbed):
+def test_throttled_polls_are_sent_again(stubbed):
     client, stub = stubbed
     for code in ("ThrottlingException", "InternalServerError", "ThrottlingException"):
         stub.add_client_error("describe_import", code, http_status_code=400)
     stub.add_response("describe_import", described("COMPLETED"))
-    assert follow(Import(client, SPEC, ARN), 3, Seen(), patient()).word == "COMPLETED"
+    assert follow(Import(client, SPEC, ARN), 3, print, patient()).word == "COMPLETED"
 
 
 def test_nobody_waits_for_ever_for_an_answer(stubbed):
@@ -173,14 +138,14 @@ def test_nobody_waits_for_ever_for_an_answer(stubbed):
     for _ in range(2):
         stub.add_client_error("describe_import", "ThrottlingException")
     with pytest.raises(ThrottledError, match=r"DescribeImport on table shop\.orders"):
-        follow(Import(client, SPEC, ARN), 3, Seen(), patient(max_failures=2))
+        follow(Import(client, SPEC, ARN), 3, print, patient(max_failures=2))
 
 
-def test_who_may_not_ask_is_told_at_once(stubbed):
+def test_who_may_not_poll_gets_the_error_at_once(stubbed):
     client, stub = stubbed
     stub.add_client_error("describe_import", "AccessDeniedException")
     with pytest.raises(AccessDeniedError):
-        follow(Import(client, SPEC, ARN), 3, Seen(), patient())
+        follow(Import(client, SPEC, ARN), 3, print, patient())
 
 
 def test_items_that_were_not_imported_are_an_error_that_names_the_log(stubbed):
@@ -190,7 +155,7 @@ def test_items_that_were_not_imported_are_an_error_that_names_the_log(stubbed):
         "describe_import", described("COMPLETED", CloudWatchLogGroupArn=GROUP, **counts)
     )
     with pytest.raises(BulkLoadError) as raised:
-        follow(Import(client, SPEC, ARN), 3, Seen(), patient())
+        follow(Import(client, SPEC, ARN), 3, print, patient())
     assert str(raised.value) == (
         "import into table shop.orders (feature view `orders`): 2 of 3 items could not be loaded. "
         f"Each error is in CloudWatch, log group {GROUP}. Delete the table before you load it "
@@ -204,7 +169,7 @@ def test_an_import_that_failed_says_why(stubbed):
     why = {"FailureCode": "S3NoSuchBucket", "FailureMessage": "The bucket does not exist"}
     stub.add_response("describe_import", described("FAILED", **why))
     with pytest.raises(BulkLoadError, match="it ended as FAILED: S3NoSuchBucket: The bucket does"):
-        follow(Import(client, SPEC, ARN), 3, Seen(), patient())
+        follow(Import(client, SPEC, ARN), 3, print, patient())
 
 
 @pytest.mark.parametrize("processed", [2, 4])
@@ -213,7 +178,7 @@ def test_other_numbers_of_items_are_an_error(stubbed, processed):
     counts = {"ProcessedItemCount": processed, "ErrorCount": 0}
     stub.add_response("describe_import", described("COMPLETED", **counts))
     with pytest.raises(BulkLoadError, match=f"read {processed} items, but 3 were written"):
-        follow(Import(client, SPEC, ARN), 3, Seen(), patient())
+        follow(Import(client, SPEC, ARN), 3, print, patient())
 
 
 def test_ctrl_c_says_that_an_import_goes_on(stubbed):
@@ -223,9 +188,9 @@ def test_ctrl_c_says_that_an_import_goes_on(stubbed):
     def interrupt(_seconds: float) -> None:
         raise KeyboardInterrupt
 
-    seen = Seen()
+    said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        follow(Import(client, SPEC, ARN), 3, seen, Poll(sleep=interrupt))
-    (note,) = seen.notes
+        follow(Import(client, SPEC, ARN), 3, said.append, Poll(sleep=interrupt))
+    (_, note) = said
     assert note.startswith("DynamoDB has no way to cancel the import into table shop.orders")
     assert f"--import-arn {ARN}" in note

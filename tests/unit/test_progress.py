@@ -16,8 +16,8 @@ from datetime import datetime, timezone
 
 import pytest
 
-from feast_dynamo_ext.materialize.progress import Bars, Intervals, Lines, Speed, hidden, shown
 from feast_dynamo_ext.materialize.report import RunReport, ViewReport
+from feast_dynamo_ext.progress import Bars, Intervals, Lines, Speed, Steps, shown
 
 DAY = datetime(2026, 1, 1, tzinfo=timezone.utc)
 LOGGER = "feast_dynamo_ext.materialize"
@@ -171,7 +171,46 @@ def test_a_view_without_rows_to_write_divides_nothing(intervals, terminal, caplo
     assert "orders reading history: 9 rows" in texts(terminal.written())
 
 
+def test_lines_of_work_that_counts_its_own_steps(clock, intervals, caplog):
+    caplog.set_level(logging.WARNING, "feast_dynamo_ext.progress")
+    stream = io.StringIO()
+    steps = Steps("orders", 2_000, "rows read and written")
+    lines = Lines(steps, stream, intervals)
+    lines.look()
+    steps.advance(400)
+    steps.advance(600)
+    clock.now_s = 110.0
+    lines.look()
+    assert stream.getvalue().splitlines() == [
+        "orders: 0 of 2,000 rows read and written (0%), 0 rows/s, time left unknown",
+        "orders: 1,000 of 2,000 rows read and written (50%), 100 rows/s, 10.0 s left",
+    ]
+
+
 # Bars
+
+
+def test_a_bar_of_work_that_counts_its_own_steps(clock, intervals, terminal):
+    steps = Steps("orders", 2_000, "rows read and written")
+    bars = Bars(steps, terminal.stream, intervals)
+    bars.look()
+    steps.advance(500)
+    clock.now_s = 105.0
+    bars.look()
+    assert re.sub(r"\|.*\|", "|", texts(terminal.written())[-1]) == (
+        "orders  25%| 500/2k rows read and written, 100/s, 15.0 s left"
+    )
+    bars.close()
+
+
+def test_lines_alone_where_bars_are_not_wanted(terminal, caplog):
+    caplog.set_level(logging.WARNING, LOGGER)
+    report = RunReport([view(step="reading", read=5)])
+    lines = ""
+    with shown(report, terminal.stream, Intervals(line_s=0.001), bars=False):
+        while not lines:
+            lines = terminal.written()
+    assert lines.splitlines()[0] == "orders: reading history: 5 rows"
 
 
 def test_bars_of_a_view_from_reading_to_its_end(clock, intervals, terminal):
@@ -287,12 +326,6 @@ def test_a_stream_that_is_gone_does_not_end_the_run(caplog):
     ]
     with pytest.raises(BrokenPipeError):
         stream.close()
-
-
-def test_hidden_shows_nothing(capfd):
-    with hidden(RunReport([view(step="reading")])):
-        pass
-    assert capfd.readouterr() == ("", "")
 
 
 # Speed

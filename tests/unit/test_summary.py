@@ -9,8 +9,7 @@ import pytest
 
 from feast_dynamo_ext.errors import ThrottledError
 from feast_dynamo_ext.figures import count, dollars, duration, short
-from feast_dynamo_ext.materialize import summary
-from feast_dynamo_ext.materialize.report import RunReport, ViewReport
+from feast_dynamo_ext.materialize.report import RunReport, ViewReport, as_json, as_text
 
 START, END = (datetime(2026, 1, day, tzinfo=timezone.utc) for day in (1, 2))
 
@@ -27,7 +26,7 @@ def cells(line):
 
 def test_one_view_that_is_done():
     done = view(read=9_000, to_write=1_200, written=1_000, older=200, expired=3, units=2_400.0)
-    assert summary.as_text(RunReport([done])) == (
+    assert as_text(RunReport([done])) == (
         "feature view      read    written    older    expired    failed    units    dollars"
         "    time  state\n"
         "--------------  ------  ---------  -------  ---------  --------  -------  ---------"
@@ -39,7 +38,7 @@ def test_one_view_that_is_done():
 
 def test_resumed_rows_and_throttles_are_shown_where_there_are_any():
     one = view(written=1, resumed=7, throttles=4, units=1.0)
-    lines = summary.as_text(RunReport([one, view("baskets")])).splitlines()
+    lines = as_text(RunReport([one, view("baskets")])).splitlines()
     assert cells(lines[0])[5:9] == ["failed", "resumed", "throttles", "units"]
     assert cells(lines[2])[5:9] == ["0", "7", "4", "1"]
     assert cells(lines[3])[5:9] == ["0", "0", "0", "0"]
@@ -52,7 +51,7 @@ def test_several_views_have_a_total_of_their_overlapping_times():
             view("baskets", read=20, written=20, units=40.0, started_s=101.0, ended_s=110.0),
         ]
     )
-    lines = summary.as_text(report).splitlines()
+    lines = as_text(report).splitlines()
     assert cells(lines[-1]) == (
         ["total", "30", "28", "1", "1", "0", "48", "<$0.0001", "10.0 s", "done"]
     )
@@ -68,7 +67,7 @@ def test_views_that_failed_are_named_with_their_error():
             view("visits", step="failed", error=KeyError("amount")),
         ]
     )
-    text = summary.as_text(report)
+    text = as_text(report)
     assert text.endswith(
         "\n\norders: dynamodb PutItem on shop.orders: throttled. Retry later."
         "\n\nvisits: KeyError: 'amount'"
@@ -86,18 +85,18 @@ def test_a_run_that_was_stopped_says_where_its_views_were():
             view("visits", step="waiting", started_s=None, ended_s=None),
         ]
     )
-    lines = summary.as_text(report).splitlines()
+    lines = as_text(report).splitlines()
     assert [cells(line)[-2:] for line in lines[2:5]] == [
         ["-", "stopped"],
         ["-", "stopped"],
         ["-", "not begun"],
     ]
-    assert [found["seconds"] for found in summary.as_json(report)["views"]] == [None] * 3
+    assert [found["seconds"] for found in as_json(report)["views"]] == [None] * 3
 
 
 def test_no_view():
-    assert summary.as_text(RunReport()) == "There was no feature view to materialize."
-    assert summary.as_json(RunReport())["views"] == []
+    assert as_text(RunReport()) == "There was no feature view to materialize."
+    assert as_json(RunReport())["views"] == []
 
 
 def test_json():
@@ -118,7 +117,7 @@ def test_json():
             view("baskets", resumed=5, step="waiting", started_s=None, ended_s=None),
         ]
     )
-    found = json.loads(json.dumps(summary.as_json(report)))
+    found = json.loads(json.dumps(as_json(report)))
     assert found["views"][0] == {
         "view": "orders",
         "table": "shop.orders",

@@ -98,7 +98,7 @@ def test_an_end_in_the_future_is_refused_but_for_a_minute_of_the_clock():
         "Feature view `orders`: the end of the incremental materialization, "
         "2026-03-01T12:01:01+00:00, is in the future: it is 2026-03-01T12:00:00+00:00. Feast "
         "would note all up to then as done, and rows that are yet to come would be left out. Pass "
-        "the time of now."
+        "the current time."
     )
 
 

@@ -1,11 +1,7 @@
 """The files of a bulk load: gzip, of similar size, under a prefix that no other run has.
 
-A line of an import is ``{"Item":{...}}``. A bulk put takes a condition with each line, under the
-names that PutItem has for it; so the newest row wins there by the very condition of
-`dynamo/encoding/requests.py`, created time included.
-
-DynamoDB reads files in parallel, so many of one size are faster than few; it takes 50,000 of them.
-Both advise a random order of keys, which is the order that rows come in here:
+A line is ``{"Item":{...}}``. DynamoDB reads files in parallel, so many of one size are faster than
+few; it takes 50,000 of them. It advises a random order of keys, which is the order of rows here:
 https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/S3DataImport.BestPractices.html
 """
 
@@ -15,54 +11,20 @@ import json
 import logging
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.dynamo.encoding.requests import (
-    IS_NEW,
-    IS_OLDER,
-    NAMES,
-    TIE,
-    TIE_WITHOUT_CREATED,
-)
-from feast_dynamo_ext.dynamo.layouts.packed import CREATED_TIME, EVENT_TIME
 from feast_dynamo_ext.errors import ConfigError, FeastDynamoError
 from feast_dynamo_ext.storage import UPLOAD_BYTES, S3Files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
     from feast_dynamo_ext.storage import Files
-
-
-class Progress(Protocol):
-    """Somebody who watches. Told by one thread."""
-
-    def wrote(self, items: int, raw_bytes: int) -> None:
-        """So many more items are in the files, in so many bytes before compression."""
-
-    def status(self, text: str) -> None:
-        """What DynamoDB is at; the same text may come again."""
-
-    def note(self, text: str) -> None:
-        """Something that a person should know."""
-
-
-class NoProgress:
-    """Nobody watches."""
-
-    def wrote(self, items: int, raw_bytes: int) -> None:
-        """Say nothing."""
-
-    def status(self, text: str) -> None:
-        """Say nothing."""
-
-    def note(self, text: str) -> None:
-        """Say nothing."""
 
 
 logger = logging.getLogger(__name__)
@@ -72,73 +34,23 @@ CONTENT_TYPE = "application/gzip"
 KIND = pa.large_binary()
 JOINED_BY_NOTHING = pa.scalar(b"", KIND)
 
-# Base64 holds no quote, so a name in quotes occurs once in an item, whatever its values are.
-NUMBER = r'"{name}":\{{"N":"(?P<number>[^"]*)"\}}'
 
-NEVER_HOLDS = f"attribute_exists(#k) AND {IS_NEW}"
-"""A condition that no item meets."""
-
-
-def line(item: JsonItem, condition: Mapping[str, Any] | None = None) -> pa.LargeBinaryArray:
-    """The line of one item that is no row."""
-    text = json.dumps({"Item": item, **(condition or {})}, separators=(",", ":"))
+def schema_line(item: JsonItem) -> pa.LargeBinaryArray:
+    """The line of an item of schema."""
+    text = json.dumps({"Item": item}, separators=(",", ":"))
     # The same to any JSON parser but moto's, which takes an escaped quote for the text's end.
     text = text.replace(r"\"", r"\u0022")
     return pa.array([f"{text}\n".encode()], KIND)
 
 
-def plain_lines(items: pa.LargeBinaryArray) -> pa.LargeBinaryArray:
-    """Lines without condition: what an import takes, and a bulk put that overwrites.
+def row_lines(items: pa.LargeBinaryArray) -> pa.LargeBinaryArray:
+    """The lines of rows.
 
     Args:
         items: items as DynamoDB JSON, one a value.
     """
-    return _joined(b'{"Item":', items, b"}\n")
-
-
-def newest_wins_lines(items: pa.LargeBinaryArray) -> pa.LargeBinaryArray:
-    """Lines of a bulk put that replace only older rows.
-
-    Args:
-        items: as `plain_lines`.
-
-    Raises:
-        ValueError: an item without event time.
-    """
-    event = _number(items, EVENT_TIME)
-    if event.null_count:
-        raise ValueError(f"{event.null_count} items have no `{EVENT_TIME}`: they are not rows")
-    created = _number(items, CREATED_TIME)
-    condition = pc.if_else(
-        pc.is_null(created),
-        _joined(_condition(TIE_WITHOUT_CREATED), event, b'"}}}\n'),
-        _joined(_condition(TIE), event, b'"},":c":{"N":"', pc.fill_null(created, b""), b'"}}}\n'),
-    )
-    return _joined(b'{"Item":', items, condition)
-
-
-def _condition(tie: str) -> bytes:
-    """What stands between an item and the event time that is compared."""
-    text = json.dumps(
-        {
-            "ConditionExpression": f"{IS_NEW} OR {IS_OLDER} OR {tie}",
-            "ExpressionAttributeNames": NAMES,
-        },
-        separators=(",", ":"),
-    )
-    return f',{text[1:-1]},"ExpressionAttributeValues":{{":t":{{"N":"'.encode()
-
-
-def _joined(*parts: bytes | pa.Array) -> pa.LargeBinaryArray:
-    columns = [pa.scalar(part, KIND) if isinstance(part, bytes) else part for part in parts]
-    return pc.binary_join_element_wise(*columns, JOINED_BY_NOTHING)
-
-
-def _number(items: pa.LargeBinaryArray, name: str) -> pa.LargeBinaryArray:
-    """The digits of one attribute; null where an item lacks it."""
-    found = pc.extract_regex(items, NUMBER.format(name=name))
-    # `field` would not say so where the struct as a whole is null.
-    return found.flatten()[0].cast(KIND)
+    before, after = (pa.scalar(part, KIND) for part in (b'{"Item":', b"}\n"))
+    return pc.binary_join_element_wise(before, items, after, JOINED_BY_NOTHING)
 
 
 MB = 1_000_000
@@ -213,7 +125,7 @@ def write_files(
     folder: Folder,
     lines: Iterable[pa.LargeBinaryArray],
     file_bytes: int,
-    progress: Progress,
+    on_written: Callable[[int, int], object],
     part_bytes: int = UPLOAD_BYTES,
     max_files: int = MAX_FILES,
 ) -> Written:
@@ -224,7 +136,7 @@ def write_files(
         folder: a folder of this run's own.
         lines: lines, each with its newline, in batches.
         file_bytes: compressed bytes at which a file ends; the last one is smaller.
-        progress: called with every chunk.
+        on_written: called with numbers of lines, and of their bytes before compression.
         part_bytes: bytes of a part of an upload.
         max_files: as many as DynamoDB reads.
 
@@ -234,7 +146,7 @@ def write_files(
     """
     files = S3Files(s3, part_bytes)
     try:
-        return _write(files, folder, _chunks(lines), file_bytes, max_files, progress)
+        return _write(files, folder, _chunks(lines), file_bytes, max_files, on_written)
     except BaseException:
         try:
             delete_files(s3, folder)
@@ -249,7 +161,7 @@ def _write(
     chunks: Iterator[tuple[int, memoryview]],
     file_bytes: int,
     max_files: int,
-    progress: Progress,
+    on_written: Callable[[int, int], object],
 ) -> Written:
     total = Written()
     chunk = next(chunks, None)
@@ -265,7 +177,7 @@ def _write(
                 items, data = chunk
                 upload.write(file.compressed(data))
                 total = _plus(total, items, len(data))
-                progress.wrote(items, len(data))
+                on_written(items, len(data))
                 chunk = next(chunks, None)
             upload.write(file.end())
         total = _plus(total, 0, 0, files=1, gzip_bytes=file.gzip_bytes)

@@ -6,19 +6,19 @@ import dataclasses
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.aws import translated
 from feast_dynamo_ext.dynamo.tables.describe import WAIT, wait_ready
 from feast_dynamo_ext.dynamo.tables.diff import changes, create_parameters, read_state
 from feast_dynamo_ext.dynamo.tables.table import TablePlan, carry_out
-from feast_dynamo_ext.errors import AwsError, AwsUnavailableError, BulkLoadError, ThrottledError
+from feast_dynamo_ext.errors import AwsUnavailableError, BulkLoadError, ThrottledError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feast_dynamo_ext.dynamo.tables.describe import Skipped, TableClients, TableSpec, Wait
-    from feast_dynamo_ext.materialize.bulk_import.files import Folder, Progress
+    from feast_dynamo_ext.materialize.bulk_import.files import Folder
 
 
 logger = logging.getLogger(__name__)
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Status:
-    """How far an operation is. None: DynamoDB does not say (yet).
+    """How far an import is. None: DynamoDB does not say (yet).
 
     Attributes:
-        arn: the operation.
+        arn: the import.
         word: DynamoDB's word for it, for example ``IN_PROGRESS``.
         processed: items read from the files.
         failed: items of these that could not be loaded.
@@ -58,36 +58,14 @@ class Status:
         return f"{self.word}{counts}"
 
 
-class Operation(Protocol):
-    """Something that DynamoDB does by itself."""
-
-    @property
-    def name(self) -> str:
-        """For people, with its table."""
-
-    def status(self) -> Status:
-        """How far it is.
-
-        Raises:
-            AwsError: AWS refused.
-        """
-
-    def interrupted(self) -> str:
-        """Called when a person stops waiting; ends the operation if it can be, and says so.
-
-        Raises:
-            AwsError: AWS refused.
-        """
-
-
 @dataclass(frozen=True)
 class Poll:
-    """How often to ask. An operation takes minutes to hours, and ends by itself.
+    """How often to poll. An import takes minutes to hours, and ends by itself.
 
     Attributes:
         first_s: the first pause, seconds; each is half as long again as the one before.
         most_s: the longest pause, seconds.
-        max_failures: answers in a row that may be none (throttled, timeouts, 5xx).
+        max_failures: requests in a row that may fail (throttled, timeouts, 5xx).
         sleep: waits the given seconds.
     """
 
@@ -98,79 +76,6 @@ class Poll:
 
 
 POLL = Poll()
-
-
-def follow(operation: Operation, expected: int, progress: Progress, poll: Poll = POLL) -> Status:
-    """Wait for the end, and check it.
-
-    Args:
-        operation: what to follow.
-        expected: items that it was given.
-        progress: called with each status.
-        poll: how often to ask.
-
-    Returns:
-        The last status.
-
-    Raises:
-        BulkLoadError: it failed, was cancelled, or did not load every item.
-        AwsError: AWS refused to say.
-    """
-    try:
-        status = _ended(operation, progress, poll)
-    except KeyboardInterrupt:
-        progress.note(operation.interrupted())
-        raise
-    return _checked(operation, status, expected)
-
-
-def _ended(operation: Operation, progress: Progress, poll: Poll) -> Status:
-    pause, failures = poll.first_s, 0
-    while True:
-        try:
-            status = operation.status()
-        except (ThrottledError, AwsUnavailableError) as error:
-            # DynamoDB goes on all the same: giving up would only hide how it ends.
-            failures += 1
-            if failures >= poll.max_failures:
-                raise
-            logger.info("%s: asked in vain (%s)", operation.name, _short(error))
-        else:
-            failures = 0
-            progress.status(f"{operation.name}: {status}")
-            if status.ended:
-                return status
-        poll.sleep(pause)
-        pause = min(poll.most_s, pause * 1.5)
-
-
-def _short(error: AwsError) -> str:
-    return error.code or type(error).__name__
-
-
-def _checked(operation: Operation, status: Status, expected: int) -> Status:
-    problem = _problem(status, expected)
-    if problem is None:
-        return status
-    details = f" {status.details}" if status.details else ""
-    raise BulkLoadError(f"{operation.name}: {problem}.{details} ({status.arn})", arn=status.arn)
-
-
-def _problem(status: Status, expected: int) -> str | None:
-    if status.failed:
-        return f"{status.failed:,} of {expected:,} items could not be loaded{_because(status)}"
-    if status.word != "COMPLETED":
-        return f"it ended as {status.word}{_because(status)}"
-    if status.processed is not None and status.processed != expected:
-        return (
-            f"DynamoDB read {status.processed:,} items, but {expected:,} were written; do other "
-            "files share the folder?"
-        )
-    return None
-
-
-def _because(status: Status) -> str:
-    return f": {status.failure}" if status.failure else ""
 
 
 # What ImportTable takes of CreateTable's parameters; `finish` does the rest.
@@ -244,7 +149,7 @@ class Import:
         return import_status(answer["ImportTableDescription"])
 
     def interrupted(self) -> str:
-        """An import cannot be cancelled."""
+        """What a person who stops waiting should know: an import cannot be cancelled."""
         return (
             f"DynamoDB has no way to cancel the {self.name}: it goes on, and is charged. Follow "
             f"it with `aws dynamodb describe-import --import-arn {self.arn}`. Then delete the "
@@ -270,6 +175,79 @@ def import_status(described: dict[str, Any]) -> Status:
             + "Delete the table before you load it again."
         ),
     )
+
+
+def follow(
+    operation: Import, expected: int, say: Callable[[str], object], poll: Poll = POLL
+) -> Status:
+    """Wait for the end, and check it.
+
+    Args:
+        operation: what to follow.
+        expected: items that it was given.
+        say: called with each new status, as a text.
+        poll: how often to poll.
+
+    Returns:
+        The last status.
+
+    Raises:
+        BulkLoadError: it failed, was cancelled, or did not load every item.
+        AwsError: AWS refused to say.
+    """
+    try:
+        status = _ended(operation, say, poll)
+    except KeyboardInterrupt:
+        say(operation.interrupted())
+        raise
+    return _checked(operation, status, expected)
+
+
+def _ended(operation: Import, say: Callable[[str], object], poll: Poll) -> Status:
+    pause, failures, last = poll.first_s, 0, None
+    while True:
+        try:
+            status = operation.status()
+        except (ThrottledError, AwsUnavailableError) as error:
+            # DynamoDB goes on all the same: giving up would only hide how it ends.
+            failures += 1
+            if failures >= poll.max_failures:
+                raise
+            logger.info("%s: no status (%s)", operation.name, error.code or type(error).__name__)
+        else:
+            failures = 0
+            if str(status) != last:
+                last = str(status)
+                say(f"{operation.name}: {last}")
+            if status.ended:
+                return status
+        poll.sleep(pause)
+        pause = min(poll.most_s, pause * 1.5)
+
+
+def _checked(operation: Import, status: Status, expected: int) -> Status:
+    problem = _problem(status, expected)
+    if problem is None:
+        return status
+    details = f" {status.details}" if status.details else ""
+    raise BulkLoadError(f"{operation.name}: {problem}.{details} ({status.arn})", arn=status.arn)
+
+
+def _problem(status: Status, expected: int) -> str | None:
+    if status.failed:
+        return f"{status.failed:,} of {expected:,} items could not be loaded{_because(status)}"
+    if status.word != "COMPLETED":
+        return f"it ended as {status.word}{_because(status)}"
+    if status.processed is not None and status.processed != expected:
+        return (
+            f"DynamoDB read {status.processed:,} items, but {expected:,} were written; do other "
+            "files share the folder?"
+        )
+    return None
+
+
+def _because(status: Status) -> str:
+    return f": {status.failure}" if status.failure else ""
 
 
 def finish(clients: TableClients, spec: TableSpec, wait: Wait = WAIT) -> tuple[Skipped, ...]:

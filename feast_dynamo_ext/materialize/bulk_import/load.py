@@ -1,28 +1,35 @@
-"""One view's rows, by way of files on S3, into its table.
+"""A first load of views: their newest rows as files on S3, which DynamoDB imports into new tables.
 
-A bulk put that ignored them would replace newer rows by older ones, and nobody could tell. No
-emulator has bulk puts, so what this package writes is tried on the table itself: on a key that no
-reader asks for, with a condition that no item meets.
-
-``<output>/<view>/<run id>/`` holds what belongs to this run alone, so that what a broken run has
-left is never read: ``files/``, which DynamoDB loads, ``output/``, its report of a bulk put, and
-``probe/``, see `probe.py`.
+``<output>/<view>/<run id>/files/`` holds the files of one run alone, so that what a broken run
+has left is never read.
 """
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import datetime as dt
 import itertools
 import logging
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from feast_dynamo_ext.aws import translated
-from feast_dynamo_ext.dynamo.layouts.packed import KEY, RESERVED_PREFIX, to_schema_item
-from feast_dynamo_ext.dynamo.tables.describe import WAIT, describe
+from botocore.config import Config
+
+from feast_dynamo_ext import aws
+from feast_dynamo_ext.cost.estimate import Cost, Recommendation, Sizes, load_costs, recommend
+from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows
+from feast_dynamo_ext.dynamo.layouts.packed import (
+    KEY,
+    RESERVED_PREFIX,
+    RowSchema,
+    to_schema_item,
+)
+from feast_dynamo_ext.dynamo.precomputed.vectors import precomputed_services
+from feast_dynamo_ext.dynamo.tables.apply import table_spec
+from feast_dynamo_ext.dynamo.tables.describe import WAIT, TableClients, describe
 from feast_dynamo_ext.dynamo.tables.diff import check_layout
 from feast_dynamo_ext.dynamo.tables.table import delete_table
 from feast_dynamo_ext.errors import (
@@ -31,38 +38,34 @@ from feast_dynamo_ext.errors import (
     ConfigError,
     FeastDynamoError,
 )
-from feast_dynamo_ext.materialize.bulk_import.bulk_put import (
-    BulkPut,
-    bulk_put_request,
-    require_support,
-)
+from feast_dynamo_ext.figures import count
 from feast_dynamo_ext.materialize.bulk_import.files import (
     MB,
-    NEVER_HOLDS,
     Folder,
-    NoProgress,
     Written,
     delete_files,
-    line,
-    newest_wins_lines,
-    plain_lines,
+    row_lines,
+    schema_line,
     write_files,
 )
 from feast_dynamo_ext.materialize.bulk_import.import_table import POLL, Import, finish, follow
+from feast_dynamo_ext.materialize.engine import DynamoComputeEngine
 from feast_dynamo_ext.materialize.lease import LeaseSettings, is_gone
+from feast_dynamo_ext.materialize.newest_rows import Window
+from feast_dynamo_ext.offline_store import S3ParquetOfflineStoreConfig
+from feast_dynamo_ext.online_store import DynamoOnlineStoreConfig, how_written
+from feast_dynamo_ext.progress import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import pyarrow as pa
+    from feast import FeatureStore
 
-    from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
-    from feast_dynamo_ext.dynamo.tables.describe import Skipped, TableClients, TableSpec, Wait
-    from feast_dynamo_ext.materialize.bulk_import.files import Progress
-    from feast_dynamo_ext.materialize.bulk_import.import_table import Operation, Poll, Status
+    from feast_dynamo_ext.dynamo.tables.describe import Skipped, TableSpec, Wait
+    from feast_dynamo_ext.materialize.bulk_import.import_table import Poll, Status
+    from feast_dynamo_ext.materialize.newest_rows import ViewReading
 
 
-LoadWay = Literal["import", "bulk-put"]
+logger = logging.getLogger(__name__)
 
 
 class Items(Protocol):
@@ -72,23 +75,59 @@ class Items(Protocol):
         """The items, in batches, from the first one on."""
 
 
+class LoadProgress:
+    """How far the load of a view is: rows in files as a task, and texts for a person.
+
+    Args:
+        view: name of the feature view.
+        say: takes each text: DynamoDB's status when it changes, what a person should know.
+    """
+
+    logger = logger
+    overview = ""
+
+    def __init__(self, view: str, say: Callable[[str], object] = logger.info) -> None:
+        self._view, self._say = view, say
+        self._items = self._raw_bytes = 0
+        self._is_writing = False
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Writing the files, while that lasts."""
+        text = f"{count(self._items)} items, {self._raw_bytes / 1e9:,.1f} GB written to files"
+        return [Task(self._view, text)] if self._is_writing else []
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Callable[[int, int], None]]:
+        """Count items, and their bytes before compression, as they are written to files."""
+        self._is_writing = True
+        try:
+            yield self._on_written
+        finally:
+            self._is_writing = False
+
+    def say(self, text: str) -> None:
+        """Hand a text on."""
+        self._say(f"{self._view}: {text}")
+
+    def _on_written(self, items: int, raw_bytes: int) -> None:
+        self._items += items
+        self._raw_bytes += raw_bytes
+
+
 @dataclass(frozen=True)
 class BulkSettings:
-    """How to load.
+    """What a load does.
 
     Attributes:
         output: ``s3://bucket/prefix`` that takes the files.
-        way: ``import`` (the table is not there yet), ``bulk-put`` (it is), or ``auto``.
         file_bytes: compressed bytes of a file.
-        max_write_units: write units a second that a bulk put may take, 1,024 or more.
         replace_empty: delete a table without rows first, so that it can be imported.
         keep_files: leave the files where they are once they are loaded.
     """
 
     output: str
-    way: Literal["auto", "import", "bulk-put"] = "auto"
     file_bytes: int = 100 * MB
-    max_write_units: int | None = None
     replace_empty: bool = False
     keep_files: bool = False
 
@@ -100,7 +139,7 @@ class Target:
     Attributes:
         spec: the view's table, as `feast apply` would make it.
         schema: what its rows' values stand for.
-        newest_wins: whether a row may replace only older ones.
+        newest_wins: whether the other methods of loading let a row replace only older rows.
         may_create: whether this package makes tables (`manage_tables: create`).
     """
 
@@ -112,13 +151,13 @@ class Target:
 
 @dataclass(frozen=True)
 class BulkAws:
-    """Clients, and how patient to be.
+    """Clients, and the intervals of waiting.
 
     Attributes:
         tables: DynamoDB's client, and those that table settings need.
         s3: boto3's client of S3.
-        poll: how often to ask how far DynamoDB is.
-        wait: how to wait for a table's settings.
+        poll: how often to poll an import.
+        wait: of a table's settings.
     """
 
     tables: TableClients
@@ -134,8 +173,7 @@ class BulkResult:
     Attributes:
         view: the feature view.
         table: its table.
-        way: how.
-        arn: the import or bulk operation.
+        arn: the import.
         folder: URI of the run's folder.
         rows: rows in the files.
         files: how many files.
@@ -148,7 +186,6 @@ class BulkResult:
 
     view: str
     table: str
-    way: LoadWay
     arn: str
     folder: str
     rows: int
@@ -163,14 +200,14 @@ class BulkResult:
 def require_empty(client: Any, spec: TableSpec) -> None:
     """Refuse a table with rows; items of this package's own (schemas, leases) are none.
 
-    DynamoDB's own item count is six hours old, so the table is asked.
+    DynamoDB's own item count is six hours old, so the table is scanned.
 
     Raises:
         ConfigError: it holds a row.
         AlreadyRunningError: a run is about to write some.
         AwsError: AWS refused.
     """
-    with translated("dynamodb", f"table {spec.name}"):
+    with aws.translated("dynamodb", f"table {spec.name}"):
         if describe(client, spec.name) is None:
             return
         pages = client.get_paginator("scan").paginate(
@@ -183,45 +220,44 @@ def require_empty(client: Any, spec: TableSpec) -> None:
             if any(not item[KEY]["B"].startswith(RESERVED_PREFIX) for item in page["Items"]):
                 raise ConfigError(
                     f"Table {spec.name} (feature view `{spec.view}`) holds rows, so it is not "
-                    "replaced. Load into it with --way bulk-put."
+                    "replaced. Load into it with `feast materialize`."
                 )
     if not is_gone(client, spec.name, LeaseSettings()):
         raise AlreadyRunningError(
             f"Feature view `{spec.view}` is being materialized into table {spec.name}, so it is "
-            "not replaced. Wait for that run, or load with --way bulk-put."
+            "not replaced. Wait for that run."
         )
 
 
-def choose_load(tables: TableClients, target: Target, settings: BulkSettings) -> LoadWay:
-    """How to load: an import makes a table, a bulk put needs one.
+def require_importable(tables: TableClients, target: Target, *, replace_empty: bool) -> None:
+    """Refuse a table that an import cannot make.
+
+    Args:
+        tables: DynamoDB's client.
+        target: the table.
+        replace_empty: whether a table without rows may be deleted for it.
 
     Raises:
-        ConfigError: the way that was asked for does not fit the table.
-        DependencyError: a bulk put, and botocore is too old.
+        ConfigError: the table is there, or is made elsewhere.
+        AlreadyRunningError: a run is about to write rows.
         TableLayoutError: another program's table is in the way.
         AwsError: AWS refused.
     """
-    exists = table_exists(tables, target)
-    if exists and settings.replace_empty and settings.way != "bulk-put":
-        require_empty(tables.dynamodb, target.spec)
-        _require_may_create(target)
-        return "import"
-    if settings.way == "import" or (settings.way == "auto" and not exists):
-        if exists:
+    name = f"table {target.spec.name} (feature view `{target.spec.view}`)"
+    if table_exists(tables, target):
+        if not replace_empty:
             raise ConfigError(
-                f"An import makes a new table, but {_table(target)} is there. If it holds no "
+                f"An import makes a new table, but {name} is there. If it holds no "
                 "rows, as after `feast apply`, --replace-empty deletes it first; else load with "
-                "--way bulk-put."
+                "`feast materialize`."
             )
-        _require_may_create(target)
-        return "import"
-    if not exists:
+        require_empty(tables.dynamodb, target.spec)
+    if not target.may_create:
         raise ConfigError(
-            f"A bulk put needs a table, but {_table(target)} is not there. Run `feast apply` "
-            "first, or load with --way import, which makes it."
+            f"An import would make {name}, but `manage_tables` in feature_store.yaml "
+            "says that tables are made elsewhere. Set it to `create`, or make the table and load "
+            "with `feast materialize`."
         )
-    require_support(tables.dynamodb)
-    return "bulk-put"
 
 
 def table_exists(tables: TableClients, target: Target) -> bool:
@@ -231,135 +267,49 @@ def table_exists(tables: TableClients, target: Target) -> bool:
         TableLayoutError: it is another program's.
         AwsError: AWS refused.
     """
-    with translated("dynamodb", f"table {target.spec.name}"):
+    with aws.translated("dynamodb", f"table {target.spec.name}"):
         described = describe(tables.dynamodb, target.spec.name)
     if described is not None:
         check_layout(target.spec, described)
     return described is not None
 
 
-def _require_may_create(target: Target) -> None:
-    if not target.may_create:
-        raise ConfigError(
-            f"An import would make {_table(target)}, but `manage_tables` in feature_store.yaml "
-            "says that tables are made elsewhere. Set it to `create`, or make the table and load "
-            "with --way bulk-put."
-        )
-
-
-def _table(target: Target) -> str:
-    return f"table {target.spec.name} (feature view `{target.spec.view}`)"
-
-
-KEY_PREFIX = RESERVED_PREFIX + b"bulk-probe:"
-CONDITION = {"ConditionExpression": NEVER_HOLDS, "ExpressionAttributeNames": {"#k": KEY}}
-
-
-def probe(
-    client: Any,
-    s3: Any,
-    spec: TableSpec,
-    folder: Folder,
-    run: str,
-    progress: Progress,
-    poll: Poll = POLL,
-) -> None:
-    """Try a bulk put of one item that must not be written.
-
-    Args:
-        client: boto3's client of DynamoDB.
-        s3: boto3's client of S3.
-        spec: the table.
-        folder: a folder of this probe's own.
-        run: the run's id.
-        progress: called with the operation's status, and to cancel it when a person gives up.
-        poll: how often to ask.
-
-    Raises:
-        BulkLoadError: the condition was ignored, or the line refused; no row has been loaded.
-        AwsError: AWS refused.
-    """
-    key = KEY_PREFIX + run.encode()
-    files, output = folder.inside("files"), folder.inside("output")
-    item = {KEY: {"B": base64.b64encode(key).decode()}}
-    written = write_files(s3, files, [line(item, CONDITION)], 1, NoProgress())
-    request = bulk_put_request(spec.name, files, output, f"{run}-probe")
-    operation = BulkPut.start(client, s3, spec, request, output)
-    try:
-        follow(operation, written.items, progress, poll)
-    except BulkLoadError as error:
-        raise BulkLoadError(
-            "Before any row was loaded, DynamoDB did not take the line by which this package sees "
-            f"whether conditions are heeded: {error}. {INSTEAD}",
-            arn=operation.arn,
-        ) from error
-    if _was_written(client, spec, key):
-        raise BulkLoadError(
-            f"Table {spec.name} (feature view `{spec.view}`): a bulk put wrote an item whose "
-            "condition does not hold, so older rows could replace newer ones. Nothing was loaded. "
-            f"{INSTEAD}",
-            arn=operation.arn,
-        )
-
-
-INSTEAD = (
-    "Load with `feast materialize`; or, into a table that holds no newer rows, with `write_mode: "
-    "overwrite`."
-)
-
-
-def _was_written(client: Any, spec: TableSpec, key: bytes) -> bool:
-    found = {"TableName": spec.name, "Key": {KEY: {"B": key}}}
-    with translated("dynamodb", f"table {spec.name}"):
-        if "Item" not in client.get_item(**found, ConsistentRead=True):
-            return False
-        client.delete_item(**found)
-    return True
-
-
-logger = logging.getLogger(__name__)
-
-
 def load(
-    aws: BulkAws,
+    clients: BulkAws,
     target: Target,
     items: Items,
     settings: BulkSettings,
-    progress: Progress | None = None,
+    progress: LoadProgress | None = None,
 ) -> BulkResult:
     """Load a view's rows.
 
     Args:
-        aws: clients.
+        clients: of AWS.
         target: table and schema.
         items: gives the items.
-        settings: how to load.
-        progress: called with how far it is.
+        settings: what to do.
+        progress: how far it is.
 
     Raises:
-        ConfigError: the way does not fit the table, or settings that cannot be.
-        DependencyError: a bulk put, and botocore is too old.
+        ConfigError: the table is there, or settings that cannot be.
         TableLayoutError: another program's table is in the way.
         TableProtectedError: the empty table may not be deleted.
         BulkLoadError: DynamoDB did not load all of it.
         AwsError: AWS refused.
     """
     started = time.monotonic()
-    run = _Run(aws, target, settings, progress or NoProgress())
-    way = choose_load(aws.tables, target, settings)
-    if way == "bulk-put" and target.newest_wins:
-        run.probe()
-    written = run.write(items, way)
-    status = run.loaded(way, written)
-    skipped = run.finished() if way == "import" else ()
+    run = _Run(clients, target, settings, progress or LoadProgress(target.spec.view))
+    require_importable(clients.tables, target, replace_empty=settings.replace_empty)
+    written = run.write(items)
+    status = run.loaded(written)
+    skipped = run.finished()
     kept = settings.keep_files or not run.deleted_files()
     return BulkResult(
         view=target.spec.view,
         table=target.spec.name,
-        way=way,
         arn=status.arn,
         folder=run.folder.uri,
-        rows=written.items - (way == "import"),
+        rows=written.items - 1,  # that of the schema
         files=written.files,
         raw_bytes=written.raw_bytes,
         gzip_bytes=written.gzip_bytes,
@@ -373,28 +323,16 @@ class _Run:
     """One load: its id, folder and steps."""
 
     def __init__(
-        self, aws: BulkAws, target: Target, settings: BulkSettings, progress: Progress
+        self, clients: BulkAws, target: Target, settings: BulkSettings, progress: LoadProgress
     ) -> None:
-        self._aws, self._target, self._settings = aws, target, settings
+        self._clients, self._target, self._settings = clients, target, settings
         self._progress = progress
         now = dt.datetime.now(tz=dt.timezone.utc)
         self.id = f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
         self.folder = Folder.parse(settings.output).inside(target.spec.view, self.id)
         self._files = self.folder.inside("files")
-        self._output = self.folder.inside("output")
-        # Refuses settings that cannot be before anything is written.
-        self._request = bulk_put_request(
-            target.spec.name, self._files, self._output, self.id, settings.max_write_units
-        )
 
-    def probe(self) -> None:
-        """See whether conditions are heeded."""
-        self._progress.status("seeing on one item whether DynamoDB heeds conditions")
-        spec, aws = self._target.spec, self._aws
-        folder = self.folder.inside("probe")
-        probe(aws.tables.dynamodb, aws.s3, spec, folder, self.id, self._progress, aws.poll)
-
-    def write(self, items: Items, way: LoadWay) -> Written:
+    def write(self, items: Items) -> Written:
         """Write the files."""
         batches = (batch for batch in items() if len(batch))
         first = next(batches, None)
@@ -403,67 +341,244 @@ class _Run:
                 f"Feature view `{self._target.spec.view}` has no row in this window that is not "
                 "past its ttl: there is nothing to load."
             )
-        conditional = way == "bulk-put" and self._target.newest_wins
-        to_lines = newest_wins_lines if conditional else plain_lines
-        lines = map(to_lines, itertools.chain([first], batches))
-        # A table that is there gets its schema's item before its first row; a new one, with them.
-        schemas = [line(to_schema_item(self._target.schema))] if way == "import" else []
-        return write_files(
-            self._aws.s3,
-            self._files,
-            itertools.chain(schemas, lines),
-            self._settings.file_bytes,
-            self._progress,
-        )
+        schema = schema_line(to_schema_item(self._target.schema))
+        lines = itertools.chain([schema], map(row_lines, itertools.chain([first], batches)))
+        s3, file_bytes = self._clients.s3, self._settings.file_bytes
+        with self._progress.writing() as on_written:
+            return write_files(s3, self._files, lines, file_bytes, on_written)
 
-    def loaded(self, way: LoadWay, written: Written) -> Status:
-        """Have the files loaded, and wait for it."""
-        if way == "bulk-put":
-            self._put_schema()
-        operation = self._import() if way == "import" else self._bulk_put()
+    def loaded(self, written: Written) -> Status:
+        """Have the files imported, and wait for it."""
+        operation = self._import()
         logger.info("%s: %s", operation.name, self.folder.uri)
-        return follow(operation, written.items, self._progress, self._aws.poll)
-
-    def _put_schema(self) -> None:
-        spec, dynamodb = self._target.spec, self._aws.tables.dynamodb
-        item = to_schema_item(self._target.schema)
-        key = {KEY: {"B": base64.b64decode(item[KEY]["B"])}}
-        with translated("dynamodb", f"table {spec.name}"):
-            dynamodb.put_item(TableName=spec.name, Item={**item, **key})
+        return follow(operation, written.items, self._progress.say, self._clients.poll)
 
     def deleted_files(self) -> bool:
         """Delete what is not needed any more; whether that could be done."""
         try:
-            delete_files(self._aws.s3, self.folder)
+            delete_files(self._clients.s3, self.folder)
         except FeastDynamoError as error:
             # Every row is loaded: what is left costs cents, and is said.
-            self._progress.note(f"the files are still in {self.folder.uri}: {error}")
+            self._progress.say(f"the files are still in {self.folder.uri}: {error}")
             return False
         return True
 
     def finished(self) -> tuple[Skipped, ...]:
         """Give an imported table its settings."""
         try:
-            return finish(self._aws.tables, self._target.spec, self._aws.wait)
+            return finish(self._clients.tables, self._target.spec, self._clients.wait)
         except FeastDynamoError:
-            self._progress.note(
+            self._progress.say(
                 f"All rows are in table {self._target.spec.name}, but not all of its settings are "
                 "made: TTL and tags come last. Mend what follows, set `ttl: true` under "
                 "`online_store.table`, and run `feast apply`; there is no need to load again."
             )
             raise
 
-    def _import(self) -> Operation:
-        spec, tables = self._target.spec, self._aws.tables
+    def _import(self) -> Import:
+        spec, tables = self._target.spec, self._clients.tables
         if self._settings.replace_empty:
             # Once more: writing the files may have taken hours.
             require_empty(tables.dynamodb, spec)
-            refused = delete_table(tables, spec, self._aws.wait)
+            refused = delete_table(tables, spec, self._clients.wait)
             if refused is not None:
                 raise ConfigError(f"Table {spec.name} is not deleted for the import: {refused}.")
         return Import.start(tables.dynamodb, spec, self._files, self.id)
 
-    def _bulk_put(self) -> Operation:
-        return BulkPut.start(
-            self._aws.tables.dynamodb, self._aws.s3, self._target.spec, self._request, self._output
+
+def newest_rows(
+    store: FeatureStore, view: Any, start: dt.datetime, end: dt.datetime
+) -> Iterator[EncodedRows]:
+    """The newest row of each key, those past their ttl left out, by key bucket.
+
+    All rows are encoded, onto a local disk, before the first one is given.
+
+    Args:
+        store: the feature store.
+        view: a feature view whose rows go into its table as they are.
+        start: first event time.
+        end: last event time.
+
+    Raises:
+        ConfigError: another engine materializes the repo.
+        OfflineStoreError: the source cannot be read.
+        EntityKeyError: a row without key, or with one that DynamoDB cannot hold.
+        ItemTooLargeError: a row over DynamoDB's 400 KB an item.
+    """
+    reading = _reading(store, view, start, end)
+    with reading.spooled(None, frozenset(), _unheard, lambda _rows: None) as spool:
+        for bucket in spool.todo:
+            yield from spool.blocks(bucket)
+
+
+def counted_rows(
+    store: FeatureStore, view: Any, start: dt.datetime, end: dt.datetime
+) -> Iterator[EncodedRows]:
+    """The same rows in the order of the files, without going over a disk.
+
+    Raises: as `newest_rows`.
+    """
+    yield from _reading(store, view, start, end).rows(_unheard)
+
+
+def _reading(store: FeatureStore, view: Any, start: dt.datetime, end: dt.datetime) -> ViewReading:
+    engine: Any = getattr(store.provider, "batch_engine", None)
+    if not isinstance(engine, DynamoComputeEngine):
+        raise ConfigError(
+            "Another engine materializes this repo. In feature_store.yaml, set `provider: "
+            "feast_dynamo_ext.DynamoProvider` and no other engine's `type` in batch_engine."
         )
+    return engine.reading(view, Window(start, end))
+
+
+def _unheard(_newest: object) -> None:
+    """Takes counts that are not needed."""
+
+
+RowsOf = Callable[["FeatureStore", Any, "dt.datetime", "dt.datetime"], Iterator[EncodedRows]]
+"""Gives the rows of a view in a window: the newest of each key, in random key order."""
+
+# Many requests of hours, some of which meet throttling: botocore sends these again.
+PATIENT = Config(retries={"mode": "standard", "total_max_attempts": 5}, max_pool_connections=10)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What loading one view costs.
+
+    Attributes:
+        view: name of the feature view.
+        table: its table.
+        exists: whether the table is there.
+        sizes: what is to be loaded.
+        costs: of each method.
+        recommendation: which to take, and why.
+    """
+
+    view: str
+    table: str
+    exists: bool
+    sizes: Sizes
+    costs: tuple[Cost, ...]
+    recommendation: Recommendation
+
+
+class BulkLoader:
+    """Loads and compares views of one feature store. A context manager: it closes its clients.
+
+    Args:
+        store: the feature store; its online store must be DynamoOnlineStore.
+        rows_of: where rows come from.
+        poll: how often to poll an import.
+
+    Raises:
+        ConfigError: the online store is another.
+    """
+
+    def __init__(
+        self, store: FeatureStore, rows_of: RowsOf = newest_rows, poll: Poll = POLL
+    ) -> None:
+        config = store.config
+        if not isinstance(config.online_store, DynamoOnlineStoreConfig):
+            raise ConfigError(
+                f"The online store of this repo is `{config.online_store.type}`. Set `type: "
+                "feast_dynamo_ext.DynamoOnlineStore` in online_store of feature_store.yaml."
+            )
+        self._store, self._rows_of = store, rows_of
+        settings = config.online_store.aws()
+        self._dynamodb = aws.client("dynamodb", settings, config=PATIENT)
+        self._tables = TableClients(self._dynamodb, settings)
+        self._s3 = aws.client("s3", _s3_settings(config), config=PATIENT)
+        self._aws = BulkAws(self._tables, self._s3, poll)
+
+    def __enter__(self) -> BulkLoader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.ExitStack() as stack:
+            for client in (self._dynamodb, self._s3, self._tables):
+                stack.callback(client.close)
+
+    def target(self, view: Any) -> Target:
+        """What is loaded of a view.
+
+        Raises:
+            ConfigError: a view that cannot be bulk loaded, or settings that cannot be.
+        """
+        self._refuse(view)
+        config = self._store.config
+        return Target(
+            table_spec(config, view),
+            RowSchema.from_view(view),
+            newest_wins=how_written(config, view) != "overwrite",
+            may_create=config.online_store.manage_tables == "create",
+        )
+
+    def load(
+        self,
+        view: Any,
+        start: dt.datetime,
+        end: dt.datetime,
+        settings: BulkSettings,
+        progress: LoadProgress | None = None,
+    ) -> BulkResult:
+        """Load the newest rows of a window, and record it in the registry.
+
+        Raises: as `load`, and as `newest_rows`.
+        """
+        target = self.target(view)
+        result = load(
+            self._aws,
+            target,
+            lambda: (rows.item_json() for rows in self._rows_of(self._store, view, start, end)),
+            settings,
+            progress,
+        )
+        # So that an incremental materialization goes on from there.
+        self._store.registry.apply_materialization(view, self._store.project, start, end)
+        return result
+
+    def compare(self, view: Any, start: dt.datetime, end: dt.datetime) -> Comparison:
+        """What each method would cost for a view; reads its rows, writes nothing.
+
+        Raises: as `newest_rows`.
+        """
+        target = self.target(view)
+        sizes = Sizes.from_batches(
+            rows.sizes() for rows in counted_rows(self._store, view, start, end)
+        )
+        costs = load_costs(sizes, newest_wins=target.newest_wins)
+        exists = table_exists(self._tables, target)
+        advice = recommend(costs, table_exists=exists)
+        return Comparison(view.name, target.spec.name, exists, sizes, costs, advice)
+
+    def _refuse(self, view: Any) -> None:
+        if _is_transformed(view):
+            raise ConfigError(
+                f"Feature view `{view.name}` is transformed on its way into the table, which "
+                "`feast materialize` does and a bulk load does not."
+            )
+        services = precomputed_services(self._store.registry, self._store.project, view=view.name)
+        if services:
+            raise ConfigError(
+                f"Feature view `{view.name}` is part of the precomputed services "
+                f"{sorted(services)}, whose vectors a bulk load would leave as they are. Use "
+                "`feast materialize`, or load before you set `precompute_online`."
+            )
+
+
+def _is_transformed(view: Any) -> bool:
+    return (
+        bool(getattr(view, "source_views", None))
+        or getattr(view, "feature_transformation", None) is not None
+        or bool(getattr(view, "aggregations", None))
+        or getattr(view, "batch_source", None) is None
+    )
+
+
+def _s3_settings(config: Any) -> aws.AwsSettings:
+    if isinstance(config.offline_store, S3ParquetOfflineStoreConfig):
+        return config.offline_store.aws()
+    online = config.online_store.aws()
+    # That block's endpoint is DynamoDB's.
+    return aws.AwsSettings(online.region, None, online.profile, online.role_arn)
