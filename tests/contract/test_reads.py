@@ -212,7 +212,8 @@ def partial_store(open_store, scripted_http, **online):
         }
     )
     store.apply([CUSTOMER, feature_view])
-    known = store.provider.online_store.connection(store.config).view(feature_view, store.config)
+    connection = store.provider.online_store.connection(store.config)
+    known = connection.views.known(feature_view, store.config)
     encoded = [base64.b64encode(known.encode([Value(int64_val=n)])).decode() for n in (1, 2)]
     row.update(
         k={"B": encoded[0]},
