@@ -27,3 +27,22 @@ def request_columns(view: Any) -> tuple[tuple[str, str], ...]:
     """(join key, the request's column that holds it): a projection may rename columns."""
     renamed: Mapping[str, str] = view.projection.join_key_map
     return tuple((name, renamed.get(name, name)) for name in join_keys(view))
+
+
+class _StoredNames(dict[str, str]):
+    def __missing__(self, name: str) -> str:
+        return name
+
+
+def stored_names(source: Any) -> Mapping[str, str]:
+    """The name in a data source's files of each column that features are defined on.
+
+    Undoes Feast's field mapping; a column that it does not rename has its own name.
+    """
+    return _StoredNames({new: old for old, new in (source.field_mapping or {}).items()})
+
+
+def stored_times(source: Any) -> tuple[str, str | None]:
+    """The names in a data source's files of its event time and, if it has one, created time."""
+    names, created = stored_names(source), source.created_timestamp_column
+    return names[source.timestamp_field], names[created] if created else None

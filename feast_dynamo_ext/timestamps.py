@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 NANOSECONDS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1}
 MICROSECOND = timedelta(microseconds=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
+LATEST = datetime.max.replace(tzinfo=timezone.utc)
 LOWEST, HIGHEST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
@@ -94,11 +96,11 @@ class Axis:
 
     def first_at_or_after(self, moment: datetime) -> int:
         """The first point of this axis that is not before a moment."""
-        return int(self.ceil(np.array([_micros(moment)]), "us")[0])
+        return int(self.ceil(np.array([micros_of(moment)]), "us")[0])
 
     def last_at_or_before(self, moment: datetime) -> int:
         """The last point of this axis that is not after a moment."""
-        return int(self.floor(np.array([_micros(moment)]), "us")[0])
+        return int(self.floor(np.array([micros_of(moment)]), "us")[0])
 
 
 def minus(times: NDArray[np.int64], length: int) -> NDArray[np.int64]:
@@ -127,6 +129,20 @@ def check_time(column: str, kind: pa.DataType, where: str) -> None:
         )
 
 
-def _micros(moment: datetime) -> Any:
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    return (aware - EPOCH) // MICROSECOND
+def assume_utc(moment: datetime) -> datetime:
+    """The moment; one without a zone is taken as UTC, as Feast does."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+def micros_of(moment: datetime) -> int:
+    """Microseconds since 1970 UTC; a moment without a zone is taken as UTC."""
+    return (assume_utc(moment) - EPOCH) // MICROSECOND
+
+
+def moment_of(micros: int) -> datetime:
+    """The moment, in UTC, so many microseconds after 1970.
+
+    Raises:
+        OverflowError: a moment outside the years 1 to 9999.
+    """
+    return EPOCH + timedelta(microseconds=micros)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from feast_dynamo_ext.cli.repo import Output, json_option, open_store, repo_option, table
+from feast_dynamo_ext.columns import stored_times
 from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import CompactionError, ConfigError, OfflineStoreError
 from feast_dynamo_ext.parquet.compaction.snapshot import Target
@@ -96,15 +97,7 @@ def _target(source: DataSource, views: Sequence[ViewPlan]) -> Target:
 
 
 def _unread(source: DataSource) -> Target:
-    original = {new: old for old, new in (source.field_mapping or {}).items()}
-    created = source.created_timestamp_column
-    return Target(
-        source,
-        original.get(source.timestamp_field, source.timestamp_field),
-        original.get(created, created) or None,
-        (),
-        (source.name,),
-    )
+    return Target(source, *stored_times(source), (), (source.name,))
 
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B")

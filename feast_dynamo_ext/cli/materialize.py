@@ -22,6 +22,7 @@ from feast_dynamo_ext.cli.repo import (
     views_option,
 )
 from feast_dynamo_ext.errors import ConfigError, ViewsFailedError
+from feast_dynamo_ext.timestamps import EPOCH, assume_utc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +64,7 @@ class Window:
         if all_:
             if times:
                 raise click.UsageError("--all takes no times: it goes from 1970 until now.")
-            return cls(datetime(1970, 1, 1, tzinfo=timezone.utc), now, is_all=True)
+            return cls(EPOCH, now, is_all=True)
         if incremental:
             if len(times) > 1:
                 raise click.UsageError("--incremental takes END_TS alone, or no time: until now.")
@@ -84,7 +85,7 @@ class Window:
             return self.start
         last: datetime | None = view.most_recent_end_time
         if last is not None:
-            return last if last.tzinfo else last.replace(tzinfo=timezone.utc)
+            return assume_utc(last)
         if view.ttl is None:
             raise ConfigError(
                 f"Feature view `{view.name}` was never materialized and has no ttl, so an "

@@ -13,7 +13,7 @@ import json
 import os
 import warnings
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,7 @@ import click
 from tabulate import tabulate
 
 from feast_dynamo_ext.errors import ConfigError
+from feast_dynamo_ext.timestamps import assume_utc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -121,8 +122,7 @@ def time_in(text: str) -> datetime:
         raise click.BadParameter(f"`{text}` is no time: {error}. {EXAMPLE}") from error
     if first != second:
         raise click.BadParameter(f"`{text}` names no full date. {EXAMPLE}")
-    found: datetime = first if first.tzinfo else first.replace(tzinfo=timezone.utc)
-    return found
+    return assume_utc(first)
 
 
 def open_store(repo: Path) -> FeatureStore:

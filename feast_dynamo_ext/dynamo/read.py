@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -28,6 +28,7 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     varint,
 )
 from feast_dynamo_ext.dynamo.views import keys_of_request
+from feast_dynamo_ext.timestamps import moment_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -56,8 +57,6 @@ NULL_CELL: bytes = RepeatedValue(val=[Value()]).SerializeToString()
 TIME_TAG: bytes = FeatureVector(event_timestamps=[Timestamp()]).SerializeToString()[:1]
 VECTOR_TAG: bytes = GetOnlineFeaturesResponse(results=[FeatureVector()]).SerializeToString()[:1]
 
-
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 ReadRow = tuple[datetime | None, dict[str, Value] | None]
 """Event time and values by feature name, or (None, None): as Feast reads rows."""
@@ -391,4 +390,4 @@ def read_row(view: ViewRead, stored: Stored) -> ReadRow:
         )
         if column is not None
     }
-    return EPOCH + timedelta(microseconds=stored.event_us or 0), present
+    return moment_of(stored.event_us or 0), present

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -25,6 +25,7 @@ from feast_dynamo_ext.dynamo.newest_wins import (
 )
 from feast_dynamo_ext.dynamo.retry import Transport, UnprocessedItems, drain
 from feast_dynamo_ext.dynamo.row_batch import Outcome, in_batches, keys_of
+from feast_dynamo_ext.timestamps import micros_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 
 NULL = ValueProto()
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MICROSECOND = timedelta(microseconds=1)
 
 FeastRow = tuple[EntityKeyProto, dict[str, ValueProto], datetime, datetime | None]
@@ -80,8 +80,8 @@ def packed_rows(view: str, schema: RowSchema, data: Iterable[FeastRow]) -> Itera
         yield Row(
             encode(entity_key.entity_values or ENTITYLESS_VALUES),
             _packed(values, schema.names),
-            micros(event_time),
-            None if created_time is None else micros(created_time),
+            micros_of(event_time),
+            None if created_time is None else micros_of(created_time),
         )
 
 
@@ -92,12 +92,6 @@ def _packed(values: Mapping[str, ValueProto], names: Sequence[str]) -> bytes:
         # A row may lack a value, or have None for it.
         return pack([values.get(name) or NULL for name in names])
     return packed
-
-
-def micros(moment: datetime) -> int:
-    """Microseconds since 1970 UTC; a naive datetime is taken as UTC, as Feast does."""
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    return (aware - EPOCH) // MICROSECOND
 
 
 T = TypeVar("T")

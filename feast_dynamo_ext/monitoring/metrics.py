@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -25,10 +25,11 @@ from feast.monitoring.monitoring_utils import (
     opt_float,
 )
 
+from feast_dynamo_ext.columns import stored_names
 from feast_dynamo_ext.duckdb_connection import connected
 from feast_dynamo_ext.errors import ColumnNotFoundError, ColumnTypeError, SourceNotFoundError
 from feast_dynamo_ext.parquet.source import ParquetSource
-from feast_dynamo_ext.timestamps import EPOCH, Axis, check_time
+from feast_dynamo_ext.timestamps import EPOCH, LATEST, Axis, check_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,8 +50,6 @@ COLUMNS_AT_ONCE = 32
 
 BOUNDS = 512
 """Values of a column that are bounds; between two of them is about that share of all values."""
-
-NEWEST = datetime.max.replace(tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ def newest_event(config: RepoConfig, data_source: DataSource, event_time: str) -
         return None
     # Upwards, so that a window that ends there holds the newest row.
     micros = -int(Axis("us").floor(np.array([-newest]), axis.unit)[0])
-    return EPOCH + min(timedelta(microseconds=micros), NEWEST - EPOCH)
+    return EPOCH + min(timedelta(microseconds=micros), LATEST - EPOCH)
 
 
 def _open(
@@ -232,24 +231,20 @@ def _open(
 ) -> tuple[ParquetSource, str]:
     """The files, and their column of event time."""
     source = ParquetSource.open(data_source, config)
-    column = _in_files(data_source).get(event_time, event_time)
+    column = stored_names(data_source)[event_time]
     return source.with_columns([column], f"Source `{data_source.name}`"), column
-
-
-def _in_files(data_source: DataSource) -> dict[str, str]:
-    return {new: old for old, new in (data_source.field_mapping or {}).items()}
 
 
 def _present(
     source: ParquetSource, data_source: DataSource, features: Sequence[tuple[str, str]]
 ) -> tuple[ParquetSource, list[Column]]:
     """The source with a schema of all columns that some file has; others are left out."""
-    names = _in_files(data_source)
+    names = stored_names(data_source)
     present = []
     for feature, kind in features:
         if kind not in ("numeric", "categorical"):
             continue
-        name = names.get(feature, feature)
+        name = names[feature]
         try:
             source = source.with_columns([name], f"Feature `{feature}`")
         except ColumnNotFoundError as error:

@@ -11,7 +11,7 @@ import json
 import time
 import uuid
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from feast_dynamo_ext.errors import (
 )
 from feast_dynamo_ext.parquet.writer import write_parts
 from feast_dynamo_ext.storage import files_of
+from feast_dynamo_ext.timestamps import assume_utc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -150,7 +151,7 @@ def _as(kind: pa.DataType, value: Any) -> Any:
         return value if isinstance(value, str) else json.dumps(value, default=str)
     if kind == TIME:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-        return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return assume_utc(moment)
     if kind == DATE:
         return date.fromisoformat(value) if isinstance(value, str) else value
     return value

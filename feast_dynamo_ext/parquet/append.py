@@ -16,6 +16,7 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.types import from_feast_to_pyarrow_type
 
 from feast_dynamo_ext.arrow_types import one_array
+from feast_dynamo_ext.columns import stored_names, stored_times
 from feast_dynamo_ext.errors import (
     ColumnNotFoundError,
     ColumnTypeError,
@@ -65,7 +66,7 @@ class Folders:
         # Files that `compact` wrote may say less in their folders' names.
         deepest = max((file.partition for file in files), key=len, default=())
         there = [name for name, _ in deepest] if files else list(derived)
-        original = {new: old for old, new in (data_source.field_mapping or {}).items()}
+        stored = stored_names(data_source)
         texts: dict[str, set[str]] = {name: set() for name in there}
         for file in files:
             for name, text in file.partition:
@@ -75,7 +76,7 @@ class Folders:
             derived=derived,
             plain="" if derived else pattern,
             order=tuple(there),
-            event_time=original.get(data_source.timestamp_field, data_source.timestamp_field),
+            event_time=stored[data_source.timestamp_field],
             texts={name: frozenset(found) for name, found in texts.items()},
         )
 
@@ -319,8 +320,8 @@ def write_folders(
 
 def _original_names(view: Any, table: pa.Table) -> pa.Table:
     """Columns under the names that files have: Feast's field mapping undone."""
-    original = {new: old for old, new in (view.batch_source.field_mapping or {}).items()}
-    return table.rename_columns([original.get(name, name) for name in table.column_names])
+    stored = stored_names(view.batch_source)
+    return table.rename_columns([stored[name] for name in table.column_names])
 
 
 def _plain(table: pa.Table) -> list[str]:
@@ -330,10 +331,10 @@ def _plain(table: pa.Table) -> list[str]:
 
 def _declared(view: Any) -> pa.Schema:
     """What the view says of its columns, under the names of the source."""
-    original = {new: old for old, new in (view.batch_source.field_mapping or {}).items()}
+    stored = stored_names(view.batch_source)
     columns = {column.name: column for column in [*view.entity_columns, *view.features]}
     return pa.schema(
-        (original.get(name, name), _arrow_type(column.dtype))
+        (stored[name], _arrow_type(column.dtype))
         for name, column in columns.items()
         if name != DUMMY_ENTITY_ID
     )
@@ -349,9 +350,7 @@ def _arrow_type(dtype: Any) -> pa.DataType:
 
 def _required(view: Any) -> list[str]:
     source = view.batch_source
-    original = {new: old for old, new in (source.field_mapping or {}).items()}
-    times = [source.timestamp_field, source.created_timestamp_column]
-    return [*_declared(view).names, *(original.get(name, name) for name in times if name)]
+    return [*_declared(view).names, *filter(None, stored_times(source))]
 
 
 def _first_type(name: str, declared: pa.Schema, table: pa.Table) -> pa.Field:

@@ -17,6 +17,7 @@ import pyarrow.dataset as ds
 
 from feast_dynamo_ext.errors import ColumnTypeError, ConfigError, SourceReadError
 from feast_dynamo_ext.parquet.pointer import FOLDER as COMPACTED
+from feast_dynamo_ext.timestamps import LATEST, assume_utc
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -137,7 +138,9 @@ class Periods:
         if text is None:
             return True
         start, end = self._period(file, text)
-        return (last is None or start <= _utc(last)) and (first is None or _utc(first) < end)
+        return (last is None or start <= assume_utc(last)) and (
+            first is None or assume_utc(first) < end
+        )
 
     def _text(self, file: FileState) -> str | None:
         if "=" not in self.pattern:
@@ -193,8 +196,4 @@ def _end(start: datetime, length: str) -> datetime:
             return (start.replace(day=1) + timedelta(days=32)).replace(day=1)
         return start + timedelta(**{f"{length}s": 1})
     except (OverflowError, ValueError):
-        return datetime.max.replace(tzinfo=timezone.utc)
-
-
-def _utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return LATEST

@@ -15,6 +15,7 @@ import pyarrow as pa
 from feast.data_format import DeltaFormat, ParquetFormat
 from feast.infra.offline_stores.file_source import FileSource
 
+from feast_dynamo_ext.columns import stored_times
 from feast_dynamo_ext.errors import ColumnNotFoundError, OfflineStoreError
 from feast_dynamo_ext.parquet import scan
 from feast_dynamo_ext.parquet.dataset import SourceDataset
@@ -370,15 +371,12 @@ def check_times(data_source: DataSource, config: RepoConfig) -> None:
     Raises:
         OfflineStoreError: they are not; see the subclasses.
     """
-    original = {new: old for old, new in (data_source.field_mapping or {}).items()}
-    times = [data_source.timestamp_field, data_source.created_timestamp_column]
-    names = [original.get(name, name) for name in times if name]
+    names = [name for name in stored_times(data_source) if name]
     ParquetSource.open(data_source, config).with_columns(names, f"Source `{data_source.name}`")
 
 
 def _periods(data_source: DataSource, place: Place) -> Periods | None:
     if not isinstance(data_source, DatePartitioned) or not data_source.folder_format:
         return None
-    original = {new: old for old, new in data_source.field_mapping.items()}
-    column = original.get(data_source.timestamp_field, data_source.timestamp_field)
+    column, _ = stored_times(data_source)
     return Periods(column, data_source.folder_format, place.root)

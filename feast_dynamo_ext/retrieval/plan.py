@@ -7,22 +7,20 @@ A plan names columns and says what counts; the rows that it is run on are not pa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Union
 
 from feast.feature_view import DUMMY_ENTITY_NAME
 
+from feast_dynamo_ext.columns import stored_names, stored_times
 from feast_dynamo_ext.errors import OfflineStoreError
+from feast_dynamo_ext.timestamps import EARLIEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
     from feast import FeatureView
     from feast.data_source import DataSource
-
-
-EARLIEST = datetime.min.replace(tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -138,18 +136,17 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
     named = view.projection.name_to_use()
     prefix = f"{view.projection.name_alias or view.name}__" if full_feature_names else ""
     wanted = [ref.split(":", 1)[1] for ref in refs if ref.split(":", 1)[0] == named]
-    original = {new: old for old, new in (source.field_mapping or {}).items()}
+    stored, (event_time, created_time) = stored_names(source), stored_times(source)
     renamed = view.projection.join_key_map
     without_entities = list(view.entities) == [DUMMY_ENTITY_NAME]
     names = [] if without_entities else [column.name for column in view.entity_columns]
     return ViewPlan(
         view=named,
         source=source,
-        keys=tuple((renamed.get(name, name), original.get(name, name)) for name in names),
-        event_time=original.get(source.timestamp_field, source.timestamp_field),
-        created_time=original.get(source.created_timestamp_column, source.created_timestamp_column)
-        or None,
-        features=tuple((original.get(name, name), prefix + name) for name in wanted),
+        keys=tuple((renamed.get(name, name), stored[name]) for name in names),
+        event_time=event_time,
+        created_time=created_time,
+        features=tuple((stored[name], prefix + name) for name in wanted),
         ttl=view.ttl or None,
     )
 

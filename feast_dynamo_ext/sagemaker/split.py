@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext.errors import TrainingSetError
+from feast_dynamo_ext.timestamps import assume_utc, micros_of
 
 SPLITS = ("train", "validation", "test")
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _TICKS_PER_S = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
@@ -131,8 +131,7 @@ def _ticks(event_times: pa.Array | pa.ChunkedArray) -> tuple[pa.Int64Array, str]
 
 def _boundary(instant: datetime, unit: str) -> int:
     """The smallest tick at or after an instant: rounding down would move rows over a boundary."""
-    micros = (instant - _EPOCH) // timedelta(microseconds=1)
-    return -(-micros * _TICKS_PER_S[unit] // 10**6)
+    return -(-micros_of(instant) * _TICKS_PER_S[unit] // 10**6)
 
 
 def _at_or_after(ticks: pa.Int64Array, boundary: int) -> pa.BooleanArray:
@@ -145,6 +144,4 @@ def _at_or_after(ticks: pa.Int64Array, boundary: int) -> pa.BooleanArray:
 def _utc(name: str, instant: datetime) -> datetime:
     if not isinstance(instant, datetime):
         raise TrainingSetError(f"The split's `{name}` is {instant!r}: it must be a datetime.")
-    if instant.tzinfo is None:
-        return instant.replace(tzinfo=timezone.utc)
-    return instant.astimezone(timezone.utc)
+    return assume_utc(instant).astimezone(timezone.utc)

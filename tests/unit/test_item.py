@@ -27,8 +27,8 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     to_schema_item,
     unpack,
 )
-from feast_dynamo_ext.dynamo.write import micros
 from feast_dynamo_ext.errors import EntityKeyError, ItemTooLargeError
+from feast_dynamo_ext.timestamps import micros_of
 
 SCHEMA = RowSchema(("a", "b"), ("DOUBLE", "STRING"))
 int64 = st.integers(-(2**63), 2**63 - 1)
@@ -174,6 +174,6 @@ def test_a_fingerprint_tells_names_types_and_order_apart():
 
 def test_event_times_keep_their_microseconds_and_naive_ones_are_utc():
     moment = dt.datetime(2026, 3, 29, 2, 30, 0, 123_457)  # noqa: DTZ001 - naive on purpose
-    assert micros(moment) == 1_774_751_400_123_457
+    assert micros_of(moment) == 1_774_751_400_123_457
     zone = dt.timezone(dt.timedelta(hours=5, minutes=30))
-    assert micros(moment.replace(tzinfo=zone)) == 1_774_751_400_123_457 - 19_800_000_000
+    assert micros_of(moment.replace(tzinfo=zone)) == 1_774_751_400_123_457 - 19_800_000_000
