@@ -23,7 +23,6 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -33,6 +32,7 @@ from feast_dynamo_ext.dynamo.control_items import ABSENT, ControlItem
 from feast_dynamo_ext.dynamo.layouts.packed import EXPIRY, RowSchema
 from feast_dynamo_ext.dynamo.views import ttl_seconds
 from feast_dynamo_ext.errors import LeaseLostError
+from feast_dynamo_ext.timestamps import moment_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -103,7 +103,6 @@ PROGRESS = b"progress:%d:%d"
 KEPT_S = 7 * 24 * 3_600
 """After so long without news, forgotten progress may be deleted by DynamoDB's TTL."""
 
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 # Attribute of the item -> what has changed, for the log.
 WHAT_CHANGED = {
@@ -294,4 +293,4 @@ class Checkpoint:
 
 
 def _iso(micros: int) -> str:
-    return (EPOCH + timedelta(microseconds=micros)).isoformat()
+    return moment_of(micros).isoformat()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext._feast import FIRST_INCREMENTAL
-from feast_dynamo_ext.columns import join_keys
+from feast_dynamo_ext.columns import join_keys, stored_names, stored_times
 from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows, refuse_too_large
 from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
@@ -27,7 +27,7 @@ from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, engine_for
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.retrieval.inputs import checked_source
 from feast_dynamo_ext.retrieval.plan import plan_rows
-from feast_dynamo_ext.timestamps import Axis
+from feast_dynamo_ext.timestamps import EARLIEST, Axis, assume_utc, micros_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,8 +41,6 @@ CLOCK_TOLERANCE = timedelta(minutes=1)
 
 SAME_START = timedelta(minutes=1)
 
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-
 
 @dataclass(frozen=True)
 class Window:
@@ -54,8 +52,7 @@ class Window:
     @property
     def micros(self) -> tuple[int, int]:
         """Both as microseconds since 1970 UTC."""
-        step = timedelta(microseconds=1)
-        return (self.start - EPOCH) // step, (self.end - EPOCH) // step
+        return micros_of(self.start), micros_of(self.end)
 
 
 def window_of(task: MaterializationTask, lookback_s: int, now: datetime) -> Window:
@@ -67,7 +64,7 @@ def window_of(task: MaterializationTask, lookback_s: int, now: datetime) -> Wind
     Raises:
         WindowError: an incremental run to a time that has not come, or before its start.
     """
-    start, end = _aware(task.start_time), _aware(task.end_time)
+    start, end = assume_utc(task.start_time), assume_utc(task.end_time)
     if not is_incremental(task, now):
         return Window(start, end)
     view = task.feature_view.name
@@ -94,8 +91,7 @@ def window_of(task: MaterializationTask, lookback_s: int, now: datetime) -> Wind
 
 
 def _before(moment: datetime, seconds: int) -> datetime:
-    first = datetime.min.replace(tzinfo=timezone.utc)
-    return moment - timedelta(seconds=min(seconds, (moment - first) // timedelta(seconds=1)))
+    return moment - timedelta(seconds=min(seconds, (moment - EARLIEST) // timedelta(seconds=1)))
 
 
 def is_incremental(task: MaterializationTask, now: datetime) -> bool:
@@ -104,16 +100,12 @@ def is_incremental(task: MaterializationTask, now: datetime) -> bool:
     Feast's tasks do not say it; these are the starts that `materialize_incremental` takes.
     """
     view: Any = task.feature_view
-    start, last = _aware(task.start_time), view.most_recent_end_time
+    start, last = assume_utc(task.start_time), view.most_recent_end_time
     if last is not None:
-        return start == _aware(last)
+        return start == assume_utc(last)
     # Feast works its start out a moment before it calls us.
     first = now - (view.ttl or FIRST_INCREMENTAL)
     return not task.disable_event_timestamp and abs(start - first) < SAME_START
-
-
-def _aware(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
 MOST_THREADS = 4
@@ -140,14 +132,11 @@ class Columns:
     @classmethod
     def from_view(cls, view: Any) -> Columns:
         """The columns of a view, its source's field mapping undone."""
-        source = view.batch_source
-        old = {new: name for name, new in (source.field_mapping or {}).items()}
-        created = source.created_timestamp_column
+        stored = stored_names(view.batch_source)
         return cls(
-            tuple(old.get(name, name) for name in join_keys(view)),
-            tuple(old.get(field.name, field.name) for field in view.features),
-            old.get(source.timestamp_field, source.timestamp_field),
-            old.get(created, created) or None,
+            tuple(stored[name] for name in join_keys(view)),
+            tuple(stored[field.name] for field in view.features),
+            *stored_times(view.batch_source),
         )
 
 
