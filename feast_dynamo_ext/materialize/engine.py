@@ -30,11 +30,7 @@ from feast_dynamo_ext.config import problems, refuse_unknown
 from feast_dynamo_ext.cost import estimate
 from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_services
 from feast_dynamo_ext.dynamo.views import table_name
-from feast_dynamo_ext.errors import (
-    ConfigError,
-    FeastDynamoError,
-    ViewsFailedError,
-)
+from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, ViewsFailedError
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
 from feast_dynamo_ext.materialize.newest_rows import ViewReading, Window, window_of
 from feast_dynamo_ext.materialize.registry_state import StaleStateResetter

@@ -24,7 +24,7 @@ from feast_dynamo_ext.errors import (
     SourceNotFoundError,
 )
 from feast_dynamo_ext.parquet.iceberg import is_iceberg
-from feast_dynamo_ext.parquet.partitions import HIVE_NULL
+from feast_dynamo_ext.parquet.listing import HIVE_NULL
 from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
 from feast_dynamo_ext.parquet.writer import write_parts
 from feast_dynamo_ext.storage import discard, files_of, settings_of

@@ -1,4 +1,4 @@
-"""Which files a source has: a file, a folder or a glob, S3 or local, listed once.
+"""Which files a source has, listed once, and what the names of their folders say.
 
 On S3 one listing gives path, size, time and ETag of a thousand files a request. A glob is listed
 from its longest fixed folder.
@@ -6,31 +6,214 @@ from its longest fixed folder.
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
+from abc import ABC, abstractmethod
+from collections import defaultdict
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
+import pyarrow as pa
+import pyarrow.dataset as ds
 from pyarrow import fs
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.errors import (
+    ColumnTypeError,
+    ConfigError,
     FeastDynamoError,
     ResourceNotFoundError,
     SourceNotFoundError,
     SourceReadError,
 )
-from feast_dynamo_ext.parquet.partitions import partition_of
+from feast_dynamo_ext.parquet.pointer import FOLDER as COMPACTED
 from feast_dynamo_ext.parquet.pointer import POINTER, Current, visible
 from feast_dynamo_ext.storage import FileState, files_of
+from feast_dynamo_ext.timestamps import LATEST, assume_utc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    import pyarrow as pa
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.storage import Files
+
+
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+DEFAULT_FORMAT = "%Y-%m-%d"
+
+# From coarse to fine; the finest in a format says how long a period is.
+LENGTH_OF = {
+    "y": "year",
+    "Y": "year",
+    "b": "month",
+    "B": "month",
+    "m": "month",
+    "j": "day",
+    "d": "day",
+    "H": "hour",
+    "M": "minute",
+    "S": "second",
+}
+COARSER = {"month": "year", "day": "month", "hour": "day", "minute": "hour", "second": "minute"}
+
+
+class DatePartitioned(ABC):
+    """A data source whose folders can say which time they hold."""
+
+    @property
+    @abstractmethod
+    def folder_format(self) -> str:
+        """How folders below the path are named, by strftime; empty where they say no time."""
+
+
+def folders_below(path: str, root: str) -> list[str]:
+    """Names of the folders between a source's folder and a file; those of compaction left out."""
+    folders = path[len(root) :].lstrip("/").split("/")[:-1]
+    return folders[2:] if folders[:1] == [COMPACTED] else folders
+
+
+def partition_of(path: str, root: str) -> tuple[tuple[str, str | None], ...]:
+    """The hive columns of a file below a source's folder, as text."""
+    named = (name.partition("=") for name in folders_below(path, root) if "=" in name)
+    return tuple(
+        (unquote(name), None if value == HIVE_NULL else unquote(value)) for name, _, value in named
+    )
+
+
+def partition_types(files: Iterable[FileState]) -> dict[str, pa.DataType]:
+    """The type of each hive column, from the values of all files.
+
+    Whole numbers are int64, leading zeros or not, as Spark and DuckDB read them; all else is text.
+    Where two texts would become one number (`7` and `007`), they stay text.
+    """
+    texts: defaultdict[str, set[str]] = defaultdict(set)
+    for file in files:
+        for name, value in file.partition:
+            texts[name].update(() if value is None else (value,))
+    return {name: _type_of(values) for name, values in texts.items()}
+
+
+def _type_of(values: set[str]) -> pa.DataType:
+    whole = bool(values) and all(re.fullmatch(r"-?\d{1,18}", value) for value in values)
+    exact = whole and len({int(value) for value in values}) == len(values)
+    return pa.int64() if exact else pa.string()
+
+
+def partition_expression(file: FileState, types: Mapping[str, pa.DataType]) -> ds.Expression:
+    """What holds for all rows of a file, by its folders' names.
+
+    Raises:
+        ColumnTypeError: a folder's name is no value of its column's type.
+    """
+    conditions = [
+        ds.field(name).is_null() if value is None else ds.field(name) == _value(file, name, kind)
+        for name, value in file.partition
+        for kind in [types.get(name)]
+        if kind is not None
+    ]
+    return functools.reduce(operator.and_, conditions, ds.scalar(True))
+
+
+def _value(file: FileState, name: str, kind: pa.DataType) -> pa.Scalar:
+    value = dict(file.partition)[name]
+    try:
+        return pa.scalar(value, pa.string()).cast(kind)
+    except pa.ArrowException as error:
+        raise ColumnTypeError(
+            f"{file.path}: its folder `{name}={value}` is no value of type {kind}, which `{name}` "
+            "has. Move the file."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Periods:
+    """Folders that each hold the event times of one period, UTC.
+
+    Attributes:
+        column: the event time.
+        pattern: names of folders below the root, in strftime's directives: ``dt=%Y-%m-%d``,
+            ``year=%Y/month=%m/day=%d``, or ``%Y/%m/%d``.
+        root: the source's folder.
+    """
+
+    column: str
+    pattern: str
+    root: str
+
+    def may_hold(self, file: FileState, first: datetime | None, last: datetime | None) -> bool:
+        """Whether a file may hold event times of a range; where its folders do not say: yes.
+
+        Raises:
+            SourceReadError: a folder's name is not of the format.
+        """
+        text = self._text(file)
+        if text is None:
+            return True
+        start, end = self._period(file, text)
+        return (last is None or start <= assume_utc(last)) and (
+            first is None or assume_utc(first) < end
+        )
+
+    def _text(self, file: FileState) -> str | None:
+        if "=" not in self.pattern:
+            folders = folders_below(file.path, self.root)
+            wanted = self.pattern.count("/") + 1
+            return "/".join(folders[:wanted]) if len(folders) >= wanted else None
+        values = dict(file.partition)
+        names = [part.partition("=")[0] for part in self.pattern.split("/")]
+        found = [f"{name}={values[name]}" for name in names if values.get(name) is not None]
+        return "/".join(found) if len(found) == len(names) else None
+
+    def _period(self, file: FileState, text: str) -> tuple[datetime, datetime]:
+        try:
+            start = datetime.strptime(text, self.pattern).replace(tzinfo=timezone.utc)
+        except ValueError as error:
+            raise SourceReadError(
+                f"{file.path}: its folder `{text}` is not of the source's "
+                f"`date_partition_column_format`, {self.pattern}. Correct the format, or move the "
+                "file."
+            ) from error
+        return start, _end(start, period_length(self.pattern))
+
+
+def period_length(pattern: str) -> str:
+    """How long a period of a format is: ``year`` to ``second``.
+
+    Raises:
+        ConfigError: the format does not say periods without gaps.
+    """
+    directives = re.findall(r"%(.)", pattern)
+    lengths = {LENGTH_OF.get(directive, "") for directive in directives}
+    finest = next((each for each in reversed(LENGTH_OF.values()) if each in lengths), "")
+    if "j" in directives:
+        lengths |= {"month"}
+    needed, each = {finest}, finest
+    while each in COARSER:
+        each = COARSER[each]
+        needed.add(each)
+    if not finest or lengths != needed:
+        raise ConfigError(
+            f"`date_partition_column_format`: `{pattern}` does not name a period. Use %Y, then "
+            "%m, %d (or %j for the two), %H, %M and %S, each with those before it, for example "
+            "`%Y-%m-%d`."
+        )
+    return finest
+
+
+def _end(start: datetime, length: str) -> datetime:
+    try:
+        if length == "year":
+            return start.replace(year=start.year + 1)
+        if length == "month":
+            return (start.replace(day=1) + timedelta(days=32)).replace(day=1)
+        return start + timedelta(**{f"{length}s": 1})
+    except (OverflowError, ValueError):
+        return LATEST
 
 
 HIDDEN = ("_", ".")  # _SUCCESS, _metadata, .crc and the like, by the convention of Hive and Spark

@@ -10,7 +10,7 @@ from feast.data_source import DataSource
 from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
 
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.parquet.partitions import DEFAULT_FORMAT, DatePartitioned, period_length
+from feast_dynamo_ext.parquet.listing import DEFAULT_FORMAT, DatePartitioned, period_length
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

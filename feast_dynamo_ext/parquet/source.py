@@ -21,8 +21,7 @@ from feast_dynamo_ext.parquet import scan
 from feast_dynamo_ext.parquet.dataset import SourceDataset
 from feast_dynamo_ext.parquet.delta import read_delta
 from feast_dynamo_ext.parquet.iceberg import iceberg_columns, is_iceberg, read_iceberg
-from feast_dynamo_ext.parquet.listing import Place
-from feast_dynamo_ext.parquet.partitions import DatePartitioned, Periods
+from feast_dynamo_ext.parquet.listing import DatePartitioned, Periods, Place
 from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.storage import settings_of
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.parquet.footers import FOOTERS_AT_ONCE
+from feast_dynamo_ext.parquet.dataset import FOOTERS_AT_ONCE
 from feast_dynamo_ext.retrieval.inputs import checked_source
 from feast_dynamo_ext.retrieval.join import prune, rows_at_once
 

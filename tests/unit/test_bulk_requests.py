@@ -7,12 +7,7 @@ import pytest
 from botocore.stub import Stubber
 
 from feast_dynamo_ext.dynamo.tables.describe import TableSpec
-from feast_dynamo_ext.errors import (
-    AccessDeniedError,
-    BulkLoadError,
-    ConfigError,
-    ThrottledError,
-)
+from feast_dynamo_ext.errors import AccessDeniedError, BulkLoadError, ConfigError, ThrottledError
 from feast_dynamo_ext.materialize.bulk_import.files import Folder
 from feast_dynamo_ext.materialize.bulk_import.import_table import (
     Import,

@@ -7,12 +7,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.retrieval.engines.one_pass import (
-    LEAST_ROWS,
-    SAMPLE_ROWS,
-    Runs,
-    expanded,
-)
+from feast_dynamo_ext.retrieval.engines.one_pass import LEAST_ROWS, SAMPLE_ROWS, Runs, expanded
 
 
 def batch_of(keys, times) -> pa.RecordBatch:

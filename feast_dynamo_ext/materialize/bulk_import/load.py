@@ -21,12 +21,7 @@ from botocore.config import Config
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.cost.estimate import Cost, Recommendation, Sizes, load_costs, recommend
 from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows
-from feast_dynamo_ext.dynamo.layouts.packed import (
-    KEY,
-    RESERVED_PREFIX,
-    RowSchema,
-    to_schema_item,
-)
+from feast_dynamo_ext.dynamo.layouts.packed import KEY, RESERVED_PREFIX, RowSchema, to_schema_item
 from feast_dynamo_ext.dynamo.precomputed.vectors import precomputed_services
 from feast_dynamo_ext.dynamo.tables.apply import table_spec
 from feast_dynamo_ext.dynamo.tables.describe import WAIT, TableClients, describe

@@ -13,9 +13,8 @@ from feast.data_format import DeltaFormat
 from feast_dynamo_ext.errors import CompactionConflictError, CompactionError
 from feast_dynamo_ext.parquet.compaction.commit import Folder, Seen
 from feast_dynamo_ext.parquet.compaction.layout import InputFile
-from feast_dynamo_ext.parquet.footers import limits
-from feast_dynamo_ext.parquet.listing import Place
-from feast_dynamo_ext.parquet.partitions import folders_below
+from feast_dynamo_ext.parquet.dataset import limits
+from feast_dynamo_ext.parquet.listing import Place, folders_below
 from feast_dynamo_ext.parquet.pointer import version_of, visible
 from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
 from feast_dynamo_ext.storage import settings_of
