@@ -259,11 +259,17 @@ ONE_COLUMN = (
 )
 
 SUMMARY = """
-    SELECT count(*), count(x), favg(x), count(*) FILTER (NOT isnan(x)),
+    SELECT count(*), count(x), count(*) FILTER (NOT isnan(x)),
         min(x) FILTER (NOT isnan(x)), max(x) FILTER (NOT isnan(x)),
         min(x) FILTER (isfinite(x)), max(x) FILTER (isfinite(x))
     FROM one_column
 """
+
+MEAN = """
+    SELECT fsum(total) / sum(n)
+    FROM (SELECT sum(x) AS total, count(x) AS n FROM one_column GROUP BY row // 1024)
+"""
+"""In blocks, as Arrow adds: where all are added to one sum, that of many values loses digits."""
 
 SOME_VALUES = "SELECT x FROM one_column WHERE row % $1 = 0 AND NOT isnan(x)"
 
@@ -320,10 +326,11 @@ def _numeric(connection: duckdb.DuckDBPyConnection, feature: str, bins: int) -> 
     percentiles are those of the other values. The histogram is that of the finite values; Feast's
     calculator fails where others are among them.
     """
-    rows, values, mean, numbers, least, most, low, high = _row(connection, SUMMARY)
+    rows, values, numbers, least, most, low, high = _row(connection, SUMMARY)
     metrics = empty_numeric_metric(feature) | _counts(rows, values)
     if not numbers:
         return metrics
+    (mean,) = _row(connection, MEAN)
     edges = np.empty(0) if low is None else _edges(low, high, bins)
     some = connection.execute(SOME_VALUES, [rows // BOUNDS + 1]).fetchnumpy()["x"]
     bounds = np.unique(np.concatenate([some, _ends(edges), [np.inf]]))

@@ -282,3 +282,24 @@ def test_numbers_that_are_written_otherwise(tmp_path):
     write(tmp_path, {"d": pa.array([Decimal("1.50"), Decimal("2.50")]), "b": [True, False]})
     found = metrics(tmp_path, [("d", "numeric"), ("b", "numeric")])
     assert (found["d"]["mean"], found["b"]["mean"]) == (2.0, 0.5)
+
+
+def test_a_feature_that_is_named_twice_is_measured_each_time(tmp_path):
+    write(tmp_path, {"x": pa.array([3, 1, 3], pa.int64())})
+    numeric, categorical = S3ParquetOfflineStore.compute_monitoring_metrics(
+        config(tmp_path), source(), [("x", "numeric"), ("x", "categorical")], "at"
+    )
+    assert (numeric["feature_type"], numeric["p50"]) == ("numeric", 3.0)
+    assert categorical["feature_type"] == "categorical"
+    assert categorical["histogram"]["values"] == [
+        {"value": 3, "count": 2},
+        {"value": 1, "count": 1},
+    ]
+
+
+def test_more_columns_than_are_held_at_a_time_come_in_their_order(tmp_path):
+    write(tmp_path, {f"x{at}": [float(at), at + 1.0] for at in range(70)})
+    found = metrics(tmp_path, [(f"x{at}", "numeric") for at in range(70)])
+    assert {name: each["mean"] for name, each in found.items()} == {
+        f"x{at}": at + 0.5 for at in range(70)
+    }
