@@ -279,9 +279,6 @@ COUNTS_AND_SQUARES = """
     FROM one_column
 """
 
-BETWEEN = "(x > ?) IS NOT FALSE AND x <= ?"
-"""In a range of values; the first bound, which is not in it, may be null."""
-
 NEAR = """
     CREATE OR REPLACE TEMP TABLE near AS
     SELECT x, count(*) AS n FROM one_column WHERE {} GROUP BY x
@@ -289,7 +286,7 @@ NEAR = """
 
 AT_RANK = """
     SELECT min(x) FILTER (upto > ?), min(x) FILTER (upto > ?)
-    FROM (SELECT x, sum(n) OVER (ORDER BY x) AS upto FROM near WHERE {})
+    FROM (SELECT x, sum(n) OVER (ORDER BY x) AS upto FROM near WHERE x BETWEEN ? AND ?)
 """
 
 CATEGORIES = """
@@ -354,12 +351,12 @@ def _percentiles(
     """At places between two ranks, as Arrow, and so Feast, interpolates."""
     ranges = [distribution.around(place) for place in places]
     limits = [limit for _, *limits in ranges for limit in limits]
-    connection.execute(NEAR.format(" OR ".join([f"({BETWEEN})"] * len(ranges))), limits)
+    connection.execute(NEAR.format(" OR ".join(["x BETWEEN ? AND ?"] * len(ranges))), limits)
     found = []
     for place, (before, first, last) in zip(places, ranges, strict=True):
         rank = math.floor(place)
         between, within = place - rank, rank - before
-        low, high = _row(connection, AT_RANK.format(BETWEEN), within, within + 1, first, last)
+        low, high = _row(connection, AT_RANK, within, within + 1, first, last)
         found.append(opt_float(between * high + (1 - between) * low if between else low))
     return found
 
@@ -408,13 +405,14 @@ class Distribution:
             "bin_width": opt_float(edges[1].item() - edges[0].item()),
         }
 
-    def around(self, place: float) -> tuple[int, float | None, float]:
-        """The bounds around a place between two ranks, and how many values are before them."""
+    def around(self, place: float) -> tuple[int, float, float]:
+        """Where the ranks around a place are: values before, least and greatest of the range."""
         ranks = [math.floor(place), math.ceil(place)]
         first, last = np.searchsorted(self.upto, ranks, "right").tolist()
         if not first:
-            return 0, None, float(self.bounds[last])
-        return int(self.upto[first - 1]), float(self.bounds[first - 1]), float(self.bounds[last])
+            return 0, -math.inf, float(self.bounds[last])
+        least = float(np.nextafter(self.bounds[first - 1], np.inf))
+        return int(self.upto[first - 1]), least, float(self.bounds[last])
 
 
 def _categorical(

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-ROWS, GROUP, CODES = 6_000_000, 100_000, 200_000
-SPOOLED_MB = 91
-"""Six million rows of a double and an int64."""
+ROWS, GROUP, CODES = 9_000_000, 100_000, 200_000
+SPOOLED_MB = 137
+"""Nine million rows of a double and an int64."""
 
-LIMIT_MB, READING_MB = 40, 128
+LIMIT_MB, READING_MB = 64, 192
 """What DuckDB may take, and what reading a file and DuckDB outside its limit do beside it."""
 
 MEASURE = """
@@ -66,18 +66,18 @@ def test_columns_beyond_the_memory_limit(tmp_path):
     assert SPOOLED_MB > 2 * LIMIT_MB
     assert peak_mb < LIMIT_MB + READING_MB
     assert list((tmp_path / "spill").iterdir()) == []
-    # All integers from 0 to 5,999,999, each once.
-    assert (x["row_count"], x["null_count"], x["mean"]) == (ROWS, 0, 2_999_999.5)
-    assert (x["min_val"], x["max_val"]) == (0.0, 5_999_999.0)
-    assert x["p50"] == 2_999_999.5
+    # All integers from 0 to 8,999,999, each once.
+    assert (x["row_count"], x["null_count"], x["mean"]) == (ROWS, 0, 4_499_999.5)
+    assert (x["min_val"], x["max_val"]) == (0.0, 8_999_999.0)
+    assert x["p50"] == 4_499_999.5
     assert [x[name] for name in ("p75", "p90", "p95", "p99")] == pytest.approx(
-        [4_499_999.25, 5_399_999.1, 5_699_999.05, 5_939_999.01], rel=1e-15
+        [6_749_999.25, 8_099_999.1, 8_549_999.05, 8_909_999.01], rel=1e-15
     )
-    assert x["histogram"]["counts"] == [300_000] * 20
-    # Thirty of each code; of equally frequent ones those that come first, from the greatest on.
+    assert x["histogram"]["counts"] == [450_000] * 20
+    # 45 of each code; of equally frequent ones those that come first, from the greatest on.
     assert code["histogram"] == {
-        "values": [{"value": 199_999 - at, "count": 30} for at in range(10)],
-        "other_count": ROWS - 300,
+        "values": [{"value": 199_999 - at, "count": 45} for at in range(10)],
+        "other_count": ROWS - 450,
         "unique_count": CODES,
     }
 
