@@ -15,6 +15,7 @@ from pathlib import Path
 import boto3
 import pandas as pd
 import pyarrow as pa
+import pytest
 from feast import FeatureStore
 from pyiceberg.catalog import load_catalog
 from repos import REGION, write_repo_yaml
@@ -86,6 +87,7 @@ def feast(folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_table_is_declared_retrieved_and_materialized(tmp_path, bucket, moto_endpoint):
     at = {"uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"s3://{bucket}/lake"}
     table = table_in(moto_endpoint, type="sql", **at)

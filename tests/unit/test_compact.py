@@ -165,6 +165,7 @@ def test_files_appended_while_a_run_is_at_work_stay(path, config):
     assert values(path, config) == [1, 2]
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_the_old_files_or_the_new_ones(path, config):
     for number in range(4):
         write(path / f"{number}.parquet", [(key, key % 5, 0, key) for key in range(99)], group=99)
@@ -186,6 +187,7 @@ def test_kill_9_at_any_moment_leaves_the_old_files_or_the_new_ones(path, config)
     assert sorted(values(path, config)) == before
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_part_not_of_the_source(path, config):
     path.mkdir()
     rows, width = 300_000, 16
