@@ -28,7 +28,7 @@ from feast import (
 )
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.types import Float64, Int64, String
-from repos import open_repo_config
+from repos import open_repo_config, write_repo_yaml
 from views import CUSTOMER
 
 from feast_dynamo_ext.dynamo.layouts.packed import expiry_s
@@ -473,32 +473,20 @@ def test_another_online_store_with_our_provider(tmp_path, moto_endpoint):
 
 # feature_store.yaml
 
-YAML = """
-project: {project}
-provider: feast_dynamo_ext.DynamoProvider
-registry: registry.db
-online_store:
-  type: feast_dynamo_ext.DynamoOnlineStore
-  region: us-east-1
-  endpoint_url: {endpoint}
-  newest_wins_with: put_item
-offline_store:
-  type: feast_dynamo_ext.S3ParquetOfflineStore
-  region: us-east-1
-entity_key_serialization_version: 3
-batch_engine:
-  type: feast_dynamo_ext.DynamoComputeEngine
-"""
-
 
 @pytest.fixture
 def yaml_repo(tmp_path, moto_endpoint):
     """Opens a repo whose feature_store.yaml has these lines more in `batch_engine`."""
 
     def open_repo(**settings: Any) -> Repo:
-        text = YAML.format(project=f"y{uuid.uuid4().hex[:12]}", endpoint=moto_endpoint)
-        lines = [f"  {name}: {value}\n" for name, value in settings.items()]
-        (tmp_path / "feature_store.yaml").write_text(text + "".join(lines))
+        aws = {"region": "us-east-1", "endpoint_url": moto_endpoint}
+        write_repo_yaml(
+            tmp_path,
+            project=f"y{uuid.uuid4().hex[:12]}",
+            online={**aws, "newest_wins_with": "put_item"},
+            offline={"region": "us-east-1"},
+            batch_engine={"type": "feast_dynamo_ext.DynamoComputeEngine", **settings},
+        )
         return Repo(FeatureStore(repo_path=str(tmp_path)), None, tmp_path)
 
     return open_repo

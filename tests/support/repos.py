@@ -46,7 +46,9 @@ def repo_settings(
 
 def write_repo_yaml(folder: Path, **settings: Any) -> None:
     """A feature_store.yaml of `repo_settings` in a folder."""
-    (folder / "feature_store.yaml").write_text(yaml.safe_dump(repo_settings(**settings)))
+    (folder / "feature_store.yaml").write_text(
+        yaml.safe_dump(repo_settings(**settings), sort_keys=False)
+    )
 
 
 def open_repo_config(folder: str | Path, **settings: Any) -> RepoConfig:
