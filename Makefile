@@ -8,17 +8,22 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 JAVA_AND_NPM := $(shell command -v java >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test feast-pre lint types bench soak fuzz walks docs clean
+.PHONY: help demo test test-fast feast-pre lint types bench soak fuzz walks docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo $(VENV)/.dynamodb-local ## the whole job on a real shop's purchases, on an embedded AWS
 	@$(BIN)/python feature_repo/demo.py
 
 # Two at once, a file at a time: most tests wait for the servers that they run on.
-test: $(VENV)/.dev $(VENV)/.dynamodb-local $(if $(filter pre,$(FEAST)),feast-pre) ## run all tests (FEAST=pre: on Feast's pre-release)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+test: $(VENV)/.dev $(VENV)/.dynamodb-local $(if $(filter pre,$(FEAST)),feast-pre) ## run all tests, or those of T=path (FEAST=pre: on Feast's pre-release)
+	@$(BIN)/python -m pytest $(or $(T),--numprocesses 2 --dist loadfile) $(ARGS)
+
+# A third of the usual cases for generated tests.
+test-fast: $(VENV)/.dev ## tests without servers, in under a minute
+	@FUZZ_TIMES=0.3 $(BIN)/python -m pytest -m "not server and not slow" \
+		--numprocesses 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev ## ruff: style and likely mistakes
 	@$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """Writes the parts of README.md and docs/ that follow from the code; `make docs` runs it.
 
+With `--check` nothing is written; the exit code is 1 where a part is not what it should be.
+
 Such a part stands in a page between two lines, `<!-- generated: NAME -->` and
 `<!-- /generated -->`, and is replaced. NAME is one of::
 
@@ -188,15 +190,22 @@ def _help(command: click.Command, name: str, parent: click.Context | None) -> It
             yield from _help(command.commands[child], child, context)
 
 
-def main() -> None:
-    """Write every page whose generated parts have changed."""
-    for page in pages():
-        text = page.read_text()
-        new = rendered(text)
-        if new != text:
+def main(*, check: bool) -> bool:
+    """Write every page whose generated parts have changed, or say which would be.
+
+    Returns:
+        Whether there were none.
+    """
+    changed = {page: rendered(page.read_text()) for page in pages()}
+    changed = {page: new for page, new in changed.items() if new != page.read_text()}
+    for page, new in changed.items():
+        if not check:
             page.write_text(new)
-            sys.stdout.write(f"wrote {page.relative_to(ROOT)}\n")
+        did = "is not what `make docs` writes" if check else "written"
+        sys.stdout.write(f"{page.relative_to(ROOT)}: {did}\n")
+    return not changed
 
 
 if __name__ == "__main__":
-    main()
+    unchanged = main(check="--check" in sys.argv[1:])
+    sys.exit("--check" in sys.argv[1:] and not unchanged)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import boto3
 import pytest
 import urllib3
-from feast import FeatureStore, RepoConfig
+from feast import FeatureStore
+from repos import REGION, open_repo_config
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.local import dynamodb_local_folder, start_dynamodb_local, start_moto, stop
@@ -23,12 +24,21 @@ from feast_dynamo_ext.local import dynamodb_local_folder, start_dynamodb_local, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-REGION = "us-east-1"
-
 
 def pytest_report_header() -> str:
     """Which Feast the tests see: its private parts are relied on."""
     return f"feast {importlib.metadata.version('feast')}"
+
+
+SERVERS = frozenset({"moto_endpoint", "strict_aws", "dynamodb_local", "dynamodb"})
+"""Fixtures that start a server process, or choose one that does."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a server process of a fixture, so that no test can forget to say so."""
+    for item in items:
+        if isinstance(item, pytest.Function) and SERVERS & set(item.fixturenames):
+            item.add_marker(pytest.mark.server)
 
 
 @dataclass(frozen=True)
@@ -169,20 +179,14 @@ def open_store(tmp_path) -> Callable[..., FeatureStore]:
     """Opens a feature store of this test's own, with a local registry."""
 
     def open_store(project: str = "p", online=None, offline=None, **more) -> FeatureStore:
-        config = RepoConfig(
+        config = open_repo_config(
+            tmp_path,
             project=project,
-            provider="feast_dynamo_ext.DynamoProvider",
             registry={"path": str(tmp_path / "registry.db"), **more.pop("registry", {})},
-            online_store={"type": "feast_dynamo_ext.DynamoOnlineStore", **(online or {})},
-            offline_store={
-                "type": "feast_dynamo_ext.S3ParquetOfflineStore",
-                "region": REGION,
-                **(offline or {}),
-            },
-            entity_key_serialization_version=3,
+            online=online,
+            offline={"region": REGION, **(offline or {})},
             **more,
         )
-        config.repo_path = tmp_path
         return FeatureStore(config=config)
 
     return open_store

@@ -13,8 +13,9 @@ import boto3
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
-from feast.types import Float64, Int64
+from feast import FeatureStore
+from repos import write_repo_yaml
+from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.cli.main import main
 
@@ -48,15 +49,7 @@ def repo(tmp_path, moto_endpoint, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     project = f"c{uuid.uuid4().hex[:12]}"
-    (tmp_path / "feature_store.yaml").write_text(
-        f"project: {project}\n"
-        "provider: feast_dynamo_ext.DynamoProvider\n"
-        "registry: registry.db\n"
-        "online_store:\n  type: feast_dynamo_ext.DynamoOnlineStore\n"
-        "offline_store:\n  type: feast_dynamo_ext.S3ParquetOfflineStore\n"
-        "entity_key_serialization_version: 3\n"
-    )
-    customer = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+    write_repo_yaml(tmp_path, project=project)
     start = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
     views = []
     for name in ("orders", "visits"):
@@ -64,17 +57,9 @@ def repo(tmp_path, moto_endpoint, monkeypatch):
         rows = {"cid": [1, 2, 1], "total": [1.0, 2.0, 3.0]}
         times = [start + dt.timedelta(days=day) for day in range(3)]
         pd.DataFrame({**rows, "t": times}).to_parquet(history)
-        views.append(
-            FeatureView(
-                name=name,
-                entities=[customer],
-                schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
-                source=FileSource(path=str(history), timestamp_field="t"),
-                ttl=dt.timedelta(0),
-            )
-        )
+        views.append(customer_view(name, parquet_files(history, "t")))
     store = FeatureStore(repo_path=str(tmp_path))
-    store.apply([customer, *views])
+    store.apply([CUSTOMER, *views])
     return tmp_path
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.server  # they start servers of their own
+
 DEMO = Path(__file__).parents[2] / "feature_repo" / "demo.py"
 
 

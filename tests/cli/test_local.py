@@ -15,6 +15,8 @@ import pytest
 
 from feast_dynamo_ext.local import dynamodb_local_folder
 
+pytestmark = pytest.mark.server  # they start servers of their own
+
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "feast_dynamo_ext.cli.main", *arguments]

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.types import Float64, Int64
+from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.cli.materialize import Window
@@ -20,19 +21,6 @@ from feast_dynamo_ext.cli.repo import names_in, time_in
 
 JANUARY = datetime(2026, 1, 1, tzinfo=timezone.utc)
 OURS = "provider: feast_dynamo_ext.DynamoProvider\n"
-YAML = """\
-project: {project}
-provider: feast_dynamo_ext.DynamoProvider
-registry: registry.db
-online_store:
-  type: feast_dynamo_ext.DynamoOnlineStore
-  region: us-east-1
-  endpoint_url: {endpoint}
-offline_store:
-  type: feast_dynamo_ext.S3ParquetOfflineStore
-  region: us-east-1
-entity_key_serialization_version: 3
-"""
 
 
 def run(*arguments):
@@ -47,12 +35,15 @@ def error_of(result):
     return result.stderr.removeprefix("error: ").rstrip()
 
 
+def write_yaml(folder, project: str, endpoint: str) -> None:
+    online = {"region": REGION, "endpoint_url": endpoint}
+    write_repo_yaml(folder, project=project, online=online, offline={"region": REGION})
+
+
 @pytest.fixture
 def empty(tmp_path):
     """A repo to which nothing has been applied."""
-    (tmp_path / "feature_store.yaml").write_text(
-        YAML.format(project="shop", endpoint="http://127.0.0.1:9")
-    )
+    write_yaml(tmp_path, "shop", "http://127.0.0.1:9")
     return tmp_path
 
 
@@ -60,9 +51,7 @@ def empty(tmp_path):
 def shop(tmp_path, moto_endpoint, request):
     """A repo of two views on moto: 30 rows of history of 10 users each, and one without files."""
     project = f"p{abs(hash(request.node.nodeid)):x}"
-    (tmp_path / "feature_store.yaml").write_text(
-        YAML.format(project=project, endpoint=moto_endpoint)
-    )
+    write_yaml(tmp_path, project, moto_endpoint)
     days = [JANUARY + timedelta(days=day) for day in range(3) for _ in range(10)]
     history = pd.DataFrame(
         {

@@ -6,7 +6,8 @@ import uuid
 
 import pytest
 from beside_feast import ORDERS, Repo, TwoRepos
-from feast import FeatureStore, RepoConfig
+from feast import FeatureStore
+from repos import open_repo_config
 
 
 @pytest.fixture
@@ -16,15 +17,14 @@ def two_repos(open_store, dynamodb, tmp_path):
     online = {"region": "us-east-1", "endpoint_url": dynamodb.endpoint}
     if dynamodb.name == "moto":  # it takes no binary values in PartiQL
         online["newest_wins_with"] = "put_item"
-    config = RepoConfig(
+    config = open_repo_config(
+        tmp_path,
         project=project,
         provider="local",
         registry=str(tmp_path / "feasts.db"),
         online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
         offline_store={"type": "file"},
-        entity_key_serialization_version=3,
     )
-    config.repo_path = tmp_path
     repos = TwoRepos(
         Repo(open_store(project, online=online), tmp_path / "ours", in_folders=True),
         Repo(FeatureStore(config=config), tmp_path / "feasts", in_folders=False),

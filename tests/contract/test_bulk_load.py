@@ -13,8 +13,8 @@ import uuid
 import boto3
 import pandas as pd
 import pytest
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.types import Float64, Int64
+from feast import FeatureService
+from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.errors import (
     AlreadyRunningError,
@@ -30,7 +30,6 @@ from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
 from feast_dynamo_ext.view_settings import TableSettings, ViewSettings
 
 REGION = "us-east-1"
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 END = dt.datetime(2026, 2, 1, tzinfo=dt.timezone.utc)
 
@@ -62,16 +61,8 @@ def shop(open_store, moto_endpoint, bucket, tmp_path):
                 "made": [START + dt.timedelta(days=day) for day in (1, 2, 3, 4)],
             }
         ).to_parquet(history)
-        view = FeatureView(
-            name="orders",
-            entities=[CUSTOMER],
-            schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
-            source=FileSource(
-                path=str(history), timestamp_field="t", created_timestamp_column="made"
-            ),
-            ttl=ttl or dt.timedelta(0),
-            tags=tags,
-        )
+        source = parquet_files(history, "t", created_timestamp_column="made")
+        view = customer_view(source=source, ttl=ttl or dt.timedelta(0), tags=tags)
         aws = {"region": REGION, "endpoint_url": moto_endpoint}
         store = open_store(
             f"b{uuid.uuid4().hex[:12]}", online={**aws, **(online or {})}, offline=aws

@@ -11,14 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import boto3
 import pandas as pd
 import pytest
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.types import Float64, Int64
+from feast import FeatureService
+from views import CUSTOMER, customer_view
 
 from feast_dynamo_ext.errors import LeaseLostError, ResourceNotFoundError
 from feast_dynamo_ext.materialize.checkpoint import Checkpoint, RunIdentity
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
 
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 # 1998-06-30 and 1998-07-01, in microseconds
 IDENTITY = RunIdentity(899164800000000, 899251200000000, "files 1", "view 1", "newest_wins")
 KEY = b"\xff\xff\xff\xffprogress:899164800000000:899251200000000"
@@ -275,12 +274,7 @@ def test_without_its_table_there_is_no_progress(client):
 def test_reads_and_precomputed_services_never_meet_what_runs_keep(open_store, client, dynamodb):
     project = f"c{uuid.uuid4().hex[:12]}"
     store = open_store(project, online={"region": "us-east-1", "endpoint_url": dynamodb.endpoint})
-    orders = FeatureView(
-        name="orders",
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
-        source=FileSource(name="orders_source", path="nowhere", timestamp_field="t"),
-    )
+    orders = customer_view()
     store.apply([CUSTOMER, orders])
     rows = {"cid": [1, 2], "t": [dt.datetime.now(tz=dt.timezone.utc)] * 2, "total": [1.5, 2.5]}
     store.write_to_online_store("orders", pd.DataFrame(rows))

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
-from feast.types import Float64, Int64
+from feast import FeatureStore, FeatureView
+from repos import REGION, write_repo_yaml
+from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.aws import AwsSettings
@@ -22,28 +23,11 @@ from feast_dynamo_ext.parquet.compaction import compaction
 from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
 from feast_dynamo_ext.parquet.compaction.snapshot import remove_replaced
 
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 NOON = pd.Timestamp("2026-01-01T12:00:00Z")
-YAML = """
-project: p
-provider: local
-registry: registry.db
-online_store: {type: sqlite, path: online.db}
-offline_store:
-  type: feast_dynamo_ext.S3ParquetOfflineStore
-  region: us-east-1
-  memory_limit: 1GB
-entity_key_serialization_version: 3
-"""
 
 
 def orders(path: str) -> FeatureView:
-    return FeatureView(
-        name="orders",
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
-        source=FileSource(name="order_files", path=path, timestamp_field="event_timestamp"),
-    )
+    return customer_view(source=parquet_files(path, name="order_files"))
 
 
 def rows(*pairs) -> pa.Table:
@@ -53,7 +37,12 @@ def rows(*pairs) -> pa.Table:
 
 
 def open_repo(folder, path: str) -> FeatureStore:
-    (folder / "feature_store.yaml").write_text(YAML)
+    write_repo_yaml(
+        folder,
+        provider="local",
+        online_store={"type": "sqlite", "path": "online.db"},
+        offline={"region": REGION, "memory_limit": "1GB"},
+    )
     store = FeatureStore(repo_path=str(folder))
     store.apply([CUSTOMER, orders(path)])
     return store

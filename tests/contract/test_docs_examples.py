@@ -30,6 +30,8 @@ from feast_dynamo_ext.sagemaker import (
     training_job_request,
 )
 
+pytestmark = pytest.mark.server  # they start servers of their own
+
 ROOT = Path(__file__).parents[2]
 SNIPPETS = ROOT / "docs" / "snippets"
 BIN = Path(sys.executable).parent

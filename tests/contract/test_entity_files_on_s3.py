@@ -8,8 +8,7 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureView, Field, FileSource, ValueType
-from feast.types import Float64, Int64
+from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext import aws, sagemaker
 from feast_dynamo_ext.aws import AwsSettings
@@ -23,7 +22,6 @@ from feast_dynamo_ext.errors import (
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 DAY = dt.timedelta(days=1)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 TIMES = pa.array([START, START + 2 * DAY, START + DAY], pa.timestamp("us", tz="UTC"))
 HISTORY = pa.table({"cid": [1, 1, 2], "event_timestamp": TIMES, "total": [1.0, 2.0, 3.0]})
 ROWS = pa.table({"cid": [2, 1, 1], "event_timestamp": TIMES, "bought": [0, 1, 0]})
@@ -41,15 +39,8 @@ def shop(open_store, bucket, moto_endpoint, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", moto_endpoint)
     put(f"s3://{bucket}/orders/a.parquet", HISTORY, moto_endpoint)
     store = open_store()
-    orders = FeatureView(
-        name="orders",
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
-        source=FileSource(
-            name="orders", path=f"s3://{bucket}/orders", timestamp_field="event_timestamp"
-        ),
-        ttl=10 * DAY,
-    )
+    source = parquet_files(f"s3://{bucket}/orders", name="orders")
+    orders = customer_view(source=source, ttl=10 * DAY)
     store.registry.apply_entity(CUSTOMER, store.project)
     store.registry.apply_data_source(orders.batch_source, store.project)
     store.registry.apply_feature_view(orders, store.project)

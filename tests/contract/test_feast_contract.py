@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType, metrics
+from feast import FeatureService, FeatureView, Field, FileSource, metrics
 from feast.batch_feature_view import BatchFeatureView
 from feast.data_source import PushSource
 from feast.infra.common.materialization_job import MaterializationTask
@@ -32,6 +32,7 @@ from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesRespo
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_contents import RepoContents
 from feast.types import Float64, Int64
+from views import CUSTOMER, customer_view
 
 from feast_dynamo_ext import (
     DynamoComputeEngine,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 SEEN = f"feast {importlib.metadata.version('feast')}"
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 END = START + dt.timedelta(days=1)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 ROWS = [{"cid": 1}, {"cid": 2}]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* are experimental features:RuntimeWarning")
@@ -436,12 +436,7 @@ def test_an_engine_of_the_provider_is_kept_as_feast_keeps_one(repo):
 
 def test_feasts_local_engine_names_its_jobs_so(two_repos):
     feasts = two_repos.feasts
-    orders = FeatureView(
-        name="orders",
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
-        source=feasts.source(),
-    )
+    orders = customer_view(source=feasts.source())
     feasts.store.apply([CUSTOMER, orders])
     engine = feasts.store.provider.batch_engine
     assert type(engine) is LocalComputeEngine

@@ -15,9 +15,8 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.feature_view import FeatureViewState
-from feast.types import Float64, Int64
+from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.dynamo.control_items import ABSENT, ControlItem
 from feast_dynamo_ext.dynamo.views import table_name
@@ -28,9 +27,10 @@ from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from feast import FeatureStore, FeatureView
+
 START = dt.datetime(2025, 1, 1, tzinfo=dt.timezone.utc)
 END = START + dt.timedelta(days=1)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 MATERIALIZING, AVAILABLE_ONLINE, GENERATED = (
     FeatureViewState.MATERIALIZING,
     FeatureViewState.AVAILABLE_ONLINE,
@@ -113,13 +113,7 @@ def shop(open_store, moto_endpoint, tmp_path):
 
 
 def view(folder: Path, name: str) -> FeatureView:
-    return FeatureView(
-        name=name,
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
-        source=FileSource(path=str(folder / "history.parquet"), timestamp_field="t"),
-        ttl=dt.timedelta(0),
-    )
+    return customer_view(name, parquet_files(folder / "history.parquet", "t"))
 
 
 REQUEST = {"features": ["orders:total"], "entity_rows": [{"cid": 1}]}

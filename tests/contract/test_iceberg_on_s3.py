@@ -15,8 +15,10 @@ from pathlib import Path
 import boto3
 import pandas as pd
 import pyarrow as pa
+import pytest
 from feast import FeatureStore
 from pyiceberg.catalog import load_catalog
+from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext.parquet.source import ParquetSource
 
@@ -47,21 +49,6 @@ orders = FeatureView(
 )
 """
 
-YAML = """
-project: ice
-provider: feast_dynamo_ext.DynamoProvider
-registry: registry.db
-online_store:
-  type: feast_dynamo_ext.DynamoOnlineStore
-  region: us-east-1
-  endpoint_url: {endpoint}
-offline_store:
-  type: feast_dynamo_ext.S3ParquetOfflineStore
-  region: us-east-1
-  endpoint_url: {endpoint}
-entity_key_serialization_version: 3
-"""
-
 
 def rows(*totals: float, hour: int) -> pa.Table:
     moments = [START + dt.timedelta(hours=hour)] * len(totals)
@@ -72,6 +59,11 @@ def rows(*totals: float, hour: int) -> pa.Table:
             "total": pa.array(totals),
         }
     )
+
+
+def write_yaml(folder: Path, endpoint: str) -> None:
+    aws = {"region": REGION, "endpoint_url": endpoint}
+    write_repo_yaml(folder, project="ice", online=aws, offline=aws)
 
 
 def table_in(moto_endpoint: str, **catalog: str):
@@ -95,12 +87,13 @@ def feast(folder: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_table_is_declared_retrieved_and_materialized(tmp_path, bucket, moto_endpoint):
     at = {"uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"s3://{bucket}/lake"}
     table = table_in(moto_endpoint, type="sql", **at)
     table.append(rows(0.5, 1.5, hour=1))
     table.append(rows(2.5, hour=3))
-    (tmp_path / "feature_store.yaml").write_text(YAML.format(endpoint=moto_endpoint))
+    write_yaml(tmp_path, moto_endpoint)
     (tmp_path / "repo.py").write_text(REPO.format(catalog=at["uri"], bucket=bucket))
     feast(tmp_path, "apply")
     store = FeatureStore(str(tmp_path))
@@ -127,7 +120,7 @@ def test_the_table_of_the_docs_is_found_through_glue(tmp_path, moto_endpoint, mo
     table_in(moto_endpoint, type="glue", warehouse="s3://my-lake/warehouse").append(
         rows(0.5, 1.5, hour=1)
     )
-    (tmp_path / "feature_store.yaml").write_text(YAML.format(endpoint=moto_endpoint))
+    write_yaml(tmp_path, moto_endpoint)
     config = FeatureStore(str(tmp_path)).config
     source = ParquetSource.open(runpy.run_path(str(SNIPPET))["orders"], config)
     assert {file.path.partition("/")[0] for file in source.files} == {"my-lake"}

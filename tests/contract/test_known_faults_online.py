@@ -22,7 +22,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from feast import (
     Entity,
     FeatureService,
@@ -37,6 +36,8 @@ from feast import (
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.repo_contents import RepoContents
 from feast.types import Array, Bool, Float64, Int32, Int64, String, UnixTimestamp
+from repos import write_repo_yaml
+from views import CUSTOMER
 
 from feast_dynamo_ext import S3ParquetSource
 from feast_dynamo_ext.errors import (
@@ -62,7 +63,6 @@ NOW = dt.datetime.now(UTC).replace(microsecond=0)
 YESTERDAY = NOW - dt.timedelta(days=1)
 TIME = pa.timestamp("us", "UTC")
 VERSIONS = {"enable_online_feature_view_versioning": True}
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 KEY = Field(name="cid", dtype=Int64)
 
 
@@ -146,19 +146,12 @@ class Shop:
     def run(self, code: str, host: str = "127.0.0.1") -> str:
         """The last line that a process of its own prints; it has a store of the same registry."""
         endpoint = self.endpoint.replace("127.0.0.1", host)
-        repo = {
-            "project": self.store.project,
-            "provider": "feast_dynamo_ext.DynamoProvider",
-            "registry": str(self.folder / "registry.db"),
-            "online_store": {
-                "type": "feast_dynamo_ext.DynamoOnlineStore",
-                "region": "us-east-1",
-                "endpoint_url": endpoint,
-            },
-            "offline_store": {"type": "feast_dynamo_ext.S3ParquetOfflineStore"},
-            "entity_key_serialization_version": 3,
-        }
-        (self.folder / "feature_store.yaml").write_text(yaml.safe_dump(repo))
+        write_repo_yaml(
+            self.folder,
+            project=self.store.project,
+            registry=str(self.folder / "registry.db"),
+            online={"region": "us-east-1", "endpoint_url": endpoint},
+        )
         command = [sys.executable, "-c", code, str(self.folder)]
         errors = self.folder / "stderr.txt"
         with (

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from beside_feast import CUSTOMERS, END, ORDERS, START, history
-from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.feature_view import FeatureViewState
-from feast.types import Float64, Int64
+from feast.types import Float64
+from repos import REGION, write_repo_yaml
+from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.errors import (
     ColumnNotFoundError,
@@ -26,26 +26,18 @@ from feast_dynamo_ext.errors import (
     SourceNotFoundError,
 )
 
-REGION = "us-east-1"
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+if TYPE_CHECKING:
+    from feast import FeatureView
+
 GOOD = ["a_first", "m_middle", "z_last"]
 TOTALS = [2.0, 3.5, 4.0, None]
 
 
 def view(folder: Path, name: str, source: str = "orders", **features) -> FeatureView:
-    fields = {"cid": Int64, **(features or {"total": Float64})}
-    return FeatureView(
-        name=name,
-        entities=[CUSTOMER],
-        schema=[Field(name=name, dtype=dtype) for name, dtype in fields.items()],
-        source=FileSource(
-            name=f"history_in_{source}",
-            path=str(folder / source),
-            timestamp_field="hour",
-            created_timestamp_column="made",
-        ),
-        ttl=dt.timedelta(0),
+    history = parquet_files(
+        folder / source, "hour", name=f"history_in_{source}", created_timestamp_column="made"
     )
+    return customer_view(name, history, **features)
 
 
 def keep(folder: Path, name: str, table: pa.Table) -> None:
@@ -167,28 +159,14 @@ def test_what_failed_is_done_by_the_same_call_once_it_is_mended(store, tmp_path)
 
 # The real commands
 
-YAML = """
-project: {project}
-provider: feast_dynamo_ext.DynamoProvider
-registry: registry.db
-online_store:
-  type: feast_dynamo_ext.DynamoOnlineStore
-  region: us-east-1
-  endpoint_url: {endpoint}
-offline_store:
-  type: feast_dynamo_ext.S3ParquetOfflineStore
-  region: us-east-1
-entity_key_serialization_version: 3
-"""
-
 
 @pytest.mark.parametrize("command", ["feast", "feast-dynamo"])
 def test_the_command_exits_1_names_the_view_and_does_the_others(
     store, tmp_path, dynamodb, command
 ):
     apply(store, tmp_path, no_source(tmp_path))
-    text = textwrap.dedent(YAML.format(project=store.project, endpoint=dynamodb.endpoint))
-    (tmp_path / "feature_store.yaml").write_text(text)
+    online = {"region": REGION, "endpoint_url": dynamodb.endpoint}
+    write_repo_yaml(tmp_path, project=store.project, online=online, offline={"region": REGION})
     given = [START.isoformat(), END.isoformat()]
     result = subprocess.run(
         [str(Path(sys.executable).parent / command), "materialize", *given],

@@ -20,6 +20,7 @@ from feast.aggregation import Aggregation
 from feast.batch_feature_view import batch_feature_view
 from feast.feature_view import FeatureViewState
 from feast.types import Float64, Int64, String
+from views import CUSTOMER
 
 from feast_dynamo_ext.errors import FeastDynamoError
 
@@ -29,7 +30,6 @@ pytestmark = [
 
 # Feast's engine groups aggregations by the entity's name, so it is the join key's here.
 CID = Entity(name="cid", join_keys=["cid"], value_type=ValueType.INT64)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 SHOP = Entity(name="shop", join_keys=["sid"], value_type=ValueType.STRING)
 FOREVER = dt.timedelta(0)
 TOTALS = [(2.0, 1), (3.5, 0), (4.0, 5), None]

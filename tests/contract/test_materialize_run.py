@@ -19,17 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import (
-    Entity,
     FeatureService,
     FeatureStore,
     FeatureView,
     Field,
     FileSource,
     RepoConfig,
-    ValueType,
 )
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.types import Float64, Int64, String
+from repos import open_repo_config, write_repo_yaml
+from views import CUSTOMER
 
 from feast_dynamo_ext.dynamo.layouts.packed import expiry_s
 from feast_dynamo_ext.errors import ConfigError, WindowError
@@ -38,7 +38,6 @@ from feast_dynamo_ext.view_settings import ViewSettings
 UTC = dt.timezone.utc
 START = dt.datetime(2025, 1, 1, tzinfo=UTC)
 END = START + dt.timedelta(hours=10)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 ENGINE = "feast_dynamo_ext.DynamoComputeEngine"
 RESERVED = b"\xff\xff\xff\xff"
 
@@ -460,14 +459,8 @@ def test_another_offline_store_with_our_online_store(open_repo):
 
 
 def test_another_online_store_with_our_provider(tmp_path, moto_endpoint):
-    config = RepoConfig(
-        project="p",
-        provider="feast_dynamo_ext.DynamoProvider",
-        registry=str(tmp_path / "registry.db"),
-        online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
-        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore", "region": "us-east-1"},
-        entity_key_serialization_version=3,
-    )
+    online = {"type": "sqlite", "path": str(tmp_path / "online.db")}
+    config = open_repo_config(tmp_path, online_store=online, offline={"region": "us-east-1"})
     repo = Repo(FeatureStore(config=config), None, tmp_path)
     repo.keep([(1, at(1), 1.0), (1, at(3), 2.0), (2, at(2), 3.0)])
     repo.store.apply([CUSTOMER, repo.view(), repo.view("visits")])
@@ -480,32 +473,20 @@ def test_another_online_store_with_our_provider(tmp_path, moto_endpoint):
 
 # feature_store.yaml
 
-YAML = """
-project: {project}
-provider: feast_dynamo_ext.DynamoProvider
-registry: registry.db
-online_store:
-  type: feast_dynamo_ext.DynamoOnlineStore
-  region: us-east-1
-  endpoint_url: {endpoint}
-  newest_wins_with: put_item
-offline_store:
-  type: feast_dynamo_ext.S3ParquetOfflineStore
-  region: us-east-1
-entity_key_serialization_version: 3
-batch_engine:
-  type: feast_dynamo_ext.DynamoComputeEngine
-"""
-
 
 @pytest.fixture
 def yaml_repo(tmp_path, moto_endpoint):
     """Opens a repo whose feature_store.yaml has these lines more in `batch_engine`."""
 
     def open_repo(**settings: Any) -> Repo:
-        text = YAML.format(project=f"y{uuid.uuid4().hex[:12]}", endpoint=moto_endpoint)
-        lines = [f"  {name}: {value}\n" for name, value in settings.items()]
-        (tmp_path / "feature_store.yaml").write_text(text + "".join(lines))
+        aws = {"region": "us-east-1", "endpoint_url": moto_endpoint}
+        write_repo_yaml(
+            tmp_path,
+            project=f"y{uuid.uuid4().hex[:12]}",
+            online={**aws, "newest_wins_with": "put_item"},
+            offline={"region": "us-east-1"},
+            batch_engine={"type": "feast_dynamo_ext.DynamoComputeEngine", **settings},
+        )
         return Repo(FeatureStore(repo_path=str(tmp_path)), None, tmp_path)
 
     return open_repo

@@ -35,6 +35,7 @@ from feast.types import (
     ZonedTimestamp,
 )
 from feast.types import Decimal as DecimalType
+from views import CUSTOMER
 
 from feast_dynamo_ext.errors import (
     ColumnTypeError,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 UTC = dt.timezone.utc
 START = dt.datetime(2025, 1, 1, tzinfo=UTC)
 END = START + dt.timedelta(days=1)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 SHOP = Entity(name="shop", join_keys=["sid"], value_type=ValueType.STRING)
 
 BIG = 2**53 + 1  # no float holds it

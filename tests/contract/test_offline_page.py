@@ -23,6 +23,8 @@ from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.local import start_moto, stop
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStoreConfig
 
+pytestmark = pytest.mark.server  # they start servers of their own
+
 SNIPPETS = Path(__file__).parents[2] / "docs" / "snippets"
 OFFLINE = SNIPPETS / "offline"
 PAGE = (SNIPPETS.parent / "offline-store.md").read_text()

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast import FeatureView, Field
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64
+from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.aws import AwsSettings
@@ -28,7 +29,6 @@ from feast_dynamo_ext.parquet.source import ParquetSource
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 HOUR = dt.timedelta(hours=1)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 
 HISTORY = pa.table(
     {
@@ -76,13 +76,7 @@ def put(root: str, table: pa.Table, moto_endpoint: str, **options) -> None:
 
 
 def orders(path: str, **source) -> FeatureView:
-    return FeatureView(
-        name="orders",
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
-        source=FileSource(name="orders", path=path, timestamp_field="event_timestamp", **source),
-        ttl=dt.timedelta(0),
-    )
+    return customer_view(source=parquet_files(path, name="orders", **source))
 
 
 def totals(store) -> list:
@@ -121,13 +115,7 @@ def test_materialize_serves_the_newest_row_and_keeps_integers_exact(store, root,
         }
     )
     put(f"{root}/wide", wide, moto_endpoint)
-    view = FeatureView(
-        name="wide",
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="count", dtype=Int64)],
-        source=FileSource(path=f"{root}/wide", timestamp_field="event_timestamp"),
-        ttl=dt.timedelta(0),
-    )
+    view = customer_view("wide", parquet_files(f"{root}/wide"), count=Int64)
     store.apply([CUSTOMER, view])
     store.materialize(START, START + HOUR)
     answer = store.get_online_features(
@@ -139,13 +127,7 @@ def test_materialize_serves_the_newest_row_and_keeps_integers_exact(store, root,
 
 def test_a_view_without_entities_is_materialized_and_served(store, root, moto_endpoint):
     put(f"{root}/settings", HISTORY.select(["event_timestamp", "total"]), moto_endpoint)
-    view = FeatureView(
-        name="settings",
-        entities=[],
-        schema=[Field(name="total", dtype=Float64)],
-        source=FileSource(path=f"{root}/settings", timestamp_field="event_timestamp"),
-        ttl=dt.timedelta(0),
-    )
+    view = customer_view("settings", parquet_files(f"{root}/settings"), entities=[])
     store.apply([view])
     store.materialize(START, START + HOUR)
     answer = store.get_online_features(features=["settings:total"], entity_rows=[{"any": 0}] * 2)

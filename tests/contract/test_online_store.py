@@ -10,7 +10,7 @@ from decimal import Decimal
 import boto3
 import pytest
 from boto3.dynamodb.types import TypeDeserializer
-from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast import Entity, ValueType
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
@@ -34,6 +34,7 @@ from feast.types import (
     ZonedTimestamp,
 )
 from feast.types import Decimal as DecimalType
+from views import CUSTOMER, customer_view
 
 from feast_dynamo_ext.dynamo.layouts.packed import entity_of
 from feast_dynamo_ext.errors import (
@@ -44,7 +45,6 @@ from feast_dynamo_ext.errors import (
 )
 
 NOW = dt.datetime.now(tz=dt.timezone.utc).replace(microsecond=123_456)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 PRESENT, NOT_FOUND = FieldStatus.PRESENT, FieldStatus.NOT_FOUND
 OUTSIDE_MAX_AGE = FieldStatus.OUTSIDE_MAX_AGE
 
@@ -58,19 +58,6 @@ def store(open_store, dynamodb, request):
     opened.backend = dynamodb
     yield opened
     opened.teardown()
-
-
-def view(name="orders", ttl=None, entities=(CUSTOMER,), keys=None, tags=None, **features):
-    keys = {"cid": Int64} if keys is None else keys
-    fields = [Field(name=key, dtype=dtype) for key, dtype in {**keys, **features}.items()]
-    return FeatureView(
-        name=name,
-        entities=list(entities),
-        schema=fields,
-        source=FileSource(name=f"{name}_source", path="nowhere", timestamp_field="t"),
-        ttl=ttl or dt.timedelta(0),
-        tags=tags,
-    )
 
 
 def key(**values) -> EntityKey:
@@ -154,7 +141,7 @@ EVERY_TYPE = {
 
 
 def test_every_feast_type_round_trips(store):
-    orders = view(**{name: dtype for name, (dtype, _) in EVERY_TYPE.items()})
+    orders = customer_view(**{name: dtype for name, (dtype, _) in EVERY_TYPE.items()})
     store.apply([CUSTOMER, orders])
     values = {name: value for name, (_, value) in EVERY_TYPE.items()}
     write(store, orders, [(key(cid=1), values, NOW, None)])
@@ -166,7 +153,7 @@ def test_every_feast_type_round_trips(store):
 
 
 def test_rows_found_and_not_found_in_the_order_of_the_request(store):
-    orders = view(total=Float64, count=Int64)
+    orders = customer_view(total=Float64, count=Int64)
     store.apply([CUSTOMER, orders])
     write(
         store,
@@ -191,11 +178,9 @@ def test_rows_found_and_not_found_in_the_order_of_the_request(store):
 
 def test_views_with_different_entities_aliases_and_none_are_read_together(store):
     shop = Entity(name="shop", join_keys=["sid"], value_type=ValueType.STRING)
-    orders = view(total=Float64)
-    pairs = view(
-        "pairs", entities=(CUSTOMER, shop), keys={"cid": Int64, "sid": String}, visits=Int64
-    )
-    settings = view("settings", entities=(), keys={}, discount=Float64)
+    orders = customer_view(total=Float64)
+    pairs = customer_view("pairs", entities=(CUSTOMER, shop), visits=Int64)
+    settings = customer_view("settings", entities=(), discount=Float64)
     store.apply([CUSTOMER, shop, orders, pairs, settings])
     write(store, orders, [(key(cid=n), {"total": float(n)}, NOW, None) for n in (1, 2)])
     write(store, pairs, [(key(cid=1, sid="a"), {"visits": 3}, NOW, None)])
@@ -215,7 +200,7 @@ def test_views_with_different_entities_aliases_and_none_are_read_together(store)
 def test_one_view_under_two_names(store):
     from feast import FeatureService
 
-    orders = view(total=Float64)
+    orders = customer_view(total=Float64)
     service = FeatureService(
         name="pair",
         features=[
@@ -236,7 +221,7 @@ def test_one_view_under_two_names(store):
 
 
 def test_of_rows_with_one_key_the_newest_is_kept(store):
-    orders = view(total=Float64)
+    orders = customer_view(total=Float64)
     store.apply([CUSTOMER, orders])
     earlier = NOW - dt.timedelta(hours=1)
     rows = [
@@ -249,7 +234,7 @@ def test_of_rows_with_one_key_the_newest_is_kept(store):
 
 
 def test_a_row_past_its_ttl_is_outside_max_age_and_carries_the_ttl_attribute(store):
-    orders = view(ttl=dt.timedelta(days=1), total=Float64)
+    orders = customer_view(ttl=dt.timedelta(days=1), total=Float64)
     store.apply([CUSTOMER, orders])
     client, name = table_of(store)
     ttl = client.describe_time_to_live(TableName=name)["TimeToLiveDescription"]
@@ -275,13 +260,13 @@ def scan(client, name):
 
 
 def test_old_items_stay_readable_when_a_view_changes(store):
-    before = view(total=Float64, count=Int32, gone=String, kind=String)
+    before = customer_view(total=Float64, count=Int32, gone=String, kind=String)
     store.apply([CUSTOMER, before])
     old = {"total": 1.5, "count": 7, "gone": "x", "kind": "text"}
     write(store, before, [(key(cid=1), old, NOW, None)])
 
     # added: fresh; removed: gone; widened: count; retyped: kind; and another order
-    after = view(fresh=Float64, kind=Int64, count=Int64, total=Float64)
+    after = customer_view(fresh=Float64, kind=Int64, count=Int64, total=Float64)
     store.apply([CUSTOMER, after])
     write(
         store,
@@ -303,21 +288,21 @@ def test_old_items_stay_readable_when_a_view_changes(store):
 
 
 def test_items_written_after_a_read_or_into_a_new_table_can_be_read_by_others(store, open_store):
-    orders = view(total=Float64)
+    orders = customer_view(total=Float64)
     online = {"region": "us-east-1", "endpoint_url": store.backend.endpoint}
     for total in (1.0, 2.0):  # the second time the table is a new one, in the same process
         store.apply([CUSTOMER, orders])
         assert read(store, ["orders:total"], [{"cid": 1}]).to_dict()["total"] == [None]
         write(store, orders, [(key(cid=1), {"total": total}, NOW, None)])
         other = open_store(store.project, online=online)
-        changed = view(fresh=Int64, total=Float64)
+        changed = customer_view(fresh=Int64, total=Float64)
         (row,) = other.provider.online_read(other.config, changed, [key(cid=1)])
         assert row == (NOW, {"total": Value(double_val=total)})
         store.teardown()
 
 
 def test_the_table_is_on_demand_and_its_keys_can_be_read_back(store):
-    orders = view(total=Float64, tags={"team": "growth"})
+    orders = customer_view(total=Float64, tags={"team": "growth"})
     store.apply([CUSTOMER, orders])
     write(store, orders, [(key(cid=41), {"total": 1.0}, NOW, NOW)])
     client, name = table_of(store)
@@ -330,14 +315,14 @@ def test_the_table_is_on_demand_and_its_keys_can_be_read_back(store):
 
 
 def test_a_second_apply_changes_nothing_and_other_peoples_tags_stay(store):
-    orders = view(total=Float64, tags={"team": "growth"})
+    orders = customer_view(total=Float64, tags={"team": "growth"})
     store.apply([CUSTOMER, orders])
     client, name = table_of(store)
     if store.backend.has_tags:
         arn = client.describe_table(TableName=name)["Table"]["TableArn"]
         client.tag_resource(ResourceArn=arn, Tags=[{"Key": "cost", "Value": "42"}])
     before = client.describe_table(TableName=name)["Table"]
-    store.apply([CUSTOMER, view(total=Float64, tags={"team": "growth"})])
+    store.apply([CUSTOMER, customer_view(total=Float64, tags={"team": "growth"})])
     assert client.describe_table(TableName=name)["Table"] == before
     if store.backend.has_tags:
         tags = client.list_tags_of_resource(ResourceArn=arn)["Tags"]
@@ -349,7 +334,7 @@ def test_a_second_apply_changes_nothing_and_other_peoples_tags_stay(store):
 
 
 def test_a_removed_view_keeps_its_table_unless_told_otherwise(store, open_store, caplog):
-    orders = view(total=Float64)
+    orders = customer_view(total=Float64)
     store.apply([CUSTOMER, orders])
     client, name = table_of(store)
     store.apply([], objects_to_delete=[orders], partial=False)
@@ -376,11 +361,11 @@ def test_a_table_of_another_layout_is_refused_by_name(store):
         BillingMode="PAY_PER_REQUEST",
     )
     with pytest.raises(TableLayoutError, match=rf"{name}.*entity_id \(S\).*table_name_template"):
-        store.apply([CUSTOMER, view(total=Float64)])
+        store.apply([CUSTOMER, customer_view(total=Float64)])
 
 
 def test_a_missing_table_is_named_with_the_way_out(store):
-    orders = view(total=Float64)
+    orders = customer_view(total=Float64)
     store.apply([CUSTOMER, orders])
     client, name = table_of(store)
     client.delete_table(TableName=name)
@@ -391,7 +376,7 @@ def test_a_missing_table_is_named_with_the_way_out(store):
 
 
 def test_rows_that_dynamodb_cannot_hold_are_refused_before_anything_is_written(store):
-    orders = view("notes", keys={"cid": Int64}, text=String)
+    orders = customer_view("notes", text=String)
     store.apply([CUSTOMER, orders])
     fits = (key(cid=1), {"text": "x"}, NOW, None)
     with pytest.raises(ItemTooLargeError, match=r"`notes`.*409,600"):
@@ -403,23 +388,21 @@ def test_rows_that_dynamodb_cannot_hold_are_refused_before_anything_is_written(s
 
 def test_a_request_without_a_join_key_is_refused_by_name(store):
     shop = Entity(name="shop", join_keys=["sid"], value_type=ValueType.STRING)
-    pairs = view(
-        "pairs", entities=(CUSTOMER, shop), keys={"cid": Int64, "sid": String}, visits=Int64
-    )
+    pairs = customer_view("pairs", entities=(CUSTOMER, shop), visits=Int64)
     store.apply([CUSTOMER, shop, pairs])
     with pytest.raises(EntityKeyError, match=r"`pairs`.*\['sid'\]"):
         read(store, ["pairs:visits"], [{"cid": 1}])
 
 
 def test_a_request_without_rows_is_refused(store):
-    orders = view(total=Float64)
+    orders = customer_view(total=Float64)
     store.apply([CUSTOMER, orders])
     with pytest.raises(EntityKeyError, match=r"`orders` has no entity rows"):
         read(store, ["orders:total"], {"cid": []})
 
 
 def test_online_read_answers_event_times_and_values_per_key(store):
-    orders = view(total=Float64, count=Int64)
+    orders = customer_view(total=Float64, count=Int64)
     store.apply([CUSTOMER, orders])
     write(store, orders, [(key(cid=1), {"total": 1.0, "count": 2}, NOW, None)])
     provider = store._get_provider()
@@ -432,7 +415,7 @@ def test_online_read_answers_event_times_and_values_per_key(store):
 
 def test_a_view_wider_than_any_projection_expression_is_read_whole(store):
     names = [f"a_feature_with_a_long_name_{number:03}" for number in range(300)]
-    wide = view("wide", **dict.fromkeys(names, Int64))
+    wide = customer_view("wide", **dict.fromkeys(names, Int64))
     store.apply([CUSTOMER, wide])
     write(
         store,
@@ -446,7 +429,7 @@ def test_a_view_wider_than_any_projection_expression_is_read_whole(store):
 def test_an_item_of_somebody_else_is_reported_not_misread(store):
     from feast_dynamo_ext.errors import ItemFormatError
 
-    orders = view(total=Float64)
+    orders = customer_view(total=Float64)
     store.apply([CUSTOMER, orders])
     write(store, orders, [(key(cid=1), {"total": 1.0}, NOW, None)])
     client, name = table_of(store)

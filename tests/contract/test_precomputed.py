@@ -13,12 +13,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.data_source import PushSource
+from feast import Entity, FeatureService, FeatureView, Field, ValueType
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Array, Float64, Int32, Int64, String
+from views import CUSTOMER, customer_view, parquet_files, pushed
 
 from feast_dynamo_ext.columns import ENTITYLESS_KEY
 from feast_dynamo_ext.dynamo.layouts.packed import entity_of
@@ -27,7 +27,6 @@ from feast_dynamo_ext.errors import ConfigError, OnlineStoreError
 NOW = dt.datetime.now(tz=dt.timezone.utc).replace(microsecond=123_456)
 OLD = NOW - dt.timedelta(days=2)
 DAY = dt.timedelta(days=1)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 SHOP = Entity(name="shop", join_keys=["sid"], value_type=ValueType.INT64)
 PRESENT, NOT_FOUND = FieldStatus.PRESENT, FieldStatus.NOT_FOUND
 OUTSIDE_MAX_AGE = FieldStatus.OUTSIDE_MAX_AGE
@@ -45,17 +44,11 @@ def store(open_store, dynamodb):
     opened.teardown()
 
 
-def view(name, ttl=None, entities=(CUSTOMER,), path="nowhere", **features) -> FeatureView:
-    keys = {"customer": ("cid", Int64), "shop": ("sid", Int64)}
-    fields = [Field(name=keys[one.name][0], dtype=keys[one.name][1]) for one in entities]
-    source = FileSource(name=f"{name}_source", path=str(path), timestamp_field="t")
-    return FeatureView(
-        name=name,
-        entities=list(entities),
-        schema=[*fields, *(Field(name=key, dtype=kind) for key, kind in features.items())],
-        source=PushSource(name=f"{name}_push", batch_source=source),
-        ttl=ttl or dt.timedelta(0),
-    )
+def view(
+    name, ttl=dt.timedelta(0), entities=(CUSTOMER,), path="nowhere", **features
+) -> FeatureView:
+    source = parquet_files(path, "t", name=f"{name}_source")
+    return customer_view(name, pushed(name, source), entities=entities, ttl=ttl, **features)
 
 
 def services(*features, name="churn") -> tuple[FeatureService, FeatureService]:

@@ -9,25 +9,23 @@ import pandas as pd
 import pytest
 from beside_feast import CUSTOMERS, END, START, at
 from feast import (
-    Entity,
     FeatureView,
     Field,
     LabelView,
     OnDemandFeatureView,
     PushSource,
     StreamFeatureView,
-    ValueType,
 )
 from feast.data_source import PushMode
 from feast.transformation.pandas_transformation import PandasTransformation
 from feast.transformation.python_transformation import PythonTransformation
 from feast.types import Float64, Int64, String
+from views import CUSTOMER
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.* are experimental features:RuntimeWarning"),
 ]
 
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 FOREVER = dt.timedelta(0)
 MATERIALIZED = [(2.0, 1), (3.5, 0), (4.0, 5), None]
 # 1: newer than what is materialized; 4: new

@@ -11,16 +11,16 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast import FeatureView, Field, FileSource
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Float64, Int64
+from views import CUSTOMER
 
 from feast_dynamo_ext import ViewSettings
 from feast_dynamo_ext.errors import IncompleteReadError
 
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 SCHEMA = [Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)]
 NOW = dt.datetime.now(tz=dt.timezone.utc)
 PRESENT, NOT_FOUND = FieldStatus.PRESENT, FieldStatus.NOT_FOUND

@@ -22,6 +22,7 @@ from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConf
 from feast.data_format import DeltaFormat
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.types import Int64
+from repos import REGION, NoRegistry, repo_config, write_repo_yaml
 
 from feast_dynamo_ext import S3ParquetSource
 from feast_dynamo_ext.errors import AccessDeniedError, SourceNotFoundError, SourceReadError
@@ -34,8 +35,9 @@ from feast_dynamo_ext.parquet.compaction.snapshot import Target
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.sagemaker.manifest import SourceFile, listed_files
 
+pytestmark = pytest.mark.server  # they start servers of their own
+
 UTC = dt.timezone.utc
-REGION = "us-east-1"
 SCHEMA = [Field(name="cid", dtype=Int64), Field(name="x", dtype=Int64)]
 
 
@@ -46,20 +48,7 @@ def parquet(**columns) -> bytes:
 
 
 def config_of(endpoint: str, folder: Path) -> RepoConfig:
-    config = RepoConfig(
-        project="p",
-        provider="feast_dynamo_ext.DynamoProvider",
-        registry=str(folder / "registry.db"),
-        online_store={"type": "feast_dynamo_ext.DynamoOnlineStore", "region": REGION},
-        offline_store={
-            "type": "feast_dynamo_ext.S3ParquetOfflineStore",
-            "region": REGION,
-            "endpoint_url": endpoint,
-        },
-        entity_key_serialization_version=3,
-    )
-    config.repo_path = folder
-    return config
+    return repo_config(folder, region=REGION, endpoint_url=endpoint)
 
 
 @pytest.fixture
@@ -353,13 +342,6 @@ def test_a_prefix_that_may_not_be_written_is_named_and_nothing_is_left(sales, ha
     assert s3.list_objects_v2(Bucket="history", Prefix="aa/")["KeyCount"] == 2
 
 
-class NoRegistry:
-    """A registry without on-demand views, which is all a retrieval asks it for."""
-
-    def list_on_demand_feature_views(self, *args, **kwargs):
-        return []
-
-
 def test_more_files_than_one_page_of_a_listing(half_allowed, tmp_path, monkeypatch):
     endpoint, keys, _ = half_allowed
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
@@ -404,28 +386,14 @@ orders = FeatureView(
 )
 """
 
-YAML = """
-project: shop
-provider: feast_dynamo_ext.DynamoProvider
-registry: registry.db
-online_store:
-  type: feast_dynamo_ext.DynamoOnlineStore
-  region: us-east-1
-  endpoint_url: {endpoint}
-offline_store:
-  type: feast_dynamo_ext.S3ParquetOfflineStore
-  region: us-east-1
-  endpoint_url: {endpoint}
-entity_key_serialization_version: 3
-"""
-
 
 def test_feast_apply_infers_its_schema_and_keeps_it(put, moto_endpoint, bucket, tmp_path):
     moment = dt.datetime(2025, 1, 31, 12, tzinfo=UTC)
     event = pa.array([moment], pa.timestamp("us", "UTC"))
     put("orders/dt=2025-01-30/a.parquet", cid=[1], event=event, n=pa.array([1], pa.int32()))
     put("orders/dt=2025-01-31/a.parquet", cid=[1], event=event, n=[2], late=["x"])
-    (tmp_path / "feature_store.yaml").write_text(YAML.format(endpoint=moto_endpoint))
+    aws = {"region": REGION, "endpoint_url": moto_endpoint}
+    write_repo_yaml(tmp_path, project="shop", online=aws, offline=aws)
     (tmp_path / "repo.py").write_text(REPO.format(path=f"s3://{bucket}/orders"))
     feast = Path(sys.executable).with_name("feast")
     done = subprocess.run(

@@ -9,14 +9,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast import FeatureService, FeatureView
 from feast.dqm.profilers.profiler import Profile, Profiler, ValidationReport
 from feast.feature_logging import LoggingConfig
 from feast.infra.offline_stores.file_source import (
     FileLoggingDestination,
     SavedDatasetFileStorage,
 )
-from feast.types import Float64, Int64
+from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.aws import AwsSettings
@@ -32,7 +32,6 @@ from feast_dynamo_ext.storage import UPLOAD_BYTES, S3Files, files_of
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 HOUR = dt.timedelta(hours=1)
 TIME = pa.timestamp("us", tz="UTC")
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 ENTITIES = pd.DataFrame(
     {"cid": [2, 1, 3], "event_timestamp": pd.to_datetime([START, START + HOUR, START])}
 )
@@ -63,13 +62,7 @@ def s3(moto_endpoint):
 
 @pytest.fixture
 def view(root) -> FeatureView:
-    return FeatureView(
-        name="orders",
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
-        source=FileSource(name="orders", path=f"{root}/orders", timestamp_field="event_timestamp"),
-        ttl=dt.timedelta(0),
-    )
+    return customer_view(source=parquet_files(f"{root}/orders", name="orders"))
 
 
 @pytest.fixture

@@ -28,14 +28,12 @@ from feast import (
     FeatureService,
     FeatureStore,
     FeatureView,
-    Field,
-    FileSource,
-    PushSource,
     ValueType,
 )
 from feast.feature_view import FeatureViewState
 from feast.types import Int64, String
 from feature_server import FeastServe, Gate, Server, serving, start_gate
+from views import customer_view, pushed
 
 from feast_dynamo_ext.aws import AwsSettings, filesystem
 
@@ -51,21 +49,17 @@ pytestmark = pytest.mark.dynamodb_local
 # A project
 
 
-def view(name: str, *features: Field) -> FeatureView:
-    source = FileSource(name=f"{name}_batch", path="nowhere", timestamp_field="t")
-    return FeatureView(
-        name=name,
-        entities=[Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)],
-        schema=[Field(name="user_id", dtype=Int64), *features],
-        source=PushSource(name=f"{name}_push", batch_source=source),
-        ttl=dt.timedelta(0),
-    )
+USER = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
+
+
+def view(name: str, **features) -> FeatureView:
+    return customer_view(name, pushed(name), entities=[USER], **features)
 
 
 VIEWS = [
-    view("profile", Field(name="age", dtype=Int64), Field(name="city", dtype=String)),
-    view("orders", Field(name="count", dtype=Int64), Field(name="sum", dtype=Int64)),
-    view("clicks", Field(name="last", dtype=Int64)),
+    view("profile", age=Int64, city=String),
+    view("orders", count=Int64, sum=Int64),
+    view("clicks", last=Int64),
 ]
 ORDERS = ["orders:count", "orders:sum"]
 
@@ -104,8 +98,7 @@ def make_repo(tmp_path, dynamodb_local):
         file = tmp_path / "feature_store.yaml"
         file.write_text(yaml.safe_dump(settings))
         store = FeatureStore(str(tmp_path))
-        user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
-        store.apply([user, *VIEWS, FeatureService(name="ranking", features=VIEWS)])
+        store.apply([USER, *VIEWS, FeatureService(name="ranking", features=VIEWS)])
         for name, rows in rows_of_all().items():
             store.write_to_online_store(name, rows)
         made.append(store)

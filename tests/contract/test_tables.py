@@ -11,14 +11,15 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import boto3
 import pytest
 import urllib3
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.infra.online_stores.sqlite import SqliteTable
 from feast.repo_contents import RepoContents
-from feast.types import Float64, Int64
+from repos import REGION, write_repo_yaml
+from views import CUSTOMER, customer_view
 
 from feast_dynamo_ext import TableSettings, ViewSettings
 from feast_dynamo_ext.errors import (
@@ -31,10 +32,13 @@ from feast_dynamo_ext.errors import (
 )
 from feast_dynamo_ext.local import start_moto, stop
 
-REGION = "us-east-1"
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+pytestmark = pytest.mark.server  # they start servers of their own
+
 IAM = Path(__file__).parents[2] / "docs" / "snippets" / "iam"
 FEAST = Path(sys.executable).parent / "feast"
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 READS = {
     "DescribeTable",
     "DescribeTimeToLive",
@@ -45,13 +49,8 @@ READS = {
 
 
 def view(name="orders", tags=None, **settings):
-    return FeatureView(
-        name=name,
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
-        source=FileSource(name=f"{name}_source", path="nowhere", timestamp_field="t"),
-        tags={**(tags or {}), **ViewSettings(table=TableSettings(**settings)).tags()},
-    )
+    settings = ViewSettings(table=TableSettings(**settings))
+    return customer_view(name, tags={**(tags or {}), **settings.tags()})
 
 
 @dataclass
@@ -654,22 +653,8 @@ def test_the_feast_command_plans_applies_and_tears_down(on_moto, tmp_path):
     folder = tmp_path / "repo"
     folder.mkdir()
     definitions = folder / "definitions.py"
-    (folder / "feature_store.yaml").write_text(
-        json.dumps(
-            {
-                "project": repo.project,
-                "provider": "feast_dynamo_ext.DynamoProvider",
-                "registry": "registry.db",
-                "entity_key_serialization_version": 3,
-                "online_store": {
-                    "type": "feast_dynamo_ext.DynamoOnlineStore",
-                    "region": REGION,
-                    "endpoint_url": repo.endpoint,
-                },
-                "offline_store": {"type": "feast_dynamo_ext.S3ParquetOfflineStore"},
-            }
-        )
-    )
+    online = {"region": REGION, "endpoint_url": repo.endpoint}
+    write_repo_yaml(folder, project=repo.project, online=online)
 
     def feast(command: str, *options: str) -> str:
         result = subprocess.run(

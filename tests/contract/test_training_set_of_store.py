@@ -9,8 +9,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast import FeatureStore
 from feast.types import Float64, Int64
+from repos import open_repo_config
+from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext import aws, sagemaker
 from feast_dynamo_ext.aws import AwsSettings
@@ -45,20 +47,10 @@ def store(open_store, bucket, moto_endpoint, monkeypatch):
     )
     filesystem, path = aws.filesystem(f"s3://{bucket}/orders/a.parquet", AwsSettings("us-east-1"))
     pq.write_table(history, path, filesystem=filesystem)
-    customer = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
-    orders = FeatureView(
-        name="orders",
-        entities=[customer],
-        schema=[
-            Field(name="cid", dtype=Int64),
-            Field(name="total", dtype=Float64),
-            Field(name="orders", dtype=Int64),
-        ],
-        source=FileSource(path=f"s3://{bucket}/orders", timestamp_field="event_timestamp"),
-        ttl=dt.timedelta(0),
-    )
+    source = parquet_files(f"s3://{bucket}/orders")
+    orders = customer_view(source=source, total=Float64, orders=Int64)
     store = open_store(online={"region": "us-east-1"})
-    store.apply([customer, orders])
+    store.apply([CUSTOMER, orders])
     yield store
     store.teardown()
 
@@ -119,13 +111,6 @@ def test_a_changed_definition_changes_its_hash(store, bucket):
 
 
 def test_another_provider_is_refused(tmp_path):
-    from feast import FeatureStore, RepoConfig
-
-    config = RepoConfig(
-        project="p",
-        provider="local",
-        registry=str(tmp_path / "registry.db"),
-        entity_key_serialization_version=3,
-    )
+    config = open_repo_config(tmp_path, provider="local")
     with pytest.raises(ConfigError, match=r"feast_dynamo_ext\.DynamoProvider"):
         write(FeatureStore(config=config), "nowhere")

@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import boto3
 import pandas as pd
 import pytest
-from feast import Entity, FeatureView, Field, FileSource, PushSource, RepoConfig, ValueType
+from feast import FeatureView, Field, FileSource, PushSource, RepoConfig
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Int64, String
+from views import CUSTOMER, customer_view, no_files, pushed
 
 from feast_dynamo_ext import DynamoOnlineStore
 from feast_dynamo_ext.dynamo.client import Connection
@@ -28,7 +29,6 @@ from feast_dynamo_ext.online_store import DynamoOnlineStoreConfig
 from feast_dynamo_ext.view_settings import ViewSettings
 
 NOW = dt.datetime.now(tz=dt.timezone.utc).replace(microsecond=123_456)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 # (created time, ttl in seconds) of the row that is there before, or no row
 HELD = (None, (None, None), (1, 60), (None, 60), (1, None))
 
@@ -37,22 +37,9 @@ HELD = (None, (None, None), (1, 60), (None, 60), (1, None))
 CUSTOMER_KEY = b"\x01\0\0\0\x02\0\0\0\x03\0\0\0cid\x04\0\0\0\x08\0\0\0"
 
 
-def view(name="orders", tags=None, ttl=None) -> FeatureView:
-    source = FileSource(
-        name=f"{name}_batch", path="nowhere", timestamp_field="t", created_timestamp_column="made"
-    )
-    return FeatureView(
-        name=name,
-        entities=[CUSTOMER],
-        schema=[
-            Field(name="cid", dtype=Int64),
-            Field(name="number", dtype=Int64),
-            Field(name="text", dtype=String),
-        ],
-        source=PushSource(name=f"{name}_push", batch_source=source),
-        ttl=ttl or dt.timedelta(0),
-        tags=tags,
-    )
+def view(name="orders", tags=None, ttl=dt.timedelta(0)) -> FeatureView:
+    source = pushed(name, no_files(name, created_timestamp_column="made"))
+    return customer_view(name, source, ttl=ttl, tags=tags, number=Int64, text=String)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_ent
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 from feast.types import Float64, Int64, String
+from views import CUSTOMER
 
 from feast_dynamo_ext.dynamo.layouts.packed import Row
 from feast_dynamo_ext.view_settings import ViewSettings
@@ -23,7 +24,6 @@ from feast_dynamo_ext.view_settings import ViewSettings
 BASE = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 FEATURES = ("number", "score", "text")
 
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 PRODUCT = Entity(name="product", join_keys=["pid"], value_type=ValueType.STRING)
 
 

@@ -12,11 +12,10 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.feature_view import FeatureViewState
 from feast.infra.key_encoding_utils import deserialize_entity_key
-from feast.types import Float64, Int64
 from rule_proxy import RESET, THROTTLED, RuleProxy
+from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.dynamo.control_items import ControlItem
 from feast_dynamo_ext.errors import AwsUnavailableError, IncompleteWriteError, LeaseLostError
@@ -25,13 +24,13 @@ from feast_dynamo_ext.materialize.lease import LEASE
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from feast import FeatureStore, FeatureView
     from rule_proxy import Asked
 
 pytestmark = pytest.mark.dynamodb_local
 
 START = dt.datetime(2025, 1, 1, tzinfo=dt.timezone.utc)
 END = START + dt.timedelta(days=1)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 RESERVED = b"\xff\xff\xff\xff"
 MODES = ["overwrite", "newest_wins"]
 
@@ -148,13 +147,7 @@ def keep_history(folder: Path, rows: int) -> None:
 
 
 def view(folder: Path, name: str) -> FeatureView:
-    return FeatureView(
-        name=name,
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
-        source=FileSource(path=str(folder / "history.parquet"), timestamp_field="t"),
-        ttl=dt.timedelta(0),
-    )
+    return customer_view(name, parquet_files(folder / "history.parquet", "t"))
 
 
 # Trouble that passes

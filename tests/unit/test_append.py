@@ -13,10 +13,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureView, Field, FileSource, PushSource, RepoConfig, ValueType
+from feast import FeatureView, FileSource, PushSource
 from feast.data_format import DeltaFormat
 from feast.data_source import PushMode
 from feast.types import Float64, Int64
+from repos import repo_config
+from views import CUSTOMER, customer_view
 
 from feast_dynamo_ext import S3ParquetSource
 from feast_dynamo_ext.errors import (
@@ -32,35 +34,10 @@ from feast_dynamo_ext.storage import LocalFiles
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 HOUR = dt.timedelta(hours=1)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 TIME = pa.timestamp("us", "UTC")
 
 # Python 3.12 warns of any fork beside threads; the children here wait for none of them.
 forks = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-
-
-def repo_config(folder: Path) -> RepoConfig:
-    config = RepoConfig(
-        project="p",
-        provider="feast_dynamo_ext.DynamoProvider",
-        registry=f"{folder}/registry.db",
-        online_store={"type": "feast_dynamo_ext.DynamoOnlineStore"},
-        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore"},
-        entity_key_serialization_version=3,
-    )
-    config.repo_path = folder
-    return config
-
-
-def view_of(source, **schema) -> FeatureView:
-    fields = [Field(name=name, dtype=dtype) for name, dtype in schema.items()]
-    return FeatureView(
-        name="orders",
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), *(fields or [Field(name="total", dtype=Float64)])],
-        source=source,
-        ttl=dt.timedelta(0),
-    )
 
 
 def rows(*values, at=START, **more) -> pa.Table:
@@ -93,7 +70,7 @@ def history(folder: Path, view: FeatureView) -> list[dict]:
 def orders(tmp_path) -> FeatureView:
     (tmp_path / "orders").mkdir()
     pq.write_table(rows(1.0), tmp_path / "orders" / "old.parquet")
-    return view_of(FileSource(path="orders", timestamp_field="event_timestamp"))
+    return customer_view(source=FileSource(path="orders", timestamp_field="event_timestamp"))
 
 
 def test_old_files_are_left_alone_and_progress_is_told(tmp_path, orders):
@@ -165,11 +142,11 @@ def test_a_delta_table_is_refused(tmp_path, orders):
         path=orders.batch_source.path, file_format=DeltaFormat(), timestamp_field="event_timestamp"
     )
     with pytest.raises(OfflineStoreError, match=r"Delta table.*Delta's own writer"):
-        append(tmp_path, view_of(source), rows(2.0))
+        append(tmp_path, customer_view(source=source), rows(2.0))
 
 
 def test_a_feature_that_was_added_to_the_view_is_kept(tmp_path, orders):
-    wider = view_of(orders.batch_source, total=Float64, count=Int64)
+    wider = customer_view(source=orders.batch_source, total=Float64, count=Int64)
     append(tmp_path, wider, rows(2.0, count=pa.nulls(1)))
     append(tmp_path, wider, rows(3.0, count=pa.array([9], pa.int32())))
     job = S3ParquetOfflineStore.pull_all_from_table_or_query(
@@ -185,8 +162,8 @@ def test_the_field_mapping_is_undone_and_an_index_is_no_column(tmp_path):
         rows(1.0).rename_columns(["user", "event_timestamp", "sum"]),
         tmp_path / "orders" / "a.parquet",
     )
-    view = view_of(
-        FileSource(
+    view = customer_view(
+        source=FileSource(
             path="orders",
             timestamp_field="event_timestamp",
             field_mapping={"user": "cid", "sum": "total"},
@@ -200,7 +177,7 @@ def test_rows_go_into_the_hive_partitions_that_there_are(tmp_path):
     for folder in ("region=eu/month=01", "region=north%20america/month=02"):
         (tmp_path / "orders" / folder).mkdir(parents=True)
         pq.write_table(rows(1.0), tmp_path / "orders" / folder / "old.parquet")
-    view = view_of(FileSource(path="orders", timestamp_field="event_timestamp"))
+    view = customer_view(source=FileSource(path="orders", timestamp_field="event_timestamp"))
     given = rows(2.0, 3.0, 4.0, month=[1, 2, 11], region=["eu", "north america", None])
     append(tmp_path, view, given)
     folders = {str(Path(name).parent) for name in files_in(tmp_path / "orders")}
@@ -227,7 +204,9 @@ def test_rows_go_into_the_hive_partitions_that_there_are(tmp_path):
     ],
 )
 def test_folders_are_made_of_the_event_time(tmp_path, source, folders):
-    view = view_of(S3ParquetSource(path="orders", timestamp_field="event_timestamp", **source))
+    view = customer_view(
+        source=S3ParquetSource(path="orders", timestamp_field="event_timestamp", **source)
+    )
     kind = pa.timestamp("us", "Asia/Kolkata")
     times = pa.array([START - dt.timedelta(microseconds=1), START], kind)
     table = rows(1.0, 2.0).set_column(1, "event_timestamp", times)
@@ -248,7 +227,7 @@ def test_one_file_and_globs_are_no_folders_to_append_to(tmp_path, orders):
         ("orders/old.parquet", "is one Parquet file"),
         ("orders/*", "is a glob"),
     ):
-        view = view_of(FileSource(path=path, timestamp_field="event_timestamp"))
+        view = customer_view(source=FileSource(path=path, timestamp_field="event_timestamp"))
         with pytest.raises(OfflineStoreError, match=message):
             append(tmp_path, view, rows(2.0))
 
@@ -261,7 +240,7 @@ def test_the_first_push_begins_the_history(open_store, tmp_path):
         timestamp_field="event_timestamp",
         created_timestamp_column="created",
     )
-    view = view_of(PushSource(name="pushed", batch_source=batch))
+    view = customer_view(source=PushSource(name="pushed", batch_source=batch))
     store.registry.apply_entity(CUSTOMER, "p")
     store.registry.apply_data_source(batch, "p")
     store.registry.apply_data_source(view.stream_source, "p")
@@ -278,7 +257,7 @@ def test_the_first_push_begins_the_history(open_store, tmp_path):
 
 
 def _append_many(folder: Path, first: int) -> None:
-    view = view_of(FileSource(path="orders", timestamp_field="event_timestamp"))
+    view = customer_view(source=FileSource(path="orders", timestamp_field="event_timestamp"))
     for number in range(first, first + 5):
         append(folder, view, rows(float(number)))
 
@@ -365,7 +344,7 @@ def test_rows_do_not_bring_the_columns_that_follow_from_event_time(open_store, t
     source = S3ParquetSource(
         name="days", path="orders", timestamp_field="event_timestamp", date_partition_column="dt"
     )
-    view = view_of(source)
+    view = customer_view(source=source)
     store.registry.apply_entity(CUSTOMER, "p")
     store.registry.apply_data_source(source, "p")
     store.registry.apply_feature_view(view, "p")

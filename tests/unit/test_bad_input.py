@@ -8,11 +8,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast import FeatureView, ValueType
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import load_repo_config
-from feast.types import Float64, Int64, String
+from feast.types import Float64, String
+from repos import NoRegistry
+from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext import errors
 from feast_dynamo_ext.dynamo.encoding.values import encode_column
@@ -29,7 +31,6 @@ from feast_dynamo_ext.errors import (
 )
 
 NOON = dt.datetime(2026, 1, 1, 12, tzinfo=dt.timezone.utc)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 
 YAML = """
 project: shop
@@ -158,13 +159,7 @@ def test_an_endpoint_nobody_listens_on_is_named(open_store):
 
 
 def orders(path: str, dtype=Float64, **source) -> FeatureView:
-    return FeatureView(
-        name="orders",
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=dtype)],
-        source=FileSource(name="orders", path=path, timestamp_field="event_timestamp", **source),
-        ttl=dt.timedelta(0),
-    )
+    return customer_view(source=parquet_files(path, name="orders", **source), total=dtype)
 
 
 def retrieve(open_store, tmp_path, frame, **columns):
@@ -178,10 +173,6 @@ def retrieve(open_store, tmp_path, frame, **columns):
     pq.write_table(pa.table(history), tmp_path / "orders.parquet")
     config = open_store(online={"region": "us-east-1"}).config
     from feast_dynamo_ext import S3ParquetOfflineStore
-
-    class NoRegistry:
-        def list_on_demand_feature_views(self, *args, **kwargs):
-            return []
 
     job = S3ParquetOfflineStore.get_historical_features(
         config, [orders("orders.parquet")], ["orders:total"], frame, NoRegistry(), "p"

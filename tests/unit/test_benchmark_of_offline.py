@@ -151,6 +151,7 @@ def test_a_wrong_training_set_is_told_from_a_right_one(data, tmp_path):
     assert offline_client.check(unsorted, task) == ""
 
 
+@pytest.mark.slow
 def test_a_whole_run(monkeypatch, tmp_path):
     monkeypatch.setenv("BENCH_DATA", str(tmp_path))
     case = OfflineCase("3 views", TINY, (ASOF, SCANS[0]), once=(ASOF, SCANS[0]))

@@ -9,21 +9,10 @@ from collections import defaultdict
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from entity_shop import (
-    CUSTOMER,
-    PRODUCT,
-    START,
-    UTC,
-    baskets,
-    day,
-    days,
-    open_shop,
-    orders,
-    rates,
-    write,
-)
+from entity_shop import PRODUCT, START, UTC, baskets, day, days, open_shop, orders, rates, write
 from feast import FeatureView, Field, FileSource
 from feast.types import Float64, Int64, String
+from views import CUSTOMER
 
 from feast_dynamo_ext.errors import EntityRowsError, OfflineStoreError, SourceReadError
 

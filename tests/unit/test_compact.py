@@ -7,22 +7,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+import compact_cases
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from compact_cases import (
-    compact,
-    opened,
-    repo_config,
-    seen,
-    target,
-    values,
-    write,
-)
+from compact_cases import compact, opened, seen, target, values, write
+from examples import cases
 from hypothesis import given
 from hypothesis import strategies as st
-from pit_cases import cases
+from repos import repo_config
 
 from feast_dynamo_ext.errors import CompactionConflictError, SourceReadError
 from feast_dynamo_ext.parquet.compaction import compaction
@@ -171,11 +165,12 @@ def test_files_appended_while_a_run_is_at_work_stay(path, config):
     assert values(path, config) == [1, 2]
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_the_old_files_or_the_new_ones(path, config):
     for number in range(4):
         write(path / f"{number}.parquet", [(key, key % 5, 0, key) for key in range(99)], group=99)
     before = sorted(values(path, config))
-    script = Path(__file__).with_name("compact_killed.py")
+    script = Path(compact_cases.__file__).with_name("compact_killed.py")
     command = [sys.executable, script, path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["killed"] * 4, done.stderr
@@ -192,6 +187,7 @@ def test_kill_9_at_any_moment_leaves_the_old_files_or_the_new_ones(path, config)
     assert sorted(values(path, config)) == before
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_part_not_of_the_source(path, config):
     path.mkdir()
     rows, width = 300_000, 16

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from compact_cases import START, UTC, compact, opened, repo_config, target, values, write
+from compact_cases import START, UTC, compact, opened, target, values, write
 from feast import FileSource
 from feast.data_format import DeltaFormat
+from repos import repo_config
 
 from feast_dynamo_ext.errors import CompactionError, OfflineStoreError, SourceReadError
 from feast_dynamo_ext.parquet.compaction.layout import (

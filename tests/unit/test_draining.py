@@ -7,7 +7,8 @@ import base64
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from examples import cases
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.dynamo.batch_get import Reader, TableKeys
@@ -112,7 +113,7 @@ def read(reader: Reader, wanted: list[TableKeys]):
 moods = st.lists(st.sampled_from(["ok", "part", "throttle", "reset"]), max_size=12)
 
 
-@settings(deadline=None)
+@cases()
 @given(moods=moods, stored=st.integers(0, 8), asked=st.integers(1, 12), batch=st.integers(1, 5))
 def test_a_read_is_complete_or_an_error(moods, stored, asked, batch):
     held = {item["k"]["B"]: item for item in items(stored)}
@@ -125,7 +126,7 @@ def test_a_read_is_complete_or_an_error(moods, stored, asked, batch):
     assert found == {"one": expected, "two": expected}
 
 
-@settings(deadline=None)
+@cases()
 @given(moods=moods, count=st.integers(1, 60))
 def test_a_write_is_complete_or_an_error(moods, count):
     dynamo = FlakyDynamo({"t": {}}, list(moods))

@@ -8,10 +8,11 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
+from examples import cases
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.dynamo.encoding import requests as column_base64
@@ -72,7 +73,7 @@ def batches(draw):
 
 
 @given(st.lists(st.binary(max_size=100)), st.integers(0, 3))
-@settings(deadline=None)
+@cases()
 def test_base64_is_that_of_the_standard_library(elements, cut):
     array = pa.array(elements, pa.large_binary()).slice(cut)
     encoded = column_base64.base64_of(array)
@@ -81,7 +82,7 @@ def test_base64_is_that_of_the_standard_library(elements, cut):
 
 
 @given(batches())
-@settings(deadline=None)
+@cases()
 def test_items_are_those_of_to_item(batch):
     rows, encoded = batch
     items = [to_item(row, SCHEMA, encoded.ttl_s, "v") for row in rows]
@@ -96,7 +97,7 @@ def test_items_are_those_of_to_item(batch):
 
 
 @given(batches(), st.sampled_from(Try))
-@settings(deadline=None)
+@cases()
 def test_statements_are_those_of_one_row(batch, how):
     rows, encoded = batch
     expected = [
@@ -144,7 +145,7 @@ def test_requests_written_out():
 
 
 @given(st.lists(st.binary(min_size=1), max_size=9), st.data())
-@settings(deadline=None)
+@cases()
 def test_fragments_are_put_together_with_commas_between(elements, data):
     array = pa.array([element + b"," for element in elements], pa.large_binary())
     start = data.draw(st.integers(0, len(elements)))

@@ -6,11 +6,12 @@ import datetime as dt
 
 import pyarrow as pa
 import pytest
+from examples import cases
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.value_type import ValueType
 from feast_values import feast_values
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.dynamo.keys import encode_keys
@@ -44,7 +45,7 @@ def join_keys(draw):
 
 
 @given(join_keys())
-@settings(deadline=None)
+@cases()
 def test_keys_are_those_that_feast_makes(given_keys):
     join_keys, kinds, columns, rows = given_keys
     encoded = encode_keys(columns, kinds, join_keys, "v", rows)

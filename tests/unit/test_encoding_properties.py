@@ -6,10 +6,11 @@ import datetime as dt
 
 import numpy as np
 import pyarrow as pa
+from examples import cases
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.value_type import ValueType
 from feast_values import feast_values
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.dynamo.encoding.values import encode_column, encode_values
@@ -192,7 +193,7 @@ def by_feast(kind, array):
 
 
 @given(scalar_columns() | list_columns())
-@settings(max_examples=150, deadline=None)
+@cases(150)
 def test_scalars_and_lists_are_feasts_byte_by_byte(column):
     kind, array = column
     encoded = encode_column(array, ValueType[kind], "f")
@@ -207,7 +208,7 @@ def test_scalars_and_lists_are_feasts_byte_by_byte(column):
 
 
 @given(nested_columns())
-@settings(max_examples=150, deadline=None)
+@cases(150)
 def test_maps_structs_and_lists_of_lists_are_feasts(column):
     kind, array = column
     encoded = encode_column(array, ValueType[kind], "f")
@@ -215,7 +216,7 @@ def test_maps_structs_and_lists_of_lists_are_feasts(column):
 
 
 @given(st.lists(scalar_columns() | list_columns(), min_size=1, max_size=6), st.booleans())
-@settings(deadline=None)
+@cases()
 def test_rows_are_packed_as_one_by_one(columns, chunked):
     rows = min(len(array) for _, array in columns)
     kinds = [kind.replace("_SET", "_LIST") for kind, _ in columns]

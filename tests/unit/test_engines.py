@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import FileSource
-from pit_cases import repo_config
+from pit_cases import plan_config
 
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStoreConfig, engine_for
 from feast_dynamo_ext.parquet.source import ParquetSource
@@ -72,7 +72,7 @@ def test_a_matcher_gives_positions_of_one_view_after_the_other(tmp_path, engine)
     made = pa.array([day, None, None], pa.timestamp("us", "UTC"))
     pq.write_table(pa.table({"k": [1, 1, 2], "t": times, "c": made}), tmp_path / "a.parquet")
     source = FileSource(name="s", path=str(tmp_path / "a.parquet"), timestamp_field="t")
-    opened = ParquetSource.open(source, repo_config())
+    opened = ParquetSource.open(source, plan_config())
     entities = EntityRows.from_frame(
         pa.table({"k": [2, 1, 3], "event_timestamp": pa.array([day] * 3)})
     )

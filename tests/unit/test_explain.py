@@ -4,42 +4,26 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureView, Field, FileSource, RepoConfig, ValueType
-from feast.types import Float64, Int64
+from feast import FeatureView, FileSource
+from repos import NoRegistry, repo_config
+from views import customer_view
 
 from feast_dynamo_ext import S3ParquetSource
 from feast_dynamo_ext.errors import ColumnNotFoundError
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 DAY = dt.timedelta(days=1)
 FRAME = pd.DataFrame({"cid": [1, 2], "event_timestamp": [START + 3 * DAY, START + 4 * DAY]})
-
-
-class NoRegistry:
-    """A registry without on-demand views, which is all these retrievals ask it for."""
-
-    def list_on_demand_feature_views(self, *args, **kwargs):
-        return []
-
-
-def repo_config(folder, **offline) -> RepoConfig:
-    config = RepoConfig(
-        project="p",
-        provider="feast_dynamo_ext.DynamoProvider",
-        registry=f"{folder}/registry.db",
-        online_store={"type": "feast_dynamo_ext.DynamoOnlineStore"},
-        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore", **offline},
-        entity_key_serialization_version=3,
-    )
-    config.repo_path = Path(folder)
-    return config
 
 
 @pytest.fixture
@@ -62,13 +46,7 @@ def daily(tmp_path) -> Path:
 
 
 def view_of(source, ttl) -> FeatureView:
-    return FeatureView(
-        name="totals",
-        entities=[Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)],
-        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
-        source=source,
-        ttl=ttl,
-    )
+    return customer_view("totals", source, ttl=ttl)
 
 
 def explained(folder, view, **offline):

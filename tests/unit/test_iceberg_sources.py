@@ -14,11 +14,11 @@ import pytest
 from feast import Entity, FeatureView, Field, ValueType
 from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
 from feast.types import Float64, Int64
-from pit_cases import NoRegistry
 from pyiceberg.catalog import load_catalog
 from pyiceberg.schema import Schema
 from pyiceberg.types import DoubleType, LongType, NestedField
-from source_cases import config_of, rows_of
+from repos import NoRegistry, repo_config
+from source_cases import rows_of
 
 from feast_dynamo_ext.errors import (
     ConfigError,
@@ -64,7 +64,7 @@ def source_of(folder, table="orders", **more) -> IcebergSource:
 
 
 def opened(folder, **more) -> ParquetSource:
-    return ParquetSource.open(source_of(folder, **more), config_of(folder))
+    return ParquetSource.open(source_of(folder, **more), repo_config(folder))
 
 
 def rows(*values, day=None, **more):
@@ -152,7 +152,7 @@ def test_a_value_that_only_the_partition_tells(tmp_path, catalog):
     table.append(rows(1))
     (file,) = (task.file for task in table.scan().plan_files())
     path = file.file_path.removeprefix("file://")
-    state = ParquetSource.open(source_of(tmp_path), config_of(tmp_path)).files[0]
+    state = ParquetSource.open(source_of(tmp_path), repo_config(tmp_path)).files[0]
     assert state.partition == (("day", "2026-01-01"),)
     pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["day"]), path)
     size = (tmp_path / path).stat().st_size
@@ -320,7 +320,7 @@ def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
 def test_credentials_of_the_config_are_given_to_catalogs_that_need_them(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA-ours")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-ours")
-    settings = config_of(
+    settings = repo_config(
         tmp_path, region="eu-west-1", endpoint_url="http://127.0.0.1:1"
     ).offline_store.aws()
     source = source_of(
@@ -357,7 +357,7 @@ def test_features_are_joined_point_in_time(tmp_path, catalog):
         {"cid": [1, 2, 2, 3], "event_timestamp": [START + at * HOUR for at in (3, 4, 9, 3)]}
     )
     job = S3ParquetOfflineStore.get_historical_features(
-        config_of(tmp_path), [view], ["orders:n"], asked, NoRegistry(), "p"
+        repo_config(tmp_path), [view], ["orders:n"], asked, NoRegistry(), "p"
     )
     found = job.to_arrow().column("n").to_pylist()
     assert found[0] == 0.5
@@ -377,7 +377,7 @@ def test_the_statement_reads_what_partitions_tell_from_the_files(tmp_path, catal
     view = FeatureView(source=source_of(tmp_path), **{**VIEW, "schema": fields, "ttl": None})
     entity_df = pd.DataFrame({"cid": [2, 1], "event_timestamp": [START + 9 * HOUR] * 2})
     job = S3ParquetOfflineStore.get_historical_features(
-        config_of(tmp_path), [view], ["orders:day"], entity_df, NoRegistry(), "p"
+        repo_config(tmp_path), [view], ["orders:day"], entity_df, NoRegistry(), "p"
     )
     expected = [None, START.date()]
     assert job.to_arrow().column("day").to_pylist() == expected
@@ -388,15 +388,15 @@ def test_the_statement_reads_what_partitions_tell_from_the_files(tmp_path, catal
 def test_feast_is_told_iceberg_s_types(tmp_path, catalog):
     catalog.create_table("shop.orders", schema=rows(1, n=[0.5]).schema)
     source = source_of(tmp_path)
-    assert columns_of(source, config_of(tmp_path)) == list(
-        source.get_table_column_names_and_types(config_of(tmp_path))
+    assert columns_of(source, repo_config(tmp_path)) == list(
+        source.get_table_column_names_and_types(repo_config(tmp_path))
     )
 
 
 def test_its_own_writers_append_to_it_and_compact_it(tmp_path, catalog):
     catalog.create_table("shop.orders", schema=rows(1, n=[0.5]).schema)
     view = FeatureView(source=source_of(tmp_path), **VIEW)
-    config = config_of(tmp_path)
+    config = repo_config(tmp_path)
     with pytest.raises(OfflineStoreError, match=r"`orders`: its source is an Iceberg table"):
         append_rows(view, config, rows(1, n=[0.5]))
     with pytest.raises(OfflineStoreError, match=r"is an Iceberg table.*rewrite_data_files"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from examples import cases
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.retrieval.engines.slots import NONE, ByKey, KeyIndex
@@ -50,14 +51,14 @@ def assert_numbered(known, asked, kinds):
 
 
 @pytest.mark.parametrize("values", INTEGERS.values(), ids=INTEGERS)
-@settings(max_examples=60, deadline=None)
+@cases(60)
 @given(data=st.data())
 def test_integers(values, data):
     keys = st.lists(st.tuples(st.one_of(st.none(), values)), min_size=1, max_size=40)
     assert_numbered(data.draw(keys), data.draw(keys), [pa.int64()])
 
 
-@settings(max_examples=60, deadline=None)
+@cases(60)
 @given(data=st.data())
 def test_keys_of_three_columns(data):
     parts = st.tuples(

@@ -21,10 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
-import yaml
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RequestSource, ValueType
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Bool, Bytes, Decimal, Float32, Float64, Int64, String, UnixTimestamp
+from repos import write_repo_yaml
+from views import CUSTOMER
 
 from feast_dynamo_ext import S3ParquetOfflineStore
 from feast_dynamo_ext.errors import (
@@ -41,9 +42,6 @@ TIME = pa.timestamp("us", "UTC")
 
 def day(number: int, hour: int = 0) -> dt.datetime:
     return dt.datetime(2026, 1, number, hour, tzinfo=dt.timezone.utc)
-
-
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 
 
 @pytest.fixture
@@ -92,18 +90,7 @@ def history(store: FeatureStore, entities, *features: str) -> list:
 
 def write_yaml(folder: Path) -> None:
     """What a process of its own needs to open the shop."""
-    (folder / "feature_store.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "project": "p",
-                "provider": "feast_dynamo_ext.DynamoProvider",
-                "registry": str(folder / "registry.db"),
-                "online_store": {"type": "feast_dynamo_ext.DynamoOnlineStore"},
-                "offline_store": {"type": "feast_dynamo_ext.S3ParquetOfflineStore"},
-                "entity_key_serialization_version": 3,
-            }
-        )
-    )
+    write_repo_yaml(folder, registry=str(folder / "registry.db"))
 
 
 # Files that end the process
@@ -140,6 +127,7 @@ except SourceReadError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_partly_encrypted_file_is_an_error_that_names_it(shop, tmp_path):
     table = pa.table({"cid": [1, 2], "t": pa.array([day(1)] * 2, TIME), "total": [1, 2]})
     keys = pe.EncryptionConfiguration(
@@ -158,7 +146,7 @@ def test_a_partly_encrypted_file_is_an_error_that_names_it(shop, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert run.returncode == 0, run.stderr
     assert str(path) in run.stdout
@@ -572,6 +560,7 @@ def test_int96_times_beyond_2262_are_retrieved(shop):
     assert value.replace(tzinfo=dt.timezone.utc) == FAR
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(
     reason="the compacted file holds the year 1816", strict=True, raises=AssertionError
 )
@@ -582,7 +571,7 @@ def test_int96_times_beyond_2262_are_compacted(shop, tmp_path, far_orders):
         [command, "compact", "orders", "--by-partition", "--chdir", tmp_path],
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=240,
     )
     paths = sorted(far_orders.rglob("*.parquet"))
     assert len(paths) == 3

@@ -48,6 +48,7 @@ print(json.dumps([megabytes("VmHWM") - before, x, code]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are Linux's")
 def test_columns_beyond_the_memory_limit(tmp_path):
     (tmp_path / "spill").mkdir()

@@ -9,10 +9,12 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import FileSource, RepoConfig
+from examples import cases
+from feast import FileSource
 from feast.monitoring.metrics_calculator import MetricsCalculator
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from repos import repo_config
 
 from feast_dynamo_ext import S3ParquetOfflineStore
 from feast_dynamo_ext.errors import ColumnTypeError, SourceReadError
@@ -20,19 +22,6 @@ from feast_dynamo_ext.errors import ColumnTypeError, SourceReadError
 UTC = dt.timezone.utc
 START = dt.datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = dt.timedelta(hours=1)
-
-
-def config(folder, **offline) -> RepoConfig:
-    found = RepoConfig(
-        project="p",
-        provider="feast_dynamo_ext.DynamoProvider",
-        registry=str(folder / "registry.db"),
-        online_store={"type": "feast_dynamo_ext.DynamoOnlineStore"},
-        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore", **offline},
-        entity_key_serialization_version=3,
-    )
-    found.repo_path = folder
-    return found
 
 
 def source(**options) -> FileSource:
@@ -50,7 +39,7 @@ def write(folder, columns: dict, name="a", **options) -> None:
 
 def metrics(folder, features, first=None, last=None, offline=None, **options):
     found = S3ParquetOfflineStore.compute_monitoring_metrics(
-        config(folder, **offline or {}), source(**options), features, "at", first, last
+        repo_config(folder, **offline or {}), source(**options), features, "at", first, last
     )
     return {each["feature_name"]: each for each in found}
 
@@ -97,7 +86,7 @@ KINDS = {
 FEATURES = [(name, kind) for name, (_, kind, _) in KINDS.items()]
 
 
-@settings(max_examples=12, deadline=None)
+@cases(12)
 @given(data=st.data(), rows=st.integers(0, 25), group=st.integers(1, 20))
 def test_metrics_are_those_of_feasts_calculator(tmp_path_factory, data, rows, group):
     folder = tmp_path_factory.mktemp("repo")
@@ -260,22 +249,24 @@ def test_the_newest_event_time(tmp_path, kind, newest, statistics):
     times = pa.array([START + HOUR, START + 2 * HOUR, None], pa.timestamp("us", "UTC"))
     write(tmp_path, {"at": times.cast(kind, safe=False)}, write_statistics=statistics)
     store = S3ParquetOfflineStore
-    assert store.get_monitoring_max_timestamp(config(tmp_path), source(), "at") == newest
+    assert store.get_monitoring_max_timestamp(repo_config(tmp_path), source(), "at") == newest
 
 
 def test_a_newest_event_time_between_microseconds_is_rounded_up(tmp_path):
     nanoseconds = pa.array([1_767_225_600_000_000_001], pa.timestamp("ns", "UTC"))
     write(tmp_path, {"at": nanoseconds, "x": [1.0]})
-    newest = S3ParquetOfflineStore.get_monitoring_max_timestamp(config(tmp_path), source(), "at")
+    newest = S3ParquetOfflineStore.get_monitoring_max_timestamp(
+        repo_config(tmp_path), source(), "at"
+    )
     assert newest == START + dt.timedelta(microseconds=1)
     assert metrics(tmp_path, [("x", "numeric")], START, newest)["x"]["row_count"] == 1
 
 
 def test_a_source_without_rows_or_files_has_no_newest_event_time(tmp_path):
     store = S3ParquetOfflineStore
-    assert store.get_monitoring_max_timestamp(config(tmp_path), source(), "at") is None
+    assert store.get_monitoring_max_timestamp(repo_config(tmp_path), source(), "at") is None
     write(tmp_path, {"at": pa.array([None], pa.timestamp("us"))})
-    assert store.get_monitoring_max_timestamp(config(tmp_path), source(), "at") is None
+    assert store.get_monitoring_max_timestamp(repo_config(tmp_path), source(), "at") is None
 
 
 def test_numbers_that_are_written_otherwise(tmp_path):

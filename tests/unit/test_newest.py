@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given, settings
+from examples import cases
+from hypothesis import example, given
 from hypothesis import strategies as st
 from parquet_history import DAY, HOUR, START_NS, US, Form, Row, open_source, plan, write
 
@@ -116,7 +117,7 @@ def histories(draw):
     return files
 
 
-@settings(max_examples=60, deadline=None)
+@cases(60)
 @given(
     files=histories(),
     window=st.tuples(moments, moments).map(sorted),
@@ -147,7 +148,7 @@ ticks = st.integers(-2_500, 2_500).map(lambda tick: START_NS + tick)
 near = st.integers(-2, 2).map(lambda step: START + dt.timedelta(microseconds=step))
 
 
-@settings(max_examples=30, deadline=None)
+@cases(30)
 @given(
     rows=st.lists(st.tuples(st.integers(0, 2).map(lambda key: (key,)), ticks, st.none() | ticks)),
     window=st.tuples(near, near).map(sorted),

@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from examples import cases
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.aws import aws_error
@@ -244,7 +245,7 @@ rows = st.builds(
 distinct = st.lists(rows, max_size=60, unique_by=lambda one: one["k"]["B"])
 
 
-@settings(deadline=None)
+@cases()
 @given(
     how=st.sampled_from(["auto", *WAYS]),
     held=distinct,
@@ -271,7 +272,7 @@ def test_each_key_ends_with_its_newest_row(how, held, new, moods, shows_rows):
     assert outcome == Outcome(len(new) - older, older)
 
 
-@settings(deadline=None)
+@cases()
 @given(
     how=st.sampled_from(["auto", *WAYS]),
     held=distinct,
@@ -294,7 +295,7 @@ def test_rivals_between_requests_change_nothing_about_it(
     assert outcome.written + outcome.older == len(new)
 
 
-@settings(deadline=None)
+@cases()
 @given(
     shares=st.lists(distinct, min_size=2, max_size=4),
     moods=moods,

@@ -16,22 +16,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from compact_cases import (
-    HOUR,
-    START,
-    UTC,
-    compact,
-    file_source,
-    history,
-    opened,
-    orders,
-    repo_config,
-    write,
-)
+from compact_cases import HOUR, START, UTC, compact, file_source, history, opened, orders, write
 from feast import FileSource
 from feast.credentials import ConnectionRef
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
-from pit_cases import NoRegistry
+from repos import NoRegistry, repo_config
 
 from feast_dynamo_ext import S3ParquetSource
 from feast_dynamo_ext.errors import (

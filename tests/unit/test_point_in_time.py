@@ -9,11 +9,14 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from feast import Entity, FeatureView, Field, FileSource, RepoConfig, ValueType
+from examples import cases
+from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.types import Float64, Int64, String
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pit_cases import PLANS, NoRegistry, cases
+from pit_cases import PLANS
+from repos import NoRegistry, repo_config
+from views import customer_view, parquet_files
 
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
@@ -48,33 +51,9 @@ def sees(key, moment, history, ttl, known):
     return None if best is None else best[1]
 
 
-def repo_config(folder: str, plan: dict) -> RepoConfig:
-    config = RepoConfig(
-        project="p",
-        provider="feast_dynamo_ext.DynamoProvider",
-        registry=f"{folder}/registry.db",
-        online_store={"type": "feast_dynamo_ext.DynamoOnlineStore"},
-        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore", **plan},
-        entity_key_serialization_version=3,
-    )
-    config.repo_path = Path(folder)
-    return config
-
-
 def feature_view(path: str, ttl, **source) -> FeatureView:
-    entity = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
-    return FeatureView(
-        name="orders",
-        entities=[entity],
-        schema=[Field(name="cid", dtype=Int64), Field(name="value", dtype=Int64)],
-        source=FileSource(
-            path=path,
-            timestamp_field="event_timestamp",
-            created_timestamp_column="created",
-            **source,
-        ),
-        ttl=ttl,
-    )
+    history = parquet_files(path, created_timestamp_column="created", **source)
+    return customer_view(source=history, ttl=ttl, value=Int64)
 
 
 def retrieve(folder, views, refs, frame, **kwargs) -> pa.Table:

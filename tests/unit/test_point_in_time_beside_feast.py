@@ -14,11 +14,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureView, Field, FileSource, RepoConfig, ValueType
+from examples import cases
+from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.types import Int64, String
 from hypothesis import given
 from hypothesis import strategies as st
-from pit_cases import HOUR, NoRegistry, cases, of_every_plan, time_array
+from pit_cases import HOUR, of_every_plan, time_array
+from repos import NoRegistry, open_repo_config
 
 pytest.importorskip("ibis", reason="Feast's DuckDB store needs ibis-framework[duckdb]")
 
@@ -69,15 +71,9 @@ def view(name: str, path: str, keys: list[str], ttl) -> FeatureView:
 
 
 def of_feast(folder: str, views, refs, frame, **kwargs) -> pa.Table:
-    config = RepoConfig(
-        project="p",
-        provider="local",
-        registry=f"{folder}/registry.db",
-        offline_store={"type": "duckdb"},
-        online_store=None,
-        entity_key_serialization_version=3,
+    config = open_repo_config(
+        folder, provider="local", offline_store={"type": "duckdb"}, online_store=None
     )
-    config.repo_path = Path(folder)
     job = DuckDBOfflineStore.get_historical_features(
         config, views, refs, frame.copy(), NoRegistry(), "p", **kwargs
     )

@@ -6,8 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import get_args
 
+from examples import cases
 from hypothesis import given
-from pit_cases import PLANS, Case, cases, check
+from pit_cases import PLANS, Case, check
 from pit_strategies import cases_of
 
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStoreConfig

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from examples import cases
 from feast import FileSource
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,10 +16,9 @@ from pit_cases import (
     MICROSECOND,
     SECOND,
     US,
-    cases,
     key_array,
     names_in_files,
-    repo_config,
+    plan_config,
     write_history,
 )
 from pit_oracle import latest, within
@@ -61,7 +61,7 @@ def test_pull_latest_and_pull_all_equal_plain_loops(case):
         stored = pq.read_schema(path / "part-0.parquet")
         newest, everything = (
             pull(
-                config=repo_config(),
+                config=plan_config(),
                 data_source=FileSource(path=str(path), timestamp_field=at),
                 join_key_columns=keys,
                 feature_name_columns=[value],

@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from examples import cases
 from feast import (
     Entity,
     FeatureService,
@@ -23,12 +24,13 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64
 from hypothesis import given
 from hypothesis import strategies as st
-from pit_cases import HOUR, PLANS, cases, time_array
+from pit_cases import HOUR, PLANS, time_array
 from pit_oracle import HistoryRow, seen_by
+from repos import open_repo_config
+from views import CUSTOMER
 
 NOW = 500_000 * HOUR
 KIND = pa.timestamp("us", "UTC")
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 SHOP = Entity(name="shop", join_keys=["sid"], value_type=ValueType.INT64)
 
 
@@ -55,19 +57,16 @@ def view(name: str, entity: Entity, path, *, version: str = "latest", ttl_hours:
 
 
 def config_of(folder, plan: dict) -> RepoConfig:
-    config = RepoConfig(
-        project="p",
+    return open_repo_config(
+        folder,
         provider="local",
         registry={
             "path": str(folder / "registry.db"),
             "enable_online_feature_view_versioning": True,
         },
         online_store={"type": "sqlite", "path": str(folder / "online.db")},
-        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore", **plan},
-        entity_key_serialization_version=3,
+        offline=plan,
     )
-    config.repo_path = folder
-    return config
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from examples import cases
 from hypothesis import given
 from hypothesis import strategies as st
-from pit_cases import DAY, HOUR, MOST, SECOND, UNIT_NS, US, Case, ViewCase, cases, check
+from pit_cases import DAY, HOUR, MOST, SECOND, UNIT_NS, US, Case, ViewCase, check
 from pit_oracle import HistoryRow
 from pit_strategies import cases_of
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import datetime as dt
 
+from examples import cases
 from feast import FeatureView, Field
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import RepeatedValue, StringList, Value
 from feast.types import Float64
 from feast.utils import _populate_response_from_feature_data
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.dynamo.keys import KeyEncoder
@@ -93,7 +94,7 @@ def by_us(asked, stored, requested):
     return response
 
 
-@settings(deadline=None)
+@cases()
 @given(
     stored=stored_rows,
     asked=st.lists(st.integers(0, 31), min_size=1, max_size=30),

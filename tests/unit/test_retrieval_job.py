@@ -10,10 +10,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureView, Field, FileSource, RepoConfig, ValueType
+from feast import FeatureView, Field, FileSource, RepoConfig
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64
+from repos import open_repo_config
+from views import CUSTOMER
 
 from feast_dynamo_ext.errors import (
     ConfigError,
@@ -27,7 +29,6 @@ from feast_dynamo_ext.retrieval.engines.base import Result
 from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 FRAME = pd.DataFrame({"cid": [3, 1, 9], "event_timestamp": [pd.Timestamp(START)] * 3})
 TOTALS = [3.0, 1.0, None]
 ROWS = pa.table({"x": list(range(10))})
@@ -44,16 +45,7 @@ class Registry:
 
 
 def repo_config(folder, **offline) -> RepoConfig:
-    config = RepoConfig(
-        project="shop",
-        provider="feast_dynamo_ext.DynamoProvider",
-        registry=f"{folder}/registry.db",
-        online_store={"type": "feast_dynamo_ext.DynamoOnlineStore"},
-        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore", **offline},
-        entity_key_serialization_version=3,
-    )
-    config.repo_path = Path(folder)
-    return config
+    return open_repo_config(folder, project="shop", offline=offline)
 
 
 @pytest.fixture

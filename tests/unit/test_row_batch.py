@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import orjson
 import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
+from examples import cases
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows, Try
@@ -65,7 +66,7 @@ rows_of_a_block = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@cases(40)
 @given(rows=rows_of_a_block, ttl_s=st.none() | st.integers(1, 10**9), data=st.data())
 def test_both_kinds_make_the_same_requests(rows, ttl_s, data):
     made = both(rows, ttl_s)
@@ -90,7 +91,7 @@ def test_both_kinds_make_the_same_requests(rows, ttl_s, data):
     assert seen == len(rows)
 
 
-@settings(max_examples=30, deadline=None)
+@cases(30)
 @given(places=st.permutations(range(5)), how=st.sampled_from(Try))
 @example(places=[1, 0, 2, 3, 4], how=Try.INSERT)
 @example(places=[4, 4, 4, 4, 4], how=Try.UPDATE)

@@ -8,10 +8,10 @@ import hashlib
 import pytest
 from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.types import Float64, Int32, Int64, String
+from views import CUSTOMER
 
 from feast_dynamo_ext.materialize.checkpoint import source_fingerprint, view_fingerprint
 
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
 NAME = Entity(name="name", join_keys=["cid"], value_type=ValueType.STRING)
 FEATURES = (Field(name="total", dtype=Float64), Field(name="count", dtype=Int64))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given, settings
+from examples import cases
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.retrieval.engines.one_pass import LEAST_ROWS, SAMPLE_ROWS, Runs, expanded
@@ -38,7 +39,7 @@ stretches = st.lists(
 
 
 @given(stretches, st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@cases(200)
 def test_runs_and_what_is_found_in_them(stretches, random):
     rows = [(one, two, time) for one, two, times in stretches for time in sorted(times)]
     ones, twos, times = zip(*rows, strict=True)

@@ -7,9 +7,11 @@ import datetime as dt
 import pandas as pd
 import pyarrow as pa
 import pytest
-from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast import FileSource
 from feast.types import Int64
-from source_cases import config_of, opened, put, rows_of
+from repos import NoRegistry, repo_config
+from source_cases import opened, put, rows_of
+from views import customer_view
 
 from feast_dynamo_ext import S3ParquetSource
 from feast_dynamo_ext.errors import SourceReadError
@@ -19,7 +21,6 @@ from feast_dynamo_ext.parquet.source import ParquetSource
 UTC = dt.timezone.utc
 START = dt.datetime(2024, 1, 1, tzinfo=UTC)
 HOUR, DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 
 
 def times(*moments: dt.datetime) -> pa.Array:
@@ -39,7 +40,7 @@ def source_of(folder, column="", form="", **more) -> S3ParquetSource:
 
 def kept(source, first, last) -> list[int]:
     """The values of the column `x` that are left of a range."""
-    found = ParquetSource.open(source, config_of(source_folder(source)))
+    found = ParquetSource.open(source, repo_config(source_folder(source)))
     return rows_of(found.within("event", first, last), "x")["x"]
 
 
@@ -81,8 +82,8 @@ def test_a_folder_holds_a_day_of_utc(tmp_path, column, form, names):
     source = source_of(tmp_path, column, form)
     second = dt.timedelta(seconds=1)
     noon = dt.datetime(2025, 1, 31, tzinfo=UTC)
-    folders = ParquetSource.open(source, config_of(tmp_path)).parts.periods
-    files = ParquetSource.open(source, config_of(tmp_path)).files
+    folders = ParquetSource.open(source, repo_config(tmp_path)).parts.periods
+    files = ParquetSource.open(source, repo_config(tmp_path)).files
 
     def held(first, last):
         return [file.path.split("/")[-1] for file in files if folders.may_hold(file, first, last)]
@@ -113,7 +114,7 @@ def test_a_folder_holds_as_long_as_its_finest_directive(tmp_path, form, names, w
     inside, after = within
     for name in names:
         put(tmp_path / f"dt={name}" / "a.parquet", x=[1], event=times(START))
-    found = ParquetSource.open(source_of(tmp_path, "dt", form), config_of(tmp_path))
+    found = ParquetSource.open(source_of(tmp_path, "dt", form), repo_config(tmp_path))
     first, second = found.files
     periods = found.parts.periods
     assert periods.may_hold(first, inside, inside)
@@ -139,7 +140,7 @@ def test_what_has_no_period_is_never_left_out_by_it(tmp_path):
 
 def test_only_the_event_time_is_what_folders_say(tmp_path):
     put(tmp_path / "dt=2025-01-31" / "a.parquet", x=[1], event=times(START), created=times(START))
-    found = ParquetSource.open(source_of(tmp_path, "dt"), config_of(tmp_path))
+    found = ParquetSource.open(source_of(tmp_path, "dt"), repo_config(tmp_path))
     assert found.within("created", START, START).rows == 1
     assert found.within("event", START, START).rows == 0
 
@@ -152,7 +153,7 @@ def test_the_event_time_is_known_by_its_name_in_the_files(tmp_path):
         field_mapping={"ts": "event"},
         date_partition_column="dt",
     )
-    assert ParquetSource.open(source, config_of(tmp_path)).within("ts", START, START).rows == 0
+    assert ParquetSource.open(source, repo_config(tmp_path)).within("ts", START, START).rows == 0
 
 
 @pytest.mark.parametrize("kind", [pa.date32(), pa.date64()])
@@ -186,26 +187,14 @@ def write_days(folder, days: int) -> None:
         )
 
 
-def view_of(source, ttl) -> FeatureView:
-    return FeatureView(
-        name="orders",
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="n", dtype=Int64)],
-        source=source,
-        ttl=ttl,
-    )
-
-
-class NoRegistry:
-    """A registry without on-demand views, which is all a retrieval asks it for."""
-
-    def list_on_demand_feature_views(self, *args, **kwargs):
-        return []
-
-
 def retrieved(folder, source, ttl, rows: pd.DataFrame) -> list:
     job = S3ParquetOfflineStore.get_historical_features(
-        config_of(folder), [view_of(source, ttl)], ["orders:n"], rows, NoRegistry(), "p"
+        repo_config(folder),
+        [customer_view(source=source, ttl=ttl, n=Int64)],
+        ["orders:n"],
+        rows,
+        NoRegistry(),
+        "p",
     )
     return job.to_arrow().column("n").to_pylist()
 
@@ -240,7 +229,7 @@ def test_one_week_of_two_years_opens_only_the_files_it_needs(tmp_path):
     with pytest.raises(SourceReadError, match=r"dt=2024-01-02/part\.parquet cannot be read"):
         retrieved(tmp_path, plain, ttl, rows)
 
-    found = ParquetSource.open(source_of(history, "dt"), config_of(tmp_path))
+    found = ParquetSource.open(source_of(history, "dt"), repo_config(tmp_path))
     assert len(found.files) == 731
     pruned = found.within("event", START + 397 * DAY + 2 * HOUR, START + 406 * DAY + 2 * HOUR)
     assert len(pruned.files) == 10
@@ -278,7 +267,7 @@ def test_pull_all_and_pull_latest_open_only_what_they_need(tmp_path):
         if path.parent.name not in ("dt=2024-01-01", "dt=2024-01-11", "dt=2024-01-30"):
             path.write_bytes(b"x" * path.stat().st_size)
     arguments = {
-        "config": config_of(tmp_path),
+        "config": repo_config(tmp_path),
         "data_source": source_of(history, "dt"),
         "join_key_columns": ["cid"],
         "feature_name_columns": ["n"],

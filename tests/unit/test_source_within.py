@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from examples import cases
+from hypothesis import given
 from hypothesis import strategies as st
 from parquet_history import DAY, HOUR, START_NS, US, Form, Row, open_source, plan, write
 
@@ -181,7 +182,7 @@ def test_limits_are_not_known_where_a_file_lacks_the_column(tmp_path):
 # Rows by position
 
 
-@settings(max_examples=40, deadline=None)
+@cases(40)
 @given(data=st.data(), sizes=st.lists(st.integers(0, 15), min_size=1, max_size=3))
 def test_positions_in_parts_give_exactly_these_rows(data, sizes):
     total = sum(sizes)

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from feast import FileSource, PushSource
 from feast.data_source import DataSource
-from source_cases import config_of, opened, put, rows_of
+from repos import repo_config
+from source_cases import opened, put, rows_of
 
 from feast_dynamo_ext import S3ParquetSource
 from feast_dynamo_ext.errors import (
@@ -87,7 +88,7 @@ def test_a_folder_that_is_not_there_or_empty_is_named(tmp_path):
 def test_other_kinds_of_sources_and_formats_are_refused(tmp_path):
     batch = FileSource(path="x", timestamp_field="event")
     with pytest.raises(OfflineStoreError, match=r"`pushed` is a PushSource.*S3ParquetSource"):
-        ParquetSource.open(PushSource(name="pushed", batch_source=batch), config_of(tmp_path))
+        ParquetSource.open(PushSource(name="pushed", batch_source=batch), repo_config(tmp_path))
 
 
 # Folders' names
@@ -234,7 +235,7 @@ def test_a_format_that_names_no_periods_is_refused(column, form):
 
 def test_validation_names_what_is_missing(tmp_path):
     put(tmp_path / "shop" / "a.parquet", event=[1], cid=[1])
-    config = config_of(tmp_path)
+    config = repo_config(tmp_path)
     S3ParquetSource(path="shop", timestamp_field="event").validate(config)
     mapped = {"event": "event_time"}
     S3ParquetSource(path="shop", timestamp_field="event_time", field_mapping=mapped).validate(
@@ -250,21 +251,21 @@ def test_inferred_types_are_those_that_hold_all_files(tmp_path):
     put(tmp_path / "shop" / "k=1" / "a.parquet", x=pa.array([1], pa.int32()))
     put(tmp_path / "shop" / "k=2" / "b.parquet", x=pa.array([1.5]), late=["t"])
     put(tmp_path / "shop" / "k=3" / "c.parquet", x=pa.array([1], pa.int32()))
-    found = S3ParquetSource(path="shop").get_table_column_names_and_types(config_of(tmp_path))
+    found = S3ParquetSource(path="shop").get_table_column_names_and_types(repo_config(tmp_path))
     assert list(found) == [("x", "double"), ("k", "int64"), ("late", "string")]
     put(tmp_path / "shop" / "k=2" / "b.parquet", x=["1.5"])
     with pytest.raises(ColumnTypeError, match=r"`x` is string in .*k=2/b\.parquet, but int32"):
-        S3ParquetSource(path="shop").get_table_column_names_and_types(config_of(tmp_path))
+        S3ParquetSource(path="shop").get_table_column_names_and_types(repo_config(tmp_path))
 
 
 def test_columns_that_follow_from_event_time_are_not_inferred(tmp_path):
     put(tmp_path / "shop" / "dt=2026-01-31" / "region=eu" / "a.parquet", x=[1])
     source = S3ParquetSource(path="shop", date_partition_column="dt")
-    found = source.get_table_column_names_and_types(config_of(tmp_path))
+    found = source.get_table_column_names_and_types(repo_config(tmp_path))
     assert list(found) == [("x", "int64"), ("region", "string")]
     whole = S3ParquetSource(path="shop", date_partition_column_format="dt=%Y-%m-%d/region=%y")
-    assert list(whole.get_table_column_names_and_types(config_of(tmp_path))) == [("x", "int64")]
-    plain = S3ParquetSource(path="shop").get_table_column_names_and_types(config_of(tmp_path))
+    assert list(whole.get_table_column_names_and_types(repo_config(tmp_path))) == [("x", "int64")]
+    plain = S3ParquetSource(path="shop").get_table_column_names_and_types(repo_config(tmp_path))
     assert [name for name, _ in plain] == ["x", "dt", "region"]
 
 

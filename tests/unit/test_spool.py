@@ -9,7 +9,8 @@ import sys
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from examples import cases
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows
@@ -59,7 +60,7 @@ def folder(tmp_path_factory):
     assert list(folder.iterdir()) == []
 
 
-@settings(max_examples=40, deadline=None)
+@cases(40)
 @given(data=st.data(), power=st.integers(0, 8), parts=st.integers(1, 4))
 def test_rows_in_are_rows_out(folder, data, power, parts):
     keys = data.draw(st.sets(st.binary(min_size=1, max_size=12), max_size=40).map(sorted))

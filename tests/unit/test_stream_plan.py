@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import FileSource
-from pit_cases import repo_config
+from pit_cases import plan_config
 
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.retrieval.engines import one_pass
@@ -37,7 +37,7 @@ def test_of_rows_of_one_event_time_the_last_created_wins(tmp_path, rows):
     entities = EntityRows.from_frame(
         pa.table({"k": asked, "event_timestamp": pa.array([7] * len(asked), pa.timestamp("us"))})
     )
-    opened = History.from_view(view, ParquetSource.open(source, repo_config()))
+    opened = History.from_view(view, ParquetSource.open(source, plan_config()))
     found = one_pass.match(
         MatchInput.from_entities(entities, opened, created_by_entity_time=False), opened, threads=2
     )

@@ -6,7 +6,8 @@ from decimal import Decimal
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from examples import cases
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.sagemaker import hash_table
@@ -48,7 +49,7 @@ def _column(values: list, kind: pa.DataType) -> pa.Array:
     return pa.array([v or [] if pa.types.is_map(kind) and v == {} else v for v in values], kind)
 
 
-@settings(max_examples=20, deadline=None)
+@cases(20)
 @given(data=st.data(), rows=st.integers(0, 40), cut=st.integers(0, 40), padding=st.integers(0, 11))
 @pytest.mark.parametrize("name", sorted(COLUMNS))
 def test_chunks_slices_and_metadata_do_not_change_the_hash(name, data, rows, cut, padding):

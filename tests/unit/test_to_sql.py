@@ -12,11 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import write_deltalake
-from feast import Entity, FeatureView, Field, FileSource, RepoConfig, ValueType
+from examples import cases
+from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.data_format import DeltaFormat
 from feast.types import Int64, String
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from repos import NoRegistry, repo_config
+from views import customer_view, parquet_files
 
 from feast_dynamo_ext.errors import EntityRowsError
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
@@ -25,39 +28,9 @@ START = dt.datetime(2026, 3, 29, tzinfo=dt.timezone.utc)
 HOUR = dt.timedelta(hours=1)
 
 
-class NoRegistry:
-    """A registry without on-demand views, which is all these retrievals ask it for."""
-
-    def list_on_demand_feature_views(self, *args, **kwargs):
-        return []
-
-
-def repo_config(folder) -> RepoConfig:
-    config = RepoConfig(
-        project="p",
-        provider="feast_dynamo_ext.DynamoProvider",
-        registry=f"{folder}/registry.db",
-        online_store={"type": "feast_dynamo_ext.DynamoOnlineStore"},
-        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore"},
-        entity_key_serialization_version=3,
-    )
-    config.repo_path = Path(folder)
-    return config
-
-
 def orders(path, ttl=None, created="created", **source) -> FeatureView:
-    return FeatureView(
-        name="orders",
-        entities=[Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)],
-        schema=[Field(name="cid", dtype=Int64), Field(name="value", dtype=Int64)],
-        source=FileSource(
-            path=str(path),
-            timestamp_field="event_timestamp",
-            created_timestamp_column=created,
-            **source,
-        ),
-        ttl=ttl,
-    )
+    history = parquet_files(path, created_timestamp_column=created, **source)
+    return customer_view(source=history, ttl=ttl, value=Int64)
 
 
 def retrieve(folder, views, refs, frame, **more):
@@ -116,7 +89,7 @@ def write_history(folder: Path, rows, unit: str, zone, files: int) -> None:
         pq.write_table(table, folder / f"part-{number}.parquet", row_group_size=4)
 
 
-@settings(max_examples=15, deadline=None)
+@cases(15)
 @given(
     rows=histories,
     asked=st.lists(st.tuples(keys, moments), min_size=1, max_size=10),
@@ -146,7 +119,7 @@ def test_the_statement_gives_what_the_join_gives(
         assert same(job, frame)["note"] == frame["note"].tolist()
 
 
-@settings(max_examples=6, deadline=None)
+@cases(6)
 @given(
     rows=histories,
     window=st.tuples(moments, moments).map(sorted),

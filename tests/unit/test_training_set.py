@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xgboost
-from hypothesis import given, settings
+from examples import cases
+from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.aws import AwsSettings
@@ -248,7 +249,7 @@ def test_label_values_are_counted_up_to_20_distinct_ones(tmp_path):
     assert splits["test"].label.max == 2**62
 
 
-@settings(max_examples=15, deadline=None)
+@cases(15)
 @given(cuts=st.lists(st.integers(0, 7), max_size=5))
 def test_the_same_rows_in_other_chunks_give_the_same_bytes(cuts, tmp_path_factory):
     bounds = sorted([0, *cuts, 7])

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.feature_view import DUMMY_ENTITY_FIELD
 from feast.types import Float64, Int64, String
+from views import CUSTOMER, customer_view, parquet_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 UTC = pa.timestamp("us", tz="UTC")
 
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 PRODUCT = Entity(name="product", join_keys=["sku"], value_type=ValueType.STRING)
 
 
@@ -50,13 +50,7 @@ RATES = {"event_timestamp": days([0, 1]), "rate": [0.1, 0.2]}
 
 
 def orders(ttl: dt.timedelta = dt.timedelta(0)) -> FeatureView:
-    return FeatureView(
-        name="orders",
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
-        source=FileSource(name="orders", path="orders", timestamp_field="event_timestamp"),
-        ttl=ttl,
-    )
+    return customer_view(source=parquet_files("orders", name="orders"), ttl=ttl)
 
 
 def baskets(ttl: dt.timedelta = dt.timedelta(0)) -> FeatureView:
@@ -81,15 +75,15 @@ def baskets(ttl: dt.timedelta = dt.timedelta(0)) -> FeatureView:
 
 
 def rates() -> FeatureView:
-    view = FeatureView(
+    rates = FeatureView(
         name="rates",
         entities=[],
         schema=[Field(name="rate", dtype=Float64)],
         source=FileSource(name="rates", path="rates", timestamp_field="event_timestamp"),
         ttl=dt.timedelta(0),
     )
-    view.entity_columns = [DUMMY_ENTITY_FIELD]  # as `feast apply` leaves it
-    return view
+    rates.entity_columns = [DUMMY_ENTITY_FIELD]  # as `feast apply` leaves it
+    return rates
 
 
 def write(folder: Path, name: str, columns: dict[str, Any]) -> None:
@@ -103,8 +97,8 @@ def open_shop(store: FeatureStore, folder: Path, *views: Any) -> FeatureStore:
         write(folder, name, columns)
     for entity in (CUSTOMER, PRODUCT):
         store.registry.apply_entity(entity, store.project)
-    for view in views or (orders(), baskets(), rates()):
-        if view.batch_source is not None:
-            store.registry.apply_data_source(view.batch_source, store.project)
-        store.registry.apply_feature_view(view, store.project)
+    for one in views or (orders(), baskets(), rates()):
+        if one.batch_source is not None:
+            store.registry.apply_data_source(one.batch_source, store.project)
+        store.registry.apply_feature_view(one, store.project)
     return store

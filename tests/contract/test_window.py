@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.feature_view import FeatureViewState
 from feast.infra.common.materialization_job import MaterializationTask
-from feast.types import Float64, Int64
+from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.errors import WindowError
 from feast_dynamo_ext.materialize.newest_rows import Window, is_incremental, window_of
 
+if TYPE_CHECKING:
+    from feast import FeatureView
+
 UTC = dt.timezone.utc
 NOW = dt.datetime(2026, 3, 1, 12, tzinfo=UTC)
 HOUR, DAY, WEEK = dt.timedelta(hours=1), dt.timedelta(days=1), dt.timedelta(weeks=1)
-CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
 
 
 def view(path="history", ttl=WEEK, done=()) -> FeatureView:
-    made = FeatureView(
-        name="orders",
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)],
-        source=FileSource(name="history", path=str(path), timestamp_field="hour"),
-        ttl=ttl,
-    )
+    made = customer_view(source=parquet_files(path, "hour", name="history"), ttl=ttl)
     made.materialization_intervals = list(done)
     return made
 

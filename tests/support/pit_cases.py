@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -19,13 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import Entity, FeatureView, Field, FileSource, RepoConfig, ValueType
 from feast.types import Int64, String
-from hypothesis import HealthCheck, settings
 from pit_oracle import HistoryRow, seen_by
+from repos import NoRegistry, repo_config
 
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 PLANS: tuple[dict[str, Any], ...] = (
     {"join_plan": "stream", "memory_limit": "256MB"},
@@ -42,46 +41,18 @@ MOST = 2**63 - 1
 MICROSECOND = dt.timedelta(microseconds=1)
 MICROSECONDS = pa.timestamp("us", "UTC")
 
-TIMES = int(os.environ.get("FUZZ_TIMES", "1"))
-"""How many times the usual number of cases to generate; `make fuzz` sets it."""
-
-
-def cases(number: int) -> settings:
-    """Settings of a generated test: how many cases, times `FUZZ_TIMES`."""
-    return settings(
-        max_examples=number * TIMES,
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    )
-
 
 @functools.cache
-def repo_config(plan: int = 0) -> RepoConfig:
+def plan_config(plan: int = 0) -> RepoConfig:
     """The config of a repo whose offline store runs the given one of `PLANS`."""
-    config = RepoConfig(
-        project="p",
-        provider="feast_dynamo_ext.DynamoProvider",
-        registry="unused.db",
-        online_store={"type": "feast_dynamo_ext.DynamoOnlineStore"},
-        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore", **PLANS[plan]},
-        entity_key_serialization_version=3,
-    )
-    config.repo_path = Path()
-    return config
-
-
-class NoRegistry:
-    """A registry without on-demand views, which is all a retrieval asks it for."""
-
-    def list_on_demand_feature_views(self, *args, **kwargs):
-        return []
+    return repo_config(".", **PLANS[plan])
 
 
 def of_every_plan(views, refs, entity_rows, **kwargs) -> Iterator[tuple[str, pa.Table]]:
     """The answers of all plans, with the plan's name for messages."""
     for number, plan in enumerate(PLANS):
         job = S3ParquetOfflineStore.get_historical_features(
-            repo_config(number), views, refs, entity_rows, NoRegistry(), "p", **kwargs
+            plan_config(number), views, refs, entity_rows, NoRegistry(), "p", **kwargs
         )
         yield str(plan), job.to_arrow()
 
@@ -206,7 +177,7 @@ def check(case: Case, folder: Path) -> None:
 def _by_statement(views, refs, entity_rows, **kwargs) -> pa.Table:
     """What a DuckDB of its own answers to `to_sql`; entity rows have DuckDB's types there."""
     job = S3ParquetOfflineStore.get_historical_features(
-        repo_config(), views, refs, entity_rows, NoRegistry(), "p", **kwargs
+        plan_config(), views, refs, entity_rows, NoRegistry(), "p", **kwargs
     )
     with duckdb.connect(":memory:") as connection:
         connection.register("entity_df", job.entities.table)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from feast import Entity, FeatureView, Field, FileSource, RepoConfig, ValueType
+from feast import FeatureView, FileSource
 from feast.types import Int64
-from pit_cases import NoRegistry
+from repos import NoRegistry
+from views import customer_view
 
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 from feast_dynamo_ext.parquet.compaction import compaction
@@ -18,22 +19,12 @@ from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
 from feast_dynamo_ext.parquet.compaction.snapshot import Target
 from feast_dynamo_ext.parquet.source import ParquetSource
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 HOUR = dt.timedelta(hours=1)
 UTC = pa.timestamp("us", "UTC")
-
-
-def repo_config(folder, **offline) -> RepoConfig:
-    config = RepoConfig(
-        project="p",
-        provider="feast_dynamo_ext.DynamoProvider",
-        registry=f"{folder}/registry.db",
-        online_store={"type": "feast_dynamo_ext.DynamoOnlineStore"},
-        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore", **offline},
-        entity_key_serialization_version=3,
-    )
-    config.repo_path = Path(folder)
-    return config
 
 
 def file_source(path) -> FileSource:
@@ -46,13 +37,7 @@ def file_source(path) -> FileSource:
 
 
 def orders(path) -> FeatureView:
-    return FeatureView(
-        name="orders",
-        entities=[Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)],
-        schema=[Field(name="cid", dtype=Int64), Field(name="value", dtype=Int64)],
-        source=file_source(path),
-        ttl=dt.timedelta(0),
-    )
+    return customer_view(source=file_source(path), value=Int64)
 
 
 def target(path) -> Target:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from feast import FileSource, RepoConfig
+from feast import FileSource
+from repos import repo_config
 
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.retrieval.plan import plan_rows
@@ -68,15 +69,9 @@ def _times(nanoseconds: list[int | None], kind: pa.DataType) -> pa.Array:
 
 def open_source(folder: Path) -> ParquetSource:
     """What is there now."""
-    config = RepoConfig(
-        project="p",
-        provider="feast_dynamo_ext.DynamoProvider",
-        registry=str(folder.parent / "registry.db"),
-        online_store={"type": "feast_dynamo_ext.DynamoOnlineStore"},
-        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore"},
-        entity_key_serialization_version=3,
+    return ParquetSource.open(
+        FileSource(path=str(folder), timestamp_field="event"), repo_config(folder.parent)
     )
-    return ParquetSource.open(FileSource(path=str(folder), timestamp_field="event"), config)
 
 
 def plan(keys: Sequence[str] = ("k0",), created: str | None = "created") -> ViewPlan:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from feast import FileSource, RepoConfig
+from feast import FileSource
+from repos import repo_config
 
 from feast_dynamo_ext.parquet.source import ParquetSource
 
@@ -14,26 +15,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def config_of(folder: Path, **offline: Any) -> RepoConfig:
-    """A repo in a folder."""
-    config = RepoConfig(
-        project="p",
-        provider="feast_dynamo_ext.DynamoProvider",
-        registry=str(folder / "registry.db"),
-        online_store={"type": "feast_dynamo_ext.DynamoOnlineStore", "region": "us-east-1"},
-        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore", **offline},
-        entity_key_serialization_version=3,
-    )
-    config.repo_path = folder
-    return config
-
-
 def opened(folder: Path, path: str | Path = "", **source: Any) -> ParquetSource:
     """The source at a path of a repo in a folder."""
     data_source = FileSource(
         name="orders", path=str(path or folder), timestamp_field="event", **source
     )
-    return ParquetSource.open(data_source, config_of(folder))
+    return ParquetSource.open(data_source, repo_config(folder))
 
 
 def put(path: Path, **columns: Any) -> None:

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
-from feast import RepoConfig
 from feast.monitoring.dqm_job_manager import DQMJobManager
+from repos import repo_config
 
 from feast_dynamo_ext import S3ParquetOfflineStore
 from feast_dynamo_ext.aws import AwsSettings
@@ -148,7 +148,7 @@ def test_jobs_as_feast_moves_them_from_state_to_state(tmp_path):
         def auto_compute(self, **asked) -> dict:
             return {"computed": asked["feature_view_name"]}
 
-    manager = DQMJobManager(S3ParquetOfflineStore(), config(tmp_path))
+    manager = DQMJobManager(S3ParquetOfflineStore(), repo_config(tmp_path))
     manager.ensure_table()
     job = manager.submit("p", "auto_compute", "v", {"allowed_feature_view_names": ["v"]})
     assert manager.get_job(job, project="q") is None
@@ -160,19 +160,6 @@ def test_jobs_as_feast_moves_them_from_state_to_state(tmp_path):
     assert found["started_at"] <= found["completed_at"]
 
 
-def config(folder, **offline) -> RepoConfig:
-    found = RepoConfig(
-        project="p",
-        provider="feast_dynamo_ext.DynamoProvider",
-        registry=str(folder / "registry.db"),
-        online_store={"type": "feast_dynamo_ext.DynamoOnlineStore"},
-        offline_store={"type": "feast_dynamo_ext.S3ParquetOfflineStore", **offline},
-        entity_key_serialization_version=3,
-    )
-    found.repo_path = folder
-    return found
-
-
 @pytest.mark.parametrize(
     ("location", "folder"),
     [(None, "feast_monitoring"), ("metrics", "metrics"), ("s3://b/metrics/", None)],
@@ -180,7 +167,7 @@ def config(folder, **offline) -> RepoConfig:
 def test_where_metrics_are_kept(tmp_path, location, folder):
     offline = {"monitoring_location": location} if location else {}
     expected = str(tmp_path / folder) if folder else "s3://b/metrics"
-    assert MetricsStorage.from_config(config(tmp_path, **offline)).uri == expected
+    assert MetricsStorage.from_config(repo_config(tmp_path, **offline)).uri == expected
 
 
 def test_what_cannot_be_asked(tmp_path):

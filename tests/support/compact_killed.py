@@ -10,7 +10,8 @@ from pathlib import Path
 
 warnings.simplefilter("ignore")  # Feast's, at its import
 
-from compact_cases import repo_config, target  # noqa: E402
+from compact_cases import target  # noqa: E402
+from repos import repo_config  # noqa: E402
 
 from feast_dynamo_ext.parquet.compaction import compaction  # noqa: E402
 from feast_dynamo_ext.parquet.compaction.commit import Folder  # noqa: E402

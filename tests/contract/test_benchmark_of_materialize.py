@@ -23,6 +23,8 @@ from materialize import Materialized
 from feast_dynamo_ext.local import stop
 from feast_dynamo_ext.local.process import launch
 
+pytestmark = pytest.mark.server  # they start servers of their own
+
 # Figures
 
 

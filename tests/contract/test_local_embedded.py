@@ -14,6 +14,8 @@ import pytest
 from feast_dynamo_ext.errors import DependencyError, LocalError
 from feast_dynamo_ext.local import LocalAws, Server, down, status, up
 
+pytestmark = pytest.mark.server  # they start servers of their own
+
 # Listens like DynamoDB Local, and is as easy to stop.
 FAKE_JAVA = f"""#!{sys.executable}
 import signal, socket

@@ -17,6 +17,8 @@ from feast_dynamo_ext.errors import DependencyError, LocalError
 from feast_dynamo_ext.local import Server, start_moto, stop
 from feast_dynamo_ext.local.process import launch
 
+pytestmark = pytest.mark.server  # they start servers of their own
+
 LISTENS = """
 import signal, socket
 server = socket.create_server(("127.0.0.1", 0))
