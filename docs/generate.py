@@ -1,4 +1,4 @@
-"""Writes the parts of README.md and docs/ that follow from the code; `make docs` runs it.
+"""Writes the parts of README.md and docs/ that follow from the code; `make docs` runs it first.
 
 With `--check` nothing is written; the exit code is 1 where a part is not what it should be.
 
@@ -9,6 +9,8 @@ Such a part stands in a page between two lines, `<!-- generated: NAME -->` and
     batch_engine                  a table of the fields of that block of feature_store.yaml
     table                         the same of the `table` block inside `online_store`
     cli                           the help of every feast-dynamo command
+    iam                           a section for each policy of snippets/iam/policies.yaml
+    errors                        a section for each class of errors.py
     file PATH                     a file as a code block, PATH counted from the project's folder
 
 Pydantic does not keep the text that stands beside a field, so the tables are read from the source.
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 
 from feast_dynamo_ext.cli.main import main as feast_dynamo
 
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "feast_dynamo_ext"
+DOCS = ROOT / "docs"
+POLICIES = DOCS / "snippets" / "iam"
+TROUBLESHOOTING = DOCS / "troubleshooting.md"
 PART = re.compile(r"<!-- generated: (.+?) -->\n.*?<!-- /generated -->", re.DOTALL)
 
 ONLINE = PACKAGE / "dynamo" / "settings.py"
@@ -55,6 +61,8 @@ BLOCKS = {
     ),
     "table": ((PACKAGE / "view_settings.py", "TableSettings"),),
 }
+PAGE_WIDTH = 90
+MOST_SHOWN = 2
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".diff": "diff"}
 YAML_TYPES = {
     "str": "text",
@@ -69,6 +77,10 @@ YAML_TYPES = {
     "None": "null",
 }
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+# What most commands take; the page says it once.
+COMMON_OPTION = re.compile(
+    r"^  (?:-h, --help|--json|-c, --chdir|--folder) .*\n?(?:^ {6,}\S.*\n?)*", re.M
+)
 NOT_SHOWN = {"default"}  # nor a pattern, whose meaning is in the field's own sentence
 
 
@@ -91,7 +103,7 @@ class ConfigField:
 
 def pages() -> list[Path]:
     """Every page that may have generated parts."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def rendered(page: str) -> str:
@@ -109,7 +121,8 @@ def rendered(page: str) -> str:
 def _part(name: str) -> str:
     if name.startswith("file "):
         return _file(ROOT / name.removeprefix("file "))
-    return _cli() if name == "cli" else _table(name)
+    whole = {"cli": _cli, "iam": _iam, "errors": _errors}
+    return whole[name]() if name in whole else _table(name)
 
 
 def _file(path: Path) -> str:
@@ -184,10 +197,84 @@ def _help(command: click.Command, name: str, parent: click.Context | None) -> It
     context = command.make_context(
         name, [], parent=parent, resilient_parsing=True, terminal_width=80
     )
-    yield f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```"
+    text = (
+        COMMON_OPTION.sub("", command.get_help(context)) if parent else command.get_help(context)
+    )
+    yield f"## {context.command_path}\n\n```text\n{text.rstrip()}\n```"
     if isinstance(command, click.Group):
         for child in command.list_commands(context):
             yield from _help(command.commands[child], child, context)
+
+
+def _iam() -> str:
+    policies = yaml.safe_load((POLICIES / "policies.yaml").read_text())
+    parts = []
+    for policy in policies:
+        parts += [f"## {policy['title']}", policy.get("for"), _policy(policy["file"])]
+        parts.append(policy.get("notes", "").strip())
+    return "\n\n".join(filter(None, parts))
+
+
+def _policy(name: str) -> str:
+    policy = json.loads((POLICIES / f"{name}.json").read_text())
+    statements = ",\n".join(_statement(statement) for statement in policy["Statement"])
+    return f'```json\n{{"Version": "{policy["Version"]}", "Statement": [\n{statements}\n]}}\n```'
+
+
+def _statement(statement: dict[str, Any]) -> str:
+    """A statement in few lines: what it is, what it allows, and on what."""
+    lines = [f'"{key}": {_value(value)}' for key, value in statement.items() if key != "Effect"]
+    head = [part for part in lines if part.startswith('"Sid"')]
+    rest = [part for part in lines if part not in head]
+    first = ", ".join([*head, f'"Effect": "{statement["Effect"]}"'])
+    return "  {" + ",\n   ".join([first, *rest]) + "}"
+
+
+def _value(value: Any) -> str:
+    text = json.dumps(value)
+    if isinstance(value, list) and len(text) > PAGE_WIDTH:
+        text = "[\n     " + ",\n     ".join(json.dumps(part) for part in value) + "]"
+    return text
+
+
+def anchor(heading: str) -> str:
+    """The anchor of a heading, on GitHub and on the site alike."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def _errors() -> str:
+    module = ast.parse((PACKAGE / "errors.py").read_text())
+    classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
+    return "\n\n".join(_error(node) for node in classes)
+
+
+def _error(node: ast.ClassDef) -> str:
+    bases = " and ".join(f"`{ast.unparse(base)}`" for base in node.bases)
+    text, _, attributes = (ast.get_docstring(node) or "").partition("\n\nAttributes:\n")
+    attributes = re.sub(r"^    (\w+):", r"- `\1`:", attributes, flags=re.MULTILINE)
+    seen = [
+        f"[{heading}](../troubleshooting.md#{anchor(heading)})" for heading in _entries(node.name)
+    ]
+    if len(seen) > MOST_SHOWN:
+        seen[MOST_SHOWN:] = [f"[{len(seen) - MOST_SHOWN} more](../troubleshooting.md)"]
+    parts = [f"## {node.name}", f"{bases}. {text}".replace("``", "`")]
+    if attributes:
+        parts.append(re.sub(r"^    +", "  ", attributes, flags=re.MULTILINE).replace("``", "`"))
+    if seen:
+        parts.append(f"Texts: {'; '.join(seen)}.")
+    return "\n\n".join(parts)
+
+
+def _entries(error: str) -> list[str]:
+    """The entries of the troubleshooting page that name an error as what is raised."""
+    sections = re.split(r"^### ", TROUBLESHOOTING.read_text(), flags=re.MULTILINE)[1:]
+    found = []
+    for section in sections:
+        heading, _, text = section.partition("\n")
+        raised, _, _ = text.strip().partition("\n\n")
+        if f"`{error}`" in raised.partition(". ")[0]:
+            found.append(heading)
+    return found
 
 
 def main(*, check: bool) -> bool:
