@@ -278,7 +278,7 @@ def test_numbers_that_are_written_otherwise(tmp_path):
 def test_a_feature_that_is_named_twice_is_measured_each_time(tmp_path):
     write(tmp_path, {"x": pa.array([3, 1, 3], pa.int64())})
     numeric, categorical = S3ParquetOfflineStore.compute_monitoring_metrics(
-        config(tmp_path), source(), [("x", "numeric"), ("x", "categorical")], "at"
+        repo_config(tmp_path), source(), [("x", "numeric"), ("x", "categorical")], "at"
     )
     assert (numeric["feature_type"], numeric["p50"]) == ("numeric", 3.0)
     assert categorical["feature_type"] == "categorical"
