@@ -22,7 +22,6 @@ from feast_dynamo_ext.cli.repo import (
     views_option,
 )
 from feast_dynamo_ext.errors import ConfigError, ViewsFailedError
-from feast_dynamo_ext.timestamps import EPOCH, assume_utc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +61,8 @@ class Window:
         if incremental and all_:
             raise click.UsageError("--incremental and --all contradict each other.")
         if all_:
+            from feast_dynamo_ext.timestamps import EPOCH
+
             if times:
                 raise click.UsageError("--all takes no times: it goes from 1970 until now.")
             return cls(EPOCH, now, is_all=True)
@@ -85,6 +86,8 @@ class Window:
             return self.start
         last: datetime | None = view.most_recent_end_time
         if last is not None:
+            from feast_dynamo_ext.timestamps import assume_utc
+
             return assume_utc(last)
         if view.ttl is None:
             raise ConfigError(
