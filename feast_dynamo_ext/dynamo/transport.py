@@ -29,7 +29,7 @@ from feast_dynamo_ext.dynamo.signing import Endpoint, Signer
 from feast_dynamo_ext.errors import AwsError, AwsUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
     import boto3
     from aiohttp.connector import Connection
@@ -161,7 +161,7 @@ class DynamoTransport:
         """
         await self._current_credentials()
         try:
-            await self._client().warm_up(count)
+            await (await self._client()).warm_up(count)
         except NoAnswerError as error:
             raise AwsUnavailableError(f"dynamodb: {error}.", service="dynamodb") from error
 
@@ -170,7 +170,8 @@ class DynamoTransport:
     ) -> HttpAnswer:
         headers = self._signer.headers(operation, data, await self._current_credentials())
         try:
-            return await self._client().post(headers, data, timeout_s)
+            client = await self._client()
+            return await client.post(headers, data, timeout_s)
         except NoAnswerError as error:
             raise AwsUnavailableError(
                 f"dynamodb {operation} on {resource}: no answer: {error}.",
@@ -205,13 +206,14 @@ class DynamoTransport:
         self._signer.skew_s = skew_s
         return True
 
-    def _client(self) -> HttpClient:
+    async def _client(self) -> HttpClient:
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
             _close_ended(self._clients)
             client = HttpClient(self._endpoint, self._settings, self._tls, self._proxy)
             self._clients[loop] = client
+            await client.open()
         return client
 
     async def close_loop(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -273,6 +275,23 @@ class HttpClient:
             request_class=_Request,
         )
         self._used: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._lifetime = self._open()
+
+    async def open(self) -> None:
+        """Have the connections closed when the loop ends.
+
+        `asyncio.run` ends the asynchronous generators of its loop before it closes it, so that
+        nothing is left open by a caller who has no other place to close it.
+        """
+        await self._lifetime.__anext__()
+
+    async def _open(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            # A connection closes once all is sent, which a server that does not read prevents.
+            closing = asyncio.ensure_future(self._session.close())
+            await asyncio.wait({closing}, timeout=CLOSE_TIMEOUT_S)
 
     async def post(self, headers: Mapping[str, str], body: bytes, timeout_s: float) -> HttpAnswer:
         """Send a request and wait for its answer.
@@ -353,9 +372,7 @@ class HttpClient:
 
     async def close(self) -> None:
         """Close all connections."""
-        # A connection closes once all is sent, which a server that does not read prevents.
-        closing = asyncio.ensure_future(self._session.close())
-        await asyncio.wait({closing}, timeout=CLOSE_TIMEOUT_S)
+        await self._lifetime.aclose()
 
     def abandon(self) -> None:
         """Forget the connections of a loop that is closed."""

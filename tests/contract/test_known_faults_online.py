@@ -547,9 +547,6 @@ def pushed_shop(shop) -> Shop:
 
 
 @linux
-@pytest.mark.xfail(
-    reason="the socket of each event loop is kept for ever", strict=True, raises=AssertionError
-)
 def test_event_loops_that_end_leave_no_socket(pushed_shop):
     code = """
 import asyncio
