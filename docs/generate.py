@@ -1,4 +1,4 @@
-"""Writes the parts of README.md and docs/ that follow from the code; `make docs` runs it.
+"""Writes the parts of README.md and docs/ that follow from the code; `make docs` runs it first.
 
 Such a part stands in a page between two lines, `<!-- generated: NAME -->` and
 `<!-- /generated -->`, and is replaced. NAME is one of::
@@ -7,6 +7,8 @@ Such a part stands in a page between two lines, `<!-- generated: NAME -->` and
     batch_engine                  a table of the fields of that block of feature_store.yaml
     table                         the same of the `table` block inside `online_store`
     cli                           the help of every feast-dynamo command
+    iam                           a section for each policy that docs/snippets/iam/policies.yaml lists
+    errors                        a section for each class of errors.py
     file PATH                     a file as a code block, PATH counted from the project's folder
 
 Pydantic does not keep the text that stands beside a field, so the tables are read from the source.
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import yaml
 
 from feast_dynamo_ext.cli.main import main as feast_dynamo
 
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "feast_dynamo_ext"
+DOCS = ROOT / "docs"
+POLICIES = DOCS / "snippets" / "iam"
+TROUBLESHOOTING = DOCS / "troubleshooting.md"
 PART = re.compile(r"<!-- generated: (.+?) -->\n.*?<!-- /generated -->", re.DOTALL)
 
 ONLINE = PACKAGE / "dynamo" / "settings.py"
@@ -53,6 +59,7 @@ BLOCKS = {
     ),
     "table": ((PACKAGE / "view_settings.py", "TableSettings"),),
 }
+PAGE_WIDTH = 90
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".diff": "diff"}
 YAML_TYPES = {
     "str": "text",
@@ -89,7 +96,7 @@ class ConfigField:
 
 def pages() -> list[Path]:
     """Every page that may have generated parts."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def rendered(page: str) -> str:
@@ -107,7 +114,8 @@ def rendered(page: str) -> str:
 def _part(name: str) -> str:
     if name.startswith("file "):
         return _file(ROOT / name.removeprefix("file "))
-    return _cli() if name == "cli" else _table(name)
+    whole = {"cli": _cli, "iam": _iam, "errors": _errors}
+    return whole[name]() if name in whole else _table(name)
 
 
 def _file(path: Path) -> str:
@@ -186,6 +194,67 @@ def _help(command: click.Command, name: str, parent: click.Context | None) -> It
     if isinstance(command, click.Group):
         for child in command.list_commands(context):
             yield from _help(command.commands[child], child, context)
+
+
+def _iam() -> str:
+    policies = yaml.safe_load((POLICIES / "policies.yaml").read_text())
+    rows = [
+        f"| {policy['for']} | [{policy['title']}](#{anchor(policy['title'])}) |"
+        for policy in policies
+    ]
+    sections = [
+        f"## {policy['title']}\n\n{_policy(policy['file'])}\n\n{policy.get('notes', '')}".strip()
+        for policy in policies
+    ]
+    return "\n\n".join(["\n".join(["| for | policy |", "|---|---|", *rows]), *sections])
+
+
+def _policy(name: str) -> str:
+    text = json.dumps(json.loads((POLICIES / f"{name}.json").read_text()), indent=2)
+    # A list of actions stands in one line where it fits.
+    text = re.sub(r"\[\s+([^\[\]{}]+?)\s+\]", _one_line, text)
+    return f"```json\n{text}\n```"
+
+
+def _one_line(found: re.Match[str]) -> str:
+    line = f"[{' '.join(found[1].split())}]"
+    return line if len(line) < PAGE_WIDTH else found[0]
+
+
+def anchor(heading: str) -> str:
+    """The anchor of a heading, on GitHub and on the site alike."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def _errors() -> str:
+    module = ast.parse((PACKAGE / "errors.py").read_text())
+    classes = [node for node in module.body if isinstance(node, ast.ClassDef)]
+    return "\n\n".join(_error(node) for node in classes)
+
+
+def _error(node: ast.ClassDef) -> str:
+    bases = " and ".join(f"`{ast.unparse(base)}`" for base in node.bases)
+    text, _, attributes = (ast.get_docstring(node) or "").partition("\n\nAttributes:\n")
+    attributes = re.sub(r"^    (\w+):", r"- `\1`:", attributes, flags=re.MULTILINE)
+    seen = [f"[{heading}](../troubleshooting.md#{anchor(heading)})" for heading in _entries(node.name)]
+    parts = [f"### {node.name}", f"A {bases}. {text}".replace("``", "`")]
+    if attributes:
+        parts.append(re.sub(r"^    +", "  ", attributes, flags=re.MULTILINE).replace("``", "`"))
+    if seen:
+        parts.append("Troubleshooting: " + "; ".join(seen) + ".")
+    return "\n\n".join(parts)
+
+
+def _entries(error: str) -> list[str]:
+    """The entries of the troubleshooting page that name an error as what is raised."""
+    sections = re.split(r"^### ", TROUBLESHOOTING.read_text(), flags=re.MULTILINE)[1:]
+    found = []
+    for section in sections:
+        heading, _, text = section.partition("\n")
+        raised, _, _ = text.strip().partition("\n\n")
+        if f"`{error}`" in raised.partition(". ")[0]:
+            found.append(heading)
+    return found
 
 
 def main() -> None:
