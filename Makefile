@@ -39,11 +39,12 @@ fuzz: $(VENV)/.dev ## generated cases of the offline store's answers, thousands 
 walks: $(VENV)/.dev ## count the modules that a read, a retrieval, a materialize and a training set pass
 	@$(BIN)/python docs/walks.py $(ARGS)
 
-docs: $(VENV)/.dev ## write the generated parts of docs/ anew
+docs: $(VENV)/.dev .venv-docs/.ready ## the site of docs/ in site/, its generated parts written anew
 	@$(BIN)/python docs/generate.py
+	@.venv-docs/bin/zensical build --clean --strict
 
 clean: ## remove what was installed and cached
-	rm -rf .venv .venv-bench .venv-feast-pre .pytest_cache .mypy_cache .ruff_cache .hypothesis .feast-dynamo
+	rm -rf .venv .venv-bench .venv-docs .venv-feast-pre site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .feast-dynamo
 
 $(BIN)/python:
 	@echo "Creating $(VENV) ..."
@@ -81,4 +82,11 @@ feast-pre: $(VENV)/.dev
 	@grep -v '^boto' constraints.txt > .venv-bench/constraints.txt
 	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint .venv-bench/constraints.txt --requirement tests/benchmarks/requirements.txt
+	@touch $@
+
+# What builds the site has nothing to do with what the package runs on.
+.venv-docs/.ready: docs/requirements.txt
+	@echo "Installing what builds the site (once, under a minute) ..."
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/requirements.txt
 	@touch $@

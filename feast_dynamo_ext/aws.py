@@ -101,7 +101,7 @@ ADVICE: dict[type[AwsError], str] = {
     ),
     AccessDeniedError: (
         "Add the missing action to the identity's IAM policy; the least-privilege policy of each "
-        "command is in docs/configuration.md."
+        "command is in docs/reference/iam.md."
     ),
     ThrottledError: "Retry later, or raise the table's or account's capacity.",
     AwsUnavailableError: "Check the network, the region and any endpoint_url, then run it again.",

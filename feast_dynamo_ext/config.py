@@ -88,7 +88,7 @@ class AwsConfigModel(FeastConfigBaseModel):
         except ValidationError as error:
             raise ConfigError(
                 f"{_block(cls)} of feature_store.yaml: {problems(error)}. "
-                "Each field is explained in docs/configuration.md."
+                "Each field is explained in docs/reference/configuration.md."
             ) from error
 
     def aws(self) -> AwsSettings:

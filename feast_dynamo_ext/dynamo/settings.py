@@ -1,6 +1,6 @@
 """The fields of the `online_store` block of feature_store.yaml, each with what it means.
 
-`docs/configuration.md` is generated from them.
+`docs/reference/configuration.md` is generated from them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 botocore resolves credentials, region and endpoint; its shape-driven parser, which costs more
 client CPU than the network, is left out: aiohttp carries the request, orjson decodes the answer.
-Figures in docs/design.md, D6.
+Figures in docs/explanation/decisions/d06-signed-http.md.
 """
 
 from __future__ import annotations

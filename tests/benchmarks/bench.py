@@ -1,7 +1,7 @@
 """`make bench`: our stores beside Feast's own, the online ones on one DynamoDB Local.
 
 Both online stores have tables of their own with the same values, which are checked before
-anything is timed. See docs/benchmarks.md.
+anything is timed. See docs/reference/benchmarks.md.
 """
 
 from __future__ import annotations

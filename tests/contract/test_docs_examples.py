@@ -36,7 +36,7 @@ BIN = Path(sys.executable).parent
 CDNOW = "lifetimes/datasets/CDNOW_master.txt"
 PORT = "6566"
 
-QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text()
+QUICKSTART = (ROOT / "docs" / "tutorial" / "quickstart.md").read_text()
 _, _, EMBEDDED = QUICKSTART.partition("## 2. On the embedded AWS\n")
 EMBEDDED, _, _ = EMBEDDED.partition("\n## ")
 
@@ -108,7 +108,7 @@ def test_the_quickstart_runs_and_prints_what_it_says(checkout, small_shop):
 
 
 def policy_of(name: str) -> str:
-    """A policy of docs/configuration.md in the terms that moto enforces."""
+    """A policy of docs/reference/iam.md in the terms that moto enforces."""
     policy = json.loads((SNIPPETS / "iam" / f"{name}.json").read_text())
     for statement in policy["Statement"]:
         if "s3:ListBucket" in statement["Action"]:

@@ -1,4 +1,4 @@
-"""The examples of docs/offline-store.md run and print what it says, each under its policy."""
+"""The examples of the offline store's pages run and print what these say, each under its policy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from feast_dynamo_ext.offline_store import S3ParquetOfflineStoreConfig
 
 SNIPPETS = Path(__file__).parents[2] / "docs" / "snippets"
 OFFLINE = SNIPPETS / "offline"
-PAGE = (SNIPPETS.parent / "offline-store.md").read_text()
+PAGES = [
+    (SNIPPETS.parent / page).read_text()
+    for page in ("reference/entity-rows.md", "explanation/offline-store.md", "reference/results.md")
+]
 
 # Each user, and the policies that it has.
 USERS = {
@@ -49,8 +52,10 @@ entity_key_serialization_version: 3
 
 
 def outputs() -> list[str]:
-    """What the page says its examples print, in the order of the page."""
-    return re.findall(r"<!-- /generated -->\n\n```text\n(.*?)^```$", PAGE, re.M | re.S)
+    """What each page says its example prints, in the order of PAGES."""
+    said = [re.findall(r"<!-- /generated -->\n\n```text\n(.*?)^```$", page, re.M | re.S) for page in PAGES]
+    assert [len(outputs) for outputs in said] == [1, 1, 1]
+    return [output for outputs in said for output in outputs]
 
 
 def parquet(table: pa.Table) -> bytes:
@@ -86,7 +91,7 @@ def history() -> dict[str, pa.Table]:
 
 
 def policy_of(name: str) -> str:
-    """A policy of docs/configuration.md in the terms that moto enforces."""
+    """A policy of docs/reference/iam.md in the terms that moto enforces."""
     policy = json.loads((SNIPPETS / "iam" / f"{name}.json").read_text())
     bucket, *others = policy["Statement"]
     bucket["Action"].append("s3:HeadBucket")  # AWS has no such action, moto has

@@ -1,4 +1,4 @@
-"""The code of docs/training-sets.md runs, in order, against moto."""
+"""The code of docs/how-to/train-on-sagemaker.md runs, in order, against moto."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.types import Float64, Int64
 
-PAGE = Path(__file__).parents[2] / "docs" / "training-sets.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "train-on-sagemaker.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from feast.repo_config import load_repo_config
 
-from feast_dynamo_ext import ViewSettings
+from feast_dynamo_ext import ViewSettings, errors
 from feast_dynamo_ext.cli.main import main as feast_dynamo
 from feast_dynamo_ext.materialize.engine import DynamoComputeEngine, DynamoComputeEngineConfig
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, S3ParquetOfflineStoreConfig
@@ -26,7 +26,7 @@ from feast_dynamo_ext.provider import DynamoProvider
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "feature_repo" / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "feature_repo" / "README.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GENERATED = re.compile(r"<!-- generated: .+? -->.*?<!-- /generated -->", re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -94,8 +94,8 @@ def test_a_field_without_a_sentence_is_refused(generate, tmp_path):
 
 @each_page
 def test_code_blocks_come_from_files_that_run(page):
-    # The blocks of training-sets.md are run by tests/contract/test_training_sets_page.py.
-    if page.name == "training-sets.md":
+    # The blocks of that page are run by tests/contract/test_training_sets_page.py.
+    if page.name == "train-on-sagemaker.md":
         return
     by_hand = GENERATED.sub("", page.read_text())
     assert {language for language, _ in BLOCK.findall(by_hand)} <= {"bash", "text"}
@@ -109,7 +109,7 @@ def test_python_blocks_compile_and_import_what_exists(page):
                 exec(ast.unparse(node), {})  # noqa: S102 - importing is the test
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/configuration.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial/quickstart.md", "docs/reference/iam.md"])
 def test_json_blocks_are_json(name):
     for block in blocks((ROOT / name).read_text(), "json"):
         assert json.loads(block)["Version"] == "2012-10-17"
@@ -126,7 +126,7 @@ def repo_yaml(monkeypatch):
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     monkeypatch.setenv("FEATURE_BUCKET", "my-features")
     (diff,) = blocks((ROOT / "README.md").read_text(), "diff")
-    (quickstart,) = blocks((DOCS / "quickstart.md").read_text(), "yaml")
+    (quickstart,) = blocks((DOCS / "tutorial" / "quickstart.md").read_text(), "yaml")
     return {"before": side(diff, "-"), "after": side(diff, "+"), "quickstart": quickstart}
 
 
@@ -144,13 +144,15 @@ def test_feature_store_yaml_loads_with_our_classes(name, repo_yaml, tmp_path):
     assert type(provider.offline_store) is S3ParquetOfflineStore
 
 
-def test_three_lines_change_from_feasts_own_stores(repo_yaml):
+def test_four_lines_change_from_feasts_own_stores(repo_yaml):
     before, after = yaml.safe_load(repo_yaml["before"]), yaml.safe_load(repo_yaml["after"])
     assert before["provider"] == "aws"
     assert before["online_store"].pop("type") == "dynamodb"
     assert before["offline_store"].pop("type") == "file"
     assert after.pop("provider") == "feast_dynamo_ext.DynamoProvider"
     assert after["online_store"].pop("type") == "feast_dynamo_ext.DynamoOnlineStore"
+    # Feast's tables, which may be there, have another key.
+    assert after["online_store"].pop("table_name_template") == "{project}.packed.{table_name}"
     assert after["offline_store"].pop("type") == "feast_dynamo_ext.S3ParquetOfflineStore"
     assert before | {"provider": "aws"} == after | {"provider": "aws"}
 
@@ -167,18 +169,60 @@ def test_the_batch_engine_block_on_the_page_sets_the_engine(repo_yaml, tmp_path)
 
 
 def test_every_policy_is_on_the_page():
-    page = (DOCS / "configuration.md").read_text()
-    policies = sorted((DOCS / "snippets" / "iam").iterdir())
+    shown = [json.loads(block) for block in blocks((DOCS / "reference" / "iam.md").read_text(), "json")]
+    policies = sorted((DOCS / "snippets" / "iam").glob("*.json"))
     assert len(policies) == 18
+    assert len(shown) == 18
     for policy in policies:
-        assert f"<!-- generated: file docs/snippets/iam/{policy.name} -->" in page
+        assert json.loads(policy.read_text()) in shown
+
+
+# Errors
+
+
+def test_every_error_is_on_the_page():
+    page = (DOCS / "reference" / "errors.md").read_text()
+    assert "AwsError" in errors.__dict__
+    for name, error in vars(errors).items():
+        if isinstance(error, type) and issubclass(error, errors.FeastDynamoError):
+            assert f"\n### {name}\n" in page
+
+
+def messages() -> list[str]:
+    """Every text of the package's code, with NUL for each value that is put into it."""
+    found = []
+    for path in sorted((ROOT / "feast_dynamo_ext").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (getattr(part, "value", "") for part in node.values)
+                found.append("".join(part if isinstance(part, str) else "\0" for part in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_troubleshooting_finds_errors_by_texts_that_the_package_prints():
+    page, _, _ = (DOCS / "troubleshooting.md").read_text().partition("## Messages of Feast")
+    entries = re.findall(r"^### (.+)\n\n`(\w+)`\. ", page, re.MULTILINE)
+    assert len(entries) == page.count("\n### ")
+    assert len(entries) >= 25
+    printed = "\n".join(messages())
+    assert [heading for heading, _ in entries if heading not in printed] == []
+    assert {name for _, name in entries} <= vars(errors).keys()
+
+
+def test_pages_that_the_code_names_are_there():
+    for folder in ("feast_dynamo_ext", "tests", "feature_repo"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for page in re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text()):
+                assert (ROOT / page).exists(), f"{path}: {page}"
 
 
 # Links and commands
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub makes of a page's headings."""
+    """The anchors of a page's headings, on GitHub and on the site."""
     headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -198,13 +242,16 @@ def test_relative_links_lead_somewhere(page):
 
 @each_page
 def test_make_targets_exist(page):
-    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.MULTILINE))
     assert named <= targets
 
 
-def test_the_readme_names_demo_and_test():
+def test_the_readme_names_what_make_does():
     assert blocks((ROOT / "README.md").read_text(), "bash") == ["make demo\nmake test\n"]
+    named = (ROOT / "README.md").read_text()
+    for command in ("make docs", "make test-fast", "make test T=path"):
+        assert f"`{command}`" in named
 
 
 @each_page
@@ -242,7 +289,7 @@ def test_no_page_names_a_folder_of_somebodys_machine(page):
 def test_the_folders_in_the_design_are_the_packages():
     (layout,) = [
         block
-        for block in blocks((DOCS / "design.md").read_text(), "text")
+        for block in blocks((DOCS / "explanation" / "design.md").read_text(), "text")
         if block.startswith("feature_repo/")
     ]
     named = set(re.findall(r"[a-z_]+(?=/)", layout))
