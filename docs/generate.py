@@ -60,6 +60,7 @@ BLOCKS = {
     "table": ((PACKAGE / "view_settings.py", "TableSettings"),),
 }
 PAGE_WIDTH = 90
+MOST_SHOWN = 3
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".diff": "diff"}
 YAML_TYPES = {
     "str": "text",
@@ -198,27 +199,33 @@ def _help(command: click.Command, name: str, parent: click.Context | None) -> It
 
 def _iam() -> str:
     policies = yaml.safe_load((POLICIES / "policies.yaml").read_text())
-    rows = [
-        f"| {policy['for']} | [{policy['title']}](#{anchor(policy['title'])}) |"
-        for policy in policies
-    ]
-    sections = [
-        f"## {policy['title']}\n\n{_policy(policy['file'])}\n\n{policy.get('notes', '')}".strip()
-        for policy in policies
-    ]
-    return "\n\n".join(["\n".join(["| for | policy |", "|---|---|", *rows]), *sections])
+    parts = []
+    for policy in policies:
+        parts += [f"## {policy['title']}", policy.get("for"), _policy(policy["file"])]
+        parts.append(policy.get("notes", "").strip())
+    return "\n\n".join(filter(None, parts))
 
 
 def _policy(name: str) -> str:
-    text = json.dumps(json.loads((POLICIES / f"{name}.json").read_text()), indent=2)
-    # A list of actions stands in one line where it fits.
-    text = re.sub(r"\[\s+([^\[\]{}]+?)\s+\]", _one_line, text)
-    return f"```json\n{text}\n```"
+    policy = json.loads((POLICIES / f"{name}.json").read_text())
+    statements = ",\n".join(_statement(statement) for statement in policy["Statement"])
+    return f'```json\n{{"Version": "{policy["Version"]}", "Statement": [\n{statements}\n]}}\n```'
 
 
-def _one_line(found: re.Match[str]) -> str:
-    line = f"[{' '.join(found[1].split())}]"
-    return line if len(line) < PAGE_WIDTH else found[0]
+def _statement(statement: dict[str, Any]) -> str:
+    """A statement in few lines: what it is, what it allows, and on what."""
+    lines = [f'"{key}": {_value(value)}' for key, value in statement.items() if key != "Effect"]
+    head = [part for part in lines if part.startswith('"Sid"')]
+    rest = [part for part in lines if part not in head]
+    first = ", ".join([*head, f'"Effect": "{statement["Effect"]}"'])
+    return "  {" + ",\n   ".join([first, *rest]) + "}"
+
+
+def _value(value: Any) -> str:
+    text = json.dumps(value)
+    if isinstance(value, list) and len(text) > PAGE_WIDTH:
+        text = "[\n     " + ",\n     ".join(json.dumps(part) for part in value) + "]"
+    return text
 
 
 def anchor(heading: str) -> str:
@@ -236,12 +243,16 @@ def _error(node: ast.ClassDef) -> str:
     bases = " and ".join(f"`{ast.unparse(base)}`" for base in node.bases)
     text, _, attributes = (ast.get_docstring(node) or "").partition("\n\nAttributes:\n")
     attributes = re.sub(r"^    (\w+):", r"- `\1`:", attributes, flags=re.MULTILINE)
-    seen = [f"[{heading}](../troubleshooting.md#{anchor(heading)})" for heading in _entries(node.name)]
-    parts = [f"### {node.name}", f"A {bases}. {text}".replace("``", "`")]
+    seen = [
+        f"[{heading}](../troubleshooting.md#{anchor(heading)})" for heading in _entries(node.name)
+    ]
+    if len(seen) > MOST_SHOWN:
+        seen[MOST_SHOWN:] = [f"[{len(seen) - MOST_SHOWN} more](../troubleshooting.md)"]
+    parts = [f"## {node.name}", f"{bases}. {text}".replace("``", "`")]
     if attributes:
         parts.append(re.sub(r"^    +", "  ", attributes, flags=re.MULTILINE).replace("``", "`"))
     if seen:
-        parts.append("Troubleshooting: " + "; ".join(seen) + ".")
+        parts.append(f"Texts: {'; '.join(seen)}.")
     return "\n\n".join(parts)
 
 

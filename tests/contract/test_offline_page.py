@@ -27,7 +27,11 @@ SNIPPETS = Path(__file__).parents[2] / "docs" / "snippets"
 OFFLINE = SNIPPETS / "offline"
 PAGES = [
     (SNIPPETS.parent / page).read_text()
-    for page in ("reference/entity-rows.md", "explanation/offline-store.md", "reference/results.md")
+    for page in (
+        "reference/entity-rows.md",
+        "explanation/offline-store.md",
+        "reference/results.md",
+    )
 ]
 
 # Each user, and the policies that it has.
@@ -53,7 +57,10 @@ entity_key_serialization_version: 3
 
 def outputs() -> list[str]:
     """What each page says its example prints, in the order of PAGES."""
-    said = [re.findall(r"<!-- /generated -->\n\n```text\n(.*?)^```$", page, re.M | re.S) for page in PAGES]
+    said = [
+        re.findall(r"<!-- /generated -->\n\n```text\n(.*?)^```$", page, re.M | re.S)
+        for page in PAGES
+    ]
     assert [len(outputs) for outputs in said] == [1, 1, 1]
     return [output for outputs in said for output in outputs]
 

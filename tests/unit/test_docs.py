@@ -109,7 +109,9 @@ def test_python_blocks_compile_and_import_what_exists(page):
                 exec(ast.unparse(node), {})  # noqa: S102 - importing is the test
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/tutorial/quickstart.md", "docs/reference/iam.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/tutorial/quickstart.md", "docs/reference/iam.md"]
+)
 def test_json_blocks_are_json(name):
     for block in blocks((ROOT / name).read_text(), "json"):
         assert json.loads(block)["Version"] == "2012-10-17"
@@ -169,7 +171,9 @@ def test_the_batch_engine_block_on_the_page_sets_the_engine(repo_yaml, tmp_path)
 
 
 def test_every_policy_is_on_the_page():
-    shown = [json.loads(block) for block in blocks((DOCS / "reference" / "iam.md").read_text(), "json")]
+    shown = [
+        json.loads(block) for block in blocks((DOCS / "reference" / "iam.md").read_text(), "json")
+    ]
     policies = sorted((DOCS / "snippets" / "iam").glob("*.json"))
     assert len(policies) == 18
     assert len(shown) == 18
@@ -185,7 +189,7 @@ def test_every_error_is_on_the_page():
     assert "AwsError" in errors.__dict__
     for name, error in vars(errors).items():
         if isinstance(error, type) and issubclass(error, errors.FeastDynamoError):
-            assert f"\n### {name}\n" in page
+            assert f"\n## {name}\n" in page
 
 
 def messages() -> list[str]:
