@@ -7,7 +7,7 @@ Such a part stands in a page between two lines, `<!-- generated: NAME -->` and
     batch_engine                  a table of the fields of that block of feature_store.yaml
     table                         the same of the `table` block inside `online_store`
     cli                           the help of every feast-dynamo command
-    iam                           a section for each policy that docs/snippets/iam/policies.yaml lists
+    iam                           a section for each policy of snippets/iam/policies.yaml
     errors                        a section for each class of errors.py
     file PATH                     a file as a code block, PATH counted from the project's folder
 

@@ -351,5 +351,6 @@ def _checked(settings: dict[str, Any]) -> MaterializeSettings:
         return DynamoComputeEngineConfig(**settings)
     except ValidationError as error:
         raise ConfigError(
-            f"feature_store.yaml, batch_engine: {problems(error)}. See docs/reference/configuration.md."
+            f"feature_store.yaml, batch_engine: {problems(error)}. "
+            "See docs/reference/configuration.md."
         ) from error

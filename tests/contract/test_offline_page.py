@@ -1,4 +1,4 @@
-"""The examples of the offline store's pages run and print what these say, each under its policy."""
+"""The examples of the offline store's pages run and print what is said, each under its policy."""
 
 from __future__ import annotations
 
