@@ -60,7 +60,7 @@ BLOCKS = {
     "table": ((PACKAGE / "view_settings.py", "TableSettings"),),
 }
 PAGE_WIDTH = 90
-MOST_SHOWN = 3
+MOST_SHOWN = 2
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".diff": "diff"}
 YAML_TYPES = {
     "str": "text",
@@ -75,6 +75,10 @@ YAML_TYPES = {
     "None": "null",
 }
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+# What most commands take; the page says it once.
+COMMON_OPTION = re.compile(
+    r"^  (?:-h, --help|--json|-c, --chdir|--folder) .*\n?(?:^ {6,}\S.*\n?)*", re.M
+)
 NOT_SHOWN = {"default"}  # nor a pattern, whose meaning is in the field's own sentence
 
 
@@ -191,7 +195,10 @@ def _help(command: click.Command, name: str, parent: click.Context | None) -> It
     context = command.make_context(
         name, [], parent=parent, resilient_parsing=True, terminal_width=80
     )
-    yield f"## {context.command_path}\n\n```text\n{command.get_help(context)}\n```"
+    text = (
+        COMMON_OPTION.sub("", command.get_help(context)) if parent else command.get_help(context)
+    )
+    yield f"## {context.command_path}\n\n```text\n{text.rstrip()}\n```"
     if isinstance(command, click.Group):
         for child in command.list_commands(context):
             yield from _help(command.commands[child], child, context)
