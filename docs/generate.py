@@ -261,7 +261,7 @@ def _error(node: ast.ClassDef) -> str:
     if attributes:
         parts.append(re.sub(r"^    +", "  ", attributes, flags=re.MULTILINE).replace("``", "`"))
     if seen:
-        parts.append(f"Texts: {'; '.join(seen)}.")
+        parts.append(f"Troubleshooting: {'; '.join(seen)}.")
     return "\n\n".join(parts)
 
 
