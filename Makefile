@@ -47,6 +47,8 @@ walks: $(VENV)/.dev ## count the modules that a read, a retrieval, a materialize
 docs: $(VENV)/.dev .venv-docs/.ready ## the site of docs/ in site/, its generated parts written anew
 	@$(BIN)/python docs/generate.py
 	@.venv-docs/bin/zensical build --clean --strict
+	@if [ -f $(WORKER) ]; then cp $(WORKER) site/assets/iframe-worker.js; \
+	else echo "No npm here: the site's search works where it is served, not from a disk."; fi
 
 clean: ## remove what was installed and cached
 	rm -rf .venv .venv-bench .venv-docs .venv-feast-pre site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .feast-dynamo
@@ -89,9 +91,13 @@ feast-pre: $(VENV)/.dev
 		--constraint .venv-bench/constraints.txt --requirement tests/benchmarks/requirements.txt
 	@touch $@
 
+# Lets the search run where pages are opened from a disk; Zensical would load it from elsewhere.
+WORKER := .venv-docs/package/shim/index.js
 # What builds the site has nothing to do with what the package runs on.
 .venv-docs/.ready: docs/requirements.txt
 	@echo "Installing what builds the site (once, under a minute) ..."
 	@$(PYTHON) -m venv .venv-docs
 	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/requirements.txt
+	@if command -v npm >/dev/null 2>&1; then cd .venv-docs && npm pack --silent iframe-worker@1.0.4 >/dev/null \
+		&& tar -xzf iframe-worker-1.0.4.tgz; fi
 	@touch $@
