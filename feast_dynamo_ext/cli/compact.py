@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from feast_dynamo_ext.cli.repo import Output, json_option, open_store, repo_option, table
-from feast_dynamo_ext.columns import stored_times
-from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import CompactionError, ConfigError, OfflineStoreError
-from feast_dynamo_ext.parquet.compaction.snapshot import Target
-from feast_dynamo_ext.parquet.source import uri_of
 from feast_dynamo_ext.progress import Steps, shown
-from feast_dynamo_ext.retrieval.plan import plan_view
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +20,7 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.parquet.compaction.compaction import Figures, Plan
     from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
+    from feast_dynamo_ext.parquet.compaction.snapshot import Target
     from feast_dynamo_ext.retrieval.plan import ViewPlan
 
 
@@ -39,6 +35,8 @@ def targets(store: FeatureStore, names: Sequence[str]) -> list[Target]:
         ConfigError: there is no such source or view.
         CompactionError: sources of one folder name different columns of time.
     """
+    from feast_dynamo_ext.retrieval.plan import plan_view
+
     every: list[Any] = list(store.list_all_feature_views())
     views = [view for view in every if getattr(view, "batch_source", None) is not None]
     sources = {view.batch_source.name: view.batch_source for view in views}
@@ -58,6 +56,8 @@ def targets(store: FeatureStore, names: Sequence[str]) -> list[Target]:
 
 def _uri(source: DataSource, store: FeatureStore, *, strict: bool) -> str:
     """Where a source is; empty for one that this store does not read, if not strict."""
+    from feast_dynamo_ext.parquet.source import uri_of
+
     try:
         return uri_of(source, store.config).rstrip("/")
     except OfflineStoreError:
@@ -75,12 +75,16 @@ def _wanted(
     known = by_view | sources
     missing = [name for name in names if name not in known]
     if missing:
+        from feast_dynamo_ext.config import did_you_mean
+
         hint = did_you_mean(missing[0], known, "There are")
         raise ConfigError(f"There is no source or feature view `{missing[0]}`. {hint}")
     return [known[name] for name in names]
 
 
 def _target(source: DataSource, views: Sequence[ViewPlan]) -> Target:
+    from feast_dynamo_ext.parquet.compaction.snapshot import Target
+
     if not views:
         return _unread(source)
     times = {(view.event_time, view.created_time) for view in views}
@@ -97,6 +101,9 @@ def _target(source: DataSource, views: Sequence[ViewPlan]) -> Target:
 
 
 def _unread(source: DataSource) -> Target:
+    from feast_dynamo_ext.columns import stored_times
+    from feast_dynamo_ext.parquet.compaction.snapshot import Target
+
     return Target(source, *stored_times(source), (), (source.name,))
 
 

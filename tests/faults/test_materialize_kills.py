@@ -98,6 +98,9 @@ def assert_resumed(ended, recorded) -> None:
 
 def undisturbed(server, shop):
     """The items of a run that nobody kills, and how long it took."""
+    # Not the first one: until DynamoDB Local is warm, a run takes up to twice its time.
+    assert server.start(shop, **MANY_BUCKETS).end().status == 0
+    shop.renew()
     ended = server.start(shop, **MANY_BUCKETS).end()
     assert ended.status == 0, ended.said
     assert {view: counts["written"] for view, counts in ended.counts.items()} == {
@@ -170,8 +173,7 @@ def test_restart_writes_all_again(server, open_shop, dynamodb_local):
     shop = open_shop(dynamodb_local)
     expected, length_s = undisturbed(server, shop)
     shop.renew()
-    # DynamoDB Local gets warm: on a busy machine the second run takes half of the first run's.
-    assert server.start(shop, **MANY_BUCKETS).end(0.4 * length_s).status == SIGKILLED
+    assert server.start(shop, **MANY_BUCKETS).end(0.7 * length_s).status == SIGKILLED
     ended = server.start(shop, **MANY_BUCKETS, resume=False).end()
     assert ended.status == 0, ended.said
     assert_resumed(ended, dict.fromkeys(VIEWS, 0))
