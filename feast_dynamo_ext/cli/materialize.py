@@ -22,7 +22,6 @@ from feast_dynamo_ext.cli.repo import (
     views_option,
 )
 from feast_dynamo_ext.errors import ConfigError, ViewsFailedError
-from feast_dynamo_ext.timestamps import EPOCH, assume_utc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,6 +63,8 @@ class Window:
         if all_:
             if times:
                 raise click.UsageError("--all takes no times: it goes from 1970 until now.")
+            from feast_dynamo_ext.timestamps import EPOCH
+
             return cls(EPOCH, now, is_all=True)
         if incremental:
             if len(times) > 1:
@@ -85,6 +86,8 @@ class Window:
             return self.start
         last: datetime | None = view.most_recent_end_time
         if last is not None:
+            from feast_dynamo_ext.timestamps import assume_utc
+
             return assume_utc(last)
         if view.ttl is None:
             raise ConfigError(

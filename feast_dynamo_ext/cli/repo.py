@@ -21,7 +21,6 @@ import click
 from tabulate import tabulate
 
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.timestamps import assume_utc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -122,6 +121,8 @@ def time_in(text: str) -> datetime:
         raise click.BadParameter(f"`{text}` is no time: {error}. {EXAMPLE}") from error
     if first != second:
         raise click.BadParameter(f"`{text}` names no full date. {EXAMPLE}")
+    from feast_dynamo_ext.timestamps import assume_utc
+
     return assume_utc(first)
 
 
