@@ -65,7 +65,6 @@ class Window:
 
             if times:
                 raise click.UsageError("--all takes no times: it goes from 1970 until now.")
-            from feast_dynamo_ext.timestamps import EPOCH
 
             return cls(EPOCH, now, is_all=True)
         if incremental:
