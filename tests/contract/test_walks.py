@@ -1,0 +1,22 @@
+"""The counts of modules on the page about the flow of data are those that `make walks` finds."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "explanation" / "how-data-flows.md"
+
+
+def test_the_page_has_the_counts_of_the_walks():
+    command = [sys.executable, str(ROOT / "docs" / "walks.py"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout[done.stdout.index("{\n") :])
+    rows = re.findall(r"^\| ([a-z ]+) \| (\d+) \| \d+ \|$", PAGE.read_text(), re.MULTILINE)
+    assert {walk: int(count) for walk, count in rows} == {
+        walk: len(modules) for walk, modules in found.items()
+    }
