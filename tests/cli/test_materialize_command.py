@@ -190,6 +190,7 @@ def test_an_incremental_window_starts_where_feast_would(view, start):
     assert window.start_for(view, now) == start.replace(tzinfo=timezone.utc)
 
 
+@pytest.mark.slow
 def test_help_teaches_and_loads_nothing_heavy():
     result = run("--help")
     assert result.exit_code == 0

@@ -25,9 +25,7 @@ from feast_dynamo_ext.materialize.lease import LEASE, Holder, Lease, LeaseSettin
 from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from feast import FeatureStore, FeatureView
+    from feast import FeatureStore
 
 START = dt.datetime(2025, 1, 1, tzinfo=dt.timezone.utc)
 END = START + dt.timedelta(days=1)
@@ -101,7 +99,8 @@ def shop(open_store, moto_endpoint, tmp_path):
     online = {**near, "newest_wins_with": "put_item"}  # moto takes no binary values in PartiQL
     project = f"h{uuid.uuid4().hex[:12]}"
     store = open_store(project, online=online)
-    store.apply([CUSTOMER, view(tmp_path, "orders"), view(tmp_path, "visits")])
+    history = parquet_files(tmp_path / "history.parquet", "t")
+    store.apply([CUSTOMER, customer_view("orders", history), customer_view("visits", history)])
     store.materialize(START, END)
     client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=moto_endpoint)
     shop = Shop(store, client, partial(open_store, project, online=online))
@@ -110,10 +109,6 @@ def shop(open_store, moto_endpoint, tmp_path):
     for each in (store, *shop.opened):
         asyncio.run(each.close())
     client.close()
-
-
-def view(folder: Path, name: str) -> FeatureView:
-    return customer_view(name, parquet_files(folder / "history.parquet", "t"))
 
 
 REQUEST = {"features": ["orders:total"], "entity_rows": [{"cid": 1}]}

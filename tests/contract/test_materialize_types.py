@@ -13,7 +13,7 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast import Entity, FeatureStore, FeatureView, ValueType
 from feast.feature_view import FeatureViewState
 from feast.types import (
     Array,
@@ -35,7 +35,7 @@ from feast.types import (
     ZonedTimestamp,
 )
 from feast.types import Decimal as DecimalType
-from views import CUSTOMER
+from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.errors import (
     ColumnTypeError,
@@ -203,14 +203,8 @@ class Repo:
 
     def view(self, name: str, entity: Entity = CUSTOMER, **features: Any) -> FeatureView:
         """A view of that history."""
-        keys = {"cid": Int64} if entity is CUSTOMER else {"sid": String}
-        return FeatureView(
-            name=name,
-            entities=[entity],
-            schema=[Field(name=name, dtype=kind) for name, kind in {**keys, **features}.items()],
-            source=FileSource(path=str(self.folder / f"{name}.parquet"), timestamp_field="t"),
-            ttl=dt.timedelta(0),
-        )
+        source = parquet_files(self.folder / f"{name}.parquet", "t")
+        return customer_view(name, source, entities=[entity], **features)
 
     def materialize(self, *views: FeatureView) -> None:
         """Declare views, and materialize them."""

@@ -48,7 +48,7 @@ def view(
     name, ttl=dt.timedelta(0), entities=(CUSTOMER,), path="nowhere", **features
 ) -> FeatureView:
     source = parquet_files(path, "t", name=f"{name}_source")
-    return customer_view(name, pushed(name, source), entities=entities, ttl=ttl, **features)
+    return customer_view(name, pushed(name, source), entities=entities, ttl=ttl, schema=features)
 
 
 def services(*features, name="churn") -> tuple[FeatureService, FeatureService]:

@@ -11,29 +11,18 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from feast import FeatureView, Field, FileSource
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Float64, Int64
-from views import CUSTOMER
+from views import CUSTOMER, customer_view
 
 from feast_dynamo_ext import ViewSettings
 from feast_dynamo_ext.errors import IncompleteReadError
 
-SCHEMA = [Field(name="cid", dtype=Int64), Field(name="total", dtype=Float64)]
 NOW = dt.datetime.now(tz=dt.timezone.utc)
 PRESENT, NOT_FOUND = FieldStatus.PRESENT, FieldStatus.NOT_FOUND
 OUTSIDE_MAX_AGE, INVALID = FieldStatus.OUTSIDE_MAX_AGE, FieldStatus.INVALID
-
-
-def view(name: str, **settings) -> FeatureView:
-    return FeatureView(
-        name=name,
-        entities=[CUSTOMER],
-        source=FileSource(name=f"{name}_source", path="nowhere", timestamp_field="t"),
-        **{"schema": SCHEMA, "ttl": dt.timedelta(0), **settings},
-    )
 
 
 def key(number: int) -> EntityKey:
@@ -67,7 +56,7 @@ def empty_store(open_store, dynamodb):
 def store(empty_store):
     """A store with two views of 300 customers; `total` is a tenth and a fifth of their number."""
     opened = empty_store()
-    views = [view("one"), view("two")]
+    views = [customer_view("one"), customer_view("two")]
     opened.apply([CUSTOMER, *views])
     write(opened, views[0], {n: n / 10 for n in range(300)})
     write(opened, views[1], {n: n / 5 for n in range(300)})
@@ -163,11 +152,11 @@ def test_a_forked_child_and_its_parent_both_read_on(store):
 
 def ages(store):
     """Values and statuses of rows 1 hour and 3 days old under a ttl of 1 day."""
-    orders = view("orders", ttl=dt.timedelta(days=1))
+    orders = customer_view("orders", ttl=dt.timedelta(days=1))
     store.apply([CUSTOMER, orders])
     write(store, orders, {1: 1.5}, NOW - dt.timedelta(hours=1))
     # Written under no ttl, so that the server does not delete it: the view's ttl of now decides.
-    write(store, view("orders"), {2: 2.5}, NOW - dt.timedelta(days=3))
+    write(store, customer_view("orders"), {2: 2.5}, NOW - dt.timedelta(days=3))
     answer = store.get_online_features(
         features=["orders:total"], entity_rows=[{"cid": 1}, {"cid": 2}, {"cid": 3}]
     )
@@ -195,7 +184,7 @@ def test_rows_past_the_views_ttl_answer_their_value_too_where_that_is_asked_for(
 
 def partial_store(open_store, scripted_http, **online):
     """A store whose reads get one of two rows, then nothing but throttling."""
-    feature_view = view("orders")
+    feature_view = customer_view("orders")
     row = {"k": {"B": ""}, "v": {"B": ""}}
     answers = [
         (200, {"Responses": {"p.orders": [row]}, "UnprocessedKeys": {}}),
@@ -247,9 +236,9 @@ def test_keys_left_unread_are_marked_where_that_is_asked_for(open_store, scripte
 
 def test_views_and_store_say_which_reads_are_strongly_consistent(open_store, scripted_http):
     views = [
-        view("plain"),
-        view("strong", tags=ViewSettings(consistent_reads=True).tags()),
-        view("weak", tags=ViewSettings(consistent_reads=False).tags()),
+        customer_view("plain"),
+        customer_view("strong", tags=ViewSettings(consistent_reads=True).tags()),
+        customer_view("weak", tags=ViewSettings(consistent_reads=False).tags()),
     ]
     empty = {name: [] for name in ("p.plain", "p.strong", "p.weak")}
     endpoint = scripted_http([(200, {"Responses": empty})] * 2)
@@ -275,10 +264,10 @@ def test_views_and_store_say_which_reads_are_strongly_consistent(open_store, scr
 
 def test_versions_of_a_view_are_read_side_by_side(empty_store):
     store = empty_store(registry={"enable_online_feature_view_versioning": True})
-    old = view("orders")
+    old = customer_view("orders")
     store.apply([CUSTOMER, old])
     write(store, store.get_feature_view("orders"), {1: 1.5})
-    new = view("orders", schema=[*old.schema, Field(name="count", dtype=Int64)])
+    new = customer_view("orders", total=Float64, count=Int64)
     store.apply([CUSTOMER, new])
     data = [(key(1), {"total": Value(double_val=2.5), "count": Value(int64_val=4)}, NOW, None)]
     applied = store.get_feature_view("orders")

@@ -24,7 +24,7 @@ from feast_dynamo_ext.materialize.lease import LEASE
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from feast import FeatureStore, FeatureView
+    from feast import FeatureStore
     from rule_proxy import Asked
 
 pytestmark = pytest.mark.dynamodb_local
@@ -119,7 +119,8 @@ def open_repo(open_store, dynamodb_local, tmp_path):
             project, online={**near, "endpoint_url": dynamodb_local}, batch_engine=block
         )
         keep_history(tmp_path, rows)
-        direct.apply([CUSTOMER, *(view(tmp_path, name) for name in views or ("orders",))])
+        history = parquet_files(tmp_path / "history.parquet", "t")
+        direct.apply([CUSTOMER, *(customer_view(name, history) for name in views or ["orders"])])
         far = {**near, "endpoint_url": endpoint, "newest_wins_with": "partiql", **(online or {})}
         store = open_store(project, online=far, batch_engine=block)
         client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=dynamodb_local)
@@ -144,10 +145,6 @@ def keep_history(folder: Path, rows: int) -> None:
         "total": [float(number) for number in range(2 * rows)],
     }
     pq.write_table(pa.table(columns), folder / "history.parquet")
-
-
-def view(folder: Path, name: str) -> FeatureView:
-    return customer_view(name, parquet_files(folder / "history.parquet", "t"))
 
 
 # Trouble that passes

@@ -26,14 +26,16 @@ def customer_view(
     entities: Sequence[Entity] = (CUSTOMER,),
     ttl: dt.timedelta | None = dt.timedelta(0),
     tags: dict[str, str] | None = None,
+    schema: dict[str, Any] | None = None,
     **features: Any,
 ) -> FeatureView:
     """A view of one feature `total` unless features and their types are given.
 
-    Its source is `no_files` of its name by default.
+    Its source is `no_files` of its name by default. Features whose names are parameters here are
+    given as `schema`, with all others.
     """
     types = {entity.join_key: KEY_TYPES[entity.value_type] for entity in entities}
-    types |= features or {"total": Float64}
+    types |= schema or features or {"total": Float64}
     return FeatureView(
         name=name,
         entities=list(entities),

@@ -217,6 +217,7 @@ show()
 """
 
 
+@pytest.mark.slow
 def test_a_session_quietens_botocore_where_nobody_set_a_level_and_importing_nothing():
     result = subprocess.run(
         [sys.executable, "-c", LEVELS], capture_output=True, text=True, check=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -18,11 +19,14 @@ print(me.host, me.pid, me.born, me.command, sep="|", flush=True)
 input()
 """
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is known")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is known"),
+    pytest.mark.slow,  # another process imports Feast
+]
 
 
-@pytest.fixture
-def other():
+@contextlib.contextmanager
+def another_process():
     """Another process of this machine, and what it says of itself."""
     with subprocess.Popen(
         [sys.executable, "-c", CODE, "materialize", "a b"],
@@ -33,6 +37,12 @@ def other():
         host, pid, born, command = started.stdout.readline().rstrip().split("|")
         yield started, Process(host, int(pid), born, command)
         started.kill()
+
+
+@pytest.fixture(scope="module")
+def other():
+    with another_process() as found:
+        yield found
 
 
 def test_a_process_says_which_one_it_is(other):
@@ -47,13 +57,13 @@ def test_a_process_that_runs_is_not_dead(other):
     assert not Process.this().is_dead()
 
 
-def test_a_killed_process_is_dead_even_while_nobody_has_waited_for_it(other):
-    started, process = other
-    started.kill()
-    os.waitid(os.P_PID, started.pid, os.WEXITED | os.WNOWAIT)
-    assert process.is_dead()
-    started.wait()
-    assert process.is_dead()
+def test_a_killed_process_is_dead_even_while_nobody_has_waited_for_it():
+    with another_process() as (started, process):
+        started.kill()
+        os.waitid(os.P_PID, started.pid, os.WEXITED | os.WNOWAIT)
+        assert process.is_dead()
+        started.wait()
+        assert process.is_dead()
 
 
 def test_a_later_process_with_the_same_pid_is_not_taken_for_it(other):

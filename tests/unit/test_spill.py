@@ -94,6 +94,7 @@ def test_one_that_cannot_be_removed_is_told(tmp_path, left, monkeypatch, caplog)
         assert "feast-dynamo-left, which a killed process left, stays" in caplog.text
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_next_use_removes_what_was_spilled(tmp_path, monkeypatch):
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -275,6 +275,7 @@ def elsewhere(tmp_path_factory):
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_a_key_has_the_same_bucket_in_another_process(tmp_path, elsewhere):
     here = spooled(tmp_path, numbered(60), 8)
     assert elsewhere["buckets"] == {

@@ -44,6 +44,7 @@ def test_importing_the_package_loads_nothing_heavy():
     assert not loaded & {"duckdb", "pyspark", "sagemaker", "pandas", "pyarrow", "boto3", "feast"}
 
 
+@pytest.mark.slow
 def test_the_online_store_loads_no_part_of_the_offline_one():
     loaded = loaded_by("from feast_dynamo_ext import DynamoOnlineStore")
     assert not loaded & {"duckdb", "pyspark", "sagemaker", "moto"}
@@ -57,6 +58,7 @@ def test_sessions_and_clients_need_neither_feast_nor_pydantic():
     assert not loaded_by("import feast_dynamo_ext.aws") & {"feast", "pydantic"}
 
 
+@pytest.mark.slow
 def test_settings_of_stores_and_views_load_nothing_of_tables():
     loaded = loaded_by("from feast_dynamo_ext.dynamo import settings")
     assert "feast_dynamo_ext.view_settings" in loaded
@@ -77,6 +79,7 @@ OF_THE_ONLINE_STORE = {
 }
 
 
+@pytest.mark.slow
 def test_the_online_store_loads_only_what_reads_and_writes_rows():
     loaded = loaded_by("import feast_dynamo_ext.online_store")
     ours = {name.removeprefix("feast_dynamo_ext.") for name in loaded if "dynamo_ext." in name}

@@ -82,6 +82,7 @@ def test_training_beats_the_base(script, tmp_path, kind):
     assert script.auc(test.labels, scores) == pytest.approx(metrics["test-auc"], abs=1e-12)
 
 
+@pytest.mark.slow
 def test_csv_and_parquet_train_the_same_model(tmp_path):
     models = []
     for kind in ("csv", "parquet"):
