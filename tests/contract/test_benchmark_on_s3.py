@@ -20,6 +20,8 @@ import offline_stores
 from offline_client import Task
 from offline_data import Dataset
 
+pytestmark = pytest.mark.server  # they start servers of their own
+
 TINY = Dataset(views=2, rows=600, files=3, features=2, keys=20, entities=50)
 
 

@@ -55,6 +55,7 @@ def test_names(tmp_path):
     compare("names", replaced(names_record(tmp_path), {str(tmp_path): "<folder>"}))
 
 
+@pytest.mark.slow
 def test_retrievals(tmp_path):
     compare("retrievals", replaced(retrievals_record(tmp_path), {str(tmp_path): "<folder>"}))
 

@@ -60,7 +60,7 @@ def retrieve(folder, views, refs, frame, **kwargs) -> pa.Table:
     """The answer of the first plan; that of every other plan must be the same."""
     first, *others = (
         S3ParquetOfflineStore.get_historical_features(
-            repo_config(str(folder), plan), views, refs, frame, NoRegistry(), "p", **kwargs
+            repo_config(folder, **plan), views, refs, frame, NoRegistry(), "p", **kwargs
         ).to_arrow()
         for plan in PLANS
     )
@@ -154,7 +154,7 @@ def test_pull_latest_and_pull_all_equal_a_plain_loop(history, window, unit, zone
     start, end = window
     with tempfile.TemporaryDirectory() as folder:
         ordered = write_history(Path(folder) / "history", history, unit, zone, files)
-        config, view = repo_config(folder, PLANS[0]), feature_view("history", None)
+        config, view = repo_config(folder, **PLANS[0]), feature_view("history", None)
         arguments = {
             "config": config,
             "data_source": view.batch_source,

@@ -284,6 +284,7 @@ def test_a_key_has_the_same_bucket_in_another_process(tmp_path, elsewhere):
     assert sum(map(len, here.values())) == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row_bytes", ["10", "300000"])
 def test_a_full_disk_is_one_error_that_says_so(elsewhere, row_bytes):
     """A limit to the size of a file is met where the end of a disk would be."""
