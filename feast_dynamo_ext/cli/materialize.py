@@ -65,7 +65,6 @@ class Window:
 
             if times:
                 raise click.UsageError("--all takes no times: it goes from 1970 until now.")
-
             return cls(EPOCH, now, is_all=True)
         if incremental:
             if len(times) > 1:

@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Union
 
-from feast.feature_view import DUMMY_ENTITY_NAME
-
-from feast_dynamo_ext.columns import stored_names, stored_times
+from feast_dynamo_ext.columns import request_columns, stored_names, stored_times
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.timestamps import EARLIEST
 
@@ -137,13 +135,10 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
     prefix = f"{view.projection.name_alias or view.name}__" if full_feature_names else ""
     wanted = [ref.split(":", 1)[1] for ref in refs if ref.split(":", 1)[0] == named]
     stored, (event_time, created_time) = stored_names(source), stored_times(source)
-    renamed = view.projection.join_key_map
-    without_entities = list(view.entities) == [DUMMY_ENTITY_NAME]
-    names = [] if without_entities else [column.name for column in view.entity_columns]
     return ViewPlan(
         view=named,
         source=source,
-        keys=tuple((renamed.get(name, name), stored[name]) for name in names),
+        keys=tuple((column, stored[name]) for name, column in request_columns(view)),
         event_time=event_time,
         created_time=created_time,
         features=tuple((stored[name], prefix + name) for name in wanted),

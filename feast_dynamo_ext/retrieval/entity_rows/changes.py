@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import duckdb
 import numpy as np
 import pyarrow as pa
-from feast.utils import make_tzaware
 
 from feast_dynamo_ext.arrow_types import family, without_dictionary
 from feast_dynamo_ext.duckdb_connection import connected
@@ -28,7 +27,7 @@ from feast_dynamo_ext.retrieval.inputs import (
     checked_source,
     key_names,
 )
-from feast_dynamo_ext.timestamps import NANOSECONDS
+from feast_dynamo_ext.timestamps import NANOSECONDS, assume_utc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,8 +81,7 @@ def _moment(name: str, value: datetime) -> datetime:
         raise EntityRowsError(
             f"`{name}` is a {type(value).__name__}. Give a datetime; without a zone it is UTC."
         )
-    moment: datetime = make_tzaware(value)
-    return moment
+    return assume_utc(value)
 
 
 def _longest_ttl(views: Sequence[ViewPlan]) -> timedelta:
