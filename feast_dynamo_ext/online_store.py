@@ -224,7 +224,7 @@ class DynamoOnlineStore(OnlineStore):
             left = tuple(row.key for row in rows)
             return Outcome(unwritten=left, cause=error).checked(name)
         items = (PACKED.put(row, schema, ttl_s, view.name) for row in rows)
-        write = connection.writer.write(name, items, progress, how_written(config, view))
+        write = connection.writer.write(name, items, progress, write_method(config, view))
         return await with_vectors(connection, name, lambda: [row.key for row in rows], write)
 
     # Reads
@@ -258,9 +258,9 @@ class DynamoOnlineStore(OnlineStore):
         """
         connection = self.connection(config)
         view = connection.views.known(table, config)
-        asked = read.of_keys(view, entity_keys, requested_features)
-        answers = await read.read([asked], connection, may_be_partial=False)
-        return [read.read_row(asked, row) for row in answers.rows_of(asked)]
+        view_read = read.of_keys(view, entity_keys, requested_features)
+        answers = await read.read([view_read], connection, may_be_partial=False)
+        return [read.read_row(view_read, row) for row in answers.rows_of(view_read)]
 
     def _read_features_per_fv(self, config: RepoConfig, *args: Any, **kwargs: Any) -> None:
         """Read all views of a request together and append them to the response.
@@ -318,12 +318,12 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `_read_features_per_fv`.
         """
-        asked = _precomputed(*args, **kwargs)
-        if asked is None:
+        request = _service_request(*args, **kwargs)
+        if request is None:
             return super().get_online_features(config, *args, **kwargs)
         connection = self.connection(config)
         return connection.loops.run(
-            asked.answer(config, connection, self._services, self._read_features_per_fv_async)
+            request.answer(config, connection, self._services, self._read_features_per_fv_async)
         )
 
     async def get_online_features_async(
@@ -333,10 +333,10 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `get_online_features`.
         """
-        asked = _precomputed(*args, **kwargs)
-        if asked is None:
+        request = _service_request(*args, **kwargs)
+        if request is None:
             return await super().get_online_features_async(config, *args, **kwargs)
-        return await asked.answer(
+        return await request.answer(
             config, self.connection(config), self._services, self._read_features_per_fv_async
         )
 
@@ -422,16 +422,16 @@ class DynamoOnlineStore(OnlineStore):
             return self._opened[1]
 
 
-def _precomputed(features: Any, *args: Any, **kwargs: Any) -> ServiceRequest | None:
+def _service_request(features: Any, *args: Any, **kwargs: Any) -> ServiceRequest | None:
     """The request for a precomputed service that Feast's arguments are, if they are one."""
     if not getattr(features, "precompute_online", False):
         return None
     return ServiceRequest.from_arguments(features, *args, **kwargs)
 
 
-def how_written(config: RepoConfig, view: Any) -> WriteMethod:
+def write_method(config: RepoConfig, view: Any) -> WriteMethod:
     """How a view's rows are written: the view's own setting, else the store's."""
     store = config.online_store
     mode = ViewSettings.from_view(view).write_mode or store.write_mode
-    how: WriteMethod = "overwrite" if mode == "overwrite" else store.newest_wins_with
-    return how
+    method: WriteMethod = "overwrite" if mode == "overwrite" else store.newest_wins_with
+    return method

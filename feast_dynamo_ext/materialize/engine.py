@@ -36,7 +36,7 @@ from feast_dynamo_ext.materialize.newest_rows import ViewReading, Window, window
 from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
 from feast_dynamo_ext.materialize.report import RunReport, ViewReport, as_text
 from feast_dynamo_ext.materialize.run import MaterializeSettings, Run, ViewRun
-from feast_dynamo_ext.online_store import DynamoOnlineStore, how_written
+from feast_dynamo_ext.online_store import DynamoOnlineStore, write_method
 from feast_dynamo_ext.progress import shown
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class DynamoComputeEngine(LocalComputeEngine):
     def _write_method(self, view: Any) -> WriteMethod:
         chosen = self.settings.write_mode
         if chosen is None:
-            return how_written(self.repo_config, view)
+            return write_method(self.repo_config, view)
         store = self.repo_config.online_store
         method: WriteMethod = "overwrite" if chosen == "overwrite" else store.newest_wins_with
         return method

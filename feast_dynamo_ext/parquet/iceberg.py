@@ -40,8 +40,8 @@ PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 FIELD_ID = b"PARQUET:field_id"
 
-# Types of columns whose values for all rows of a file its partition tells.
-TOLD = ("boolean", "int", "long", "string", "date")
+# Types of columns whose value, the same in all rows of a file, is read from its partition.
+PARTITION_TYPES = ("boolean", "int", "long", "string", "date")
 
 
 def is_iceberg(source: DataSource) -> bool:
@@ -224,12 +224,12 @@ def _files(source: Any, place: Place, table: Any, tasks: Iterable[Any]) -> Itera
                 f"{_name(source)} names, is not there or not of {size} "
                 "bytes. Repair the table."
             )
-        told = tuple(_told(table, task.file))
-        yield FileState(path, size, state.mtime_ns, state.etag, told)
+        known = tuple(_partition_values(table, task.file))
+        yield FileState(path, size, state.mtime_ns, state.etag, known)
 
 
-def _told(table: Any, file: Any) -> Iterator[tuple[str, str | None]]:
-    """Columns whose values the file's partition tells; files of other tables may lack them."""
+def _partition_values(table: Any, file: Any) -> Iterator[tuple[str, str | None]]:
+    """Columns whose value is the file's partition's; files of other tables may lack them."""
     from pyiceberg.transforms import IdentityTransform
 
     for at, field in enumerate(table.specs()[file.spec_id].fields):
@@ -237,7 +237,9 @@ def _told(table: Any, file: Any) -> Iterator[tuple[str, str | None]]:
         if not isinstance(field.transform, IdentityTransform) or name is None:
             continue
         kind, value = table.schema().find_type(field.source_id), file.partition[at]
-        if str(kind) in TOLD and name in {field.name for field in table.schema().fields}:
+        if str(kind) in PARTITION_TYPES and name in {
+            field.name for field in table.schema().fields
+        }:
             text = None if value is None else field.transform.to_human_string(kind, value)
             yield name, text
 

@@ -91,13 +91,13 @@ class SavedPlace:
         self.files.delete(old)
 
 
-def event_time_of(source: ParquetSource, asked: str) -> str:
+def event_time_of(source: ParquetSource, column: str) -> str:
     """The event time of a saved dataset, which Feast always asks by the same name."""
-    if asked != SAVED_DATASET_EVENT_TIME or asked in source.schema.names:
-        return asked
+    if column != SAVED_DATASET_EVENT_TIME or column in source.schema.names:
+        return column
     first = next(iter(source.dataset.get_fragments()))
     kept = (first.physical_schema.metadata or {}).get(EVENT_TIME_KEY)
-    return kept.decode() if kept else asked
+    return kept.decode() if kept else column
 
 
 def _is_ours(name: str, uri: str) -> bool:

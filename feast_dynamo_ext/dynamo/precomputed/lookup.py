@@ -140,8 +140,8 @@ class _ViewAnswer:
         """
         if lacking is None:
             return self.plain_tail
-        told = lacking if self.hidden is None else lacking & ~self.hidden
-        statuses = np.where(told, NOT_FOUND, self.statuses)
+        not_found = lacking if self.hidden is None else lacking & ~self.hidden
+        statuses = np.where(not_found, NOT_FOUND, self.statuses)
         return status_entries(tuple(statuses.tolist())) + self.times
 
 

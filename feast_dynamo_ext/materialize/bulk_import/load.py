@@ -48,7 +48,7 @@ from feast_dynamo_ext.materialize.engine import DynamoComputeEngine
 from feast_dynamo_ext.materialize.lease import LeaseSettings, is_gone
 from feast_dynamo_ext.materialize.newest_rows import Window
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStoreConfig
-from feast_dynamo_ext.online_store import DynamoOnlineStoreConfig, how_written
+from feast_dynamo_ext.online_store import DynamoOnlineStoreConfig, write_method
 from feast_dynamo_ext.progress import Task
 
 if TYPE_CHECKING:
@@ -505,7 +505,7 @@ class BulkLoader:
         return Target(
             table_spec(config, view),
             RowSchema.from_view(view),
-            newest_wins=how_written(config, view) != "overwrite",
+            newest_wins=write_method(config, view) != "overwrite",
             may_create=config.online_store.manage_tables == "create",
         )
 

@@ -453,9 +453,10 @@ def _point_in_time(
         name = f"history_{at}"
         files = _Files.opened(name, view, opened, window, entities.unit, dialect)
         known = plan.created_by_entity_time and view.created_time is not None
-        matched = match(view, f"asked_{at}", files.name, dialect, known=known, lowest=files.lowest)
+        keys = f"requested_{at}"
+        matched = match(view, keys, files.name, dialect, known=known, lowest=files.lowest)
         parts.append(f"{files.name} {dialect.inlined} (\n  {files.sql()}\n)")
-        parts.append(f"asked_{at} AS (\n  {_narrow_entities(files, entities)}\n)")
+        parts.append(f"{keys} AS (\n  {_narrow_entities(files, entities)}\n)")
         parts.append(f"seen_{at} AS (\n  {matched}\n)")
         columns += [
             f"history_{at}.{files.feature(old)} AS {dialect.quoted(new)}"
