@@ -397,7 +397,7 @@ class DynamoOnlineStore(OnlineStore):
         connection = self.connection(config)
         if config.online_store.warmup_connections:
             try:
-                await connection.wire.warm_up(WARM_CONNECTIONS)
+                await connection.transport.warm_up(WARM_CONNECTIONS)
             except AwsError as error:
                 # A slow first request is no reason not to serve.
                 logger.warning("no connection could be warmed up: %s", error)

@@ -30,13 +30,13 @@ class HedgedTransport:
     """The connection, as one read sees it.
 
     Attributes:
-        wire: the connection.
+        transport: the connection.
         after_s: a request that has no answer by then is sent again.
         left: how many times this read may still do that. One: when the whole service is slow,
             the load grows by one request a read and not by all.
     """
 
-    wire: Transport
+    transport: Transport
     after_s: float
     left: int = 1
 
@@ -44,13 +44,13 @@ class HedgedTransport:
         self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
     ) -> Answer:
         """Send one request, perhaps twice, and give back the first answer."""
-        first = asyncio.ensure_future(self.wire.call(operation, body, resource, timeout_s))
+        first = asyncio.ensure_future(self.transport.call(operation, body, resource, timeout_s))
         sent = {first}
         try:
             answered, _ = await asyncio.wait(sent, timeout=self.after_s)
             if not answered and self.left:
                 self.left -= 1
-                again = self.wire.call(operation, body, resource, timeout_s)
+                again = self.transport.call(operation, body, resource, timeout_s)
                 sent.add(asyncio.ensure_future(again))
             return await _first_good(sent)
         finally:
@@ -122,7 +122,7 @@ class Reader:
     """Reads items by key. Safe to share between threads and event loops.
 
     Attributes:
-        wire: the connection.
+        transport: the connection.
         policy: retries and deadline of one read.
         batch_size: keys a request, at most 100.
         workers: requests of one read that are in flight at once.
@@ -131,7 +131,7 @@ class Reader:
             then made smaller, as an answer holds 16 MB.
     """
 
-    wire: Transport
+    transport: Transport
     policy: RetryPolicy
     batch_size: int = MAX_KEYS_PER_REQUEST
     workers: int = 10
@@ -159,18 +159,18 @@ class Reader:
             AwsError: AWS refused the request.
         """
         result = ReadResult(wanted, {keys.table: {} for keys in wanted})
-        wire = self.wire
+        transport = self.transport
         if self.hedge_after_s is not None:
-            wire = HedgedTransport(wire, self.hedge_after_s)
+            transport = HedgedTransport(transport, self.hedge_after_s)
         requests = list(self._requests(wanted))
         if len(requests) == 1:
-            await self._read_one(requests[0], wire, result)
+            await self._read_one(requests[0], transport, result)
             return result
         room = asyncio.Semaphore(self.workers)
 
         async def in_turn(request: Pending) -> None:
             async with room:
-                await self._read_one(request, wire, result)
+                await self._read_one(request, transport, result)
 
         # All of them end before an error is raised: none is left behind in flight.
         outcomes = await asyncio.gather(*map(in_turn, requests), return_exceptions=True)
@@ -179,7 +179,7 @@ class Reader:
                 raise outcome
         return result
 
-    async def _read_one(self, request: Pending, wire: Transport, result: ReadResult) -> None:
+    async def _read_one(self, request: Pending, transport: Transport, result: ReadResult) -> None:
         def take(answer: Answer) -> bool:
             total = 0
             for table, items in answer.get("Responses", {}).items():
@@ -188,7 +188,7 @@ class Reader:
             return total >= FULL_ANSWER_BYTES
 
         try:
-            await drain(wire, "BatchGetItem", request, "UnprocessedKeys", self.policy, take)
+            await drain(transport, "BatchGetItem", request, "UnprocessedKeys", self.policy, take)
         except UnprocessedItems as leftover:
             result.cause = leftover.cause or leftover
             for table, entry in leftover.pending.items():

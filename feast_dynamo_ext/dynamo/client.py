@@ -26,7 +26,7 @@ class ConnectionSettings:
     """How a store talks to DynamoDB. Times in seconds."""
 
     aws: AwsSettings
-    wire: TransportSettings
+    transport: TransportSettings
     read_policy: RetryPolicy
     write_policy: RetryPolicy
     batch_size: int
@@ -42,7 +42,7 @@ class Connection:
 
     Attributes:
         client: boto3's client, for calls about tables.
-        wire: for reads and writes, on event loops.
+        transport: for reads and writes, on event loops.
         loops: runs reads and writes for callers without an event loop.
         reader: reads items.
         writer: writes items.
@@ -51,7 +51,7 @@ class Connection:
     """
 
     client: Any
-    wire: DynamoTransport
+    transport: DynamoTransport
     loops: Loops
     reader: Reader
     writer: Writer
@@ -70,30 +70,30 @@ class Connection:
         client = aws.client(
             "dynamodb", settings.aws, config=_client_config(settings), given=session
         )
-        wire = DynamoTransport(session, client.meta.endpoint_url, settings.wire)
+        transport = DynamoTransport(session, client.meta.endpoint_url, settings.transport)
         return cls(
             client,
-            wire,
-            Loops(wire.close_loop),
+            transport,
+            Loops(transport.close_loop),
             Reader(
-                wire,
+                transport,
                 settings.read_policy,
                 settings.batch_size,
                 settings.read_workers,
                 settings.hedge_after_s,
             ),
-            Writer(wire, settings.write_policy, settings.write_workers),
+            Writer(transport, settings.write_policy, settings.write_workers),
         )
 
     def close(self) -> None:
         """Close all connections that no event loop of a caller holds."""
         self.loops.close()
-        self.wire.close()
+        self.transport.close()
         self.client.close()
 
     async def close_async(self) -> None:
         """Close all connections, those of the running event loop included."""
-        await self.wire.close_loop(asyncio.get_running_loop())
+        await self.transport.close_loop(asyncio.get_running_loop())
         # Other loops are run once more to close, which takes a thread that runs none. Meanwhile
         # this one closes its connections.
         await asyncio.to_thread(self.close)
@@ -106,8 +106,8 @@ def _client_config(settings: ConnectionSettings) -> Config:
     if settings.read_policy.max_failures is not None:
         retries["total_max_attempts"] = settings.read_policy.max_failures
     return Config(
-        connect_timeout=settings.wire.connect_timeout_s,
-        read_timeout=settings.wire.read_timeout_s,
-        max_pool_connections=settings.wire.max_connections,
+        connect_timeout=settings.transport.connect_timeout_s,
+        read_timeout=settings.transport.read_timeout_s,
+        max_pool_connections=settings.transport.max_connections,
         retries=retries or None,
     )

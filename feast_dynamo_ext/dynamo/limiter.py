@@ -96,18 +96,18 @@ class AdaptiveLimiter:
     _halved_at_s: float = field(default=float("-inf"), init=False, repr=False)
 
     @contextlib.asynccontextmanager
-    async def turn(self, wire: Transport, units: float) -> AsyncIterator[Permit]:
+    async def turn(self, transport: Transport, units: float) -> AsyncIterator[Permit]:
         """Wait for a place in the window, and for units; requests go through the turn.
 
         Args:
-            wire: the connection.
+            transport: the connection.
             units: write units that the requests will probably consume.
         """
         await self._enter()
         try:
             async with self.places or contextlib.nullcontext():
                 await self.ceiling.take(units)
-                turn = Permit(wire, self, units)
+                turn = Permit(transport, self, units)
                 try:
                     yield turn
                 finally:
@@ -151,17 +151,17 @@ class AdaptiveLimiter:
 
 @dataclass
 class Permit:
-    """A connection whose answers the pace learns from.
+    """A connection whose answers the limiter learns from.
 
     Attributes:
-        wire: the connection.
-        pace: learns.
+        transport: the connection.
+        limiter: learns.
         expected: write units that one request will probably consume.
         units: write units that were consumed.
     """
 
-    wire: Transport
-    pace: AdaptiveLimiter
+    transport: Transport
+    limiter: AdaptiveLimiter
     expected: float
     units: float = 0.0
 
@@ -169,28 +169,28 @@ class Permit:
         self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
     ) -> Answer:
         """Send one request and give back its decoded answer; see `DynamoWire.call`."""
-        if self.pace.check is not None:
-            self.pace.check()
-        sent_at_s = self.pace.ceiling.clock()
+        if self.limiter.check is not None:
+            self.limiter.check()
+        sent_at_s = self.limiter.ceiling.clock()
         asking = {**body, "ReturnConsumedCapacity": "TOTAL"}
         try:
-            answer = await self.wire.call(operation, asking, resource, timeout_s)
+            answer = await self.transport.call(operation, asking, resource, timeout_s)
         except ThrottledError:
-            self.pace.throttled(sent_at_s)
+            self.limiter.throttled(sent_at_s)
             self._changed()
             raise
         except AwsError as error:
             if error.code == "ConditionalCheckFailedException":
                 # Billed as the write that it was not.
                 self._count(None)
-                self.pace.answered()
+                self.limiter.answered()
                 self._changed()
             raise
         self._count(answer.get("ConsumedCapacity"))
         if _is_throttled(answer):
-            self.pace.throttled(sent_at_s)
+            self.limiter.throttled(sent_at_s)
         else:
-            self.pace.answered()
+            self.limiter.answered()
         self._changed()
         return answer
 
@@ -202,11 +202,11 @@ class Permit:
             several = consumed if isinstance(consumed, list) else [consumed]
             units = sum(each.get("CapacityUnits", 0.0) for each in several)
         self.units += units
-        self.pace.units += units
+        self.limiter.units += units
 
     def _changed(self) -> None:
-        if self.pace.on_change is not None:
-            self.pace.on_change()
+        if self.limiter.on_change is not None:
+            self.limiter.on_change()
 
 
 def _is_throttled(answer: Answer) -> bool:

@@ -126,12 +126,12 @@ class Batch:
 
 
 async def by_partiql(
-    wire: Transport, table: str, rows: RowBatch, policy: RetryPolicy, guess: Guess
+    transport: Transport, table: str, rows: RowBatch, policy: RetryPolicy, guess: Guess
 ) -> Outcome:
     """Write up to 25 rows with distinct keys.
 
     Args:
-        wire: the connection.
+        transport: the connection.
         table: table name.
         rows: the rows.
         policy: when to send again and when to give up.
@@ -147,7 +147,7 @@ async def by_partiql(
     while batch.todo:
         body = {"Statements": rows.statements(table, batch.todo)}
         try:
-            answer = await send(wire, "BatchExecuteStatement", body, [table], attempts)
+            answer = await send(transport, "BatchExecuteStatement", body, [table], attempts)
         except PASSING as failure:
             batch.cause = failure
             return batch.outcome()
@@ -210,7 +210,9 @@ def _is_passing(error: AwsError) -> bool:
     return isinstance(error, PASSING) or error.code in CONFLICTS
 
 
-async def by_put_item(wire: Transport, table: str, item: JsonItem, policy: RetryPolicy) -> Outcome:
+async def by_put_item(
+    transport: Transport, table: str, item: JsonItem, policy: RetryPolicy
+) -> Outcome:
     """Write one item.
 
     Raises: as `by_partiql`.
@@ -218,7 +220,7 @@ async def by_put_item(wire: Transport, table: str, item: JsonItem, policy: Retry
     attempts = policy.start()
     while True:
         try:
-            await send(wire, "PutItem", put_request(table, item), [table], attempts)
+            await send(transport, "PutItem", put_request(table, item), [table], attempts)
         except PASSING as failure:
             return Outcome(unwritten=keys_of([item]), cause=failure)
         except AwsError as error:
@@ -248,22 +250,22 @@ class WriteStrategy:
     """What this process has learnt about writing to a table.
 
     Attributes:
-        way: the one that works; None before the first write.
+        chosen: the one that works; None before the first write.
         until_s: when that is looked at again, on the policy's clock.
         guess: which PartiQL statement to try first.
     """
 
-    way: Strategy | None = None
+    chosen: Strategy | None = None
     until_s: float = float("inf")
     guess: Guess = field(default_factory=Guess)
 
     def is_open(self, now_s: float) -> bool:
         """Whether the next write has to find out."""
-        return self.way is None or now_s >= self.until_s
+        return self.chosen is None or now_s >= self.until_s
 
 
 async def choose_strategy(
-    wire: Transport, batch: RowBatch, table: str, policy: RetryPolicy, state: WriteStrategy
+    transport: Transport, batch: RowBatch, table: str, policy: RetryPolicy, state: WriteStrategy
 ) -> tuple[Outcome, bool]:
     """Try which way works, on one batch, and note it in `state`.
 
@@ -276,19 +278,19 @@ async def choose_strategy(
         AwsError: AWS refused both ways.
     """
     try:
-        outcome = await by_partiql(wire, table, batch, _impatient(policy), state.guess)
+        outcome = await by_partiql(transport, table, batch, _impatient(policy), state.guess)
     except AwsError as error:
         if not isinstance(error, AccessDeniedError) and error.code not in UNSUPPORTED_CODES:
             raise
-        if not await _put_item_works(wire, table, batch.item(0), policy, error):
+        if not await _put_item_works(transport, table, batch.item(0), policy, error):
             raise
         _take_put_item(table, policy, state, error)
         return Outcome(), True
     if not isinstance(outcome.cause, AwsUnavailableError):
         if outcome.settled:
-            state.way, state.until_s = "partiql", float("inf")
+            state.chosen, state.until_s = "partiql", float("inf")
         return outcome, False
-    if await _put_item_works(wire, table, batch.item(0), policy, outcome.cause):
+    if await _put_item_works(transport, table, batch.item(0), policy, outcome.cause):
         _take_put_item(table, policy, state, outcome.cause)
     return Outcome(), True
 
@@ -298,7 +300,7 @@ def _impatient(policy: RetryPolicy) -> RetryPolicy:
 
 
 async def _put_item_works(
-    wire: Transport, table: str, item: JsonItem, policy: RetryPolicy, refusal: AwsError
+    transport: Transport, table: str, item: JsonItem, policy: RetryPolicy, refusal: AwsError
 ) -> bool:
     """Whether a PutItem is answered; the item, which counts for nothing yet, is put again later.
 
@@ -306,7 +308,7 @@ async def _put_item_works(
         AwsError: the refusal of PartiQL, where the identity may do neither.
     """
     try:
-        outcome = await by_put_item(wire, table, item, _impatient(policy))
+        outcome = await by_put_item(transport, table, item, _impatient(policy))
     except AccessDeniedError as error:
         raise refusal from error
     return outcome.settled == 1
@@ -315,11 +317,11 @@ async def _put_item_works(
 def _take_put_item(
     table: str, policy: RetryPolicy, state: WriteStrategy, refusal: AwsError
 ) -> None:
-    if state.way != "put_item":
+    if state.chosen != "put_item":
         logger.warning(
             "table %s: rows are written one a request (PutItem), as 25 a request (PartiQL) "
             "failed: %s If that is to stay, set `newest_wins_with: put_item`",
             table,
             refusal,
         )
-    state.way, state.until_s = "put_item", policy.clock() + TRY_AGAIN_S
+    state.chosen, state.until_s = "put_item", policy.clock() + TRY_AGAIN_S

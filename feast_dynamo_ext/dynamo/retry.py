@@ -124,12 +124,12 @@ PASSING = (ThrottledError, AwsUnavailableError)
 
 
 async def send(
-    wire: Transport, operation: str, body: Any, tables: Collection[str], attempts: Attempts
+    transport: Transport, operation: str, body: Any, tables: Collection[str], attempts: Attempts
 ) -> Answer:
     """Send a request until it is answered.
 
     Args:
-        wire: the connection.
+        transport: the connection.
         operation: API operation.
         body: its input.
         tables: the tables that it is about.
@@ -145,7 +145,7 @@ async def send(
     resource = ", ".join(sorted(tables))
     while True:
         try:
-            answer = await wire.call(operation, body, resource, attempts.left_s())
+            answer = await transport.call(operation, body, resource, attempts.left_s())
         except PASSING as error:  # noqa: PERF203 - a request each
             may_retry = isinstance(error, ThrottledError) or attempts.failed()
             if not may_retry or not await attempts.wait():
@@ -173,7 +173,7 @@ class UnprocessedItems(Exception):  # noqa: N818 - not an error of its own: read
 
 
 async def drain(
-    wire: Transport,
+    transport: Transport,
     operation: str,
     pending: Pending,
     unprocessed: str,
@@ -183,7 +183,7 @@ async def drain(
     """Send `pending`, then what the answer left out, until nothing is left.
 
     Args:
-        wire: the connection.
+        transport: the connection.
         operation: ``BatchGetItem`` or ``BatchWriteItem``.
         pending: RequestItems of the first request.
         unprocessed: the answer's field that holds what it left out, in the form of RequestItems.
@@ -199,7 +199,7 @@ async def drain(
     attempts = policy.start()
     while pending:
         try:
-            answer = await send(wire, operation, {"RequestItems": pending}, pending, attempts)
+            answer = await send(transport, operation, {"RequestItems": pending}, pending, attempts)
         except PASSING as failure:
             raise UnprocessedItems(pending, failure) from failure
         is_full = take is not None and take(answer)

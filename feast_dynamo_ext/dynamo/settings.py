@@ -140,7 +140,7 @@ class OnlineSettings(TableConfig):
         """How to reach DynamoDB, as a value."""
         return ConnectionSettings(
             aws=self.aws(),
-            wire=TransportSettings(
+            transport=TransportSettings(
                 connect_timeout_s=self.connect_timeout,
                 read_timeout_s=self.read_timeout,
                 max_connections=self.max_pool_connections,

@@ -105,29 +105,29 @@ class Writer:
     """Writes items. Safe to share between threads and event loops.
 
     Attributes:
-        wire: the connection.
+        transport: the connection.
         policy: retries and deadline of one request.
         workers: requests of one write that are in flight at once.
-        pace: makes them fewer; None for as many as `workers`.
-        ways: what has been learnt about each table.
+        limiter: makes them fewer; None for as many as `workers`.
+        strategies: what has been learnt of each table.
     """
 
-    wire: Transport
+    transport: Transport
     policy: RetryPolicy
     workers: int = 8
-    pace: AdaptiveLimiter | None = None
-    ways: dict[str, WriteStrategy] = field(default_factory=dict, repr=False)
+    limiter: AdaptiveLimiter | None = None
+    strategies: dict[str, WriteStrategy] = field(default_factory=dict, repr=False)
 
-    def at_pace(self, pace: AdaptiveLimiter) -> Writer:
-        """The same writer, of one table, with as many requests in flight as a pace allows."""
-        return replace(self, workers=pace.most, pace=pace)
+    def limited_by(self, limiter: AdaptiveLimiter) -> Writer:
+        """The same writer, of one table, with as many requests in flight as a limiter allows."""
+        return replace(self, workers=limiter.most, limiter=limiter)
 
     async def write(
         self,
         table: str,
         items: Iterable[JsonItem],
         progress: Progress = None,
-        how: WriteMethod = "overwrite",
+        method: WriteMethod = "overwrite",
     ) -> Outcome:
         """Write all items.
 
@@ -135,7 +135,7 @@ class Writer:
             table: table name.
             items: items with distinct keys; taken as they are sent, so they may be a generator.
             progress: called with the number of rows that are settled, after each request.
-            how: "overwrite" replaces whatever is there; the others keep newer rows.
+            method: "overwrite" replaces whatever is there; the others keep newer rows.
 
         Returns:
             How many rows were written, and how many the table had newer rows of.
@@ -146,10 +146,12 @@ class Writer:
             AwsError: AWS refused the request.
         """
         on_outcome = None if progress is None else lambda outcome: progress(outcome.settled)
-        return (await self.write_batches(table, in_batches(items), on_outcome, how)).checked(table)
+        return (await self.write_batches(table, in_batches(items), on_outcome, method)).checked(
+            table
+        )
 
     async def write_batches(
-        self, table: str, batches: Iterator[RowBatch], on_outcome: OnOutcome, how: WriteMethod
+        self, table: str, batches: Iterator[RowBatch], on_outcome: OnOutcome, method: WriteMethod
     ) -> Outcome:
         """The same for rows in batches; `on_outcome` is given the outcome of each request.
 
@@ -157,25 +159,25 @@ class Writer:
 
         Raises: as `write`, but for IncompleteWriteError.
         """
-        if how == "overwrite":
+        if method == "overwrite":
             return await self._each(partial(self._overwrite, table), batches, on_outcome)
-        return await self._keep_newest(table, batches, on_outcome, how)
+        return await self._keep_newest(table, batches, on_outcome, method)
 
     async def _keep_newest(
-        self, table: str, batches: Iterator[RowBatch], on_outcome: OnOutcome, how: WriteMethod
+        self, table: str, batches: Iterator[RowBatch], on_outcome: OnOutcome, method: WriteMethod
     ) -> Outcome:
-        state = self.ways.setdefault(table, WriteStrategy())
+        state = self.strategies.setdefault(table, WriteStrategy())
         done = Outcome()
-        if how == "auto":
+        if method == "auto":
             if state.is_open(self.policy.clock()) and (first := next(batches, None)) is not None:
                 find = partial(choose_strategy, table=table, policy=self.policy, state=state)
-                done, is_left = await self._at_pace(find, first)
+                done, is_left = await self._within_limit(find, first)
                 batches = chain([first] if is_left else [], batches)
                 if on_outcome is not None and not is_left:
                     on_outcome(done)
             # None: neither way answers at the moment.
-            how = state.way or "partiql"
-        if how == "put_item":
+            method = state.chosen or "partiql"
+        if method == "put_item":
             single_row_batches = chain.from_iterable(
                 batch.single_row_batches() for batch in batches
             )
@@ -192,15 +194,15 @@ class Writer:
         outcomes: list[Outcome] = []
         failed: list[BaseException] = []
 
-        async def unless_failed(wire: Transport, batch: RowBatch) -> Outcome:
+        async def unless_failed(transport: Transport, batch: RowBatch) -> Outcome:
             # It may have waited long for its turn.
-            return Outcome() if failed else await work(wire, batch)
+            return Outcome() if failed else await work(transport, batch)
 
         async def in_turn() -> None:
             # What `batches` or `on_outcome` raise ends the write too: else rows would be left out.
             try:
                 while not failed and (batch := next(batches, None)) is not None:
-                    outcome = await self._at_pace(unless_failed, batch)
+                    outcome = await self._within_limit(unless_failed, batch)
                     outcomes.append(outcome)
                     if on_outcome is not None:
                         on_outcome(outcome)
@@ -214,18 +216,20 @@ class Writer:
             raise failed[0]
         return sum(outcomes, Outcome())
 
-    async def _at_pace(
+    async def _within_limit(
         self, work: Callable[[Transport, RowBatch], Awaitable[T]], batch: RowBatch
     ) -> T:
-        if self.pace is None:
-            return await work(self.wire, batch)
-        async with self.pace.turn(self.wire, batch.units) as turn:
+        if self.limiter is None:
+            return await work(self.transport, batch)
+        async with self.limiter.turn(self.transport, batch.units) as turn:
             return await work(turn, batch)
 
-    async def _overwrite(self, table: str, wire: Transport, batch: RowBatch) -> Outcome:
+    async def _overwrite(self, table: str, transport: Transport, batch: RowBatch) -> Outcome:
         puts = batch.puts()
         try:
-            await drain(wire, "BatchWriteItem", {table: puts}, "UnprocessedItems", self.policy)
+            await drain(
+                transport, "BatchWriteItem", {table: puts}, "UnprocessedItems", self.policy
+            )
         except UnprocessedItems as leftover:
             left = (
                 batch.keys(range(len(batch)))
@@ -236,9 +240,9 @@ class Writer:
         return Outcome(len(batch))
 
     async def _update_older(
-        self, table: str, state: WriteStrategy, wire: Transport, batch: RowBatch
+        self, table: str, state: WriteStrategy, transport: Transport, batch: RowBatch
     ) -> Outcome:
-        return await by_partiql(wire, table, batch, self.policy, state.guess)
+        return await by_partiql(transport, table, batch, self.policy, state.guess)
 
-    async def _put_newest(self, table: str, wire: Transport, batch: RowBatch) -> Outcome:
-        return await by_put_item(wire, table, batch.item(0), self.policy)
+    async def _put_newest(self, table: str, transport: Transport, batch: RowBatch) -> Outcome:
+        return await by_put_item(transport, table, batch.item(0), self.policy)

@@ -134,7 +134,7 @@ class ViewWriting:
         report, limiter = self.report, self.limiter
         limiter.on_change = lambda: report.note_use(limiter.units, limiter.throttles)
         limiter.check = self.lease.check
-        self._writer = self.connection.writer.at_pace(limiter)
+        self._writer = self.connection.writer.limited_by(limiter)
         self._next = asyncio.Lock()
         self._blocks = self._read_blocks()
         self._failed: list[BaseException] = []

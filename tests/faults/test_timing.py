@@ -45,11 +45,11 @@ def wire_to(server) -> DynamoTransport:
 
 
 def test_a_connection_that_does_not_open_does_not_outlast_the_deadline():
-    async def call(wire):
+    async def call(transport):
         try:
-            await wire.call("BatchGetItem", {}, "t", timeout_s=0.1)
+            await transport.call("BatchGetItem", {}, "t", timeout_s=0.1)
         finally:
-            await wire.close_loop(asyncio.get_running_loop())
+            await transport.close_loop(asyncio.get_running_loop())
 
     with contextlib.ExitStack() as opened:
         # Its backlog is full: further connections are neither accepted nor refused.
@@ -70,11 +70,11 @@ def test_a_connection_that_is_reset_as_soon_as_it_is_open_fails_at_once():
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
 
-    async def call(wire):
+    async def call(transport):
         try:
-            await wire.call("BatchGetItem", {}, "t")
+            await transport.call("BatchGetItem", {}, "t")
         finally:
-            await wire.close_loop(asyncio.get_running_loop())
+            await transport.close_loop(asyncio.get_running_loop())
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=reset, args=(server,), daemon=True).start()

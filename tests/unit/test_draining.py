@@ -45,7 +45,7 @@ class Clock:
 
 @dataclass
 class FlakyDynamo:
-    """Tables in memory behind a wire that does part of the work, throttles or fails.
+    """Tables in memory behind a transport that does part of the work, throttles or fails.
 
     Attributes:
         moods: what to do with each request in turn: "ok", "part" (process one key or item of each

@@ -82,7 +82,7 @@ class Refused(Exception):  # noqa: N818 - how the fake tells a failed condition
 
 @dataclass
 class FakeDynamo:
-    """A table in memory behind a wire that also throttles, fails or loses its answer.
+    """A table in memory behind a transport that also throttles, fails or loses its answer.
 
     Statements and conditions are read from their text, not taken from the code that made them.
 

@@ -284,7 +284,10 @@ def tables() -> Tables:
 def connect(tables: Tables, deadline_s: float = 60.0):
     policy = RetryPolicy(deadline_s, sleep=no_pause)
     return SimpleNamespace(
-        wire=tables, reader=Reader(tables, policy), writer=Writer(tables, policy), schemas=book()
+        transport=tables,
+        reader=Reader(tables, policy),
+        writer=Writer(tables, policy),
+        schemas=book(),
     )
 
 

@@ -365,7 +365,7 @@ async def _delete(connection: Connection, table: str, keys: Iterable[str]) -> No
     deletes = {table: [{"DeleteRequest": {"Key": {KEY: {"B": key}}}} for key in keys]}
     policy = connection.writer.policy
     try:
-        await drain(connection.wire, "BatchWriteItem", deletes, "UnprocessedItems", policy)
+        await drain(connection.transport, "BatchWriteItem", deletes, "UnprocessedItems", policy)
     except UnprocessedItems as left:
         raise left.cause or ThrottledError(
             f"Table {table}: {len(left.pending[table])} vectors could not be deleted before the "
@@ -385,7 +385,7 @@ async def _scanned(connection: Connection, table: str) -> AsyncIterator[list[str
     }
     while True:
         attempts = connection.writer.policy.start()
-        page = await send(connection.wire, "Scan", body, [table], attempts)
+        page = await send(connection.transport, "Scan", body, [table], attempts)
         yield [item[KEY]["B"] for item in page["Items"]]
         if not page.get("LastEvaluatedKey"):
             return
@@ -432,4 +432,4 @@ async def _update(
         **more,
     }
     attempts = connection.writer.policy.start()
-    await send(connection.wire, "UpdateItem", body, [table], attempts)
+    await send(connection.transport, "UpdateItem", body, [table], attempts)

@@ -54,36 +54,38 @@ class Scripted:
         return answer
 
 
-async def write(pace: AdaptiveLimiter, wire: Scripted, times: int, units: float = 25) -> None:
+async def write(
+    limiter: AdaptiveLimiter, transport: Scripted, times: int, units: float = 25
+) -> None:
     async def one() -> None:
-        async with pace.turn(wire, units) as turn:
+        async with limiter.turn(transport, units) as turn:
             await turn.call("BatchWriteItem", {"RequestItems": {}}, "t")
 
     await asyncio.gather(*(one() for _ in range(times)))
 
 
 def test_the_window_grows_by_one_for_each_window_of_answers_up_to_the_most() -> None:
-    clock, wire = Clock(), Scripted([])
-    pace = AdaptiveLimiter(6, clock.ceiling())
-    asyncio.run(write(pace, wire, 4))
-    assert 4.8 < pace.window < 5
-    assert wire.most == 4
-    asyncio.run(write(pace, wire, 200))
-    assert pace.window == 6
-    assert wire.most == 6
+    clock, transport = Clock(), Scripted([])
+    limiter = AdaptiveLimiter(6, clock.ceiling())
+    asyncio.run(write(limiter, transport, 4))
+    assert 4.8 < limiter.window < 5
+    assert transport.most == 4
+    asyncio.run(write(limiter, transport, 200))
+    assert limiter.window == 6
+    assert transport.most == 6
 
 
 def test_throttling_halves_the_window_once_for_all_requests_that_were_in_flight() -> None:
     clock = Clock(1.0)
-    pace = AdaptiveLimiter(16, clock.ceiling(), window=16.0)
+    limiter = AdaptiveLimiter(16, clock.ceiling(), window=16.0)
     sent_together = [clock.now_s] * 3
     clock.now_s = 2.0
     for sent_at_s in sent_together:
-        pace.throttled(sent_at_s)
+        limiter.throttled(sent_at_s)
         clock.now_s += 1.0
-    assert (pace.window, pace.throttles) == (8, 3)
-    pace.throttled(clock.now_s)
-    assert (pace.window, pace.throttles) == (4, 4)
+    assert (limiter.window, limiter.throttles) == (8, 3)
+    limiter.throttled(clock.now_s)
+    assert (limiter.window, limiter.throttles) == (4, 4)
 
 
 @pytest.mark.parametrize(
@@ -96,41 +98,41 @@ def test_throttling_halves_the_window_once_for_all_requests_that_were_in_flight(
     ],
 )
 def test_every_form_of_throttling_is_seen(answer: Any) -> None:
-    pace = AdaptiveLimiter(8, Clock().ceiling(), window=8.0)
+    limiter = AdaptiveLimiter(8, Clock().ceiling(), window=8.0)
 
     async def one() -> None:
-        async with pace.turn(Scripted([answer]), 25) as turn:
+        async with limiter.turn(Scripted([answer]), 25) as turn:
             try:
                 await turn.call("BatchExecuteStatement", {}, "t")
             except ThrottledError:
                 assert isinstance(answer, ThrottledError)
 
     asyncio.run(one())
-    assert (pace.window, pace.throttles) == (4, 1)
+    assert (limiter.window, limiter.throttles) == (4, 1)
 
 
 def test_failed_conditions_are_no_throttling() -> None:
-    pace = AdaptiveLimiter(8, Clock().ceiling(), window=4.0)
+    limiter = AdaptiveLimiter(8, Clock().ceiling(), window=4.0)
     failed = {"Responses": [{"Error": {"Code": "ConditionalCheckFailed"}}]}
-    asyncio.run(write(pace, Scripted([failed]), 1))
-    assert (pace.window, pace.throttles) == (4.25, 0)
+    asyncio.run(write(limiter, Scripted([failed]), 1))
+    assert (limiter.window, limiter.throttles) == (4.25, 0)
 
 
 def test_the_window_never_falls_below_one() -> None:
     clock = Clock()
-    pace = AdaptiveLimiter(8, clock.ceiling())
+    limiter = AdaptiveLimiter(8, clock.ceiling())
     for second in range(1, 6):
-        pace.throttled(clock.now_s)
+        limiter.throttled(clock.now_s)
         clock.now_s = float(second)
-    assert pace.window == 1
-    asyncio.run(write(pace, Scripted([]), 3))
-    assert pace.window > 1
+    assert limiter.window == 1
+    asyncio.run(write(limiter, Scripted([]), 3))
+    assert limiter.window > 1
 
 
 def test_the_ceiling_spreads_units_over_time() -> None:
     clock = Clock()
-    pace = AdaptiveLimiter(1, clock.ceiling(100), window=1.0)
-    asyncio.run(write(pace, Scripted([]), 21, units=25))
+    limiter = AdaptiveLimiter(1, clock.ceiling(100), window=1.0)
+    asyncio.run(write(limiter, Scripted([]), 21, units=25))
     # 20 requests of 25 units at 100 units a second lie between the first and the last.
     assert clock.now_s == pytest.approx(5.0)
 
@@ -145,55 +147,55 @@ def test_two_tables_share_the_ceiling() -> None:
 
 
 def test_two_tables_share_the_places() -> None:
-    wire = Scripted([])
+    transport = Scripted([])
 
     async def both() -> None:
         places = asyncio.Semaphore(3)
-        paces = [AdaptiveLimiter(4, Clock().ceiling(), places) for _ in range(2)]
-        await asyncio.gather(*(write(pace, wire, 20) for pace in paces))
+        limiters = [AdaptiveLimiter(4, Clock().ceiling(), places) for _ in range(2)]
+        await asyncio.gather(*(write(limiter, transport, 20) for limiter in limiters))
 
     asyncio.run(both())
-    assert wire.most == 3
-    assert len(wire.bodies) == 40
+    assert transport.most == 3
+    assert len(transport.bodies) == 40
 
 
 def test_what_dynamodb_says_it_consumed_counts_against_the_ceiling() -> None:
     clock = Clock()
-    pace = AdaptiveLimiter(1, clock.ceiling(100), window=1.0)
+    limiter = AdaptiveLimiter(1, clock.ceiling(100), window=1.0)
     told = {"ConsumedCapacity": [{"TableName": "t", "CapacityUnits": 50.0}]}
-    asyncio.run(write(pace, Scripted([dict(told) for _ in range(5)]), 5, units=25))
-    assert pace.units == 250
+    asyncio.run(write(limiter, Scripted([dict(told) for _ in range(5)]), 5, units=25))
+    assert limiter.units == 250
     assert clock.now_s == pytest.approx(2.0)
 
 
 def test_it_asks_for_what_is_consumed_and_counts_sizes_where_it_is_not_told() -> None:
-    wire = Scripted([])
-    pace = AdaptiveLimiter(4, Clock().ceiling())
-    asyncio.run(write(pace, wire, 3, units=30))
-    assert [body["ReturnConsumedCapacity"] for body in wire.bodies] == ["TOTAL"] * 3
-    assert pace.units == 90
+    transport = Scripted([])
+    limiter = AdaptiveLimiter(4, Clock().ceiling())
+    asyncio.run(write(limiter, transport, 3, units=30))
+    assert [body["ReturnConsumedCapacity"] for body in transport.bodies] == ["TOTAL"] * 3
+    assert limiter.units == 90
 
 
 def test_a_request_that_fails_gives_its_place_back() -> None:
-    pace = AdaptiveLimiter(1, Clock().ceiling(), window=1.0)
+    limiter = AdaptiveLimiter(1, Clock().ceiling(), window=1.0)
 
     async def fail_then_write() -> None:
         with pytest.raises(ValueError, match="broken"):
-            await write(pace, Scripted([ValueError("broken")]), 1)
-        await asyncio.wait_for(write(pace, Scripted([]), 2), 5)
+            await write(limiter, Scripted([ValueError("broken")]), 1)
+        await asyncio.wait_for(write(limiter, Scripted([]), 2), 5)
 
     asyncio.run(fail_then_write())
 
 
 def test_one_that_is_cancelled_while_it_waits_gives_up_its_place() -> None:
-    pace = AdaptiveLimiter(1, Clock().ceiling(), window=1.0)
+    limiter = AdaptiveLimiter(1, Clock().ceiling(), window=1.0)
 
     async def cancel() -> None:
-        async with pace.turn(Scripted([]), 1):
-            waiting = asyncio.create_task(write(pace, Scripted([]), 1))
+        async with limiter.turn(Scripted([]), 1):
+            waiting = asyncio.create_task(write(limiter, Scripted([]), 1))
             await asyncio.sleep(0)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-        await asyncio.wait_for(write(pace, Scripted([]), 2), 5)
+        await asyncio.wait_for(write(limiter, Scripted([]), 2), 5)
 
     asyncio.run(cancel())

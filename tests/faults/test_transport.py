@@ -34,21 +34,21 @@ GOOD = json.dumps({"Responses": {}}).encode()
 
 
 class SyncWire:
-    """A wire for tests that are not coroutines: each call on the same borrowed loop."""
+    """A transport for tests that are not coroutines: each call on the same borrowed loop."""
 
-    def __init__(self, wire: DynamoTransport) -> None:
-        self.wire, self.loops = wire, Loops(wire.close_loop)
+    def __init__(self, transport: DynamoTransport) -> None:
+        self.transport, self.loops = transport, Loops(transport.close_loop)
 
     def call(self, operation: str, body: dict, resource: str) -> dict:
-        return self.loops.run(self.wire.call(operation, body, resource))
+        return self.loops.run(self.transport.call(operation, body, resource))
 
 
 @pytest.fixture
-def wire_to():
-    """Opens wires; closes them after the test."""
-    wires = []
+def transport_to():
+    """Opens transports; closes them after the test."""
+    transports = []
 
-    def wire_to(
+    def transport_to(
         endpoint: str, read_timeout_s: float = 20.0, keepalive_s: float = 30.0
     ) -> SyncWire:
         settings = TransportSettings(
@@ -58,12 +58,12 @@ def wire_to():
             keepalive_s=keepalive_s,
         )
         session = boto3.Session(region_name="us-east-1")
-        wires.append(SyncWire(DynamoTransport(session, endpoint, settings)))
-        return wires[-1]
+        transports.append(SyncWire(DynamoTransport(session, endpoint, settings)))
+        return transports[-1]
 
-    yield wire_to
-    for wire in wires:
-        wire.loops.close()
+    yield transport_to
+    for transport in transports:
+        transport.loops.close()
 
 
 def refusal(code: str, message: str = "no") -> dict:
@@ -101,72 +101,72 @@ def refusal(code: str, message: str = "no") -> dict:
     ],
 )
 def test_a_bad_answer_is_an_error_that_says_what_and_where(
-    wire_to, scripted_http, answer, error, message
+    transport_to, scripted_http, answer, error, message
 ):
-    wire = wire_to(scripted_http([answer]))
+    transport = transport_to(scripted_http([answer]))
     with pytest.raises(
         error, match=rf"dynamodb BatchGetItem on shop\.orders.*{message}"
     ) as caught:
-        wire.call("BatchGetItem", {"RequestItems": {}}, "shop.orders")
+        transport.call("BatchGetItem", {"RequestItems": {}}, "shop.orders")
     assert "secret" not in str(caught.value).lower()
     assert "test" not in str(caught.value)
 
 
-def test_the_request_id_is_kept_for_aws_support(wire_to, scripted_http):
+def test_the_request_id_is_kept_for_aws_support(transport_to, scripted_http):
     headers = {"x-amzn-RequestId": "ABC123"}
-    wire = wire_to(scripted_http([(400, refusal("ValidationException"), headers)]))
+    transport = transport_to(scripted_http([(400, refusal("ValidationException"), headers)]))
     with pytest.raises(AwsError) as caught:
-        wire.call("BatchGetItem", {}, "t")
+        transport.call("BatchGetItem", {}, "t")
     assert (caught.value.request_id, caught.value.code) == ("ABC123", "ValidationException")
     assert (caught.value.service, caught.value.operation) == ("dynamodb", "BatchGetItem")
 
 
-def test_a_good_answer_is_decoded_and_its_checksum_is_checked(wire_to, scripted_http):
+def test_a_good_answer_is_decoded_and_its_checksum_is_checked(transport_to, scripted_http):
     headers = {"x-amz-crc32": str(zlib.crc32(GOOD))}
-    wire = wire_to(scripted_http([(200, GOOD, headers), (200, GOOD)]))
-    assert wire.call("BatchGetItem", {"RequestItems": {"t": 1}}, "t") == {"Responses": {}}
-    assert wire.call("BatchGetItem", {}, "t") == {"Responses": {}}
+    transport = transport_to(scripted_http([(200, GOOD, headers), (200, GOOD)]))
+    assert transport.call("BatchGetItem", {"RequestItems": {"t": 1}}, "t") == {"Responses": {}}
+    assert transport.call("BatchGetItem", {}, "t") == {"Responses": {}}
     assert json.loads(scripted_http.requests[0]) == {"RequestItems": {"t": 1}}
 
 
-def test_an_answer_that_takes_too_long_is_given_up(wire_to):
+def test_an_answer_that_takes_too_long_is_given_up(transport_to):
     import socket
 
     # It accepts connections into its backlog and never answers.
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        wire = wire_to(f"http://127.0.0.1:{silent.getsockname()[1]}", read_timeout_s=0.1)
+        transport = transport_to(f"http://127.0.0.1:{silent.getsockname()[1]}", read_timeout_s=0.1)
         with pytest.raises(AwsUnavailableError, match=r"no answer.*timed out"):
-            wire.call("BatchGetItem", {}, "t")
+            transport.call("BatchGetItem", {}, "t")
 
 
-def test_a_connection_closed_while_idle_is_replaced_without_a_word(wire_to, scripted_http):
+def test_a_connection_closed_while_idle_is_replaced_without_a_word(transport_to, scripted_http):
     # The second answer's None drops the connection that carried the first one.
-    wire = wire_to(scripted_http([(200, GOOD), None, (200, GOOD)]))
+    transport = transport_to(scripted_http([(200, GOOD), None, (200, GOOD)]))
     for _ in range(2):
-        assert wire.call("BatchGetItem", {}, "t") == {"Responses": {}}
+        assert transport.call("BatchGetItem", {}, "t") == {"Responses": {}}
     assert len(scripted_http.requests) == 3
 
 
-def test_a_request_waits_for_its_own_answer_after_one_that_came_late(wire_to, scripted_http):
+def test_a_request_waits_for_its_own_answer_after_one_that_came_late(transport_to, scripted_http):
     late, own = {"Responses": {"late": []}}, {"Responses": {"own": []}}
     server = scripted_http([(200, late, {"x-test-delay": "0.3"}), (200, own)])
-    wire = wire_to(server, read_timeout_s=0.1)
+    transport = transport_to(server, read_timeout_s=0.1)
     with pytest.raises(AwsUnavailableError, match="timed out"):
-        wire.call("BatchGetItem", {}, "t")
-    assert wire.call("BatchGetItem", {}, "t") == own
+        transport.call("BatchGetItem", {}, "t")
+    assert transport.call("BatchGetItem", {}, "t") == own
 
 
 @pytest.mark.parametrize("hours", [-3, 5])
-def test_a_wrong_clock_is_corrected_by_what_aws_says(wire_to, scripted_http, hours, caplog):
+def test_a_wrong_clock_is_corrected_by_what_aws_says(transport_to, scripted_http, hours, caplog):
     theirs = dt.datetime.now(tz=dt.timezone.utc) + dt.timedelta(hours=hours)
     refused = (
         400,
         refusal("InvalidSignatureException", "Signature expired"),
         {"Date": format_datetime(theirs, usegmt=True)},
     )
-    wire = wire_to(scripted_http([refused, (200, GOOD), (200, GOOD)]))
+    transport = transport_to(scripted_http([refused, (200, GOOD), (200, GOOD)]))
     for _ in range(2):
-        assert wire.call("BatchGetItem", {}, "t") == {"Responses": {}}
+        assert transport.call("BatchGetItem", {}, "t") == {"Responses": {}}
     assert len(scripted_http.requests) == 3
     stamps = [headers["X-Amz-Date"] for headers in scripted_http.headers]
     for stamp in stamps[1:]:
@@ -175,52 +175,54 @@ def test_a_wrong_clock_is_corrected_by_what_aws_says(wire_to, scripted_http, hou
     assert "clock" in caplog.text
 
 
-def test_a_wrong_signature_is_not_taken_for_a_wrong_clock(wire_to, scripted_http):
+def test_a_wrong_signature_is_not_taken_for_a_wrong_clock(transport_to, scripted_http):
     now = format_datetime(dt.datetime.now(tz=dt.timezone.utc), usegmt=True)
-    wire = wire_to(scripted_http([(400, refusal("InvalidSignatureException"), {"Date": now})]))
+    transport = transport_to(
+        scripted_http([(400, refusal("InvalidSignatureException"), {"Date": now})])
+    )
     with pytest.raises(CredentialsError, match="InvalidSignatureException"):
-        wire.call("BatchGetItem", {}, "t")
+        transport.call("BatchGetItem", {}, "t")
     assert len(scripted_http.requests) == 1
 
 
-def test_https_with_a_certificate_that_nobody_vouches_for_is_refused(wire_to, tls_server):
+def test_https_with_a_certificate_that_nobody_vouches_for_is_refused(transport_to, tls_server):
     with pytest.raises(AwsUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
-        wire_to(tls_server.url).call("BatchGetItem", {}, "t")
+        transport_to(tls_server.url).call("BatchGetItem", {}, "t")
 
 
-def test_https_with_a_certificate_of_the_configured_bundle(wire_to, tls_server, monkeypatch):
+def test_https_with_a_certificate_of_the_configured_bundle(transport_to, tls_server, monkeypatch):
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tls_server.certificate))
-    wire = wire_to(tls_server.url)
+    transport = transport_to(tls_server.url)
     for _ in range(2):
-        assert wire.call("BatchGetItem", {}, "t") == {"Responses": {}}
+        assert transport.call("BatchGetItem", {}, "t") == {"Responses": {}}
 
 
-def test_https_through_a_proxy(wire_to, tls_server, connect_proxy, monkeypatch):
+def test_https_through_a_proxy(transport_to, tls_server, connect_proxy, monkeypatch):
     if connect_proxy.scheme == "https" and sys.version_info < (3, 11):
         pytest.skip("asyncio speaks TLS within TLS from Python 3.11 on")
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tls_server.certificate))
     proxy = f"{connect_proxy.scheme}://user:pass%20word@localhost:{connect_proxy.port}"
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     monkeypatch.setenv("NO_PROXY", "")
-    assert wire_to(tls_server.url).call("BatchGetItem", {}, "t") == {"Responses": {}}
+    assert transport_to(tls_server.url).call("BatchGetItem", {}, "t") == {"Responses": {}}
     (request,) = connect_proxy.requests
     assert request.startswith(f"CONNECT localhost:{tls_server.port} HTTP/1.")
     assert "Proxy-Authorization: Basic dXNlcjpwYXNzIHdvcmQ=" in request
 
 
-def test_a_host_of_no_proxy_is_reached_without_one(wire_to, tls_server, monkeypatch):
+def test_a_host_of_no_proxy_is_reached_without_one(transport_to, tls_server, monkeypatch):
     monkeypatch.setenv("AWS_CA_BUNDLE", str(tls_server.certificate))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "localhost")
-    assert wire_to(tls_server.url).call("BatchGetItem", {}, "t") == {"Responses": {}}
+    assert transport_to(tls_server.url).call("BatchGetItem", {}, "t") == {"Responses": {}}
 
 
-def test_a_proxy_that_refuses_is_named(wire_to, raw_http, monkeypatch):
+def test_a_proxy_that_refuses_is_named(transport_to, raw_http, monkeypatch):
     refusing = raw_http([b""])
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{refusing.port}")
     monkeypatch.setenv("NO_PROXY", "")
     with pytest.raises(AwsUnavailableError, match="no answer"):
-        wire_to("https://localhost:1").call("BatchGetItem", {}, "t")
+        transport_to("https://localhost:1").call("BatchGetItem", {}, "t")
 
 
 def answer(name: str, status: str = "200 OK", extra: str = "") -> bytes:
@@ -229,9 +231,11 @@ def answer(name: str, status: str = "200 OK", extra: str = "") -> bytes:
     return f"HTTP/1.1 {status}\r\n{extra}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
-def names(wire, count: int) -> list[str]:
+def names(transport, count: int) -> list[str]:
     """The names that as many requests were answered."""
-    return [name for _ in range(count) for name in wire.call("BatchGetItem", {}, "t")["Responses"]]
+    return [
+        name for _ in range(count) for name in transport.call("BatchGetItem", {}, "t")["Responses"]
+    ]
 
 
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -239,31 +243,31 @@ EARLY_HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
 
 
 @pytest.mark.parametrize("interim", [INTERIM, EARLY_HINTS, INTERIM + EARLY_HINTS])
-def test_an_interim_answer_is_not_taken_for_the_final_one(wire_to, raw_http, interim):
+def test_an_interim_answer_is_not_taken_for_the_final_one(transport_to, raw_http, interim):
     server = raw_http([interim + answer("first"), answer("second"), interim + answer("third")])
-    assert names(wire_to(server.url), 3) == ["first", "second", "third"]
+    assert names(transport_to(server.url), 3) == ["first", "second", "third"]
     assert server.connections == 1
 
 
 @pytest.mark.parametrize("more", [answer("nobody's"), b"HTTP/1.1 200 "])
-def test_what_follows_an_answer_is_nobodys(wire_to, raw_http, more):
+def test_what_follows_an_answer_is_nobodys(transport_to, raw_http, more):
     server = raw_http([answer("first") + more, answer("second"), answer("third")])
-    assert names(wire_to(server.url), 3) == ["first", "second", "third"]
+    assert names(transport_to(server.url), 3) == ["first", "second", "third"]
 
 
-def test_an_answer_that_is_not_http_is_not_quoted(wire_to, raw_http):
+def test_an_answer_that_is_not_http_is_not_quoted(transport_to, raw_http):
     server = raw_http([answer("a secret") + b"\0\0\0\0", answer("second"), answer("third")])
-    wire = wire_to(server.url)
+    transport = transport_to(server.url)
     with pytest.raises(AwsUnavailableError, match="the answer is not HTTP") as caught:
-        wire.call("BatchGetItem", {}, "t")
+        transport.call("BatchGetItem", {}, "t")
     assert "a secret" not in "".join(traceback.format_exception(caught.value))
-    assert names(wire, 2) == ["second", "third"]
+    assert names(transport, 2) == ["second", "third"]
     assert server.connections == 2
 
 
 @pytest.mark.parametrize("more", [answer("nobody's"), b"\0\0\0\0"])
 @pytest.mark.parametrize("loop_runs", [True, False])
-def test_what_comes_while_a_connection_is_idle_is_nobodys(wire_to, raw_http, more, loop_runs):
+def test_what_comes_while_a_connection_is_idle_is_nobodys(transport_to, raw_http, more, loop_runs):
     go_on, sent = threading.Event(), threading.Event()
 
     def send(connection):
@@ -273,48 +277,48 @@ def test_what_comes_while_a_connection_is_idle_is_nobodys(wire_to, raw_http, mor
         sent.set()
 
     server = raw_http([send, answer("second"), answer("third")])
-    wire = wire_to(server.url)
-    first = names(wire, 1)
+    transport = transport_to(server.url)
+    first = names(transport, 1)
 
     async def wait_for_more():
         go_on.set()
         await asyncio.to_thread(sent.wait, 10)
 
     if loop_runs:
-        wire.loops.run(wait_for_more())
+        transport.loops.run(wait_for_more())
     else:
         go_on.set()
         sent.wait(10)
-    assert [*first, *names(wire, 2)] == ["first", "second", "third"]
+    assert [*first, *names(transport, 2)] == ["first", "second", "third"]
     assert server.connections == 2
 
 
-def test_an_answer_without_end_is_given_up(wire_to, raw_http):
+def test_an_answer_without_end_is_given_up(transport_to, raw_http):
     def send(connection):
         connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         while True:
             connection.sendall(b"100000\r\n" + b" " * 2**20 + b"\r\n")
 
-    wire = wire_to(raw_http([send, answer("own")]).url, read_timeout_s=60)
+    transport = transport_to(raw_http([send, answer("own")]).url, read_timeout_s=60)
     with pytest.raises(AwsUnavailableError, match="more than 33,554,432 bytes"):
-        wire.call("BatchGetItem", {}, "t")
-    assert names(wire, 1) == ["own"]
+        transport.call("BatchGetItem", {}, "t")
+    assert names(transport, 1) == ["own"]
 
 
-def test_a_body_is_not_decompressed(wire_to, raw_http):
+def test_a_body_is_not_decompressed(transport_to, raw_http):
     packed = gzip.compress(GOOD)
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(packed)}\r\n\r\n"
     with pytest.raises(AwsUnavailableError, match="not JSON"):
-        wire_to(raw_http([head.encode() + packed]).url).call("BatchGetItem", {}, "t")
+        transport_to(raw_http([head.encode() + packed]).url).call("BatchGetItem", {}, "t")
 
 
 @pytest.mark.parametrize("size", [1, 3_000_000])
-def test_a_request_is_sent_as_it_is_signed(wire_to, raw_http, size):
+def test_a_request_is_sent_as_it_is_signed(transport_to, raw_http, size):
     server = raw_http([answer("one", extra="Set-Cookie: a=b\r\n"), answer("two")])
-    wire = wire_to(f"{server.url}/a b/./c")
+    transport = transport_to(f"{server.url}/a b/./c")
     body = {"RequestItems": {"t": "x" * size}}
     for _ in range(2):
-        wire.call("BatchGetItem", body, "t")
+        transport.call("BatchGetItem", body, "t")
     for head, sent in server.requests:
         line, *lines = head.decode().splitlines()
         assert line == "POST /a%20b/c HTTP/1.1"
@@ -336,31 +340,31 @@ def test_a_request_is_sent_as_it_is_signed(wire_to, raw_http, size):
         assert json.loads(sent) == body
 
 
-def test_requests_beyond_the_limit_wait_for_a_connection(wire_to, raw_http):
+def test_requests_beyond_the_limit_wait_for_a_connection(transport_to, raw_http):
     server = raw_http([answer(f"a{number}") for number in range(20)])
-    wire = wire_to(server.url)
+    transport = transport_to(server.url)
 
     async def at_once():
-        calls = (wire.wire.call("BatchGetItem", {}, "t") for _ in range(20))
+        calls = (transport.transport.call("BatchGetItem", {}, "t") for _ in range(20))
         return await asyncio.gather(*calls)
 
-    found = {name for result in wire.loops.run(at_once()) for name in result["Responses"]}
+    found = {name for result in transport.loops.run(at_once()) for name in result["Responses"]}
     assert found == {f"a{number}" for number in range(20)}
     assert server.connections == server.most_open == 4
 
 
-def test_a_warmed_up_connection_is_used(wire_to, raw_http):
+def test_a_warmed_up_connection_is_used(transport_to, raw_http):
     server = raw_http([answer("first"), answer("second")])
-    wire = wire_to(server.url)
-    wire.loops.run(wire.wire.warm_up(2))
-    assert names(wire, 2) == ["first", "second"]
+    transport = transport_to(server.url)
+    transport.loops.run(transport.transport.warm_up(2))
+    assert names(transport, 2) == ["first", "second"]
     assert server.connections == 2
 
 
-def test_warming_up_says_why_there_is_no_connection(wire_to):
-    wire = wire_to("http://127.0.0.1:1")
+def test_warming_up_says_why_there_is_no_connection(transport_to):
+    transport = transport_to("http://127.0.0.1:1")
     with pytest.raises(AwsUnavailableError, match=r"no connection to 127.0.0.1:1: .*refused|fail"):
-        wire.loops.run(wire.wire.warm_up(2))
+        transport.loops.run(transport.transport.warm_up(2))
 
 
 def open_connections_to(url: str) -> int:
@@ -376,13 +380,13 @@ def open_connections_to(url: str) -> int:
 def test_loops_of_callers_that_ended_leave_no_connections(raw_http, caplog):
     server = raw_http([answer(f"a{number}") for number in range(5)])
     settings = TransportSettings(20.0, 20.0, 4, 30.0)
-    wire = DynamoTransport(boto3.Session(region_name="us-east-1"), server.url, settings)
+    transport = DynamoTransport(boto3.Session(region_name="us-east-1"), server.url, settings)
     for _ in range(5):
-        asyncio.run(wire.call("BatchGetItem", {}, "t"))
+        asyncio.run(transport.call("BatchGetItem", {}, "t"))
         assert open_connections_to(server.url) == 0
     assert server.connections == 5
-    wire.close()
-    del wire
+    transport.close()
+    del transport
     gc.collect()
     assert caplog.text == ""
 
@@ -403,12 +407,12 @@ def test_credentials_that_expire_are_renewed_off_the_event_loop(scripted_http):
     session = boto3.Session(region_name="us-east-1")
     session._session._credentials = DeferredRefreshableCredentials(renew, "test")
     settings = TransportSettings(20.0, 20.0, 4, 30.0)
-    wire = DynamoTransport(session, scripted_http([(200, GOOD)] * 2), settings)
+    transport = DynamoTransport(session, scripted_http([(200, GOOD)] * 2), settings)
 
     async def calls():
         for _ in range(2):
-            await wire.call("BatchGetItem", {}, "t")
-        await wire.close_loop(asyncio.get_running_loop())
+            await transport.call("BatchGetItem", {}, "t")
+        await transport.close_loop(asyncio.get_running_loop())
 
     asyncio.run(calls())
     (thread,) = renewed_on
