@@ -24,7 +24,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from feast_dynamo_ext.aws import aws_error, ca_bundle, https_proxy, no_credentials, translated
+from feast_dynamo_ext.aws import aws_error, ca_bundle, no_credentials, proxy_of, translated
 from feast_dynamo_ext.dynamo.signing import Endpoint, Signer
 from feast_dynamo_ext.errors import AwsError, AwsUnavailableError
 
@@ -118,7 +118,7 @@ class DynamoTransport:
         self._settings = settings
         is_tls = self._endpoint.scheme == "https"
         self._tls = ssl.create_default_context(cafile=ca_bundle(session)) if is_tls else None
-        self._proxy = https_proxy(endpoint) if is_tls else None
+        self._proxy = proxy_of(endpoint) if is_tls else None
         self._clients: dict[asyncio.AbstractEventLoop, HttpClient] = {}
         # Callers whose loop has ended cannot close what they had open on it.
         weakref.finalize(self, _close_ended, self._clients)
@@ -256,9 +256,7 @@ class HttpClient:
         self._settings = settings
         self._authority = endpoint.authority
         self._url = URL(endpoint.url, encoded=True)
-        self._proxy = None
-        if proxy is not None:
-            self._proxy = URL(proxy if "://" in proxy else f"http://{proxy}")
+        self._proxy = None if proxy is None else URL(proxy)
         self._connector = aiohttp.TCPConnector(
             limit=settings.max_connections,
             keepalive_timeout=settings.keepalive_s,
