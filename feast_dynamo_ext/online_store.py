@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 from typing import TYPE_CHECKING, Any, Literal
 
 from feast.infra.online_stores.online_store import OnlineStore
@@ -31,6 +30,7 @@ from feast_dynamo_ext.dynamo.settings import OnlineSettings
 from feast_dynamo_ext.dynamo.views import table_name, ttl_seconds, value_types
 from feast_dynamo_ext.dynamo.write import FeastRow, packed_rows, schema_of_rows
 from feast_dynamo_ext.errors import AwsError, IncompleteWriteError, OnlineStoreError
+from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.view_settings import ViewSettings
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class DynamoOnlineStore(OnlineStore):
     _versioned_read_supported = True
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._opened: tuple[int, Connection] | None = None
         self._services = ServiceCache()
 

@@ -74,7 +74,12 @@ class Connection:
         return cls(
             client,
             transport,
-            Loops(transport.close_loop),
+            Loops(
+                transport.close_loop,
+                transport.limit,
+                keepalive_s=settings.transport.keepalive_s,
+                wait_s=settings.transport.connect_timeout_s,
+            ),
             Reader(
                 transport,
                 settings.read_policy,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 
 from feast_dynamo_ext.errors import ConfigError, OfflineStoreError, RetrievalTimeoutError
+from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.parquet import saved
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.parquet.writer import write_parts
