@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 import time
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from feast_dynamo_ext.errors import OfflineStoreError
+from feast_dynamo_ext.storage import open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,21 +76,24 @@ def _remove_left(parent: Path) -> None:
     if not CAN_LOCK:
         return
     for folder in parent.glob(f"{PREFIX}*"):
-        _remove_if_left(folder)
+        # The folder for temporary files is everybody's: what another user puts there is theirs.
+        with contextlib.suppress(OSError):  # gone meanwhile
+            found = folder.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+                _remove_if_left(folder)
 
 
 def _remove_if_left(folder: Path) -> None:
     import fcntl
 
-    lock = folder / LOCK
     try:
-        is_ours = lock.read_text(errors="replace") == platform.node()
-        if not is_ours or time.time() - lock.stat().st_mtime < SETTLED_S:
-            return
-        with lock.open("r+") as file:
+        with open(open_plain(folder / LOCK, os.O_RDWR), "r+", errors="replace") as file:  # noqa: PTH123 - it is opened already
+            is_ours = file.read() == platform.node()
+            if not is_ours or time.time() - os.fstat(file.fileno()).st_mtime < SETTLED_S:
+                return
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
-    except (BlockingIOError, FileNotFoundError, NotADirectoryError, PermissionError):
+    except (BlockingIOError, FileNotFoundError, PermissionError):
         return  # in use; no such folder, or gone meanwhile; of another user
     except OSError as error:
         logger.warning("%s, which a killed process left, stays: %s", folder, error)
