@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from feast_dynamo_ext.cancellation import interruptible
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.storage import open_plain
 
@@ -156,6 +157,7 @@ def connected(limits: Limits, what: str) -> Iterator[duckdb.DuckDBPyConnection]:
 
     Raises:
         OfflineStoreError: memory or disk were not enough, or there can be no spill folder.
+        RetrievalTimeoutError: nobody waits for the result any more.
     """
     with _spilling(limits.spill_folder) as spill:
         config: dict[str, Any] = {
@@ -170,7 +172,10 @@ def connected(limits: Limits, what: str) -> Iterator[duckdb.DuckDBPyConnection]:
         if limits.threads is not None:
             config["threads"] = str(limits.threads)
         try:
-            with duckdb.connect(":memory:", config=config) as connection:
+            with (
+                duckdb.connect(":memory:", config=config) as connection,
+                interruptible(connection),
+            ):
                 yield connection
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise OfflineStoreError(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Translated = Callable[[str, str], AbstractContextManager[None]]
 
 
-class RenewedS3(fs.FileSystemHandler):
+class RenewedS3(fs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
     """Files of S3, each opened with the credentials of that moment.
 
     Readers see Arrow's own files: nothing of a read passes through Python.

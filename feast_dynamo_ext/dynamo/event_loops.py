@@ -219,7 +219,9 @@ class _Loop(asyncio.SelectorEventLoop):
         super().__init__(_native_selector() if _has_greenlets() else Selector())
         self._blocking = blocking
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]  # typed by what each call returns
+        self, executor: Any, func: Any, *args: Any
+    ) -> Any:
         if executor is None and _has_greenlets():
             # Its threads would be greenlets of this thread, which waits for them in the kernel.
             done = self.create_future()
@@ -285,7 +287,8 @@ class Loops:
         if _has_greenlets():
             return _in_native_thread(self._run, work)
         if _is_in_a_loop():
-            return self._threads.submit(self._run, work).result()
+            result: T = self._threads.submit(self._run, work).result()
+            return result
         return self._run(work)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -339,19 +342,15 @@ class Loops:
 
     def _give_back(self, loop: Loop) -> None:
         with self._free:
-            if self._finalizer.alive:
+            is_kept = self._finalizer.alive
+            if is_kept:
                 self._idle.append((loop, time.monotonic()))
                 self._free.notify()
-                if self._idle[0][1] > time.monotonic() - self._keepalive_s and not (
-                    self._limit.hungry
-                ):
-                    return
-                loop = None
-        if loop is None:
-            self.reclaim()
-        else:
+        if not is_kept:
             self._forget(1)
             _end(loop, self._on_close)
+        elif self._limit.hungry or self._has_outlasted():
+            self.reclaim()
 
     def reclaim(self) -> None:
         """End loops that nobody has run for long; where others wait for connections, sooner."""
@@ -367,7 +366,8 @@ class Loops:
         idle_s = self._keepalive_s
         if self._limit.hungry:
             idle_s = 0.0 if self._limit.is_starving else min(idle_s, SETTLED_S)
-        return bool(self._idle) and self._idle[0][1] <= time.monotonic() - idle_s
+        first = next(iter(self._idle), None)
+        return first is not None and first[1] <= time.monotonic() - idle_s
 
     def _end_outlasted(self) -> None:
         while True:
