@@ -212,6 +212,13 @@ class LoopShare:
             raise
 
 
+async def off_loop(work: Callable[..., T], *args: Any) -> T:
+    """The result of work that would hold up a caller's event loop; of a borrowed one, it may."""
+    if isinstance(asyncio.get_running_loop(), _Loop):
+        return work(*args)
+    return await asyncio.to_thread(work, *args)
+
+
 class _Loop(asyncio.SelectorEventLoop):
     """A loop whose blocking calls, such as looking up names, share one thread with all others."""
 
@@ -284,12 +291,14 @@ class Loops:
         Raises:
             AwsUnavailableError: all loops are in use, and none was given back in time.
         """
+        result: T
         if _has_greenlets():
-            return _in_native_thread(self._run, work)
-        if _is_in_a_loop():
-            result: T = self._threads.submit(self._run, work).result()
-            return result
-        return self._run(work)
+            result = _in_native_thread(self._run, work)
+        elif _is_in_a_loop():
+            result = self._threads.submit(self._run, work).result()
+        else:
+            result = self._run(work)
+        return result
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         try:

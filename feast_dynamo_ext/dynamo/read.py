@@ -28,6 +28,7 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     varint,
 )
 from feast_dynamo_ext.dynamo.views import keys_of_request
+from feast_dynamo_ext.errors import RequestTooLargeError
 from feast_dynamo_ext.timestamps import moment_of
 
 if TYPE_CHECKING:
@@ -74,6 +75,19 @@ class ViewRead(NamedTuple):
     view: KnownView
     requested: tuple[str, ...]
     rows: tuple[str | None, ...]
+
+
+def refuse_too_many(rows: int, most: int | None) -> None:
+    """Check the size of a request.
+
+    Raises:
+        RequestTooLargeError: it has more rows than it may.
+    """
+    if most is not None and rows > most:
+        raise RequestTooLargeError(
+            f"A request for features of {rows:,} entity rows: `max_rows_per_request` allows "
+            f"{most:,}. Send several, or raise it in online_store of feature_store.yaml."
+        )
 
 
 def of_columns(
@@ -147,7 +161,7 @@ async def read(
         IncompleteReadError: keys were left unread, and the answer may not be partial.
         AwsError: AWS refused the request.
     """
-    book, reader = connection.schemas, connection.reader
+    book, reader = connection.schemas, connection.reader.begun()
     for one in reads:
         book.learn(one.view.table, one.view.schema)
     result = await reader.read_partial(_wanted(reads))

@@ -200,8 +200,8 @@ def count():
     with connected(Limits(), "Counting") as duck:
         began.set()
         for _ in range(1_000):
-            duck.sql("SELECT count(*) FROM range(20000000) a JOIN range(20000000) b USING (range)")\\
-                .fetchall()
+            numbers = "range(20000000)"
+            duck.sql(f"SELECT count(*) FROM {numbers} a JOIN {numbers} b USING (range)").fetchall()
 
 
 for _ in range(6):
