@@ -410,6 +410,9 @@ class HttpClient:
             return NoAnswerError("the answer is not HTTP")
         if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)):
             return NoAnswerError("the connection was closed before the answer's end")
+        if isinstance(error, aiohttp.ClientOSError) and error.errno is None:
+            # It could not be written, since the connection was closed.
+            return NoAnswerError("the connection was closed before the request's end")
         return NoAnswerError(str(error))
 
     async def close(self) -> None:

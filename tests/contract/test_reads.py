@@ -266,9 +266,7 @@ def test_a_request_of_more_rows_than_allowed_is_refused_before_anything_is_read(
     open_store, scripted_http
 ):
     store = partial_store(open_store, scripted_http, max_rows_per_request=2)
-    with pytest.raises(
-        RequestTooLargeError, match="3 entity rows: .* allows 2"
-    ):
+    with pytest.raises(RequestTooLargeError, match=r"3 entity rows: .* allows 2"):
         store.get_online_features(["orders:total"], [{"cid": cid} for cid in (1, 2, 3)])
     assert scripted_http.requests == []
 
