@@ -140,9 +140,9 @@ class Reader:
     item_bytes: dict[str, int] = field(default_factory=dict)
     started_s: float | None = None
 
-    def begun(self) -> Reader:
-        """The same reader, of whose reads the policy's deadline counts from now on."""
-        return replace(self, started_s=self.policy.clock())
+    def since(self, started_s: float) -> Reader:
+        """The same reader, of whose reads the policy's deadline counts from a moment on."""
+        return replace(self, started_s=started_s)
 
     async def read(self, wanted: Sequence[TableKeys]) -> Found:
         """The items of all keys that exist.
@@ -157,15 +157,22 @@ class Reader:
             raise self.incomplete(result) from result.cause
         return result.found
 
-    async def read_partial(self, wanted: Sequence[TableKeys]) -> ReadResult:
+    async def read_partial(
+        self, wanted: Sequence[TableKeys], started_s: float | None = None
+    ) -> ReadResult:
         """The same, but what is left unread at the deadline is part of the result.
+
+        Args:
+            wanted: what to read.
+            started_s: when the call began; None for what `started_s` of the reader says.
 
         Raises:
             ResourceNotFoundError: a table does not exist.
             AwsError: AWS refused the request.
         """
         result = ReadResult(wanted, {keys.table: {} for keys in wanted})
-        started_s = self.policy.clock() if self.started_s is None else self.started_s
+        if started_s is None:
+            started_s = self.policy.clock() if self.started_s is None else self.started_s
         transport = self.transport
         if self.hedge_after_s is not None:
             transport = HedgedTransport(transport, self.hedge_after_s)

@@ -265,7 +265,9 @@ class Loops:
         self._on_close, self._keepalive_s, self._wait_s = on_close, keepalive_s, wait_s
         self._limit = limit or ConnectionLimit(50)
         self._limit.reclaim = weakref.WeakMethod(self.reclaim)
-        self._free = threading.Condition()
+        self._lock = threading.Lock()
+        self._free = threading.Condition(self._lock)
+        self._waiting = 0
         self._idle: deque[tuple[Loop, float]] = deque()
         self._count = 0
         self._is_reclaiming = False
@@ -321,7 +323,7 @@ class Loops:
 
     def _borrow(self) -> Loop:
         loop = None
-        with self._free:
+        with self._lock:
             if not self._idle and self._count >= self._limit.most:
                 self._wait_for_one()
             if self._idle:
@@ -341,7 +343,12 @@ class Loops:
         def there_is_one() -> bool:
             return bool(self._idle) or self._count < self._limit.most
 
-        if not self._free.wait_for(there_is_one, self._wait_s):
+        self._waiting += 1
+        try:
+            is_there = self._free.wait_for(there_is_one, self._wait_s)
+        finally:
+            self._waiting -= 1
+        if not is_there:
             raise AwsUnavailableError(
                 f"dynamodb: {self._count} threads read or write at once, and no connection was "
                 f"free within {self._wait_s:g} s. Raise `max_pool_connections`, or use fewer "
@@ -350,20 +357,23 @@ class Loops:
             )
 
     def _give_back(self, loop: Loop) -> None:
-        with self._free:
+        now_s = time.monotonic()
+        with self._lock:
             is_kept = self._finalizer.alive
             if is_kept:
-                self._idle.append((loop, time.monotonic()))
-                self._free.notify()
+                self._idle.append((loop, now_s))
+                is_old = self._idle[0][1] <= now_s - self._keepalive_s
+                if self._waiting:
+                    self._free.notify()
         if not is_kept:
             self._forget(1)
             _end(loop, self._on_close)
-        elif self._limit.hungry or self._has_outlasted():
+        elif is_old or self._limit.hungry:
             self.reclaim()
 
     def reclaim(self) -> None:
         """End loops that nobody has run for long; where others wait for connections, sooner."""
-        with self._free:
+        with self._lock:
             if self._is_reclaiming or not self._has_outlasted():
                 return
             self._is_reclaiming = True
@@ -375,12 +385,11 @@ class Loops:
         idle_s = self._keepalive_s
         if self._limit.hungry:
             idle_s = 0.0 if self._limit.is_starving else min(idle_s, SETTLED_S)
-        first = next(iter(self._idle), None)
-        return first is not None and first[1] <= time.monotonic() - idle_s
+        return bool(self._idle) and self._idle[0][1] <= time.monotonic() - idle_s
 
     def _end_outlasted(self) -> None:
         while True:
-            with self._free:
+            with self._lock:
                 self._is_reclaiming = self._has_outlasted()
                 if not self._is_reclaiming:
                     return

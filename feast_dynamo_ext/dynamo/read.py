@@ -161,16 +161,17 @@ async def read(
         IncompleteReadError: keys were left unread, and the answer may not be partial.
         AwsError: AWS refused the request.
     """
-    book, reader = connection.schemas, connection.reader.begun()
+    book, reader = connection.schemas, connection.reader
     for one in reads:
         book.learn(one.view.table, one.view.schema)
-    result = await reader.read_partial(_wanted(reads))
+    started_s = reader.policy.clock()
+    result = await reader.read_partial(_wanted(reads), started_s)
     if result.unread:
         error = reader.incomplete(result)
         if not may_be_partial:
             raise error from result.cause
         logger.warning("%s They are marked INVALID (on_partial: mark).", error)
-    await book.fetch_missing(result.found, reader)
+    await book.fetch_missing(result.found, reader, started_s)
     return Answers(result, book, time.time())
 
 

@@ -408,11 +408,10 @@ class HttpClient:
             return NoAnswerError(f"the proxy answered {error.status} {error.message}")
         if isinstance(error, aiohttp.ClientResponseError):
             return NoAnswerError("the answer is not HTTP")
-        if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)):
+        lost = (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)
+        is_unwritten = isinstance(error, aiohttp.ClientOSError) and error.errno is None
+        if is_unwritten or isinstance(error, lost):
             return NoAnswerError("the connection was closed before the answer's end")
-        if isinstance(error, aiohttp.ClientOSError) and error.errno is None:
-            # It could not be written, since the connection was closed.
-            return NoAnswerError("the connection was closed before the request's end")
         return NoAnswerError(str(error))
 
     async def close(self) -> None:

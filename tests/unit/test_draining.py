@@ -318,7 +318,7 @@ def test_the_deadline_is_that_of_all_requests_of_a_read_together():
 
 def test_reads_of_one_call_share_its_deadline():
     clock = Clock()
-    reader = Reader(FlakyDynamo({"t": {}}, ["throttle"] * 100), clock.policy(5.0)).begun()
+    reader = Reader(FlakyDynamo({"t": {}}, ["throttle"] * 100), clock.policy(5.0)).since(0.0)
     for _ in range(2):
         with pytest.raises(IncompleteReadError):
             read(reader, [TableKeys("t", (text(1),))])
