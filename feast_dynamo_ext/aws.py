@@ -14,6 +14,7 @@ import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.request import getproxies
 
 import boto3
 from botocore import exceptions as boto_errors
@@ -40,7 +41,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from botocore.config import Config
+    from botocore.credentials import ReadOnlyCredentials
     from pyarrow.fs import FileSystem
+
+    from feast_dynamo_ext.s3_filesystem import RenewedS3
 
 # What this package uses of botocore that botocore does not document, all of it in this module. A
 # test asks the installed botocore for each; `Session()` is an object of that class.
@@ -223,10 +227,10 @@ def ca_bundle(aws_session: boto3.Session) -> str:
     return found
 
 
-def https_proxy(url: str) -> str | None:
-    """The proxy that the environment sets for an https:// URL; None for none."""
-    found: str | None = get_environ_proxies(url).get("https")
-    return found
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment sets for a URL, as a URL; None for none."""
+    found: str | None = get_environ_proxies(url).get(url.partition(":")[0])
+    return found if not found or "://" in found else f"http://{found}"
 
 
 def normal_path(path: str) -> str:
@@ -238,8 +242,8 @@ def normal_path(path: str) -> str:
 def filesystem(uri: str, settings: AwsSettings) -> tuple[FileSystem, str]:
     """The pyarrow filesystem for a URI or local path, and the path within it.
 
-    S3 credentials are resolved by botocore at the time of the call, so that a filesystem built
-    per operation always has fresh ones.
+    S3 is reached as boto3 reaches it: its endpoint, certificates, proxy, and credentials that are
+    renewed while the filesystem is in use.
 
     Raises:
         CredentialsError: s3:// and no credentials.
@@ -254,20 +258,48 @@ def filesystem(uri: str, settings: AwsSettings) -> tuple[FileSystem, str]:
         raise ConfigError(
             f"`{uri}`: only s3:// URIs and local paths can be read and written, not {scheme}://."
         )
+    return fs.PyFileSystem(_s3(uri, settings)), path
+
+
+def _s3(uri: str, settings: AwsSettings) -> RenewedS3:
+    from pyarrow import fs
+
+    from feast_dynamo_ext.s3_filesystem import RenewedS3, S3ThroughBoto
+
     aws_session = session(settings)
     credentials = aws_session.get_credentials()
     if credentials is None:
         raise no_credentials("s3", uri)
-    frozen = credentials.get_frozen_credentials()
-    return fs.S3FileSystem(
-        access_key=frozen.access_key,
-        secret_key=frozen.secret_key,
-        session_token=frozen.token,
-        region=aws_session.region_name,
-        endpoint_override=endpoint_url("s3", settings, aws_session),
+    options: dict[str, Any] = {
+        "region": aws_session.region_name,
+        "endpoint_override": endpoint_url("s3", settings, aws_session),
+        "tls_ca_file_path": ca_bundle(aws_session),
         # A small file is then one PUT, not a multipart upload of three requests.
-        allow_delayed_open=True,
-    ), path
+        "allow_delayed_open": True,
+    }
+
+    def build(frozen: ReadOnlyCredentials) -> fs.S3FileSystem:
+        return fs.S3FileSystem(
+            access_key=frozen.access_key,
+            secret_key=frozen.secret_key,
+            session_token=frozen.token,
+            **options,
+        )
+
+    proxy = s3_proxy(settings, aws_session)
+    if proxy is not None and proxy.startswith("https://"):
+        s3 = client("s3", settings, given=aws_session)
+        return S3ThroughBoto(credentials, build, translated, s3)
+    if proxy is not None:
+        options["proxy_options"] = proxy
+    return RenewedS3(credentials, build, translated)
+
+
+def s3_proxy(settings: AwsSettings, aws_session: boto3.Session) -> str | None:
+    """The proxy that the environment sets for S3, as a URL; None for none."""
+    if not getproxies():  # a client that is built for its endpoint alone takes 18 ms
+        return None
+    return proxy_of(client("s3", settings, given=aws_session).meta.endpoint_url)
 
 
 def scheme_and_path(uri: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from feast_dynamo_ext.cancellation import interruptible
 from feast_dynamo_ext.errors import OfflineStoreError
+from feast_dynamo_ext.storage import open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,21 +77,24 @@ def _remove_left(parent: Path) -> None:
     if not CAN_LOCK:
         return
     for folder in parent.glob(f"{PREFIX}*"):
-        _remove_if_left(folder)
+        # The folder for temporary files is everybody's: what another user puts there is theirs.
+        with contextlib.suppress(OSError):  # gone meanwhile
+            found = folder.lstat()
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+                _remove_if_left(folder)
 
 
 def _remove_if_left(folder: Path) -> None:
     import fcntl
 
-    lock = folder / LOCK
     try:
-        is_ours = lock.read_text(errors="replace") == platform.node()
-        if not is_ours or time.time() - lock.stat().st_mtime < SETTLED_S:
-            return
-        with lock.open("r+") as file:
+        with open(open_plain(folder / LOCK, os.O_RDWR), "r+", errors="replace") as file:  # noqa: PTH123 - it is opened already
+            is_ours = file.read() == platform.node()
+            if not is_ours or time.time() - os.fstat(file.fileno()).st_mtime < SETTLED_S:
+                return
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
-    except (BlockingIOError, FileNotFoundError, NotADirectoryError, PermissionError):
+    except (BlockingIOError, FileNotFoundError, PermissionError):
         return  # in use; no such folder, or gone meanwhile; of another user
     except OSError as error:
         logger.warning("%s, which a killed process left, stays: %s", folder, error)
@@ -151,6 +157,7 @@ def connected(limits: Limits, what: str) -> Iterator[duckdb.DuckDBPyConnection]:
 
     Raises:
         OfflineStoreError: memory or disk were not enough, or there can be no spill folder.
+        RetrievalTimeoutError: nobody waits for the result any more.
     """
     with _spilling(limits.spill_folder) as spill:
         config: dict[str, Any] = {
@@ -165,7 +172,10 @@ def connected(limits: Limits, what: str) -> Iterator[duckdb.DuckDBPyConnection]:
         if limits.threads is not None:
             config["threads"] = str(limits.threads)
         try:
-            with duckdb.connect(":memory:", config=config) as connection:
+            with (
+                duckdb.connect(":memory:", config=config) as connection,
+                interruptible(connection),
+            ):
                 yield connection
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             raise OfflineStoreError(

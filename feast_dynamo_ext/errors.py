@@ -17,6 +17,7 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   ├── IncompleteReadError          keys left unread at the deadline       (TimeoutError)
     │   ├── IncompleteWriteError         rows left unwritten at the deadline    (TimeoutError)
     │   ├── EntityKeyError               an entity key that cannot be a key     (ValueError)
+    │   ├── RequestTooLargeError         more rows than a request may have      (ValueError)
     │   ├── ItemTooLargeError            over DynamoDB's 400 KB an item         (ValueError)
     │   ├── StaleVectorsError            rows written, precomputed vectors not
     │   ├── AlreadyRunningError          another run materializes the view
@@ -148,6 +149,10 @@ class IncompleteWriteError(OnlineStoreError, TimeoutError):
 
 class EntityKeyError(OnlineStoreError, ValueError):
     """An entity key that DynamoDB cannot hold, or a request without its join key."""
+
+
+class RequestTooLargeError(OnlineStoreError, ValueError):
+    """A request for more rows than `max_rows_per_request`."""
 
 
 class ItemTooLargeError(OnlineStoreError, ValueError):

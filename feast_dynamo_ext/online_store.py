@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from feast.infra.online_stores.online_store import OnlineStore
@@ -16,6 +16,7 @@ from feast.infra.supported_async_methods import SupportedAsyncMethods
 
 from feast_dynamo_ext.dynamo import read
 from feast_dynamo_ext.dynamo.client import Connection
+from feast_dynamo_ext.dynamo.event_loops import off_loop
 from feast_dynamo_ext.dynamo.layouts.packed import (
     PACKED,
     Row,
@@ -31,6 +32,7 @@ from feast_dynamo_ext.dynamo.settings import OnlineSettings
 from feast_dynamo_ext.dynamo.views import table_name, ttl_seconds, value_types
 from feast_dynamo_ext.dynamo.write import FeastRow, packed_rows, schema_of_rows
 from feast_dynamo_ext.errors import AwsError, IncompleteWriteError, OnlineStoreError
+from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.view_settings import ViewSettings
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WARM_CONNECTIONS = 4
+LARGE_REQUEST = 1_000
+"""Rows, of all views together, whose keys and answers are made beside a caller's event loop."""
 
 
 class DynamoOnlineStoreConfig(OnlineSettings):
@@ -69,7 +73,7 @@ class DynamoOnlineStore(OnlineStore):
     _versioned_read_supported = True
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._opened: tuple[int, Connection] | None = None
         self._services = ServiceCache()
 
@@ -258,6 +262,7 @@ class DynamoOnlineStore(OnlineStore):
         """
         connection = self.connection(config)
         view = connection.views.known(table, config)
+        read.refuse_too_many(len(entity_keys), config.online_store.max_rows_per_request)
         view_read = read.of_keys(view, entity_keys, requested_features)
         answers = await read.read([view_read], connection, may_be_partial=False)
         return [read.read_row(view_read, row) for row in answers.rows_of(view_read)]
@@ -266,6 +271,7 @@ class DynamoOnlineStore(OnlineStore):
         """Read all views of a request together and append them to the response.
 
         Raises:
+            RequestTooLargeError: more rows than `max_rows_per_request`.
             EntityKeyError: the request lacks a join key, or has one that cannot be a key.
             IncompleteReadError: keys left unread at the deadline (`on_partial: error`).
         """
@@ -287,21 +293,31 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `_read_features_per_fv`.
         """
-        connection = self.connection(config)
+        connection, settings = self.connection(config), config.online_store
         known = [connection.views.known(view, config) for view, _ in grouped_refs]
-        reads = read.of_columns(known, [names for _, names in grouped_refs], join_key_values)
-        answers = await read.read(
-            reads, connection, may_be_partial=config.online_store.on_partial == "mark"
-        )
-        for (view, names), held, view_read in zip(grouped_refs, known, reads, strict=True):
-            prefix = f"{held.answers_as}__" if full_feature_names else ""
-            read.add_view(
-                online_features_response,
-                answers.rows_of(view_read),
-                [prefix + name for name in names],
-            )
-            if include_feature_view_version_metadata:
-                read.add_version(online_features_response, view)
+        rows = max(map(len, join_key_values.values()), default=0)
+        read.refuse_too_many(rows, settings.max_rows_per_request)
+        is_large = rows * len(known) >= LARGE_REQUEST
+        requested = [names for _, names in grouped_refs]
+        of_columns = partial(read.of_columns, known, requested, join_key_values)
+        reads = await off_loop(of_columns) if is_large else of_columns()
+        answers = await read.read(reads, connection, may_be_partial=settings.on_partial == "mark")
+
+        def answer() -> None:
+            for (view, names), held, view_read in zip(grouped_refs, known, reads, strict=True):
+                prefix = f"{held.answers_as}__" if full_feature_names else ""
+                read.add_view(
+                    online_features_response,
+                    answers.rows_of(view_read),
+                    [prefix + name for name in names],
+                )
+                if include_feature_view_version_metadata:
+                    read.add_version(online_features_response, view)
+
+        if is_large:
+            await off_loop(answer)
+        else:
+            answer()
 
     @staticmethod
     def _build_feature_types(

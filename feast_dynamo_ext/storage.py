@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import logging
 import os
+import stat
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -352,9 +354,25 @@ def _locked(path: Path) -> Iterator[None]:
     """Alone among the processes of this machine; the system unlocks what a killed one had."""
     import fcntl
 
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    opened = open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(opened)
+
+
+def open_plain(path: Path, flags: int) -> int:
+    """Open a file where others may have put something: no link, and nothing that blocks.
+
+    Raises:
+        OSError: it is a link, a FIFO or the like.
+    """
+    opened = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return opened
 
 
 def _sync(folder: Path) -> None:

@@ -10,7 +10,7 @@ Found, not found and could not be read are three different answers: a key is fou
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feast_dynamo_ext.dynamo.layouts.packed import KEY, PACKED, VALUES
@@ -129,6 +129,7 @@ class Reader:
         hedge_after_s: the slowest request of a read is sent once more after that; None for never.
         item_bytes: mean size of a table's items where they are large, as last read: requests are
             then made smaller, as an answer holds 16 MB.
+        started_s: when the call began that the reads are of; None for each read's own beginning.
     """
 
     transport: Transport
@@ -137,6 +138,11 @@ class Reader:
     workers: int = 10
     hedge_after_s: float | None = None
     item_bytes: dict[str, int] = field(default_factory=dict)
+    started_s: float | None = None
+
+    def since(self, started_s: float) -> Reader:
+        """The same reader, of whose reads the policy's deadline counts from a moment on."""
+        return replace(self, started_s=started_s)
 
     async def read(self, wanted: Sequence[TableKeys]) -> Found:
         """The items of all keys that exist.
@@ -151,26 +157,34 @@ class Reader:
             raise self.incomplete(result) from result.cause
         return result.found
 
-    async def read_partial(self, wanted: Sequence[TableKeys]) -> ReadResult:
+    async def read_partial(
+        self, wanted: Sequence[TableKeys], started_s: float | None = None
+    ) -> ReadResult:
         """The same, but what is left unread at the deadline is part of the result.
+
+        Args:
+            wanted: what to read.
+            started_s: when the call began; None for what `started_s` of the reader says.
 
         Raises:
             ResourceNotFoundError: a table does not exist.
             AwsError: AWS refused the request.
         """
         result = ReadResult(wanted, {keys.table: {} for keys in wanted})
+        if started_s is None:
+            started_s = self.policy.clock() if self.started_s is None else self.started_s
         transport = self.transport
         if self.hedge_after_s is not None:
             transport = HedgedTransport(transport, self.hedge_after_s)
         requests = list(self._requests(wanted))
         if len(requests) == 1:
-            await self._read_one(requests[0], transport, result)
+            await self._read_one(requests[0], transport, result, started_s)
             return result
         room = asyncio.Semaphore(self.workers)
 
         async def in_turn(request: Pending) -> None:
             async with room:
-                await self._read_one(request, transport, result)
+                await self._read_one(request, transport, result, started_s)
 
         # All of them end before an error is raised: none is left behind in flight.
         outcomes = await asyncio.gather(*map(in_turn, requests), return_exceptions=True)
@@ -179,7 +193,9 @@ class Reader:
                 raise outcome
         return result
 
-    async def _read_one(self, request: Pending, transport: Transport, result: ReadResult) -> None:
+    async def _read_one(
+        self, request: Pending, transport: Transport, result: ReadResult, started_s: float
+    ) -> None:
         def take(answer: Answer) -> bool:
             total = 0
             for table, items in answer.get("Responses", {}).items():
@@ -188,7 +204,15 @@ class Reader:
             return total >= FULL_ANSWER_BYTES
 
         try:
-            await drain(transport, "BatchGetItem", request, "UnprocessedKeys", self.policy, take)
+            await drain(
+                transport,
+                "BatchGetItem",
+                request,
+                "UnprocessedKeys",
+                self.policy,
+                take,
+                started_s,
+            )
         except UnprocessedItems as leftover:
             result.cause = leftover.cause or leftover
             for table, entry in leftover.pending.items():
@@ -239,9 +263,11 @@ class Reader:
             + (f"feature view {views[table]} (table {table})" if table in views else table)
             for table, count in unread.items()
         )
+        budget = self.policy.budget
+        spent = ", and this process may send no more again" if budget and budget.is_spent else ""
         return IncompleteReadError(
             f"Could not read {what} within {self.policy.deadline_s:g} s or "
-            f"{self.policy.max_failures or 'any number of'} failed attempts. "
+            f"{self.policy.max_failures or 'any number of'} failed attempts{spent}. "
             f"Last answer: {result.cause} Raise `read_deadline_ms` or the table's capacity, or "
             "read fewer keys at once.",
             unread=unread,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from botocore.config import Config
@@ -11,6 +11,7 @@ from botocore.config import Config
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.dynamo.batch_get import Reader
 from feast_dynamo_ext.dynamo.event_loops import Loops
+from feast_dynamo_ext.dynamo.retry import RetryBudget, ServingLimiter
 from feast_dynamo_ext.dynamo.schemas import SchemaCache
 from feast_dynamo_ext.dynamo.transport import DynamoTransport, TransportSettings
 from feast_dynamo_ext.dynamo.views import KnownViews
@@ -71,18 +72,28 @@ class Connection:
             "dynamodb", settings.aws, config=_client_config(settings), given=session
         )
         transport = DynamoTransport(session, client.meta.endpoint_url, settings.transport)
+        budget, most = RetryBudget(), settings.transport.max_connections
         return cls(
             client,
             transport,
-            Loops(transport.close_loop),
+            Loops(
+                transport.close_loop,
+                transport.limit,
+                keepalive_s=settings.transport.keepalive_s,
+                wait_s=settings.transport.connect_timeout_s,
+            ),
             Reader(
                 transport,
-                settings.read_policy,
+                replace(settings.read_policy, budget=budget, limiter=ServingLimiter(most)),
                 settings.batch_size,
                 settings.read_workers,
                 settings.hedge_after_s,
             ),
-            Writer(transport, settings.write_policy, settings.write_workers),
+            Writer(
+                transport,
+                replace(settings.write_policy, budget=budget, limiter=ServingLimiter(most)),
+                settings.write_workers,
+            ),
         )
 
     def close(self) -> None:

@@ -61,6 +61,7 @@ from feast_dynamo_ext.errors import (
     AwsError,
     AwsUnavailableError,
     ResourceNotFoundError,
+    ThrottledError,
 )
 
 if TYPE_CHECKING:
@@ -151,8 +152,11 @@ async def by_partiql(
         except PASSING as failure:
             batch.cause = failure
             return batch.outcome()
-        if _take(batch, answer, table) and not await attempts.wait():
-            return batch.outcome()
+        if _take(batch, answer, table):
+            if isinstance(batch.cause, ThrottledError):
+                attempts.throttled([table])
+            if not await attempts.wait():
+                return batch.outcome()
     guess.rows_are_new = batch.inserted * 2 > len(rows)
     return batch.outcome()
 

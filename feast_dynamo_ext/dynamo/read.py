@@ -28,6 +28,7 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     varint,
 )
 from feast_dynamo_ext.dynamo.views import keys_of_request
+from feast_dynamo_ext.errors import RequestTooLargeError
 from feast_dynamo_ext.timestamps import moment_of
 
 if TYPE_CHECKING:
@@ -74,6 +75,19 @@ class ViewRead(NamedTuple):
     view: KnownView
     requested: tuple[str, ...]
     rows: tuple[str | None, ...]
+
+
+def refuse_too_many(rows: int, most: int | None) -> None:
+    """Check the size of a request.
+
+    Raises:
+        RequestTooLargeError: it has more rows than it may.
+    """
+    if most is not None and rows > most:
+        raise RequestTooLargeError(
+            f"A request for features of {rows:,} entity rows: `max_rows_per_request` allows "
+            f"{most:,}. Send several, or raise it in online_store of feature_store.yaml."
+        )
 
 
 def of_columns(
@@ -150,13 +164,14 @@ async def read(
     book, reader = connection.schemas, connection.reader
     for one in reads:
         book.learn(one.view.table, one.view.schema)
-    result = await reader.read_partial(_wanted(reads))
+    started_s = reader.policy.clock()
+    result = await reader.read_partial(_wanted(reads), started_s)
     if result.unread:
         error = reader.incomplete(result)
         if not may_be_partial:
             raise error from result.cause
         logger.warning("%s They are marked INVALID (on_partial: mark).", error)
-    await book.fetch_missing(result.found, reader)
+    await book.fetch_missing(result.found, reader, started_s)
     return Answers(result, book, time.time())
 
 

@@ -107,8 +107,13 @@ class SchemaCache:
         """Keep the schema that a table's items are written under now."""
         self.known[table, schema.fingerprint_text] = schema
 
-    async def fetch_missing(self, found: Found, reader: Reader) -> None:
-        """Read the schema items of fingerprints that this process has not seen yet."""
+    async def fetch_missing(
+        self, found: Found, reader: Reader, started_s: float | None = None
+    ) -> None:
+        """Read the schema items of fingerprints that this process has not seen yet.
+
+        The reader's deadline counts from `started_s`, or from now.
+        """
         missing = [
             (table, fingerprint)
             for table, items in found.items()
@@ -118,7 +123,7 @@ class SchemaCache:
             if (table, fingerprint) not in self.known
         ]
         if missing:
-            await self._fetch(missing, reader)
+            await self._fetch(missing, reader if started_s is None else reader.since(started_s))
 
     async def _fetch(self, missing: Iterable[tuple[str, str]], reader: Reader) -> None:
         wanted: dict[str, list[str]] = {}

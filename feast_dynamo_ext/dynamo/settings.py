@@ -91,8 +91,12 @@ class OnlineSettings(TableConfig):
     request more, which costs its read units again. Default: never."""
 
     read_deadline_ms: int = Field(default=10_000, ge=1)
-    """Milliseconds after which a read that is still being throttled fails, naming what is
-    missing."""
+    """Milliseconds that a call may read, all its requests together. What is missing then is
+    named."""
+
+    max_rows_per_request: int | None = Field(default=100_000, ge=1)
+    """Rows that one request for features may have; more are refused before anything is read. Set
+    it lower where others send requests to a feature server; null for no limit."""
 
     write_deadline_ms: int = Field(default=60_000, ge=1)
     """Milliseconds after which a write request that is still being throttled fails, naming the
@@ -106,15 +110,16 @@ class OnlineSettings(TableConfig):
 
     total_max_retry_attempts: int | None = Field(default=3, ge=1)
     """Attempts of one request that fails outright (timeout, reset, 5xx), the first included; null
-    for no limit but the deadline. Throttling does not count: it ends at the deadline."""
+    for no limit but the deadline. Throttling does not count: it ends at the deadline. A process
+    whose requests are rarely answered sends none again, as botocore's standard mode has it."""
 
     retry_mode: Literal["legacy", "standard", "adaptive"] | None = "adaptive"
     """botocore's retry mode for calls about tables; reads and writes of rows retry by the
     deadlines above, with full jitter."""
 
     max_pool_connections: int = Field(default=50, ge=1)
-    """Connections to DynamoDB that are open at once, for each event loop; further requests wait
-    for one, which counts as connecting."""
+    """Connections to DynamoDB that a process has open at once, of all its threads and event loops;
+    further requests wait for one, which counts as connecting."""
 
     keepalive_timeout: int | float = Field(default=30.0, gt=0)
     """Seconds without a request after which open connections are not used again."""

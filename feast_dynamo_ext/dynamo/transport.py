@@ -24,9 +24,11 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from feast_dynamo_ext.aws import aws_error, ca_bundle, https_proxy, no_credentials, translated
+from feast_dynamo_ext.aws import aws_error, ca_bundle, no_credentials, proxy_of, translated
+from feast_dynamo_ext.dynamo.event_loops import ConnectionLimit, LoopShare
 from feast_dynamo_ext.dynamo.signing import Endpoint, Signer
 from feast_dynamo_ext.errors import AwsError, AwsUnavailableError
+from feast_dynamo_ext.forks import renew_in_children
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -80,7 +82,7 @@ class TransportSettings:
     Attributes:
         connect_timeout_s: until a connection is open, TLS and a proxy's tunnel included.
         read_timeout_s: from a request to the end of its answer.
-        max_connections: connections that are open at once, per event loop.
+        max_connections: connections that are open at once, on all event loops together.
         keepalive_s: idle time after which a connection is not used again.
     """
 
@@ -106,6 +108,9 @@ class DynamoTransport:
     """Sends one operation and gives back its decoded answer.
 
     Safe to share between threads and event loops; each loop has connections of its own.
+
+    Attributes:
+        limit: how many are open at once, of all loops.
     """
 
     def __init__(self, session: boto3.Session, endpoint: str, settings: TransportSettings) -> None:
@@ -118,10 +123,16 @@ class DynamoTransport:
         self._settings = settings
         is_tls = self._endpoint.scheme == "https"
         self._tls = ssl.create_default_context(cafile=ca_bundle(session)) if is_tls else None
-        self._proxy = https_proxy(endpoint) if is_tls else None
+        self._proxy = proxy_of(endpoint) if is_tls else None
+        self.limit = ConnectionLimit(settings.max_connections)
         self._clients: dict[asyncio.AbstractEventLoop, HttpClient] = {}
         # Callers whose loop has ended cannot close what they had open on it.
         weakref.finalize(self, _close_ended, self._clients)
+        renew_in_children(self)
+
+    def after_fork(self) -> None:
+        """Keep what the parent uses: what is closed in the child would be closed for both."""
+        _OF_PARENT.append(self._clients.copy())
 
     async def call(
         self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
@@ -211,7 +222,7 @@ class DynamoTransport:
         client = self._clients.get(loop)
         if client is None:
             _close_ended(self._clients)
-            client = HttpClient(self._endpoint, self._settings, self._tls, self._proxy)
+            client = HttpClient(self._endpoint, self._settings, self._tls, self._proxy, self.limit)
             self._clients[loop] = client
             await client.open()
         return client
@@ -227,6 +238,10 @@ class DynamoTransport:
         _close_ended(self._clients)
         for loop in list(self._clients):
             asyncio.run_coroutine_threadsafe(self.close_loop(loop), loop)
+
+
+_OF_PARENT: list[Any] = []
+"""Of a forked child: clients that it must neither use nor close."""
 
 
 def _close_ended(clients: dict[asyncio.AbstractEventLoop, HttpClient]) -> None:
@@ -252,13 +267,13 @@ class HttpClient:
         settings: TransportSettings,
         tls: ssl.SSLContext | None,
         proxy: str | None,
+        limit: ConnectionLimit,
     ) -> None:
-        self._settings = settings
+        self._settings, self._limit = settings, limit
+        self._share = LoopShare(limit, asyncio.get_running_loop(), self._close_idle)
         self._authority = endpoint.authority
         self._url = URL(endpoint.url, encoded=True)
-        self._proxy = None
-        if proxy is not None:
-            self._proxy = URL(proxy if "://" in proxy else f"http://{proxy}")
+        self._proxy = None if proxy is None else URL(proxy)
         self._connector = aiohttp.TCPConnector(
             limit=settings.max_connections,
             keepalive_timeout=settings.keepalive_s,
@@ -275,6 +290,7 @@ class HttpClient:
             request_class=_Request,
         )
         self._used: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._in_use: set[Any] = set()
         self._lifetime = self._open()
 
     async def open(self) -> None:
@@ -292,6 +308,7 @@ class HttpClient:
             # A connection closes once all is sent, which a server that does not read prevents.
             closing = asyncio.ensure_future(self._session.close())
             await asyncio.wait({closing}, timeout=CLOSE_TIMEOUT_S)
+            self._limit.leave(self._share)
 
     async def post(self, headers: Mapping[str, str], body: bytes, timeout_s: float) -> HttpAnswer:
         """Send a request and wait for its answer.
@@ -309,10 +326,15 @@ class HttpClient:
         """
         until_s = asyncio.get_running_loop().time() + timeout_s
         while True:
-            exchange = _Exchange(self._settings, self._used, until_s)
+            exchange = _Exchange(self._settings, self._used, self._in_use, until_s)
             try:
                 with exchange:
-                    return await self._exchange(headers, body)
+                    await self._share.enter(exchange.waits)
+                    try:
+                        return await self._exchange(headers, body)
+                    finally:
+                        exchange.ended()
+                        self._share.leave()
             except (aiohttp.ClientError, OSError) as error:
                 if not (exchange.is_reused and isinstance(error, CONNECTION_LOST)):
                     # aiohttp's own messages quote the answer, which may hold feature values.
@@ -341,20 +363,40 @@ class HttpClient:
         Raises:
             NoAnswerError: the endpoint cannot be reached.
         """
-        connections = await asyncio.gather(*(self._connected() for _ in range(count)))
+        count = min(count, self._settings.max_connections)
+        connections = await asyncio.gather(
+            *(self._connected() for _ in range(count)), return_exceptions=True
+        )
         for connection in connections:
-            self._used.add(connection.protocol)
-            connection.release()
+            if not isinstance(connection, BaseException):
+                self._used.add(connection.protocol)
+                connection.release()
+                self._share.leave()
+        for connection in connections:
+            if isinstance(connection, BaseException):
+                raise connection
 
     async def _connected(self) -> Connection:
+        """A connection, which counts as busy."""
         request = _Request(
             "POST", self._url, proxy=self._proxy, proxy_headers={}, session=self._session
         )
+        exchange = _Exchange(self._settings, self._used, self._in_use, float("inf"))
         try:
-            with _Exchange(self._settings, self._used, float("inf")):
-                return await self._connector.connect(request, traces=[], timeout=NO_TIMEOUT)
+            with exchange:
+                await self._share.enter(exchange.waits)
+                try:
+                    return await self._connector.connect(request, traces=[], timeout=NO_TIMEOUT)
+                except BaseException:
+                    self._share.leave()
+                    raise
         except (aiohttp.ClientError, OSError) as error:
             raise self._no_answer(error) from error
+
+    def _close_idle(self, kept: int) -> None:
+        idle = [one for one in self._used if one not in self._in_use and one.is_connected()]
+        for protocol in idle[: max(0, len(idle) - kept)]:
+            protocol.close()
 
     def _no_answer(self, error: Exception) -> NoAnswerError:
         if isinstance(error, NoAnswerError):
@@ -366,7 +408,9 @@ class HttpClient:
             return NoAnswerError(f"the proxy answered {error.status} {error.message}")
         if isinstance(error, aiohttp.ClientResponseError):
             return NoAnswerError("the answer is not HTTP")
-        if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)):
+        lost = (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError)
+        is_unwritten = isinstance(error, aiohttp.ClientOSError) and error.errno is None
+        if is_unwritten or isinstance(error, lost):
             return NoAnswerError("the connection was closed before the answer's end")
         return NoAnswerError(str(error))
 
@@ -379,6 +423,7 @@ class HttpClient:
         # Nothing is waited for: nothing can happen on that loop any more.
         with contextlib.suppress(StopIteration):
             self._session.close().send(None)
+        self._limit.leave(self._share)
 
 
 class _Exchange:
@@ -389,11 +434,16 @@ class _Exchange:
     """
 
     def __init__(
-        self, settings: TransportSettings, used: weakref.WeakSet[Any], until_s: float
+        self,
+        settings: TransportSettings,
+        used: weakref.WeakSet[Any],
+        in_use: set[Any],
+        until_s: float,
     ) -> None:
         self.is_reused = False
         self._settings = settings
-        self._used = used
+        self._used, self._in_use, self._protocol = used, in_use, None
+        self._waits = False
         self._until_s = until_s
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
@@ -404,6 +454,21 @@ class _Exchange:
         _EXCHANGE.set(self)
         self._limit(self._settings.connect_timeout_s, "connecting timed out after {:g} s")
 
+    def waits(self) -> None:
+        """Note that the request waits until it may have a connection, which is connecting too."""
+        if self._waits:
+            return
+        self._waits = True
+        self._limit(
+            self._settings.connect_timeout_s,
+            "no connection was free within {:g} s: all that `max_pool_connections` allows are "
+            "in use (timed out)",
+        )
+
+    def ended(self) -> None:
+        """Note that the connection carries the request no more."""
+        self._in_use.discard(self._protocol)
+
     def connected(self, protocol: Any) -> None:
         """Note that the request is about to be sent on a connection.
 
@@ -411,6 +476,8 @@ class _Exchange:
             ServerDisconnectedError: something came on it while it was idle.
         """
         self.is_reused = protocol in self._used
+        self._in_use.add(protocol)
+        self._protocol = protocol
         if protocol.should_close:
             raise aiohttp.ServerDisconnectedError
         self._used.add(protocol)

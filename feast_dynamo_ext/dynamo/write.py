@@ -120,7 +120,9 @@ class Writer:
 
     def limited_by(self, limiter: AdaptiveLimiter) -> Writer:
         """The same writer, of one table, with as many requests in flight as a limiter allows."""
-        return replace(self, workers=limiter.most, limiter=limiter)
+        # A run waits for what is throttled as long as it takes: its own limiter sets the pace.
+        policy = replace(self.policy, budget=None, limiter=None)
+        return replace(self, policy=policy, workers=limiter.most, limiter=limiter)
 
     async def write(
         self,

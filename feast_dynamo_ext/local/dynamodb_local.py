@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import shutil
 import subprocess
@@ -25,6 +27,10 @@ LIBRARIES = "DynamoDBLocal_lib"
 
 # The one package on a registry that carries DynamoDB Local: 1.25.1, 56 MB.
 NPM_PACKAGE = "amplify-dynamodb-simulator@2.9.30"
+NPM_SHA512 = (
+    "xTeeRLvzEfqyd5lh3bH4c0kHvSHHmmhD5ZDsHFKAQ5g2Zl6JqlFdutaQhCLHzxEp6Ry1o7TB6niIoXuQAnSewQ=="
+)
+"""Of its archive, in base64, as npm writes it: npm itself checks what the registry says alone."""
 NPM_TIMEOUT_S = 900.0
 IN_PACKAGE = ("package", "emulator")
 
@@ -60,8 +66,11 @@ def _is_complete(folder: Path) -> bool:
     return (folder / JAR).is_file() and (folder / LIBRARIES).is_dir()
 
 
-def install_dynamodb_local() -> Path:
+def install_dynamodb_local(sha512: str = NPM_SHA512) -> Path:
     """Fetch DynamoDB Local with npm into this Python environment; if it is there, do nothing.
+
+    Args:
+        sha512: of the package's archive, in base64.
 
     Returns:
         The folder with `DynamoDBLocal.jar`.
@@ -69,7 +78,8 @@ def install_dynamodb_local() -> Path:
     Raises:
         DependencyError: there is no java or no npm, or npm cannot fetch the package.
         ConfigError: FEAST_DYNAMO_DYNAMODB_LOCAL names a folder without it.
-        LocalError: the environment's folder cannot be written, or the package is not as expected.
+        LocalError: the environment's folder cannot be written, or the package is not the one that
+            is meant. Nothing of it was unpacked then.
     """
     _find("java", "DynamoDB Local runs on it: install Java 11 or newer")
     found = dynamodb_local_folder()
@@ -80,7 +90,9 @@ def install_dynamodb_local() -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
-            _place(_unpack(_fetch(npm, Path(scratch)), Path(scratch) / "unpacked"), target)
+            archive = _fetch(npm, Path(scratch))
+            _check(archive, sha512)
+            _place(_unpack(archive, Path(scratch) / "unpacked"), target)
     except OSError as error:
         raise LocalError(
             f"DynamoDB Local cannot be written to {target}: {error.strerror}. Use a virtual "
@@ -124,6 +136,17 @@ def _fetch(npm: str, scratch: Path) -> Path:
     if len(tarballs) != 1:
         raise LocalError(f"`npm pack {NPM_PACKAGE}` left {len(tarballs)} archives, not one.")
     return tarballs[0]
+
+
+def _check(archive: Path, sha512: str) -> None:
+    digest = hashlib.sha512(archive.read_bytes()).digest()
+    found = base64.b64encode(digest).decode()
+    if found != sha512:
+        raise LocalError(
+            f"{NPM_PACKAGE}: its archive is not the one that is meant: SHA-512 {found}, not "
+            f"{sha512}. Nothing was installed. Check which registry npm uses (`npm config get "
+            "registry`)."
+        )
 
 
 def _unpack(archive: Path, target: Path) -> Path:

@@ -126,14 +126,16 @@ def _runs_already(folder: Path, servers: tuple[Server, ...]) -> LocalError:
 
 
 def _clear_away(folder: Path, servers: tuple[Server, ...]) -> tuple[Server, ...]:
-    died = tuple(_with_log_kept(server) for server in servers if not server.alive)
+    died = tuple(_with_log_kept(folder, server) for server in servers if not server.alive)
     for server in servers:
         stop(server)
     process.remove(folder)
     return died
 
 
-def _with_log_kept(server: Server) -> Server:
+def _with_log_kept(folder: Path, server: Server) -> Server:
+    if server.log.resolve().parent != process.state_folder(folder).resolve():
+        return server  # the state file of a repo that others wrote may name any file
     kept = server.log.with_suffix(".died.log")
     if server.log.exists():
         server.log.replace(kept)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from feast_dynamo_ext.dynamo.control_items import ABSENT, ControlItem
 from feast_dynamo_ext.dynamo.layouts.packed import EXPIRY, RowSchema
 from feast_dynamo_ext.dynamo.views import ttl_seconds
 from feast_dynamo_ext.errors import LeaseLostError
+from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.timestamps import moment_of
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Checkpoint:
         self._item, self._identity, self._now_s = item, identity, now_s
         self._run = uuid.uuid4().hex
         self._before = held
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     @classmethod
     def open(

@@ -12,13 +12,13 @@ still at a view, its lease says.
 from __future__ import annotations
 
 import logging
-import threading
 from typing import TYPE_CHECKING, Any
 
 from feast.feature_view import FeatureViewState
 from feast.version_utils import parse_version
 
 from feast_dynamo_ext.errors import ResourceNotFoundError
+from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.materialize.lease import LeaseSettings, Watch, holder
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class StaleStateResetter:
     ) -> None:
         self._client, self._table_of = client, table_of
         self._settings = settings or LeaseSettings()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._watches: dict[str, Watch] = {}
         self._free: dict[str, tuple[Any, float]] = {}
         self._refreshed_s = float("-inf")

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from feast_dynamo_ext.arrow_types import common_type, is_time
+from feast_dynamo_ext.cancellation import in_threads
 from feast_dynamo_ext.errors import ColumnTypeError, SourceReadError
 from feast_dynamo_ext.parquet.listing import partition_expression, partition_types
 from feast_dynamo_ext.parquet.scan import ReadErrors
@@ -72,7 +73,7 @@ def read_footers(
     if len(fragments) == 1:
         return [read(fragments[0])]
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        return list(pool.map(read, fragments))
+        return list(pool.map(in_threads(read), fragments))
 
 
 def part_within(

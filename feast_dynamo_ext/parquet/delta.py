@@ -134,5 +134,6 @@ def _storage(place: Place, settings: AwsSettings) -> dict[str, str] | None:
         "AWS_REGION": session.region_name,
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ALLOW_HTTP": "true" if (endpoint or "").startswith("http://") else None,
+        "proxy_url": aws.s3_proxy(settings, session),
     }
     return {name: value for name, value in options.items() if value is not None}

@@ -154,6 +154,7 @@ def _of_aws(source: Any, settings: AwsSettings) -> dict[str, str]:
     found = {
         "client.region": session.region_name,
         "s3.endpoint": aws.endpoint_url("s3", settings, session),
+        "s3.proxy-uri": aws.s3_proxy(settings, session),
     }
     credentials = session.get_credentials()
     if credentials is not None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow import fs
 
-from feast_dynamo_ext import aws
+from feast_dynamo_ext import aws, cancellation
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsError,
@@ -150,11 +150,13 @@ def batches(
         found = rows_of(group)
         return next(found, None), found
 
+    opened = cancellation.in_threads(opened)
     with ThreadPoolExecutor(1) as threads:
         ahead: deque[Future[Any]] = deque()
         for group in _row_groups(dataset, reading):
             ahead.append(threads.submit(opened, group))
             if len(ahead) > GROUPS_AHEAD:
+                cancellation.check()
                 yield from _rest(*ahead.popleft().result())
         for first in ahead:
             yield from _rest(*first.result())
@@ -188,10 +190,12 @@ def each(
     def of_groups(groups: list[Any], start: int) -> list[T]:
         made = []
         for batch in _large(_read(groups, columns, dataset, reading), together):
+            cancellation.check()
             made.append(work(batch, start))
             start += batch.num_rows
         return made
 
+    of_groups = cancellation.in_threads(of_groups)
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[list[T]]] = deque()
         for groups, start in _runs(_groups_with(dataset, wanted, reading), together):

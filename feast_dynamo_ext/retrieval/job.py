@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 
-from feast_dynamo_ext.errors import ConfigError, OfflineStoreError, RetrievalTimeoutError
+from feast_dynamo_ext import cancellation
+from feast_dynamo_ext.cancellation import within
+from feast_dynamo_ext.errors import ConfigError, OfflineStoreError
+from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.parquet import saved
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.parquet.writer import write_parts
@@ -35,48 +36,9 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.retrieval.plan import Plan
 
 
-T = TypeVar("T")
-
-
-def within(timeout_s: float | None, work: Callable[[Event], T]) -> T:
-    """Do work, and give up waiting for it after some seconds.
-
-    A join in DuckDB or numpy cannot be torn out of a thread: it runs to its end there. The event
-    tells the work to stop where it can.
-
-    Args:
-        timeout_s: seconds; None for no limit.
-        work: takes an event that is set when nobody waits any more.
-
-    Raises:
-        RetrievalTimeoutError: it was not done by then.
-    """
-    given_up = Event()
-    if timeout_s is None:
-        return work(given_up)
-    done: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work(given_up))
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            done.set_exception(error)
-
-    Thread(target=run, name="feast-dynamo-retrieval", daemon=True).start()
-    if wait([done], timeout_s).not_done:
-        given_up.set()
-        raise RetrievalTimeoutError(
-            f"The retrieval was not done after the {timeout_s:g} s of its `timeout`. Give it "
-            "more time, or ask for fewer rows; `job.explain()` says what it reads."
-        )
-    return done.result()
-
-
-def until(given_up: Event, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Batches, as long as somebody waits for them."""
+def _while_waited_for(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        if given_up.is_set():
-            raise RetrievalTimeoutError("Nobody waits for these rows any more.")
+        cancellation.check()
         yield batch
 
 
@@ -112,7 +74,7 @@ class ParquetRetrievalJob(RetrievalJob):
 
     def result(self) -> Result:
         """The rows to come; matching happens here, once."""
-        # A retrieval that ran out of its timeout still matches in a thread of its own.
+        # A retrieval that ran out of its timeout may still be about to end in its thread.
         with self._lock:
             if self._result is None:
                 self._result = self.run()
@@ -121,9 +83,9 @@ class ParquetRetrievalJob(RetrievalJob):
     # What Feast asks for
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
-        def read(given_up: Event) -> pa.Table:
+        def read() -> pa.Table:
             result = self.result()
-            return pa.Table.from_batches(until(given_up, result.batches()), result.schema)
+            return pa.Table.from_batches(_while_waited_for(result.batches()), result.schema)
 
         return within(timeout, read)
 
@@ -262,7 +224,7 @@ class ParquetRetrievalJob(RetrievalJob):
         """The rows with on-demand features."""
         if self.odfvs:
             return Result.from_table(self.to_arrow(timeout=timeout))
-        return within(timeout, lambda _: self.result())
+        return within(timeout, self.result)
 
     def _event_time(self) -> str | None:
         return self.entities.event_time if self.entities is not None else None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from feast_dynamo_ext.cancellation import in_threads
 from feast_dynamo_ext.errors import EntityRowsError
 from feast_dynamo_ext.parquet.pointer import HASH, bucket_of
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Result, ascending
@@ -145,7 +146,9 @@ class _Block:
     def joined(self, sources: list[ParquetSource], schema: pa.Schema) -> pa.Table:
         columns = list(self._entities.table.columns)
         with ThreadPoolExecutor(self._side_by_side) as pool:
-            for found in pool.map(self._features, self._plan.views, sources, self._threads()):
+            for found in pool.map(
+                in_threads(self._features), self._plan.views, sources, self._threads()
+            ):
                 columns += found
         return pa.Table.from_arrays(columns, schema=schema)
 

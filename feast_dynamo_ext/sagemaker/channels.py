@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -143,11 +144,15 @@ def copy_channels(
     return folders
 
 
+CHANNEL_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
 def channel_names(splits: Sequence[str], names: Mapping[str, str] | None) -> dict[str, str]:
     """The channel of each split.
 
     Raises:
-        TrainingSetError: an unknown split, or two splits in one channel.
+        TrainingSetError: an unknown split, two splits in one channel, or a name that SageMaker
+            does not take.
     """
     for split in (*splits, *(names or {})):
         _refuse_unknown("split", split, SPLITS)
@@ -157,6 +162,13 @@ def channel_names(splits: Sequence[str], names: Mapping[str, str] | None) -> dic
             f"Channels {list(channels.values())} for splits {list(splits)}: each split needs a "
             "channel of its own, and there must be at least one."
         )
+    for channel in channels.values():
+        # It becomes the name of a folder, which is replaced.
+        if not CHANNEL_NAME.fullmatch(channel) or not channel.strip("."):
+            raise TrainingSetError(
+                f"`{channel}` cannot be the name of a channel: 1 to 64 characters of a-z, A-Z, "
+                "0-9, `.`, `_` and `-`, and not dots alone."
+            )
     return channels
 
 

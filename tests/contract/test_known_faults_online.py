@@ -572,11 +572,6 @@ print(open_files_after(1), open_files_after(30))
 
 
 @linux
-@pytest.mark.xfail(
-    reason="each thread keeps an event loop, its sockets and its resolver's threads",
-    strict=True,
-    raises=AssertionError,
-)
 def test_a_burst_of_threads_is_bounded_and_leaves_no_thread(pushed_shop):
     code = """
 import threading
@@ -609,11 +604,6 @@ print(len(opened), process.num_threads() - before)
 
 
 @linux
-@pytest.mark.xfail(
-    reason="the child waits for a lock that a thread of its parent held",
-    strict=True,
-    raises=AssertionError,
-)
 def test_a_fork_while_another_thread_opens_the_store_can_read(pushed_shop):
     # Read through the provider: Feast's registry has locks of its own. All modules are loaded by
     # the first read.
@@ -650,11 +640,6 @@ print({os.waitpid(child, 0)[1] for child in children})
     assert pushed_shop.run(READ + code) == "{0}"
 
 
-@pytest.mark.xfail(
-    reason="greenlets share a thread, in which one event loop runs at a time",
-    strict=True,
-    raises=AssertionError,
-)
 def test_greenlets_read(pushed_shop):
     code = """
 from collections import Counter

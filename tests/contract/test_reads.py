@@ -18,7 +18,7 @@ from feast.types import Float64, Int64
 from views import CUSTOMER, customer_view
 
 from feast_dynamo_ext import ViewSettings
-from feast_dynamo_ext.errors import IncompleteReadError
+from feast_dynamo_ext.errors import IncompleteReadError, RequestTooLargeError
 
 NOW = dt.datetime.now(tz=dt.timezone.utc)
 PRESENT, NOT_FOUND = FieldStatus.PRESENT, FieldStatus.NOT_FOUND
@@ -260,6 +260,15 @@ def test_views_and_store_say_which_reads_are_strongly_consistent(open_store, scr
         asked = json.loads(scripted_http.requests[-1])["RequestItems"]
         assert set(asked) == set(empty)
         assert {name for name in asked if asked[name].get("ConsistentRead")} == consistent
+
+
+def test_a_request_of_more_rows_than_allowed_is_refused_before_anything_is_read(
+    open_store, scripted_http
+):
+    store = partial_store(open_store, scripted_http, max_rows_per_request=2)
+    with pytest.raises(RequestTooLargeError, match=r"3 entity rows: .* allows 2"):
+        store.get_online_features(["orders:total"], [{"cid": cid} for cid in (1, 2, 3)])
+    assert scripted_http.requests == []
 
 
 def test_versions_of_a_view_are_read_side_by_side(empty_store):

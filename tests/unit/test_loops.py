@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from feast_dynamo_ext.dynamo.event_loops import Loops
+from feast_dynamo_ext.dynamo.event_loops import ConnectionLimit, Loops, off_loop
+from feast_dynamo_ext.errors import AwsUnavailableError
 
 
 def connected(port) -> tuple[Loops, socket.socket]:
@@ -52,3 +53,61 @@ def test_what_is_collected_is_closed(in_a_loop):
             return ended.value.value
 
         assert (asyncio.run(collect()) if in_a_loop else collect_outside()) == -1
+
+
+async def nothing(_):
+    """Nothing is open."""
+
+
+def test_large_work_runs_beside_a_callers_loop_and_on_a_borrowed_one():
+    here = threading.get_ident()
+    loops = Loops(nothing)
+
+    async def where():
+        return await off_loop(threading.get_ident)
+
+    assert asyncio.run(where()) != here
+    assert loops.run(where()) == here
+    loops.close()
+
+
+def test_threads_wait_for_a_loop_and_are_refused_in_time():
+    loops = Loops(nothing, ConnectionLimit(1), wait_s=0.05)
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def hold():
+        begun.set()
+        return await asyncio.to_thread(go_on.wait, 10)
+
+    async def answer():
+        return 5
+
+    thread = threading.Thread(target=loops.run, args=(hold(),))
+    thread.start()
+    begun.wait(10)
+    with pytest.raises(AwsUnavailableError, match="`max_pool_connections`"):
+        loops.run(answer())
+    go_on.set()
+    thread.join()
+    assert loops.run(answer()) == 5
+    loops.close()
+
+
+def test_loops_that_nobody_runs_end():
+    ended = []
+
+    async def note(loop):
+        ended.append(loop)
+
+    loops = Loops(note, keepalive_s=0.0)
+
+    async def answer():
+        return asyncio.get_running_loop()
+
+    first = loops.run(answer())
+    for thread in threading.enumerate():
+        if thread.name == "feast-dynamo-closing":
+            thread.join()
+    assert ended == [first]
+    assert first.is_closed()
+    loops.close()

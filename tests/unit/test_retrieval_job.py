@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -178,6 +180,66 @@ def test_a_timeout_stops_the_reading_of_features(tmp_path):
         if thread.name == "feast-dynamo-retrieval":
             thread.join()
     assert len(read) == 1
+
+
+ENDLESS = """
+import sys
+import subprocess
+import sys
+import threading
+import time
+
+from feast_dynamo_ext.cancellation import within
+from feast_dynamo_ext.duckdb_connection import Limits, connected
+from feast_dynamo_ext.errors import RetrievalTimeoutError
+
+began = threading.Event()
+
+
+def count():
+    with connected(Limits(), "Counting") as duck:
+        began.set()
+        for _ in range(1_000):
+            numbers = "range(20000000)"
+            duck.sql(f"SELECT count(*) FROM {numbers} a JOIN {numbers} b USING (range)").fetchall()
+
+
+for _ in range(6):
+    try:
+        within(0.5, count)
+    except RetrievalTimeoutError as error:
+        print(error, file=sys.stderr)
+assert began.is_set()
+print("end", flush=True)
+"""
+
+
+def test_a_program_may_end_after_a_timeout_inside_duckdb(tmp_path):
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+    assert done.stderr.count("was not done after the 0.5 s of its `timeout`") == 6
+
+
+def test_retrievals_that_do_not_end_are_bounded(tmp_path):
+    go_on, running = threading.Event(), []
+
+    def run():
+        running.append(1)
+        go_on.wait()
+        return Result.from_table(ROWS)
+
+    for _ in range(4):
+        with pytest.raises(RetrievalTimeoutError, match="was not done"):
+            job_of(tmp_path, run).to_arrow(timeout=0.01)
+    with pytest.raises(RetrievalTimeoutError, match="4 retrievals that were not done in time"):
+        job_of(tmp_path, run).to_arrow(timeout=0.01)
+    assert len(running) == 4
+    go_on.set()
+    assert job_of(tmp_path, run).to_arrow(timeout=60).equals(ROWS)
 
 
 def test_an_error_is_the_same_with_a_timeout(tmp_path):

@@ -81,6 +81,40 @@ def test_what_is_new_of_another_machine_or_no_spill_folder_stays(tmp_path, left)
     assert before == {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda lock, _: os.mkfifo(lock),
+        lambda lock, other: lock.symlink_to(other),
+        lambda lock, _: lock.mkdir(),
+    ],
+    ids=["FIFO", "link", "folder"],
+)
+def test_a_lock_that_is_no_plain_file_is_passed_over(tmp_path, left, make):
+    other = tmp_path / "other"
+    other.write_text(platform.node())
+    age(other)
+    (left / "lock").unlink()
+    make(left / "lock", other)
+    with spill_folder(str(tmp_path)):
+        assert left.is_dir()
+
+
+def test_a_link_to_a_folder_is_passed_over(tmp_path, left):
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "feast-dynamo-link").symlink_to(left)
+    with spill_folder(str(place)):
+        assert (left / "spilled" / "duckdb_temp_storage-0.tmp").read_bytes() == b"rows"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders to others")
+def test_a_folder_of_another_user_is_passed_over(tmp_path, left):
+    os.chown(left, 12_345, -1)
+    with spill_folder(str(tmp_path)):
+        assert left.is_dir()
+
+
 def test_one_that_cannot_be_removed_is_told(tmp_path, left, monkeypatch, caplog):
     remove = duckdb_connection.shutil.rmtree
 

@@ -148,3 +148,15 @@ def test_a_file_that_is_not_the_one_that_was_written_is_refused(tmp_path):
     file.unlink()
     with pytest.raises(TrainingSetError, match=r"part-00000\.csv is in the manifest but not"):
         copy_channels(training_set, tmp_path / "data", AWS)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a/b", "../kept", "/kept", "x" * 65])
+def test_a_channel_that_would_be_another_folder_is_refused(tmp_path, name):
+    training_set = written(tmp_path / "set")
+    kept = tmp_path / "kept" / "mine.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    with pytest.raises(TrainingSetError, match="cannot be the name of a channel"):
+        copy_channels(training_set, tmp_path / "data", AWS, names={"train": name})
+    assert kept.read_text() == "mine"
+    assert not (tmp_path / "data").exists()

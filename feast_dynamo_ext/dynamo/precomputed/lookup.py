@@ -32,6 +32,7 @@ from feast_dynamo_ext.dynamo.read import (
     PRESENT,
     UNREAD,
     add_version,
+    refuse_too_many,
     status_entries,
     time_entry,
     vector_head,
@@ -359,13 +360,16 @@ class ServiceRequest:
         known: Sequence[KnownView],
     ) -> None:
         count = max(map(len, self.columns.values()), default=0)
+        refuse_too_many(count, config.online_store.max_rows_per_request)
         read = VectorRead(
             spec,
             keys_of_request(known[0], self.columns, count),
             consistent=any(view.consistent for view in known),
             mark=config.online_store.on_partial == "mark",
         )
-        vectors, without = await read.run(connection.reader, connection.schemas)
+        reader = connection.reader
+        reader = reader.since(reader.policy.clock())
+        vectors, without = await read.run(reader, connection.schemas)
         if without and without == len({key for key in read.rows if key is not None}):
             book.tell(
                 self.service,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from botocore.exceptions import ClientError
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.aws import ERROR_BY_CODE, translated
 from feast_dynamo_ext.errors import AccessDeniedError, AwsUnavailableError
+from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.view_settings import TableSettings
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class TableClients:
     def __init__(self, dynamodb: Any, settings: AwsSettings, kms: Any = None) -> None:
         self.dynamodb = dynamodb
         self._settings = settings
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._given = kms
         self._built: Any = None
 

@@ -10,21 +10,23 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from feast.data_format import DeltaFormat
 
-from feast_dynamo_ext.errors import CompactionConflictError, CompactionError
+from feast_dynamo_ext.errors import CompactionConflictError, CompactionError, SourceReadError
 from feast_dynamo_ext.parquet.compaction.commit import Folder, Seen
 from feast_dynamo_ext.parquet.compaction.layout import InputFile
 from feast_dynamo_ext.parquet.dataset import limits
 from feast_dynamo_ext.parquet.listing import Place, folders_below
-from feast_dynamo_ext.parquet.pointer import version_of, visible
+from feast_dynamo_ext.parquet.pointer import POINTER, version_of, visible
 from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
 from feast_dynamo_ext.storage import settings_of
 from feast_dynamo_ext.timestamps import Axis, check_time
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from feast import RepoConfig
     from feast.data_source import DataSource
 
-    from feast_dynamo_ext.parquet.pointer import ReplacedFile
+    from feast_dynamo_ext.parquet.pointer import Current, ReplacedFile
     from feast_dynamo_ext.storage import FileState
 
 
@@ -184,12 +186,13 @@ def remove_replaced(target: Target, config: RepoConfig, older_than_s: float) -> 
     seen = folder.seen()
     if seen.current is None:
         return []
-    visible(list(folder.place.everything()), folder.root, folder.filesystem, list)
+    listed = list(folder.place.everything())
+    visible(listed, folder.root, folder.filesystem, list)
     before = time.time() - older_than_s
     gone = [file for file in seen.current.replaced if file.since <= before]
     if not gone:
         return []
-    folder.remove([file.path for file in gone])
+    folder.remove(_checked(gone, listed, folder, seen.current))
     left = tuple(file for file in seen.current.replaced if file not in gone)
     try:
         # Only now: a file that is there and not named would count again.
@@ -197,3 +200,18 @@ def remove_replaced(target: Target, config: RepoConfig, older_than_s: float) -> 
     except CompactionConflictError:
         logger.info("%s: compacted meanwhile; the next run forgets what was removed", folder.root)
     return gone
+
+
+def _checked(
+    gone: Sequence[ReplacedFile], listed: Sequence[FileState], folder: Folder, current: Current
+) -> list[str]:
+    """The paths of replaced files that are there: a pointer is a file, which may name anything."""
+    counting = {file.path for file in current.files}
+    both = next((file.path for file in gone if file.path in counting), None)
+    if both is not None:
+        raise SourceReadError(
+            f"{folder.root}/{POINTER} says of {both} that it counts, and that it was replaced. "
+            "Nothing was deleted."
+        )
+    there = {file.path for file in listed}
+    return [file.path for file in gone if f"{folder.root}/{file.path}" in there]

@@ -18,7 +18,6 @@ it. So one number a slot is all that is kept of a history of any length.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -26,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.retrieval.engines.base import ascending
 from feast_dynamo_ext.timestamps import HIGHEST, LOWEST
 
@@ -327,7 +327,7 @@ class Orders:
     """Orders of the same entity rows, each made once. Safe to share between threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._made: dict[Any, Order] = {}
 
     def get(self, rows: MatchInput) -> Order:

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from feast.infra.offline_stores.file_source import FileSource
-from pyarrow import fs
 
 from feast_dynamo_ext.arrow_types import check_joinable, family
 from feast_dynamo_ext.retrieval.entity_rows.from_files import CSV
@@ -95,7 +94,7 @@ def literal(text: str) -> str:
 
 
 def _read_parquet(source: ParquetSource) -> str:
-    on_s3 = isinstance(source.filesystem, fs.S3FileSystem)
+    on_s3 = source.place.is_on_s3
     paths = [f"s3://{file.path}" if on_s3 else file.path for file in source.files]
     # Files of an Iceberg table have what its partitions say as well.
     inside = {name for part in source.parts.fragments[:1] for name in part.physical_schema.names}
