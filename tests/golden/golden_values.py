@@ -183,7 +183,7 @@ COLUMNS: dict[str, tuple[Any, pa.Array]] = {
     "uint32": (Int64, pa.array([0, None, 2**32 - 1], pa.uint32())),
     "uint64": (Int64, pa.array([BIG, None, 2**63 - 1], pa.uint64())),
     "int_of_float": (Int64, pa.array([3.0, None, -0.0])),
-    "int_of_text": (Int64, pa.array(["12", None, str(BIG)])),
+    "int_of_decimal": (Int64, pa.array([Decimal(12), None, Decimal(BIG)])),
     "float64": (Float64, pa.array([0.1, None, float("nan")])),
     "float32": (Float32, pa.array([0.5, None, float("inf")], pa.float32())),
     "float16": (Float32, pa.array([0.5, None, 3.0]).cast(pa.float16())),

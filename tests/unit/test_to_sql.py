@@ -15,7 +15,7 @@ from deltalake import write_deltalake
 from examples import cases
 from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.data_format import DeltaFormat
-from feast.types import Int64, String
+from feast.types import Int64, String, UnixTimestamp
 from hypothesis import given
 from hypothesis import strategies as st
 from repos import NoRegistry, repo_config
@@ -28,9 +28,9 @@ START = dt.datetime(2026, 3, 29, tzinfo=dt.timezone.utc)
 HOUR = dt.timedelta(hours=1)
 
 
-def orders(path, ttl=None, created="created", **source) -> FeatureView:
+def orders(path, ttl=None, created="created", value=Int64, **source) -> FeatureView:
     history = parquet_files(path, created_timestamp_column=created, **source)
-    return customer_view(source=history, ttl=ttl, value=Int64)
+    return customer_view(source=history, ttl=ttl, value=value)
 
 
 def retrieve(folder, views, refs, frame, **more):
@@ -330,7 +330,7 @@ def test_the_days_of_a_delta_table_are_dates(tmp_path):
         }
     )
     write_deltalake(tmp_path / "orders", table, partition_by=["value"])
-    view = orders(tmp_path / "orders", created="", file_format=DeltaFormat())
+    view = orders(tmp_path / "orders", created="", value=UnixTimestamp, file_format=DeltaFormat())
     frame = pd.DataFrame({"cid": [3, 2, 1], "event_timestamp": [START] * 3})
     found = same(retrieve(tmp_path, [view], ["orders:value"], frame), frame)
     assert found["value"] == days[::-1]
