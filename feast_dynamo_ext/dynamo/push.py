@@ -130,7 +130,9 @@ class _Frame:
         column = self._column(name)
         try:
             if column.dtype == object:
-                column = column.map(_as_json if kind is ValueType.JSON else _as_plain)
+                plain = _as_json if kind is ValueType.JSON else _as_plain
+                # A list: pandas would make floats of integers with a null among them.
+                column = [plain(cell) for cell in column]
             return one_array(pa.array(column, from_pandas=True))
         except (pa.ArrowException, OverflowError, TypeError, ValueError, AttributeError):
             # Arrow's words show the value.
