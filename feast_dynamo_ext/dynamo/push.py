@@ -72,7 +72,8 @@ def rows_of_frame(
         # What is read back is computed from the keys too.
         features |= {name: kind for name, kind in sorted(keys.items()) if name in columns}
     arrays = {name: columns.array(name, kind) for name, kind in features.items()}
-    _feast.check_vectors(pa.table(arrays) if arrays else pa.table({}), view)
+    if any(field.vector_index for field in view.features):
+        _feast.check_vectors(pa.table(arrays), view)
     values = (
         encode_values([*arrays.values()], [*features.values()], [*features], view.name)
         if arrays

@@ -368,3 +368,11 @@ def test_arrow_columns_of_pandas():
     assert (first.event_us, second.event_us) == (MICROS, MICROS)
     assert list(unpack(first.values)) == [Value(int64_val=BIG), Value(json_val="{}")]
     assert list(unpack(second.values)) == [Value(), Value()]
+
+
+def test_vectors_are_as_long_as_their_field_says():
+    declared = view(n=Array(Float64))
+    declared.features = [Field(name="n", dtype=Array(Float64), vector_index=True, vector_length=2)]
+    with pytest.raises(ValueError, match="Vector length 1 does not match expected 2"):
+        rows_of_frame(declared, frame(n=[[1.0, 2.0], [1.0]]))
+    assert len(rows_of_frame(declared, frame(n=[[1.0, 2.0]]))[1]) == 1
