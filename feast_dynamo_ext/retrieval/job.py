@@ -214,6 +214,7 @@ class ParquetRetrievalJob(RetrievalJob):
 
         Raises:
             EntityRowsError: entity rows that cannot be joined.
+            ColumnTypeError: a feature whose column SQL does not cast as a retrieval does.
             OfflineStoreError: a source that is not there, or lacks a column.
         """
         return sql.statement(self._planned("SQL"), self.entities, self._open)
