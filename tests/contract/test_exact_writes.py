@@ -7,6 +7,7 @@ import datetime as dt
 import logging
 import math
 import uuid
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import FeatureView, Field, FileSource, PushSource
+from feast import Entity, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.data_source import PushMode
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
@@ -131,6 +132,44 @@ def test_16_bytes_are_a_uuid_and_views_of_texts_are_texts(open_repo, tmp_path):
     assert answer(store, "orders:text") == ["x"]
     assert history(store, "orders:id") == [str(UUID)]
     assert history(store, "orders:text") == ["x"]
+
+
+# Type of the entity, what a file has, what is requested, and what entity rows have.
+KEYS = [
+    pytest.param(ValueType.INT64, pa.array([Decimal(2**53 + 1)], pa.decimal128(38, 0)),
+                 2**53 + 1, pa.array([2**53 + 1]), id="decimal"),
+    pytest.param(ValueType.STRING, pa.array(["a"], pa.string_view()), "a", pa.array(["a"]),
+                 id="string_view"),
+    pytest.param(ValueType.STRING, pa.array([UUID.bytes], pa.uuid()), str(UUID),
+                 pa.array([str(UUID)]), id="uuid"),
+    pytest.param(ValueType.BYTES, pa.array([b"ab"], pa.binary_view()), b"ab", pa.array([b"ab"]),
+                 id="binary_view"),
+    pytest.param(ValueType.BYTES, pa.array([b"ab"], pa.binary(2)), b"ab",
+                 pa.array([b"ab"], pa.binary(2)), id="fixed-size binary"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "stored", "requested", "given"), KEYS)
+def test_keys_of_other_layouts(open_repo, tmp_path, kind, stored, requested, given):
+    store = open_repo()
+    path = tmp_path / "orders" / "part.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"key": stored, "t": pa.array([YESTERDAY], TIME), "n": [5]}), path)
+    entity = Entity(name="thing", join_keys=["key"], value_type=kind)
+    declared = FeatureView(
+        name="orders",
+        entities=[entity],
+        schema=[Field(name="n", dtype=Int64)],
+        source=FileSource(name="files", path=str(path.parent), timestamp_field="t"),
+        ttl=dt.timedelta(0),
+    )
+    store.apply([entity, declared])
+    store.materialize(START, NOW)
+    answered = store.get_online_features(["orders:n"], [{"key": requested}]).to_dict()
+    assert answered["n"] == [5]
+    entities = pa.table({"key": given, "event_timestamp": pa.array([NOW], TIME)})
+    job = store.get_historical_features(entities, ["orders:n"])
+    assert job.to_arrow().column("n").to_pylist() == [5]
 
 
 REFUSED = [
