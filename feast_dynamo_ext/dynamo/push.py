@@ -29,7 +29,7 @@ from feast_dynamo_ext.arrow_types import (
 from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema
-from feast_dynamo_ext.errors import ColumnNotFoundError, ColumnTypeError
+from feast_dynamo_ext.errors import ColumnNotFoundError, ColumnTypeError, ConfigError
 from feast_dynamo_ext.timestamps import check_time, micros, micros_of
 
 if TYPE_CHECKING:
@@ -57,9 +57,16 @@ def rows_of_frame(
         ColumnNotFoundError: the frame lacks a column.
         ColumnTypeError: a value does not fit its column, or an event time is null.
         EntityKeyError: a key that cannot be one.
+        ConfigError: the view has no batch source.
     """
     on_demand = hasattr(view, "source_feature_view_projections")
     if not on_demand:
+        if view.batch_source is None:
+            raise ConfigError(
+                f"Feature view `{view.name}` has no batch source, which says which column of a "
+                "push has the event times. Give it one, for example as the `batch_source` of its "
+                "PushSource."
+            )
         field_mapping = view.batch_source.field_mapping
     columns = _Frame(view.name, frame, field_mapping or {}, may_lack=on_demand)
     keys = {

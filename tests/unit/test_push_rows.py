@@ -45,7 +45,12 @@ from views import CUSTOMER
 from feast_dynamo_ext.dynamo.layouts.packed import unpack
 from feast_dynamo_ext.dynamo.push import rows_of_frame
 from feast_dynamo_ext.dynamo.write import packed_rows, schema_of_rows
-from feast_dynamo_ext.errors import ColumnNotFoundError, ColumnTypeError, EntityKeyError
+from feast_dynamo_ext.errors import (
+    ColumnNotFoundError,
+    ColumnTypeError,
+    ConfigError,
+    EntityKeyError,
+)
 
 UTC = dt.timezone.utc
 MOMENT = dt.datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC)
@@ -376,3 +381,10 @@ def test_vectors_are_as_long_as_their_field_says():
     with pytest.raises(ValueError, match="Vector length 1 does not match expected 2"):
         rows_of_frame(declared, frame(n=[[1.0, 2.0], [1.0]]))
     assert len(rows_of_frame(declared, frame(n=[[1.0, 2.0]]))[1]) == 1
+
+
+def test_a_view_without_a_source_of_times_is_refused():
+    declared = view(n=Int64)
+    declared.batch_source = None
+    with pytest.raises(ConfigError, match="`orders` has no batch source"):
+        rows_of_frame(declared, frame(n=[1]))
