@@ -169,6 +169,14 @@ PRIVATE_NAMES = (
         "(registry, project, features, allow_cache=False, hide_dummy_entity=True)",
         "the views of a service without a request, also while one is being materialized",
     ),
+    # Pushes
+    PrivateName(
+        "feast.utils",
+        "_validate_vector_field_lengths",
+        "called",
+        "(table, feature_view)",
+        "vectors of a push are as long as their field says, as in Feast's own conversion",
+    ),
     # Materialization
     PrivateName(
         PROVIDER,
@@ -380,6 +388,20 @@ def track_online_read(seconds: float) -> None:
     from feast import metrics
 
     metrics.track_online_store_read(seconds)
+
+
+# Pushes
+
+
+def check_vectors(table: Any, view: Any) -> None:
+    """Refuse vectors that are not as long as their field says, or not all as long.
+
+    Raises:
+        ValueError: Feast's words.
+    """
+    from feast import utils
+
+    utils._validate_vector_field_lengths(table, view)
 
 
 # Materialization

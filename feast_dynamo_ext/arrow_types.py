@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.type_map import VALUE_TYPE_TO_PROTO_VALUE_MAP
@@ -21,7 +22,6 @@ from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError, Unsupporte
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -32,6 +32,7 @@ SECONDS_PER_DAY = 86_400
 
 # What other programs write of Arrow's newer or larger layouts -> the plain layout.
 VIEW_TO_PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+"""Arrow cannot gather values of views."""
 LARGE_TO_PLAIN = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 
 LIST_TESTS = (
@@ -186,6 +187,30 @@ def seconds(array: pa.Array, *, toward_zero: bool = False) -> pa.Int64Array:
     return pa.array(whole, mask=missing)
 
 
+UUID_BYTES = 16
+HEX = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), "S2")
+UUID_GROUPS = (4, 2, 2, 2, 6)  # bytes between the hyphens
+UUID_TEXT = 36
+
+
+def uuid_texts(storage: pa.FixedSizeBinaryArray) -> pa.LargeStringArray:
+    """UUIDs of 16 bytes as texts."""
+    filled = storage.fill_null(bytes(UUID_BYTES))
+    rows = len(storage)
+    data = np.frombuffer(filled.buffers()[1], np.uint8)[UUID_BYTES * filled.offset :]
+    digits = HEX[data[: UUID_BYTES * rows]].view(np.uint8).reshape(rows, 2 * UUID_BYTES)
+    cells = np.full((rows, UUID_TEXT), ord("-"), np.uint8)
+    for group, (start, size) in enumerate(
+        zip(np.cumsum((0, *UUID_GROUPS)), UUID_GROUPS, strict=False)
+    ):
+        cells[:, 2 * start + group : 2 * (start + size) + group] = digits[
+            :, 2 * start : 2 * (start + size)
+        ]
+    ends = pa.py_buffer(np.arange(rows + 1, dtype=np.int64) * UUID_TEXT)
+    made = pa.Array.from_buffers(pa.large_string(), rows, [None, ends, pa.py_buffer(cells)])
+    return pc.if_else(storage.is_valid(), made, None) if storage.null_count else made
+
+
 MOST_DIGITS = {128: 38, 256: 76}  # of decimals, by their bits
 
 
@@ -307,14 +332,15 @@ def _struct_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 # or a dictionary. Both sides are brought to one type a family.
 FAMILIES = (
     ("integer", pa.types.is_integer, pa.int64()),
-    # Arrow's view layouts are no keys: it cannot gather their values.
-    ("text", lambda kind: kind in (pa.string(), pa.large_string()), pa.string()),
-    ("bytes", lambda kind: kind in (pa.binary(), pa.large_binary()), pa.binary()),
+    ("text", is_text, pa.string()),
+    ("text", is_uuid, pa.string()),
+    ("bytes", is_bytes, pa.binary()),
     ("boolean", pa.types.is_boolean, pa.bool_()),
     ("time", is_time, pa.int64()),
     # pandas turns integers into floats where one is missing.
     ("integer", pa.types.is_floating, pa.int64()),
     ("integer", pa.types.is_null, pa.int64()),
+    ("integer", lambda kind: pa.types.is_decimal(kind) and kind.scale == 0, pa.int64()),
 )
 
 
@@ -328,14 +354,36 @@ def comparable(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array
     """A key column in the type in which its family is compared.
 
     Raises:
-        pyarrow.ArrowInvalid: a value does not fit, for example 1.5 or a uint64 over 2^63 - 1.
+        pyarrow.ArrowInvalid: a value does not fit, for example 1.5, a uint64 over 2^63 - 1, or a
+            float that may have been another integer.
     """
     column = column.cast(without_dictionary(column.type))
+    if is_uuid(column.type):
+        chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+        made = [uuid_texts(chunk.storage).cast(pa.string()) for chunk in chunks]
+        is_chunked = isinstance(column, pa.ChunkedArray)
+        return pa.chunked_array(made, pa.string()) if is_chunked else made[0]
+    if pa.types.is_floating(column.type):
+        _refuse_inexact(column)
     if family(column.type) == "time":
         zone = column.type.tz if pa.types.is_timestamp(column.type) else None
         column = column.cast(pa.timestamp("us", tz=zone))
     target = next(target for _, matches, target in FAMILIES if matches(column.type))
     return pc.cast(column, target)
+
+
+EXACT_INTEGERS = 2.0**53
+"""Floats below it are one integer each; from there on, one may have been read from another."""
+
+
+def _refuse_inexact(column: pa.ChunkedArray | pa.Array) -> None:
+    large = pc.greater_equal(pc.abs(column.cast(pa.float64())), EXACT_INTEGERS)
+    count = pc.sum(large).as_py() or 0
+    if count:
+        raise pa.ArrowInvalid(
+            f"{count:,} of {len(column):,} values are floats of 2**53 and more, where each stands "
+            "for several integers; in pandas use Int64, which holds missing values"
+        )
 
 
 def compared_type(kind: pa.DataType) -> pa.DataType:
@@ -431,8 +479,8 @@ REFUSALS = (
 
 
 @contextmanager
-def naming(name: str, kind: ValueType, arrow: pa.DataType) -> Iterator[None]:
-    """Name the feature where one of its values does not fit.
+def naming(name: str, kind: ValueType, arrow: pa.DataType, view: str = "") -> Iterator[None]:
+    """Name the feature or join key, and its view, where one of its values does not fit.
 
     Raises:
         ColumnTypeError: names the feature, what it is declared as and what its column is.
@@ -440,8 +488,9 @@ def naming(name: str, kind: ValueType, arrow: pa.DataType) -> Iterator[None]:
     try:
         yield
     except REFUSALS as error:
+        where = f"Feature view `{view}`: " if view else ""
         raise ColumnTypeError(
-            f"Feature `{name}` is declared as {kind.name}, but its column of type {arrow} "
-            f"holds a value that does not fit: {error}. Correct the feature's dtype, or cast the "
-            "column in the source."
+            f"{where}`{name}` is declared as {kind.name}, but its column of type {arrow} "
+            f"holds a value that does not fit: {error}. Correct the dtype in the view, or cast "
+            "the column in the source."
         ) from error

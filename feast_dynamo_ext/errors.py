@@ -5,7 +5,7 @@ Where a caller would expect a builtin, the error is that builtin too::
 
     FeastDynamoError
     ├── ConfigError                      a setting that cannot work
-    ├── WindowError                      event times that cannot be materialized (ValueError)
+    ├── WindowError                      event times that cannot be written       (ValueError)
     ├── DependencyError                  an optional package is missing         (ImportError)
     ├── AwsError                         AWS refused a call: operation, code, request id
     │   ├── CredentialsError             no, wrong or expired credentials       (PermissionError)
@@ -66,7 +66,7 @@ class ConfigError(FeastDynamoError):
 
 
 class WindowError(FeastDynamoError, ValueError):
-    """Event times that cannot be materialized as asked."""
+    """Event times that cannot be materialized as asked, or that are too far in the future."""
 
 
 class DependencyError(FeastDynamoError, ImportError):

@@ -30,7 +30,13 @@ from feast_dynamo_ext.dynamo.precomputed.maintain import with_vectors
 from feast_dynamo_ext.dynamo.row_batch import Outcome
 from feast_dynamo_ext.dynamo.settings import OnlineSettings
 from feast_dynamo_ext.dynamo.views import table_name, ttl_seconds, value_types
-from feast_dynamo_ext.dynamo.write import FeastRow, packed_rows, schema_of_rows
+from feast_dynamo_ext.dynamo.write import (
+    FeastRow,
+    latest_event_us,
+    packed_rows,
+    refuse_future,
+    schema_of_rows,
+)
 from feast_dynamo_ext.errors import AwsError, IncompleteWriteError, OnlineStoreError
 from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.view_settings import ViewSettings
@@ -151,6 +157,8 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises:
             EntityKeyError: a key over 2,048 bytes, or null.
+            ColumnTypeError: a row without event time.
+            WindowError: event times further ahead than `max_future`.
             ItemTooLargeError: a row over 400 KB. Nothing of `data` is written then.
             IncompleteWriteError: rows left unwritten at the deadline, named.
         """
@@ -190,6 +198,15 @@ class DynamoOnlineStore(OnlineStore):
         schema, rows = await asyncio.to_thread(packed)
         await self._write(config, table, schema, rows, progress)
 
+    async def write_rows_async(
+        self, config: RepoConfig, view: FeatureView, schema: RowSchema, rows: Iterable[Row]
+    ) -> Outcome:
+        """See `write_rows`.
+
+        Raises: as `online_write_batch`.
+        """
+        return await self._write(config, view, schema, newest_per_key(rows), None)
+
     def write_rows(
         self,
         config: RepoConfig,
@@ -218,6 +235,10 @@ class DynamoOnlineStore(OnlineStore):
         rows: list[Row],
         progress: Callable[[int], Any] | None,
     ) -> Outcome:
+        latest_us = latest_event_us(config)
+        if latest_us is not None:
+            ahead = sum(row.event_us > latest_us for row in rows)
+            refuse_future(ahead, len(rows), view.name)
         connection = self.connection(config)
         name, ttl_s = table_name(config, view), ttl_seconds(view)
         refuse_too_large(rows, schema, ttl_s, view.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,11 @@ from feast import FeatureStore
 from feast.infra.passthrough_provider import PassthroughProvider
 
 from feast_dynamo_ext import _feast
+from feast_dynamo_ext.arrow_types import is_text, without_dictionary
+from feast_dynamo_ext.columns import stored_times
 from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_services
 from feast_dynamo_ext.dynamo.precomputed.vectors import precomputed_services
+from feast_dynamo_ext.dynamo.push import parsed_times, rows_of_frame
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import ConfigError, SourceNotFoundError
 from feast_dynamo_ext.online_store import DynamoOnlineStore
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import datetime
 
+    import pyarrow as pa
     from feast import FeatureView, OnDemandFeatureView, RepoConfig
     from feast.data_source import DataSource
     from feast.infra.compute_engines.base import ComputeEngine
@@ -29,11 +34,16 @@ if TYPE_CHECKING:
     from feast.online_response import OnlineResponse
     from tqdm import tqdm
 
+    from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema
     from feast_dynamo_ext.dynamo.precomputed.vectors import ServiceSpec
+    from feast_dynamo_ext.dynamo.row_batch import Outcome
     from feast_dynamo_ext.materialize.engine import DynamoComputeEngine
     from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
     from feast_dynamo_ext.sagemaker.split import TimeSplit
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
+
+
+logger = logging.getLogger(__name__)
 
 
 class DynamoProvider(PassthroughProvider):
@@ -153,17 +163,68 @@ class DynamoProvider(PassthroughProvider):
         for spec in unfilled:
             self.online_store.fill_service(config, spec)
 
-    def ingest_df(self, feature_view: Any, df: Any, field_mapping: Any = None) -> None:
-        """Write rows of a push, and the vectors of the services they are part of."""
-        self._declared(self._own_registry(), feature_view, is_fresh=False)
-        super().ingest_df(feature_view, df, field_mapping)
+    # Pushes
 
-    async def ingest_df_async(self, feature_view: Any, df: Any, field_mapping: Any = None) -> None:
-        """The same on an event loop."""
-        await asyncio.to_thread(
-            lambda: self._declared(self._own_registry(), feature_view, is_fresh=False)
+    def ingest_df(self, feature_view: Any, df: Any, field_mapping: Any = None) -> Outcome | None:
+        """Write rows of a push, and the vectors of the services they are part of.
+
+        Returns:
+            How many rows were written, and how many the table has newer ones of, which is logged
+            as well; None where the online store is another.
+
+        Raises:
+            ColumnNotFoundError: the rows lack a column.
+            ColumnTypeError: a value does not fit its column, or an event time is null.
+            WindowError: event times further ahead than the online store's `max_future`.
+            OnlineStoreError: as the online store.
+        """
+        store = self.online_store
+        if not isinstance(store, DynamoOnlineStore):
+            super().ingest_df(feature_view, df, field_mapping)
+            return None
+        schema, rows = self._pushed_rows(feature_view, df, field_mapping)
+        return _logged(
+            feature_view, store.write_rows(self.repo_config, feature_view, schema, rows)
         )
-        await super().ingest_df_async(feature_view, df, field_mapping)
+
+    async def ingest_df_async(
+        self, feature_view: Any, df: Any, field_mapping: Any = None
+    ) -> Outcome | None:
+        """The same on an event loop, which encoding many rows does not block.
+
+        Raises: as `ingest_df`.
+        """
+        store = self.online_store
+        if not isinstance(store, DynamoOnlineStore):
+            await super().ingest_df_async(feature_view, df, field_mapping)
+            return None
+        schema, rows = await asyncio.to_thread(
+            lambda: self._pushed_rows(feature_view, df, field_mapping)
+        )
+        return _logged(
+            feature_view,
+            await store.write_rows_async(self.repo_config, feature_view, schema, rows),
+        )
+
+    def _pushed_rows(self, view: Any, df: Any, field_mapping: Any) -> tuple[RowSchema, list[Row]]:
+        # Before anything is sent.
+        pushed = rows_of_frame(view, df, field_mapping)
+        self._declared(self._own_registry(), view, is_fresh=False)
+        return pushed
+
+    def ingest_df_to_offline_store(self, feature_view: FeatureView, table: pa.Table) -> None:
+        """Append rows to a view's history; times that are texts are read as in a push online.
+
+        Raises: as the offline store's `offline_write_batch`.
+        """
+        source = feature_view.batch_source
+        if source is not None:
+            for name in filter(None, stored_times(source)):
+                at = table.schema.get_field_index(name)
+                if at >= 0 and is_text(without_dictionary(table.schema.field(at).type)):
+                    where = f"Feature view `{feature_view.name}`"
+                    table = table.set_column(at, name, parsed_times(name, table.column(at), where))
+        super().ingest_df_to_offline_store(feature_view, table)
 
     def get_table_column_names_and_types_from_data_source(
         self, config: RepoConfig, data_source: DataSource
@@ -294,6 +355,17 @@ class DynamoProvider(PassthroughProvider):
             overwrite=overwrite,
             parts=parts,
         )
+
+
+def _logged(view: Any, outcome: Outcome) -> Outcome:
+    if outcome.older:
+        logger.info(
+            "push to %s: %d rows written, %d dropped as older than what the table holds",
+            view.name,
+            outcome.written,
+            outcome.older,
+        )
+    return outcome
 
 
 def _engine_class() -> type[DynamoComputeEngine]:

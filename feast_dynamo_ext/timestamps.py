@@ -110,6 +110,14 @@ def minus(times: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     return np.where(times < LOWEST + length, LOWEST, times - length)
 
 
+def micros(column: pa.Array | pa.ChunkedArray) -> pa.Int64Array:
+    """Microseconds since 1970 UTC of timestamps or dates; finer times are rounded down."""
+    axis = Axis.from_type(column.type)
+    values = axis.cast(column)
+    times = Axis("us").floor(values.fill_null(0).to_numpy(zero_copy_only=False), axis.unit)
+    return pa.array(times, pa.int64(), mask=np.asarray(values.is_null()))
+
+
 def check_time(column: str, kind: pa.DataType, where: str) -> None:
     """Refuse a column that does not hold times.
 
@@ -122,10 +130,11 @@ def check_time(column: str, kind: pa.DataType, where: str) -> None:
             "times, or give it a type of time."
         )
     if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+        unit = ', unit="s"' if pa.types.is_integer(kind) else ""
         raise ColumnTypeError(
             f"{where}: column `{column}` has type {kind}, not a timestamp or date. Parse it first "
-            f"(pandas: `pd.to_datetime(frame['{column}'], utc=True)`); text and plain numbers are "
-            "not guessed at."
+            f"(pandas: `pd.to_datetime(frame['{column}']{unit}, utc=True)`); text and plain "
+            "numbers are not guessed at."
         )
 
 

@@ -76,6 +76,11 @@ class OnlineSettings(TableConfig):
     conditional PutItems, at several times the requests and CPU. `auto` takes PartiQL, and PutItem
     where PartiQL is refused or fails and a PutItem is answered."""
 
+    max_future: int | float | None = Field(default=86_400, ge=0)
+    """Seconds by which an event time may be ahead of this machine's clock. A row from further
+    ahead would win against all rows to come, so a push with one is refused and a view with one is
+    not materialized. Null for no limit, for feeds of forecasts."""
+
     on_partial: Literal["error", "mark"] = "error"
     """What a read answers when keys are left unread at the deadline: an error that names views and
     counts, or null values with the status INVALID, so that they are never taken for missing ones

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -25,10 +26,13 @@ from feast_dynamo_ext.dynamo.newest_wins import (
 )
 from feast_dynamo_ext.dynamo.retry import Transport, UnprocessedItems, drain
 from feast_dynamo_ext.dynamo.row_batch import Outcome, in_batches, keys_of
+from feast_dynamo_ext.errors import ColumnTypeError, WindowError
 from feast_dynamo_ext.timestamps import micros_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+
+    from feast import RepoConfig
 
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
     from feast_dynamo_ext.dynamo.limiter import AdaptiveLimiter
@@ -69,9 +73,10 @@ def packed_rows(view: str, schema: RowSchema, data: Iterable[FeastRow]) -> Itera
 
     Raises:
         EntityKeyError: a key that cannot be a key.
+        ColumnTypeError: a row without event time.
     """
     encoders: dict[tuple[str, ...], KeyEncoder] = {}
-    for entity_key, values, event_time, created_time in data:
+    for at, (entity_key, values, event_time, created_time) in enumerate(data):
         # A push to a view without entities comes with no keys at all.
         join_keys = tuple(entity_key.join_keys) or ENTITYLESS_JOIN_KEYS
         encode = encoders.get(join_keys)
@@ -80,8 +85,50 @@ def packed_rows(view: str, schema: RowSchema, data: Iterable[FeastRow]) -> Itera
         yield Row(
             encode(entity_key.entity_values or ENTITYLESS_VALUES),
             _packed(values, schema.names),
-            micros_of(event_time),
-            None if created_time is None else micros_of(created_time),
+            _event_us(event_time, at, view),
+            _created_us(created_time),
+        )
+
+
+def _event_us(event_time: datetime | None, at: int, view: str) -> int:
+    # NaT, as pandas has a time that is missing, is no number of microseconds: it is not itself.
+    if event_time is None or event_time != event_time:  # noqa: PLR0124
+        raise ColumnTypeError(
+            f"Feature view `{view}`: row {at} (counted from 0) has no event time. Nothing was "
+            "written. Fill it, or drop the row."
+        )
+    return micros_of(event_time)
+
+
+def _created_us(created_time: datetime | None) -> int | None:
+    if created_time is None or created_time != created_time:  # noqa: PLR0124 - NaT
+        return None
+    return micros_of(created_time)
+
+
+def latest_event_us(config: RepoConfig) -> int | None:
+    """The last event time that may be written now, in microseconds; None for no limit."""
+    seconds = getattr(config.online_store, "max_future", None)
+    return None if seconds is None else int((time.time() + seconds) * 1_000_000)
+
+
+def refuse_future(ahead: int, rows: int, view: str) -> None:
+    """Refuse rows that are too far ahead: no row of now would replace them.
+
+    Args:
+        ahead: how many are.
+        rows: of how many.
+        view: name of the feature view.
+
+    Raises:
+        WindowError: there are any.
+    """
+    if ahead:
+        raise WindowError(
+            f"Feature view `{view}`: {ahead:,} of {rows:,} rows have event times further in the "
+            "future than the online store's `max_future`. Nothing was written: such a row would "
+            "win against all that come before its time. Correct the event times (and their time "
+            "zone), or raise `max_future`; null is for feeds of forecasts."
         )
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,6 +19,7 @@ from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
 from feast_dynamo_ext.dynamo.views import ttl_seconds
+from feast_dynamo_ext.dynamo.write import latest_event_us, refuse_future
 from feast_dynamo_ext.errors import WindowError
 from feast_dynamo_ext.materialize.checkpoint import source_fingerprint
 from feast_dynamo_ext.materialize.spool import Spool, bucket_count
@@ -27,7 +27,7 @@ from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, engine_for
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.retrieval.inputs import checked_source
 from feast_dynamo_ext.retrieval.plan import plan_rows
-from feast_dynamo_ext.timestamps import EARLIEST, Axis, assume_utc, micros_of
+from feast_dynamo_ext.timestamps import EARLIEST, assume_utc, micros, micros_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -289,22 +289,15 @@ class Encoder:
                 [batch.column(name) for name in columns.features],
                 [field.dtype.to_value_type() for field in features],
                 [field.name for field in features],
+                self.view.name,
             ),
-            _micros(batch.column(columns.event_time)),
-            _micros(batch.column(created)) if created else None,
+            micros(batch.column(columns.event_time)),
+            micros(batch.column(created)) if created else None,
             self.schema,
             self.ttl_s,
         )
         refuse_too_large(rows, self.view.name)
         return rows
-
-
-def _micros(column: pa.Array) -> pa.Int64Array:
-    """Microseconds since 1970 UTC; finer times are rounded down."""
-    axis = Axis.from_type(column.type)
-    values = axis.cast(column)
-    times = Axis("us").floor(values.fill_null(0).to_numpy(zero_copy_only=False), axis.unit)
-    return pa.array(times, pa.int64(), mask=np.asarray(values.is_null()))
 
 
 @dataclass(frozen=True)
@@ -318,6 +311,7 @@ class ViewReading:
         memory_limit: of finding the newest rows.
         rows_per_bucket: rows that a key bucket should have at most.
         spill_folder: where rows are kept on disk; None for the system's temporary folder.
+        latest_us: last event time that may be written, in microseconds; None for no limit.
     """
 
     history: History
@@ -326,6 +320,7 @@ class ViewReading:
     memory_limit: str
     rows_per_bucket: int
     spill_folder: str | None
+    latest_us: int | None = None
 
     @classmethod
     def from_task(
@@ -351,6 +346,7 @@ class ViewReading:
             memory_limit,
             rows_per_bucket,
             getattr(config.offline_store, "spill_folder", None),
+            latest_event_us(config),
         )
 
     def rows(self, found: Callable[[Newest], object]) -> Iterator[EncodedRows]:
@@ -364,10 +360,24 @@ class ViewReading:
             EntityKeyError: a key that cannot be one.
             ColumnTypeError: a value does not fit its feature's type.
             ItemTooLargeError: a row over 400 KB.
+            WindowError: after the last row, where event times are too far ahead.
         """
         with self._newest() as newest:
             found(newest)
-            yield from map(self.encoder, newest.batches)
+            yield from self._encoded(newest.batches)
+
+    def _encoded(self, batches: Iterator[pa.RecordBatch]) -> Iterator[EncodedRows]:
+        """The rows, encoded; rows from the future are counted, and refused after the last."""
+        latest, rows, ahead = self.latest_us, 0, 0
+        if latest is not None and self.window.micros[1] <= latest:
+            latest = None
+        for batch in batches:
+            encoded = self.encoder(batch)
+            if latest is not None:
+                rows += len(encoded)
+                ahead += int((encoded.event_us.to_numpy() > latest).sum())
+            yield encoded
+        refuse_future(ahead, rows, self.encoder.view.name)
 
     def spooled(
         self,
@@ -393,9 +403,8 @@ class ViewReading:
             count = buckets or bucket_count(newest.rows, self.rows_per_bucket)
             spool = Spool(encoder.schema, encoder.ttl_s, count, done, self.spill_folder)
             undo.enter_context(spool)
-            for batch in newest.batches:
-                looked_at(0)
-                spool.add(encoder(batch))
+            for rows in self._encoded(_each(newest.batches, lambda: looked_at(0))):
+                spool.add(rows)
             spool.finish()
             undo.pop_all()
         return spool
@@ -412,3 +421,9 @@ class ViewReading:
             return None
         now = datetime.now(tz=timezone.utc).replace(microsecond=0)
         return now - timedelta(seconds=ttl_s)
+
+
+def _each(batches: Iterator[pa.RecordBatch], before: Callable[[], object]) -> Iterator[Any]:
+    for batch in batches:
+        before()
+        yield batch

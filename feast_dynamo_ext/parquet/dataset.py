@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from feast_dynamo_ext.arrow_types import common_type, is_time
+from feast_dynamo_ext.arrow_types import VIEW_TO_PLAIN, common_type, is_time, map_schema
 from feast_dynamo_ext.cancellation import in_threads
 from feast_dynamo_ext.errors import ColumnTypeError, SourceReadError
 from feast_dynamo_ext.parquet.listing import partition_expression, partition_types
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.parquet.listing import Periods, Place, TableFiles
     from feast_dynamo_ext.storage import FileState
 
+
+FORMAT = ds.ParquetFileFormat(coerce_int96_timestamp_unit="us")
+"""Spark's old times, INT96, are read as microseconds: as nanoseconds, the year 9999 wraps to 1816.
+"""
 
 FOOTERS_AT_ONCE = 16
 
@@ -67,7 +71,7 @@ def read_footers(
     def read(fragment: Any) -> Footer:
         with reading(fragment.path):
             fragment.ensure_complete_metadata()
-            schema = fragment.physical_schema.remove_metadata()
+            schema = _plain(fragment.physical_schema).remove_metadata()
             return Footer(fragment.path, schema, fragment)
 
     if len(fragments) == 1:
@@ -210,7 +214,7 @@ class SourceDataset:
     def of_table(cls, place: Place, table: TableFiles) -> SourceDataset:
         """The files of a Delta or Iceberg table, with the schema that its log says."""
         fragments = _fragments(place, table.files, table.partitions)
-        dataset = _dataset(fragments, table.schema, place)
+        dataset = _dataset(fragments, _plain(table.schema), place)
         return cls(place, table.files, dataset, frozenset(table.partitions), settled=True)
 
     @property
@@ -299,7 +303,7 @@ class SourceDataset:
 def _fragments(
     place: Place, files: Iterable[FileState], types: Mapping[str, pa.DataType]
 ) -> list[Any]:
-    make = ds.ParquetFileFormat().make_fragment
+    make = FORMAT.make_fragment
     return [
         make(file.path, place.filesystem, partition_expression(file, types), file_size=file.size)
         for file in files
@@ -307,7 +311,11 @@ def _fragments(
 
 
 def _dataset(parts: Sequence[Any], schema: pa.Schema, place: Place) -> ds.FileSystemDataset:
-    return ds.FileSystemDataset(parts, schema, ds.ParquetFileFormat(), place.filesystem)
+    return ds.FileSystemDataset(parts, schema, FORMAT, place.filesystem)
+
+
+def _plain(schema: pa.Schema) -> pa.Schema:
+    return map_schema(schema, lambda kind: VIEW_TO_PLAIN.get(kind, kind))
 
 
 def widened(

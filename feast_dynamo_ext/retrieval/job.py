@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from feast import FeatureView, OnDemandFeatureView, RepoConfig
     from feast.data_source import DataSource
-    from feast.saved_dataset import SavedDatasetStorage
+    from feast.saved_dataset import SavedDatasetStorage, ValidationReference
 
     from feast_dynamo_ext.retrieval.engines.base import Engine
     from feast_dynamo_ext.retrieval.inputs import EntityRows
@@ -43,6 +43,22 @@ def _while_waited_for(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBa
 
 
 BATCH_ROWS = 65_536
+
+
+def frame_of(table: pa.Table) -> pd.DataFrame:
+    """A table as pandas, but for integers with nulls, of which pandas makes floats."""
+    frame = table.to_pandas()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_integer(column.type) and column.null_count and name in frame:
+            frame[name] = column.to_pandas(types_mapper=_nullable).array
+    return frame
+
+
+def _nullable(kind: pa.DataType) -> Any:
+    import pandas as pd
+
+    name = str(kind).removeprefix("u").capitalize()
+    return pd.api.types.pandas_dtype("U" * str(kind).startswith("u") + name)
 
 
 @dataclass
@@ -90,7 +106,7 @@ class ParquetRetrievalJob(RetrievalJob):
         return within(timeout, read)
 
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
-        return self._to_arrow_internal(timeout).to_pandas()
+        return frame_of(self._to_arrow_internal(timeout))
 
     @property
     def full_feature_names(self) -> bool:
@@ -108,6 +124,22 @@ class ParquetRetrievalJob(RetrievalJob):
         return self.about
 
     # Rows in other forms
+
+    def to_df(
+        self, validation_reference: ValidationReference | None = None, timeout: int | None = None
+    ) -> pd.DataFrame:
+        """The rows of `to_arrow` as a data frame; integers with nulls are pandas' Int64.
+
+        Args:
+            validation_reference: Feast's, to check the rows against.
+            timeout: seconds; None for no limit.
+
+        Raises:
+            RetrievalTimeoutError: it was not done by then.
+            OfflineStoreError: as `to_arrow`.
+        """
+        rows = self.to_arrow(validation_reference=validation_reference, timeout=timeout)
+        return frame_of(rows).reset_index(drop=True)
 
     def to_arrow_batches(self, max_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
         """The rows of `to_arrow`, in the same order, batch by batch.
@@ -144,6 +176,7 @@ class ParquetRetrievalJob(RetrievalJob):
 
         Raises:
             EntityRowsError: entity rows that cannot be joined.
+            ColumnTypeError: a feature whose column SQL does not cast as a retrieval does.
             OfflineStoreError: a source that is not there, or lacks a column.
         """
         return sql.statement(self._planned("SQL"), self.entities, self._open)

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from feast_dynamo_ext.arrow_types import naming
 from feast_dynamo_ext.cancellation import in_threads
+from feast_dynamo_ext.declared import as_declared, declared_type
 from feast_dynamo_ext.errors import EntityRowsError
 from feast_dynamo_ext.parquet.pointer import HASH, bucket_of
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Result, ascending
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from feast.data_source import DataSource
+    from feast.value_type import ValueType
     from numpy.typing import NDArray
 
     from feast_dynamo_ext.parquet.source import ParquetSource
@@ -166,7 +169,21 @@ class _Block:
         source = prune(view, source, self._entities)
         positions = self._match(view, source, threads)
         found = read_features(source, view.feature_columns, positions, threads)
-        return [found[column] for column, _ in view.features]
+        return [
+            _as_declared(view, column, found[column], kind) for column, _, kind in view.declared
+        ]
+
+
+def _as_declared(
+    view: ViewPlan, name: str, column: pa.Array | pa.ChunkedArray, kind: ValueType
+) -> pa.Array | pa.ChunkedArray:
+    """A feature's values in its declared type; the column itself where that is its type.
+
+    Raises:
+        ColumnTypeError: a value does not fit; names view and column.
+    """
+    with naming(name, kind, column.type, view.view):
+        return as_declared(column, kind)
 
 
 def _slice(entities: EntityRows, start: int, rows: int) -> EntityRows:
@@ -192,8 +209,9 @@ def _schema(plan: PitPlan, entities: pa.Schema, sources: list[ParquetSource]) ->
                 "rows or another view's features have too. Ask for `full_feature_names=True`, or "
                 "rename the columns of the entity rows."
             )
-        for column, name in view.features:
-            schema = schema.append(source.schema.field(column).with_name(name))
+        for column, name, kind in view.declared:
+            stored = source.schema.field(column)
+            schema = schema.append(pa.field(name, declared_type(kind, stored.type)))
     return schema
 
 

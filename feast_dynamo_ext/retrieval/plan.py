@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Union
 
+from feast.value_type import ValueType
+
 from feast_dynamo_ext.columns import request_columns, stored_names, stored_times
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.timestamps import EARLIEST
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime, timedelta
 
     from feast import FeatureView
@@ -34,6 +36,7 @@ class ViewPlan:
         created_time: the source's column of created time, or None.
         features: (column of the source, column of the result) a feature.
         ttl: how old a row may be at the entity row's time, the bound included; None for no limit.
+        kinds: value type that each feature is declared as; empty for the columns' own types.
     """
 
     view: str
@@ -43,6 +46,7 @@ class ViewPlan:
     created_time: str | None
     features: tuple[tuple[str, str], ...]
     ttl: timedelta | None
+    kinds: tuple[ValueType, ...] = ()
 
     @property
     def tie_breaks(self) -> tuple[str, ...]:
@@ -63,6 +67,12 @@ class ViewPlan:
     def feature_columns(self) -> list[str]:
         """The columns of the source that the result needs, each once."""
         return list(dict.fromkeys(column for column, _ in self.features))
+
+    @property
+    def declared(self) -> Iterator[tuple[str, str, ValueType]]:
+        """(column of the source, column of the result, value type) a feature."""
+        kinds = self.kinds or (ValueType.UNKNOWN,) * len(self.features)
+        return ((*names, kind) for names, kind in zip(self.features, kinds, strict=True))
 
     def visible(self, first: datetime, last: datetime) -> tuple[datetime | None, datetime]:
         """The first and the last event time that entity rows between two moments can see."""
@@ -134,6 +144,7 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
     named = view.projection.name_to_use()
     prefix = f"{view.projection.name_alias or view.name}__" if full_feature_names else ""
     wanted = [ref.split(":", 1)[1] for ref in refs if ref.split(":", 1)[0] == named]
+    kinds = {field.name: field.dtype.to_value_type() for field in view.features}
     stored, (event_time, created_time) = stored_names(source), stored_times(source)
     return ViewPlan(
         view=named,
@@ -143,6 +154,7 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
         created_time=created_time,
         features=tuple((stored[name], prefix + name) for name in wanted),
         ttl=view.ttl or None,
+        kinds=tuple(kinds.get(name, ValueType.UNKNOWN) for name in wanted),
     )
 
 

@@ -29,6 +29,7 @@ from feast.infra.compute_engines.local.compute import LocalComputeEngine
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.passthrough_provider import PassthroughProvider
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_contents import RepoContents
 from feast.types import Float64, Int64
@@ -248,6 +249,14 @@ class Repo:
     def push_async(self) -> None:
         asyncio.run(self.store.push_async("orders_push", self.row(2, 4.5)))
 
+    def write(self) -> None:
+        """As Feast's own engines write rows."""
+        key = EntityKey(join_keys=["cid"], entity_values=[Value(int64_val=1)])
+        rows = [(key, {"total": Value(double_val=3.5)}, END, None)]
+        provider, config = self.store.provider, self.store.config
+        provider.online_write_batch(config, self.orders, rows, None)
+        asyncio.run(provider.online_write_batch_async(config, self.orders, rows, None))
+
     def push_offline(self) -> None:
         from feast.data_source import PushMode
 
@@ -295,13 +304,15 @@ STEPS = {
         (DynamoComputeEngine, "get_execution_context"),
         (S3ParquetOfflineStore, "pull_all_from_table_or_query"),
     ],
-    "push": [(DynamoProvider, "ingest_df"), (DynamoOnlineStore, "online_write_batch")],
-    "push_async": [
-        (DynamoProvider, "ingest_df_async"),
+    "push": [(DynamoProvider, "ingest_df")],
+    "push_async": [(DynamoProvider, "ingest_df_async")],
+    "write": [
+        (DynamoOnlineStore, "online_write_batch"),
         (DynamoOnlineStore, "online_write_batch_async"),
     ],
     "push_offline": [
         (DynamoProvider, "get_table_column_names_and_types_from_data_source"),
+        (DynamoProvider, "ingest_df_to_offline_store"),
         (S3ParquetOfflineStore, "offline_write_batch"),
     ],
     "read": [

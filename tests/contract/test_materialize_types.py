@@ -79,7 +79,7 @@ SCALARS = [
     ("uint32", Int64, pa.array([0, None, 2**32 - 1], pa.uint32()), [0, None, 2**32 - 1]),
     ("uint64", Int64, pa.array([BIG, None, 2**63 - 1], pa.uint64()), [BIG, None, 2**63 - 1]),
     ("int_of_float", Int64, pa.array([3.0, None, -0.0]), [3, None, 0]),
-    ("int_of_text", Int64, pa.array(["12", None, str(BIG)]), [12, None, BIG]),
+    ("int_of_decimal", Int64, pa.array([Decimal(12), None, Decimal(BIG)]), [12, None, BIG]),
     ("float64", Float64, pa.array([0.1, None, -1e300]), [0.1, None, -1e300]),
     ("float32", Float32, pa.array([0.5, None, 3.0], pa.float32()), [0.5, None, 3.0]),
     ("float16", Float32, pa.array([0.5, None, 3.0]).cast(pa.float16()), [0.5, None, 3.0]),
@@ -138,22 +138,22 @@ MOMENTS = [
 ]  # fmt: skip
 # Feast's lists have no nulls: it makes them 0, empty or False.
 LISTS = [
-    ("int64s", Array(Int64), pa.array([[BIG, None], [], None]), [[BIG, 0], [], None]),
-    ("int8s", Array(Int32), pa.array([[-128, None], [], None], pa.list_(pa.int8())),
+    ("int64s", Array(Int64), pa.array([[BIG, 0], [], None]), [[BIG, 0], [], None]),
+    ("int8s", Array(Int32), pa.array([[-128, 0], [], None], pa.list_(pa.int8())),
      [[-128, 0], [], None]),
     ("uint64s", Array(Int64), pa.array([[BIG], [], None], pa.list_(pa.uint64())),
      [[BIG], [], None]),
-    ("float64s", Array(Float64), pa.array([[0.1, None], [], None]), [[0.1, 0.0], [], None]),
+    ("float64s", Array(Float64), pa.array([[0.1, 0.0], [], None]), [[0.1, 0.0], [], None]),
     ("float32s", Array(Float32),
      pa.array([[0.5, 2.0], [3.0, 4.0], None], pa.list_(pa.float32(), 2)),
      [[0.5, 2.0], [3.0, 4.0], None]),
-    ("bools", Array(Bool), pa.array([[True, None], [], None]), [[True, False], [], None]),
-    ("texts", Array(String), pa.array([["ä", None], [], None], pa.large_list(pa.string())),
+    ("bools", Array(Bool), pa.array([[True, False], [], None]), [[True, False], [], None]),
+    ("texts", Array(String), pa.array([["ä", ""], [], None], pa.large_list(pa.string())),
      [["ä", ""], [], None]),
     ("categories", Array(String),
      pa.ListArray.from_arrays([0, 2, 2, 3], pa.array(["a", "b", "a"]).dictionary_encode()),
      [["a", "b"], [], ["a"]]),
-    ("blobs", Array(Bytes), pa.array([[b"\xff", None], [], None]), [[b"\xff", b""], [], None]),
+    ("blobs", Array(Bytes), pa.array([[b"\xff", b""], [], None]), [[b"\xff", b""], [], None]),
     ("decimals", Array(DecimalType), pa.array([[Decimal("0.10")], [], None]),
      [[Decimal("0.10")], [], None]),
     ("uuids", Array(Uuid), pa.array([[LETTERS, ZEROS], [], None]), [IDS[::-1], [], None]),
@@ -276,7 +276,11 @@ MISFITS = {
     "uint64_beyond_int64": (Int64, pa.array([*FITS, 2**63], pa.uint64())),
     "int64_beyond_int32": (Int32, pa.array([*FITS, 2**31])),
     "fraction": (Int64, pa.array([1.0, 2.0, 3.0, 4.0, 5.5])),
-    "not_a_number": (Int64, pa.array([1.0, 2.0, 3.0, 4.0, float("nan")])),
+    "fraction_of_a_bool": (Bool, pa.array([1.0, 0.0, 1.0, 0.0, 0.5])),
+    "infinity_of_a_double": (Float32, pa.array([1.0, 2.0, 3.0, 4.0, 1e300])),
+    "null_in_a_list": (Array(Int64), pa.array([[1], [2], [], None, [1, None]])),
+    "no_json_text": (Json, pa.array(["1", "2", "3", "4", "{"])),
+    "no_uuid": (Uuid, pa.array([*[LETTERS] * 4, "x"])),
     "fraction_of_a_decimal": (Int64, pa.array([Decimal(1)] * 4 + [Decimal("5.5")])),
     "int_that_no_float_holds": (Float64, pa.array([*FITS, BIG])),
     "no_number": (Int64, pa.array(["1", "2", "3", "4", "five"])),
@@ -311,14 +315,15 @@ def test_a_value_that_does_not_fit_fails_its_view_before_anything_is_written(rep
         repo.view(name, good=Float64, **{f"bad_{name}": kind})
         for name, (kind, _) in MISFITS.items()
     ]
-    with pytest.raises(ViewsFailedError, match="17 of 17 feature views failed") as caught:
+    with pytest.raises(ViewsFailedError, match="21 of 21 feature views failed") as caught:
         repo.materialize(*views)
     for name, (kind, _) in MISFITS.items():
         error = caught.value.failures[name]
         assert (name, type(error)) == (name, ColumnTypeError)
         declared = kind.to_value_type().name
-        assert str(error).startswith(f"Feature `bad_{name}` is declared as {declared}, but its ")
-        assert str(error).count("Feature `") == 1
+        start = f"Feature view `{name}`: `bad_{name}` is declared as {declared}, but its "
+        assert str(error).startswith(start)
+        assert str(error).count("Feature view `") == 1
         repo.assert_untouched(name)
 
 

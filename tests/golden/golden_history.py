@@ -22,7 +22,7 @@ from feast import (
     ValueType,
 )
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Array, Bytes, Float64, Int64, String, UnixTimestamp
+from feast.types import Array, Bytes, Float64, Int64, Map, String, UnixTimestamp
 from golden_values import BIG
 
 from feast_dynamo_ext import S3ParquetSource
@@ -156,7 +156,7 @@ def views() -> list[FeatureView]:
             many=Array(Int64),
             exact=Float64,
             moment=UnixTimestamp,
-            record=String,
+            record=Map,
         ),
         _view("world", files("world", "world.parquet"), [], 3 * HOUR, rate=Float64),
         _view("bytes", files("bytes", "bytes.parquet"), [DEVICE], seen=Int64),

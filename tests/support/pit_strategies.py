@@ -79,7 +79,7 @@ def _fits(kind: pa.DataType, value: Any) -> bool:
         low = -(2**bits) if pa.types.is_signed_integer(kind) else 0
         return low <= value < 2**bits
     if pa.types.is_floating(kind):
-        return abs(value) <= 2**53
+        return abs(value) < 2**53
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return value % (DAY if pa.types.is_date(kind) else UNIT_NS[kind.unit]) == 0
     return True

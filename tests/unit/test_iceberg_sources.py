@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureView, Field, ValueType
 from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
-from feast.types import Float64, Int64
+from feast.types import Float64, Int64, UnixTimestamp
 from pyiceberg.catalog import load_catalog
 from pyiceberg.schema import Schema
 from pyiceberg.types import DoubleType, LongType, NestedField
@@ -373,7 +373,7 @@ def test_the_statement_reads_what_partitions_tell_from_the_files(tmp_path, catal
     none = pa.array([None], pa.date32())
     table.append(rows(1, n=[0.5]))
     table.append(rows(2, n=[1.5]).set_column(2, "day", none))
-    fields = [Field(name="cid", dtype=Int64), Field(name="day", dtype=Int64)]
+    fields = [Field(name="cid", dtype=Int64), Field(name="day", dtype=UnixTimestamp)]
     view = FeatureView(source=source_of(tmp_path), **{**VIEW, "schema": fields, "ttl": None})
     entity_df = pd.DataFrame({"cid": [2, 1], "event_timestamp": [START + 9 * HOUR] * 2})
     job = S3ParquetOfflineStore.get_historical_features(

@@ -305,11 +305,6 @@ VIEW_TYPES = [
 
 
 @pytest.mark.parametrize(("arrow_type", "value", "dtype"), VIEW_TYPES)
-@pytest.mark.xfail(
-    reason="pyarrow has no `take` for views of strings and bytes",
-    strict=True,
-    raises=pa.ArrowNotImplementedError,
-)
 def test_string_and_binary_views_are_retrieved(shop, tmp_path, arrow_type, value, dtype):
     path = write(tmp_path / "orders.parquet", total=pa.array([value, None], arrow_type))
     shop.apply([CUSTOMER, orders(path, total=dtype)])
@@ -317,11 +312,6 @@ def test_string_and_binary_views_are_retrieved(shop, tmp_path, arrow_type, value
 
 
 @pytest.mark.parametrize(("arrow_type", "value", "dtype"), VIEW_TYPES)
-@pytest.mark.xfail(
-    reason="pyarrow has no `take` for views of strings and bytes",
-    strict=True,
-    raises=pa.ArrowNotImplementedError,
-)
 def test_the_latest_string_and_binary_views_are_pulled(shop, tmp_path, arrow_type, value, dtype):
     path = write(tmp_path / "orders.parquet", total=pa.array([value, None], arrow_type))
     view = orders(path, total=dtype)
@@ -335,11 +325,6 @@ def test_the_latest_string_and_binary_views_are_pulled(shop, tmp_path, arrow_typ
     ]
 
 
-@pytest.mark.xfail(
-    reason="join keys may be `string`, not yet `string_view`",
-    strict=True,
-    raises=ColumnTypeError,
-)
 def test_string_views_are_join_keys(shop, tmp_path):
     account = Entity(name="account", join_keys=["name"], value_type=ValueType.STRING)
     path = write(
@@ -406,11 +391,6 @@ BIG = 2**53
 
 
 @pytest.mark.parametrize("kind", ["pandas", "csv", "arrow"])
-@pytest.mark.xfail(
-    reason="floats that may have been another integer are matched as if exact",
-    strict=True,
-    raises=NOT_REFUSED,
-)
 def test_float_keys_beyond_the_exact_integers_are_refused(shop, tmp_path, kind):
     path = write(
         tmp_path / "orders.parquet", cid=pa.array([BIG, BIG + 1]), total=pa.array(["Ann", "Bob"])
@@ -549,11 +529,6 @@ def far_orders(shop, tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.xfail(
-    reason="INT96 is read as nanoseconds, which wrap: the year 1816",
-    strict=True,
-    raises=AssertionError,
-)
 @pytest.mark.usefixtures("far_orders")
 def test_int96_times_beyond_2262_are_retrieved(shop):
     (value,) = history(shop, customers(1), "paid_until")
@@ -561,9 +536,6 @@ def test_int96_times_beyond_2262_are_retrieved(shop):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="the compacted file holds the year 1816", strict=True, raises=AssertionError
-)
 def test_int96_times_beyond_2262_are_compacted(shop, tmp_path, far_orders):
     write_yaml(tmp_path)
     command = Path(sys.executable).with_name("feast-dynamo")

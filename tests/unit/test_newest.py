@@ -272,7 +272,7 @@ def test_times_as_spark_once_wrote_them(tmp_path):
     )
     keep(
         tmp_path,
-        Row((1,), START_NS + HOUR + 1, START_NS, 1),
+        Row((1,), START_NS + HOUR + 1_000, START_NS, 1),
         Row((1,), START_NS + HOUR, START_NS, 2),
         Row((2,), START_NS - HOUR, START_NS, 3),
         form=form,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from examples import cases
 from feast import Entity, FeatureView, Field, FileSource, ValueType
-from feast.types import Float64, Int64, String
+from feast.types import Int64, Invalid, String
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pit_cases import PLANS
@@ -272,7 +272,7 @@ def test_a_view_without_entities_and_columns_of_every_type_come_through_untouche
     view = FeatureView(
         name="globals",
         entities=[],
-        schema=[Field(name=name, dtype=Float64) for name in names],
+        schema=[Field(name=name, dtype=Invalid) for name in names],
         source=FileSource(path=path, timestamp_field="event_timestamp"),
         ttl=dt.timedelta(0),
     )

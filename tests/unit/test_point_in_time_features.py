@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureView, Field, FileSource, ValueType
-from feast.types import Float64, Int64
+from feast.types import Int64, Invalid
 from pit_cases import of_every_plan
 
 MOMENT = dt.datetime(2026, 3, 29, 1, 30, tzinfo=dt.timezone.utc)
@@ -75,7 +75,7 @@ def view(request, tmp_path_factory) -> FeatureView:
         entities=[Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)],
         schema=[
             Field(name="cid", dtype=Int64),
-            *(Field(name=name, dtype=Float64) for name in COLUMNS),
+            *(Field(name=name, dtype=Invalid) for name in COLUMNS),
         ],
         source=FileSource(path=str(path), timestamp_field="at"),
         ttl=dt.timedelta(0),

@@ -339,3 +339,28 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     job = job_of(tmp_path, lambda: Result.from_table(ROWS))
     with pytest.raises(DestinationError, match=r"file/rows\.parquet cannot be written"):
         job.persist(saved(tmp_path / "file" / "rows.parquet"))
+
+
+INTEGERS = {
+    "int8": (pa.int8(), "Int8"),
+    "int32": (pa.int32(), "Int32"),
+    "int64": (pa.int64(), "Int64"),
+    "uint64": (pa.uint64(), "UInt64"),
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), INTEGERS.values(), ids=INTEGERS)
+def test_integers_with_nulls_are_pandas_own(tmp_path, kind, name):
+    top = 2 ** (kind.bit_width - name.startswith("Int")) - 1
+    table = pa.table(
+        {
+            "with_null": pa.array([top, None, 0], kind),
+            "without": pa.array([top, 1, 0], kind),
+            "number": [0.5, None, 1.0],
+        }
+    )
+    job = ParquetRetrievalJob(repo_config(tmp_path), lambda: Result.from_table(table))
+    frame = job.to_df()
+    assert [str(dtype) for dtype in frame.dtypes] == [name, name.lower(), "float64"]
+    assert frame["with_null"].tolist() == [top, pd.NA, 0]
+    assert frame["without"].tolist() == [top, 1, 0]

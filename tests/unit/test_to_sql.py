@@ -15,22 +15,22 @@ from deltalake import write_deltalake
 from examples import cases
 from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.data_format import DeltaFormat
-from feast.types import Int64, String
+from feast.types import Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from hypothesis import given
 from hypothesis import strategies as st
 from repos import NoRegistry, repo_config
 from views import customer_view, parquet_files
 
-from feast_dynamo_ext.errors import EntityRowsError
+from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
 START = dt.datetime(2026, 3, 29, tzinfo=dt.timezone.utc)
 HOUR = dt.timedelta(hours=1)
 
 
-def orders(path, ttl=None, created="created", **source) -> FeatureView:
+def orders(path, ttl=None, created="created", value=Int64, **source) -> FeatureView:
     history = parquet_files(path, created_timestamp_column=created, **source)
-    return customer_view(source=history, ttl=ttl, value=Int64)
+    return customer_view(source=history, ttl=ttl, value=value)
 
 
 def retrieve(folder, views, refs, frame, **more):
@@ -330,7 +330,74 @@ def test_the_days_of_a_delta_table_are_dates(tmp_path):
         }
     )
     write_deltalake(tmp_path / "orders", table, partition_by=["value"])
-    view = orders(tmp_path / "orders", created="", file_format=DeltaFormat())
+    view = orders(tmp_path / "orders", created="", value=UnixTimestamp, file_format=DeltaFormat())
     frame = pd.DataFrame({"cid": [3, 2, 1], "event_timestamp": [START] * 3})
     found = same(retrieve(tmp_path, [view], ["orders:value"], frame), frame)
     assert found["value"] == days[::-1]
+
+
+NAN = float("nan")
+CAST = [
+    (Int64, pa.array([1.0, NAN, None]), [1, None, None]),
+    (Int64, pa.array([2**63 - 1, 0, None], pa.uint64()), [2**63 - 1, 0, None]),
+    (Int32, pa.array([-(2**31), 0, None], pa.int64()), [-(2**31), 0, None]),
+    (Int64, pa.array([True, False, None]), [1, 0, None]),
+    (Float64, pa.array([2**60, -1, None]), [2.0**60, -1.0, None]),
+    (Float32, pa.array([0.1, 1.5, None]), [0.10000000149011612, 1.5, None]),
+    (Float32, pa.array([20_000_000, 1, None]), [2e7, 1.0, None]),
+    (Bool, pa.array([1, 0, None]), [True, False, None]),
+    (Bool, pa.array([1.0, NAN, 0.0]), [True, None, False]),
+]
+
+
+def declared(tmp_path, dtype, values):
+    """The retrieval of a view whose file has these values of three customers, and its rows."""
+    table = {
+        "cid": [1, 2, 3],
+        "event_timestamp": pa.array([START] * 3, pa.timestamp("us", "UTC")),
+        "value": values,
+    }
+    (tmp_path / "orders").mkdir()
+    pq.write_table(pa.table(table), tmp_path / "orders" / "part.parquet")
+    frame = pd.DataFrame({"cid": [1, 2, 3], "event_timestamp": [START] * 3})
+    view = orders(tmp_path / "orders", created="", value=dtype)
+    return retrieve(tmp_path, [view], ["orders:value"], frame), frame
+
+
+@pytest.mark.parametrize(("dtype", "values", "expected"), CAST, ids=str)
+def test_features_are_in_their_declared_type(tmp_path, dtype, values, expected):
+    job, frame = declared(tmp_path, dtype, values)
+    assert same(job, frame)["value"] == expected
+    kinds = {
+        found.schema.field("value").type for found in (job.to_arrow(), run(job.to_sql(), frame))
+    }
+    assert len(kinds) == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        (Int64, pa.array([5.5, 1.0, None])),
+        (Int64, pa.array([2.0**63, 1.0, None])),
+        (Int32, pa.array([2**31, 1, None])),
+        (Float64, pa.array([2**53 + 1, 1, None])),
+        (Float32, pa.array([1e300, 1.0, None])),
+        (Bool, pa.array([2, 1, None])),
+    ],
+    ids=str,
+)
+def test_a_value_that_does_not_fit_is_an_error_of_the_statement_too(tmp_path, dtype, values):
+    job, frame = declared(tmp_path, dtype, values)
+    with pytest.raises(ColumnTypeError, match=r"`orders`: `value`.*1 of 2 values"):
+        job.to_arrow()
+    with pytest.raises(duckdb.Error):
+        run(job.to_sql(), frame)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"), [(Int64, pa.array(["7"] * 3)), (String, pa.array([0.5] * 3))], ids=str
+)
+def test_what_sql_casts_in_another_form_is_refused(tmp_path, dtype, values):
+    job, _ = declared(tmp_path, dtype, values)
+    with pytest.raises(ColumnTypeError, match=r"`orders`: `value` is declared as .*to_arrow"):
+        job.to_sql()

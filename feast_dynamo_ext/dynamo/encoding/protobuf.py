@@ -10,6 +10,7 @@ Source: https://protobuf.dev/programming-guides/encoding/
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -121,7 +122,8 @@ def concat_slots(slots: Sequence[Slots]) -> Slots:
 
 def constant(data: bytes, rows: int) -> Slots:
     """The same bytes in every row."""
-    cells = np.broadcast_to(np.frombuffer(data, np.uint8), (rows, len(data)))
+    # One row, as often as there are rows.
+    cells = np.ndarray((rows, len(data)), np.uint8, data, strides=(0, 1))
     return Slots(cells, None, np.full(rows, len(data)))
 
 
@@ -150,6 +152,7 @@ def varints(numbers: Integers) -> Slots:
     return Slots(cells, kept, kept.sum(axis=1))
 
 
+@cache
 def tag(number: int, wire: int) -> bytes:
     """What a field starts with: its number and how its value is written."""
     slots = varints(np.array([number << 3 | wire]))

@@ -26,7 +26,14 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from feast.infra.offline_stores.file_source import FileSource
 
-from feast_dynamo_ext.arrow_types import check_joinable, family
+from feast_dynamo_ext.arrow_types import (
+    check_joinable,
+    family,
+    is_number,
+    without_dictionary,
+)
+from feast_dynamo_ext.declared import declared_type
+from feast_dynamo_ext.errors import ColumnTypeError
 from feast_dynamo_ext.retrieval.entity_rows.from_files import CSV
 from feast_dynamo_ext.retrieval.inputs import History, checked_source, key_names
 from feast_dynamo_ext.retrieval.plan import PitPlan
@@ -37,6 +44,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from feast.data_source import DataSource
+    from feast.value_type import ValueType
 
     from feast_dynamo_ext.parquet.source import ParquetSource
     from feast_dynamo_ext.retrieval.inputs import EntityRows
@@ -403,6 +411,26 @@ class _Files:
         """Our name of a feature's column."""
         return f"f{self.view.feature_columns.index(column)}"
 
+    def declared(self, history: str, column: str, kind: ValueType) -> str:
+        """A feature in its declared type.
+
+        Raises:
+            ColumnTypeError: the column cannot be cast in SQL as it is in a retrieval.
+        """
+        stored = self.source.schema.field(column).type
+        target = declared_type(kind, stored)
+        expression = f"{history}.{self.feature(column)}"
+        if target == stored:
+            return expression
+        cast = exact_cast(expression, stored, target, f"`{column}` is not {kind.name}")
+        if cast is None:
+            raise ColumnTypeError(
+                f"Feature view `{self.view.view}`: `{column}` is declared as {kind.name}, but its "
+                f"column is {stored}, which SQL does not turn into {target} as a retrieval does. "
+                "Correct the dtype in the view, or use `to_arrow()`."
+            )
+        return cast
+
     def key(self, expression: str, stored: pa.DataType, kind: pa.DataType | None = None) -> str:
         """A key as it is compared.
 
@@ -419,6 +447,46 @@ class _Files:
         """A column of times as it is compared."""
         kind = self.source.schema.field(column).type
         return epoch(self.dialect.quoted(column), kind, self.dialect, ns=self.ns)
+
+
+NUMBER_TYPES = {
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
+    pa.bool_(): "BOOLEAN",
+}
+
+
+def exact_cast(
+    expression: str, stored: pa.DataType, target: pa.DataType, message: str
+) -> str | None:
+    """Numbers and booleans as `exact.cast_exact` casts them, or an error of the statement.
+
+    None where SQL has no such cast: texts of numbers, times, lists, and long decimals.
+    """
+    stored = without_dictionary(stored)
+    name = NUMBER_TYPES.get(target)
+    is_bool, is_decimal = pa.types.is_boolean(stored), pa.types.is_decimal(stored)
+    if name is None or not (is_bool or is_number(stored)):
+        return None
+    cast, fits = f"CAST({expression} AS {name})", "true"
+    if pa.types.is_floating(target):
+        if is_decimal:
+            return None
+        if pa.types.is_integer(stored) and pa.types.is_float64(target):
+            fits = f"CAST({cast} AS HUGEINT) = {expression}"
+        # DuckDB refuses to make infinity of a number.
+    elif pa.types.is_boolean(target):
+        fits = f"{expression} IN (0, 1)"
+    elif not is_bool and not pa.types.is_integer(stored):
+        fits = f"{expression} = trunc({expression})"
+    missing = f"{expression} IS NULL"
+    if pa.types.is_floating(stored) and not pa.types.is_floating(target):
+        missing += f" OR isnan({expression})"
+    return (
+        f"CASE WHEN {missing} THEN NULL WHEN {fits} THEN {cast} ELSE error({literal(message)}) END"
+    )
 
 
 def epoch(expression: str, kind: pa.DataType, dialect: Dialect, *, ns: bool) -> str:
@@ -458,8 +526,8 @@ def _point_in_time(
         parts.append(f"{keys} AS (\n  {_narrow_entities(files, entities)}\n)")
         parts.append(f"seen_{at} AS (\n  {matched}\n)")
         columns += [
-            f"history_{at}.{files.feature(old)} AS {dialect.quoted(new)}"
-            for old, new in view.features
+            f"{files.declared(f'history_{at}', old, kind)} AS {dialect.quoted(new)}"
+            for old, new, kind in view.declared
         ]
         joins += f"\nLEFT JOIN seen_{at} ON seen_{at}.entity = e.{NUMBER}"
         joins += f"\nLEFT JOIN history_{at} ON history_{at}.r = seen_{at}.position"

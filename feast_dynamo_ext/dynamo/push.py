@@ -1,0 +1,244 @@
+"""Data frames of a push as rows, by the encoding that materialization uses.
+
+Feast's own conversion goes through Python values: it rounds integers above 2**53 beside a missing
+one, cuts off fractions, and takes any number for True. Here a frame becomes Arrow columns, and
+these become rows as those of a history do, so that both refuse and write the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from feast.feature_view import DUMMY_ENTITY_ID
+from feast.value_type import ValueType
+
+from feast_dynamo_ext import _feast
+from feast_dynamo_ext.arrow_types import (
+    FIELD_VALUE_TYPE,
+    VALUE_FIELD,
+    is_text,
+    one_array,
+    without_dictionary,
+)
+from feast_dynamo_ext.dynamo.encoding.values import encode_values
+from feast_dynamo_ext.dynamo.keys import encode_keys
+from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema
+from feast_dynamo_ext.errors import ColumnNotFoundError, ColumnTypeError, ConfigError
+from feast_dynamo_ext.timestamps import check_time, micros, micros_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pandas as pd
+
+MOST_NAMED = 5
+"""Rows that an error names."""
+
+
+def rows_of_frame(
+    view: Any, frame: pd.DataFrame, field_mapping: Mapping[str, str] | None = None
+) -> tuple[RowSchema, list[Row]]:
+    """The rows of a data frame, and what their values stand for.
+
+    Args:
+        view: a feature view, or an on-demand view that is written to the online store.
+        frame: columns of join keys, features and times, in any order; others are not looked at.
+            A column may be a named index. Columns of an on-demand view may be missing: they are
+            null, and its rows are of now.
+        field_mapping: new names of columns, for an on-demand view; any other view's source says.
+
+    Raises:
+        ColumnNotFoundError: the frame lacks a column.
+        ColumnTypeError: a value does not fit its column, or an event time is null.
+        EntityKeyError: a key that cannot be one.
+        ConfigError: the view has no batch source.
+    """
+    on_demand = hasattr(view, "source_feature_view_projections")
+    if not on_demand:
+        if view.batch_source is None:
+            raise ConfigError(
+                f"Feature view `{view.name}` has no batch source, which says which column of a "
+                "push has the event times. Give it one, for example as the `batch_source` of its "
+                "PushSource."
+            )
+        field_mapping = view.batch_source.field_mapping
+    columns = _Frame(view.name, frame, field_mapping or {}, may_lack=on_demand)
+    keys = {
+        column.name: column.dtype.to_value_type()
+        for column in view.entity_columns
+        if column.name != DUMMY_ENTITY_ID
+    }
+    features = {field.name: field.dtype.to_value_type() for field in view.features}
+    if on_demand:
+        # What is read back is computed from the keys too.
+        features |= {name: kind for name, kind in sorted(keys.items()) if name in columns}
+    arrays = {name: columns.array(name, kind) for name, kind in features.items()}
+    if any(field.vector_index for field in view.features):
+        _feast.check_vectors(pa.table(arrays), view)
+    values = (
+        encode_values([*arrays.values()], [*features.values()], [*features], view.name)
+        if arrays
+        else pa.array([b""] * len(frame), pa.large_binary())
+    )
+    encoded = encode_keys(
+        [columns.array(name, kind) for name, kind in keys.items()],
+        [*keys.values()],
+        [*keys],
+        view.name,
+        len(frame),
+    )
+    events: Sequence[int]
+    created: Sequence[int | None]
+    if on_demand:
+        now = micros_of(datetime.now(timezone.utc))
+        events, created = [now] * len(frame), [now] * len(frame)
+    else:
+        events = columns.event_times(view.batch_source.timestamp_field)
+        created = columns.created_times(view.batch_source.created_timestamp_column)
+    rows = map(Row, encoded.to_pylist(), values.to_pylist(), events, created)
+    return _schema(view, features), list(rows)
+
+
+def _schema(view: Any, features: Mapping[str, ValueType]) -> RowSchema:
+    declared = RowSchema.from_view(view)
+    more = [name for name in features if name not in declared.names]
+    # As they are read back: of several value types that one field keeps, the field's own.
+    types = [FIELD_VALUE_TYPE[VALUE_FIELD[features[name].name]] for name in more]
+    return RowSchema((*declared.names, *more), (*declared.types, *types))
+
+
+class _Frame:
+    """The columns of a frame as Arrow arrays, under the names that features are defined on."""
+
+    def __init__(
+        self, view: str, frame: pd.DataFrame, renamed: Mapping[str, str], *, may_lack: bool
+    ) -> None:
+        self._view, self._frame, self._may_lack = view, frame, may_lack
+        named = [*frame.columns, *(name for name in frame.index.names if name is not None)]
+        self._stored = {renamed.get(name, name): name for name in named}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def array(self, name: str, kind: ValueType) -> pa.Array:
+        """A column; NaN is null, as pandas means it.
+
+        Raises:
+            ColumnNotFoundError: there is none.
+            ColumnTypeError: its objects are of several types.
+        """
+        if name not in self._stored and self._may_lack:
+            return pa.nulls(len(self._frame))
+        column = self._column(name)
+        try:
+            if column.dtype == object:
+                plain = _as_json if kind is ValueType.JSON else _as_plain
+                # A list: pandas would make floats of integers with a null among them.
+                column = [plain(cell) for cell in column]
+            return one_array(pa.array(column, from_pandas=True))
+        except (pa.ArrowException, OverflowError, TypeError, ValueError, AttributeError):
+            # Arrow's words show the value.
+            raise ColumnTypeError(
+                f"Feature view `{self._view}`: `{name}` holds objects of several types, or "
+                f"numbers over 64 bits, and is declared as {kind.name}. Give the column one type."
+            ) from None
+
+    def event_times(self, name: str) -> list[int]:
+        """Microseconds since 1970 UTC.
+
+        Raises:
+            ColumnNotFoundError: there is no such column.
+            ColumnTypeError: it does not hold times, or a null; names the rows.
+        """
+        times = self._times(name)
+        missing = np.flatnonzero(np.asarray(times.is_null()))
+        if len(missing):
+            named = ", ".join(str(row) for row in missing[:MOST_NAMED])
+            more = ", ..." if len(missing) > MOST_NAMED else ""
+            raise ColumnTypeError(
+                f"Feature view `{self._view}`: {len(missing):,} of {len(times):,} rows have no "
+                f"event time in `{name}` (row {named}{more}, counted from 0). Nothing was "
+                "written. Fill them, or drop these rows."
+            )
+        found: list[int] = times.to_pylist()
+        return found
+
+    def created_times(self, name: str | None) -> Sequence[int | None]:
+        """The same; null where there is none.
+
+        Raises: as `event_times`, but for nulls.
+        """
+        if not name:
+            return [None] * len(self._frame)
+        found: list[int | None] = self._times(name).to_pylist()
+        return found
+
+    def _times(self, name: str) -> pa.Int64Array:
+        return micros(parsed_times(name, self._column(name), f"Feature view `{self._view}`"))
+
+    def _column(self, name: str) -> pd.Series:
+        stored = self._stored.get(name)
+        if stored is None:
+            raise ColumnNotFoundError(
+                f"Feature view `{self._view}`: the rows lack the column `{name}`; they have "
+                f"{sorted(map(str, self._stored))}."
+            )
+        if stored in self._frame.columns:
+            column = self._frame[stored]
+            if column.ndim > 1:
+                raise ColumnTypeError(
+                    f"Feature view `{self._view}`: the rows have several columns `{stored}`."
+                )
+            return column
+        return self._frame.index.get_level_values(stored).to_series(index=self._frame.index)
+
+
+def parsed_times(
+    name: str, column: pd.Series | pa.ChunkedArray, where: str
+) -> pa.Array | pa.ChunkedArray:
+    """A column of times, or of texts of times; those without a zone are UTC.
+
+    Raises:
+        ColumnTypeError: a column of anything else, or a text that is no time.
+    """
+    import pandas as pd
+
+    try:
+        if isinstance(column, pd.Series):
+            column = one_array(pa.array(column, from_pandas=True))
+        if is_text(without_dictionary(column.type)):
+            texts = column.to_pandas().astype(object)
+            parsed = pd.to_datetime(texts, utc=True, format="ISO8601")
+            column = pa.array(parsed, pa.timestamp("us", "UTC"), from_pandas=True)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        # The words of pandas and Arrow show the value.
+        raise ColumnTypeError(
+            f"{where}: column `{name}` holds a text that is not a time, or objects of several "
+            "types. Texts are read as ISO 8601, for example 2026-01-31T12:00:00Z."
+        ) from None
+    if pa.types.is_null(column.type):
+        return column.cast(pa.timestamp("us", "UTC"))
+    check_time(name, column.type, where)
+    return column
+
+
+def _as_plain(cell: Any) -> Any:
+    """What Arrow takes for an object."""
+    if isinstance(cell, uuid.UUID):
+        return str(cell)
+    return list(cell) if isinstance(cell, (set, frozenset)) else cell
+
+
+def _as_json(cell: Any) -> str | None:
+    """A text as it is; anything else as the JSON of it."""
+    if cell is None or isinstance(cell, str):
+        return cell
+    if isinstance(cell, float) and math.isnan(cell):
+        return None
+    return json.dumps(cell, default=lambda array: array.tolist())

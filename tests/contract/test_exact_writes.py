@@ -1,0 +1,351 @@
+"""Every entrance to the table writes the same exact values, or refuses the same rows by name."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import math
+import uuid
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from feast import Entity, FeatureView, Field, FileSource, PushSource, ValueType
+from feast.data_source import PushMode
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.types import Array, Bool, Float32, Float64, Int64, Json, String, UnixTimestamp, Uuid
+from views import CUSTOMER
+
+from feast_dynamo_ext.dynamo.row_batch import Outcome
+from feast_dynamo_ext.errors import ColumnTypeError, WindowError
+from feast_dynamo_ext.materialize.newest_rows import ViewReading, Window
+
+UTC = dt.timezone.utc
+NOW = dt.datetime.now(UTC).replace(microsecond=0)
+YESTERDAY = NOW - dt.timedelta(days=1)
+START, END = NOW - dt.timedelta(days=9), NOW + dt.timedelta(days=9)
+FAR = dt.datetime(9999, 12, 31, tzinfo=UTC)
+TIME = pa.timestamp("us", "UTC")
+TWO_TO_60 = 2**60
+UUID = uuid.UUID("12345678-9abc-def0-1234-56789abcdef0")
+
+
+@pytest.fixture
+def open_repo(open_store, dynamodb):
+    """Opens a store of a new project; its tables are deleted afterwards."""
+    opened = []
+
+    def open_repo(**more: Any):
+        online = {"region": "us-east-1", "endpoint_url": dynamodb.endpoint, **more}
+        if dynamodb.name == "moto":  # it takes no binary values in PartiQL
+            online["newest_wins_with"] = "put_item"
+        opened.append(open_store(f"x{uuid.uuid4().hex[:12]}", online=online))
+        return opened[-1]
+
+    yield open_repo
+    for store in opened:
+        store.teardown()
+
+
+def view(folder, name="orders", times=(YESTERDAY,), **columns) -> FeatureView:
+    """A view of one file, a column a pair of its type and its values; pushed to `<name>_push`."""
+    rows = len(times)
+    path = folder / name / "part.parquet"
+    path.parent.mkdir()
+    given = {"cid": list(range(1, rows + 1)), "t": pa.array(times, TIME)}
+    pq.write_table(
+        pa.table({**given, **{key: cells for key, (_, cells) in columns.items()}}), path
+    )
+    source = FileSource(name=f"{name}_files", path=str(path.parent), timestamp_field="t")
+    fields = {"cid": Int64, **{key: dtype for key, (dtype, _) in columns.items()}}
+    return FeatureView(
+        name=name,
+        entities=[CUSTOMER],
+        schema=[Field(name=key, dtype=dtype) for key, dtype in fields.items()],
+        source=PushSource(name=f"{name}_push", batch_source=source),
+        ttl=dt.timedelta(0),
+    )
+
+
+def frame(times=(NOW,), **columns) -> pd.DataFrame:
+    return pd.DataFrame({"cid": range(1, len(times) + 1), "t": times, **columns})
+
+
+def answer(store, feature: str, *cids: int) -> list:
+    rows = [{"cid": cid} for cid in cids or (1,)]
+    return store.get_online_features([feature], rows).to_dict()[feature.partition(":")[2]]
+
+
+def history(store, feature: str) -> list:
+    entities = pd.DataFrame({"cid": [1], "event_timestamp": [NOW]})
+    job = store.get_historical_features(entities, [feature])
+    return job.to_arrow().column(feature.partition(":")[2]).to_pylist()
+
+
+# Declared type, what a file has, what a push has, and what is served of both and retrieved.
+EXACT = [
+    pytest.param(Bool, pa.array([1.0]), [1.0], True, id="1.0 as Bool"),
+    pytest.param(Bool, pa.array([float("nan")]), [np.nan], None, id="NaN as Bool"),
+    pytest.param(Int64, pa.array([float("nan")]), [np.nan], None, id="NaN as Int64"),
+    pytest.param(Int64, pa.array([5.0]), [5.0], 5, id="5.0 as Int64"),
+    pytest.param(Float64, pa.array([TWO_TO_60]), [TWO_TO_60], 2.0**60, id="2**60 as Float64"),
+    pytest.param(Float32, pa.array([20_000_000]), [20_000_000], 2e7, id="20 million as Float32"),
+    pytest.param(Float32, pa.array([0.1]), [0.1], float(np.float32(0.1)), id="0.1 as Float32"),
+    pytest.param(String, pa.array([7]), [7], "7", id="7 as String"),
+    pytest.param(
+        UnixTimestamp, pa.array([86_400.0]), [86_400.0], dt.datetime(1970, 1, 2, tzinfo=UTC),
+        id="seconds as UnixTimestamp",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "stored", "pushed", "expected"), EXACT)
+def test_push_materialize_and_retrieval_answer_alike(
+    open_repo, tmp_path, dtype, stored, pushed, expected
+):
+    store = open_repo()
+    declared = view(tmp_path, x=(dtype, stored), n=(Int64, [1]))
+    store.apply([CUSTOMER, declared])
+    store.materialize(START, NOW)
+    assert answer(store, "orders:x") == [expected]
+    assert history(store, "orders:x") == [expected]
+    store.push("orders_push", frame(x=pushed, n=[2]))
+    assert answer(store, "orders:n") == [2]
+    assert answer(store, "orders:x") == [expected]
+
+
+def test_16_bytes_are_a_uuid_and_views_of_texts_are_texts(open_repo, tmp_path):
+    store = open_repo()
+    columns = {
+        "id": (Uuid, pa.array([UUID.bytes], pa.binary(16))),
+        "text": (String, pa.array(["x"], pa.string_view())),
+    }
+    store.apply([CUSTOMER, view(tmp_path, **columns)])
+    store.materialize(START, NOW)
+    assert answer(store, "orders:id") == [UUID]
+    assert answer(store, "orders:text") == ["x"]
+    assert history(store, "orders:id") == [str(UUID)]
+    assert history(store, "orders:text") == ["x"]
+
+
+# Type of the entity, what a file has, what is requested, and what entity rows have.
+KEYS = [
+    pytest.param(ValueType.INT64, pa.array([Decimal(2**53 + 1)], pa.decimal128(38, 0)),
+                 2**53 + 1, pa.array([2**53 + 1]), id="decimal"),
+    pytest.param(ValueType.STRING, pa.array(["a"], pa.string_view()), "a", pa.array(["a"]),
+                 id="string_view"),
+    pytest.param(ValueType.STRING, pa.array([UUID.bytes], pa.uuid()), str(UUID),
+                 pa.array([str(UUID)]), id="uuid"),
+    pytest.param(ValueType.BYTES, pa.array([b"ab"], pa.binary_view()), b"ab", pa.array([b"ab"]),
+                 id="binary_view"),
+    pytest.param(ValueType.BYTES, pa.array([b"ab"], pa.binary(2)), b"ab",
+                 pa.array([b"ab"], pa.binary(2)), id="fixed-size binary"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "stored", "requested", "given"), KEYS)
+def test_keys_of_other_layouts(open_repo, tmp_path, kind, stored, requested, given):
+    store = open_repo()
+    path = tmp_path / "orders" / "part.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"key": stored, "t": pa.array([YESTERDAY], TIME), "n": [5]}), path)
+    entity = Entity(name="thing", join_keys=["key"], value_type=kind)
+    declared = FeatureView(
+        name="orders",
+        entities=[entity],
+        schema=[Field(name="n", dtype=Int64)],
+        source=FileSource(name="files", path=str(path.parent), timestamp_field="t"),
+        ttl=dt.timedelta(0),
+    )
+    store.apply([entity, declared])
+    store.materialize(START, NOW)
+    answered = store.get_online_features(["orders:n"], [{"key": requested}]).to_dict()
+    assert answered["n"] == [5]
+    entities = pa.table({"key": given, "event_timestamp": pa.array([NOW], TIME)})
+    job = store.get_historical_features(entities, ["orders:n"])
+    assert job.to_arrow().column("n").to_pylist() == [5]
+
+
+REFUSED = [
+    pytest.param(Int64, pa.array([5.5]), [5.5], id="5.5 as Int64"),
+    pytest.param(Int64, pa.array(["7"]), ["7"], id="text as Int64"),
+    pytest.param(Bool, pa.array([0.5]), [0.5], id="0.5 as Bool"),
+    pytest.param(Float64, pa.array([2**53 + 1]), [2**53 + 1], id="2**53+1 as Float64"),
+    pytest.param(Float32, pa.array([1e300]), [1e300], id="1e300 as Float32"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "stored", "pushed"), REFUSED)
+def test_push_materialize_and_retrieval_refuse_alike(open_repo, tmp_path, dtype, stored, pushed):
+    store = open_repo()
+    store.apply([CUSTOMER, view(tmp_path, x=(dtype, stored))])
+    message = r"`orders`: `x` is declared as .*: 1 of 1 values of type .* without a change"
+    with pytest.raises(ColumnTypeError, match=message):
+        store.materialize(START, NOW)
+    with pytest.raises(ColumnTypeError, match=message):
+        store.push("orders_push", frame(x=pushed))
+    with pytest.raises(ColumnTypeError, match=message):
+        history(store, "orders:x")
+    assert answer(store, "orders:x") == [None]
+
+
+def test_nulls_inside_of_lists(open_repo, tmp_path):
+    store = open_repo()
+    lists = {"sizes": (Array(Float64), [[1.5, None]]), "tags": (Array(String), [["a", "b"]])}
+    store.apply([CUSTOMER, view(tmp_path, **lists)])
+    store.materialize(START, NOW)
+    ((first, second),) = answer(store, "orders:sizes")
+    assert first == 1.5
+    assert math.isnan(second)
+    assert history(store, "orders:sizes") == [[1.5, None]]
+    with pytest.raises(ColumnTypeError, match=r"`orders`: `tags`.*1 nulls inside of its lists"):
+        store.push("orders_push", frame(sizes=[[2.5, None]], tags=[["a", None]]))
+    store.push("orders_push", frame(sizes=[[2.5, None]], tags=[["a"]]))
+    ((first, second),) = answer(store, "orders:sizes")
+    assert first == 2.5
+    assert math.isnan(second)
+
+
+def test_json_is_json_in_a_push(open_repo, tmp_path):
+    store = open_repo()
+    store.apply([CUSTOMER, view(tmp_path, document=(Json, ['{"a": 1}']))])
+    with pytest.raises(ColumnTypeError, match=r"`orders`: `document`.*cannot be JSON"):
+        store.push("orders_push", frame(document=["{"]))
+    store.push("orders_push", frame(document=[{"a": [1, None]}]))
+    assert answer(store, "orders:document") == [{"a": [1, None]}]
+
+
+# Times
+
+
+def test_texts_without_a_zone_are_utc_in_both_stores(open_repo, tmp_path):
+    store = open_repo()
+    store.apply([CUSTOMER, view(tmp_path, n=(Int64, [1]))])
+    text = NOW.replace(tzinfo=None).isoformat(sep=" ")
+    store.push("orders_push", frame(times=[text], n=[2]), to=PushMode.ONLINE_AND_OFFLINE)
+    assert answer(store, "orders:n") == [2]
+    assert history(store, "orders:n") == [2]
+    (read,) = store.get_online_features(["orders:n"], [{"cid": 1}]).proto.results[1:]
+    assert read.event_timestamps[0].ToDatetime(UTC) == NOW
+
+
+@pytest.mark.parametrize("null", [None, pd.NaT], ids=str)
+def test_rows_of_feast_without_times(open_repo, tmp_path, null):
+    store = open_repo()
+    declared = view(tmp_path, n=(Int64, [1]))
+    store.apply([CUSTOMER, declared])
+    key = EntityKey(join_keys=["cid"], entity_values=[Value(int64_val=1)])
+    values = {"n": Value(int64_val=5)}
+    write = store.provider.online_write_batch
+    with pytest.raises(ColumnTypeError, match=r"`orders`: row 1 .* has no event time"):
+        write(store.config, declared, [(key, values, NOW, None), (key, values, null, None)], None)
+    assert answer(store, "orders:n") == [None]
+    write(store.config, declared, [(key, values, NOW, null)], None)
+    assert answer(store, "orders:n") == [5]
+
+
+# Rows from the future
+
+
+AHEAD = r"`orders`: 1 of 2 rows have event times further in the future.*`max_future`"
+
+
+def write_feast_rows(store) -> None:
+    keys = [EntityKey(join_keys=["cid"], entity_values=[Value(int64_val=at)]) for at in (1, 2)]
+    rows = [
+        (key, {"n": Value(int64_val=5)}, time, None)
+        for key, time in zip(keys, (NOW, FAR), strict=True)
+    ]
+    view = store.get_feature_view("orders")
+    store.provider.online_write_batch(store.config, view, rows, None)
+
+
+ENTRANCES = {
+    "push": lambda store, rows: store.push("orders_push", rows),
+    "push_async": lambda store, rows: asyncio.run(store.push_async("orders_push", rows)),
+    "write": lambda store, rows: store.write_to_online_store("orders", rows),
+    "rows of Feast": lambda store, _: write_feast_rows(store),
+}
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES.values(), ids=ENTRANCES)
+@pytest.mark.parametrize("far", [FAR, NOW + dt.timedelta(days=1, minutes=1)], ids=["9999", "day"])
+def test_a_row_from_the_future_is_refused_before_anything_is_sent(
+    open_repo, tmp_path, entrance, far
+):
+    store = open_repo()
+    store.apply([CUSTOMER, view(tmp_path, n=(Int64, [1]))])
+    with pytest.raises(WindowError, match=AHEAD):
+        entrance(store, frame(times=[NOW, far], n=[5, 6]))
+    assert answer(store, "orders:n", 1, 2) == [None, None]
+    asyncio.run(store.provider.online_store.close())
+
+
+def test_materialize_fails_the_view_and_the_others_go_on(open_repo, tmp_path):
+    store = open_repo()
+    days = (YESTERDAY, NOW + dt.timedelta(days=3))
+    bad, good = view(tmp_path, times=days, n=(Int64, [1, 2])), view(tmp_path, "ok", m=(Int64, [7]))
+    store.apply([CUSTOMER, bad, good])
+    with pytest.raises(WindowError, match=AHEAD):
+        store.materialize(START, END)
+    assert answer(store, "orders:n", 1, 2) == [None, None]
+    assert answer(store, "ok:m") == [7]
+    # A window that ends now does not reach it.
+    store.materialize(START, NOW, feature_views=["orders"])
+    assert answer(store, "orders:n", 1, 2) == [1, None]
+
+
+def test_files_of_a_bulk_load_are_refused_too(open_repo, tmp_path):
+    store = open_repo()
+    declared = view(tmp_path, times=(YESTERDAY, FAR), n=(Int64, [1, 2]))
+    store.apply([CUSTOMER, declared])
+    reading = ViewReading.from_task(
+        store.config,
+        store.provider.offline_store,
+        declared,
+        Window(START, FAR),
+        memory_limit="128MB",
+        rows_per_bucket=10,
+    )
+    with pytest.raises(WindowError, match=AHEAD):
+        list(reading.rows(lambda _newest: None))
+
+
+@pytest.mark.parametrize("max_future", [None, 864_000], ids=str)
+def test_forecasts_are_written_where_the_setting_says_so(open_repo, tmp_path, max_future):
+    store = open_repo(max_future=max_future)
+    times = (YESTERDAY, NOW + dt.timedelta(days=3))
+    store.apply([CUSTOMER, view(tmp_path, times=times, n=(Int64, [1, 2]))])
+    store.materialize(START, END)
+    assert answer(store, "orders:n", 1, 2) == [1, 2]
+    store.push("orders_push", frame(times=[NOW + dt.timedelta(days=5)], n=[9]))
+    assert answer(store, "orders:n") == [9]
+
+
+def test_rows_that_are_older_are_counted(open_repo, tmp_path, caplog):
+    store = open_repo()
+    declared = view(tmp_path, n=(Int64, [1]))
+    store.apply([CUSTOMER, declared])
+    store.push("orders_push", frame(times=[NOW], n=[5]))
+    caplog.set_level(logging.INFO, "feast_dynamo_ext")
+    older = frame(times=[YESTERDAY, YESTERDAY], n=[6, 7])
+    assert store.provider.ingest_df(declared, older) == Outcome(written=1, older=1)
+    assert "push to orders: 1 rows written, 1 dropped as older" in caplog.text
+    assert answer(store, "orders:n", 1, 2) == [5, 7]
+
+
+def test_a_key_that_a_row_from_the_future_froze_is_mended(open_repo, tmp_path):
+    store = open_repo(max_future=None)
+    store.apply([CUSTOMER, view(tmp_path, n=(Int64, [1]))])
+    store.push("orders_push", frame(times=[FAR], n=[6]))
+    store.materialize(START, NOW)
+    assert answer(store, "orders:n") == [6]
+    store.config.online_store.write_mode = "overwrite"
+    store.materialize(START, NOW)
+    assert answer(store, "orders:n") == [1]
