@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.type_map import VALUE_TYPE_TO_PROTO_VALUE_MAP
@@ -21,7 +22,6 @@ from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError, Unsupporte
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -30,7 +30,8 @@ BYTES_TYPES = (pa.binary(), pa.large_binary(), pa.binary_view())
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 SECONDS_PER_DAY = 86_400
 
-# What other programs write of Arrow's newer or larger layouts -> the plain layout.
+# What other programs write of Arrow's newer or larger layouts -> the plain layout. Arrow cannot
+# gather the values of a view layout, nor write it to all formats.
 VIEW_TO_PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 LARGE_TO_PLAIN = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 
@@ -56,6 +57,11 @@ def is_bytes(kind: pa.DataType) -> bool:
 def is_list(kind: pa.DataType) -> bool:
     """Whether a column holds lists."""
     return any(test(kind) for test in LIST_TESTS)
+
+
+def is_list_view(kind: pa.DataType) -> bool:
+    """Whether a column holds lists in one of Arrow's view layouts."""
+    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
 
 
 def is_uuid(kind: pa.DataType) -> bool:
@@ -106,6 +112,18 @@ def map_schema(schema: pa.Schema, change: Callable[[pa.DataType], pa.DataType]) 
     """The same columns, each type replaced as by `map_type`."""
     fields = [field.with_type(map_type(field.type, change)) for field in schema]
     return pa.schema(fields, metadata=schema.metadata)
+
+
+def without_view_layouts(schema: pa.Schema) -> pa.Schema:
+    """The same columns, with texts and bytes in the plain layouts.
+
+    Views of lists stay, and what is in them: Arrow 26 makes lists of them that end beyond their
+    memory.
+    """
+    # A look at the text takes 4 us, one at each of 50 columns 270 us; a source has many footers.
+    if "_view" not in schema.to_string():
+        return schema
+    return map_schema(schema, lambda kind: VIEW_TO_PLAIN.get(kind, kind))
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -287,6 +305,8 @@ def _nested_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         item = common_type(one.item_type, other.item_type)
         return pa.map_(key, item) if key is not None and item is not None else None
     if all(map(is_list, both)):
+        if any(map(is_list_view, both)):
+            return None  # see `without_view_layouts`
         value = common_type(one.value_type, other.value_type)
         large = any(map(pa.types.is_large_list, both))
         return value and (pa.large_list(value) if large else pa.list_(value))
@@ -307,15 +327,21 @@ def _struct_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 # or a dictionary. Both sides are brought to one type a family.
 FAMILIES = (
     ("integer", pa.types.is_integer, pa.int64()),
-    # Arrow's view layouts are no keys: it cannot gather their values.
-    ("text", lambda kind: kind in (pa.string(), pa.large_string()), pa.string()),
-    ("bytes", lambda kind: kind in (pa.binary(), pa.large_binary()), pa.binary()),
+    ("text", is_text, pa.string()),
+    # As Feast's own UUIDs are.
+    ("text", is_uuid, pa.string()),
+    ("bytes", is_bytes, pa.binary()),
     ("boolean", pa.types.is_boolean, pa.bool_()),
     ("time", is_time, pa.int64()),
     # pandas turns integers into floats where one is missing.
     ("integer", pa.types.is_floating, pa.int64()),
+    # Databases have whole numbers without an integer type, as Oracle's NUMBER.
+    ("integer", pa.types.is_decimal, pa.int64()),
     ("integer", pa.types.is_null, pa.int64()),
 )
+
+EXACT_BITS = {16: 11, 32: 24, 64: 53}
+"""Of a float's width: below 2 to the power of this, no two integers become the same float."""
 
 
 def family(kind: pa.DataType) -> str | None:
@@ -328,14 +354,66 @@ def comparable(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array
     """A key column in the type in which its family is compared.
 
     Raises:
-        pyarrow.ArrowInvalid: a value does not fit, for example 1.5 or a uint64 over 2^63 - 1.
+        pyarrow.ArrowInvalid: a value does not fit, for example 1.5 or a uint64 over 2^63 - 1, or
+            a float so large that it may have been another integer.
     """
     column = column.cast(without_dictionary(column.type))
-    if family(column.type) == "time":
-        zone = column.type.tz if pa.types.is_timestamp(column.type) else None
+    kind = column.type
+    if is_uuid(kind):
+        return _each_chunk(column, uuid_texts, pa.string())
+    if family(kind) == "time":
+        zone = kind.tz if pa.types.is_timestamp(kind) else None
         column = column.cast(pa.timestamp("us", tz=zone))
+    if pa.types.is_floating(kind):
+        column = _surely_whole(column)
+    if pa.types.is_decimal(kind):
+        # Arrow finds any decimal of 32 or 64 bits out of the bounds of an integer.
+        column = column.cast(pa.decimal256(MOST_DIGITS[256], kind.scale))
     target = next(target for _, matches, target in FAMILIES if matches(column.type))
     return pc.cast(column, target)
+
+
+def _surely_whole(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Floats of which each was one integer alone; NaN, a missing value, becomes null."""
+    bits = EXACT_BITS[column.type.bit_width]
+    doubles = column.cast(pa.float64())
+    doubles = pc.if_else(pc.is_nan(doubles), None, doubles)
+    most = pc.max(pc.abs(doubles)).as_py()
+    if most is not None and most >= 1 << bits:
+        raise pa.ArrowInvalid(
+            f"{most:.17g} as {column.type} may have been another integer, since from 2^{bits} on "
+            "several integers become the same float"
+        )
+    return doubles
+
+
+def _each_chunk(
+    column: pa.ChunkedArray | pa.Array, change: Callable[[pa.Array], pa.Array], kind: pa.DataType
+) -> pa.ChunkedArray | pa.Array:
+    if isinstance(column, pa.ChunkedArray):
+        return pa.chunked_array([change(chunk).cast(kind) for chunk in column.chunks], kind)
+    return change(column).cast(kind)
+
+
+HEX = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), "S2")
+UUID_GROUPS = (4, 2, 2, 2, 6)  # bytes between the hyphens
+UUID_CHARACTERS = 36
+
+
+def uuid_texts(array: pa.Array) -> pa.Array:
+    """UUIDs of 16 bytes as texts."""
+    storage = array.storage.fill_null(bytes(16))
+    data = np.frombuffer(storage.buffers()[1], np.uint8)[16 * storage.offset :][: 16 * len(array)]
+    digits = HEX[data].view(np.uint8).reshape(len(array), 32)
+    hyphen = np.full((len(array), 1), ord("-"), np.uint8)
+    columns = []
+    for start, size in zip(np.cumsum((0, *UUID_GROUPS)), UUID_GROUPS, strict=False):
+        columns += [digits[:, 2 * start : 2 * (start + size)], hyphen]
+    cells = np.ascontiguousarray(np.concatenate(columns[:-1], axis=1))
+    offsets = np.arange(len(array) + 1, dtype=np.int64) * UUID_CHARACTERS
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(cells)]
+    filled = pa.Array.from_buffers(pa.large_string(), len(array), buffers)
+    return pc.if_else(array.is_valid(), filled, None)
 
 
 def compared_type(kind: pa.DataType) -> pa.DataType:
@@ -421,6 +499,11 @@ def check_supported(column: str, kind: pa.DataType, where: str) -> None:
                 f"{where}: column `{column}` is a {name} ({kind}), which Feast has no type for. "
                 "Store it as a number (and say the unit in its name) or as text."
             )
+    if is_list_view(kind) and kind.value_type in VIEW_TO_PLAIN:
+        raise UnsupportedTypeError(
+            f"{where}: column `{column}` is {kind}, of which Arrow cannot gather rows. Write it "
+            f"as {pa.list_(VIEW_TO_PLAIN[kind.value_type])}."
+        )
 
 
 # What Arrow, Feast and protobuf raise for a value that does not fit.

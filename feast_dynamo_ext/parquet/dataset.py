@@ -10,15 +10,16 @@ that no value is ever read in a type that does not hold it.
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from feast_dynamo_ext.arrow_types import common_type, is_time
+from feast_dynamo_ext.arrow_types import common_type, is_time, without_view_layouts
 from feast_dynamo_ext.errors import ColumnTypeError, SourceReadError
 from feast_dynamo_ext.parquet.listing import partition_expression, partition_types
 from feast_dynamo_ext.parquet.scan import ReadErrors
@@ -44,13 +45,16 @@ class Footer:
 
     Attributes:
         path: path within the filesystem.
-        schema: names and types of its columns, without those of its folders.
+        schema: names and types of its columns, without those of its folders; of several columns
+            of one name the first.
         part: the row groups that may hold what was asked for, as a fragment.
+        repeated: names that several of its columns have.
     """
 
     path: str
     schema: pa.Schema
     part: Any
+    repeated: frozenset[str] = frozenset()
 
 
 def read_footers(
@@ -66,13 +70,21 @@ def read_footers(
     def read(fragment: Any) -> Footer:
         with reading(fragment.path):
             fragment.ensure_complete_metadata()
-            schema = fragment.physical_schema.remove_metadata()
-            return Footer(fragment.path, schema, fragment)
+            schema = without_view_layouts(fragment.physical_schema.remove_metadata())
+            footer = Footer(fragment.path, schema, fragment)
+            return footer if len(set(schema.names)) == len(schema) else _without_repeated(footer)
 
     if len(fragments) == 1:
         return [read(fragments[0])]
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         return list(pool.map(read, fragments))
+
+
+def _without_repeated(footer: Footer) -> Footer:
+    names = Counter(footer.schema.names)
+    first = {column.name: column for column in reversed(footer.schema)}
+    repeated = frozenset(name for name, times in names.items() if times > 1)
+    return replace(footer, schema=pa.schema([first[name] for name in names]), repeated=repeated)
 
 
 def part_within(
@@ -86,7 +98,7 @@ def part_within(
     if condition is None:
         return footer if footer.part.row_groups else None
     part = footer.part.subset(condition, schema=footer.schema)
-    return Footer(footer.path, footer.schema, part) if part.row_groups else None
+    return replace(footer, part=part) if part.row_groups else None
 
 
 def range_condition(
@@ -169,6 +181,7 @@ class SourceDataset:
         of_folders: columns that the folders' names say, and not the files.
         periods: what the folders' names say of event times, or None.
         settled: whether the schema holds what all files hold.
+        repeated: columns whose name a file has several times -> that file.
     """
 
     place: Place
@@ -177,6 +190,7 @@ class SourceDataset:
     of_folders: frozenset[str]
     periods: Periods | None = None
     settled: bool = False
+    repeated: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_files(
@@ -203,13 +217,13 @@ class SourceDataset:
         schema = pa.schema([*schema, *(pa.field(name, kind) for name, kind in types.items())])
         settled = len(footers) == len(files)
         dataset = _dataset(fragments, schema, place)
-        return cls(place, files, dataset, frozenset(types), periods, settled)
+        return cls(place, files, dataset, frozenset(types), periods, settled, _repeated(footers))
 
     @classmethod
     def of_table(cls, place: Place, table: TableFiles) -> SourceDataset:
         """The files of a Delta or Iceberg table, with the schema that its log says."""
         fragments = _fragments(place, table.files, table.partitions)
-        dataset = _dataset(fragments, table.schema, place)
+        dataset = _dataset(fragments, without_view_layouts(table.schema), place)
         return cls(place, table.files, dataset, frozenset(table.partitions), settled=True)
 
     @property
@@ -265,10 +279,13 @@ class SourceDataset:
         """The dataset, whose schema surely holds what the files have in some columns.
 
         Raises:
-            ColumnTypeError: it does not; names file and column.
+            ColumnTypeError: it does not, or a file has several columns of a name; names file and
+                column.
         """
+        _check_single(columns, self.repeated, self.place.uri)
         if not self.settled:
             footers = self._footers(self.fragments)
+            _check_single(columns, _repeated(footers), self.place.uri)
             _check_inside(footers, self.files, self._inside(), self.place.uri)
             check_holds(self.schema, footers, self.place.uri, set(columns) - self.of_folders)
         return self.dataset
@@ -292,6 +309,7 @@ class SourceDataset:
             files=tuple(file for file in self.files if file.path in paths),
             dataset=_dataset([part.part for part in parts], schema, self.place),
             settled=True,
+            repeated=_repeated(parts),
         )
 
 
@@ -329,9 +347,10 @@ def widened(
         if any(file.schema.equals(other) for other in seen):
             continue
         seen.append(file.schema)
-        for field in file.schema:
-            if field.name not in of_folders:
-                types[field.name] = _with_file(types.get(field.name), field, file.path, uri)
+        for column in file.schema:
+            if column.name not in of_folders:
+                known_type = types.get(column.name)
+                types[column.name] = _with_file(known_type, column, file.path, uri)
     return pa.schema(types.items())
 
 
@@ -366,6 +385,20 @@ def check_holds(
                     )
 
 
+def _repeated(footers: Iterable[Footer]) -> dict[str, str]:
+    """Columns whose name a file has several times -> that file."""
+    return {name: footer.path for footer in footers for name in footer.repeated}
+
+
+def _check_single(columns: Collection[str], repeated: Mapping[str, str], uri: str) -> None:
+    found = sorted(repeated.keys() & set(columns))
+    if found:
+        raise ColumnTypeError(
+            f"{uri}: {repeated[found[0]]} has several columns named `{found[0]}`, so it is not "
+            "known which is meant. Write that file again with a name of its own for each."
+        )
+
+
 def _inside(footers: Iterable[Footer], files: Iterable[FileState]) -> set[str]:
     """Columns that a file has beside folders of its own that name them."""
     named = {file.path: {name for name, _ in file.partition} for file in files}
@@ -378,9 +411,9 @@ def _with_inner_types(
     """Types of folders' columns, which files without such folders (of buckets) may have inside."""
     found = dict(types)
     for footer in footers:
-        for field in footer.schema:
-            if field.name in found:
-                found[field.name] = common_type(found[field.name], field.type) or pa.string()
+        for column in footer.schema:
+            if column.name in found:
+                found[column.name] = common_type(found[column.name], column.type) or pa.string()
     return found
 
 

@@ -111,7 +111,9 @@ def partition_expression(file: FileState, types: Mapping[str, pa.DataType]) -> d
         ColumnTypeError: a folder's name is no value of its column's type.
     """
     conditions = [
-        ds.field(name).is_null() if value is None else ds.field(name) == _value(file, name, kind)
+        ds.field(name).is_null()
+        if value is None
+        else ds.field(name) == partition_value(file, name, kind)
         for name, value in file.partition
         for kind in [types.get(name)]
         if kind is not None
@@ -119,7 +121,12 @@ def partition_expression(file: FileState, types: Mapping[str, pa.DataType]) -> d
     return functools.reduce(operator.and_, conditions, ds.scalar(True))
 
 
-def _value(file: FileState, name: str, kind: pa.DataType) -> pa.Scalar:
+def partition_value(file: FileState, name: str, kind: pa.DataType) -> pa.Scalar:
+    """What a file's folder says of a column.
+
+    Raises:
+        ColumnTypeError: that is no value of the column's type.
+    """
     value = dict(file.partition)[name]
     try:
         return pa.scalar(value, pa.string()).cast(kind)
@@ -217,6 +224,10 @@ def _end(start: datetime, length: str) -> datetime:
 
 
 HIDDEN = ("_", ".")  # _SUCCESS, _metadata, .crc and the like, by the convention of Hive and Spark
+
+MARKERS = ("_$folder$", "_COPYING_")
+"""Ends of names that are no data: of the empty objects by which EMR and Glue mark folders, and of
+files that `hdfs dfs -put` has not finished."""
 
 S3_SCHEMES = ("s3://", "s3a://", "s3n://")
 
@@ -358,7 +369,7 @@ class Place:
             yield FileState(file.path, file.size, file.mtime_ns, file.etag, partition)
 
     def _is_meant(self, path: str) -> bool:
-        if any(part.startswith(HIDDEN) for part in path[len(self.root) :].split("/")):
+        if is_hidden(path[len(self.root) :]):
             return False
         return self.pattern is None or self.pattern.fullmatch(path) is not None
 
@@ -368,6 +379,11 @@ class Place:
             "counts from the feature repo), the bucket's name and region, or write the history "
             "first."
         )
+
+
+def is_hidden(path: str) -> bool:
+    """Whether readers pass over a file: its path below a source's folder has a name of no data."""
+    return any(name.startswith(HIDDEN) or name.endswith(MARKERS) for name in path.split("/"))
 
 
 def _regex(path: str) -> re.Pattern[str]:

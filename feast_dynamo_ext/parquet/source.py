@@ -15,6 +15,7 @@ import pyarrow as pa
 from feast.data_format import DeltaFormat, ParquetFormat
 from feast.infra.offline_stores.file_source import FileSource
 
+from feast_dynamo_ext.arrow_types import without_view_layouts
 from feast_dynamo_ext.columns import stored_times
 from feast_dynamo_ext.errors import ColumnNotFoundError, OfflineStoreError
 from feast_dynamo_ext.parquet import scan
@@ -299,7 +300,7 @@ class ParquetSource:
         others = [
             f"`{field.name}` ({field.type}, read as {self.schema.field(field.name).type})"
             for schema in stored[:1]
-            for field in schema
+            for field in without_view_layouts(schema)
             if field.name in self.schema.names and field.type != self.schema.field(field.name).type
         ]
         return f" Columns of other types there: {', '.join(others)}." if others else ""

@@ -132,7 +132,6 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
             "Give it one, or leave its features out of the request."
         )
     named = view.projection.name_to_use()
-    prefix = f"{view.projection.name_alias or view.name}__" if full_feature_names else ""
     wanted = [ref.split(":", 1)[1] for ref in refs if ref.split(":", 1)[0] == named]
     stored, (event_time, created_time) = stored_names(source), stored_times(source)
     return ViewPlan(
@@ -141,9 +140,19 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
         keys=tuple((column, stored[name]) for name, column in request_columns(view)),
         event_time=event_time,
         created_time=created_time,
-        features=tuple((stored[name], prefix + name) for name in wanted),
+        features=tuple(
+            (stored[name], result_name(view, name, full_feature_names=full_feature_names))
+            for name in wanted
+        ),
         ttl=view.ttl or None,
     )
+
+
+def result_name(view: Any, feature: str, *, full_feature_names: bool) -> str:
+    """What a feature of a view, on-demand or not, is called in the result."""
+    if not full_feature_names:
+        return feature
+    return f"{view.projection.name_alias or view.name}__{feature}"
 
 
 def plan_rows(

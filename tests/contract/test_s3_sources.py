@@ -102,6 +102,8 @@ def test_which_objects_a_uri_means(opened, put, path, expected):
     put("odd #12/a.parquet", x=[5])
     for hidden in ("orders/_SUCCESS", "orders/_tmp/a.parquet", "orders/dt=1/.part.crc"):
         put(hidden, b"-")
+    for marker in ("orders_$folder$", "orders/dt=1_$folder$", "orders/dt=1/b3._COPYING_"):
+        put(marker, b"-")
     put("orders/folder/", b"-")
     assert values(opened(path)) == expected
 

@@ -13,6 +13,7 @@ import decimal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
@@ -21,71 +22,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RequestSource, ValueType
-from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Bool, Bytes, Decimal, Float32, Float64, Int64, String, UnixTimestamp
+from feast.types import Bool, Decimal, Float32, Float64, Int64, UnixTimestamp
+from order_files import TIME, customers, day, history, orders, write
 from repos import write_repo_yaml
 from views import CUSTOMER
 
-from feast_dynamo_ext import S3ParquetOfflineStore
 from feast_dynamo_ext.errors import (
     ColumnTypeError,
-    EntityRowsError,
     SourceReadError,
-    TrainingSetError,
 )
-from feast_dynamo_ext.sagemaker import TimeSplit, create_training_set
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
 
 NOT_REFUSED = pytest.fail.Exception  # what `pytest.raises` ends with where nothing was raised
-TIME = pa.timestamp("us", "UTC")
-
-
-def day(number: int, hour: int = 0) -> dt.datetime:
-    return dt.datetime(2026, 1, number, hour, tzinfo=dt.timezone.utc)
 
 
 @pytest.fixture
 def shop(open_store) -> FeatureStore:
     return open_store(online={"region": "us-east-1"})
-
-
-def orders(path: Path, entity: Entity = CUSTOMER, **features) -> FeatureView:
-    """A view `orders` of the Parquet files at a path, with event times in `t`."""
-    key = {"cid": Int64} if entity is CUSTOMER else {entity.join_key: String}
-    return FeatureView(
-        name="orders",
-        entities=[entity],
-        schema=[Field(name=name, dtype=dtype) for name, dtype in {**key, **features}.items()],
-        source=FileSource(name="orders_files", path=str(path), timestamp_field="t"),
-        ttl=dt.timedelta(0),
-        online=False,
-    )
-
-
-def write(path: Path, **columns) -> Path:
-    """A file of rows of 1 January; the customers are numbered from 1 if not given."""
-    rows = len(next(iter(columns.values())))
-    given = {
-        "cid": pa.array(range(1, rows + 1), pa.int64()),
-        "t": pa.array([day(1)] * rows, TIME),
-        **columns,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(given), path)
-    return path
-
-
-def customers(*cids: int, day_number: int = 3, hour: int = 0) -> pa.Table:
-    times = pa.array([day(day_number, hour)] * len(cids), TIME)
-    return pa.table({"cid": pa.array(cids, pa.int64()), "event_timestamp": times})
-
-
-def history(store: FeatureStore, entities, *features: str) -> list:
-    """The values of a feature for each entity row; of several features, a tuple of lists."""
-    refs = [f"orders:{name}" for name in features]
-    answer = store.get_historical_features(entities, refs).to_arrow()
-    values = tuple(answer.column(name).to_pylist() for name in features)
-    return values[0] if len(features) == 1 else values
 
 
 def write_yaml(folder: Path) -> None:
@@ -250,205 +205,6 @@ def test_an_append_to_partitions_that_are_columns_too_can_be_read(shop, tmp_path
         pd.DataFrame({"cid": [2], "t": pd.to_datetime([day(2)]), "total": [20], "shop": [2]}),
     )
     assert history(shop, customers(1, 2), "total", "shop") == ([10, 20], [1, 2])
-
-
-# On-demand views without a history
-
-
-@pytest.fixture
-def on_request(shop):
-    """The retrieval of a view that is computed from the entity rows alone."""
-    given = RequestSource(name="given", schema=[Field(name="amount", dtype=Int64)])
-
-    @on_demand_feature_view(
-        sources=[given], schema=[Field(name="twice", dtype=Int64)], mode="pandas"
-    )
-    def doubled(inputs: pd.DataFrame) -> pd.DataFrame:
-        return pd.DataFrame({"twice": inputs["amount"] * 2})
-
-    shop.apply([doubled])
-    entities = pd.DataFrame({"event_timestamp": pd.to_datetime([day(3)] * 2), "amount": [1, 2]})
-    return shop.get_historical_features(entities, ["doubled:twice"])
-
-
-experimental = pytest.mark.filterwarnings("ignore:.* experimental feature.*:RuntimeWarning")
-
-
-@experimental
-@pytest.mark.xfail(
-    reason="the bytes of a row are counted over no views", strict=True, raises=ZeroDivisionError
-)
-def test_a_view_of_request_data_alone_is_retrieved(on_request):
-    assert on_request.to_df().to_dict("list") == {
-        "event_timestamp": [pd.Timestamp(day(3))] * 2,
-        "amount": [1, 2],
-        "twice": [2, 4],
-    }
-
-
-@experimental
-@pytest.mark.xfail(
-    reason="the bytes of a row are counted over no views", strict=True, raises=ZeroDivisionError
-)
-def test_a_view_of_request_data_alone_is_explained(on_request):
-    explanation = on_request.explain()
-    assert (explanation.entity_rows, explanation.views) == (2, ())
-
-
-# Column types and files that others write
-
-
-VIEW_TYPES = [
-    pytest.param(pa.string_view(), "x", String, id="string_view"),
-    pytest.param(pa.binary_view(), b"x", Bytes, id="binary_view"),
-]
-
-
-@pytest.mark.parametrize(("arrow_type", "value", "dtype"), VIEW_TYPES)
-@pytest.mark.xfail(
-    reason="pyarrow has no `take` for views of strings and bytes",
-    strict=True,
-    raises=pa.ArrowNotImplementedError,
-)
-def test_string_and_binary_views_are_retrieved(shop, tmp_path, arrow_type, value, dtype):
-    path = write(tmp_path / "orders.parquet", total=pa.array([value, None], arrow_type))
-    shop.apply([CUSTOMER, orders(path, total=dtype)])
-    assert history(shop, customers(1, 2, 3), "total") == [value, None, None]
-
-
-@pytest.mark.parametrize(("arrow_type", "value", "dtype"), VIEW_TYPES)
-@pytest.mark.xfail(
-    reason="pyarrow has no `take` for views of strings and bytes",
-    strict=True,
-    raises=pa.ArrowNotImplementedError,
-)
-def test_the_latest_string_and_binary_views_are_pulled(shop, tmp_path, arrow_type, value, dtype):
-    path = write(tmp_path / "orders.parquet", total=pa.array([value, None], arrow_type))
-    view = orders(path, total=dtype)
-    shop.apply([CUSTOMER, view])
-    job = S3ParquetOfflineStore.pull_latest_from_table_or_query(
-        shop.config, view.batch_source, ["cid"], ["total"], "t", None, day(1), day(31)
-    )
-    assert sorted(job.to_arrow().to_pylist(), key=lambda row: row["cid"]) == [
-        {"cid": 1, "total": value, "t": day(1)},
-        {"cid": 2, "total": None, "t": day(1)},
-    ]
-
-
-@pytest.mark.xfail(
-    reason="join keys may be `string`, not yet `string_view`",
-    strict=True,
-    raises=ColumnTypeError,
-)
-def test_string_views_are_join_keys(shop, tmp_path):
-    account = Entity(name="account", join_keys=["name"], value_type=ValueType.STRING)
-    path = write(
-        tmp_path / "orders.parquet", name=pa.array(["a", "b"], pa.string_view()), total=[1, 2]
-    )
-    shop.apply([account, orders(path, account, total=Int64)])
-    entities = pa.table({"name": ["b", "a"], "event_timestamp": pa.array([day(3)] * 2, TIME)})
-    assert history(shop, entities, "total") == [2, 1]
-
-
-@pytest.fixture
-def dated_labels(shop, tmp_path) -> str:
-    """Entity rows as pandas writes midnights to CSV: as dates. Their view has values."""
-    path = write(tmp_path / "orders.parquet", total=[1.0, 2.0, 3.0])
-    shop.apply([CUSTOMER, orders(path, total=Float64)])
-    labels = tmp_path / "labels.csv"
-    labels.write_text(
-        "cid,event_timestamp,label\n1,2026-01-01,0\n2,2026-01-02,1\n3,2026-01-03,0\n"
-    )
-    return str(labels)
-
-
-def test_dates_as_event_times_of_entity_rows_are_midnights(shop, dated_labels):
-    assert history(shop, dated_labels, "total") == [1.0, 2.0, 3.0]
-
-
-@pytest.mark.xfail(
-    reason="a training set takes timestamps alone", strict=True, raises=TrainingSetError
-)
-def test_dates_as_event_times_of_a_training_set_are_midnights(shop, dated_labels, tmp_path):
-    made = create_training_set(
-        shop,
-        entity_rows=dated_labels,
-        features=["orders:total"],
-        label="label",
-        output=str(tmp_path / "training-set"),
-        split=TimeSplit(day(2), day(3)),
-    )
-    assert {name: split.rows for name, split in made.manifest.splits.items()} == {
-        "train": 1,
-        "validation": 1,
-        "test": 1,
-    }
-
-
-@pytest.mark.parametrize(
-    "marker",
-    ["dt=2026-01-01_$folder$", "dt=2026-01-01/part-1.parquet._COPYING_"],
-    ids=["of EMR and Glue", "of hdfs put"],
-)
-@pytest.mark.xfail(reason="markers are read as Parquet files", strict=True, raises=SourceReadError)
-def test_markers_of_other_writers_are_no_data(shop, tmp_path, marker):
-    write(tmp_path / "orders" / "dt=2026-01-01" / "part-0.parquet", total=[1])
-    (tmp_path / "orders" / "_SUCCESS").touch()
-    (tmp_path / "orders" / marker).touch()
-    shop.apply([CUSTOMER, orders(tmp_path / "orders", total=Int64)])
-    assert history(shop, customers(1, 2), "total") == [1, None]
-
-
-# Keys and SQL
-
-
-BIG = 2**53
-
-
-@pytest.mark.parametrize("kind", ["pandas", "csv", "arrow"])
-@pytest.mark.xfail(
-    reason="floats that may have been another integer are matched as if exact",
-    strict=True,
-    raises=NOT_REFUSED,
-)
-def test_float_keys_beyond_the_exact_integers_are_refused(shop, tmp_path, kind):
-    path = write(
-        tmp_path / "orders.parquet", cid=pa.array([BIG, BIG + 1]), total=pa.array(["Ann", "Bob"])
-    )
-    shop.apply([CUSTOMER, orders(path, total=String)])
-    csv = tmp_path / "entities.csv"
-    csv.write_text(
-        f"cid,event_timestamp\n{BIG + 1},2026-01-03 00:00:00\n5.0,2026-01-03 00:00:00\n"
-    )
-    entities = {
-        "pandas": pd.DataFrame(
-            {"cid": [BIG + 1, None], "event_timestamp": pd.to_datetime([day(3)] * 2)}
-        ),
-        "csv": str(csv),
-        "arrow": pa.table(
-            {"cid": pa.array([float(BIG)]), "event_timestamp": pa.array([day(3)], TIME)}
-        ),
-    }[kind]
-    with pytest.raises(EntityRowsError, match="`cid`"):
-        history(shop, entities, "total")
-
-
-@pytest.mark.parametrize(
-    "unread",
-    [
-        pytest.param(pa.array([[np.float16(0.5)]], pa.list_(pa.float16())), id="float16"),
-        pytest.param(pa.array([decimal.Decimal(1)], pa.decimal256(50, 0)), id="decimal256"),
-    ],
-)
-@pytest.mark.xfail(
-    reason="DuckDB refuses a table for a column that the SQL does not name",
-    strict=True,
-    raises=EntityRowsError,
-)
-def test_entity_sql_reads_beside_columns_that_duckdb_does_not_know(shop, tmp_path, unread):
-    path = write(tmp_path / "orders.parquet", total=[7], unread=unread)
-    shop.apply([CUSTOMER, orders(path, total=Int64)])
-    assert history(shop, "SELECT cid, t AS event_timestamp FROM orders", "total") == [7]
 
 
 # Bytes

@@ -62,8 +62,13 @@ class Window:
             plan: the views.
 
         Raises:
-            EntityRowsError: no datetimes, a start after the end, or no start and no ttl.
+            EntityRowsError: no views, no datetimes, a start after the end, or no start and no ttl.
         """
+        if not plan.views:
+            raise EntityRowsError(
+                "Retrieval without entity rows: the request has no feature view with a history, "
+                "so there are no changes of it. Pass `entity_df`."
+            )
         end = _moment("end_date", end) if end is not None else datetime.now(tz=timezone.utc)
         if start is not None:
             start = _moment("start_date", start)

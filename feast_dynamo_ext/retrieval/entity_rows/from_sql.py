@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -176,15 +177,49 @@ def _create_view(
     duck: duckdb.DuckDBPyConnection, name: str, source: DataSource, files: ParquetSource
 ) -> None:
     renamed = source.field_mapping or {}
+    refused = _refused(duck, files)
+    known = pa.schema([column for column in files.schema if column.name not in refused])
     columns = ", ".join(
-        f"{_quoted(column)} AS {_quoted(renamed.get(column, column))}"
+        f"{_expression(column, refused)} AS {_quoted(renamed.get(column, column))}"
         for column in files.schema.names
     )
     # As a dataset, of which DuckDB reads the columns and row groups alone that it needs.
-    duck.register(f"files of {name}", files.dataset)
+    duck.register(f"files of {name}", files.dataset.replace_schema(known))
     duck.execute(
         f"CREATE TEMP VIEW {_quoted(name)} AS SELECT {columns} FROM {_quoted(f'files of {name}')}"  # noqa: S608 - quoted
     )
+
+
+def _refused(duck: duckdb.DuckDBPyConnection, files: ParquetSource) -> dict[str, str]:
+    """Columns that SQL cannot read, and why; they fail a statement only where it names them."""
+    names = Counter(name.lower() for name in files.schema.names)
+    repeated = files.parts.repeated
+    refused = {
+        column.name: f"DuckDB has no type for {column.type}"
+        for column in files.schema
+        if not _has_type(duck, pa.schema([column]))
+    }
+    refused |= {
+        name: "another differs from it by capitals alone, which SQL does not tell apart"
+        for name in files.schema.names
+        if names[name.lower()] > 1
+    }
+    return refused | {name: f"{path} has several" for name, path in repeated.items()}
+
+
+def _has_type(duck: duckdb.DuckDBPyConnection, schema: pa.Schema) -> bool:
+    try:
+        duck.from_arrow(schema.empty_table())
+    except duckdb.NotImplementedException:
+        return False
+    return True
+
+
+def _expression(column: str, refused: Mapping[str, str]) -> str:
+    if column not in refused:
+        return _quoted(column)
+    why = f"column `{column}` cannot be read by SQL: {refused[column]}".replace("'", "''")
+    return f"error('{why}')"
 
 
 def _quoted(name: str) -> str:
