@@ -22,6 +22,8 @@ NEVER = {
     | TOP,
     "timestamps": {"parquet", "retrieval", "dynamo", "monitoring", "materialize"} | STORES | TOP,
     "arrow_types": {"parquet", "retrieval", "dynamo", "monitoring", "materialize"} | STORES | TOP,
+    "exact": {"parquet", "retrieval", "dynamo", "monitoring", "materialize"} | STORES | TOP,
+    "declared": {"parquet", "retrieval", "dynamo", "monitoring", "materialize"} | STORES | TOP,
     "parquet": {"retrieval", "dynamo", "monitoring", "materialize", "cost"} | STORES | TOP,
     "retrieval": {"dynamo", "monitoring", "materialize", "cost"} | STORES | TOP,
     "monitoring": {"dynamo", "materialize", "cost"} | STORES | TOP,
@@ -69,7 +71,8 @@ def test_settings_of_stores_and_views_load_nothing_of_tables():
 
 # What a process that reads and writes rows has to load; `feast apply` loads the rest.
 OF_THE_ONLINE_STORE = {
-    *("_feast", "arrow_types", "aws", "columns", "config", "errors", "online_store"),
+    *("_feast", "arrow_types", "aws", "columns", "config", "declared", "errors", "exact"),
+    *("online_store",),
     *("timestamps", "view_settings"),
     *("dynamo.batch_get", "dynamo.client", "dynamo.encoding"),
     *("dynamo.encoding.protobuf", "dynamo.encoding.requests", "dynamo.event_loops"),

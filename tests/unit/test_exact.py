@@ -1,0 +1,363 @@
+"""Casts keep each value or are refused, and say how many values do not fit."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import uuid
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from examples import cases
+from feast.value_type import ValueType
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feast_dynamo_ext.declared import as_declared, declared_type, scalar_exact
+from feast_dynamo_ext.exact import cast_exact
+
+NAN, INF = float("nan"), float("inf")
+UTC = dt.timezone.utc
+UUID = "12345678-9abc-def0-1234-56789abcdef0"
+DAY = dt.datetime(2026, 1, 2, tzinfo=UTC)
+F32 = float(np.float32(0.1))
+
+# From, to, cells, and what they are then.
+CAST = [
+    (pa.float64(), pa.int64(), [1.0, NAN, None, -0.0, 2.0**62], [1, None, None, 0, 2**62]),
+    (pa.float32(), pa.int32(), [3.0, NAN], [3, None]),
+    (pa.uint64(), pa.int64(), [2**63 - 1, None], [2**63 - 1, None]),
+    (pa.decimal128(38, 0), pa.int64(), [Decimal(2**53 + 1), None], [2**53 + 1, None]),
+    (pa.decimal128(5, 2), pa.int64(), [Decimal("7.00")], [7]),
+    (pa.bool_(), pa.int64(), [True, False, None], [1, 0, None]),
+    (pa.int64(), pa.float64(), [2**60, 2**53, -(2**63), None],
+     [2.0**60, 2.0**53, -(2.0**63), None]),
+    (pa.uint64(), pa.float64(), [2**63], [2.0**63]),
+    (pa.int64(), pa.float32(), [20_000_000, 2**24 + 1], [2e7, 2.0**24]),
+    (pa.float64(), pa.float32(), [0.1, NAN, INF, -INF, 1e-300, None],
+     [F32, NAN, INF, -INF, 0.0, None]),
+    (pa.float32(), pa.float64(), [0.5, NAN], [0.5, NAN]),
+    (pa.float64(), pa.float16(), [0.5, NAN, INF], [0.5, NAN, INF]),
+    (pa.decimal128(3, 2), pa.float64(), [Decimal("0.30"), None], [0.3, None]),
+    (pa.decimal128(38, 0), pa.float64(), [Decimal(2**60)], [2.0**60]),
+    (pa.decimal128(38, 17), pa.float64(), [Decimal("0.30000000000000004")], [0.30000000000000004]),
+    (pa.decimal128(3, 1), pa.float32(), [Decimal("0.1")], [F32]),
+    (pa.bool_(), pa.float64(), [True, None], [1.0, None]),
+    (pa.float64(), pa.bool_(), [1.0, 0.0, NAN, None], [True, False, None, None]),
+    (pa.int8(), pa.bool_(), [1, 0, None], [True, False, None]),
+    (pa.decimal128(2, 1), pa.bool_(), [Decimal("1.0"), None], [True, None]),
+    (pa.int64(), pa.decimal128(10, 2), [7, None], [Decimal("7.00"), None]),
+    (pa.uint64(), pa.decimal128(20, 0), [2**64 - 1], [Decimal(2**64 - 1)]),
+    (pa.float64(), pa.decimal128(10, 2), [2.25, 1.1, NAN],
+     [Decimal("2.25"), Decimal("1.10"), None]),
+    (pa.decimal128(10, 2), pa.decimal128(10, 1), [Decimal("1.10")], [Decimal("1.1")]),
+    (pa.int64(), pa.string(), [12, None], ["12", None]),
+    (pa.float64(), pa.string(), [12.0, 0.1, NAN], ["12", "0.1", None]),
+    (pa.decimal128(5, 2), pa.large_string(), [Decimal("1.50")], ["1.50"]),
+    (pa.bool_(), pa.string(), [True], ["true"]),
+    (pa.date32(), pa.string(), [DAY.date()], ["2026-01-02"]),
+    (pa.string_view(), pa.string(), ["ä", None], ["ä", None]),
+    (pa.binary(), pa.string(), ["ä".encode(), None], ["ä", None]),
+    (pa.string(), pa.binary(), ["ä", None], ["ä".encode(), None]),
+    (pa.binary(2), pa.binary_view(), [b"ab", None], [b"ab", None]),
+    (pa.large_binary(), pa.binary(2), [b"ab", None], [b"ab", None]),
+    (pa.uuid(), pa.string(), [uuid.UUID(UUID), None], [UUID, None]),
+    (pa.string(), pa.uuid(), [UUID, None], [uuid.UUID(UUID), None]),
+    (pa.binary(16), pa.uuid(), [uuid.UUID(UUID).bytes], [uuid.UUID(UUID)]),
+    (pa.string(), pa.json_(), ['{"a": 1}', None], ['{"a": 1}', None]),
+    (pa.timestamp("ns"), pa.timestamp("us", "UTC"), [DAY.replace(tzinfo=None), None], [DAY, None]),
+    (pa.timestamp("us", "Europe/Berlin"), pa.date32(), [DAY, None], [DAY.date(), None]),
+    (pa.date32(), pa.timestamp("s", "UTC"), [DAY.date()], [DAY]),
+    (pa.list_(pa.float64()), pa.list_(pa.int64()), [[1.0, None, NAN], None, []],
+     [[1, None, None], None, []]),
+    (pa.list_view(pa.int64()), pa.large_list(pa.float64()), [[1], None], [[1.0], None]),
+    (pa.list_(pa.int64(), 2), pa.list_(pa.float64(), 2), [[1, None], None, [3, 4]],
+     [[1.0, None], None, [3.0, 4.0]]),
+    (pa.list_(pa.int64()), pa.list_(pa.int8(), 1), [[1], None], [[1], None]),
+    (pa.struct({"a": pa.int64()}), pa.struct({"b": pa.int8(), "a": pa.float64()}),
+     [{"a": 1}, None], [{"b": None, "a": 1.0}, None]),
+    (pa.map_(pa.string(), pa.int64()), pa.map_(pa.string(), pa.float64()), [[("a", 1)], None],
+     [[("a", 1.0)], None]),
+    (pa.dictionary(pa.int8(), pa.float64()), pa.int64(), [1.0, NAN, 1.0], [1, None, 1]),
+    (pa.int64(), pa.dictionary(pa.int8(), pa.string()), [7, None, 7], ["7", None, "7"]),
+    (pa.string(), pa.int64(), [None, None], [None, None]),
+    (pa.null(), pa.list_(pa.uuid()), [None], [None]),
+    (pa.string(), pa.bool_(), [], []),
+]  # fmt: skip
+
+REFUSED = [
+    (pa.float64(), pa.int64(), [5.5, 1.0, None], 1, 2),
+    (pa.float64(), pa.int64(), [2.0**63, -(2.0**63), INF], 2, 3),
+    (pa.float32(), pa.int32(), [2.0**31], 1, 1),
+    (pa.int64(), pa.int32(), [2**40, 1], 1, 2),
+    (pa.uint64(), pa.int64(), [2**63], 1, 1),
+    (pa.decimal128(3, 1), pa.int64(), [Decimal("1.5"), Decimal("2.0")], 1, 2),
+    (pa.string(), pa.int64(), ["007", None], 1, 1),
+    (pa.timestamp("us"), pa.int64(), [DAY.replace(tzinfo=None)], 1, 1),
+    (pa.int64(), pa.float64(), [2**53 + 1, 2**63 - 1, 1], 2, 3),
+    (pa.uint64(), pa.float64(), [2**64 - 1], 1, 1),
+    (pa.decimal128(38, 0), pa.float64(), [Decimal(2**53 + 1), None], 1, 1),
+    (pa.string(), pa.float64(), ["1.5"], 1, 1),
+    (pa.float64(), pa.float32(), [1e300, -1e300, 1.0], 2, 3),
+    (pa.decimal256(50, 0), pa.float32(), [Decimal(10) ** 40], 1, 1),
+    (pa.float64(), pa.float16(), [0.1, 1e10], 2, 2),
+    (pa.int64(), pa.bool_(), [2, 1], 1, 2),
+    (pa.float64(), pa.bool_(), [0.5], 1, 1),
+    (pa.string(), pa.bool_(), ["true"], 1, 1),
+    (pa.float64(), pa.decimal128(10, 2), [2.255, 1e300, 1.0], 2, 3),
+    (pa.bool_(), pa.decimal128(10, 2), [True], 1, 1),
+    (pa.string(), pa.decimal128(10, 2), ["1"], 1, 1),
+    (pa.binary(), pa.string(), [b"\xff", b"a"], 1, 2),
+    (pa.binary(), pa.binary(2), [b"abc", b"ab"], 1, 2),
+    (pa.int64(), pa.binary(), [1], 1, 1),
+    (pa.list_(pa.int8()), pa.string(), [[1]], 1, 1),
+    (pa.string(), pa.uuid(), ["x", UUID], 1, 2),
+    (pa.string(), pa.json_(), ["{", "1"], 1, 2),
+    (pa.int64(), pa.timestamp("us", "UTC"), [1_767_312_000], 1, 1),
+    (pa.string(), pa.timestamp("us"), ["2026-01-01"], 1, 1),
+    (pa.timestamp("us"), pa.date32(), [DAY.replace(hour=5, tzinfo=None)], 1, 1),
+    (pa.timestamp("ns"), pa.timestamp("us"), [np.datetime64(1, "ns")], 1, 1),
+    (pa.timestamp("s"), pa.timestamp("ns"), [dt.datetime(9999, 1, 1)], 1, 1),  # noqa: DTZ001
+    (pa.list_(pa.float64()), pa.list_(pa.int64()), [[5.5, 1.0]], 1, 2),
+    (pa.list_(pa.int64()), pa.list_(pa.int64(), 2), [[1], [1, 2], None], 1, 2),
+    (pa.int64(), pa.list_(pa.int64()), [1], 1, 1),
+    (pa.struct({"a": pa.int64()}), pa.struct({"b": pa.int64()}), [{"a": 1}], 1, 1),
+]  # fmt: skip
+
+
+def equal(cell, other):
+    if isinstance(cell, list):
+        return len(cell) == len(other) and all(map(equal, cell, other))
+    if isinstance(cell, float) and isinstance(other, float) and math.isnan(cell):
+        return math.isnan(other)
+    return cell == other and type(cell) is type(other)
+
+
+@pytest.mark.parametrize(("source", "target", "cells", "expected"), CAST, ids=str)
+def test_what_comes_back_equal_is_cast(source, target, cells, expected):
+    array = pa.array(cells, source)
+    for column in (array, pa.chunked_array([array.slice(0, 1), array.slice(1)], source)):
+        cast = cast_exact(column, target)
+        cast.validate(full=True)
+        assert cast.type == target
+        assert equal(cast.to_pylist(), expected)
+
+
+@pytest.mark.parametrize(("source", "target", "cells", "bad", "of"), REFUSED, ids=str)
+def test_what_does_not_is_refused_with_a_count(source, target, cells, bad, of):
+    with pytest.raises(ValueError, match=rf"^{bad} of {of} values of type .* without a change$"):
+        cast_exact(pa.array(cells, source), target)
+
+
+def test_counting_of_what_is_refused_one_by_one_ends_at_a_thousand():
+    with pytest.raises(ValueError, match=r"^at least 1,\d\d\d of 9,000 values of type"):
+        cast_exact(pa.array([2**40] * 9_000), pa.int32())
+
+
+NUMBERS = {
+    pa.int8(): st.integers(-128, 127),
+    pa.int32(): st.integers(-(2**31), 2**31 - 1),
+    pa.int64(): st.integers(-(2**63), 2**63 - 1),
+    pa.uint64(): st.integers(0, 2**64 - 1),
+    pa.float32(): st.floats(width=32, allow_nan=False),
+    pa.float64(): st.floats(allow_nan=False),
+    pa.bool_(): st.booleans(),
+    pa.decimal128(38, 5): st.decimals(-(10**20), 10**20, places=5),
+    pa.decimal128(12, 0): st.decimals(-(10**11), 10**11, places=0),
+}
+
+
+def is_infinite(cell):
+    return isinstance(cell, float) and math.isinf(cell)
+
+
+def exact(cell):
+    return cell if is_infinite(cell) else Fraction(cell)
+
+
+@st.composite
+def casts(draw):
+    source = draw(st.sampled_from(sorted(NUMBERS, key=str)))
+    target = draw(st.sampled_from(sorted(set(NUMBERS) - {pa.float32()}, key=str)))
+    small = st.sampled_from([0, 1, 2, 2**53, 2**53 + 1, 2**60, 2**63 - 1])
+    cells = st.none() | NUMBERS[source]
+    if pa.types.is_int64(source):
+        cells |= small
+    return draw(st.lists(cells, max_size=4)), source, target
+
+
+def comes_back(cell, number, source):
+    """Whether a number is what it was cast from; a double's shortest decimal is that double."""
+    if exact(cell) == exact(number):
+        return True
+    if isinstance(cell, float) and isinstance(number, Decimal):
+        return float(number) == cell
+    return isinstance(cell, Decimal) and round(Decimal(repr(number)), source.scale) == cell
+
+
+@given(casts())
+@cases(400)
+def test_numbers_are_equal_after_a_cast_or_it_is_refused(case):
+    cells, source, target = case
+    array = pa.array(cells, source)
+    try:
+        cast = cast_exact(array, target)
+    except ValueError:
+        # Some value cannot be held: it is refused on its own too.
+        refused = [
+            cell for cell in cells if cell is not None and not is_cast(cell, source, target)
+        ]
+        assert refused
+        for cell in refused:
+            assert is_infinite(cell) or not fits(cell, target)
+        return
+    for cell, number in zip(cells, cast.to_pylist(), strict=True):
+        assert (cell is None) == (number is None)
+        assert cell is None or comes_back(cell, number, source)
+
+
+def is_cast(cell, source, target):
+    try:
+        cast_exact(pa.array([cell], source), target)
+    except ValueError:
+        return False
+    return True
+
+
+def fits(cell, target):
+    """Whether a type holds a number, by arithmetic on fractions."""
+    number = Fraction(cell)
+    if pa.types.is_boolean(target):
+        return number in {0, 1}
+    if pa.types.is_integer(target):
+        limits = np.iinfo(target.to_pandas_dtype())
+        return number.denominator == 1 and limits.min <= number <= limits.max
+    if pa.types.is_decimal(target):
+        scaled = number * 10**target.scale
+        return (
+            not isinstance(cell, bool)
+            and scaled.denominator == 1
+            and abs(scaled) < 10**target.precision
+        )
+    try:
+        return Fraction(float(number)) == number
+    except OverflowError:
+        return False
+
+
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**63 - 1))
+)
+@cases(200)
+def test_a_float32_is_the_nearest(cells):
+    for cell in cells:
+        array = pa.array([cell])
+        limit = float(np.finfo(np.float32).max)
+        if abs(cell) > limit * (1 + 2**-25):
+            with pytest.raises(ValueError, match=r"^1 of 1 values"):
+                cast_exact(array, pa.float32())
+        elif abs(cell) <= limit:
+            (number,) = cast_exact(array, pa.float32()).to_pylist()
+            with np.errstate(over="ignore"):
+                nearest = np.float32(number)
+                below, above = (
+                    float(np.nextafter(nearest, np.float32(end))) for end in (-INF, INF)
+                )
+            distance = abs(Fraction(number) - Fraction(cell))
+            assert all(
+                distance <= abs(Fraction(other) - Fraction(cell))
+                for other in (below, above)
+                if math.isfinite(other)
+            )
+
+
+# Value type, Arrow type, cells, the type in which they are retrieved, and what they are then.
+DECLARED = [
+    ("INT64", pa.int32(), [1], pa.int32(), [1]),
+    ("INT64", pa.float64(), [1.0, NAN], pa.int64(), [1, None]),
+    ("INT32", pa.int64(), [1], pa.int32(), [1]),
+    ("INT64", pa.uint32(), [1], pa.uint32(), [1]),
+    ("INT32", pa.uint32(), [1], pa.int32(), [1]),
+    ("DOUBLE", pa.float32(), [0.5], pa.float32(), [0.5]),
+    ("DOUBLE", pa.int64(), [2**60], pa.float64(), [2.0**60]),
+    ("FLOAT", pa.float64(), [0.1, NAN], pa.float32(), [F32, NAN]),
+    ("BOOL", pa.int64(), [1], pa.bool_(), [True]),
+    ("STRING", pa.int64(), [7], pa.string(), ["7"]),
+    ("STRING", pa.large_string(), ["7"], pa.large_string(), ["7"]),
+    ("STRING", pa.dictionary(pa.int32(), pa.string()), ["7"],
+     pa.dictionary(pa.int32(), pa.string()), ["7"]),
+    ("INT64", pa.dictionary(pa.int32(), pa.float64()), [7.0], pa.int64(), [7]),
+    ("BYTES", pa.binary(2), [b"ab"], pa.binary(2), [b"ab"]),
+    ("IMAGE_BYTES", pa.string(), ["ab"], pa.binary(), [b"ab"]),
+    ("UUID", pa.binary(16), [uuid.UUID(UUID).bytes, None], pa.string(), [UUID, None]),
+    ("UUID", pa.large_binary(), [uuid.UUID(UUID).bytes], pa.string(), [UUID]),
+    ("UUID", pa.binary(), [UUID.encode()], pa.string(), [UUID]),
+    ("TIME_UUID", pa.uuid(), [uuid.UUID(UUID)], pa.uuid(), [uuid.UUID(UUID)]),
+    ("JSON", pa.float64(), [1.5, NAN], pa.string(), ["1.5", None]),
+    ("JSON", pa.struct({"a": pa.int64()}), [{"a": 1}, None], pa.string(), ['{"a": 1}', None]),
+    ("DECIMAL", pa.decimal128(3, 1), [Decimal("1.5")], pa.decimal128(3, 1), [Decimal("1.5")]),
+    ("UNIX_TIMESTAMP", pa.date32(), [DAY.date()], pa.date32(), [DAY.date()]),
+    ("UNIX_TIMESTAMP", pa.float64(), [86_400.0, NAN], pa.timestamp("s", "UTC"),
+     [dt.datetime(1970, 1, 2, tzinfo=UTC), None]),
+    ("INT64_LIST", pa.list_(pa.float64()), [[1.0, None], None], pa.list_(pa.int64()),
+     [[1, None], None]),
+    ("FLOAT_LIST", pa.list_(pa.float64(), 1), [[0.1], None], pa.list_(pa.float32(), 1),
+     [[F32], None]),
+    ("UUID_SET", pa.large_list(pa.binary(16)), [[uuid.UUID(UUID).bytes]],
+     pa.large_list(pa.string()), [[UUID]]),
+    ("DOUBLE_LIST", pa.binary(), [b"[1.5]"], pa.binary(), [b"[1.5]"]),
+    ("MAP", pa.string(), ["{}"], pa.string(), ["{}"]),
+    ("UNKNOWN", pa.int8(), [1], pa.int8(), [1]),
+    ("INT64", pa.null(), [None], pa.null(), [None]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "source", "cells", "target", "expected"), DECLARED, ids=str)
+def test_a_column_is_retrieved_as_it_is_declared(kind, source, cells, target, expected):
+    assert declared_type(ValueType[kind], source) == target
+    column = pa.chunked_array([pa.array(cells, source)], source)
+    found = as_declared(column, ValueType[kind])
+    found.validate(full=True)
+    assert found.type == target
+    assert equal(found.to_pylist(), expected)
+    assert (found is column) == (target == source)
+
+
+NOT_DECLARED = [
+    ("INT64", pa.array(["7"])),
+    ("BOOL", pa.array([0.5])),
+    ("DECIMAL", pa.array([1])),
+    ("UNIX_TIMESTAMP", pa.array(["2026-01-01"])),
+    ("ZONED_TIMESTAMP", pa.array([1])),
+    ("UUID", pa.array([1])),
+    ("UUID", pa.array([b"0123456789abcde"])),
+    ("JSON", pa.array([DAY])),
+    ("JSON", pa.array([{"a": DAY}])),
+    ("INT64_LIST", pa.array([7])),
+    ("INT64_LIST", pa.array([["7"]])),
+]
+
+
+@pytest.mark.parametrize(("kind", "column"), NOT_DECLARED, ids=str)
+def test_a_column_that_is_not_what_is_declared_is_refused(kind, column):
+    with pytest.raises(ValueError, match=r"^1 of 1 values of type"):
+        as_declared(column, ValueType[kind])
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("UUID", [UUID, UUID.upper(), UUID.replace("-", ""), f"{{{UUID}}}", None], ["", "x"]),
+        ("DECIMAL", ["1", "-1.50", "1E-7", ".5", "NaN", None], ["", "1,5"]),
+        ("JSON", ['"a"', "null", "[NaN]", "1e5", None], ["", "{a: 1}"]),
+    ],
+)
+@pytest.mark.parametrize("layout", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+def test_texts_are_what_their_type_says(kind, good, bad, layout):
+    array = pa.array(good, layout)
+    assert scalar_exact(array, ValueType[kind]) is array
+    with pytest.raises(ValueError, match=r"^2 of \d values of type .* without a change$"):
+        scalar_exact(pa.array([*good, *bad], layout), ValueType[kind])
