@@ -1,7 +1,7 @@
 """What this package knows of Arrow's types, for all sides: kinds, conversions, Feast's names.
 
-Tables of types; arrays in the few shapes that code handles; the type that holds two others; the
-types that join keys are compared in; Feast's value types.
+Tables of types; arrays in the few shapes that code handles; the type that holds two others;
+Feast's value types. The types that join keys are compared in are in `key_types`.
 
 Sources: `feast/protos/feast/types/Value.proto` and `feast.type_map` of Feast 0.67.
 """
@@ -11,17 +11,17 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.type_map import VALUE_TYPE_TO_PROTO_VALUE_MAP
 from feast.value_type import ValueType
 
-from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError, UnsupportedTypeError
+from feast_dynamo_ext.errors import ColumnTypeError, UnsupportedTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -321,129 +321,6 @@ def _struct_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
             return None
         types[field.name] = found
     return pa.struct(types.items())
-
-
-# Entity rows come from pandas, history from files: the same key may be int32 here and int64 there,
-# or a dictionary. Both sides are brought to one type a family.
-FAMILIES = (
-    ("integer", pa.types.is_integer, pa.int64()),
-    ("text", is_text, pa.string()),
-    # As Feast's own UUIDs are.
-    ("text", is_uuid, pa.string()),
-    ("bytes", is_bytes, pa.binary()),
-    ("boolean", pa.types.is_boolean, pa.bool_()),
-    ("time", is_time, pa.int64()),
-    # pandas turns integers into floats where one is missing.
-    ("integer", pa.types.is_floating, pa.int64()),
-    # Databases have whole numbers without an integer type, as Oracle's NUMBER.
-    ("integer", pa.types.is_decimal, pa.int64()),
-    ("integer", pa.types.is_null, pa.int64()),
-)
-
-EXACT_BITS = {16: 11, 32: 24, 64: 53}
-"""Of a float's width: below 2 to the power of this, no two integers become the same float."""
-
-
-def family(kind: pa.DataType) -> str | None:
-    """The family of types that a key's type belongs to, or None where it cannot be a key."""
-    kind = without_dictionary(kind)
-    return next((name for name, matches, _ in FAMILIES if matches(kind)), None)
-
-
-def comparable(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """A key column in the type in which its family is compared.
-
-    Raises:
-        pyarrow.ArrowInvalid: a value does not fit, for example 1.5 or a uint64 over 2^63 - 1, or
-            a float so large that it may have been another integer.
-    """
-    column = column.cast(without_dictionary(column.type))
-    kind = column.type
-    if is_uuid(kind):
-        return _each_chunk(column, uuid_texts, pa.string())
-    if family(kind) == "time":
-        zone = kind.tz if pa.types.is_timestamp(kind) else None
-        column = column.cast(pa.timestamp("us", tz=zone))
-    if pa.types.is_floating(kind):
-        column = _surely_whole(column)
-    if pa.types.is_decimal(kind):
-        # Arrow finds any decimal of 32 or 64 bits out of the bounds of an integer.
-        column = column.cast(pa.decimal256(MOST_DIGITS[256], kind.scale))
-    target = next(target for _, matches, target in FAMILIES if matches(column.type))
-    return pc.cast(column, target)
-
-
-def _surely_whole(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Floats of which each was one integer alone; NaN, a missing value, becomes null."""
-    bits = EXACT_BITS[column.type.bit_width]
-    doubles = column.cast(pa.float64())
-    doubles = pc.if_else(pc.is_nan(doubles), None, doubles)
-    most = pc.max(pc.abs(doubles)).as_py()
-    if most is not None and most >= 1 << bits:
-        raise pa.ArrowInvalid(
-            f"{most:.17g} as {column.type} may have been another integer, since from 2^{bits} on "
-            "several integers become the same float"
-        )
-    return doubles
-
-
-def _each_chunk(
-    column: pa.ChunkedArray | pa.Array, change: Callable[[pa.Array], pa.Array], kind: pa.DataType
-) -> pa.ChunkedArray | pa.Array:
-    if isinstance(column, pa.ChunkedArray):
-        return pa.chunked_array([change(chunk).cast(kind) for chunk in column.chunks], kind)
-    return change(column).cast(kind)
-
-
-HEX = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), "S2")
-UUID_GROUPS = (4, 2, 2, 2, 6)  # bytes between the hyphens
-UUID_CHARACTERS = 36
-
-
-def uuid_texts(array: pa.Array) -> pa.Array:
-    """UUIDs of 16 bytes as texts."""
-    storage = array.storage.fill_null(bytes(16))
-    data = np.frombuffer(storage.buffers()[1], np.uint8)[16 * storage.offset :][: 16 * len(array)]
-    digits = HEX[data].view(np.uint8).reshape(len(array), 32)
-    hyphen = np.full((len(array), 1), ord("-"), np.uint8)
-    columns = []
-    for start, size in zip(np.cumsum((0, *UUID_GROUPS)), UUID_GROUPS, strict=False):
-        columns += [digits[:, 2 * start : 2 * (start + size)], hyphen]
-    cells = np.ascontiguousarray(np.concatenate(columns[:-1], axis=1))
-    offsets = np.arange(len(array) + 1, dtype=np.int64) * UUID_CHARACTERS
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(cells)]
-    filled = pa.Array.from_buffers(pa.large_string(), len(array), buffers)
-    return pc.if_else(array.is_valid(), filled, None)
-
-
-def compared_type(kind: pa.DataType) -> pa.DataType:
-    """The type in which a key's family is compared; of a type that can be a key."""
-    name = family(kind)
-    return next(target for found, _, target in FAMILIES if found == name)
-
-
-def check_joinable(
-    entity_column: str, entity_type: pa.DataType, source_column: str, source_type: pa.DataType
-) -> None:
-    """Refuse to compare, say, text with integers.
-
-    Raises:
-        ColumnTypeError: the source's column cannot be a key.
-        EntityRowsError: the entity rows' column has another type than the source's.
-    """
-    ours, theirs = family(entity_type), family(source_type)
-    if theirs is None:
-        raise ColumnTypeError(
-            f"Join key `{source_column}` of the source has type {source_type}, which cannot be "
-            "compared exactly. Use integers or text."
-        )
-    if pa.types.is_null(entity_type):
-        return
-    if ours != theirs:
-        raise EntityRowsError(
-            f"Join key `{entity_column}` is {entity_type} in the entity rows, but the source's "
-            f"column `{source_column}` is {source_type}. Cast it in the entity rows."
-        )
 
 
 # Value type name -> field of Feast's Value message. Feast's own table lacks the last four.

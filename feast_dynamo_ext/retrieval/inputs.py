@@ -18,11 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from feast_dynamo_ext.arrow_types import (
-    check_joinable,
     check_supported,
-    comparable,
-    compared_type,
-    family,
     is_text,
     is_uuid,
     one_array,
@@ -30,6 +26,7 @@ from feast_dynamo_ext.arrow_types import (
     without_view_layouts,
 )
 from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
+from feast_dynamo_ext.key_types import check_joinable, comparable, compared_type, family
 from feast_dynamo_ext.parquet.source import ROW
 from feast_dynamo_ext.timestamps import EPOCH, HIGHEST, LOWEST, MICROSECOND, Axis, check_time
 

@@ -55,7 +55,7 @@ def prune_buckets(
         The pruned source; positions count in its files.
 
     Raises:
-        pyarrow.ArrowInvalid: a key that cannot be compared exactly, see `arrow_types.comparable`.
+        pyarrow.ArrowInvalid: a key that cannot be compared exactly, see `key_types.comparable`.
     """
     current = source.current
     buckets = current.buckets if current else None

@@ -39,13 +39,13 @@ from feast_dynamo_ext.arrow_types import (
     present,
     seconds,
     texts,
-    uuid_texts,
 )
 from feast_dynamo_ext.dynamo.encoding.protobuf import (
     FIXED32,
     FIXED64,
     VARINT,
     Message,
+    binary,
     constant,
     delimited,
     field,
@@ -61,6 +61,24 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.encoding.protobuf import Integers, Slots
 
     Column: TypeAlias = pa.Array | pa.ChunkedArray
+
+
+HEX = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), "S2")
+UUID_GROUPS = (4, 2, 2, 2, 6)  # bytes between the hyphens
+
+
+def uuid_texts(array: pa.Array) -> pa.Array:
+    """UUIDs of 16 bytes as texts."""
+    storage = array.storage.fill_null(bytes(16))
+    data = np.frombuffer(storage.buffers()[1], np.uint8)[16 * storage.offset :][: 16 * len(array)]
+    digits = HEX[data].view(np.uint8).reshape(len(array), 32)
+    hyphen = np.full((len(array), 1), ord("-"), np.uint8)
+    columns = []
+    for start, size in zip(np.cumsum((0, *UUID_GROUPS)), UUID_GROUPS, strict=False):
+        columns += [digits[:, 2 * start : 2 * (start + size)], hyphen]
+    cells = np.ascontiguousarray(np.concatenate(columns[:-1], axis=1))
+    filled = binary(offsets_of(np.full(len(array), cells.shape[1])), cells)
+    return pc.if_else(array.is_valid(), filled.cast(pa.large_string()), None)
 
 
 def flattened(array: pa.Array) -> tuple[pa.Array, Integers]:

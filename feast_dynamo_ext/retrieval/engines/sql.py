@@ -28,15 +28,9 @@ import pyarrow as pa
 from feast.infra.offline_stores.file_source import FileSource
 from pyarrow import fs
 
-from feast_dynamo_ext.arrow_types import (
-    EXACT_BITS,
-    MOST_DIGITS,
-    family,
-    is_bytes,
-    is_uuid,
-    without_dictionary,
-)
+from feast_dynamo_ext.arrow_types import MOST_DIGITS, is_bytes, is_uuid, without_dictionary
 from feast_dynamo_ext.errors import OfflineStoreError
+from feast_dynamo_ext.key_types import EXACT_BITS, family
 from feast_dynamo_ext.parquet.listing import partition_value
 from feast_dynamo_ext.retrieval.entity_rows.from_files import CSV
 from feast_dynamo_ext.retrieval.inputs import History, checked_source, entity_key, key_names
@@ -101,7 +95,7 @@ class Dialect:
         return f"CAST({expression} AS {self.types[kind]})"
 
     def whole(self, expression: str, kind: pa.DataType) -> str:
-        """A number as an integer, which it surely is; see `arrow_types.comparable`."""
+        """A number as an integer, which it surely is; see `key_types.comparable`."""
         exact, missing = f"{expression} = trunc({expression})", f"{expression} IS NULL"
         if pa.types.is_floating(kind):
             exact += f" AND abs({expression}) < {1 << EXACT_BITS[kind.bit_width]}"

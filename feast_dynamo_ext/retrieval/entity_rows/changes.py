@@ -16,9 +16,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from feast_dynamo_ext.arrow_types import family, without_dictionary
+from feast_dynamo_ext.arrow_types import without_dictionary
 from feast_dynamo_ext.duckdb_connection import connected
 from feast_dynamo_ext.errors import EntityRowsError
+from feast_dynamo_ext.key_types import family
 from feast_dynamo_ext.parquet.source import ROW
 from feast_dynamo_ext.retrieval.engines.sql import between, usable
 from feast_dynamo_ext.retrieval.inputs import (
