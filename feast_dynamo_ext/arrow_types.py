@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.type_map import VALUE_TYPE_TO_PROTO_VALUE_MAP
@@ -21,7 +22,6 @@ from feast_dynamo_ext.errors import ColumnTypeError, UnsupportedTypeError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -202,6 +202,30 @@ def seconds(array: pa.Array, *, toward_zero: bool = False) -> pa.Int64Array:
         whole += (ticks < 0) & (whole * per_second != ticks)
     missing = None if array.null_count == 0 else ~present(array)  # type: ignore[operator]
     return pa.array(whole, mask=missing)
+
+
+UUID_BYTES = 16
+HEX = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), "S2")
+UUID_GROUPS = (4, 2, 2, 2, 6)  # bytes between the hyphens
+UUID_TEXT = 36
+
+
+def uuid_texts(storage: pa.FixedSizeBinaryArray) -> pa.LargeStringArray:
+    """UUIDs of 16 bytes as texts."""
+    filled = storage.fill_null(bytes(UUID_BYTES))
+    rows = len(storage)
+    data = np.frombuffer(filled.buffers()[1], np.uint8)[UUID_BYTES * filled.offset :]
+    digits = HEX[data[: UUID_BYTES * rows]].view(np.uint8).reshape(rows, 2 * UUID_BYTES)
+    cells = np.full((rows, UUID_TEXT), ord("-"), np.uint8)
+    for group, (start, size) in enumerate(
+        zip(np.cumsum((0, *UUID_GROUPS)), UUID_GROUPS, strict=False)
+    ):
+        cells[:, 2 * start + group : 2 * (start + size) + group] = digits[
+            :, 2 * start : 2 * (start + size)
+        ]
+    ends = pa.py_buffer(np.arange(rows + 1, dtype=np.int64) * UUID_TEXT)
+    made = pa.Array.from_buffers(pa.large_string(), rows, [None, ends, pa.py_buffer(cells)])
+    return pc.if_else(storage.is_valid(), made, None) if storage.null_count else made
 
 
 MOST_DIGITS = {128: 38, 256: 76}  # of decimals, by their bits
@@ -391,8 +415,8 @@ REFUSALS = (
 
 
 @contextmanager
-def naming(name: str, kind: ValueType, arrow: pa.DataType) -> Iterator[None]:
-    """Name the feature where one of its values does not fit.
+def naming(name: str, kind: ValueType, arrow: pa.DataType, view: str = "") -> Iterator[None]:
+    """Name the feature or join key, and its view, where one of its values does not fit.
 
     Raises:
         ColumnTypeError: names the feature, what it is declared as and what its column is.
@@ -400,8 +424,9 @@ def naming(name: str, kind: ValueType, arrow: pa.DataType) -> Iterator[None]:
     try:
         yield
     except REFUSALS as error:
+        where = f"Feature view `{view}`: " if view else ""
         raise ColumnTypeError(
-            f"Feature `{name}` is declared as {kind.name}, but its column of type {arrow} "
-            f"holds a value that does not fit: {error}. Correct the feature's dtype, or cast the "
-            "column in the source."
+            f"{where}`{name}` is declared as {kind.name}, but its column of type {arrow} "
+            f"holds what does not fit: {error}. Correct the dtype in the view, or cast the column "
+            "in the source."
         ) from error

@@ -17,6 +17,7 @@ from feast.value_type import ValueType
 
 from feast_dynamo_ext.arrow_types import (
     SCALAR_ARROW,
+    UUID_BYTES,
     is_bytes,
     is_list,
     is_number,
@@ -25,13 +26,12 @@ from feast_dynamo_ext.arrow_types import (
     is_uuid,
     plain,
     plain_type,
+    uuid_texts,
 )
 from feast_dynamo_ext.exact import (
-    UUID_BYTES,
     cast_exact,
     check_json,
     refused,
-    uuid_texts,
     with_elements,
 )
 
@@ -154,6 +154,12 @@ def _as_json(array: pa.Array) -> pa.Array:
     return made
 
 
+SCALARS = {
+    *SCALAR_ARROW,
+    *(ValueType.DECIMAL, ValueType.UNIX_TIMESTAMP, ValueType.ZONED_TIMESTAMP),
+}
+"""Value types of one value a row."""
+
 # Value types that mean more than their Arrow type says.
 SCALAR_RULES: dict[ValueType, Callable[[pa.Array], pa.Array]] = {
     ValueType.UUID: _as_uuid_texts,
@@ -165,16 +171,13 @@ SCALAR_RULES: dict[ValueType, Callable[[pa.Array], pa.Array]] = {
 }
 
 
-def _element_of(kind: ValueType) -> ValueType | None:
+def element_kind(kind: ValueType) -> ValueType | None:
     """The value type of a list's or set's elements, where it is a scalar."""
     for suffix in ("_LIST", "_SET"):
         if kind.name.endswith(suffix):
             element = kind.name.removesuffix(suffix)
-            return ValueType[element] if element in SCALARS else None
+            return next((each for each in SCALARS if each.name == element), None)
     return None
-
-
-SCALARS = {kind.name for kind in SCALAR_ARROW} | {"DECIMAL", "UNIX_TIMESTAMP", "ZONED_TIMESTAMP"}
 
 
 def declared_type(kind: ValueType, column: pa.DataType) -> pa.DataType:
@@ -188,14 +191,14 @@ def declared_type(kind: ValueType, column: pa.DataType) -> pa.DataType:
         column: type of the column.
     """
     own = plain_type(column)
-    element = _element_of(kind)
+    element = element_kind(kind)
     if element is not None:
         if is_text(own) or is_bytes(own):
             return column  # JSON, which Feast parses
         inner = own.value_type if is_list(own) else pa.null()
         wanted = declared_type(element, inner) if is_list(own) else _target(element)
         return column if wanted == inner or pa.types.is_null(own) else _list_of(own, wanted)
-    if kind.name not in SCALARS or pa.types.is_null(own) or _agrees(kind, own):
+    if kind not in SCALARS or pa.types.is_null(own) or _agrees(kind, own):
         return column
     return _target(kind)
 
@@ -241,7 +244,7 @@ def as_declared(column: Column, kind: ValueType) -> Column:
     if isinstance(column, pa.ChunkedArray):
         return pa.chunked_array([as_declared(chunk, kind) for chunk in column.chunks], target)
     array = plain(column)
-    element = _element_of(kind)
+    element = element_kind(kind)
     if element is None:
         return cast_exact(scalar_exact(array, kind), target)
     if not is_list(array.type):

@@ -19,8 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext.arrow_types import (
+    EXACT_INTEGERS,
     PER_SECOND,
     SECONDS_PER_DAY,
+    UUID_BYTES,
     is_bytes,
     is_list,
     is_number,
@@ -30,6 +32,7 @@ from feast_dynamo_ext.arrow_types import (
     numbers,
     plain,
     present,
+    uuid_texts,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
     Column: TypeAlias = pa.Array | pa.ChunkedArray
     Mask: TypeAlias = NDArray[np.bool_]
 
-UUID_BYTES = 16
 MOST_COUNTED = 1_000
 """Values that are counted one by one for an error; beyond it says "at least"."""
 
@@ -138,6 +140,21 @@ def without_nan(array: pa.Array) -> pa.Array:
     if not pc.any(missing).as_py():
         return array
     return pc.if_else(missing, pa.scalar(None, array.type), array)
+
+
+def refuse_inexact_integers(array: pa.Array) -> None:
+    """Refuse floats that may have been another integer, as keys must not.
+
+    Raises:
+        ValueError: counts them.
+    """
+    values = np.abs(numbers(array).astype(np.float64))
+    bad = int((values >= EXACT_INTEGERS).sum())
+    if bad:
+        raise ValueError(
+            f"{bad:,} of {len(array):,} floats are 2**53 or more, where each stands for several "
+            "integers; use an integer type (in pandas Int64, which holds missing values)"
+        )
 
 
 def _numbers_as(array: pa.Array, values: NDArray[Any], target: pa.DataType) -> pa.Array:
@@ -395,29 +412,6 @@ def _is_json_text(text: str) -> bool:
         except (ValueError, RecursionError):
             return False
     return True
-
-
-HEX = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), "S2")
-UUID_GROUPS = (4, 2, 2, 2, 6)  # bytes between the hyphens
-UUID_TEXT = 36
-
-
-def uuid_texts(storage: pa.FixedSizeBinaryArray) -> pa.LargeStringArray:
-    """UUIDs of 16 bytes as texts."""
-    filled = storage.fill_null(bytes(UUID_BYTES))
-    rows = len(storage)
-    data = np.frombuffer(filled.buffers()[1], np.uint8)[UUID_BYTES * filled.offset :]
-    digits = HEX[data[: UUID_BYTES * rows]].view(np.uint8).reshape(rows, 2 * UUID_BYTES)
-    cells = np.full((rows, UUID_TEXT), ord("-"), np.uint8)
-    for group, (start, size) in enumerate(
-        zip(np.cumsum((0, *UUID_GROUPS)), UUID_GROUPS, strict=False)
-    ):
-        cells[:, 2 * start + group : 2 * (start + size) + group] = digits[
-            :, 2 * start : 2 * (start + size)
-        ]
-    ends = pa.py_buffer(np.arange(rows + 1, dtype=np.int64) * UUID_TEXT)
-    made = pa.Array.from_buffers(pa.large_string(), rows, [None, ends, pa.py_buffer(cells)])
-    return pc.if_else(storage.is_valid(), made, None) if storage.null_count else made
 
 
 # What matches a target -> how any array becomes one.

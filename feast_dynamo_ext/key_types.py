@@ -15,10 +15,10 @@ from feast_dynamo_ext.arrow_types import (
     is_text,
     is_time,
     is_uuid,
+    uuid_texts,
     without_dictionary,
 )
 from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
-from feast_dynamo_ext.exact import uuid_texts
 
 FAMILIES = (
     ("integer", pa.types.is_integer, pa.int64()),
@@ -73,10 +73,11 @@ def _surely_whole(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Ar
     bits = EXACT_BITS[column.type.bit_width]
     doubles = column.cast(pa.float64())
     doubles = pc.if_else(pc.is_nan(doubles), None, doubles)
-    if pc.any(pc.greater_equal(pc.abs(doubles), float(1 << bits))).as_py():
+    count = pc.sum(pc.greater_equal(pc.abs(doubles), float(1 << bits))).as_py()
+    if count:
         raise pa.ArrowInvalid(
-            f"a value of 2^{bits} or more as {column.type} may have been another integer, since "
-            "several become the same float there"
+            f"{count:,} of {len(column):,} values are of 2^{bits} and more as {column.type}, where "
+            "each stands for several integers; in pandas use Int64, which holds missing values"
         )
     return doubles
 

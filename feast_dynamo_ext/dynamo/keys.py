@@ -31,9 +31,11 @@ from feast_dynamo_ext.arrow_types import (
     texts,
 )
 from feast_dynamo_ext.columns import ENTITYLESS_KEY
+from feast_dynamo_ext.declared import scalar_exact
 from feast_dynamo_ext.dynamo.encoding.protobuf import Message, constant, fixed, lengths_of
 from feast_dynamo_ext.dynamo.layouts.packed import MAX_KEY_BYTES, key_bytes
 from feast_dynamo_ext.errors import EntityKeyError
+from feast_dynamo_ext.exact import refuse_inexact_integers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -156,12 +158,14 @@ def encode_keys(
     arrays = []
     for column, name in zip(columns, join_keys, strict=True):
         _refuse_nulls(column, name, view)
-        check_supported(name, column.type, "Materialization")
+        check_supported(name, column.type, f"Feature view `{view}`")
         arrays.append(plain(one_array(column)))
     if not rows:
         return pa.array([], pa.large_binary())
     if any(VALUE_FIELD[kind.name] not in ENCODINGS for kind in kinds):
         _refuse(0, arrays, kinds, join_keys, view)
+    for at, (kind, name) in enumerate(zip(kinds, join_keys, strict=True)):
+        arrays[at] = _exact(arrays[at], kind, name, view)
     keys = _encoded(arrays, kinds, join_keys)
     for row in np.flatnonzero(lengths_of(keys) > MAX_KEY_BYTES)[:1]:
         _refuse(int(row), arrays, kinds, join_keys, view)
@@ -179,14 +183,24 @@ def _encoded(
     return reduce(add, parts).to_array()
 
 
+def _exact(array: pa.Array, kind: FeastValueType, name: str, view: str) -> pa.Array:
+    """A join key's values in its declared type, none of them null."""
+    with naming(name, kind, array.type, view):
+        if pa.types.is_floating(array.type):
+            refuse_inexact_integers(array)
+        exact = scalar_exact(array, kind)
+    _refuse_nulls(exact, name, view)  # NaN, as which pandas writes a missing key
+    return exact
+
+
 def _part(array: pa.Array, kind: FeastValueType, name: str) -> Message:
     """The type, the length in bytes and the bytes of a join key's values."""
     field = VALUE_FIELD[kind.name]
     with naming(name, kind, array.type):
         if field == "int32_val":
-            return _number(INT32, array.cast(pa.int32()))
+            return _number(INT32, array)
         if field == "int64_val":
-            return _number(INT64, array.cast(pa.int64()))
+            return _number(INT64, array)
         if field == "unix_timestamp_val":
             return _number(UNIX_TIMESTAMP, seconds(array))
         if field == "string_val":

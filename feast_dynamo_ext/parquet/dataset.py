@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.storage import FileState
 
 
+FORMAT = ds.ParquetFileFormat(coerce_int96_timestamp_unit="us")
+"""Spark's old times, INT96, are read as microseconds: as nanoseconds, the year 9999 wraps to 1816.
+"""
+
 FOOTERS_AT_ONCE = 16
 
 DAY_S, DAY_MS = 86_400, 86_400_000
@@ -316,7 +320,7 @@ class SourceDataset:
 def _fragments(
     place: Place, files: Iterable[FileState], types: Mapping[str, pa.DataType]
 ) -> list[Any]:
-    make = ds.ParquetFileFormat().make_fragment
+    make = FORMAT.make_fragment
     return [
         make(file.path, place.filesystem, partition_expression(file, types), file_size=file.size)
         for file in files
@@ -324,7 +328,7 @@ def _fragments(
 
 
 def _dataset(parts: Sequence[Any], schema: pa.Schema, place: Place) -> ds.FileSystemDataset:
-    return ds.FileSystemDataset(parts, schema, ds.ParquetFileFormat(), place.filesystem)
+    return ds.FileSystemDataset(parts, schema, FORMAT, place.filesystem)
 
 
 def widened(

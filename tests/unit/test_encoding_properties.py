@@ -71,8 +71,19 @@ ELEMENTS_OF = {
 }
 
 
-def cells_of(arrow):
-    return st.none() | SCALARS[arrow]
+# What a declared type takes of an Arrow type that could hold more.
+ZERO_OR_ONE = st.integers(0, 1)
+DECIMAL_TEXTS = st.decimals(allow_nan=False, allow_infinity=False, places=3).map(str)
+TAKEN = {"UUID": st.uuids().map(str), "DECIMAL": DECIMAL_TEXTS, "BOOL": ZERO_OR_ONE}
+
+
+def cells_of(arrow, kind=None):
+    """Cells of an Arrow type without nulls, as the value type takes them."""
+    if kind == "BOOL" and pa.types.is_boolean(arrow):
+        return SCALARS[arrow]
+    if kind == "DECIMAL" and arrow not in TEXTS:
+        return SCALARS[arrow]
+    return TAKEN.get(kind, SCALARS[arrow])
 
 
 @st.composite
@@ -87,7 +98,7 @@ def arrays(draw, arrow, cells):
 def scalar_columns(draw):
     kind = draw(st.sampled_from(sorted(ARROW_OF)))
     arrow = draw(st.sampled_from(ARROW_OF[kind]))
-    return kind, draw(arrays(arrow, cells_of(arrow)))
+    return kind, draw(arrays(arrow, st.none() | cells_of(arrow, kind)))
 
 
 def is_number(cell):
@@ -99,8 +110,10 @@ def list_columns(draw):
     element = draw(st.sampled_from(sorted(ELEMENTS_OF)))
     arrow = draw(st.sampled_from(ELEMENTS_OF[element]))
     suffix = draw(st.sampled_from(["LIST", "SET"]))
-    # Sets of Feast hold no nulls. It takes NaNs for different from each other.
-    cell = cells_of(arrow) if suffix == "LIST" else SCALARS[arrow].filter(is_number)
+    # Feast writes zeros for nulls, and takes NaNs in sets for different from each other.
+    cell = cells_of(arrow, element)
+    if suffix == "SET":
+        cell = cell.filter(is_number)
     size = draw(st.sampled_from([None, 2]))
     cells = st.none() | st.lists(cell, min_size=size or 0, max_size=size or 6)
     make = draw(st.sampled_from([pa.list_, pa.large_list])) if size is None else None
@@ -116,7 +129,7 @@ def parts(draw, depth=2):
     )
     if shape == "scalar" or depth == 0:
         arrow = draw(st.sampled_from(sorted(SCALARS, key=str)))
-        return arrow, cells_of(arrow)
+        return arrow, st.none() | SCALARS[arrow]
     if shape == "list":
         arrow = draw(st.sampled_from(sorted(SCALARS, key=str)))
         return pa.list_(arrow), st.none() | st.lists(SCALARS[arrow], min_size=1, max_size=3)

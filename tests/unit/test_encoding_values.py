@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import uuid
 from decimal import Decimal
 
@@ -46,7 +47,6 @@ UUIDS = [
 ]
 MOMENT = dt.datetime(2026, 3, 29, 1, 30, 0, 999_999, tzinfo=UTC)  # 1774747800.999999
 BEFORE_1970 = dt.datetime(1969, 12, 31, 23, 59, 58, 500_000, tzinfo=UTC)  # -1.5
-NO_TIME = -(2**63)  # what Feast writes for a null in a list of times
 
 # Every value type: declared type, Arrow type, cells, and the Value messages they are.
 WRITTEN_OUT = [
@@ -57,16 +57,21 @@ WRITTEN_OUT = [
         Value(int64_val=BIG), Value(), Value(int64_val=-BIG), Value(int64_val=0)]),
     ("INT64", pa.uint64(), [BIG, None], [Value(int64_val=BIG), Value()]),
     ("INT64", pa.float64(), [3.0, None], [Value(int64_val=3), Value()]),
-    ("INT64", pa.string(), ["12", None], [Value(int64_val=12), Value()]),
+    ("INT64", pa.decimal128(38, 0), [Decimal(BIG), None], [Value(int64_val=BIG), Value()]),
     ("DOUBLE", pa.float64(), [0.0, -1.5, None], [
         Value(double_val=0.0), Value(double_val=-1.5), Value()]),
     ("DOUBLE", pa.float16(), [np.float16(1.5)], [Value(double_val=1.5)]),
     ("DOUBLE", pa.int64(), [7], [Value(double_val=7.0)]),
-    ("DOUBLE", pa.decimal128(5, 2), [Decimal("1.25")], [Value(double_val=1.25)]),
+    ("DOUBLE", pa.int64(), [2**60], [Value(double_val=2.0**60)]),
+    ("DOUBLE", pa.decimal128(5, 2), [Decimal("0.30")], [Value(double_val=0.3)]),
     ("FLOAT", pa.float32(), [0.5, None], [Value(float_val=0.5), Value()]),
-    ("FLOAT", pa.float64(), [0.5], [Value(float_val=0.5)]),
+    ("FLOAT", pa.float64(), [0.5, 0.1], [
+        Value(float_val=0.5), Value(float_val=np.float32(0.1))]),
+    ("FLOAT", pa.int64(), [20_000_000], [Value(float_val=20_000_000)]),
     ("BOOL", pa.bool_(), [True, False, None], [
         Value(bool_val=True), Value(bool_val=False), Value()]),
+    ("BOOL", pa.float64(), [1.0, float("nan"), 0.0], [
+        Value(bool_val=True), Value(), Value(bool_val=False)]),
     ("STRING", pa.string(), ["", "ä", None], [
         Value(string_val=""), Value(string_val="ä"), Value()]),
     ("STRING", pa.string_view(), ["ä" * 100, None], [Value(string_val="ä" * 100), Value()]),
@@ -77,7 +82,10 @@ WRITTEN_OUT = [
     ("PDF_BYTES", pa.large_binary(), [b"%PDF"], [Value(bytes_val=b"%PDF")]),
     ("IMAGE_BYTES", pa.binary_view(), [b"\x89PNG"], [Value(bytes_val=b"\x89PNG")]),
     ("JSON", pa.string(), ['{"a":1}', None], [Value(json_val='{"a":1}'), Value()]),
+    ("JSON", pa.list_(pa.int64()), [[1], None], [Value(json_val="[1]"), Value()]),
     ("UUID", pa.string(), [UUIDS[1], None], [Value(uuid_val=UUIDS[1]), Value()]),
+    ("UUID", pa.binary(16), [uuid.UUID(UUIDS[1]).bytes, None], [
+        Value(uuid_val=UUIDS[1]), Value()]),
     ("TIME_UUID", pa.large_string(), [UUIDS[1]], [Value(time_uuid_val=UUIDS[1])]),
     ("DECIMAL", pa.decimal128(9, 7), [Decimal("1.5"), Decimal("1E-7"), None], [
         Value(decimal_val="1.5000000"), Value(decimal_val="1E-7"), Value()]),
@@ -101,36 +109,43 @@ WRITTEN_OUT = [
         Value(zoned_timestamp_val=ZonedTimestamp(zone="UTC+05:30"))]),
     ("ZONED_TIMESTAMP", pa.timestamp("ms", "+00:00"), [dt.datetime(1970, 1, 1, tzinfo=UTC)], [
         Value(zoned_timestamp_val=ZonedTimestamp(zone="UTC"))]),
-    ("INT32_LIST", pa.list_(pa.int16()), [[-1, None, 300], [], None], [
-        Value(int32_list_val=Int32List(val=[-1, 0, 300])),
+    ("INT32_LIST", pa.list_(pa.int16()), [[-1, 300], [], None], [
+        Value(int32_list_val=Int32List(val=[-1, 300])),
         Value(int32_list_val=Int32List()), Value()]),
-    ("INT64_LIST", pa.list_(pa.int64()), [[BIG, None], None], [
+    ("INT64_LIST", pa.list_(pa.int64()), [[BIG, 0], None], [
         Value(int64_list_val=Int64List(val=[BIG, 0])), Value()]),
-    ("INT64_LIST", pa.list_(pa.null()), [[None, None], []], [
-        Value(int64_list_val=Int64List(val=[0, 0])), Value(int64_list_val=Int64List())]),
-    ("DOUBLE_LIST", pa.list_(pa.float32(), 2), [[0.5, None], None], [
-        Value(double_list_val=DoubleList(val=[0.5, 0.0])), Value()]),
+    ("INT64_LIST", pa.list_(pa.null()), [[], None], [Value(int64_list_val=Int64List()), Value()]),
+    ("INT64_LIST", pa.list_(pa.float64()), [[1.0]], [Value(int64_list_val=Int64List(val=[1]))]),
+    ("INT64_LIST", pa.string(), [f"[{BIG}]", None], [
+        Value(int64_list_val=Int64List(val=[BIG])), Value()]),
+    ("DOUBLE_LIST", pa.list_(pa.float32(), 2), [[0.5, 1.5], None], [
+        Value(double_list_val=DoubleList(val=[0.5, 1.5])), Value()]),
+    ("DOUBLE_LIST", pa.list_(pa.int64()), [[1]], [Value(double_list_val=DoubleList(val=[1.0]))]),
+    ("DOUBLE_LIST", pa.binary(), [b"[0.5, 1]"], [
+        Value(double_list_val=DoubleList(val=[0.5, 1.0]))]),
     ("FLOAT_LIST", pa.large_list(pa.float64()), [[0.5], []], [
         Value(float_list_val=FloatList(val=[0.5])), Value(float_list_val=FloatList())]),
-    ("BOOL_LIST", pa.list_view(pa.bool_()), [[True, None], None], [
+    ("BOOL_LIST", pa.list_view(pa.bool_()), [[True, False], None], [
         Value(bool_list_val=BoolList(val=[True, False])), Value()]),
-    ("STRING_LIST", pa.list_(pa.string()), [["a", None, ""], [], None], [
-        Value(string_list_val=StringList(val=["a", "", ""])),
+    ("STRING_LIST", pa.list_(pa.string()), [["a", ""], [], None], [
+        Value(string_list_val=StringList(val=["a", ""])),
         Value(string_list_val=StringList()), Value()]),
-    ("BYTES_LIST", pa.list_(pa.binary()), [[b"\xff", None]], [
+    ("BYTES_LIST", pa.list_(pa.binary()), [[b"\xff", b""]], [
         Value(bytes_list_val=BytesList(val=[b"\xff", b""]))]),
-    ("UUID_LIST", pa.list_(pa.string()), [[UUIDS[1], None]], [
-        Value(uuid_list_val=StringList(val=[UUIDS[1], ""]))]),
+    ("UUID_LIST", pa.list_(pa.string()), [UUIDS], [
+        Value(uuid_list_val=StringList(val=UUIDS))]),
+    ("UUID_LIST", pa.list_(pa.binary(16)), [[uuid.UUID(UUIDS[1]).bytes]], [
+        Value(uuid_list_val=StringList(val=[UUIDS[1]]))]),
     ("TIME_UUID_LIST", pa.list_(pa.string()), [[UUIDS[1]]], [
         Value(time_uuid_list_val=StringList(val=[UUIDS[1]]))]),
-    ("DECIMAL_LIST", pa.list_(pa.decimal128(9, 7)), [[Decimal("1E-7"), None]], [
-        Value(decimal_list_val=StringList(val=["1E-7", ""]))]),
+    ("DECIMAL_LIST", pa.list_(pa.decimal128(9, 7)), [[Decimal("1E-7")]], [
+        Value(decimal_list_val=StringList(val=["1E-7"]))]),
     ("JSON_LIST", pa.list_(pa.string()), [["{}", None], [], None], [
         Value(json_list_val=StringList(val=["{}", "null"])),
         Value(json_list_val=StringList()), Value()]),
     # Feast cuts fractions off in lists, where it rounds down in scalars.
-    ("UNIX_TIMESTAMP_LIST", pa.list_(pa.timestamp("us", "UTC")), [[MOMENT, BEFORE_1970, None]], [
-        Value(unix_timestamp_list_val=Int64List(val=[1_774_747_800, -1, NO_TIME]))]),
+    ("UNIX_TIMESTAMP_LIST", pa.list_(pa.timestamp("us", "UTC")), [[MOMENT, BEFORE_1970]], [
+        Value(unix_timestamp_list_val=Int64List(val=[1_774_747_800, -1]))]),
     ("UNIX_TIMESTAMP_LIST", pa.list_(pa.int64()), [[7]], [
         Value(unix_timestamp_list_val=Int64List(val=[7]))]),
     ("INT32_SET", pa.list_(pa.int32()), [[5, 5], [], None], [
@@ -140,7 +155,7 @@ WRITTEN_OUT = [
     ("DOUBLE_SET", pa.list_(pa.float64()), [[0.5, 0.5]], [
         Value(double_set_val=DoubleSet(val=[0.5]))]),
     ("FLOAT_SET", pa.list_(pa.float32()), [[0.5]], [Value(float_set_val=FloatSet(val=[0.5]))]),
-    ("BOOL_SET", pa.list_(pa.bool_()), [[True, True, None]], [
+    ("BOOL_SET", pa.list_(pa.bool_()), [[True, True, False]], [
         Value(bool_set_val=BoolSet(val=[True, False]))]),
     ("STRING_SET", pa.list_(pa.string()), [["a", "", "a"], ["a"]], [
         Value(string_set_val=StringSet(val=["a", ""])),
@@ -288,9 +303,9 @@ def test_json_documents_are_texts():
 def test_nanoseconds_in_lists_and_zones():
     # Feast refuses the lists, and gives zones of pandas a name that it cannot read.
     times = pa.array([1_500_000_000, None], pa.timestamp("ns", "+05:30"))
-    lists = pa.ListArray.from_arrays([0, 2], times)
+    lists = pa.ListArray.from_arrays([0, 1], times)
     assert parsed(encode_column(lists, ValueType.UNIX_TIMESTAMP_LIST, "f")) == [
-        Value(unix_timestamp_list_val=Int64List(val=[1, NO_TIME]))
+        Value(unix_timestamp_list_val=Int64List(val=[1]))
     ]
     zoned = ZonedTimestamp(unix_timestamp=1, zone="UTC+05:30")
     assert parsed(encode_column(times, ValueType.ZONED_TIMESTAMP, "f")) == [
@@ -333,31 +348,82 @@ def test_a_null_list_hides_the_elements_under_it():
     ]
 
 
+@pytest.mark.parametrize("arrow", [pa.float32(), pa.float64(), pa.null()], ids=str)
+@pytest.mark.parametrize("make", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 1)])
+def test_a_null_inside_a_list_of_floats_is_nan(make, arrow):
+    column = pa.array([[None], None], make(arrow))
+    for kind in ("DOUBLE_LIST", "FLOAT_LIST"):
+        listed, missing = parsed(encode_column(column, ValueType[kind], "f"))
+        (number,) = getattr(listed, kind.lower() + "_val").val
+        assert math.isnan(number)
+        assert missing == Value()
+
+
+def test_a_null_inside_a_list_of_floats_is_nan_further_inside():
+    (value,) = parsed(encode_column(pa.array([[[1.5, None]]]), ValueType.VALUE_LIST, "f"))
+    first, second = value.list_val.val[0].double_list_val.val
+    assert first == 1.5
+    assert math.isnan(second)
+
+
+NULL_INSIDE = [
+    ("INT32_LIST", pa.int32()), ("INT64_LIST", pa.int64()), ("INT64_LIST", pa.null()),
+    ("INT64_LIST", pa.float64()), ("BOOL_LIST", pa.bool_()), ("STRING_LIST", pa.string()),
+    ("BYTES_LIST", pa.binary()), ("UUID_LIST", pa.string()), ("UUID_LIST", pa.binary(16)),
+    ("TIME_UUID_LIST", pa.string()), ("DECIMAL_LIST", pa.decimal128(3, 1)),
+    ("UNIX_TIMESTAMP_LIST", pa.timestamp("us")), ("BOOL_SET", pa.bool_()),
+    ("DOUBLE_SET", pa.float64()), ("STRING_SET", pa.string()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 1)])
+@pytest.mark.parametrize(("kind", "arrow"), NULL_INSIDE, ids=str)
+def test_a_null_inside_of_any_other_list_is_refused(make, kind, arrow):
+    column = pa.array([[None], None], make(arrow))
+    message = rf"^Feature view `v`: `f` is declared as {kind}.*: 1 nulls inside of its "
+    with pytest.raises(ColumnTypeError, match=message):
+        encode_column(column, ValueType[kind], "f", "v")
+
+
 REFUSED = [
     (pa.array([1.5]), "INT64", r"`f` is declared as INT64.*double"),
     (pa.array([2**40]), "INT32", r"`f` is declared as INT32"),
     (pa.array([2**63], pa.uint64()), "INT64", r"`f` is declared as INT64.*uint64"),
     (pa.array(["x"]), "DOUBLE", r"`f` is declared as DOUBLE.*string"),
     (pa.array([BIG]), "DOUBLE", r"`f` is declared as DOUBLE.*int64"),
+    (pa.array(["12"]), "INT64", r"`f` is declared as INT64.*1 of 1 values of type string"),
+    (pa.array([0.5, 1.0]), "BOOL", r"`f` is declared as BOOL.*1 of 2 values of type double"),
+    (pa.array([2]), "BOOL", r"`f` is declared as BOOL"),
+    (pa.array([1e300]), "FLOAT", r"`f` is declared as FLOAT"),
+    (pa.array(["{"]), "JSON", r"`f` is declared as JSON.*cannot be JSON"),
+    (pa.array(["x"]), "UUID", r"`f` is declared as UUID.*cannot be UUIDs"),
+    (pa.array([b"x"]), "UUID", r"`f` is declared as UUID.*cannot be UUIDs"),
+    (pa.array(["x"]), "DECIMAL", r"`f` is declared as DECIMAL.*cannot be decimals"),
+    (pa.array([0], pa.timestamp("us")), "INT64", r"`f` is declared as INT64.*timestamp"),
+    (pa.array(["abc"]), "STRING_LIST", r"`f` is declared as STRING_LIST.*string"),
+    (pa.array(["5"]), "INT64_LIST", r"`f` is declared as INT64_LIST.*not a list"),
+    (pa.array(['["x", 5]']), "INT64_LIST", r"`f` is declared as INT64_LIST.*several types"),
+    (pa.array(["[true, null]"]), "BOOL_LIST", r"`f` is declared as BOOL_LIST.*1 nulls inside"),
+    (pa.array([[1, None]]), "UNKNOWN", r"`f` is declared as UNKNOWN.*1 nulls inside"),
     (pa.array([b"\xff"]), "STRING", r"`f` is declared as STRING.*binary"),
     (pa.array(["x"]), "INT64_LIST", r"`f` is declared as INT64_LIST.*string"),
     (pa.array([["x"]]), "INT64_LIST", r"`f` is declared as INT64_LIST"),
-    (pa.array([[1]]), "DOUBLE_LIST", r"`f` is declared as DOUBLE_LIST"),
+    (pa.array([[BIG]]), "DOUBLE_LIST", r"`f` is declared as DOUBLE_LIST"),
     (pa.array([[2**40]]), "INT32_LIST", r"`f` is declared as INT32_LIST"),
-    (pa.array([["x", None]]), "STRING_SET", r"`f` is declared as STRING_SET.*a set holds a null"),
-    (pa.array([["x"]]), "JSON_LIST", r"`f` is declared as JSON_LIST.*Invalid JSON"),
+    (pa.array([["x", None]]), "STRING_SET", r"`f` is declared as STRING_SET.*1 nulls inside"),
+    (pa.array([["x"]]), "JSON_LIST", r"`f` is declared as JSON_LIST.*cannot be JSON"),
     (pa.array(["x"]), "UNIX_TIMESTAMP", r"`f` is declared as UNIX_TIMESTAMP.*string"),
     (pa.array([1]), "ZONED_TIMESTAMP", r"`f` is declared as ZONED_TIMESTAMP.*int64"),
     (pa.array([1]), "DECIMAL", r"`f` is declared as DECIMAL.*int64"),
     (pa.array([1]), "NULL", r"`f` is declared as NULL"),
     (pa.array([1]), "MAP", r"`f` is declared as MAP"),
-    (pa.array([{"a": [1, None]}]), "MAP", r"`f` is declared as MAP.*a list holds a null"),
+    (pa.array([{"a": [1, None]}]), "MAP", r"`f` is declared as MAP.*1 nulls inside of its lists"),
     (pa.array([[{"a": 1}, None]]), "MAP_LIST", r"`f` is declared as MAP_LIST.*holds a null"),
-    (pa.array([[[1, None]]]), "VALUE_LIST", r"`f` is declared as VALUE_LIST.*holds a null"),
+    (pa.array([[[1, None]]]), "VALUE_LIST", r"`f` is declared as VALUE_LIST.*1 nulls inside"),
     (pa.array([[("a", 1), ("a", 2)]], pa.map_(pa.string(), pa.int64())), "MAP",
      r"`f` is declared as MAP.*a map has a key twice"),
     (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), "SCALAR_MAP",
-     r"`f` is declared as SCALAR_MAP.*Unsupported key type"),
+     r"`f` is declared as SCALAR_MAP.*map<string, int64>"),
     (pa.array([[(1, 1)]], pa.map_(pa.int64(), pa.int64())), "MAP", r"`f` is declared as MAP"),
     (pa.array([{"a": dt.date(2026, 1, 1)}]), "STRUCT", r"`f` is declared as STRUCT"),
 ]  # fmt: skip

@@ -305,11 +305,6 @@ def far_orders(shop, tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.xfail(
-    reason="INT96 is read as nanoseconds, which wrap: the year 1816",
-    strict=True,
-    raises=AssertionError,
-)
 @pytest.mark.usefixtures("far_orders")
 def test_int96_times_beyond_2262_are_retrieved(shop):
     (value,) = history(shop, customers(1), "paid_until")
@@ -317,9 +312,6 @@ def test_int96_times_beyond_2262_are_retrieved(shop):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="the compacted file holds the year 1816", strict=True, raises=AssertionError
-)
 def test_int96_times_beyond_2262_are_compacted(shop, tmp_path, far_orders):
     write_yaml(tmp_path)
     command = Path(sys.executable).with_name("feast-dynamo")

@@ -7,12 +7,15 @@ Their parts have no declared type: Feast infers each from its Python value, and 
 type here: any integer is an INT64, any float a DOUBLE, a NaN outside of a list is missing.
 What Feast refuses only because a value is empty (an empty list in a map) is kept here.
 
-The bytes are those of Feast's own `python_values_to_proto_values` and of `packed.pack`, save for
-the order of maps' entries and of sets, which in Feast is that of hash tables.
+Where Feast's own `python_values_to_proto_values` keeps a value, the bytes are its own and those of
+`packed.pack`, save for the order of maps' entries and of sets, which in Feast is that of hash
+tables. Which values fit a type is the rule of `declared.py`, not Feast's: it rounds, overflows,
+and writes zeros and empty texts for nulls inside of lists. Float lists hold NaN for them.
 """
 
 from __future__ import annotations
 
+import json
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -39,13 +42,14 @@ from feast_dynamo_ext.arrow_types import (
     present,
     seconds,
     texts,
+    uuid_texts,
 )
+from feast_dynamo_ext.declared import SCALARS, element_kind, scalar_exact
 from feast_dynamo_ext.dynamo.encoding.protobuf import (
     FIXED32,
     FIXED64,
     VARINT,
     Message,
-    binary,
     constant,
     delimited,
     field,
@@ -61,24 +65,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.encoding.protobuf import Integers, Slots
 
     Column: TypeAlias = pa.Array | pa.ChunkedArray
-
-
-HEX = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), "S2")
-UUID_GROUPS = (4, 2, 2, 2, 6)  # bytes between the hyphens
-
-
-def uuid_texts(array: pa.Array) -> pa.Array:
-    """UUIDs of 16 bytes as texts."""
-    storage = array.storage.fill_null(bytes(16))
-    data = np.frombuffer(storage.buffers()[1], np.uint8)[16 * storage.offset :][: 16 * len(array)]
-    digits = HEX[data].view(np.uint8).reshape(len(array), 32)
-    hyphen = np.full((len(array), 1), ord("-"), np.uint8)
-    columns = []
-    for start, size in zip(np.cumsum((0, *UUID_GROUPS)), UUID_GROUPS, strict=False):
-        columns += [digits[:, 2 * start : 2 * (start + size)], hyphen]
-    cells = np.ascontiguousarray(np.concatenate(columns[:-1], axis=1))
-    filled = binary(offsets_of(np.full(len(array), cells.shape[1])), cells)
-    return pc.if_else(array.is_valid(), filled.cast(pa.large_string()), None)
 
 
 def flattened(array: pa.Array) -> tuple[pa.Array, Integers]:
@@ -114,7 +100,7 @@ def map_entries(array: pa.MapArray) -> tuple[pa.Array, pa.Array, Integers]:
     entries, offsets = flattened(array.cast(pa.list_(entry)))
     keys, values = entries.flatten()
     keys = plain(keys)
-    codes, count = codes_of(uuid_texts(keys) if is_uuid(keys.type) else keys)
+    codes, count = codes_of(uuid_texts(keys.storage) if is_uuid(keys.type) else keys)
     if len(np.unique(rows_of(offsets) * count + codes)) < len(codes):
         raise ValueError("a map has a key twice")
     return keys, values, offsets
@@ -148,39 +134,29 @@ def text_field(number: int, array: pa.Array, kind: pa.DataType | None = None) ->
     return delimited(number, Message.from_part(texts(array, kind)), present(array))
 
 
-def is_scalar(arrow: pa.DataType, kind: ValueType) -> bool:
-    """Whether a column of this Arrow type is encoded here."""
-    if kind is ValueType.DECIMAL:
-        return is_text(arrow) or pa.types.is_decimal(arrow)
-    if kind is ValueType.ZONED_TIMESTAMP:
-        is_timestamp: bool = pa.types.is_timestamp(arrow)
-        return is_timestamp
-    return kind is ValueType.UNIX_TIMESTAMP or kind in SCALAR_ARROW
-
-
 def scalar(array: pa.Array, kind: ValueType) -> Message:
     """A column of scalars as Value messages, an empty one for each null.
 
     Args:
-        array: any column for which `is_scalar`.
-        kind: value type of the feature.
+        array: any column that is neither a dictionary nor of Arrow's JSON type.
+        kind: a scalar value type.
 
     Raises:
-        pyarrow.ArrowException: a value that does not fit.
+        ValueError: a value that does not fit.
+        pyarrow.ArrowException: a text that is not UTF-8.
     """
     number = FIELD_NUMBER[kind]
+    array = scalar_exact(array, kind)
     if kind is ValueType.ZONED_TIMESTAMP:
         return _zoned(array)
     if kind is ValueType.UNIX_TIMESTAMP:
         return number_field(number, seconds(array))
-    if is_uuid(array.type) and kind in {ValueType.UUID, ValueType.TIME_UUID}:
-        return text_field(number, uuid_texts(array))
     target = SCALAR_ARROW.get(kind, pa.string())
     if pa.types.is_string(target):
         return text_field(number, array, pa.large_string())
     if pa.types.is_binary(target):
-        return text_field(number, array.cast(pa.large_binary()))
-    return number_field(number, array.cast(target))
+        return text_field(number, array)
+    return number_field(number, array)
 
 
 def _zoned(array: pa.Array) -> Message:
@@ -201,91 +177,70 @@ def _zone_name(zone: str) -> str:
     return "UTC" if zone[1:] == "00:00" else f"UTC{zone}"
 
 
-NULL_SECONDS = np.iinfo(np.int64).min
-
-
-def _is_text_or_uuid(kind: pa.DataType) -> bool:
-    return is_text(kind) or is_uuid(kind)
-
-
-def _is_text_or_decimal(kind: pa.DataType) -> bool:
-    return is_text(kind) or bool(pa.types.is_decimal(kind))
-
-
-def _is_time(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_timestamp(kind) or pa.types.is_integer(kind))
-
-
-# Value type of an element -> which Arrow types Feast takes for it (unlike scalars, it casts none),
-# and what Arrow casts them to, exactly or not at all. Texts are None.
-ELEMENTS: dict[ValueType, tuple[Callable[[pa.DataType], bool], pa.DataType | None]] = {
-    ValueType.INT32: (pa.types.is_integer, pa.int32()),
-    ValueType.INT64: (pa.types.is_integer, pa.int64()),
-    ValueType.DOUBLE: (pa.types.is_floating, pa.float64()),
-    ValueType.FLOAT: (pa.types.is_floating, pa.float32()),
-    ValueType.BOOL: (pa.types.is_boolean, pa.bool_()),
-    ValueType.UNIX_TIMESTAMP: (_is_time, pa.int64()),
-    ValueType.BYTES: (is_bytes, None),
-    ValueType.STRING: (is_text, None),
-    ValueType.UUID: (_is_text_or_uuid, None),
-    ValueType.TIME_UUID: (_is_text_or_uuid, None),
-    ValueType.DECIMAL: (_is_text_or_decimal, None),
-}
 COLLECTIONS: dict[ValueType, ValueType] = {
-    ValueType[f"{element.name}_{suffix}"]: element
-    for element in ELEMENTS
-    for suffix in ("LIST", "SET")
+    kind: element for kind in ValueType if (element := element_kind(kind)) in FIELD_NUMBER
 }
-"""Value type of a list or set -> that of its elements."""
+"""Value type of a list or set of scalars -> that of its elements."""
 
 
-def is_collection(arrow: pa.DataType, kind: ValueType) -> bool:
-    """Whether a column of this Arrow type is encoded here."""
-    if kind not in COLLECTIONS or not is_list(arrow):
-        return False
-    element = plain_type(arrow.value_type)
-    fits, _ = ELEMENTS[COLLECTIONS[kind]]
-    return bool(pa.types.is_null(element) or fits(element))
-
-
-def collection(array: pa.Array, kind: ValueType, *, nulls: bool = True) -> Message:
+def collection(array: pa.Array, kind: ValueType) -> Message:
     """A column of lists or sets as Value messages, an empty one for each null.
 
     Args:
-        array: any column for which `is_collection`.
-        kind: value type of the feature.
-        nulls: whether a list may hold nulls: Feast writes zeros and empty texts for them where a
-            feature is a list, and refuses them in a list that is inside of something else.
+        array: lists of any layout.
+        kind: a value type of `COLLECTIONS`.
 
     Raises:
-        pyarrow.ArrowException: a value that does not fit.
-        ValueError: a null where there may be none.
+        ValueError: a value that does not fit, or a null that Feast's lists cannot hold.
+        pyarrow.ArrowException: a text that is not UTF-8.
     """
     elements, offsets = flattened(array)
-    elements = plain(elements)
-    is_set = kind.name.endswith("_SET")
-    # Of sets, Feast takes nulls of booleans alone.
-    may_be_null = kind is ValueType.BOOL_SET if is_set else nulls
-    if elements.null_count and not may_be_null:
-        raise ValueError(f"a {'set' if is_set else 'list'} holds a null")
-    elements = _as_element(elements, COLLECTIONS[kind])
+    element, is_set = COLLECTIONS[kind], kind.name.endswith("_SET")
+    elements = scalar_exact(plain(elements), element)
+    if elements.null_count:
+        elements = _without_nulls(elements, element, is_set=is_set)
+    elements = _as_written(elements, element)
     if is_set:
         elements, offsets = _distinct(elements, offsets)
     return delimited(FIELD_NUMBER[kind], repeated(elements, offsets), present(array))
 
 
-def _as_element(elements: pa.Array, kind: ValueType) -> pa.Array:
-    """Elements as one of the types that `repeated` takes, with Feast's stand-ins for nulls."""
-    _, target = ELEMENTS[kind]
-    if pa.types.is_null(elements.type):
-        elements = elements.cast(target or pa.large_string())
+def _without_nulls(elements: pa.Array, kind: ValueType, *, is_set: bool) -> pa.Array:
+    if kind is ValueType.JSON:
+        return elements.fill_null("null")  # which is JSON
+    if pa.types.is_floating(elements.type) and not is_set:
+        return elements.fill_null(float("nan"))
+    raise ValueError(
+        f"{elements.null_count:,} nulls inside of its {'sets' if is_set else 'lists'}, where "
+        "Feast has no null. Take them out, or declare a list of floats, which holds NaN"
+    )
+
+
+def _as_written(elements: pa.Array, kind: ValueType) -> pa.Array:
+    """Elements as one of the types that `repeated` takes."""
     if kind is ValueType.UNIX_TIMESTAMP:
-        return seconds(elements, toward_zero=True).fill_null(NULL_SECONDS)
-    if target is not None:
-        return elements.cast(target).fill_null(False if kind is ValueType.BOOL else 0)
-    if is_uuid(elements.type):
-        return texts(uuid_texts(elements))
-    return texts(elements, None if kind is ValueType.BYTES else pa.large_string())
+        return seconds(elements, toward_zero=True)
+    target = SCALAR_ARROW.get(kind, pa.string())
+    if pa.types.is_string(target):
+        return texts(elements, pa.large_string())
+    return texts(elements) if pa.types.is_binary(target) else elements
+
+
+def _from_json(array: pa.Array, kind: ValueType) -> Message:
+    """Lists that are kept as JSON in texts or bytes."""
+    cells = [cell if cell is None else json.loads(cell) for cell in array.to_pylist()]
+    if not all(cell is None or isinstance(cell, list) for cell in cells):
+        raise ValueError("its JSON is not a list")
+    try:
+        lists = pa.array(cells)
+    except pa.ArrowException:
+        # Arrow's words show the value.
+        raise ValueError("a list of its JSON holds values of several types") from None
+    return collection(lists, kind) if is_list(lists.type) else _missing(len(lists))
+
+
+def _missing(rows: int) -> Message:
+    return Message.from_part(constant(b"", rows))
 
 
 def _distinct(elements: pa.Array, offsets: Integers) -> tuple[pa.Array, Integers]:
@@ -415,12 +370,12 @@ def _inner_values(array: pa.Array) -> Message:
     """Values inside a map, each as the Value message of its type."""
     array = plain(array)
     if pa.types.is_null(array.type):
-        return Message.from_part(constant(b"", len(array)))
+        return _missing(len(array))
     if is_list(array.type):
         element = inferred_kind(array.type.value_type)
         if element is None:
             return nested(array, ValueType.MAP_LIST)
-        return collection(array, ValueType[f"{element.name}_LIST"], nulls=False)
+        return collection(array, ValueType[f"{element.name}_LIST"])
     kind = inferred_kind(array.type)
     return nested(array, ValueType.MAP) if kind is None else _scalar(array, kind)
 
@@ -492,43 +447,35 @@ def _map_key(keys: pa.Array) -> Message:
     if kind is ValueType.BYTES:
         return text_field(number, keys)
     if kind is ValueType.UUID:
-        return text_field(number, uuid_texts(keys))
+        return text_field(number, uuid_texts(keys.storage))
     if kind is ValueType.DECIMAL:
         return text_field(number, keys, pa.large_string())
-    return number_field(number, keys.cast(SCALAR_ARROW[kind]))
+    return number_field(number, scalar_exact(keys, kind))
 
 
-CELL_BY_CELL: tuple[ValueType, ...] = (
-    ValueType.JSON_LIST,  # each text is parsed, to refuse those that are not JSON
-    ValueType.UNKNOWN,  # Feast infers the type from the first value that is not empty
-)
-"""Value types that Feast's own function encodes, a Python object a cell.
-
-So do columns whose Arrow type leaves the meaning to each cell: maps, structs and lists that are
-kept as JSON texts, and types that Feast refuses, which it then does in its own words.
-"""
-
-
-def encode_column(column: Column, kind: ValueType, name: str) -> pa.LargeBinaryArray:
+def encode_column(
+    column: Column, kind: ValueType, name: str, view: str = ""
+) -> pa.LargeBinaryArray:
     """A column as serialized Value messages, an empty one for each null.
 
     Args:
         column: any Arrow column.
         kind: value type of the feature.
         name: name of the feature, for errors.
+        view: name of its view, for errors.
 
     Raises:
         ColumnTypeError: a value does not fit the declared type.
         UnsupportedTypeError: an Arrow type that Feast has no type for.
     """
-    check_supported(name, column.type, "Materialization")
+    check_supported(name, column.type, f"Feature view `{view}`")
     return _one_array_of(
-        [_values(chunk, kind, name).to_array() for (chunk,) in _aligned([column])]
+        [_values(chunk, kind, name, view).to_array() for (chunk,) in _aligned([column])]
     )
 
 
 def encode_values(
-    columns: Sequence[Column], kinds: Sequence[ValueType], names: Sequence[str]
+    columns: Sequence[Column], kinds: Sequence[ValueType], names: Sequence[str], view: str = ""
 ) -> pa.LargeBinaryArray:
     """Rows as serialized `RepeatedValue` messages: the values of an item.
 
@@ -536,19 +483,20 @@ def encode_values(
         columns: one Arrow column a feature, at least one, all of the same length.
         kinds: value type of each feature.
         names: name of each feature, for errors.
+        view: name of their view, for errors.
 
     Raises:
         ColumnTypeError: a value does not fit the declared type.
         UnsupportedTypeError: an Arrow type that Feast has no type for.
     """
     for column, name in zip(columns, names, strict=True):
-        check_supported(name, column.type, "Materialization")
+        check_supported(name, column.type, f"Feature view `{view}`")
     return _one_array_of(
         [
             reduce(
                 add,
                 [
-                    delimited(1, _values(chunk, kind, name))
+                    delimited(1, _values(chunk, kind, name, view))
                     for chunk, kind, name in zip(chunks, kinds, names, strict=True)
                 ],
             ).to_array()
@@ -557,17 +505,22 @@ def encode_values(
     )
 
 
-def _values(array: pa.Array, kind: ValueType, name: str) -> Message:
+def _values(array: pa.Array, kind: ValueType, name: str, view: str) -> Message:
     array = plain(array)
-    with naming(name, kind, array.type):
+    with naming(name, kind, array.type, view):
         message = _by_column(array, kind)
         return _cell_by_cell(array, kind) if message is None else message
 
 
 def _cell_by_cell(array: pa.Array, kind: ValueType) -> Message:
+    """By Feast's own function: maps and structs kept as JSON texts, and what it refuses."""
     if kind not in FIELD_NUMBER:
-        raise ValueError("Feast's Value message has no field of that type.")
-    values: list[Value] = python_values_to_proto_values(_cells(array), kind)
+        raise ValueError("Feast's Value message has no field of that type")
+    try:
+        values: list[Value] = python_values_to_proto_values(_cells(array), kind)
+    except Exception as error:  # noqa: BLE001 - it raises bare ones too
+        # Feast's words show the value.
+        raise ValueError(f"Feast cannot write it ({type(error).__name__})") from None
     cells = [value.SerializeToString() for value in values]
     return Message.from_part(pa.array(cells, pa.large_binary()))
 
@@ -589,13 +542,17 @@ def _holds_map(kind: pa.DataType) -> bool:
 def _by_column(array: pa.Array, kind: ValueType) -> Message | None:
     """The Value messages of a column; None where they are made cell by cell."""
     if pa.types.is_null(array.type):
-        return Message.from_part(constant(b"", len(array)))
-    if kind in CELL_BY_CELL:
-        return None
-    if is_scalar(array.type, kind):
+        return _missing(len(array))
+    if kind in SCALARS:
         return scalar(array, kind)
-    if is_collection(array.type, kind):
-        return collection(array, kind)
+    if kind in COLLECTIONS:
+        if is_list(array.type):
+            return collection(array, kind)
+        has_json = is_text(array.type) or is_bytes(array.type)
+        return _from_json(array, kind) if has_json else None
+    if kind is ValueType.UNKNOWN:
+        # As Feast infers it, from the Arrow type in place of the first value.
+        return _inner_values(array) if _is_inner_type(array.type) else None
     return nested(array, kind) if is_nested(array.type, kind) else None
 
 
