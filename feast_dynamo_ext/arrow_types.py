@@ -35,6 +35,9 @@ SECONDS_PER_DAY = 86_400
 VIEW_TO_PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 LARGE_TO_PLAIN = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 
+EXACT_BITS = {16: 11, 32: 24, 64: 53}
+"""Of a float's width: below 2 to the power of this, no two integers become the same float."""
+
 LIST_TESTS = (
     pa.types.is_list,
     pa.types.is_large_list,

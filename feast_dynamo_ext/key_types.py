@@ -15,10 +15,12 @@ from feast_dynamo_ext.arrow_types import (
     is_text,
     is_time,
     is_uuid,
+    one_array,
     uuid_texts,
     without_dictionary,
 )
 from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
+from feast_dynamo_ext.exact import refuse_inexact_integers, without_nan
 
 FAMILIES = (
     ("integer", pa.types.is_integer, pa.int64()),
@@ -34,9 +36,6 @@ FAMILIES = (
     ("integer", pa.types.is_decimal, pa.int64()),
     ("integer", pa.types.is_null, pa.int64()),
 )
-
-EXACT_BITS = {16: 11, 32: 24, 64: 53}
-"""Of a float's width: below 2 to the power of this, no two integers become the same float."""
 
 
 def family(kind: pa.DataType) -> str | None:
@@ -68,18 +67,14 @@ def comparable(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array
     return pc.cast(column, target)
 
 
-def _surely_whole(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+def _surely_whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Floats of which each was one integer alone; NaN, a missing value, becomes null."""
-    bits = EXACT_BITS[column.type.bit_width]
-    doubles = column.cast(pa.float64())
-    doubles = pc.if_else(pc.is_nan(doubles), None, doubles)
-    count = pc.sum(pc.greater_equal(pc.abs(doubles), float(1 << bits))).as_py()
-    if count:
-        raise pa.ArrowInvalid(
-            f"{count:,} of {len(column):,} values are of 2^{bits} and more as {column.type}, where "
-            "each stands for several integers; in pandas use Int64, which holds missing values"
-        )
-    return doubles
+    array = without_nan(one_array(column))
+    try:
+        refuse_inexact_integers(array)
+    except ValueError as error:
+        raise pa.ArrowInvalid(str(error)) from error
+    return array
 
 
 def _texts_of_uuids(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

@@ -28,9 +28,15 @@ import pyarrow as pa
 from feast.infra.offline_stores.file_source import FileSource
 from pyarrow import fs
 
-from feast_dynamo_ext.arrow_types import MOST_DIGITS, is_bytes, is_uuid, without_dictionary
+from feast_dynamo_ext.arrow_types import (
+    EXACT_BITS,
+    MOST_DIGITS,
+    is_bytes,
+    is_uuid,
+    without_dictionary,
+)
 from feast_dynamo_ext.errors import OfflineStoreError
-from feast_dynamo_ext.key_types import EXACT_BITS, family
+from feast_dynamo_ext.key_types import family
 from feast_dynamo_ext.parquet.listing import partition_value
 from feast_dynamo_ext.retrieval.entity_rows.from_files import CSV
 from feast_dynamo_ext.retrieval.inputs import History, checked_source, entity_key, key_names
