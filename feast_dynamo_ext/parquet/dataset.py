@@ -186,6 +186,7 @@ class SourceDataset:
         periods: what the folders' names say of event times, or None.
         settled: whether the schema holds what all files hold.
         repeated: columns whose name a file has several times -> that file.
+        of_log: whether a table's log says the types of its columns.
     """
 
     place: Place
@@ -195,6 +196,7 @@ class SourceDataset:
     periods: Periods | None = None
     settled: bool = False
     repeated: Mapping[str, str] = field(default_factory=dict)
+    of_log: bool = False
 
     @classmethod
     def of_files(
@@ -228,7 +230,9 @@ class SourceDataset:
         """The files of a Delta or Iceberg table, with the schema that its log says."""
         fragments = _fragments(place, table.files, table.partitions)
         dataset = _dataset(fragments, without_view_layouts(table.schema), place)
-        return cls(place, table.files, dataset, frozenset(table.partitions), settled=True)
+        return cls(
+            place, table.files, dataset, frozenset(table.partitions), settled=True, of_log=True
+        )
 
     @property
     def schema(self) -> pa.Schema:
@@ -261,6 +265,27 @@ class SourceDataset:
         footers = self._footers(fragments)
         found = [part_within(footer, column, first, last) for footer in footers]
         return self._of_footers([part for part in found if part], self._widened(footers))
+
+    def with_folder_types(self, declared: Mapping[str, pa.DataType]) -> SourceDataset:
+        """The same with columns of folders' names in the types that they are declared as.
+
+        Raises:
+            ColumnTypeError: a folder's name is no value of its column's type.
+        """
+        types = {name: self.schema.field(name).type for name in self.of_folders}
+        wanted = {
+            name: kind
+            for name, kind in declared.items()
+            if name in types and not self.of_log and not _is_alike(types[name], kind)
+        }
+        if not wanted:
+            return self
+        types |= wanted
+        schema = pa.schema(
+            [column.with_type(types.get(column.name, column.type)) for column in self.schema]
+        )
+        parts = _fragments(self.place, self.files, types)
+        return replace(self, dataset=_dataset(parts, schema, self.place))
 
     def only(self, paths: Collection[str], schema: pa.Schema | None = None) -> SourceDataset:
         """Some of the files; see `ParquetSource.only`."""
@@ -401,6 +426,12 @@ def _check_single(columns: Collection[str], repeated: Mapping[str, str], uri: st
             f"{uri}: {repeated[found[0]]} has several columns named `{found[0]}`, so it is not "
             "known which is meant. Write that file again with a name of its own for each."
         )
+
+
+def _is_alike(inferred: pa.DataType, declared: pa.DataType) -> bool:
+    """Whether the values of a folder's column are the same in both types."""
+    both_whole = pa.types.is_integer(inferred) and pa.types.is_integer(declared)
+    return inferred == declared or both_whole
 
 
 def _inside(footers: Iterable[Footer], files: Iterable[FileState]) -> set[str]:

@@ -27,7 +27,7 @@ from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.storage import settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from datetime import datetime
 
     import pyarrow.dataset as ds
@@ -151,6 +151,14 @@ class ParquetSource:
                 "`field_mapping` to the source."
             )
         return source
+
+    def with_folder_types(self, declared: Mapping[str, pa.DataType]) -> ParquetSource:
+        """This source with columns that only folders' names say in the types of a declaration.
+
+        Raises:
+            ColumnTypeError: a folder's name is no value of its column's type.
+        """
+        return replace(self, parts=self.parts.with_folder_types(declared))
 
     def with_all_types(self) -> ParquetSource:
         """This source with the columns of all files, in types that hold what each file holds.

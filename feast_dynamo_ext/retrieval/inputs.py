@@ -296,10 +296,13 @@ def checked_source(view: ViewPlan, source: ParquetSource) -> ParquetSource:
 
     Raises:
         ColumnNotFoundError: no file has one of them.
+        ColumnTypeError: a folder's name is no value of the type that the view declares.
         UnsupportedTypeError: a feature's column has a type that Feast cannot carry.
     """
     wanted = f"Feature view `{view.view}`"
-    complete = source.with_columns([*view.narrow_columns, *view.feature_columns], wanted)
+    names = list(dict.fromkeys([*view.narrow_columns, *view.feature_columns]))
+    declared = {name: view.declared[name] for name in names if name in view.declared}
+    complete = source.with_folder_types(declared).with_columns(names, wanted)
     for column in view.feature_columns:
         check_supported(column, complete.schema.field(column).type, wanted)
     return complete

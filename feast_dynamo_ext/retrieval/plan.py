@@ -6,17 +6,19 @@ A plan names columns and says what counts; the rows that it is run on are not pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Union
 
 from feast_dynamo_ext.columns import request_columns, stored_names, stored_times
+from feast_dynamo_ext.declared import folder_types
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.timestamps import EARLIEST
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime, timedelta
 
+    import pyarrow as pa
     from feast import FeatureView
     from feast.data_source import DataSource
 
@@ -34,6 +36,8 @@ class ViewPlan:
         created_time: the source's column of created time, or None.
         features: (column of the source, column of the result) a feature.
         ttl: how old a row may be at the entity row's time, the bound included; None for no limit.
+        declared: types of the source's columns as the view declares them, for those that only
+            folders' names say; empty where no view is known.
     """
 
     view: str
@@ -43,6 +47,7 @@ class ViewPlan:
     created_time: str | None
     features: tuple[tuple[str, str], ...]
     ttl: timedelta | None
+    declared: Mapping[str, pa.DataType] = field(default_factory=dict)
 
     @property
     def tie_breaks(self) -> tuple[str, ...]:
@@ -145,7 +150,13 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
             for name in wanted
         ),
         ttl=view.ttl or None,
+        declared=declared_columns(view),
     )
+
+
+def declared_columns(view: Any) -> dict[str, pa.DataType]:
+    """The types that a view declares its columns as, by the names of its source's files."""
+    return folder_types([*view.entity_columns, *view.features], stored_names(view.batch_source))
 
 
 def result_name(view: Any, feature: str, *, full_feature_names: bool) -> str:

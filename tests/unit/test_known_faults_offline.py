@@ -7,9 +7,7 @@ are strict: who mends a fault takes its mark away.
 from __future__ import annotations
 
 import base64
-import contextlib
 import datetime as dt
-import decimal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,20 +15,14 @@ from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
-from feast.types import Bool, Decimal, Float32, Float64, Int64, UnixTimestamp
-from order_files import TIME, customers, day, history, orders, write
+from feast.types import Float64, Int64, UnixTimestamp
+from order_files import TIME, customers, day, history, orders
 from repos import write_repo_yaml
 from views import CUSTOMER
-
-from feast_dynamo_ext.errors import (
-    ColumnTypeError,
-    SourceReadError,
-)
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -105,106 +97,6 @@ def test_a_partly_encrypted_file_is_an_error_that_names_it(shop, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert str(path) in run.stdout
-
-
-# Appends that change values
-
-
-@pytest.mark.parametrize(
-    ("stored", "dtype", "appended"),
-    [
-        pytest.param(
-            pa.array([day(1)], TIME), UnixTimestamp, 1767312000, id="epoch seconds as a timestamp"
-        ),
-        pytest.param(
-            pa.array([1767225600]), Int64, pd.Timestamp("2026-01-02"), id="timestamp as an integer"
-        ),
-        pytest.param(
-            pa.array([decimal.Decimal("1.10")], pa.decimal128(10, 2)),
-            Decimal,
-            2.255,
-            id="2.255 as decimal(10, 2)",
-        ),
-        pytest.param(pa.array([1.0], pa.float32()), Float32, 1e300, id="1e300 as a float32"),
-        pytest.param(pa.array([True]), Bool, 2, id="2 as a bool"),
-        pytest.param(pa.array([True]), Bool, 0.5, id="0.5 as a bool"),
-        pytest.param(pa.array([1]), Int64, "007", id="text as an integer"),
-    ],
-)
-@pytest.mark.xfail(
-    reason="appends reinterpret, round and overflow values", strict=True, raises=NOT_REFUSED
-)
-def test_an_append_refuses_what_would_not_come_back_equal(shop, tmp_path, stored, dtype, appended):
-    old = write(tmp_path / "orders" / "old.parquet", total=stored)
-    shop.apply([CUSTOMER, orders(old.parent, total=dtype)])
-    rows = pd.DataFrame({"cid": [2], "t": pd.to_datetime([day(2, 5)]), "total": [appended]})
-    with pytest.raises(ColumnTypeError, match="`total`"):
-        shop.write_to_offline_store("orders", rows)
-    assert list(old.parent.iterdir()) == [old]
-
-
-@pytest.mark.xfail(
-    reason="epoch seconds are taken for microseconds: the row is of 1970",
-    strict=True,
-    raises=NOT_REFUSED,
-)
-def test_an_append_refuses_integers_as_event_times(shop, tmp_path):
-    old = write(tmp_path / "orders" / "old.parquet", total=[1])
-    shop.apply([CUSTOMER, orders(old.parent, total=Int64)])
-    with pytest.raises(ColumnTypeError, match=r"`t`.*unit=.s."):
-        shop.write_to_offline_store(
-            "orders", pd.DataFrame({"cid": [2], "t": [1767312000], "total": [9]})
-        )
-    assert list(old.parent.iterdir()) == [old]
-
-
-LATE_ON_A_DAY = {"cid": [2], "t": pd.to_datetime([day(2, 5)]), "total": [9]}
-
-
-@pytest.fixture
-def orders_by_day(shop, tmp_path) -> Path:
-    """The folder of `orders`, applied, whose event times are dates."""
-    old = write(tmp_path / "orders" / "old.parquet", t=pa.array([day(1).date()]), total=[1])
-    shop.apply([CUSTOMER, orders(old.parent, total=Int64)])
-    return old.parent
-
-
-@pytest.mark.xfail(reason="the hour is cut off without a word", strict=True, raises=NOT_REFUSED)
-def test_an_append_refuses_hours_where_event_times_are_dates(shop, orders_by_day):
-    with pytest.raises(ColumnTypeError, match="`t`"):
-        shop.write_to_offline_store("orders", pd.DataFrame(LATE_ON_A_DAY))
-    assert [path.name for path in orders_by_day.iterdir()] == ["old.parquet"]
-
-
-@pytest.mark.xfail(
-    reason="the row of 05:00 was stored as of midnight", strict=True, raises=AssertionError
-)
-@pytest.mark.usefixtures("orders_by_day")
-def test_no_entity_sees_a_row_that_was_appended_for_later(shop):
-    with contextlib.suppress(ColumnTypeError):
-        shop.write_to_offline_store("orders", pd.DataFrame(LATE_ON_A_DAY))
-    assert history(shop, customers(1, 2, day_number=2, hour=1), "total") == [1, None]
-
-
-@pytest.mark.xfail(
-    reason="the new file lacks the partition column that the others carry as well",
-    strict=True,
-    raises=SourceReadError,
-)
-def test_an_append_to_partitions_that_are_columns_too_can_be_read(shop, tmp_path):
-    folder = tmp_path / "orders"
-    duckdb.sql(
-        "COPY (SELECT 1::BIGINT cid, TIMESTAMPTZ '2026-01-01 00:00:00Z' t, 10::BIGINT total, "
-        f"1::BIGINT shop) TO '{folder}' "
-        "(FORMAT parquet, PARTITION_BY (shop), WRITE_PARTITION_COLUMNS true)"
-    )
-    shop.apply([CUSTOMER, orders(folder, total=Int64, shop=Int64)])
-    assert history(shop, customers(1, 2), "total", "shop") == ([10, None], [1, None])
-    shop.write_to_offline_store(
-        "orders",
-        pd.DataFrame({"cid": [2], "t": pd.to_datetime([day(2)]), "total": [20], "shop": [2]}),
-    )
-    assert history(shop, customers(1, 2), "total", "shop") == ([10, 20], [1, 2])
 
 
 # Bytes

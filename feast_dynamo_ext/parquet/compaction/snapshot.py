@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -21,6 +21,8 @@ from feast_dynamo_ext.storage import settings_of
 from feast_dynamo_ext.timestamps import Axis, check_time
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from feast import RepoConfig
     from feast.data_source import DataSource
 
@@ -38,6 +40,7 @@ class Target:
         created_time: of created time, or None.
         keys: the columns that are join keys of every feature view that reads it, sorted.
         readers: names of the sources and views, for people.
+        declared: types of columns that only folders' names say, as the views declare them.
     """
 
     source: DataSource
@@ -45,6 +48,7 @@ class Target:
     created_time: str | None
     keys: tuple[str, ...]
     readers: tuple[str, ...]
+    declared: Mapping[str, pa.DataType] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ class Snapshot:
         # Before the listing: only the pointer that the listing was made by is replaced later.
         folder = folder_of(target, config)
         seen = folder.seen()
-        source = ParquetSource.open(target.source, config).with_all_types()
+        source = ParquetSource.open(target.source, config)
+        source = source.with_folder_types(target.declared).with_all_types()
         if source.current != seen.current:
             raise CompactionConflictError(
                 f"{source.uri} is being compacted by another run. Wait for it, then run it again."
