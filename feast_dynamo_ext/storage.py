@@ -527,6 +527,10 @@ class S3Files:
         file = _Upload(self.client, uri, None, self.part_bytes, {"IfMatch": f'"{seen.etag}"'})
         try:
             yield seen, file
+            # Early, before the last parts are sent; and some servers compare no ETag of uploads.
+            now = self.find(uri)
+            if now is None or now.version != seen.version:
+                raise _replaced(uri)
             file.complete()
         except AwsError as error:
             file.discard()

@@ -67,7 +67,8 @@ class ReadErrors:
             yield
         except FeastDynamoError:
             raise
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            # The last: a footer with names of columns that are no text.
             raise self._explained(error, path) from error
 
     def check_unchanged(self) -> None:
@@ -107,7 +108,7 @@ def _refusal(error: Exception, path: str) -> AwsError | None:
             raise error
     except AwsError as refused:
         return refused
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return None
 
 

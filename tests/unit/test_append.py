@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import multiprocessing
 import resource
@@ -32,7 +31,7 @@ from feast_dynamo_ext.errors import (
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 from feast_dynamo_ext.parquet.append import write_folders
 from feast_dynamo_ext.parquet.writer import PartSize, write_parts
-from feast_dynamo_ext.storage import FileReplacedError, LocalFiles
+from feast_dynamo_ext.storage import LocalFiles
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 HOUR = dt.timedelta(hours=1)
@@ -292,19 +291,6 @@ def test_writers_of_one_file_lose_nothing(tmp_path, one_file):
         thread.join()
     expected = [1.0, *(float(10 * at + more) for at in range(1, 5) for more in range(5))]
     assert sorted(row["total"] for row in history(tmp_path, one_file)) == expected
-
-
-def test_another_program_s_new_file_is_not_overwritten(tmp_path, one_file):
-    path = tmp_path / "orders" / "old.parquet"
-    with contextlib.ExitStack() as block:
-        _, new = block.enter_context(LocalFiles().rewriting(str(path)))
-        new.write(b"ours")
-        path.write_bytes(b"theirs")
-        with pytest.raises(FileReplacedError, match="left as that writer made it"):
-            block.close()
-    assert path.read_bytes() == b"theirs"
-    assert [name for name in files_in(path.parent) if name.endswith(".tmp")] == []
-    assert one_file.name == "orders"
 
 
 def test_the_first_push_begins_the_history(open_store, tmp_path):
