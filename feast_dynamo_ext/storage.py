@@ -313,9 +313,7 @@ class LocalFiles:
             seen = _found(self.find(uri), uri)
             with self.new_file(uri) as file:
                 yield seen, file
-                now = self.find(uri)  # programs of others know nothing of our lock
-                if now is None or now.version != seen.version:
-                    raise _replaced(uri)
+                _check_same(self.find(uri), seen, uri)  # others know nothing of our lock
 
     def delete(self, uris: Sequence[str]) -> None:
         """See `Files.delete`."""
@@ -403,6 +401,11 @@ def _found(file: FileState | None, uri: str) -> FileState:
     if file is None:
         raise FileNotFoundError(f"there is no file at {uri}")
     return file
+
+
+def _check_same(now: FileState | None, seen: FileState, uri: str) -> None:
+    if now is None or now.version != seen.version:
+        raise _replaced(uri)
 
 
 def _replaced(uri: str) -> FileReplacedError:
@@ -528,9 +531,7 @@ class S3Files:
         try:
             yield seen, file
             # Early, before the last parts are sent; and some servers compare no ETag of uploads.
-            now = self.find(uri)
-            if now is None or now.version != seen.version:
-                raise _replaced(uri)
+            _check_same(self.find(uri), seen, uri)
             file.complete()
         except AwsError as error:
             file.discard()
