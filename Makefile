@@ -20,9 +20,9 @@ demo: $(VENV)/.demo $(VENV)/.dynamodb-local ## the whole job on a real shop's pu
 test: $(VENV)/.dev $(VENV)/.dynamodb-local $(if $(filter pre,$(FEAST)),feast-pre) ## run all tests, or those of T=path (FEAST=pre: on Feast's pre-release)
 	@$(BIN)/python -m pytest $(or $(T),--numprocesses 2 --dist loadfile) $(ARGS)
 
-# A third of the usual cases for generated tests.
+# A tenth of the usual cases for generated tests.
 test-fast: $(VENV)/.dev ## tests without servers, in under a minute
-	@FUZZ_TIMES=0.3 $(BIN)/python -m pytest -m "not server and not slow" \
+	@FUZZ_TIMES=0.1 $(BIN)/python -m pytest -m "not server and not slow" \
 		--numprocesses 2 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev ## ruff: style and likely mistakes

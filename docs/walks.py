@@ -1,27 +1,34 @@
-"""Counts the modules of the package that one call passes through; `make walks` runs it.
+"""Counts the modules of the package that data passes on its way; `make walks` runs it.
 
 Four calls on the embedded AWS: a read by one entity key, a point-in-time retrieval, a materialize
-and a training set. Each is made once before, so that what is worked out once is not counted. A
-module counts when one of its functions runs, in any thread; importing it does not count.
+and a training set. Each is made once before, so that what is worked out once is not counted.
+
+A module is passed when one of its functions, in any thread, is given data or returns it: Arrow or
+numpy columns, frames, protobuf messages, bytes, items of DynamoDB. It runs when any of its
+functions does. Importing it counts as neither.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 import logging
 import os
 import sys
 import tempfile
 import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
 from feast.types import Float64, Int64
+from google.protobuf.message import Message
 
 import feast_dynamo_ext
 from feast_dynamo_ext import sagemaker
@@ -44,32 +51,73 @@ ENTITY_ROWS = pd.DataFrame(
 )
 
 
+ARRAYS = (pa.Array, pa.ChunkedArray, pa.RecordBatch, pa.Table, pa.RecordBatchReader, np.ndarray)
+DATA = (*ARRAYS, pd.DataFrame, Message, bytes, bytearray, memoryview)
+ROWS = {"EncodedRows", "EntityRows", "Row", "RowBatch"}
+"""This package's own classes that hold rows."""
+ITEM_NAMES = {"B", "Keys", "PutRequest", "RequestItems", "Responses", "k"}
+"""Names in DynamoDB's JSON of keys and items."""
+LOOKED_AT, DEPTH = 5, 3
+
+
+def is_data(value: Any, depth: int = 0) -> bool:
+    """Whether a value holds columns, rows or keys, or parts of them."""
+    if isinstance(value, DATA) or type(value).__name__ in ROWS:
+        return True
+    if depth == DEPTH:
+        return False
+    if isinstance(value, dict):
+        if ITEM_NAMES & value.keys():
+            return True
+        value = value.values()
+    elif not isinstance(value, (list, tuple, set, frozenset)):
+        return False
+    return any(is_data(each, depth + 1) for each in itertools.islice(value, LOOKED_AT))
+
+
+@dataclass
+class Modules:
+    """Modules of the package, by their paths in it."""
+
+    passed: set[str] = field(default_factory=set)
+    run: set[str] = field(default_factory=set)
+
+
 class Walk:
-    """Notes which modules' functions run while it counts."""
+    """Notes which modules run while it counts, and which of them are given data."""
 
     def __init__(self) -> None:
-        self.modules: set[str] = set()
-        self._is_counting = False
+        self._found: Modules | None = None
         # Threads take it over when they start, so pools that live on are counted too.
         threading.setprofile(self._note)
         sys.setprofile(self._note)
 
-    def _note(self, frame: Any, event: str, _argument: Any) -> None:
-        if self._is_counting and event == "call" and frame.f_code.co_name != "<module>":
-            path = frame.f_code.co_filename
-            if path.startswith(str(PACKAGE)):
-                self.modules.add(Path(path).relative_to(PACKAGE).with_suffix("").as_posix())
+    def _note(self, frame: Any, event: str, returned: Any) -> None:
+        code, found = frame.f_code, self._found
+        if found is None or event not in {"call", "return"} or code.co_name == "<module>":
+            return
+        if not code.co_filename.startswith(str(PACKAGE)):
+            return
+        module = Path(code.co_filename).relative_to(PACKAGE).with_suffix("").as_posix()
+        found.run.add(module)
+        if event == "return":
+            given = [returned]
+        else:
+            count = code.co_argcount + code.co_kwonlyargcount
+            arguments = itertools.islice(frame.f_locals.items(), count)
+            given = [value for name, value in arguments if name != "self"]
+        if any(map(is_data, given)):
+            found.passed.add(module)
 
-    def count(self, call: Callable[[], Any]) -> list[str]:
-        """The modules that a second call passes through, in the order of their names."""
+    def count(self, call: Callable[[], Any]) -> Modules:
+        """The modules of a second call."""
         call()
-        self.modules.clear()
-        self._is_counting = True
+        found = self._found = Modules()
         try:
             call()
         finally:
-            self._is_counting = False
-        return sorted(self.modules)
+            self._found = None
+        return found
 
 
 def repo(folder: Path, endpoint: str) -> FeatureStore:
@@ -113,7 +161,7 @@ def repo(folder: Path, endpoint: str) -> FeatureStore:
     return store
 
 
-def walks(store: FeatureStore, folder: Path) -> dict[str, list[str]]:
+def walks(store: FeatureStore, folder: Path) -> dict[str, Modules]:
     """The modules of each call, by the name of the walk."""
     walk = Walk()
 
@@ -158,10 +206,15 @@ def main() -> None:
         finally:
             stop(server)
     if "--json" in sys.argv:
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        lists = {
+            what: {"passed": sorted(modules.passed), "run": sorted(modules.run)}
+            for what, modules in found.items()
+        }
+        sys.stdout.write(json.dumps(lists, indent=2) + "\n")
         return
+    sys.stdout.write("passed  run\n")
     for what, modules in found.items():
-        sys.stdout.write(f"{len(modules):3} modules: {what}\n")
+        sys.stdout.write(f"{len(modules.passed):6} {len(modules.run):4}  {what}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Servers and repos that tests run on. Servers are real: moto's, and Amazon's DynamoDB Local."""
+"""Servers and repos that tests run on. Servers are real: moto's, and Amazon's DynamoDB Local.
+
+Feast is imported where it is needed: that takes seconds, and one process only hands tests out.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ from typing import TYPE_CHECKING
 import boto3
 import pytest
 import urllib3
-from feast import FeatureStore
 from repos import REGION, open_repo_config
 
 from feast_dynamo_ext.aws import AwsSettings
@@ -23,6 +25,8 @@ from feast_dynamo_ext.local import dynamodb_local_folder, start_dynamodb_local, 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from feast import FeatureStore
 
 
 def pytest_report_header() -> str:
@@ -179,6 +183,8 @@ def open_store(tmp_path) -> Callable[..., FeatureStore]:
     """Opens a feature store of this test's own, with a local registry."""
 
     def open_store(project: str = "p", online=None, offline=None, **more) -> FeatureStore:
+        from feast import FeatureStore
+
         config = open_repo_config(
             tmp_path,
             project=project,

@@ -3,8 +3,7 @@
 https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
 
 botocore resolves and renews the credentials; its SigV4Auth, made for any request of any service,
-takes 390 us a request where this takes 30 (docs/explanation/decisions/d06-signed-http.md). It is
-the oracle of the tests.
+takes 390 us a request where this takes 30. It is the oracle of the tests.
 """
 
 from __future__ import annotations

@@ -165,17 +165,19 @@ class ParquetRetrievalJob(RetrievalJob):
         for ref in refs:
             view, _, feature = ref.partition(":")
             wanted[view].append(feature)
+        views: list[Any] = [*self.views, *self.odfvs]
         return [
             result_name(view, feature, full_feature_names=self.full_names)
-            for view in [*self.views, *self.odfvs]
+            for view in views
             for feature in dict.fromkeys(wanted[view.projection.name_to_use()])
         ]
 
     def _check_requested(self, refs: list[str]) -> None:
         """Refuse a retrieval whose last features may be what Feast added: it adds them last."""
+        views: list[Any] = list(self.odfvs)
         inputs = {
             f"{projection.name_to_use()}:{field.name}"
-            for view in self.odfvs
+            for view in views
             for projection in view.source_feature_view_projections.values()
             for field in projection.features
         }

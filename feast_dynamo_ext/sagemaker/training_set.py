@@ -179,9 +179,10 @@ def _references(store: FeatureStore, features: Any) -> list[str]:
     if isinstance(features, list):
         return features
     service = store.registry.get_feature_service(features.name, store.project, allow_cache=True)
+    projections: list[Any] = service.feature_view_projections
     return [
         f"{projection.name_to_use()}:{field.name}"
-        for projection in service.feature_view_projections
+        for projection in projections
         for field in projection.features
     ]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from offline import Joined, OfflineRuns
 
 # Case -> ours/Feast's DuckDB store in wall clock.
-JOINED = {"3 views": 0.40}
+JOINED = {"3 views": 0.33}
 # Case -> MB at its peak.
 JOINED_MB = {"3 views": 1_200.0, "1,000 features": 1_500.0, "100 M rows": 3_000.0}
 JOINED_S = {"1,000 features": 10.0}

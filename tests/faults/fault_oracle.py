@@ -66,7 +66,7 @@ class Totals:
         return Totals(**{name: mine[name] + theirs[name] for name in mine})
 
     def row(self, name: str) -> str:
-        """A row of the table in docs/explanation/reliability.md."""
+        """A row of the printed table; docs/explanation/reliability.md shows that of all runs."""
         faults = ", ".join(f"{count:,} {kind}" for kind, count in self.faults.most_common())
         errors = ", ".join(f"{count:,} {kind}" for kind, count in self.errors.most_common())
         marked = f" ({self.marked:,} marked)" if self.marked else ""

@@ -56,7 +56,7 @@ def shop(open_store, fault_proxy, dynamodb_local):
 
 @pytest.fixture(scope="module")
 def figures():
-    """Totals by the name of the run; prints the table of docs/explanation/reliability.md."""
+    """Totals by the name of the run; prints them, as docs/explanation/reliability.md has all."""
     figures: dict[str, Totals] = {}
     yield figures
     print("\n| run | reads | writes | requests | faults | errors | wrong | missing |")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from feast import RepoConfig
+
+if TYPE_CHECKING:
+    from feast import RepoConfig
 
 REGION = "us-east-1"
 
@@ -53,6 +55,8 @@ def write_repo_yaml(folder: Path, **settings: Any) -> None:
 
 def open_repo_config(folder: str | Path, **settings: Any) -> RepoConfig:
     """The config of a repo in a folder, with a registry file there unless one is given."""
+    from feast import RepoConfig
+
     given = {"registry": f"{folder}/registry.db", **settings}
     config = RepoConfig(**repo_settings(**given))
     config.repo_path = Path(folder)

@@ -224,7 +224,7 @@ RUNS = {
 def test_every_bar_of_training_sets():
     held = offline_bars.of_offline(RUNS)
     assert [(bar.name, bar.limit, figure.median, bar.is_met(figure)) for bar, figure in held] == [
-        ("ours/Feast duckdb, 3 views", 0.40, 0.4, True),  # 0.4, 0.5 and 0.25
+        ("ours/Feast duckdb, 3 views", 0.33, 0.4, False),  # 0.4, 0.5 and 0.25
         ("ours/fastest scan, 3 views", 4.0, 4.0, True),  # 4/1, 6/1 and 5/2
         ("ours/even keys, one key hot", 2.0, 2.5, False),
         ("time, 1,000 features", 10.0, 9.5, True),

@@ -176,6 +176,7 @@ def test_only_what_is_named_is_opened(shop, tmp_path):
     assert got.column("total").to_pylist() == [3.0]
 
 
+@pytest.mark.slow
 def test_the_memory_limit_counts_and_spills_are_removed(open_store, tmp_path):
     spill = tmp_path / "spill"
     spill.mkdir()

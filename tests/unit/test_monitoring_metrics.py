@@ -86,6 +86,7 @@ KINDS = {
 FEATURES = [(name, kind) for name, (_, kind, _) in KINDS.items()]
 
 
+@pytest.mark.slow
 @cases(12)
 @given(data=st.data(), rows=st.integers(0, 25), group=st.integers(1, 20))
 def test_metrics_are_those_of_feasts_calculator(tmp_path_factory, data, rows, group):
@@ -288,6 +289,7 @@ def test_a_feature_that_is_named_twice_is_measured_each_time(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_more_columns_than_are_held_at_a_time_come_in_their_order(tmp_path):
     write(tmp_path, {f"x{at}": [float(at), at + 1.0] for at in range(70)})
     found = metrics(tmp_path, [(f"x{at}", "numeric") for at in range(70)])

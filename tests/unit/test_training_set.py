@@ -277,6 +277,7 @@ def many_rows(rows: int) -> pa.Table:
     )
 
 
+@pytest.mark.slow
 def test_many_batches_keep_order_values_and_bytes_whatever_the_chunks(tmp_path):
     table = many_rows(300_000)
     pieces = [table.slice(at, 997) for at in range(0, 300_000, 997)]

@@ -15,11 +15,9 @@ So the last vector written was made of the rows of then. All these reads are str
 
 A service is declared in its views' tables before its first vector is written, in its home last.
 A writer looks for services after its rows are written: either it sees the service, or the rows
-were there before the service's first fill reads them.
-
-A service is declared in its views' tables before its first vector is written, in its home last;
-it is taken back from its home first, and from the others when its vectors are deleted. Whatever
-is interrupted is therefore seen by the next call, and done to its end.
+were there before the service's first fill reads them. It is taken back from its home first, and
+from the others when its vectors are deleted. Whatever is interrupted is therefore seen by the next
+call, and done to its end.
 """
 
 from __future__ import annotations
