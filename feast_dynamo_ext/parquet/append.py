@@ -440,12 +440,17 @@ def _rewrite(files: Files, uri: str, source: ParquetSource, rows: pa.Table) -> N
             stream = opened.enter_context(source.filesystem.open_input_file(file.path))
             old = pq.ParquetFile(stream, coerce_int96_timestamp_unit="us")
         schema = rows.schema.with_metadata(old.schema_arrow.metadata)
-        codec = old.metadata.row_group(0).column(0).compression if old.num_row_groups else "zstd"
-        writer = opened.enter_context(pq.ParquetWriter(new, schema, compression=codec))
+        writer = None
         for group in range(old.num_row_groups):
             with reading(file.path):
                 kept = old.read_row_group(group)
+            if writer is None:
+                # After a read: asked for a column of a corrupt footer, pyarrow ends the process.
+                codec = old.metadata.row_group(group).column(0).compression
+                writer = opened.enter_context(pq.ParquetWriter(new, schema, compression=codec))
             writer.write_table(_with_columns(kept, schema))
+        if writer is None:
+            writer = opened.enter_context(pq.ParquetWriter(new, schema, compression="zstd"))
         writer.write_table(rows.replace_schema_metadata(schema.metadata))
 
 

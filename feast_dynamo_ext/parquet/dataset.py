@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +25,7 @@ from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.timestamps import Axis
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from feast_dynamo_ext.parquet.listing import Periods, Place, TableFiles
@@ -62,20 +60,23 @@ class Footer:
 
 
 def read_footers(
-    fragments: Sequence[Any], reading: Callable[[str], AbstractContextManager[object]]
+    fragments: Sequence[Any], errors: ReadErrors, checked: Collection[str] = ()
 ) -> list[Footer]:
     """The footers of files.
 
     Args:
         fragments: the files.
-        reading: what a file is read in, given its path; names the file in errors.
+        errors: names the file in errors.
+        checked: columns of which footers will be asked; see `ReadErrors.check_columns`.
     """
 
     def read(fragment: Any) -> Footer:
-        with reading(fragment.path):
+        with errors.of_file(fragment.path):
             fragment.ensure_complete_metadata()
             schema = without_view_layouts(fragment.physical_schema.remove_metadata())
             footer = Footer(fragment.path, schema, fragment)
+            if not set(checked).isdisjoint(schema.names):
+                errors.check_columns(fragment, checked)
             return footer if len(set(schema.names)) == len(schema) else _without_repeated(footer)
 
     if len(fragments) == 1:
@@ -133,16 +134,13 @@ def _point(number: int, kind: pa.DataType, *, up: bool) -> pa.Scalar:
 
 
 def limits(
-    fragments: Sequence[Any],
-    column: str,
-    kind: pa.DataType,
-    reading: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    fragments: Sequence[Any], column: str, kind: pa.DataType, errors: ReadErrors
 ) -> pa.Array | None:
     """What footers say of a column of times; see `ParquetSource.limits`."""
     found = [pa.array([], kind)]
     for fragment in fragments:
-        with reading(fragment.path):
-            of_file = _file_limits(fragment, column)
+        with errors.of_file(fragment.path):
+            of_file = _file_limits(fragment, column, errors)
         if of_file is None:
             return None
         try:
@@ -152,7 +150,7 @@ def limits(
     return pa.concat_arrays(found)
 
 
-def _file_limits(fragment: Any, column: str) -> pa.Array | None:
+def _file_limits(fragment: Any, column: str, errors: ReadErrors) -> pa.Array | None:
     """The limits of a file's row groups, in the file's type; see `ParquetSource.limits`."""
     metadata = fragment.metadata
     leaves = [metadata.schema.column(at) for at in range(metadata.num_columns)]
@@ -162,6 +160,7 @@ def _file_limits(fragment: Any, column: str) -> pa.Array | None:
     kind = fragment.physical_schema.field(column).type
     if pa.types.is_null(kind):
         return pa.array([], kind)
+    errors.check_columns(fragment, [column])
     # As numbers: Python's own times end in the year 9999, and know no nanoseconds.
     numbers: list[int] = []
     for group in fragment.row_groups:
@@ -211,7 +210,7 @@ class SourceDataset:
         types = partition_types(files)
         fragments = _fragments(place, files, types)
         errors = ReadErrors(place, files)
-        footers = read_footers(fragments[:1] + fragments[1:][-1:], errors.of_file)
+        footers = read_footers(fragments[:1] + fragments[1:][-1:], errors)
         # What files have themselves is no column of their folders.
         inside = _inside(footers, files)
         of_folders = {name: kind for name, kind in types.items() if name not in inside}
@@ -262,7 +261,7 @@ class SourceDataset:
                 file.path for file in self.files if self.periods.may_hold(file, first, last)
             }
             fragments = [fragment for fragment in fragments if fragment.path in may_hold]
-        footers = self._footers(fragments)
+        footers = self._footers(fragments, [] if condition is None else [column])
         found = [part_within(footer, column, first, last) for footer in footers]
         return self._of_footers([part for part in found if part], self._widened(footers))
 
@@ -301,8 +300,8 @@ class SourceDataset:
         parts = self.fragments
         if not self.settled:  # many footers at once, where they are not read yet
             parts = [footer.part for footer in self._footers(parts)]
-        reading = ReadErrors(self.place, self.files).of_file
-        return limits(parts, column, self.schema.field(column).type, reading)
+        errors = ReadErrors(self.place, self.files)
+        return limits(parts, column, self.schema.field(column).type, errors)
 
     def readable(self, columns: Collection[str]) -> ds.FileSystemDataset:
         """The dataset, whose schema surely holds what the files have in some columns.
@@ -319,8 +318,8 @@ class SourceDataset:
             check_holds(self.schema, footers, self.place.uri, set(columns) - self.of_folders)
         return self.dataset
 
-    def _footers(self, fragments: Sequence[Any]) -> list[Footer]:
-        return read_footers(fragments, ReadErrors(self.place, self.files).of_file)
+    def _footers(self, fragments: Sequence[Any], checked: Collection[str] = ()) -> list[Footer]:
+        return read_footers(fragments, ReadErrors(self.place, self.files), checked)
 
     def _widened(self, footers: Sequence[Footer]) -> pa.Schema:
         _check_inside(footers, self.files, self._inside(), self.place.uri)
@@ -431,7 +430,7 @@ def _check_single(columns: Collection[str], repeated: Mapping[str, str], uri: st
 def _is_alike(inferred: pa.DataType, declared: pa.DataType) -> bool:
     """Whether the values of a folder's column are the same in both types."""
     both_whole = pa.types.is_integer(inferred) and pa.types.is_integer(declared)
-    return inferred == declared or both_whole
+    return bool(inferred == declared or both_whole)
 
 
 def _inside(footers: Iterable[Footer], files: Iterable[FileState]) -> set[str]:

@@ -6,7 +6,6 @@ are strict: who mends a fault takes its mark away.
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import subprocess
 import sys
@@ -17,9 +16,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pyarrow.parquet.encryption as pe
 import pytest
-from feast.types import Float64, Int64, UnixTimestamp
+from feast.types import Float64, UnixTimestamp
 from order_files import TIME, customers, day, history, orders
 from repos import write_repo_yaml
 from views import CUSTOMER
@@ -38,65 +36,6 @@ def shop(open_store) -> FeatureStore:
 def write_yaml(folder: Path) -> None:
     """What a process of its own needs to open the shop."""
     write_repo_yaml(folder, registry=str(folder / "registry.db"))
-
-
-# Files that end the process
-
-
-class PlainKeys(pe.KmsClient):
-    """Keys that wrap and unwrap as base64."""
-
-    def __init__(self, _config) -> None:
-        super().__init__()
-
-    def wrap_key(self, key_bytes, _master_key):
-        return base64.b64encode(key_bytes)
-
-    def unwrap_key(self, wrapped_key, _master_key):
-        return base64.b64decode(wrapped_key)
-
-
-RETRIEVAL = """
-import datetime as dt
-import sys
-
-import pyarrow as pa
-from feast import FeatureStore
-
-from feast_dynamo_ext.errors import SourceReadError
-
-moment = dt.datetime(2026, 1, 3, tzinfo=dt.timezone.utc)
-entities = pa.table({"cid": [1], "event_timestamp": [moment]})
-try:
-    FeatureStore(sys.argv[1]).get_historical_features(entities, ["orders:total"]).to_arrow()
-except SourceReadError as error:
-    print(error)
-"""
-
-
-@pytest.mark.slow
-def test_a_partly_encrypted_file_is_an_error_that_names_it(shop, tmp_path):
-    table = pa.table({"cid": [1, 2], "t": pa.array([day(1)] * 2, TIME), "total": [1, 2]})
-    keys = pe.EncryptionConfiguration(
-        footer_key="k", column_keys={"k": ["total"]}, plaintext_footer=True
-    )
-    properties = pe.CryptoFactory(PlainKeys).file_encryption_properties(
-        pe.KmsConnectionConfig(), keys
-    )
-    path = tmp_path / "encrypted.parquet"
-    with pq.ParquetWriter(path, table.schema, encryption_properties=properties) as writer:
-        writer.write_table(table)
-    shop.apply([CUSTOMER, orders(path, total=Int64)])
-    write_yaml(tmp_path)
-    run = subprocess.run(
-        [sys.executable, "-c", RETRIEVAL, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert run.returncode == 0, run.stderr
-    assert str(path) in run.stdout
 
 
 # Bytes

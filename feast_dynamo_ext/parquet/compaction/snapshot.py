@@ -16,6 +16,7 @@ from feast_dynamo_ext.parquet.compaction.layout import InputFile
 from feast_dynamo_ext.parquet.dataset import limits
 from feast_dynamo_ext.parquet.listing import Place, folders_below
 from feast_dynamo_ext.parquet.pointer import version_of, visible
+from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
 from feast_dynamo_ext.storage import settings_of
 from feast_dynamo_ext.timestamps import Axis, check_time
@@ -133,7 +134,8 @@ def _input_file(source: ParquetSource, file: FileState, part: Any, event_time: s
     known = {found.path: found for found in current.files} if current else {}
     groups = part.row_groups
     kind = source.schema.field(event_time).type
-    first, last = _range(limits([part], event_time, kind), kind)
+    errors = ReadErrors(source.place, (file,))
+    first, last = _range(limits([part], event_time, kind, errors), kind)
     return InputFile(
         path=path,
         size=file.size,
