@@ -163,6 +163,13 @@ def check_columns(fragment: Any, size: int, columns: Collection[str]) -> None:
     file = pq.ParquetFile(unread, metadata=metadata, pre_buffer=True)
     with contextlib.suppress(_UnreadError):
         file.read_row_groups(groups, columns=list(columns), use_threads=False)
+    schema = metadata.schema
+    leaves = [schema.column(at) for at in range(metadata.num_columns)]
+    for at, leaf in enumerate(leaves):
+        if leaf.path.partition(".")[0] in columns:
+            kinds = {metadata.row_group(group).column(at).physical_type for group in groups}
+            if kinds != {leaf.physical_type}:  # which its statistics are not made of
+                raise OSError(f"column {leaf.path} is {leaf.physical_type} and {sorted(kinds)}")
 
 
 def _refusal(error: Exception, path: str) -> AwsError | None:
