@@ -1,7 +1,7 @@
 """What this package knows of Arrow's types, for all sides: kinds, conversions, Feast's names.
 
-Tables of types; arrays in the few shapes that code handles; the type that holds two others; the
-types that join keys are compared in; Feast's value types.
+Tables of types; arrays in the few shapes that code handles; the type that holds two others;
+Feast's value types. The types that join keys are compared in are in `key_types`.
 
 Sources: `feast/protos/feast/types/Value.proto` and `feast.type_map` of Feast 0.67.
 """
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from feast.type_map import VALUE_TYPE_TO_PROTO_VALUE_MAP
 from feast.value_type import ValueType
 
-from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError, UnsupportedTypeError
+from feast_dynamo_ext.errors import ColumnTypeError, UnsupportedTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -30,10 +30,13 @@ BYTES_TYPES = (pa.binary(), pa.large_binary(), pa.binary_view())
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 SECONDS_PER_DAY = 86_400
 
-# What other programs write of Arrow's newer or larger layouts -> the plain layout.
+# What other programs write of Arrow's newer or larger layouts -> the plain layout. Arrow cannot
+# gather the values of a view layout, nor write it to all formats.
 VIEW_TO_PLAIN = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
-"""Arrow cannot gather values of views."""
 LARGE_TO_PLAIN = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
+
+EXACT_BITS = {16: 11, 32: 24, 64: 53}
+"""Of a float's width: below 2 to the power of this, no two integers become the same float."""
 
 LIST_TESTS = (
     pa.types.is_list,
@@ -57,6 +60,11 @@ def is_bytes(kind: pa.DataType) -> bool:
 def is_list(kind: pa.DataType) -> bool:
     """Whether a column holds lists."""
     return any(test(kind) for test in LIST_TESTS)
+
+
+def is_list_view(kind: pa.DataType) -> bool:
+    """Whether a column holds lists in one of Arrow's view layouts."""
+    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
 
 
 def is_uuid(kind: pa.DataType) -> bool:
@@ -107,6 +115,18 @@ def map_schema(schema: pa.Schema, change: Callable[[pa.DataType], pa.DataType]) 
     """The same columns, each type replaced as by `map_type`."""
     fields = [field.with_type(map_type(field.type, change)) for field in schema]
     return pa.schema(fields, metadata=schema.metadata)
+
+
+def without_view_layouts(schema: pa.Schema) -> pa.Schema:
+    """The same columns, with texts and bytes in the plain layouts.
+
+    Views of lists stay, and what is in them: Arrow 26 makes lists of them that end beyond their
+    memory.
+    """
+    # A look at the text takes 4 us, one at each of 50 columns 270 us; a source has many footers.
+    if "_view" not in schema.to_string():
+        return schema
+    return map_schema(schema, lambda kind: VIEW_TO_PLAIN.get(kind, kind))
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -312,6 +332,8 @@ def _nested_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         item = common_type(one.item_type, other.item_type)
         return pa.map_(key, item) if key is not None and item is not None else None
     if all(map(is_list, both)):
+        if any(map(is_list_view, both)):
+            return None  # see `without_view_layouts`
         value = common_type(one.value_type, other.value_type)
         large = any(map(pa.types.is_large_list, both))
         return value and (pa.large_list(value) if large else pa.list_(value))
@@ -326,94 +348,6 @@ def _struct_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
             return None
         types[field.name] = found
     return pa.struct(types.items())
-
-
-# Entity rows come from pandas, history from files: the same key may be int32 here and int64 there,
-# or a dictionary. Both sides are brought to one type a family.
-FAMILIES = (
-    ("integer", pa.types.is_integer, pa.int64()),
-    ("text", is_text, pa.string()),
-    ("text", is_uuid, pa.string()),
-    ("bytes", is_bytes, pa.binary()),
-    ("boolean", pa.types.is_boolean, pa.bool_()),
-    ("time", is_time, pa.int64()),
-    # pandas turns integers into floats where one is missing.
-    ("integer", pa.types.is_floating, pa.int64()),
-    ("integer", pa.types.is_null, pa.int64()),
-    ("integer", lambda kind: pa.types.is_decimal(kind) and kind.scale == 0, pa.int64()),
-)
-
-
-def family(kind: pa.DataType) -> str | None:
-    """The family of types that a key's type belongs to, or None where it cannot be a key."""
-    kind = without_dictionary(kind)
-    return next((name for name, matches, _ in FAMILIES if matches(kind)), None)
-
-
-def comparable(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """A key column in the type in which its family is compared.
-
-    Raises:
-        pyarrow.ArrowInvalid: a value does not fit, for example 1.5, a uint64 over 2^63 - 1, or a
-            float that may have been another integer.
-    """
-    column = column.cast(without_dictionary(column.type))
-    if is_uuid(column.type):
-        chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-        made = [uuid_texts(chunk.storage).cast(pa.string()) for chunk in chunks]
-        is_chunked = isinstance(column, pa.ChunkedArray)
-        return pa.chunked_array(made, pa.string()) if is_chunked else made[0]
-    if pa.types.is_floating(column.type):
-        _refuse_inexact(column)
-    if family(column.type) == "time":
-        zone = column.type.tz if pa.types.is_timestamp(column.type) else None
-        column = column.cast(pa.timestamp("us", tz=zone))
-    target = next(target for _, matches, target in FAMILIES if matches(column.type))
-    return pc.cast(column, target)
-
-
-EXACT_INTEGERS = 2.0**53
-"""Floats below it are one integer each; from there on, one may have been read from another."""
-
-
-def _refuse_inexact(column: pa.ChunkedArray | pa.Array) -> None:
-    large = pc.greater_equal(pc.abs(column.cast(pa.float64())), EXACT_INTEGERS)
-    count = pc.sum(large).as_py() or 0
-    if count:
-        raise pa.ArrowInvalid(
-            f"{count:,} of {len(column):,} values are floats of 2**53 and more, where each stands "
-            "for several integers; in pandas use Int64, which holds missing values"
-        )
-
-
-def compared_type(kind: pa.DataType) -> pa.DataType:
-    """The type in which a key's family is compared; of a type that can be a key."""
-    name = family(kind)
-    return next(target for found, _, target in FAMILIES if found == name)
-
-
-def check_joinable(
-    entity_column: str, entity_type: pa.DataType, source_column: str, source_type: pa.DataType
-) -> None:
-    """Refuse to compare, say, text with integers.
-
-    Raises:
-        ColumnTypeError: the source's column cannot be a key.
-        EntityRowsError: the entity rows' column has another type than the source's.
-    """
-    ours, theirs = family(entity_type), family(source_type)
-    if theirs is None:
-        raise ColumnTypeError(
-            f"Join key `{source_column}` of the source has type {source_type}, which cannot be "
-            "compared exactly. Use integers or text."
-        )
-    if pa.types.is_null(entity_type):
-        return
-    if ours != theirs:
-        raise EntityRowsError(
-            f"Join key `{entity_column}` is {entity_type} in the entity rows, but the source's "
-            f"column `{source_column}` is {source_type}. Cast it in the entity rows."
-        )
 
 
 # Value type name -> field of Feast's Value message. Feast's own table lacks the last four.
@@ -469,6 +403,11 @@ def check_supported(column: str, kind: pa.DataType, where: str) -> None:
                 f"{where}: column `{column}` is a {name} ({kind}), which Feast has no type for. "
                 "Store it as a number (and say the unit in its name) or as text."
             )
+    if is_list_view(kind) and kind.value_type in VIEW_TO_PLAIN:
+        raise UnsupportedTypeError(
+            f"{where}: column `{column}` is {kind}, of which Arrow cannot gather rows. Write it "
+            f"as {pa.list_(VIEW_TO_PLAIN[kind.value_type])}."
+        )
 
 
 # What Arrow, Feast and protobuf raise for a value that does not fit.
@@ -491,6 +430,6 @@ def naming(name: str, kind: ValueType, arrow: pa.DataType, view: str = "") -> It
         where = f"Feature view `{view}`: " if view else ""
         raise ColumnTypeError(
             f"{where}`{name}` is declared as {kind.name}, but its column of type {arrow} "
-            f"holds a value that does not fit: {error}. Correct the dtype in the view, or cast "
-            "the column in the source."
+            f"holds what does not fit: {error}. Correct the dtype in the view, or cast the column "
+            "in the source."
         ) from error

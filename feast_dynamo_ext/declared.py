@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,7 +36,7 @@ from feast_dynamo_ext.exact import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from feast_dynamo_ext.exact import Column
 
@@ -169,6 +169,21 @@ SCALAR_RULES: dict[ValueType, Callable[[pa.Array], pa.Array]] = {
     ValueType.UNIX_TIMESTAMP: _as_times,
     ValueType.ZONED_TIMESTAMP: _as_zoned_times,
 }
+
+
+def folder_types(columns: Iterable[Any], names: Mapping[str, str]) -> dict[str, pa.DataType]:
+    """The types of columns that only folders' names say; those of open value types left out.
+
+    Args:
+        columns: fields of a view.
+        names: of a field the name of its column.
+    """
+    kinds = {names[column.name]: column.dtype.to_value_type() for column in columns}
+    return {
+        name: pa.timestamp("us", "UTC") if _target(kind) == SECONDS else _target(kind)
+        for name, kind in kinds.items()
+        if kind in SCALARS
+    }
 
 
 def element_kind(kind: ValueType) -> ValueType | None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext.arrow_types import (
-    EXACT_INTEGERS,
+    EXACT_BITS,
     PER_SECOND,
     SECONDS_PER_DAY,
     UUID_BYTES,
@@ -148,12 +148,14 @@ def refuse_inexact_integers(array: pa.Array) -> None:
     Raises:
         ValueError: counts them.
     """
+    bits = EXACT_BITS[array.type.bit_width]
     values = np.abs(numbers(array).astype(np.float64))
-    bad = int((values >= EXACT_INTEGERS).sum())
+    bad = int((values >= 2.0**bits).sum())
     if bad:
         raise ValueError(
-            f"{bad:,} of {len(array):,} floats are 2**53 or more, where each stands for several "
-            "integers; use an integer type (in pandas Int64, which holds missing values)"
+            f"{bad:,} of {len(array):,} floats are 2**{bits} or more, where each {array.type} "
+            "stands for several integers; use an integer type (in pandas Int64, which holds "
+            "missing values)"
         )
 
 

@@ -22,7 +22,7 @@ from feast_dynamo_ext.online_store import DynamoOnlineStore
 from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
     import pyarrow as pa
@@ -313,10 +313,11 @@ class DynamoProvider(PassthroughProvider):
         split: TimeSplit,
         overwrite: bool = False,
         parts: int = 1,
+        features: Sequence[str] | None = None,
     ) -> TrainingSet:
         """Write a point-in-time retrieval as a training set that SageMaker jobs read.
 
-        The label is a column of the entity rows; every feature of the retrieval is trained on.
+        The label is a column of the entity rows; the requested features are trained on.
 
         Args:
             job: what `get_historical_features` gave.
@@ -325,10 +326,12 @@ class DynamoProvider(PassthroughProvider):
             split: which event times are train, validation and test.
             overwrite: replace the training set that is there.
             parts: files a split and format.
+            features: references of the requested features. Default: all of the retrieval, unless
+                it has on-demand views, whose inputs Feast adds.
 
         Raises:
             ConfigError: the retrieval is not from S3ParquetOfflineStore.
-            OfflineStoreError: the join is not possible.
+            OfflineStoreError: the join is not possible, or it is not known what was requested.
             TrainingSetError: the result cannot be a training set.
         """
         from feast_dynamo_ext.sagemaker.manifest import provenance_of
@@ -340,6 +343,7 @@ class DynamoProvider(PassthroughProvider):
                 "with entity rows. Set `offline_store` in feature_store.yaml to it."
             )
         event_time, keys = job.entities.event_time, job.entities.other_columns
+        columns = job.columns_of(features)
         table = job.to_arrow()
         given = [*keys, event_time]
         return write_training_set(
@@ -347,11 +351,11 @@ class DynamoProvider(PassthroughProvider):
             label=label,
             event_timestamp=event_time,
             entity_columns=[name for name in keys if name != label],
-            features=[name for name in table.column_names if name not in given],
+            features=columns,
             output=output,
             split=split,
             aws=self.repo_config.offline_store.aws(),
-            provenance=provenance_of(job, self.repo_config.project, table.select(given)),
+            provenance=provenance_of(job, self.repo_config.project, table.select(given), features),
             overwrite=overwrite,
             parts=parts,
         )

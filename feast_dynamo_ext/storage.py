@@ -31,7 +31,7 @@ from feast_dynamo_ext.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from concurrent.futures import Future
     from contextlib import AbstractContextManager
 
@@ -56,6 +56,11 @@ READ_BYTES = 1 << 20
 
 CHANGED = {"PreconditionFailed", "ConditionalRequestConflict"}
 """What S3 answers where a file is not what it was: 412, and 409 where two writers come at once."""
+
+
+class FileReplacedError(DestinationError):
+    """Another writer replaced a file that was being rewritten."""
+
 
 LOCK = "lock"
 """Name of the file by which writers of a local folder take turns at `Files.put_if`."""
@@ -171,6 +176,15 @@ class Files(Protocol):
 
         Returns:
             Whether it was written; False where another writer came first.
+        """
+        ...
+
+    def rewriting(self, uri: str) -> AbstractContextManager[tuple[FileState, NewFile]]:
+        """A file and what takes its place where the block ends without error.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            FileReplacedError: it is not what it was when the block began; it stays as it is.
         """
         ...
 
@@ -290,6 +304,19 @@ class LocalFiles:
                     file.write(data)
         return True
 
+    @contextlib.contextmanager
+    def rewriting(self, uri: str) -> Iterator[tuple[FileState, NewFile]]:
+        """See `Files.rewriting`; writers of one file take turns."""
+        path = _local(uri)
+        with _refusals(uri, "written"):
+            turn = contextlib.ExitStack()
+            turn.enter_context(_locked(path.with_name(f".{path.name}.lock")))
+        with turn:
+            seen = _found(self.find(uri), uri)
+            with self.new_file(uri) as file:
+                yield seen, file
+                _check_same(self.find(uri), seen, uri)  # others know nothing of our lock
+
     def delete(self, uris: Sequence[str]) -> None:
         """See `Files.delete`."""
         for uri in uris:
@@ -386,6 +413,24 @@ def _sync(folder: Path) -> None:
 
 def _state_of(info: fs.FileInfo) -> FileState:
     return FileState(info.path, info.size, info.mtime_ns)
+
+
+def _found(file: FileState | None, uri: str) -> FileState:
+    if file is None:
+        raise FileNotFoundError(f"there is no file at {uri}")
+    return file
+
+
+def _check_same(now: FileState | None, seen: FileState, uri: str) -> None:
+    if now is None or now.version != seen.version:
+        raise _replaced(uri)
+
+
+def _replaced(uri: str) -> FileReplacedError:
+    return FileReplacedError(
+        f"{uri} was replaced or removed by another writer while it was being rewritten, and is "
+        "left as that writer made it. Run it again."
+    )
 
 
 def _local(uri: str) -> Path:
@@ -496,6 +541,26 @@ class S3Files:
             raise
         return True
 
+    @contextlib.contextmanager
+    def rewriting(self, uri: str) -> Iterator[tuple[FileState, NewFile]]:
+        """See `Files.rewriting`: S3 compares the ETag when the new object is complete."""
+        seen = _found(self.find(uri), uri)
+        file = _Upload(self.client, uri, None, self.part_bytes, {"IfMatch": f'"{seen.etag}"'})
+        try:
+            yield seen, file
+            # Early, before the last parts are sent; and some servers compare no ETag of uploads.
+            _check_same(self.find(uri), seen, uri)
+            file.complete()
+        except AwsError as error:
+            file.discard()
+            # 404: it was removed.
+            if error.code in CHANGED or isinstance(error, ResourceNotFoundError):
+                raise _replaced(uri) from error
+            raise
+        except BaseException:
+            file.discard()
+            raise
+
     def delete(self, uris: Sequence[str]) -> None:
         """See `Files.delete`."""
         for start in range(0, len(uris), DELETED_AT_ONCE):
@@ -542,12 +607,20 @@ class _Upload:
     Parts are sent in the background; `PARTS_AT_ONCE` + 1 of them are in memory at most.
     """
 
-    def __init__(self, client: Any, uri: str, content_type: str | None, part_bytes: int) -> None:
+    def __init__(
+        self,
+        client: Any,
+        uri: str,
+        content_type: str | None,
+        part_bytes: int,
+        condition: Mapping[str, str] | None = None,
+    ) -> None:
         self.written, self.closed = 0, False
         self._client, self._uri = client, uri
         bucket, key = _bucket_and_key(uri)
         self._object = {"Bucket": bucket, "Key": key}
         self._content_type = _typed(content_type)
+        self._condition = dict(condition or {})
         self._first_bytes = part_bytes
         self._buffer = bytearray()
         self._id: str | None = None
@@ -581,7 +654,10 @@ class _Upload:
         if self._id is None:
             with aws.translated("s3", self._uri):
                 self._client.put_object(
-                    **self._object, **self._content_type, Body=bytes(self._buffer)
+                    **self._object,
+                    **self._content_type,
+                    **self._condition,
+                    Body=bytes(self._buffer),
                 )
             return
         if self._buffer:
@@ -591,7 +667,10 @@ class _Upload:
         self._end_threads()
         with aws.translated("s3", self._uri):
             self._client.complete_multipart_upload(
-                **self._object, UploadId=self._id, MultipartUpload={"Parts": self._parts}
+                **self._object,
+                **self._condition,
+                UploadId=self._id,
+                MultipartUpload={"Parts": self._parts},
             )
 
     def discard(self) -> None:

@@ -83,6 +83,8 @@ def _wanted(
 
 
 def _target(source: DataSource, views: Sequence[ViewPlan]) -> Target:
+    import pyarrow as pa
+
     from feast_dynamo_ext.parquet.compaction.snapshot import Target
 
     if not views:
@@ -97,7 +99,14 @@ def _target(source: DataSource, views: Sequence[ViewPlan]) -> Target:
     ((event_time, created_time),) = times
     keys = set.intersection(*({column for _, column in view.keys} for view in views))
     readers = {view.view for view in views} | {view.source.name for view in views}
-    return Target(source, event_time, created_time, tuple(sorted(keys)), tuple(sorted(readers)))
+    declared: dict[str, Any] = {}
+    for view in views:
+        for name, kind in view.folder_types.items():
+            # What views declare differently is kept as the text that it is.
+            declared[name] = kind if declared.get(name, kind) == kind else pa.string()
+    return Target(
+        source, event_time, created_time, tuple(sorted(keys)), tuple(sorted(readers)), declared
+    )
 
 
 def _unread(source: DataSource) -> Target:

@@ -26,7 +26,7 @@ from feast_dynamo_ext.materialize.spool import Spool, bucket_count
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, engine_for
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.retrieval.inputs import checked_source
-from feast_dynamo_ext.retrieval.plan import plan_rows
+from feast_dynamo_ext.retrieval.plan import declared_columns, plan_rows
 from feast_dynamo_ext.timestamps import EARLIEST, assume_utc, micros, micros_of
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class History:
             columns.event_time,
             columns.created_time,
         )
-        plan = replace(plan, view=self._view.name)
+        plan = replace(plan, view=self._view.name, folder_types=declared_columns(self._view))
         source = checked_source(plan, self._source)
         engine = engine_for(self._config.offline_store, "newest")
         threads = engine.threads or min(MOST_THREADS, os.cpu_count() or 1)

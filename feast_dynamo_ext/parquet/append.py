@@ -2,40 +2,103 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from feast.data_format import DeltaFormat
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.types import from_feast_to_pyarrow_type
 
-from feast_dynamo_ext.arrow_types import one_array
+from feast_dynamo_ext.arrow_types import (
+    is_bytes,
+    is_list,
+    is_number,
+    is_text,
+    is_time,
+    one_array,
+    plain_type,
+)
 from feast_dynamo_ext.columns import stored_names, stored_times
+from feast_dynamo_ext.declared import folder_types
 from feast_dynamo_ext.errors import (
     ColumnNotFoundError,
     ColumnTypeError,
     OfflineStoreError,
     SourceNotFoundError,
 )
+from feast_dynamo_ext.exact import cast_exact, refused
 from feast_dynamo_ext.parquet.iceberg import is_iceberg
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
+from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
 from feast_dynamo_ext.parquet.writer import write_parts
-from feast_dynamo_ext.storage import discard, files_of, settings_of
+from feast_dynamo_ext.storage import FileReplacedError, discard, files_of, settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from feast import RepoConfig
     from feast.data_source import DataSource
 
     from feast_dynamo_ext.storage import Files, FileState
+
+
+def fitted(
+    values: pa.ChunkedArray, kind: pa.DataType, name: str, column: str, there: str
+) -> pa.ChunkedArray:
+    """Values in the type of a column that is there, each equal to what it was.
+
+    Args:
+        values: the values.
+        kind: the type of the column.
+        name: of the column.
+        column: what it is called in messages.
+        there: where it is.
+
+    Raises:
+        ColumnTypeError: the type is of another family, or a value would not come back equal.
+    """
+    try:
+        if _is_of_another_family(values.type, kind):
+            raise refused(values, kind)
+        return cast_exact(values, kind)
+    except ValueError as error:
+        advice = "Cast it, so that you choose what is lost."
+        if is_time(kind) and is_number(values.type):
+            advice = (
+                f"Say what the numbers count: `pd.to_datetime(rows['{name}'], unit=\"s\", "
+                "utc=True)`."
+            )
+        raise ColumnTypeError(
+            f"{column} is {values.type}, and does not fit the {kind} of {there}: {error}. {advice}"
+        ) from error
+
+
+def _is_of_another_family(given: pa.DataType, kind: pa.DataType) -> bool:
+    """Whether an exact cast would change what values are: 7 is no text. Inside of lists, too."""
+    given, kind = plain_type(given), plain_type(kind)
+    if is_list(given) and is_list(kind):
+        return _is_of_another_family(given.value_type, kind.value_type)
+    if pa.types.is_struct(given) and pa.types.is_struct(kind):
+        types = {field.name: field.type for field in kind}
+        return any(
+            _is_of_another_family(field.type, types.get(field.name, field.type)) for field in given
+        )
+    if pa.types.is_map(given) and pa.types.is_map(kind):
+        return _is_of_another_family(given.key_type, kind.key_type) or _is_of_another_family(
+            given.item_type, kind.item_type
+        )
+    return is_text(kind) and (
+        is_number(given) or is_time(given) or bool(pa.types.is_boolean(given))
+    )
 
 
 @dataclass(frozen=True)
@@ -49,6 +112,7 @@ class Folders:
         order: all hive columns, from the outermost folder.
         event_time: the source's event time, in the names of its files.
         texts: per column, how values are written in the folders that are there.
+        inside: hive columns that the files have as well.
     """
 
     columns: tuple[str, ...]
@@ -57,10 +121,19 @@ class Folders:
     order: tuple[str, ...]
     event_time: str
     texts: Mapping[str, frozenset[str]]
+    inside: frozenset[str] = frozenset()
 
     @classmethod
-    def from_source(cls, data_source: Any, files: Sequence[FileState]) -> Folders:
-        """The folders of a source, from its settings and the files that are there."""
+    def from_source(
+        cls, data_source: Any, files: Sequence[FileState], of_files: Collection[str] = ()
+    ) -> Folders:
+        """The folders of a source, from its settings and the files that are there.
+
+        Args:
+            data_source: the source.
+            files: its files.
+            of_files: names of the columns that the files have.
+        """
         pattern: str = getattr(data_source, "folder_format", "")
         derived: Mapping[str, str] = getattr(data_source, "derived_columns", {})
         # Files that `compact` wrote may say less in their folders' names.
@@ -78,25 +151,27 @@ class Folders:
             order=tuple(there),
             event_time=stored[data_source.timestamp_field],
             texts={name: frozenset(found) for name, found in texts.items()},
+            inside=frozenset(there) & frozenset(of_files),
         )
 
     def without(self, schema: pa.Schema) -> pa.Schema:
         """The columns that are in files."""
-        return pa.schema(column for column in schema if column.name not in self.order)
+        outside = set(self.order) - self.inside
+        return pa.schema(column for column in schema if column.name not in outside)
 
-    def split(self, table: pa.Table, rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    def split(self, values: pa.Table, rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         """Rows by folder.
 
         Args:
-            table: the rows with the columns of the folders.
-            rows: the same rows as they are written.
+            values: the columns of the folders, in their types.
+            rows: the rows as they are written.
 
         Raises:
             OfflineStoreError: a row has no event time, so its folder is not known.
         """
-        levels = [self._level(table, rows, name) for name in self.order]
+        levels = [self._level(values, rows, name) for name in self.order]
         if self.plain:
-            levels.insert(0, self._period(rows, self.plain))
+            levels.insert(0, self.period(rows, self.plain))
         if not levels:
             yield "", rows
             return
@@ -104,13 +179,13 @@ class Folders:
         for folder in pc.unique(folders).to_pylist():
             yield folder, rows.filter(pc.equal(folders, folder))
 
-    def _level(self, table: pa.Table, rows: pa.Table, name: str) -> pa.Array:
+    def _level(self, values: pa.Table, rows: pa.Table, name: str) -> pa.Array:
         if name in self.derived:
-            values = self._period(rows, self.derived[name])
+            found = self.period(rows, self.derived[name])
         else:
-            values = one_array(table.column(name))
+            found = one_array(values.column(name))
         # Each distinct value once: a folder has many rows.
-        coded = values.dictionary_encode()
+        coded = found.dictionary_encode()
         known = self.texts.get(name, frozenset())
         names = [
             f"{quote(name)}={self._text(value, known)}" for value in coded.dictionary.to_pylist()
@@ -126,7 +201,8 @@ class Folders:
             text = text.zfill(len(padded))
         return quote(text, safe="")
 
-    def _period(self, rows: pa.Table, form: str) -> pa.Array:
+    def period(self, rows: pa.Table, form: str) -> pa.Array:
+        """What folders of a format are called for the event times of rows."""
         times = one_array(rows.column(self.event_time))
         if times.null_count:
             raise OfflineStoreError(
@@ -148,25 +224,29 @@ class Target:
 
     Attributes:
         view: the view's name.
-        uri: of the folder.
+        uri: of the folder, or of the one file.
         schema: names and types of the columns in its files; those of the folders' names are not
             among them.
         folders: how rows are spread over folders.
+        types: of the columns of the folders' names, as far as they are known.
         optional: columns that rows may have and may lack: features that no file has yet.
+        one_file: the source, where it is one file; None for a folder.
     """
 
     view: str
     uri: str
     schema: pa.Schema
     folders: Folders
+    types: Mapping[str, pa.DataType]
     optional: pa.Schema
+    one_file: ParquetSource | None = None
 
     @classmethod
     def from_view(cls, view: Any, config: RepoConfig, table: pa.Table) -> Target:
         """The history of a view; where there is none yet, as the view declares it.
 
         Raises:
-            OfflineStoreError: the source is one file, a glob, or a Delta table.
+            OfflineStoreError: the source is a glob, or a Delta or Iceberg table.
         """
         data_source = view.batch_source
         if isinstance(getattr(data_source, "file_format", None), DeltaFormat):
@@ -185,24 +265,34 @@ class Target:
                 f"{uri} is a glob, so it names no folder for new files. Point the source of "
                 f"feature view `{view.name}` to the folder itself."
             )
+        stored = stored_names(data_source)
+        of_folders = folder_types([*view.entity_columns, *view.features], stored)
         declared = _declared(view)
         try:
-            source = ParquetSource.open(data_source, config)
+            source = ParquetSource.open(data_source, config).with_folder_types(of_folders)
         except SourceNotFoundError:
             folders = Folders.from_source(data_source, ())
             # The first file says what the columns are, so they are those of the rows.
             names = dict.fromkeys([*_required(view), *_plain(table)])
             schema = pa.schema(_first_type(name, declared, table) for name in names)
-            return cls(view.name, uri, folders.without(schema), folders, pa.schema([]))
-        if source.files[0].path.endswith(uri.partition("://")[2] or uri):
-            raise OfflineStoreError(
-                f"{uri} is one Parquet file; appending would rewrite it under its readers. Move "
-                "it into a folder and point the source to that."
-            )
-        folders = Folders.from_source(data_source, source.files)
-        schema = folders.without(source.schema.remove_metadata())
+            _check_first_times(view, uri, schema)
+            return cls(view.name, uri, folders.without(schema), folders, of_folders, pa.schema([]))
+        is_file = source.files[0].path.endswith(uri.partition("://")[2] or uri)
+        of_files = set(source.schema.names) - source.of_folders
+        folders = Folders.from_source(data_source, source.files, of_files)
+        if is_file:
+            folders = replace(folders, columns=(), derived={}, plain="", order=())
+        schema = pa.schema(
+            _first_type(column.name, declared, table) if pa.types.is_null(column.type) else column
+            for column in folders.without(source.schema.remove_metadata())
+        )
         new = [column for column in declared if column.name not in source.schema.names]
-        return cls(view.name, uri, schema, folders, pa.schema(new))
+        types = {name: source.schema.field(name).type for name in folders.columns}
+        for name, texts in folders.texts.items():
+            if texts <= {HIVE_NULL} and name not in of_folders:
+                types.pop(name, None)  # nobody has said yet what its values are
+        one_file = source if is_file else None
+        return cls(view.name, uri, schema, folders, types, pa.schema(new), one_file)
 
     def rows(self, table: pa.Table) -> pa.Table:
         """Rows in the columns and types of the files.
@@ -212,8 +302,9 @@ class Target:
             ColumnTypeError: a value does not fit a column's type.
         """
         given = _plain(table)
-        missing = [name for name in self.schema.names if name not in given]
-        missing += [name for name in self.folders.columns if name not in given]
+        derived = [name for name in self.folders.derived if name in self.schema.names]
+        required = dict.fromkeys([*self.schema.names, *self.folders.columns])
+        missing = [name for name in required if name not in given and name not in derived]
         if missing:
             raise ColumnNotFoundError(
                 f"Feature view `{self.view}`: the rows to append lack the columns {missing} of "
@@ -236,39 +327,142 @@ class Target:
                 unknown,
                 self.uri,
             )
-        return pa.table([self._cast(table, column) for column in schema], schema)
+        fitting = [
+            self._fitted(table, column.name, column.type)
+            for column in schema
+            if column.name not in derived
+        ]
+        found = pa.table(
+            fitting, pa.schema([column for column in schema if column.name not in derived])
+        )
+        # After the event time, which they follow from.
+        for name in derived:
+            text = pa.chunked_array([self.folders.period(found, self.folders.derived[name])])
+            found = found.append_column(name, self._parsed(text, schema.field(name)))
+        return found.select(schema.names).cast(schema)
 
-    def _cast(self, table: pa.Table, column: pa.Field) -> pa.ChunkedArray:
-        values = table.column(column.name)
+    def folder_values(self, table: pa.Table) -> pa.Table:
+        """The columns of the folders' names.
+
+        Raises:
+            ColumnTypeError: a value does not fit a column's type.
+        """
+        columns = {}
+        for name in self.folders.columns:
+            kind = self.types.get(name, table.schema.field(name).type)
+            # Bytes are written as the text that they are.
+            kind = pa.string() if is_bytes(kind) else kind
+            columns[name] = self._fitted(table, name, kind)
+        return pa.table(columns)
+
+    def _fitted(self, table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+        column = f"Feature view `{self.view}`: column `{name}` of the rows to append"
+        return fitted(table.column(name), kind, name, column, self.uri)
+
+    def _parsed(self, texts: pa.ChunkedArray, column: pa.Field) -> pa.ChunkedArray:
+        """What folders say of a column that files have too."""
         try:
-            return values.cast(column.type)
+            return texts.cast(column.type)
         except pa.ArrowException as error:
             raise ColumnTypeError(
-                f"Feature view `{self.view}`: column `{column.name}` of the rows to append is "
-                f"{values.type}, and does not fit the {column.type} of {self.uri}: {error}. Cast "
-                "it, so that you choose what is lost."
+                f"Feature view `{self.view}`: the files of {self.uri} have their own column "
+                f"`{column.name}` of type {column.type}, which the folders' format does not give. "
+                "Leave it out of the files."
             ) from error
 
 
 def append_rows(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
     """Append rows to the history of a feature view.
 
-    Columns may have the names of the files or, as Feast renames them, those of the view.
+    Columns may have the names of the files or, as Feast renames them, those of the view. A source
+    that is one file is rewritten with them.
 
     Returns:
-        URIs of the new files.
+        URIs of the new files, or of the one file.
 
     Raises:
         ColumnNotFoundError: a column is missing.
         ColumnTypeError: a value does not fit its column.
-        OfflineStoreError: the source is one file, or not a folder of Parquet.
+        OfflineStoreError: the source is not of Parquet files.
         DestinationError: the disk refused; nothing is kept. AwsError: S3 did.
     """
     table = _original_names(view, table)
-    target = Target.from_view(view, config, table)
-    rows = target.rows(table)
-    files = files_of(target.uri, settings_of(view.batch_source, config))
-    return write_folders(files, target.uri, rows.schema, target.folders.split(table, rows))
+    settings = settings_of(view.batch_source, config)
+    left = REWRITES
+    while True:
+        target = Target.from_view(view, config, table)
+        rows, files = target.rows(table), files_of(target.uri, settings)
+        if target.one_file is None:
+            parts = target.folders.split(target.folder_values(table), rows)
+            return write_folders(files, target.uri, rows.schema, parts)
+        _warn_of_one_file(view.name, target.uri)
+        try:
+            _rewrite(files, target.uri, target.one_file, rows)
+        except FileReplacedError:
+            left -= 1
+            if not left:
+                raise
+        else:
+            return [target.uri]
+
+
+REWRITES = 20
+"""Times that one file is rewritten where other writers keep replacing it meanwhile."""
+
+_warned: set[str] = set()
+
+
+def _warn_of_one_file(view: str, uri: str) -> None:
+    if uri not in _warned:
+        _warned.add(uri)
+        logger.warning(
+            "feature view %s: its source %s is one Parquet file, which each append rewrites "
+            "whole, and retrievals that are reading it fail. Move it into a folder and point the "
+            "source to that: rows are then appended as new files",
+            view,
+            uri,
+        )
+
+
+def _rewrite(files: Files, uri: str, source: ParquetSource, rows: pa.Table) -> None:
+    """Write one file anew with more rows.
+
+    Raises:
+        FileReplacedError: it is not what it was when its columns were looked at.
+    """
+    (file,) = source.files
+    reading = ReadErrors(source.place, source.files).of_file
+    with contextlib.ExitStack() as opened:
+        seen, new = opened.enter_context(files.rewriting(uri))
+        if seen.version != file.version:
+            raise FileReplacedError(f"{uri} was replaced by another writer. Run it again.")
+        with reading(file.path):
+            stream = opened.enter_context(source.filesystem.open_input_file(file.path))
+            old = pq.ParquetFile(stream, coerce_int96_timestamp_unit="us")
+        schema = rows.schema.with_metadata(old.schema_arrow.metadata)
+        writer = None
+        for group in range(old.num_row_groups):
+            with reading(file.path):
+                kept = old.read_row_group(group)
+            if writer is None:
+                # After a read: asked for a column of a corrupt footer, pyarrow ends the process.
+                codec = old.metadata.row_group(group).column(0).compression
+                writer = opened.enter_context(pq.ParquetWriter(new, schema, compression=codec))
+            writer.write_table(_with_columns(kept, schema))
+        if writer is None:
+            writer = opened.enter_context(pq.ParquetWriter(new, schema, compression="zstd"))
+        writer.write_table(rows.replace_schema_metadata(schema.metadata))
+
+
+def _with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows of a file with columns that it lacks as nulls."""
+    columns = [
+        cast_exact(table.column(column.name), column.type)
+        if column.name in table.column_names
+        else pa.chunked_array([pa.nulls(len(table), column.type)])
+        for column in schema
+    ]
+    return pa.table(columns, schema)
 
 
 def declared_columns(views: Iterable[Any], source: DataSource) -> list[tuple[str, str]]:
@@ -351,6 +545,22 @@ def _arrow_type(dtype: Any) -> pa.DataType:
 def _required(view: Any) -> list[str]:
     source = view.batch_source
     return [*_declared(view).names, *filter(None, stored_times(source))]
+
+
+def _check_first_times(view: Any, uri: str, schema: pa.Schema) -> None:
+    """Refuse to begin a history whose times nobody could read.
+
+    Raises:
+        ColumnTypeError: names the column.
+    """
+    for name in filter(None, stored_times(view.batch_source)):
+        kind = schema.field(name).type
+        if not (is_time(kind) or pa.types.is_null(kind)):
+            raise ColumnTypeError(
+                f"Feature view `{view.name}`: column `{name}` of the rows to append is {kind}, "
+                f"not times, as which {uri} would be read. Parse it first, for example "
+                f"`pd.to_datetime(rows['{name}'], unit=\"s\", utc=True)`; say what numbers count."
+            )
 
 
 def _first_type(name: str, declared: pa.Schema, table: pa.Table) -> pa.Field:

@@ -10,15 +10,15 @@ that no value is ever read in a type that does not hold it.
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from feast_dynamo_ext.arrow_types import VIEW_TO_PLAIN, common_type, is_time, map_schema
+from feast_dynamo_ext.arrow_types import common_type, is_time, without_view_layouts
 from feast_dynamo_ext.cancellation import in_threads
 from feast_dynamo_ext.errors import ColumnTypeError, SourceReadError
 from feast_dynamo_ext.parquet.listing import partition_expression, partition_types
@@ -26,8 +26,7 @@ from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.timestamps import Axis
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from feast_dynamo_ext.parquet.listing import Periods, Place, TableFiles
@@ -49,35 +48,49 @@ class Footer:
 
     Attributes:
         path: path within the filesystem.
-        schema: names and types of its columns, without those of its folders.
+        schema: names and types of its columns, without those of its folders; of several columns
+            of one name the first.
         part: the row groups that may hold what was asked for, as a fragment.
+        repeated: names that several of its columns have.
     """
 
     path: str
     schema: pa.Schema
     part: Any
+    repeated: frozenset[str] = frozenset()
 
 
 def read_footers(
-    fragments: Sequence[Any], reading: Callable[[str], AbstractContextManager[object]]
+    fragments: Sequence[Any], errors: ReadErrors, checked: Collection[str] = ()
 ) -> list[Footer]:
     """The footers of files.
 
     Args:
         fragments: the files.
-        reading: what a file is read in, given its path; names the file in errors.
+        errors: names the file in errors.
+        checked: columns of which footers will be asked; see `ReadErrors.check_columns`.
     """
 
     def read(fragment: Any) -> Footer:
-        with reading(fragment.path):
+        with errors.of_file(fragment.path):
             fragment.ensure_complete_metadata()
-            schema = _plain(fragment.physical_schema).remove_metadata()
-            return Footer(fragment.path, schema, fragment)
+            schema = without_view_layouts(fragment.physical_schema.remove_metadata())
+            footer = Footer(fragment.path, schema, fragment)
+            if not set(checked).isdisjoint(schema.names):
+                errors.check_columns(fragment, checked)
+            return footer if len(set(schema.names)) == len(schema) else _without_repeated(footer)
 
     if len(fragments) == 1:
         return [read(fragments[0])]
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         return list(pool.map(in_threads(read), fragments))
+
+
+def _without_repeated(footer: Footer) -> Footer:
+    names = Counter(footer.schema.names)
+    first = {column.name: column for column in reversed(footer.schema)}
+    repeated = frozenset(name for name, times in names.items() if times > 1)
+    return replace(footer, schema=pa.schema([first[name] for name in names]), repeated=repeated)
 
 
 def part_within(
@@ -91,7 +104,7 @@ def part_within(
     if condition is None:
         return footer if footer.part.row_groups else None
     part = footer.part.subset(condition, schema=footer.schema)
-    return Footer(footer.path, footer.schema, part) if part.row_groups else None
+    return replace(footer, part=part) if part.row_groups else None
 
 
 def range_condition(
@@ -122,16 +135,13 @@ def _point(number: int, kind: pa.DataType, *, up: bool) -> pa.Scalar:
 
 
 def limits(
-    fragments: Sequence[Any],
-    column: str,
-    kind: pa.DataType,
-    reading: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    fragments: Sequence[Any], column: str, kind: pa.DataType, errors: ReadErrors
 ) -> pa.Array | None:
     """What footers say of a column of times; see `ParquetSource.limits`."""
     found = [pa.array([], kind)]
     for fragment in fragments:
-        with reading(fragment.path):
-            of_file = _file_limits(fragment, column)
+        with errors.of_file(fragment.path):
+            of_file = _file_limits(fragment, column, errors)
         if of_file is None:
             return None
         try:
@@ -141,7 +151,7 @@ def limits(
     return pa.concat_arrays(found)
 
 
-def _file_limits(fragment: Any, column: str) -> pa.Array | None:
+def _file_limits(fragment: Any, column: str, errors: ReadErrors) -> pa.Array | None:
     """The limits of a file's row groups, in the file's type; see `ParquetSource.limits`."""
     metadata = fragment.metadata
     leaves = [metadata.schema.column(at) for at in range(metadata.num_columns)]
@@ -151,6 +161,7 @@ def _file_limits(fragment: Any, column: str) -> pa.Array | None:
     kind = fragment.physical_schema.field(column).type
     if pa.types.is_null(kind):
         return pa.array([], kind)
+    errors.check_columns(fragment, [column])
     # As numbers: Python's own times end in the year 9999, and know no nanoseconds.
     numbers: list[int] = []
     for group in fragment.row_groups:
@@ -174,6 +185,8 @@ class SourceDataset:
         of_folders: columns that the folders' names say, and not the files.
         periods: what the folders' names say of event times, or None.
         settled: whether the schema holds what all files hold.
+        repeated: columns whose name a file has several times -> that file.
+        of_log: whether a table's log says the types of its columns.
     """
 
     place: Place
@@ -182,6 +195,8 @@ class SourceDataset:
     of_folders: frozenset[str]
     periods: Periods | None = None
     settled: bool = False
+    repeated: Mapping[str, str] = field(default_factory=dict)
+    of_log: bool = False
 
     @classmethod
     def of_files(
@@ -196,7 +211,7 @@ class SourceDataset:
         types = partition_types(files)
         fragments = _fragments(place, files, types)
         errors = ReadErrors(place, files)
-        footers = read_footers(fragments[:1] + fragments[1:][-1:], errors.of_file)
+        footers = read_footers(fragments[:1] + fragments[1:][-1:], errors)
         # What files have themselves is no column of their folders.
         inside = _inside(footers, files)
         of_folders = {name: kind for name, kind in types.items() if name not in inside}
@@ -208,14 +223,16 @@ class SourceDataset:
         schema = pa.schema([*schema, *(pa.field(name, kind) for name, kind in types.items())])
         settled = len(footers) == len(files)
         dataset = _dataset(fragments, schema, place)
-        return cls(place, files, dataset, frozenset(types), periods, settled)
+        return cls(place, files, dataset, frozenset(types), periods, settled, _repeated(footers))
 
     @classmethod
     def of_table(cls, place: Place, table: TableFiles) -> SourceDataset:
         """The files of a Delta or Iceberg table, with the schema that its log says."""
         fragments = _fragments(place, table.files, table.partitions)
-        dataset = _dataset(fragments, _plain(table.schema), place)
-        return cls(place, table.files, dataset, frozenset(table.partitions), settled=True)
+        dataset = _dataset(fragments, without_view_layouts(table.schema), place)
+        return cls(
+            place, table.files, dataset, frozenset(table.partitions), settled=True, of_log=True
+        )
 
     @property
     def schema(self) -> pa.Schema:
@@ -245,9 +262,30 @@ class SourceDataset:
                 file.path for file in self.files if self.periods.may_hold(file, first, last)
             }
             fragments = [fragment for fragment in fragments if fragment.path in may_hold]
-        footers = self._footers(fragments)
+        footers = self._footers(fragments, [] if condition is None else [column])
         found = [part_within(footer, column, first, last) for footer in footers]
         return self._of_footers([part for part in found if part], self._widened(footers))
+
+    def with_folder_types(self, declared: Mapping[str, pa.DataType]) -> SourceDataset:
+        """The same with columns of folders' names in the types that they are declared as.
+
+        Raises:
+            ColumnTypeError: a folder's name is no value of its column's type.
+        """
+        types = {name: self.schema.field(name).type for name in self.of_folders}
+        wanted = {
+            name: kind
+            for name, kind in declared.items()
+            if name in types and not self.of_log and not _is_alike(types[name], kind)
+        }
+        if not wanted:
+            return self
+        types |= wanted
+        schema = pa.schema(
+            [column.with_type(types.get(column.name, column.type)) for column in self.schema]
+        )
+        parts = _fragments(self.place, self.files, types)
+        return replace(self, dataset=_dataset(parts, schema, self.place))
 
     def only(self, paths: Collection[str], schema: pa.Schema | None = None) -> SourceDataset:
         """Some of the files; see `ParquetSource.only`."""
@@ -263,23 +301,26 @@ class SourceDataset:
         parts = self.fragments
         if not self.settled:  # many footers at once, where they are not read yet
             parts = [footer.part for footer in self._footers(parts)]
-        reading = ReadErrors(self.place, self.files).of_file
-        return limits(parts, column, self.schema.field(column).type, reading)
+        errors = ReadErrors(self.place, self.files)
+        return limits(parts, column, self.schema.field(column).type, errors)
 
     def readable(self, columns: Collection[str]) -> ds.FileSystemDataset:
         """The dataset, whose schema surely holds what the files have in some columns.
 
         Raises:
-            ColumnTypeError: it does not; names file and column.
+            ColumnTypeError: it does not, or a file has several columns of a name; names file and
+                column.
         """
+        _check_single(columns, self.repeated, self.place.uri)
         if not self.settled:
             footers = self._footers(self.fragments)
+            _check_single(columns, _repeated(footers), self.place.uri)
             _check_inside(footers, self.files, self._inside(), self.place.uri)
             check_holds(self.schema, footers, self.place.uri, set(columns) - self.of_folders)
         return self.dataset
 
-    def _footers(self, fragments: Sequence[Any]) -> list[Footer]:
-        return read_footers(fragments, ReadErrors(self.place, self.files).of_file)
+    def _footers(self, fragments: Sequence[Any], checked: Collection[str] = ()) -> list[Footer]:
+        return read_footers(fragments, ReadErrors(self.place, self.files), checked)
 
     def _widened(self, footers: Sequence[Footer]) -> pa.Schema:
         _check_inside(footers, self.files, self._inside(), self.place.uri)
@@ -297,6 +338,7 @@ class SourceDataset:
             files=tuple(file for file in self.files if file.path in paths),
             dataset=_dataset([part.part for part in parts], schema, self.place),
             settled=True,
+            repeated=_repeated(parts),
         )
 
 
@@ -312,10 +354,6 @@ def _fragments(
 
 def _dataset(parts: Sequence[Any], schema: pa.Schema, place: Place) -> ds.FileSystemDataset:
     return ds.FileSystemDataset(parts, schema, FORMAT, place.filesystem)
-
-
-def _plain(schema: pa.Schema) -> pa.Schema:
-    return map_schema(schema, lambda kind: VIEW_TO_PLAIN.get(kind, kind))
 
 
 def widened(
@@ -338,9 +376,10 @@ def widened(
         if any(file.schema.equals(other) for other in seen):
             continue
         seen.append(file.schema)
-        for field in file.schema:
-            if field.name not in of_folders:
-                types[field.name] = _with_file(types.get(field.name), field, file.path, uri)
+        for column in file.schema:
+            if column.name not in of_folders:
+                known_type = types.get(column.name)
+                types[column.name] = _with_file(known_type, column, file.path, uri)
     return pa.schema(types.items())
 
 
@@ -375,6 +414,26 @@ def check_holds(
                     )
 
 
+def _repeated(footers: Iterable[Footer]) -> dict[str, str]:
+    """Columns whose name a file has several times -> that file."""
+    return {name: footer.path for footer in footers for name in footer.repeated}
+
+
+def _check_single(columns: Collection[str], repeated: Mapping[str, str], uri: str) -> None:
+    found = sorted(repeated.keys() & set(columns))
+    if found:
+        raise ColumnTypeError(
+            f"{uri}: {repeated[found[0]]} has several columns named `{found[0]}`, so it is not "
+            "known which is meant. Write that file again with a name of its own for each."
+        )
+
+
+def _is_alike(inferred: pa.DataType, declared: pa.DataType) -> bool:
+    """Whether the values of a folder's column are the same in both types."""
+    both_whole = pa.types.is_integer(inferred) and pa.types.is_integer(declared)
+    return bool(inferred == declared or both_whole)
+
+
 def _inside(footers: Iterable[Footer], files: Iterable[FileState]) -> set[str]:
     """Columns that a file has beside folders of its own that name them."""
     named = {file.path: {name for name, _ in file.partition} for file in files}
@@ -387,9 +446,9 @@ def _with_inner_types(
     """Types of folders' columns, which files without such folders (of buckets) may have inside."""
     found = dict(types)
     for footer in footers:
-        for field in footer.schema:
-            if field.name in found:
-                found[field.name] = common_type(found[field.name], field.type) or pa.string()
+        for column in footer.schema:
+            if column.name in found:
+                found[column.name] = common_type(found[column.name], column.type) or pa.string()
     return found
 
 

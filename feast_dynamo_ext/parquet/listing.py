@@ -22,6 +22,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 
 from feast_dynamo_ext import aws
+from feast_dynamo_ext.arrow_types import is_number
 from feast_dynamo_ext.errors import (
     ColumnTypeError,
     ConfigError,
@@ -30,6 +31,7 @@ from feast_dynamo_ext.errors import (
     SourceNotFoundError,
     SourceReadError,
 )
+from feast_dynamo_ext.exact import cast_exact
 from feast_dynamo_ext.parquet.pointer import FOLDER as COMPACTED
 from feast_dynamo_ext.parquet.pointer import POINTER, Current, visible
 from feast_dynamo_ext.storage import FileState, files_of
@@ -85,8 +87,11 @@ def partition_of(path: str, root: str) -> tuple[tuple[str, str | None], ...]:
     )
 
 
+LEAST, GREATEST = -(2**63), 2**63 - 1
+
+
 def partition_types(files: Iterable[FileState]) -> dict[str, pa.DataType]:
-    """The type of each hive column, from the values of all files.
+    """The type of each hive column, from the values of all files, where no view declares it.
 
     Whole numbers are int64, leading zeros or not, as Spark and DuckDB read them; all else is text.
     Where two texts would become one number (`7` and `007`), they stay text.
@@ -99,8 +104,10 @@ def partition_types(files: Iterable[FileState]) -> dict[str, pa.DataType]:
 
 
 def _type_of(values: set[str]) -> pa.DataType:
-    whole = bool(values) and all(re.fullmatch(r"-?\d{1,18}", value) for value in values)
-    exact = whole and len({int(value) for value in values}) == len(values)
+    if not values or not all(re.fullmatch(r"-?\d{1,19}", value) for value in values):
+        return pa.string()
+    numbers = {int(value) for value in values}
+    exact = len(numbers) == len(values) and min(numbers) >= LEAST and max(numbers) <= GREATEST
     return pa.int64() if exact else pa.string()
 
 
@@ -110,24 +117,49 @@ def partition_expression(file: FileState, types: Mapping[str, pa.DataType]) -> d
     Raises:
         ColumnTypeError: a folder's name is no value of its column's type.
     """
+    values = {
+        name: partition_value(file, name, types[name])
+        for name, _ in file.partition
+        if name in types
+    }
     conditions = [
-        ds.field(name).is_null() if value is None else ds.field(name) == _value(file, name, kind)
-        for name, value in file.partition
-        for kind in [types.get(name)]
-        if kind is not None
+        ds.field(name) == value if value.is_valid else ds.field(name).is_null()
+        for name, value in values.items()
     ]
     return functools.reduce(operator.and_, conditions, ds.scalar(True))
 
 
-def _value(file: FileState, name: str, kind: pa.DataType) -> pa.Scalar:
+def partition_value(file: FileState, name: str, kind: pa.DataType) -> pa.Scalar:
+    """What a file's folder says of a column.
+
+    Raises:
+        ColumnTypeError: that is no value of the column's type.
+    """
     value = dict(file.partition)[name]
     try:
-        return pa.scalar(value, pa.string()).cast(kind)
-    except pa.ArrowException as error:
+        return _parsed(value, kind)
+    except (pa.ArrowException, ValueError) as error:
         raise ColumnTypeError(
             f"{file.path}: its folder `{name}={value}` is no value of type {kind}, which `{name}` "
             "has. Move the file."
         ) from error
+
+
+def _parsed(text: str | None, kind: pa.DataType) -> pa.Scalar:
+    """A folder's text as a value, as programs write it that have the column in other types."""
+    if text is None or (
+        text.lower() == "nan" and is_number(kind) and not pa.types.is_floating(kind)
+    ):
+        return pa.scalar(None, kind)
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        # Without a zone it is UTC.
+        plain = text.removesuffix("Z").removesuffix("+00:00")
+        return pa.scalar(plain, pa.string()).cast(pa.timestamp(kind.unit)).cast(kind)
+    scalar = pa.scalar(text, pa.string())
+    if pa.types.is_integer(kind) and re.fullmatch(r"-?\d+\.0+", text):
+        # pandas has floats where an integer is missing.
+        return cast_exact(pa.array([float(text)]), kind)[0]
+    return scalar.cast(kind)
 
 
 @dataclass(frozen=True)
@@ -217,6 +249,10 @@ def _end(start: datetime, length: str) -> datetime:
 
 
 HIDDEN = ("_", ".")  # _SUCCESS, _metadata, .crc and the like, by the convention of Hive and Spark
+
+MARKERS = ("_$folder$", "_COPYING_")
+"""Ends of names that are no data: of the empty objects by which EMR and Glue mark folders, and of
+files that `hdfs dfs -put` has not finished."""
 
 S3_SCHEMES = ("s3://", "s3a://", "s3n://")
 
@@ -358,7 +394,7 @@ class Place:
             yield FileState(file.path, file.size, file.mtime_ns, file.etag, partition)
 
     def _is_meant(self, path: str) -> bool:
-        if any(part.startswith(HIDDEN) for part in path[len(self.root) :].split("/")):
+        if is_hidden(path[len(self.root) :]):
             return False
         return self.pattern is None or self.pattern.fullmatch(path) is not None
 
@@ -368,6 +404,11 @@ class Place:
             "counts from the feature repo), the bucket's name and region, or write the history "
             "first."
         )
+
+
+def is_hidden(path: str) -> bool:
+    """Whether readers pass over a file: its path below a source's folder has a name of no data."""
+    return any(name.startswith(HIDDEN) or name.endswith(MARKERS) for name in path.split("/"))
 
 
 def _regex(path: str) -> re.Pattern[str]:

@@ -13,11 +13,10 @@ from feast.infra.offline_stores.file_source import FileLoggingDestination
 
 from feast_dynamo_ext.errors import (
     ColumnNotFoundError,
-    ColumnTypeError,
     OfflineStoreError,
     SourceReadError,
 )
-from feast_dynamo_ext.parquet.append import write_folders
+from feast_dynamo_ext.parquet.append import fitted, write_folders
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
 from feast_dynamo_ext.parquet.source import uri_of
 from feast_dynamo_ext.storage import files_of, settings_of
@@ -88,18 +87,13 @@ def _typed(logs: pa.Table, schema: pa.Schema, partition_by: Sequence[str], uri: 
             f"The logs for {uri} lack the columns {missing}; they have {logs.column_names}."
         )
     columns = {name: logs.column(name) for name in logs.column_names}
-    return pa.table(columns | {column.name: _cast(logs, column, uri) for column in schema})
-
-
-def _cast(logs: pa.Table, column: pa.Field, uri: str) -> pa.ChunkedArray:
-    values = logs.column(column.name)
-    try:
-        return values.cast(column.type)
-    except pa.ArrowException as error:
-        raise ColumnTypeError(
-            f"The logs for {uri}: column `{column.name}` is {values.type}, and does not fit the "
-            f"{column.type} of the feature service: {error}."
-        ) from error
+    typed = {}
+    for column in schema:
+        name = f"The logs for {uri}: column `{column.name}`"
+        typed[column.name] = fitted(
+            logs.column(column.name), column.type, column.name, name, "the feature service"
+        )
+    return pa.table(columns | typed)
 
 
 def _split(logs: pa.Table, partition_by: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:

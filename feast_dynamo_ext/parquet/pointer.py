@@ -26,8 +26,9 @@ import numpy as np
 import pyarrow as pa
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.arrow_types import comparable, one_array
+from feast_dynamo_ext.arrow_types import one_array
 from feast_dynamo_ext.errors import FeastDynamoError, SourceReadError
+from feast_dynamo_ext.key_types import comparable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,7 +60,7 @@ def bucket_of(columns: Sequence[pa.Array | pa.ChunkedArray], count: int) -> NDAr
         count: how many buckets there are.
 
     Raises:
-        pyarrow.ArrowInvalid: a value that cannot be compared exactly, see `keys.comparable`.
+        pyarrow.ArrowInvalid: a value that cannot be compared exactly, see `key_types.comparable`.
     """
     combined = np.zeros(len(columns[0]), dtype=np.uint64)
     for column in columns:

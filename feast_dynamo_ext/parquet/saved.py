@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from feast_dynamo_ext._feast import SAVED_DATASET_EVENT_TIME
 from feast_dynamo_ext.errors import DestinationExistsError
-from feast_dynamo_ext.parquet.listing import HIDDEN
+from feast_dynamo_ext.parquet.listing import is_hidden
 from feast_dynamo_ext.parquet.source import uri_of
 from feast_dynamo_ext.parquet.writer import write_file, write_parts
 from feast_dynamo_ext.storage import files_of, settings_of
@@ -102,5 +102,4 @@ def event_time_of(source: ParquetSource, column: str) -> str:
 
 def _is_ours(name: str, uri: str) -> bool:
     """Whether a file is Parquet, or one that readers pass over."""
-    below = name[len(uri) :].strip("/").split("/")
-    return name.endswith(".parquet") or any(part.startswith(HIDDEN) for part in below)
+    return name.endswith(".parquet") or is_hidden(name[len(uri) :].strip("/"))

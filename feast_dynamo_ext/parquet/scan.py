@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from feast_dynamo_ext import aws, cancellation
@@ -25,7 +28,7 @@ from feast_dynamo_ext.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from concurrent.futures import Future
     from contextlib import AbstractContextManager
 
@@ -67,8 +70,25 @@ class ReadErrors:
             yield
         except FeastDynamoError:
             raise
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            # The last: a footer with names of columns that are no text.
             raise self._explained(error, path) from error
+
+    def check_columns(self, fragment: Any, columns: Collection[str]) -> None:
+        """Refuse a file whose footer does not describe some columns so that they can be read.
+
+        To be called before pyarrow is asked for what a footer says of a column, or for the row
+        groups that a condition leaves: of one that is encrypted or corrupt, it ends the process.
+
+        Raises:
+            SourceReadError: names the file.
+        """
+        with self.of_file(fragment.path):
+            check_columns(fragment, self._sizes[fragment.path], columns)
+
+    @functools.cached_property
+    def _sizes(self) -> dict[str, int]:
+        return {file.path: file.size for file in self.files}
 
     def check_unchanged(self) -> None:
         """Check that the files are what they were when they were listed.
@@ -100,6 +120,58 @@ class ReadErrors:
         )
 
 
+class _UnreadError(Exception):
+    """Bytes of a file were wanted."""
+
+
+class _NoBytes(io.RawIOBase):
+    """A file of a size, whose bytes nobody can read."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._at = size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, at: int, whence: int = io.SEEK_SET) -> int:
+        self._at = at if whence == io.SEEK_SET else self._size + at
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, _: int = -1) -> bytes:
+        raise _UnreadError
+
+
+def check_columns(fragment: Any, size: int, columns: Collection[str]) -> None:
+    """See `ReadErrors.check_columns`; no byte of the file is read.
+
+    Reading, unlike asking, raises: it looks at all that a footer says of the columns, and then
+    wants the first byte of them.
+
+    Raises:
+        OSError: what is wrong with the footer.
+    """
+    metadata, groups = fragment.metadata, [group.id for group in fragment.row_groups]
+    if not groups:
+        return
+    unread = pa.PythonFile(_NoBytes(size), mode="r")
+    file = pq.ParquetFile(unread, metadata=metadata, pre_buffer=True)
+    with contextlib.suppress(_UnreadError):
+        file.read_row_groups(groups, columns=list(columns), use_threads=False)
+    schema = metadata.schema
+    leaves = [schema.column(at) for at in range(metadata.num_columns)]
+    for at, leaf in enumerate(leaves):
+        if leaf.path.partition(".")[0] in columns:
+            kinds = {metadata.row_group(group).column(at).physical_type for group in groups}
+            if kinds != {leaf.physical_type}:  # which its statistics are not made of
+                raise OSError(f"column {leaf.path} is {leaf.physical_type} and {sorted(kinds)}")
+
+
 def _refusal(error: Exception, path: str) -> AwsError | None:
     """What S3 said; None where it is not S3's error."""
     try:
@@ -107,7 +179,7 @@ def _refusal(error: Exception, path: str) -> AwsError | None:
             raise error
     except AwsError as refused:
         return refused
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return None
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from feast.data_format import DeltaFormat, ParquetFormat
 from feast.infra.offline_stores.file_source import FileSource
 
+from feast_dynamo_ext.arrow_types import without_view_layouts
 from feast_dynamo_ext.columns import stored_times
 from feast_dynamo_ext.errors import ColumnNotFoundError, OfflineStoreError
 from feast_dynamo_ext.parquet import scan
@@ -26,7 +27,7 @@ from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.storage import settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from datetime import datetime
 
     import pyarrow.dataset as ds
@@ -150,6 +151,14 @@ class ParquetSource:
                 "`field_mapping` to the source."
             )
         return source
+
+    def with_folder_types(self, declared: Mapping[str, pa.DataType]) -> ParquetSource:
+        """This source with columns that only folders' names say in the types of a declaration.
+
+        Raises:
+            ColumnTypeError: a folder's name is no value of its column's type.
+        """
+        return replace(self, parts=self.parts.with_folder_types(declared))
 
     def with_all_types(self) -> ParquetSource:
         """This source with the columns of all files, in types that hold what each file holds.
@@ -299,7 +308,7 @@ class ParquetSource:
         others = [
             f"`{field.name}` ({field.type}, read as {self.schema.field(field.name).type})"
             for schema in stored[:1]
-            for field in schema
+            for field in without_view_layouts(schema)
             if field.name in self.schema.names and field.type != self.schema.field(field.name).type
         ]
         return f" Columns of other types there: {', '.join(others)}." if others else ""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feast_dynamo_ext.exact import cast_exact
 from feast_dynamo_ext.storage import discard
 
 if TYPE_CHECKING:
@@ -222,9 +223,12 @@ def _write_all(writer: PartWriter, batches: Iterable[pa.RecordBatch]) -> list[st
 
 
 def cast(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.RecordBatch | pa.Table:
-    """Rows in the types of a schema, column by column."""
+    """Rows in the types of a schema, column by column, each value equal to what it was.
+
+    Raises:
+        ValueError: a value has no equal in its column's type.
+    """
     columns = [
-        column if column.type == field.type else column.cast(field.type)
-        for column, field in zip(rows.columns, schema, strict=True)
+        cast_exact(column, field.type) for column, field in zip(rows.columns, schema, strict=True)
     ]
     return type(rows).from_arrays(columns, schema=schema)

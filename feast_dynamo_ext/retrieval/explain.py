@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.parquet.dataset import FOOTERS_AT_ONCE
+from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.retrieval.inputs import checked_source
 from feast_dynamo_ext.retrieval.join import prune, rows_at_once
 
@@ -161,8 +163,10 @@ def _explain(
 ) -> ViewExplanation:
     (first, last), (plan, why) = window, matching
     files = list(pruned.dataset.get_fragments())
+    errors = ReadErrors(source.place, source.files)
+    columns = {*view.narrow_columns, *view.feature_columns}
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        footers = list(pool.map(_Footer.from_fragment, files))
+        footers = list(pool.map(partial(_Footer.from_fragment, errors, columns), files))
     return ViewExplanation(
         view=view.view,
         plan=plan,
@@ -188,7 +192,9 @@ class _Footer:
     groups: tuple[Any, ...]
 
     @classmethod
-    def from_fragment(cls, fragment: Any) -> _Footer:
+    def from_fragment(cls, errors: ReadErrors, columns: set[str], fragment: Any) -> _Footer:
+        fragment.ensure_complete_metadata()
+        errors.check_columns(fragment, columns & set(fragment.physical_schema.names))
         return cls(fragment.metadata, tuple(fragment.row_groups))
 
     def bytes_of(self, columns: Sequence[str]) -> int:

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from feast_dynamo_ext.arrow_types import (
-    VIEW_TO_PLAIN,
-    check_joinable,
     check_supported,
-    comparable,
-    compared_type,
-    family,
-    map_schema,
+    is_text,
+    is_uuid,
     one_array,
+    without_dictionary,
+    without_view_layouts,
 )
 from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
+from feast_dynamo_ext.key_types import check_joinable, comparable, compared_type, family
 from feast_dynamo_ext.parquet.source import ROW
 from feast_dynamo_ext.timestamps import EPOCH, HIGHEST, LOWEST, MICROSECOND, Axis, check_time
 
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_EVENT_TIME = "event_timestamp"
+
+NOT_HELD = (pa.ArrowException, TypeError, OverflowError)
+"""What Arrow raises for objects that it has no type for."""
 
 TOGETHER = 1 << 20
 """Rows of a batch whose keys are no integers."""
@@ -90,10 +93,25 @@ def _pandas(frame: pd.DataFrame) -> pa.Table:
         )
     try:
         return pa.Table.from_pandas(frame, preserve_index=False)
-    except (pa.ArrowException, TypeError) as error:
+    except NOT_HELD as error:
         raise EntityRowsError(
-            f"Entity rows: a column cannot be held by Arrow: {error}. Give each column one type."
+            f"Entity rows: {_not_held(frame)} cannot be held by Arrow: {error}. Give each column "
+            "one type; numbers of more than 64 bits as `decimal.Decimal` or text."
         ) from error
+
+
+def _not_held(frame: pd.DataFrame) -> str:
+    """The column that Arrow refuses, which its errors do not always name."""
+    names = [name for at, name in enumerate(frame.columns) if not _is_held(frame.iloc[:, at])]
+    return f"column `{names[0]}`" if names else "a column"
+
+
+def _is_held(column: pd.Series) -> bool:
+    try:
+        pa.Array.from_pandas(column)
+    except NOT_HELD:
+        return False
+    return True
 
 
 def _arrow(frame: Any) -> pa.Table:
@@ -120,7 +138,7 @@ def _exports_arrow(frame: Any) -> bool:
 
 
 def _without_views(table: pa.Table) -> pa.Table:
-    schema = map_schema(table.schema, lambda kind: VIEW_TO_PLAIN.get(kind, kind))
+    schema = without_view_layouts(table.schema)
     return table if schema.equals(table.schema) else table.cast(schema)
 
 
@@ -278,10 +296,13 @@ def checked_source(view: ViewPlan, source: ParquetSource) -> ParquetSource:
 
     Raises:
         ColumnNotFoundError: no file has one of them.
+        ColumnTypeError: a folder's name is no value of the type that the view declares.
         UnsupportedTypeError: a feature's column has a type that Feast cannot carry.
     """
     wanted = f"Feature view `{view.view}`"
-    complete = source.with_columns([*view.narrow_columns, *view.feature_columns], wanted)
+    names = list(dict.fromkeys([*view.narrow_columns, *view.feature_columns]))
+    declared = {name: view.folder_types[name] for name in names if name in view.folder_types}
+    complete = source.with_folder_types(declared).with_columns(names, wanted)
     for column in view.feature_columns:
         check_supported(column, complete.schema.field(column).type, wanted)
     return complete
@@ -334,14 +355,17 @@ class History:
         return cls(view, source, Axis.from_type(event_type, view.ttl), created_axis)
 
     def reader(self, failures: list[Exception]) -> pa.RecordBatchReader:
-        """The narrow columns of all rows; what reading raises is also put into `failures`."""
+        """The narrow columns of all rows, for DuckDB; see `texts_as_bytes`.
+
+        What reading raises is also put into `failures`.
+        """
         empty = pa.RecordBatch.from_pylist([], self.source.schema_of(self.view.narrow_columns))
-        schema = self._narrow(empty).schema.append(pa.field(ROW, pa.int64()))
+        schema = self._narrow_bytes(empty).schema.append(pa.field(ROW, pa.int64()))
         return pa.RecordBatchReader.from_batches(schema, self._batches(failures))
 
     def _batches(self, failures: list[Exception]) -> Iterator[pa.RecordBatch]:
         try:
-            for batch in self.source.scan(self.view.narrow_columns, self._narrow):
+            for batch in self.source.scan(self.view.narrow_columns, self._narrow_bytes):
                 yield batch
                 if self.scanned is not None:
                     self.scanned(batch.num_rows)
@@ -394,6 +418,11 @@ class History:
         numbers = axis.cast(limits).to_numpy()
         return (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
 
+    def _narrow_bytes(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        narrow = self._narrow(batch)
+        columns = [texts_as_bytes(column) for column in narrow.columns]
+        return pa.RecordBatch.from_arrays(columns, names=narrow.schema.names)
+
     def _narrow(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         columns = [self._key(batch, column) for _, column in self.view.keys]
         if not columns:
@@ -425,6 +454,14 @@ class History:
                 f"holds a value that cannot be compared exactly: {error}. Use 64-bit integers or "
                 "text."
             ) from error
+
+
+def texts_as_bytes(column: pa.Array) -> pa.Array:
+    """Texts as their bytes, which are equal where they are; any other column as it is.
+
+    DuckDB refuses a text that is not UTF-8, which files may hold.
+    """
+    return column.cast(pa.binary()) if pa.types.is_string(column.type) else column
 
 
 def key_names(view: ViewPlan) -> list[str]:
@@ -466,7 +503,11 @@ class MatchInput:
         """
         view, axis = history.view, history.axis
         entities.require([column for column, _ in view.keys], view.view)
-        keys = [_key(entities, history, *pair) for pair in view.keys]
+        stored = history.source.schema
+        keys = [
+            one_array(entity_key(entities, view.view, ours, theirs, stored.field(theirs).type))
+            for ours, theirs in view.keys
+        ]
         if not keys:
             keys.append(pa.array(np.zeros(len(entities.times), dtype=np.int64)))
         latest = axis.floor(entities.times, entities.unit)
@@ -482,8 +523,13 @@ class MatchInput:
         return cls(tuple(keys), latest, earliest, known, entities.times, beyond, order)
 
     def table(self) -> pa.Table:
-        """The columns k0, k1 ..., hi, lo, known (if it counts) and r, their row; see `sql`."""
-        columns: dict[str, Any] = {f"k{index}": key for index, key in enumerate(self.keys)}
+        """The columns k0, k1 ..., hi, lo, known (if it counts) and r, their row; see `sql`.
+
+        Keys are as `History.reader` has them.
+        """
+        columns: dict[str, Any] = {
+            f"k{index}": texts_as_bytes(key) for index, key in enumerate(self.keys)
+        }
         columns |= {"hi": self.latest, "lo": self.earliest}
         if self.known is not None:
             columns["known"] = self.known
@@ -491,11 +537,28 @@ class MatchInput:
         return pa.table(columns)
 
 
-def _key(entities: EntityRows, history: History, ours: str, theirs: str) -> pa.Array:
-    stored = history.source.schema.field(theirs).type
+def entity_key(
+    entities: EntityRows, view: str, ours: str, theirs: str, stored: pa.DataType
+) -> pa.Array | pa.ChunkedArray:
+    """A join key of the entity rows as it is compared with a source's column.
+
+    Args:
+        entities: the entity rows.
+        view: the view's name, for messages.
+        ours: the entity rows' column.
+        theirs: the source's column.
+        stored: its type.
+
+    Raises:
+        EntityRowsError: there is no such column, or it cannot be compared with the source's.
+        ColumnTypeError: the source's column cannot be a key.
+    """
+    entities.require([ours], view)
     kind = entities.table.column(ours).type
     check_joinable(ours, kind, theirs, stored)
     if pa.types.is_null(kind):
         return pa.nulls(len(entities.times), compared_type(stored))
-    column = entities.key(ours, history.view.view)
-    return one_array(column)
+    column = entities.key(ours, view)
+    if is_uuid(without_dictionary(stored)) and is_text(without_dictionary(kind)):
+        return pc.ascii_lower(column)  # a UUID has one text, but some write its digits in capitals
+    return column

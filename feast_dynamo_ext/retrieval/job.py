@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,11 @@ from feast_dynamo_ext.parquet.writer import write_parts
 from feast_dynamo_ext.retrieval.engines import sql
 from feast_dynamo_ext.retrieval.engines.base import Result
 from feast_dynamo_ext.retrieval.explain import Explanation, explain_join, explain_rows
-from feast_dynamo_ext.retrieval.plan import PitPlan
+from feast_dynamo_ext.retrieval.plan import PitPlan, result_name
 from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import pandas as pd
     from feast import FeatureView, OnDemandFeatureView, RepoConfig
@@ -122,6 +123,47 @@ class ParquetRetrievalJob(RetrievalJob):
     def metadata(self) -> RetrievalMetadata | None:
         """The names of features and columns, and the range of time."""
         return self.about
+
+    def columns_of(self, refs: Iterable[str] | None) -> list[str]:
+        """The columns of features in the result, in its order.
+
+        Feast adds the inputs of on-demand views to a retrieval, and does not say which these are.
+
+        Args:
+            refs: the features that were requested, ``view:feature``; None for all.
+
+        Raises:
+            OfflineStoreError: None, and a feature may have been requested, or be an input alone.
+        """
+        every = list(self.about.features) if self.about is not None else []
+        if refs is None:
+            refs = every
+            self._check_requested(every)
+        wanted: dict[str, list[str]] = defaultdict(list)
+        for ref in refs:
+            view, _, feature = ref.partition(":")
+            wanted[view].append(feature)
+        views: list[Any] = [*self.views, *self.odfvs]
+        return [
+            result_name(view, feature, full_feature_names=self.full_names)
+            for view in views
+            for feature in dict.fromkeys(wanted[view.projection.name_to_use()])
+        ]
+
+    def _check_requested(self, refs: list[str]) -> None:
+        """Refuse a retrieval whose last features may be what Feast added: it adds them last."""
+        views: list[Any] = list(self.odfvs)
+        inputs = {
+            f"{projection.name_to_use()}:{field.name}"
+            for view in views
+            for projection in view.source_feature_view_projections.values()
+            for field in projection.features
+        }
+        if refs and refs[-1] in inputs:
+            raise OfflineStoreError(
+                f"The retrieval has `{refs[-1]}`, which is an input of an on-demand view, so "
+                "Feast may have added it. Say which features were requested, as `features`."
+            )
 
     # Rows in other forms
 

@@ -23,7 +23,7 @@ from feast_dynamo_ext.declared import as_declared, declared_type
 from feast_dynamo_ext.errors import EntityRowsError
 from feast_dynamo_ext.parquet.pointer import HASH, bucket_of
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Result, ascending
-from feast_dynamo_ext.retrieval.inputs import checked_source
+from feast_dynamo_ext.retrieval.inputs import checked_source, entity_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,7 +59,7 @@ def prune_buckets(
         The pruned source; positions count in its files.
 
     Raises:
-        pyarrow.ArrowInvalid: a key that cannot be compared exactly, see `arrow_types.comparable`.
+        pyarrow.ArrowInvalid: a key that cannot be compared exactly, see `key_types.comparable`.
     """
     current = source.current
     buckets = current.buckets if current else None
@@ -121,7 +121,7 @@ def rows_at_once(plan: PitPlan, sources: Sequence[ParquetSource], most_bytes: in
         for view, source in zip(plan.views, sources, strict=True)
         for column in view.feature_columns
     )
-    return max(1, most_bytes // row_bytes)
+    return max(1, most_bytes // max(1, row_bytes))
 
 
 def prune(view: ViewPlan, source: ParquetSource, entities: EntityRows) -> ParquetSource:
@@ -131,8 +131,10 @@ def prune(view: ViewPlan, source: ParquetSource, entities: EntityRows) -> Parque
         EntityRowsError: a join key is missing, or cannot be compared.
         SourceReadError: a file cannot be read.
     """
-    entities.require([column for column, _ in view.keys], view.view)
-    keys = {theirs: entities.key(ours, view.view) for ours, theirs in view.keys}
+    keys = {
+        theirs: entity_key(entities, view.view, ours, theirs, source.schema.field(theirs).type)
+        for ours, theirs in view.keys
+    }
     return prune_buckets(source, keys).within(view.event_time, *view.visible(*entities.range()))
 
 

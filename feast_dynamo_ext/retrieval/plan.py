@@ -6,19 +6,21 @@ A plan names columns and says what counts; the rows that it is run on are not pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Union
 
 from feast.value_type import ValueType
 
 from feast_dynamo_ext.columns import request_columns, stored_names, stored_times
+from feast_dynamo_ext.declared import folder_types
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.timestamps import EARLIEST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime, timedelta
 
+    import pyarrow as pa
     from feast import FeatureView
     from feast.data_source import DataSource
 
@@ -37,6 +39,8 @@ class ViewPlan:
         features: (column of the source, column of the result) a feature.
         ttl: how old a row may be at the entity row's time, the bound included; None for no limit.
         kinds: value type that each feature is declared as; empty for the columns' own types.
+        folder_types: types of the source's columns as the view declares them, for those that only
+            folders' names say; empty where no view is known.
     """
 
     view: str
@@ -47,6 +51,7 @@ class ViewPlan:
     features: tuple[tuple[str, str], ...]
     ttl: timedelta | None
     kinds: tuple[ValueType, ...] = ()
+    folder_types: Mapping[str, pa.DataType] = field(default_factory=dict)
 
     @property
     def tie_breaks(self) -> tuple[str, ...]:
@@ -142,7 +147,6 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
             "Give it one, or leave its features out of the request."
         )
     named = view.projection.name_to_use()
-    prefix = f"{view.projection.name_alias or view.name}__" if full_feature_names else ""
     wanted = [ref.split(":", 1)[1] for ref in refs if ref.split(":", 1)[0] == named]
     kinds = {field.name: field.dtype.to_value_type() for field in view.features}
     stored, (event_time, created_time) = stored_names(source), stored_times(source)
@@ -152,10 +156,26 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
         keys=tuple((column, stored[name]) for name, column in request_columns(view)),
         event_time=event_time,
         created_time=created_time,
-        features=tuple((stored[name], prefix + name) for name in wanted),
+        features=tuple(
+            (stored[name], result_name(view, name, full_feature_names=full_feature_names))
+            for name in wanted
+        ),
         ttl=view.ttl or None,
         kinds=tuple(kinds.get(name, ValueType.UNKNOWN) for name in wanted),
+        folder_types=declared_columns(view),
     )
+
+
+def declared_columns(view: Any) -> dict[str, pa.DataType]:
+    """The types that a view declares its columns as, by the names of its source's files."""
+    return folder_types([*view.entity_columns, *view.features], stored_names(view.batch_source))
+
+
+def result_name(view: Any, feature: str, *, full_feature_names: bool) -> str:
+    """What a feature of a view, on-demand or not, is called in the result."""
+    if not full_feature_names:
+        return feature
+    return f"{view.projection.name_alias or view.name}__{feature}"
 
 
 def plan_rows(

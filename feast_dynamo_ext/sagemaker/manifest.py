@@ -159,18 +159,24 @@ def listed_files(source: ParquetSource) -> list[SourceFile]:
     return [SourceFile(f"{scheme}{file.path}", file.size, file.etag) for file in source.files]
 
 
-def provenance_of(job: ParquetRetrievalJob, project: str, entity_rows: pa.Table) -> Provenance:
+def provenance_of(
+    job: ParquetRetrievalJob,
+    project: str,
+    entity_rows: pa.Table,
+    features: Sequence[str] | None = None,
+) -> Provenance:
     """The provenance of a retrieval.
 
     Args:
         job: the retrieval, after it has run.
         project: Feast project.
         entity_rows: the entity rows, event time and label included.
+        features: references of the requested features; None for all that the retrieval has.
     """
     files = {file for source in job.opened.values() for file in listed_files(source)}
     return Provenance(
         project=project,
-        feature_refs=tuple(job.metadata.features) if job.metadata else (),
+        feature_refs=tuple(features or (job.metadata.features if job.metadata else ())),
         view_definitions={
             view.name: definition_hash(view) for view in [*job.views, *job.on_demand_feature_views]
         },

@@ -68,7 +68,8 @@ class TimeSplit:
         before it.
 
         Args:
-            event_times: timestamps of any unit; without a time zone they are UTC.
+            event_times: timestamps of any unit, without a time zone in UTC; or dates, which are
+                their midnights.
 
         Raises:
             TrainingSetError: no timestamps, event times that are missing, or an empty split.
@@ -113,9 +114,11 @@ def _text(ticks: pa.Int64Scalar, unit: str) -> str:
 
 
 def _ticks(event_times: pa.Array | pa.ChunkedArray) -> tuple[pa.Int64Array, str]:
+    if pa.types.is_date(event_times.type):
+        event_times = event_times.cast(pa.timestamp("s"))
     if not pa.types.is_timestamp(event_times.type):
         raise TrainingSetError(
-            f"The event timestamp column holds {event_times.type}, not timestamps. "
+            f"The event timestamp column holds {event_times.type}, not timestamps or dates. "
             "Cast it to a timestamp before writing the training set."
         )
     if event_times.null_count:

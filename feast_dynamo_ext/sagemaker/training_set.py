@@ -160,9 +160,31 @@ def create_training_set(
         entity_df=entity_rows, features=features, full_feature_names=full_feature_names
     )
     written: TrainingSet = write(
-        job, label=label, output=output, split=split, overwrite=overwrite, parts=parts
+        job,
+        label=label,
+        output=output,
+        split=split,
+        overwrite=overwrite,
+        parts=parts,
+        features=_references(store, features),
     )
     return written
+
+
+def _references(store: FeatureStore, features: Any) -> list[str]:
+    """References of what is requested; a feature service is as the registry has it, as for Feast.
+
+    A retrieval has more: Feast adds the inputs of on-demand views.
+    """
+    if isinstance(features, list):
+        return features
+    service = store.registry.get_feature_service(features.name, store.project, allow_cache=True)
+    projections: list[Any] = service.feature_view_projections
+    return [
+        f"{projection.name_to_use()}:{field.name}"
+        for projection in projections
+        for field in projection.features
+    ]
 
 
 def write_training_set(

@@ -39,13 +39,11 @@ from feast.types import Array, Bool, Float64, Int32, Int64, String, UnixTimestam
 from repos import write_repo_yaml
 from views import CUSTOMER
 
-from feast_dynamo_ext import S3ParquetSource
 from feast_dynamo_ext.errors import (
     AwsError,
     EntityKeyError,
     FeastDynamoError,
     ItemFormatError,
-    SourceReadError,
     WindowError,
 )
 
@@ -656,28 +654,3 @@ def test_a_join_key_may_be_request_data_too(shop):
     shop.apply(shop.view(n=(Int64, [5])), copied)
     shop.materialize()
     assert shop.read(["orders:n", "copied:q"]) == {"n": [5], "q": [1]}
-
-
-# Files on S3
-
-
-@pytest.mark.parametrize("marker", ["dt=2026-01-01_$folder$", "part-1.parquet._COPYING_"])
-@pytest.mark.xfail(reason="markers are read as Parquet files", strict=True, raises=SourceReadError)
-def test_markers_of_other_writers_on_s3_are_no_data(open_store, bucket, moto_endpoint, marker):
-    client = boto3.client("s3", region_name="us-east-1", endpoint_url=moto_endpoint)
-    file = pa.BufferOutputStream()
-    pq.write_table(pa.table({"cid": [1], "t": pa.array([YESTERDAY], TIME), "n": [5]}), file)
-    body = file.getvalue().to_pybytes()
-    client.put_object(Bucket=bucket, Key="orders/dt=2026-01-01/part-0.parquet", Body=body)
-    client.put_object(Bucket=bucket, Key=f"orders/{marker}", Body=b"")
-    client.close()
-    store = open_store(online={"region": "us-east-1"}, offline={"endpoint_url": moto_endpoint})
-    source = S3ParquetSource(name="orders", path=f"s3://{bucket}/orders", timestamp_field="t")
-    fields = [KEY, Field(name="n", dtype=Int64)]
-    view = FeatureView(
-        name="orders", entities=[CUSTOMER], schema=fields, source=source, online=False
-    )
-    store.apply([CUSTOMER, view])
-    entities = pd.DataFrame({"cid": [1, 2], "event_timestamp": pd.to_datetime([NOW] * 2)})
-    job = store.get_historical_features(entities, ["orders:n"])
-    assert job.to_arrow()["n"].to_pylist() == [5, None]

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import boto3
@@ -29,6 +30,7 @@ from feast_dynamo_ext.errors import AccessDeniedError, SourceNotFoundError, Sour
 from feast_dynamo_ext.local import start_moto, stop
 from feast_dynamo_ext.materialize.newest_rows import Columns, History
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
+from feast_dynamo_ext.parquet.append import append_rows
 from feast_dynamo_ext.parquet.compaction import compaction
 from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
 from feast_dynamo_ext.parquet.compaction.snapshot import Target
@@ -102,6 +104,8 @@ def test_which_objects_a_uri_means(opened, put, path, expected):
     put("odd #12/a.parquet", x=[5])
     for hidden in ("orders/_SUCCESS", "orders/_tmp/a.parquet", "orders/dt=1/.part.crc"):
         put(hidden, b"-")
+    for marker in ("orders_$folder$", "orders/dt=1_$folder$", "orders/dt=1/b3._COPYING_"):
+        put(marker, b"-")
     put("orders/folder/", b"-")
     assert values(opened(path)) == expected
 
@@ -199,6 +203,31 @@ EVERYTHING = json.dumps(
 )
 MOMENT = dt.datetime(2026, 1, 1, tzinfo=UTC)
 SALES = {"cid": [1, 2], "event": pa.array([MOMENT] * 2, pa.timestamp("us", "UTC")), "x": [10, 20]}
+
+
+def test_writers_of_one_object_lose_nothing(put, bucket, moto_endpoint, tmp_path):
+    moment = dt.datetime(2026, 1, 1, tzinfo=UTC)
+    put("orders.parquet", cid=[0], event=pa.array([moment], pa.timestamp("us", "UTC")), x=[0])
+    source = FileSource(
+        name="orders", path=f"s3://{bucket}/orders.parquet", timestamp_field="event"
+    )
+    entity = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+    view = FeatureView(name="orders", entities=[entity], schema=SCHEMA, source=source)
+    config, start = config_of(moto_endpoint, tmp_path), threading.Barrier(3)
+
+    def append_some(first: int) -> None:
+        start.wait()
+        for x in range(first, first + 3):
+            times = pa.array([moment], pa.timestamp("us", "UTC"))
+            append_rows(view, config, pa.table({"cid": [x], "event": times, "x": [x]}))
+
+    threads = [threading.Thread(target=append_some, args=(10 * at,)) for at in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = values(ParquetSource.open(source, config))
+    assert sorted(found) == [0, *(10 * at + more for at in (1, 2, 3) for more in range(3))]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -13,7 +14,13 @@ from botocore.stub import Stubber
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.errors import AwsUnavailableError, DestinationError, ResourceNotFoundError
-from feast_dynamo_ext.storage import PARTS_OF_A_SIZE, LocalFiles, S3Files, files_of
+from feast_dynamo_ext.storage import (
+    PARTS_OF_A_SIZE,
+    FileReplacedError,
+    LocalFiles,
+    S3Files,
+    files_of,
+)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -56,6 +63,59 @@ def test_a_file_is_found_listed_read_and_deleted(files, root):
     assert set(files.current([*found.values()])) == {f"{path}/a/.hidden/c"}
     with pytest.raises(FileNotFoundError):
         next(files.chunks(f"{root}/a/b.bin"))
+
+
+@pytest.mark.parametrize("size", [10, 12 << 20], ids=["small", "in parts"])
+def test_a_file_is_rewritten_unless_another_writer_was_there(files, root, size):
+    uri = f"{root}/orders.parquet"
+    put(files, uri, b"old")
+    with files.rewriting(uri) as (seen, new):
+        assert seen.size == 3
+        new.write(b"n" * size)
+        assert files.read(uri).data == b"old"
+    assert files.read(uri).data == b"n" * size
+    for theirs in (b"theirs", None):
+        with contextlib.ExitStack() as block:
+            _, new = block.enter_context(files.rewriting(uri))
+            new.write(b"m" * size)
+            put(files, uri, theirs) if theirs else files.delete([uri])
+            with pytest.raises(FileReplacedError, match="left as that writer made it"):
+                block.close()
+        found = files.read(uri)
+        assert (found and found.data) == theirs
+    with pytest.raises(FileNotFoundError), files.rewriting(uri):
+        pass
+    assert all(file.path.endswith(".lock") for file in files.below(root))
+
+
+def test_a_rewriting_that_fails_leaves_the_file(files, root):
+    uri = f"{root}/orders.parquet"
+    put(files, uri, b"old")
+
+    def fail() -> None:
+        with files.rewriting(uri) as (_, new):
+            new.write(b"n" * (12 << 20))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert files.read(uri).data == b"old"
+
+
+@pytest.mark.parametrize(
+    ("size", "operation"), [(10, "PutObject"), (12 << 20, "CompleteMultipartUpload")]
+)
+def test_s3_compares_the_etag_of_a_rewritten_file(bucket, moto_endpoint, size, operation):
+    uri = f"s3://{bucket}/orders.parquet"
+    files = files_of(uri, AwsSettings("us-east-1", moto_endpoint))
+    put(files, uri, b"old")
+    sent = []
+    files.client.meta.events.register(
+        f"provide-client-params.s3.{operation}", lambda params, **_: sent.append(dict(params))
+    )
+    with files.rewriting(uri) as (seen, new):
+        new.write(b"n" * size)
+    assert [request["IfMatch"] for request in sent] == [f'"{seen.etag}"']
 
 
 def test_a_file_is_put_only_over_the_one_that_was_read(files, root):

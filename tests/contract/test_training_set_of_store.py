@@ -9,14 +9,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import FeatureStore
-from feast.types import Float64, Int64
+from feast import FeatureService, FeatureStore, Field
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Float64, Int64, String
 from repos import open_repo_config
 from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext import aws, sagemaker
 from feast_dynamo_ext.aws import AwsSettings
-from feast_dynamo_ext.errors import ConfigError, TrainingSetError
+from feast_dynamo_ext.errors import ConfigError, OfflineStoreError, TrainingSetError
 
 DAY = dt.timedelta(days=1)
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
@@ -43,27 +44,30 @@ def store(open_store, bucket, moto_endpoint, monkeypatch):
             ),
             "total": [0.5, 1.5, 2.0],
             "orders": pa.array([1, 2, None], pa.int64()),
+            "note": ["ab", None, "abc"],
         }
     )
     filesystem, path = aws.filesystem(f"s3://{bucket}/orders/a.parquet", AwsSettings("us-east-1"))
     pq.write_table(history, path, filesystem=filesystem)
     source = parquet_files(f"s3://{bucket}/orders")
-    orders = customer_view(source=source, total=Float64, orders=Int64)
+    orders = customer_view(source=source, total=Float64, orders=Int64, note=String)
     store = open_store(online={"region": "us-east-1"})
     store.apply([CUSTOMER, orders])
     yield store
     store.teardown()
 
 
+experimental = pytest.mark.filterwarnings("ignore:.* experimental feature.*:RuntimeWarning")
+
+
 def write(store, bucket, **more):
     return sagemaker.create_training_set(
         store,
         entity_rows=ROWS,
-        features=["orders:total", "orders:orders"],
         label="bought",
         output=f"s3://{bucket}/training",
         split=SPLIT,
-        **more,
+        **{"features": ["orders:total", "orders:orders"], **more},
     )
 
 
@@ -114,3 +118,69 @@ def test_another_provider_is_refused(tmp_path):
     config = open_repo_config(tmp_path, provider="local")
     with pytest.raises(ConfigError, match=r"feast_dynamo_ext\.DynamoProvider"):
         write(FeatureStore(config=config), "nowhere")
+
+
+REQUESTS = {
+    "on-demand": (["facts:letters"], ["letters"]),
+    "both": (["facts:letters", "facts:doubled"], ["letters", "doubled"]),
+    "an input before": (["orders:total", "facts:letters"], ["total", "letters"]),
+    "an input after": (["facts:doubled", "orders:total"], ["total", "doubled"]),
+    "a service": (FeatureService, ["orders", "doubled"]),
+}
+
+
+@pytest.fixture
+def store_with_facts(store):
+    """The store with an on-demand view whose inputs are a number and a text."""
+    orders = store.get_feature_view("orders")
+
+    @on_demand_feature_view(
+        sources=[orders],
+        schema=[Field(name="letters", dtype=Int64), Field(name="doubled", dtype=Float64)],
+        mode="pandas",
+    )
+    def facts(inputs: pd.DataFrame) -> pd.DataFrame:
+        letters = inputs["note"].fillna("").str.len()
+        return pd.DataFrame({"letters": letters, "doubled": inputs["total"] * 2})
+
+    service = FeatureService(name="service", features=[orders[["orders"]], facts[["doubled"]]])
+    store.apply([facts, service])
+    return store
+
+
+@experimental
+@pytest.mark.parametrize("full", [False, True], ids=["short", "full"])
+@pytest.mark.parametrize("request_of", REQUESTS)
+def test_a_training_set_has_the_features_that_are_served(
+    store_with_facts, bucket, request_of, full
+):
+    store = store_with_facts
+    features, names = REQUESTS[request_of]
+    if features is FeatureService:
+        features = store.get_feature_service("service")
+    made = write(store, bucket, features=features, full_feature_names=full)
+    view_of = {"letters": "facts", "doubled": "facts"}
+    expected = [f"{view_of.get(name, 'orders')}__{name}" if full else name for name in names]
+    assert list(made.manifest.features) == expected
+    served = store.get_online_features(features, [{"cid": 1}], full_feature_names=full)
+    assert [name for name in served.to_dict() if name != "cid"] == expected
+
+
+@experimental
+def test_what_an_on_demand_view_makes_of_text_is_written(store_with_facts, bucket, moto_endpoint):
+    made = write(store_with_facts, bucket, features=["facts:letters"])
+    client = boto3.client("s3", region_name="us-east-1", endpoint_url=moto_endpoint)
+    body = client.get_object(Bucket=bucket, Key="training/train/csv/part-00000.csv")["Body"]
+    assert body.read().decode() == "1,2\n0,3\n"
+    assert made.manifest.provenance.feature_refs == ("facts:letters",)
+    assert set(made.manifest.provenance.view_definitions) == {"orders", "facts"}
+
+
+@experimental
+def test_a_retrieval_that_may_have_inputs_needs_the_requested_features(store_with_facts, bucket):
+    job = store_with_facts.get_historical_features(ROWS, ["facts:doubled"])
+    given = {"label": "bought", "output": f"s3://{bucket}/training", "split": SPLIT}
+    with pytest.raises(OfflineStoreError, match="Say which features were requested"):
+        store_with_facts.provider.write_training_set(job, **given)
+    made = store_with_facts.provider.write_training_set(job, **given, features=["facts:doubled"])
+    assert made.manifest.features == ("doubled",)

@@ -26,6 +26,7 @@ from feast_dynamo_ext.errors import (
     ColumnTypeError,
     DestinationError,
     OfflineStoreError,
+    SourceReadError,
 )
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 from feast_dynamo_ext.parquet.append import write_folders
@@ -113,7 +114,7 @@ def test_rows_come_in_the_types_of_the_files(tmp_path, orders):
         (
             "event_timestamp",
             pa.array([1], pa.timestamp("ns", "UTC")),
-            r"column `event_timestamp`.*would lose data",
+            r"column `event_timestamp`.*1 of 1 values .* without a change",
         ),
     ],
 )
@@ -222,14 +223,74 @@ def test_folders_are_made_of_the_event_time(tmp_path, source, folders):
         )
 
 
-def test_one_file_and_globs_are_no_folders_to_append_to(tmp_path, orders):
-    for path, message in (
-        ("orders/old.parquet", "is one Parquet file"),
-        ("orders/*", "is a glob"),
-    ):
-        view = customer_view(source=FileSource(path=path, timestamp_field="event_timestamp"))
-        with pytest.raises(OfflineStoreError, match=message):
-            append(tmp_path, view, rows(2.0))
+def test_a_glob_is_no_folder_to_append_to(tmp_path, orders):
+    view = customer_view(source=FileSource(path="orders/*", timestamp_field="event_timestamp"))
+    with pytest.raises(OfflineStoreError, match="is a glob"):
+        append(tmp_path, view, rows(2.0))
+
+
+# One file
+
+
+@pytest.fixture
+def one_file(tmp_path, orders) -> FeatureView:
+    source = FileSource(path="orders/old.parquet", timestamp_field="event_timestamp")
+    return customer_view(source=source)
+
+
+def test_one_file_is_rewritten_with_a_warning_of_the_better_layout(tmp_path, one_file, caplog):
+    path = tmp_path / "orders" / "old.parquet"
+    keeps = rows(1.0, 2.0, 3.0).replace_schema_metadata({"owner": "sales"})
+    pq.write_table(keeps, path, row_group_size=1, compression="gzip")
+    append(tmp_path, one_file, rows(4.0))
+    append(tmp_path, one_file, rows(5.0, note=["new"]))
+    assert [row["total"] for row in history(tmp_path, one_file)] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    written = pq.ParquetFile(path)
+    assert written.schema_arrow.metadata[b"owner"] == b"sales"
+    assert written.metadata.row_group(0).column(0).compression == "GZIP"
+    assert [name for name in files_in(tmp_path / "orders") if not name.startswith(".")] == [
+        "old.parquet"
+    ]
+    warned = [text for text in caplog.messages if "is one Parquet file" in text]
+    assert len(warned) == 1
+    assert "Move it into a folder and point the source to that" in warned[0]
+
+
+def test_one_file_gets_a_feature_that_it_lacks(tmp_path, one_file):
+    view = customer_view(source=one_file.batch_source, total=Float64, late=Int64)
+    append(tmp_path, view, rows(2.0, late=[7]))
+    assert [(row["total"], row["late"]) for row in history(tmp_path, view)] == [
+        (1.0, None),
+        (2.0, 7),
+    ]
+
+
+def test_one_file_stays_as_it_was_where_rows_do_not_fit(tmp_path, one_file):
+    path = tmp_path / "orders" / "old.parquet"
+    before = path.read_bytes()
+    with pytest.raises(ColumnTypeError, match="`total`"):
+        append(tmp_path, one_file, rows(2.0).set_column(2, "total", pa.array(["x"])))
+    path.write_bytes(before[:-20])
+    with pytest.raises(SourceReadError, match=r"old\.parquet"):
+        append(tmp_path, one_file, rows(2.0))
+    assert path.read_bytes() == before[:-20]
+
+
+def test_writers_of_one_file_lose_nothing(tmp_path, one_file):
+    start = threading.Barrier(4)
+
+    def append_some(first: int) -> None:
+        start.wait()
+        for value in range(first, first + 5):
+            append(tmp_path, one_file, rows(float(value)))
+
+    threads = [threading.Thread(target=append_some, args=(10 * at,)) for at in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = [1.0, *(float(10 * at + more) for at in range(1, 5) for more in range(5))]
+    assert sorted(row["total"] for row in history(tmp_path, one_file)) == expected
 
 
 def test_the_first_push_begins_the_history(open_store, tmp_path):

@@ -190,3 +190,24 @@ def test_a_training_set_of_files(shop, rows, tmp_path):
     assert pq.read_table(tmp_path / "out" / train.path).column("total").to_pylist() == [1.0]
     (source,) = made.manifest.provenance.source_files
     assert source.path == str(tmp_path / "orders" / "part-0.parquet")
+
+
+def test_dates_as_event_times_of_a_training_set_are_midnights(shop, rows, tmp_path):
+    """As pandas writes midnights to CSV."""
+    (rows / "a.csv").write_text(
+        "cid,event_timestamp,label\n1,2026-01-01,0\n1,2026-01-02,1\n2,2026-01-05,1\n"
+    )
+    in_sql = "SELECT cid, event_timestamp::DATE AS event_timestamp, total AS label FROM orders"
+    for number, (given, counts) in enumerate({"rows/a.csv": [1, 1, 1], in_sql: [1, 2, 1]}.items()):
+        made = sagemaker.create_training_set(
+            shop,
+            entity_rows=given,
+            features=["orders:total"],
+            label="label",
+            output=str(tmp_path / str(number)),
+            split=sagemaker.TimeSplit(validation_from=day(1), test_from=day(2)),
+        )
+        assert [split.rows for split in made.manifest.splits.values()] == counts
+        assert made.manifest.splits["validation"].first_event == "2026-01-02T00:00:00+00:00"
+        (train,) = made.files("train", "parquet")
+        assert pq.read_table(tmp_path / str(number) / train.path)["total"].to_pylist() == [1.0]

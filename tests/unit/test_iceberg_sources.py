@@ -401,3 +401,15 @@ def test_its_own_writers_append_to_it_and_compact_it(tmp_path, catalog):
         append_rows(view, config, rows(1, n=[0.5]))
     with pytest.raises(OfflineStoreError, match=r"is an Iceberg table.*rewrite_data_files"):
         folder_of(Target(view.batch_source, "event", None, (), ()), config)
+
+
+def test_a_path_is_taken_literally(tmp_path, catalog):
+    """pyiceberg quotes a partition's value in its path, and does not unquote it to read."""
+    table = catalog.create_table("shop.orders", schema=rows(1, name=["a"]).schema)
+    with table.update_spec() as update:
+        update.add_identity("name")
+    values = ["100%", "a b/c", "x%20y", "what?*"]
+    table.append(rows(1, 2, 3, 4, name=values))
+    same_as_pyiceberg(tmp_path, catalog)
+    assert any("%" in file.path for file in opened(tmp_path).files)
+    assert sorted(rows_of(opened(tmp_path), "name")["name"]) == sorted(values)

@@ -8,11 +8,12 @@ import sys
 import threading
 from pathlib import Path
 
+import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import FeatureView, Field, FileSource, RepoConfig
+from feast import FeatureView, Field, FileSource, RepoConfig, RequestSource
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64
@@ -23,6 +24,7 @@ from feast_dynamo_ext.errors import (
     ConfigError,
     DestinationError,
     DestinationExistsError,
+    EntityRowsError,
     OfflineStoreError,
     RetrievalTimeoutError,
 )
@@ -142,6 +144,42 @@ def test_on_demand_views_are_in_tables_and_files_and_refused_in_batches(tmp_path
 
 
 # Timeouts
+
+
+@pytest.fixture
+def on_request(open_store):
+    """A store whose one view is computed from the entity rows alone."""
+    given = RequestSource(name="given", schema=[Field(name="amount", dtype=Int64)])
+
+    @on_demand_feature_view(
+        sources=[given], schema=[Field(name="twice", dtype=Int64)], mode="pandas"
+    )
+    def computed(inputs: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"twice": inputs["amount"] * 2})
+
+    store = open_store(online={"region": "us-east-1"})
+    store.apply([computed])
+    return store
+
+
+@pytest.mark.filterwarnings("ignore:.* experimental feature.*:RuntimeWarning")
+def test_a_view_of_request_data_alone(on_request):
+    times = [pd.Timestamp(START), pd.Timestamp(START) + pd.Timedelta(days=1)]
+    entity_df = pd.DataFrame({"event_timestamp": times, "amount": [1, 2]})
+    job = on_request.get_historical_features(entity_df, ["computed:twice"])
+    assert job.to_df().to_dict("list") == {
+        "event_timestamp": times,
+        "amount": [1, 2],
+        "twice": [2, 4],
+    }
+    explanation = job.explain()
+    assert (explanation.entity_rows, explanation.views) == (2, ())
+    assert "2 entity rows at once, 1 pass" in explanation.memory
+    assert duckdb.sql(job.to_sql()).to_df()["amount"].to_list() == [1, 2]
+    with pytest.raises(EntityRowsError, match="no feature view with a history"):
+        on_request.get_historical_features(
+            None, ["computed:twice"], start_date=START, end_date=START
+        )
 
 
 def test_a_timeout_is_kept_while_matching_and_the_next_call_has_what_it_found(tmp_path):

@@ -31,12 +31,16 @@ FILES = (
     ".crc/g.parquet",
     "2025/_tmp/h.parquet",
 )
+MARKERS = ("2025_$folder$", "2025/01_$folder$", "c.parquet._COPYING_", "2025/01/d._COPYING_")
+"""Empty files that EMR, Glue and `hdfs dfs -put` leave."""
 
 
 @pytest.fixture
 def tree(tmp_path):
     for name in FILES:
         put(tmp_path / "data" / name, x=[1])
+    for name in MARKERS:
+        (tmp_path / "data" / name).touch()
     return tmp_path
 
 

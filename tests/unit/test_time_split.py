@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from feast_dynamo_ext.errors import TrainingSetError
 from feast_dynamo_ext.sagemaker import TimeSplit
+from feast_dynamo_ext.sagemaker.split import event_range
 
 
 def utc(*parts: int) -> datetime:
@@ -49,6 +50,16 @@ def test_every_unit_and_time_zone_means_the_same_instants(unit, tz):
     per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
     ticks = pa.array([second * per_second for second in seconds])
     assert assigned(SPLIT, ticks.cast(pa.timestamp(unit, tz))) == ["train", "validation", "test"]
+
+
+@pytest.mark.parametrize("kind", [pa.date32(), pa.date64()], ids=str)
+def test_a_date_is_its_midnight(kind):
+    days = pa.array([utc(2026, 2, 28).date(), utc(2026, 3, 1).date(), utc(2026, 4, 1).date()])
+    assert assigned(SPLIT, days.cast(kind)) == ["train", "validation", "test"]
+    assert event_range(days.cast(kind)) == (
+        "2026-02-28T00:00:00+00:00",
+        "2026-04-01T00:00:00+00:00",
+    )
 
 
 def test_a_boundary_between_two_ticks_is_not_rounded():
@@ -105,7 +116,7 @@ def test_an_empty_split_is_named_with_the_range_of_the_rows():
         (pa.chunked_array([], pa.timestamp("us")), "there are no rows"),
         (pa.array([1, None, None], pa.timestamp("us")), "missing in 2 of 3 rows"),
         (pa.array(["2026-01-01"]), "holds string, not timestamps"),
-        (pa.array([1], pa.date32()), r"holds date32\[day\], not timestamps"),
+        (pa.array([1], pa.time32("s")), r"holds time32\[s\], not timestamps or dates"),
     ],
 )
 def test_times_that_cannot_be_split_are_refused(times, message):

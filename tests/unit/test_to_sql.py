@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import tempfile
+from decimal import Decimal
 from pathlib import Path
 
 import duckdb
@@ -16,6 +17,7 @@ from examples import cases
 from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.data_format import DeltaFormat
 from feast.types import Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from feast.types import Decimal as DecimalType
 from hypothesis import given
 from hypothesis import strategies as st
 from repos import NoRegistry, repo_config
@@ -401,3 +403,59 @@ def test_what_sql_casts_in_another_form_is_refused(tmp_path, dtype, values):
     job, _ = declared(tmp_path, dtype, values)
     with pytest.raises(ColumnTypeError, match=r"`orders`: `value` is declared as .*to_arrow"):
         job.to_sql()
+
+
+PARTITION_TYPES = {
+    "bool": Bool,
+    "int8": Int32,
+    "int64": Int64,
+    "float": Float32,
+    "double": Float64,
+    "decimal128(10, 2)": DecimalType,
+    "date32[day]": UnixTimestamp,
+    "timestamp[us, tz=UTC]": UnixTimestamp,
+    "timestamp[us]": UnixTimestamp,
+}
+
+PARTITIONS = [
+    pytest.param(pa.bool_(), [True, False], id="bool"),
+    pytest.param(pa.int8(), [-1, 7], id="int8"),
+    pytest.param(pa.int64(), [2**63 - 1, 7], id="int64"),
+    pytest.param(pa.float32(), [0.10000000149011612, -2.5], id="float"),
+    pytest.param(pa.float64(), [0.1, -1e30], id="double"),
+    pytest.param(pa.decimal128(10, 2), [Decimal("1.10"), Decimal("-2.00")], id="decimal"),
+    pytest.param(pa.date32(), [START.date(), dt.date(1, 1, 1)], id="date"),
+    pytest.param(
+        pa.timestamp("us", "UTC"), [START, START + dt.timedelta(microseconds=1)], id="timestamp"
+    ),
+    pytest.param(
+        pa.timestamp("us"),
+        [START.replace(tzinfo=None), dt.datetime(2026, 3, 29, 2, 30)],  # noqa: DTZ001
+        id="timestamp without a zone",
+    ),
+    pytest.param(pa.string(), ["it's 100%", "a/b=c é"], id="text"),
+]
+
+
+@pytest.mark.parametrize(("kind", "values"), PARTITIONS)
+def test_partitions_of_a_delta_table_have_its_types(tmp_path, kind, values):
+    times = pa.array([START] * 3, pa.timestamp("us", "UTC"))
+    table = pa.table(
+        {
+            "cid": [1, 2, 3],
+            "event_timestamp": times,
+            "part": pa.array([*values, None], kind),
+        }
+    )
+    write_deltalake(str(tmp_path / "orders"), table, partition_by=["part"])
+    source = FileSource(
+        path=str(tmp_path / "orders"),
+        timestamp_field="event_timestamp",
+        file_format=DeltaFormat(),
+    )
+    view = customer_view(source=source, part=PARTITION_TYPES.get(str(kind), String))
+    frame = pd.DataFrame(
+        {"cid": [2, 3, 1, 4], "event_timestamp": pd.to_datetime([START + HOUR] * 4)}
+    )
+    job = retrieve(tmp_path, [view], ["orders:part"], frame)
+    assert same(job, frame)["part"] == [values[1], None, values[0], None]

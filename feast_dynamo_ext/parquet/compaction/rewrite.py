@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.arrow_types import comparable
 from feast_dynamo_ext.errors import ColumnTypeError, SourceReadError
+from feast_dynamo_ext.key_types import comparable
 from feast_dynamo_ext.parquet.compaction.sorted_files import GROUP_BYTES, SortedFiles, plain_schema
 from feast_dynamo_ext.parquet.pointer import bucket_of
 from feast_dynamo_ext.parquet.spill import BinSpool

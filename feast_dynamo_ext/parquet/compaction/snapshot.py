@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,12 +16,13 @@ from feast_dynamo_ext.parquet.compaction.layout import InputFile
 from feast_dynamo_ext.parquet.dataset import limits
 from feast_dynamo_ext.parquet.listing import Place, folders_below
 from feast_dynamo_ext.parquet.pointer import POINTER, version_of, visible
+from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
 from feast_dynamo_ext.storage import settings_of
 from feast_dynamo_ext.timestamps import Axis, check_time
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from feast import RepoConfig
     from feast.data_source import DataSource
@@ -40,6 +41,7 @@ class Target:
         created_time: of created time, or None.
         keys: the columns that are join keys of every feature view that reads it, sorted.
         readers: names of the sources and views, for people.
+        declared: types of columns that only folders' names say, as the views declare them.
     """
 
     source: DataSource
@@ -47,6 +49,7 @@ class Target:
     created_time: str | None
     keys: tuple[str, ...]
     readers: tuple[str, ...]
+    declared: Mapping[str, pa.DataType] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ class Snapshot:
         # Before the listing: only the pointer that the listing was made by is replaced later.
         folder = folder_of(target, config)
         seen = folder.seen()
-        source = ParquetSource.open(target.source, config).with_all_types()
+        source = ParquetSource.open(target.source, config)
+        source = source.with_folder_types(target.declared).with_all_types()
         if source.current != seen.current:
             raise CompactionConflictError(
                 f"{source.uri} is being compacted by another run. Wait for it, then run it again."
@@ -130,7 +134,8 @@ def _input_file(source: ParquetSource, file: FileState, part: Any, event_time: s
     known = {found.path: found for found in current.files} if current else {}
     groups = part.row_groups
     kind = source.schema.field(event_time).type
-    first, last = _range(limits([part], event_time, kind), kind)
+    errors = ReadErrors(source.place, (file,))
+    first, last = _range(limits([part], event_time, kind, errors), kind)
     return InputFile(
         path=path,
         size=file.size,

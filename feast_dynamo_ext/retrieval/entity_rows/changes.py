@@ -16,9 +16,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from feast_dynamo_ext.arrow_types import family, without_dictionary
+from feast_dynamo_ext.arrow_types import without_dictionary
 from feast_dynamo_ext.duckdb_connection import connected
 from feast_dynamo_ext.errors import EntityRowsError
+from feast_dynamo_ext.key_types import family
 from feast_dynamo_ext.parquet.source import ROW
 from feast_dynamo_ext.retrieval.engines.sql import between, usable
 from feast_dynamo_ext.retrieval.inputs import (
@@ -62,8 +63,13 @@ class Window:
             plan: the views.
 
         Raises:
-            EntityRowsError: no datetimes, a start after the end, or no start and no ttl.
+            EntityRowsError: no views, no datetimes, a start after the end, or no start and no ttl.
         """
+        if not plan.views:
+            raise EntityRowsError(
+                "Retrieval without entity rows: the request has no feature view with a history, "
+                "so there are no changes of it. Pass `entity_df`."
+            )
         end = _moment("end_date", end) if end is not None else datetime.now(tz=timezone.utc)
         if start is not None:
             start = _moment("start_date", start)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -17,6 +19,7 @@ from feast.data_source import RequestSource
 
 from feast_dynamo_ext.duckdb_connection import connected
 from feast_dynamo_ext.errors import EntityRowsError, FeastDynamoError
+from feast_dynamo_ext.retrieval.plan import declared_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,9 +53,22 @@ def is_sql(text: str) -> bool:
     return SQL.match(text) is not None
 
 
+@dataclass(frozen=True)
+class Named:
+    """A table of a statement.
+
+    Attributes:
+        source: its files.
+        declared: types of columns that only folders' names say, where a view declares them.
+    """
+
+    source: DataSource
+    declared: Mapping[str, pa.DataType] = field(default_factory=dict)
+
+
 def run_sql(
     sql: str,
-    sources: Mapping[str, DataSource],
+    sources: Mapping[str, Named],
     open_source: Callable[[DataSource], ParquetSource],
     limits: Limits,
 ) -> pa.Table:
@@ -74,9 +90,10 @@ def run_sql(
         try:
             duck.execute("SET enable_external_access = false; SET TimeZone = 'UTC'")
             for name in _tables(duck, sql, sources):
-                source = sources[_known(name, sources)]
-                files[name] = open_source(source).with_all_types()
-                _create_view(duck, name, source, files[name])
+                named = sources[_known(name, sources)]
+                opened = open_source(named.source).with_folder_types(named.declared)
+                files[name] = opened.with_all_types()
+                _create_view(duck, name, named.source, files[name])
             rows = duck.sql(sql).to_arrow_reader(ROWS_AT_ONCE).read_all()
         except (duckdb.OutOfMemoryException, duckdb.IOException, FeastDynamoError):
             raise
@@ -104,27 +121,27 @@ def _check_readable(sources: Iterable[ParquetSource]) -> None:
             pass
 
 
-def named_sources(registry: BaseRegistry, project: str) -> dict[str, DataSource]:
+def named_sources(registry: BaseRegistry, project: str) -> dict[str, Named]:
     """What SQL can name: of one name a feature view, else a data source, else a saved dataset."""
     return dict(reversed(list(_named(registry, project))))
 
 
-def _named(registry: BaseRegistry, project: str) -> Iterator[tuple[str, DataSource]]:
+def _named(registry: BaseRegistry, project: str) -> Iterator[tuple[str, Named]]:
     views = [
         *registry.list_feature_views(project, allow_cache=True),
         *registry.list_stream_feature_views(project, allow_cache=True),
     ]
-    yield from ((view.name, view.batch_source) for view in views if view.batch_source)
+    for view in views:
+        if view.batch_source:
+            yield view.name, Named(view.batch_source, declared_columns(view))
     for source in registry.list_data_sources(project, allow_cache=True):
         if not isinstance(source, RequestSource):
-            yield source.name, getattr(source, "batch_source", None) or source
+            yield source.name, Named(getattr(source, "batch_source", None) or source)
     for dataset in registry.list_saved_datasets(project, allow_cache=True):
-        yield dataset.name, dataset.storage.to_data_source()
+        yield dataset.name, Named(dataset.storage.to_data_source())
 
 
-def _tables(
-    duck: duckdb.DuckDBPyConnection, sql: str, sources: Mapping[str, DataSource]
-) -> set[str]:
+def _tables(duck: duckdb.DuckDBPyConnection, sql: str, sources: Mapping[str, Named]) -> set[str]:
     statements = duck.extract_statements(sql)
     if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
         raise EntityRowsError(
@@ -164,7 +181,7 @@ def _table(node: Mapping[str, str]) -> str:
     return ".".join(name for name in names if name)
 
 
-def _known(name: str, sources: Mapping[str, DataSource]) -> str:
+def _known(name: str, sources: Mapping[str, Named]) -> str:
     """The registry's spelling of a table's name, which in SQL has no case; empty for none."""
     if name in sources:
         return name
@@ -176,15 +193,49 @@ def _create_view(
     duck: duckdb.DuckDBPyConnection, name: str, source: DataSource, files: ParquetSource
 ) -> None:
     renamed = source.field_mapping or {}
+    refused = _refused(duck, files)
+    known = pa.schema([column for column in files.schema if column.name not in refused])
     columns = ", ".join(
-        f"{_quoted(column)} AS {_quoted(renamed.get(column, column))}"
+        f"{_expression(column, refused)} AS {_quoted(renamed.get(column, column))}"
         for column in files.schema.names
     )
     # As a dataset, of which DuckDB reads the columns and row groups alone that it needs.
-    duck.register(f"files of {name}", files.dataset)
+    duck.register(f"files of {name}", files.dataset.replace_schema(known))
     duck.execute(
         f"CREATE TEMP VIEW {_quoted(name)} AS SELECT {columns} FROM {_quoted(f'files of {name}')}"  # noqa: S608 - quoted
     )
+
+
+def _refused(duck: duckdb.DuckDBPyConnection, files: ParquetSource) -> dict[str, str]:
+    """Columns that SQL cannot read, and why; they fail a statement only where it names them."""
+    names = Counter(name.lower() for name in files.schema.names)
+    repeated = files.parts.repeated
+    refused = {
+        column.name: f"DuckDB has no type for {column.type}"
+        for column in files.schema
+        if not _has_type(duck, pa.schema([column]))
+    }
+    refused |= {
+        name: "another differs from it by capitals alone, which SQL does not tell apart"
+        for name in files.schema.names
+        if names[name.lower()] > 1
+    }
+    return refused | {name: f"{path} has several" for name, path in repeated.items()}
+
+
+def _has_type(duck: duckdb.DuckDBPyConnection, schema: pa.Schema) -> bool:
+    try:
+        duck.from_arrow(schema.empty_table())
+    except duckdb.NotImplementedException:
+        return False
+    return True
+
+
+def _expression(column: str, refused: Mapping[str, str]) -> str:
+    if column not in refused:
+        return _quoted(column)
+    why = f"column `{column}` cannot be read by SQL: {refused[column]}".replace("'", "''")
+    return f"error('{why}')"
 
 
 def _quoted(name: str) -> str:
@@ -196,7 +247,7 @@ def _short(sql: str) -> str:
     return line if len(line) <= 80 else f"{line[:77]}..."  # noqa: PLR2004 - a line's width
 
 
-def _names(sources: Mapping[str, DataSource]) -> str:
+def _names(sources: Mapping[str, Named]) -> str:
     names = sorted(sources)
     more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
     return f"{names[:NAMES_SHOWN]}{more}"

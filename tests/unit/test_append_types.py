@@ -1,0 +1,349 @@
+"""What appended rows may be: equal to what is stored, in the types of files and folders."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import decimal
+import math
+from typing import TYPE_CHECKING
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from feast import Entity, FeatureService, FeatureView, Field, ValueType
+from feast.feature_logging import FeatureServiceLoggingSource, LoggingConfig
+from feast.infra.offline_stores.file_source import FileLoggingDestination
+from feast.types import (
+    Array,
+    Bool,
+    Bytes,
+    Decimal,
+    Float32,
+    Float64,
+    Int32,
+    Int64,
+    String,
+    UnixTimestamp,
+)
+from order_files import TIME, customers, day, history, orders, write
+from views import CUSTOMER
+
+from feast_dynamo_ext import S3ParquetOfflineStore, S3ParquetSource
+from feast_dynamo_ext.cli.compact import targets
+from feast_dynamo_ext.errors import ColumnTypeError
+from feast_dynamo_ext.parquet.append import append_rows
+from feast_dynamo_ext.parquet.compaction import compaction
+from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
+from feast_dynamo_ext.parquet.listing import HIVE_NULL
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from feast import FeatureStore
+
+
+@pytest.fixture
+def shop(open_store) -> FeatureStore:
+    return open_store(online={"region": "us-east-1"})
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "appended"),
+    [
+        pytest.param(
+            pa.array([day(1)], TIME), UnixTimestamp, 1767312000, id="epoch seconds as a timestamp"
+        ),
+        pytest.param(
+            pa.array([1767225600]), Int64, pd.Timestamp("2026-01-02"), id="timestamp as an integer"
+        ),
+        pytest.param(
+            pa.array([decimal.Decimal("1.10")], pa.decimal128(10, 2)),
+            Decimal,
+            2.255,
+            id="2.255 as decimal(10, 2)",
+        ),
+        pytest.param(pa.array([1.0], pa.float32()), Float32, 1e300, id="1e300 as a float32"),
+        pytest.param(pa.array([True]), Bool, 2, id="2 as a bool"),
+        pytest.param(pa.array([True]), Bool, 0.5, id="0.5 as a bool"),
+        pytest.param(pa.array([1]), Int64, "007", id="text as an integer"),
+        pytest.param(pa.array(["1"]), String, 7, id="integer as a text"),
+        pytest.param(pa.array(["1"]), String, 7.0, id="float as a text"),
+        pytest.param(pa.array(["1"]), String, True, id="bool as a text"),
+        pytest.param(pa.array([["1"]]), Array(String), [7], id="integers as texts in a list"),
+        pytest.param(pa.array([1.0]), Float64, 2**53 + 1, id="2^53 + 1 as a double"),
+        pytest.param(pa.array([1], pa.int32()), Int32, 2**31, id="2^31 as an int32"),
+        pytest.param(pa.array([b"x"]), Bytes, 7, id="integer as bytes"),
+    ],
+)
+def test_an_append_refuses_what_would_not_come_back_equal(shop, tmp_path, stored, dtype, appended):
+    old = write(tmp_path / "orders" / "old.parquet", total=stored)
+    shop.apply([CUSTOMER, orders(old.parent, total=dtype)])
+    rows = pd.DataFrame({"cid": [2], "t": pd.to_datetime([day(2, 5)]), "total": [appended]})
+    with pytest.raises(ColumnTypeError, match="`total`"):
+        shop.write_to_offline_store("orders", rows)
+    assert list(old.parent.iterdir()) == [old]
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "appended", "found"),
+    [
+        pytest.param(pa.array([1.5], pa.float32()), Float32, 0.1, 0.10000000149011612, id="0.1"),
+        pytest.param(pa.array([1]), Int64, 2.0, 2, id="2.0 as an integer"),
+        pytest.param(pa.array([True]), Bool, 1.0, True, id="1.0 as a bool"),
+        pytest.param(
+            pa.array([decimal.Decimal("1.10")], pa.decimal128(10, 2)),
+            Decimal,
+            2.25,
+            decimal.Decimal("2.25"),
+            id="2.25 as decimal(10, 2)",
+        ),
+        pytest.param(
+            pa.array([day(1).date()]),
+            UnixTimestamp,
+            pd.Timestamp("2026-01-02", tz="UTC"),
+            day(2).date(),
+            id="midnight as a date",
+        ),
+        pytest.param(pa.array(["x"]), String, b"y", "y", id="bytes as a text"),
+        pytest.param(pa.nulls(1), Int64, 7, 7, id="a value where all were null"),
+    ],
+)
+def test_an_append_takes_what_comes_back_equal(shop, tmp_path, stored, dtype, appended, found):
+    old = write(tmp_path / "orders" / "old.parquet", total=stored)
+    shop.apply([CUSTOMER, orders(old.parent, total=dtype)])
+    rows = pd.DataFrame({"cid": [2], "t": pd.to_datetime([day(2, 5)]), "total": [appended]})
+    shop.write_to_offline_store("orders", rows)
+    (new,) = set(old.parent.iterdir()) - {old}
+    assert pq.read_table(new)["total"].to_pylist() == [found]
+
+
+def test_an_append_refuses_integers_as_event_times(shop, tmp_path):
+    old = write(tmp_path / "orders" / "old.parquet", total=[1])
+    shop.apply([CUSTOMER, orders(old.parent, total=Int64)])
+    with pytest.raises(ColumnTypeError, match=r"`t`.*unit=.s."):
+        shop.write_to_offline_store(
+            "orders", pd.DataFrame({"cid": [2], "t": [1767312000], "total": [9]})
+        )
+    assert list(old.parent.iterdir()) == [old]
+
+
+LATE_ON_A_DAY = {"cid": [2], "t": pd.to_datetime([day(2, 5)]), "total": [9]}
+
+
+@pytest.fixture
+def orders_by_day(shop, tmp_path) -> Path:
+    """The folder of `orders`, applied, whose event times are dates."""
+    old = write(tmp_path / "orders" / "old.parquet", t=pa.array([day(1).date()]), total=[1])
+    shop.apply([CUSTOMER, orders(old.parent, total=Int64)])
+    return old.parent
+
+
+def test_an_append_refuses_hours_where_event_times_are_dates(shop, orders_by_day):
+    with pytest.raises(ColumnTypeError, match="`t`"):
+        shop.write_to_offline_store("orders", pd.DataFrame(LATE_ON_A_DAY))
+    assert [path.name for path in orders_by_day.iterdir()] == ["old.parquet"]
+
+
+@pytest.mark.usefixtures("orders_by_day")
+def test_no_entity_sees_a_row_that_was_appended_for_later(shop):
+    with contextlib.suppress(ColumnTypeError):
+        shop.write_to_offline_store("orders", pd.DataFrame(LATE_ON_A_DAY))
+    assert history(shop, customers(1, 2, day_number=2, hour=1), "total") == [1, None]
+
+
+def test_a_history_does_not_begin_with_times_that_nobody_can_read(shop, tmp_path):
+    view = orders(tmp_path / "empty", total=Int64)
+    for times in ([1767312000], ["2026-01-02"]):
+        table = pa.table({"cid": [2], "t": times, "total": [9]})
+        with pytest.raises(ColumnTypeError, match=r"`t` of the rows to append is .*unit=.s."):
+            append_rows(view, shop.config, table)
+    assert not (tmp_path / "empty").exists()
+
+
+def test_logs_that_would_not_come_back_equal_are_refused(shop, tmp_path):
+    old = write(tmp_path / "orders.parquet", total=[1])
+    view = orders(old, total=Int64)
+    logs = LoggingConfig(destination=FileLoggingDestination(path=str(tmp_path / "logs")))
+    service = FeatureService(name="service", features=[view], logging_config=logs)
+    shop.apply([CUSTOMER, view, service])
+    source = FeatureServiceLoggingSource(service, "p")
+    schema = source.get_schema(shop.registry)
+    row = {
+        name: pa.array([9.5]).cast(pa.float64()) if name.endswith("total") else pa.nulls(1, kind)
+        for name, kind in zip(schema.names, schema.types, strict=True)
+    }
+    with pytest.raises(ColumnTypeError, match=r"logs for .*column `orders__total` is double"):
+        S3ParquetOfflineStore.write_logged_features(
+            shop.config, pa.table(row), source, logs, shop.registry
+        )
+    assert not (tmp_path / "logs").exists()
+
+
+# Folders
+
+
+def in_folders(folder: Path, name: str, *texts: str, **more) -> None:
+    """A file in a folder for each text of a hive column; customers are numbered from 1."""
+    for number, text in enumerate(texts, 1):
+        path = folder / f"{name}={text}" / "old.parquet"
+        write(path, cid=pa.array([number]), total=pa.array([number * 10]), **more)
+
+
+def row(cid: int, **columns) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"cid": [cid], "t": pd.to_datetime([day(2)]), "total": [cid * 10]}
+        | {name: [value] for name, value in columns.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "texts", "values"),
+    [
+        pytest.param(String, ["02134", "10001"], ["02134", "10001"], id="zip codes"),
+        pytest.param(String, ["7", "007"], ["7", "007"], id="alike as numbers"),
+        pytest.param(Int64, ["7", "007"], [7, 7], id="numbers that are alike"),
+        pytest.param(Int64, [str(2**63 - 1), "1"], [2**63 - 1, 1], id="19 digits"),
+        pytest.param(Int64, ["2.0", "nan"], [2, None], id="as pandas writes them"),
+        pytest.param(Int32, ["1", "2"], [1, 2], id="Int32"),
+        pytest.param(Float64, ["1", "2.5"], [1.0, 2.5], id="Float64"),
+        pytest.param(Bool, ["true", "false"], [True, False], id="Bool"),
+        pytest.param(
+            UnixTimestamp, ["2026-01-01", "2026-01-02 05:00:00Z"], [day(1), day(2, 5)], id="times"
+        ),
+        pytest.param(Bytes, ["a", "b"], [b"a", b"b"], id="Bytes"),
+    ],
+)
+def test_columns_of_folders_are_read_as_they_are_declared(shop, tmp_path, dtype, texts, values):
+    in_folders(tmp_path / "orders", "shop", *texts)
+    shop.apply([CUSTOMER, orders(tmp_path / "orders", total=Int64, shop=dtype)])
+    rows = customers(1, 2, 3)
+    assert history(shop, rows, "shop", "total") == ([*values, None], [10, 20, None])
+    job = shop.get_historical_features(rows, ["orders:shop"])
+    with duckdb.connect(":memory:") as duck:
+        duck.execute("SET TimeZone = 'Asia/Kolkata'")
+        entity_df = job.entities.table  # noqa: F841 - the statement names it
+        found = duck.sql(job.to_sql()).to_arrow_table()["shop"].to_pylist()
+    assert found == [*values, None]
+
+
+def test_a_key_of_folders_is_the_declared_text(shop, tmp_path):
+    account = Entity(name="account", join_keys=["zip"], value_type=ValueType.STRING)
+    in_folders(tmp_path / "orders", "zip", "02134", "10001")
+    shop.apply([account, orders(tmp_path / "orders", account, total=Int64)])
+    times = pa.array([day(3)] * 3, TIME)
+    asked = pa.table({"zip": ["10001", "2134", "02134"], "event_timestamp": times})
+    assert history(shop, asked, "total") == [20, None, 10]
+    changes = shop.get_historical_features(
+        None, ["orders:total"], start_date=day(1), end_date=day(2)
+    ).to_arrow()
+    assert changes["zip"].to_pylist() == ["02134", "10001"]
+    in_sql = "SELECT zip, t AS event_timestamp FROM orders ORDER BY zip"
+    assert history(shop, in_sql, "total") == [10, 20]
+
+
+def test_a_folder_whose_text_is_not_of_the_declared_type_is_named(shop, tmp_path):
+    in_folders(tmp_path / "orders", "shop", "7", "north")
+    shop.apply([CUSTOMER, orders(tmp_path / "orders", total=Int64, shop=Int64)])
+    with pytest.raises(ColumnTypeError, match=r"shop=north. is no value of type int64"):
+        history(shop, customers(1), "shop")
+    assert history(shop, customers(1, 2), "total") == [10, 20]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "texts", "value", "folder"),
+    [
+        pytest.param(Int64, ["1", "2"], 2.0, "shop=2", id="2.0"),
+        pytest.param(Int64, ["1", "2"], math.nan, f"shop={HIVE_NULL}", id="NaN"),
+        pytest.param(Int64, ["01", "02"], 3, "shop=03", id="zeros"),
+        pytest.param(String, ["02134", "10001"], "00501", "shop=00501", id="zip codes"),
+        pytest.param(Bool, ["true", "false"], 1, "shop=true", id="bool"),
+        pytest.param(Float64, ["1.5", "2"], 3, "shop=3.0", id="float"),
+        pytest.param(Bytes, ["a", "b"], b"c", "shop=c", id="bytes"),
+    ],
+)
+def test_appended_rows_go_into_folders_of_the_declared_type(
+    shop, tmp_path, dtype, texts, value, folder
+):
+    in_folders(tmp_path / "orders", "shop", *texts)
+    shop.apply([CUSTOMER, orders(tmp_path / "orders", total=Int64, shop=dtype)])
+    before = history(shop, customers(1, 2), "shop")
+    shop.write_to_offline_store("orders", row(3, shop=value))
+    (new,) = [path for path in (tmp_path / "orders").rglob("*.parquet") if "part-" in path.name]
+    assert new.parent.name == folder
+    expected = None if value != value else value  # noqa: PLR0124 - NaN
+    assert history(shop, customers(1, 2, 3), "shop") == [*before, expected]
+    assert history(shop, customers(1, 2, 3), "total") == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "texts", "value"),
+    [
+        pytest.param(Int64, ["1", "2"], 2.5, id="a fraction"),
+        pytest.param(Int64, ["1", "2"], "3", id="text as an integer"),
+        pytest.param(String, ["02134", "10001"], 501, id="integer as a text"),
+        pytest.param(Bool, ["true", "false"], 2, id="2 as a bool"),
+    ],
+)
+def test_rows_that_would_change_a_folder_column_are_refused(shop, tmp_path, dtype, texts, value):
+    in_folders(tmp_path / "orders", "shop", *texts)
+    shop.apply([CUSTOMER, orders(tmp_path / "orders", total=Int64, shop=dtype)])
+    files = sorted((tmp_path / "orders").rglob("*"))
+    with pytest.raises(ColumnTypeError, match="column `shop` of the rows to append"):
+        shop.write_to_offline_store("orders", row(3, shop=value))
+    assert sorted((tmp_path / "orders").rglob("*")) == files
+
+
+def test_buckets_keep_the_declared_texts_of_folders(shop, tmp_path):
+    folder = tmp_path / "orders"
+    in_folders(folder, "zip", "02134", "10001")
+    shop.apply([CUSTOMER, orders(folder, total=Int64, zip=String)])
+    (target,) = targets(shop, ["orders"])
+    compaction.run(compaction.plan(target, shop.config, LayoutRequest(buckets=2)))
+    assert history(shop, customers(1, 2), "zip", "total") == (["02134", "10001"], [10, 20])
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.date32()], ids=str)
+def test_an_append_writes_a_derived_column_that_files_have_too(shop, tmp_path, kind):
+    path = tmp_path / "orders" / "dt=2026-01-01" / "old.parquet"
+    write(path, total=[10], dt=pa.array(["2026-01-01"]).cast(kind))
+    source = S3ParquetSource(
+        name="files",
+        path=str(tmp_path / "orders"),
+        timestamp_field="t",
+        date_partition_column="dt",
+    )
+    view = FeatureView(
+        name="orders",
+        entities=[CUSTOMER],
+        schema=[Field(name="cid", dtype=Int64), Field(name="total", dtype=Int64)],
+        source=source,
+        ttl=dt.timedelta(0),
+        online=False,
+    )
+    shop.apply([CUSTOMER, view])
+    shop.write_to_offline_store("orders", row(2), reorder_columns=False)
+    assert history(shop, customers(1, 2), "total") == [10, 20]
+    (new,) = (tmp_path / "orders" / "dt=2026-01-02").iterdir()
+    assert pq.read_schema(new).field("dt").type == kind
+
+
+def test_an_append_to_partitions_that_are_columns_too_can_be_read(shop, tmp_path):
+    folder = tmp_path / "orders"
+    duckdb.sql(
+        "COPY (SELECT 1::BIGINT cid, TIMESTAMPTZ '2026-01-01 00:00:00Z' t, 10::BIGINT total, "
+        f"1::BIGINT shop) TO '{folder}' "
+        "(FORMAT parquet, PARTITION_BY (shop), WRITE_PARTITION_COLUMNS true)"
+    )
+    shop.apply([CUSTOMER, orders(folder, total=Int64, shop=Int64)])
+    assert history(shop, customers(1, 2), "total", "shop") == ([10, None], [1, None])
+    shop.write_to_offline_store(
+        "orders",
+        pd.DataFrame({"cid": [2], "t": pd.to_datetime([day(2)]), "total": [20], "shop": [2]}),
+    )
+    assert history(shop, customers(1, 2), "total", "shop") == ([10, 20], [1, 2])
