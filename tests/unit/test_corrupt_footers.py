@@ -55,10 +55,11 @@ def corrupt(path: Path, _: str) -> None:
     pq.write_table(TABLE, path)
     content = path.read_bytes()
     footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    columns = footer + 3  # behind the version, which is written alike
     # Thrift's field 1, an integer: 2 for INT64; and field 2, a list.
-    assert content.count(b"\x15\x04\x19", footer) == 3
-    ending = content[footer:].replace(b"\x15\x04\x19", b"\x15\x7e\x19")
-    path.write_bytes(content[:footer] + ending)
+    assert content.count(b"\x15\x04\x19", columns) == 3
+    ending = content[columns:].replace(b"\x15\x04\x19", b"\x15\x7e\x19")
+    path.write_bytes(content[:columns] + ending)
 
 
 USES = """
