@@ -74,11 +74,17 @@ ELEMENTS_OF = {
 # What a declared type takes of an Arrow type that could hold more.
 ZERO_OR_ONE = st.integers(0, 1)
 DECIMAL_TEXTS = st.decimals(allow_nan=False, allow_infinity=False, places=3).map(str)
+# From the middle between the highest float32 and the next power of two on, it would be infinity.
+WITHIN_FLOAT32 = st.floats(-3.4028235677973362e38, 3.4028235677973362e38) | st.sampled_from(
+    [float("nan"), float("inf"), float("-inf")]
+)
 TAKEN = {"UUID": st.uuids().map(str), "DECIMAL": DECIMAL_TEXTS, "BOOL": ZERO_OR_ONE}
 
 
 def cells_of(arrow, kind=None):
     """Cells of an Arrow type without nulls, as the value type takes them."""
+    if kind == "FLOAT" and pa.types.is_float64(arrow):
+        return WITHIN_FLOAT32
     if kind == "BOOL" and pa.types.is_boolean(arrow):
         return SCALARS[arrow]
     if kind == "DECIMAL" and arrow not in TEXTS:

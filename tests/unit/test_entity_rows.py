@@ -220,7 +220,7 @@ def test_several_columns_of_one_name():
 
 
 def test_a_pandas_column_of_several_types():
-    refused(pd.DataFrame({"cid": [1, "x"]}), "a column cannot be held by Arrow")
+    refused(pd.DataFrame({"cid": [1, "x"]}), "column `cid` cannot be held by Arrow")
 
 
 def test_a_reader_that_fails():

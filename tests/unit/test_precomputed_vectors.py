@@ -358,8 +358,10 @@ def test_vectors_that_cannot_be_renewed_are_an_error_that_says_so(tables):
 
     tables.put("p.orders", orders_row(1.0))
     tables.before = throttled
+    connected = connect(tables)
+    connected.writer = connect(tables, 0.0).writer
     with pytest.raises(StaleVectorsError, match=r"Write the same rows again\.$") as caught:
-        asyncio.run(maintain.renew(connect(tables, 0.0), "p.orders", serialized(key(1))))
+        asyncio.run(maintain.renew(connected, "p.orders", serialized(key(1))))
     assert "feature service churn" in str(caught.value)
 
 
