@@ -281,7 +281,8 @@ def checked_source(view: ViewPlan, source: ParquetSource) -> ParquetSource:
         UnsupportedTypeError: a feature's column has a type that Feast cannot carry.
     """
     wanted = f"Feature view `{view.view}`"
-    complete = source.with_columns([*view.narrow_columns, *view.feature_columns], wanted)
+    times = [view.event_time, *([view.created_time] if view.created_time else [])]
+    complete = source.with_columns([*view.narrow_columns, *view.feature_columns], wanted, times)
     for column in view.feature_columns:
         check_supported(column, complete.schema.field(column).type, wanted)
     return complete
