@@ -73,8 +73,10 @@ SAVED_DATASET_EVENT_TIME = "event_timestamp"
 FIRST_INCREMENTAL = timedelta(weeks=52)
 """How far back the first incremental materialization of a view goes whose ttl is zero."""
 
+BARS = "tqdm_builder"
 SCANNING_TEXT = "Entity scanning not supported"
 PRECOMPUTE_FAILED_TEXT = "Failed to precompute vectors"
+SERVING_TEXT = "`serve_features_while_materializing` is enabled but "
 
 PRIVATE_NAMES = (
     # Online reads
@@ -215,10 +217,17 @@ PRIVATE_NAMES = (
     ),
     PrivateName(
         f"{FEATURE_STORE}.materialize_incremental",
+        "function inside that makes the progress bars of its tasks",
+        "text",
+        f"def {BARS}(length):",
+        "a task does not say that it is incremental; the function it carries does",
+    ),
+    PrivateName(
+        f"{FEATURE_STORE}.materialize_incremental",
         "start after the last run",
         "text",
         "start_date = feature_view.most_recent_end_time",
-        "a task does not say that it is incremental; its start does",
+        "`--dry-run` of feast-dynamo starts there too",
     ),
     PrivateName(
         f"{FEATURE_STORE}.materialize_incremental",
@@ -306,6 +315,13 @@ PRIVATE_NAMES = (
         "text",
         PRECOMPUTE_FAILED_TEXT,
         "the same",
+    ),
+    PrivateName(
+        "feast.repo_config:RegistryConfig._warn_on_unsafe_serve_while_materializing",
+        "warning that the setting has no effect on a registry in a file",
+        "text",
+        SERVING_TEXT,
+        "hidden: it has an effect on every registry",
     ),
 )
 
@@ -422,6 +438,12 @@ def materialize_one(
     return LocalComputeEngine._materialize_one(engine, registry, task).error()
 
 
+def is_incremental(task: MaterializationTask) -> bool:
+    """Whether Feast's `materialize_incremental` made a task, by the function it carries."""
+    made_in: str = getattr(task.tqdm_builder, "__qualname__", "")
+    return made_in == f"FeatureStore.materialize_incremental.<locals>.{BARS}"
+
+
 def job_id(task: MaterializationTask) -> str:
     """The id that Feast's local engine gives the job of a task."""
     return f"{task.feature_view.name}-{task.start_time}-{task.end_time}"
@@ -465,7 +487,10 @@ def open_feature_store(folder: Path, yaml_file: Path) -> FeatureStore:
 
 
 class _NotOfThisStore(logging.Filter):
-    """Drops two warnings that are wrong for this package's online store.
+    """Drops warnings that are wrong for this package's online store.
+
+    Of `serve_features_while_materializing` Feast warns that it typically has no effect with a
+    registry in a file. It decides there too whether readers are refused during a run.
 
     After each materialize and push Feast offers to precompute services itself, which it can for
     Redis alone. For any other store it warns that the store cannot be scanned, or, where the redis
@@ -476,6 +501,8 @@ class _NotOfThisStore(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         from feast.errors import FeastExtrasDependencyImportError
 
+        if str(record.msg).startswith(SERVING_TEXT):
+            return False
         if str(record.msg).startswith(SCANNING_TEXT):
             return "DynamoOnlineStore" not in (record.args or ())
         if str(record.msg).startswith(PRECOMPUTE_FAILED_TEXT) and record.exc_info:
@@ -488,4 +515,5 @@ _FILTER = _NotOfThisStore()
 
 def hide_feasts_warnings() -> None:
     """Drop these warnings from now on; calling it again changes nothing."""
-    logging.getLogger("feast.feature_store").addFilter(_FILTER)
+    for name in ("feast.feature_store", "feast.repo_config"):
+        logging.getLogger(name).addFilter(_FILTER)

@@ -104,8 +104,8 @@ ADVICE: dict[type[AwsError], str] = {
         "`aws sts get-caller-identity` shows who they are."
     ),
     AccessDeniedError: (
-        "Add the missing action to the identity's IAM policy; the least-privilege policy of each "
-        "command is in docs/reference/iam.md."
+        "Add the missing action to the identity's IAM policy; `feast-dynamo docs iam` has the "
+        "least-privilege policy of each command."
     ),
     ThrottledError: "Retry later, or raise the table's or account's capacity.",
     AwsUnavailableError: "Check the network, the region and any endpoint_url, then run it again.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,11 +16,15 @@ from pydantic import (
     model_validator,
 )
 
+from feast_dynamo_ext import _feast
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from feast.repo_config import RepoConfig
+    from pydantic_core import ErrorDetails
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str, prefix: str = "") -> str:
@@ -51,12 +56,24 @@ def refuse_unknown(subject: str, prefix: str, names: Iterable[str], known: Itera
             raise ConfigError(f"{subject}: there is no setting `{prefix}{name}`. {hint}")
 
 
+SIZE = r"^\d+(\.\d+)? ?([KMGT]i?B)$"
+"""Of settings that are a size of memory."""
+
+_IN_WORDS = {SIZE: "must be a size such as 128MB, 2GB or 1.5GiB"}
+
+
 def problems(error: ValidationError) -> str:
     """All that pydantic found wrong, each with the field it is in; no value is shown."""
     return "; ".join(
-        f"`{'.'.join(str(part) for part in problem['loc'])}`: {problem['msg']}"
+        f"`{'.'.join(str(part) for part in problem['loc'])}`: {_message(problem)}"
         for problem in error.errors(include_input=False, include_url=False)
     )
+
+
+def _message(problem: ErrorDetails) -> str:
+    # Pydantic shows the pattern, which few can read.
+    pattern = problem.get("ctx", {}).get("pattern", "")
+    return _IN_WORDS.get(pattern, problem["msg"])
 
 
 class AwsConfigModel(FeastConfigBaseModel):
@@ -80,6 +97,8 @@ class AwsConfigModel(FeastConfigBaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _explain(cls, values: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        # Feast looks at the registry's block after those of the stores.
+        _feast.hide_feasts_warnings()
         if isinstance(values, dict):
             _refuse_unknown_keys(cls, values)
             _refuse_unset_variables(cls, values)
@@ -88,12 +107,31 @@ class AwsConfigModel(FeastConfigBaseModel):
         except ValidationError as error:
             raise ConfigError(
                 f"{_block(cls)} of feature_store.yaml: {problems(error)}. "
-                "Each field is explained in docs/reference/configuration.md."
+                "`feast-dynamo docs configuration` explains each field."
             ) from error
 
     def aws(self) -> AwsSettings:
         """The settings as a value that `session`, `client` and `filesystem` take."""
         return AwsSettings(self.region, self.endpoint_url, self.profile, self.role_arn)
+
+
+logger = logging.getLogger(__name__)
+
+FEASTS_PROVIDERS = frozenset({"local", "aws", "gcp", "azure"})
+
+
+def warn_of_other_provider(config: RepoConfig) -> None:
+    """Warn where feature_store.yaml was moved to this package's store, but not its provider.
+
+    Called when a store is opened, which a process does once.
+    """
+    if config.provider in FEASTS_PROVIDERS:
+        logger.warning(
+            "feature_store.yaml: `provider: %s` is Feast's. It materializes one view after the "
+            "other, in memory and without resuming, and repairs no states. Set `provider: "
+            "feast_dynamo_ext.DynamoProvider`",
+            config.provider,
+        )
 
 
 def _block(model: type[FeastConfigBaseModel]) -> str:

@@ -49,12 +49,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class FeastDynamoError(Exception):
-    """Base of every error of this package."""
+class FeastDynamoError(click.ClickException):
+    """Base of every error of this package.
+
+    The message is what helps, so command lines on click, as `feast` is, print it in one line
+    instead of a traceback.
+    """
+
+    def __str__(self) -> str:
+        """The message as it is now: a view may have been named in it since."""
+        return BaseException.__str__(self)
+
+    def format_message(self) -> str:
+        """The message in one line."""
+        return " ".join(str(self).split())
 
 
 class ConfigError(FeastDynamoError):

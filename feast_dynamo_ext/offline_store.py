@@ -13,7 +13,7 @@ from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMeta
 from feast.on_demand_feature_view import OnDemandFeatureView
 from pydantic import Field
 
-from feast_dynamo_ext.config import AwsConfigModel
+from feast_dynamo_ext.config import SIZE, AwsConfigModel
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.monitoring.hooks import MonitoringHooks
 from feast_dynamo_ext.parquet.append import append_rows
@@ -74,7 +74,7 @@ class S3ParquetOfflineStoreConfig(AwsConfigModel):
     )
     """Selects this store."""
 
-    memory_limit: str | None = Field(default=None, pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$")
+    memory_limit: str | None = Field(default=None, pattern=SIZE)
     """Memory for entity rows and their features, for example `4GB`: more entity rows than fit are
     joined block by block, each with a pass over the history. It is DuckDB's limit too, which
     spills to disk. Default: 40% of the machine's memory, and 80% for DuckDB."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 
+from feast_dynamo_ext.config import warn_of_other_provider
 from feast_dynamo_ext.dynamo import read
 from feast_dynamo_ext.dynamo.client import Connection
 from feast_dynamo_ext.dynamo.event_loops import off_loop
@@ -454,6 +455,7 @@ class DynamoOnlineStore(OnlineStore):
             return opened[1]
         with self._lock:
             if self._opened is None or self._opened[0] != os.getpid():
+                warn_of_other_provider(config)
                 connection = Connection.open(config.online_store.connection())
                 self._opened = (os.getpid(), connection)
             return self._opened[1]

@@ -130,11 +130,14 @@ def check_time(column: str, kind: pa.DataType, where: str) -> None:
             "times, or give it a type of time."
         )
     if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
-        unit = ', unit="s"' if pa.types.is_integer(kind) else ""
+        # Without a unit pandas takes numbers as nanoseconds, which is 1970 for all but these.
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        unit = "unit='s', " if is_number else ""
+        of_numbers = " for seconds since 1970, `unit='ms'` for milliseconds" if is_number else ""
         raise ColumnTypeError(
             f"{where}: column `{column}` has type {kind}, not a timestamp or date. Parse it first "
-            f"(pandas: `pd.to_datetime(frame['{column}']{unit}, utc=True)`); text and plain "
-            "numbers are not guessed at."
+            f"(pandas: `pd.to_datetime(frame['{column}'], {unit}utc=True)`{of_numbers}); text and "
+            "plain numbers are not guessed at."
         )
 
 

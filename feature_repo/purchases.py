@@ -49,7 +49,7 @@ def load_purchases() -> pa.Table:
 
 
 def _cdnow_path() -> Path:
-    advice = "Run `pip install 'feast-dynamo-ext[demo]'`, or read your own data in purchases.py."
+    advice = "Run `pip install lifetimes==0.11.3`, or read your own data in purchases.py."
     try:
         path = Path(str(importlib.metadata.distribution("lifetimes").locate_file(CDNOW)))
     except importlib.metadata.PackageNotFoundError as error:

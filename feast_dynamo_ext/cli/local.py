@@ -12,7 +12,7 @@ import click
 
 from feast_dynamo_ext import local as embedded
 from feast_dynamo_ext.cli.repo import Output, json_option, table
-from feast_dynamo_ext.errors import LocalError
+from feast_dynamo_ext.errors import DependencyError, LocalError
 
 if TYPE_CHECKING:
     from feast_dynamo_ext.local import LocalAws, Server
@@ -32,8 +32,8 @@ folder_option = click.option(
 def local() -> None:
     """An AWS on this machine, for trying and testing without an account.
 
-    moto's server stands in for S3, DynamoDB, SageMaker's control plane and more. With Java,
-    Amazon's own DynamoDB Local can take over DynamoDB. Both listen on 127.0.0.1 only, run in the
+    moto's server stands in for S3, SageMaker's control plane and more, and Amazon's own DynamoDB
+    Local for DynamoDB where Java is; else moto does. Both listen on 127.0.0.1 only, run in the
     background until `down`, and keep everything in memory: `down` forgets it all.
 
     \b
@@ -46,27 +46,40 @@ def local() -> None:
 
 @local.command()
 @click.option(
-    "--dynamodb-local",
-    is_flag=True,
-    help="Use Amazon's DynamoDB Local for DynamoDB. Needs Java and `feast-dynamo local install`.",
+    "--dynamodb-local/--moto",
+    default=None,
+    help="What serves DynamoDB.  [default: DynamoDB Local where Java and npm are, else moto]",
 )
 @folder_option
 @json_option
-def up(folder: Path, output: Output, *, dynamodb_local: bool) -> None:
+def up(folder: Path, output: Output, *, dynamodb_local: bool | None) -> None:
     """Start the servers, and wait until they answer.
 
-    moto is quick to start, and knows S3, SageMaker and the rest of AWS, but answers some requests
-    to DynamoDB that AWS would refuse, and lacks some. Amazon's DynamoDB Local is the closer one;
-    it takes a few seconds more to start.
+    Amazon's DynamoDB Local is the closer DynamoDB, and several times as fast as moto, which also
+    answers some requests that AWS would refuse, and lacks some. Where Java and npm are, the first
+    `up` installs it into this Python environment (56 MB); `--moto` does without.
 
-    \b
-    feast-dynamo local up
-    feast-dynamo local up --dynamodb-local
-    """  # noqa: D301 - click keeps the lines after \b as they are
+    Servers that run already are left as they are. They listen on the ports that they had in this
+    folder before.
+    """
+    if dynamodb_local is None and not embedded.status(folder):
+        _install_if_possible(output)
     started = embedded.up(folder, dynamodb_local=dynamodb_local)
+    if started.ran_already:
+        output.note("It runs already.")
     _note_died(started, output)
     hint = f'Point this shell at it: eval "$(feast-dynamo local env{_option(folder)})"'
     output.show(_data(started), f"{_table(started)}\n\n{hint}")
+
+
+def _install_if_possible(output: Output) -> None:
+    if embedded.dynamodb_local_folder() or not embedded.can_be_installed():
+        return
+    output.note("Installing Amazon's DynamoDB Local (56 MB, once) ...")
+    try:
+        embedded.install_dynamodb_local()
+    except (DependencyError, LocalError) as error:
+        output.note(f"moto serves DynamoDB, as DynamoDB Local cannot be installed: {error}")
 
 
 @local.command()

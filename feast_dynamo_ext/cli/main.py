@@ -11,6 +11,7 @@ from feast_dynamo_ext.cli.bulk_load import bulk_load
 from feast_dynamo_ext.cli.compact import compact
 from feast_dynamo_ext.cli.local import local
 from feast_dynamo_ext.cli.materialize import materialize
+from feast_dynamo_ext.cli.start import docs, init
 from feast_dynamo_ext.errors import FeastDynamoError
 
 
@@ -35,10 +36,12 @@ def main() -> None:
     """
 
 
+main.add_command(init)
 main.add_command(local)
 main.add_command(bulk_load)
 main.add_command(materialize)
 main.add_command(compact)
+main.add_command(docs)
 
 if __name__ == "__main__":
     main(prog_name="feast-dynamo")

@@ -189,9 +189,9 @@ def materialize(
         tasks = _tasks(store, request)
         engine = _engine(store, choices)
         if dry_run:
-            estimates = _estimates(engine, tasks, output)
+            estimates = _estimates(engine, tasks, output, is_incremental=window.start is None)
         else:
-            report = _run(store, engine, request)
+            report = _run(store, engine, request, [task.feature_view.name for task in tasks])
     if dry_run:
         _show_estimates(engine, estimates, output)
     else:
@@ -260,21 +260,28 @@ def _tasks(store: FeatureStore, request: MaterializeRequest) -> list[Materializa
 
 
 def _run(
-    store: FeatureStore, engine: DynamoComputeEngine, request: MaterializeRequest
+    store: FeatureStore,
+    engine: DynamoComputeEngine,
+    request: MaterializeRequest,
+    names: Sequence[str],
 ) -> RunReport:
     """Materialize through Feast, which keeps the intervals and states of views."""
+    from feast_dynamo_ext.materialize.engine import sigterm_as_exit
+
     window = request.window
     which: Any = {
         "feature_views": request.names and list(request.names),
         "version": request.version,
     }
     try:
-        if window.start is None:
-            store.materialize_incremental(window.end, **which)
-        else:
-            store.materialize(
-                window.start, window.end, disable_event_timestamp=window.is_all, **which
-            )
+        # Feast sets the views' states before, and takes them back after, the engine's own work.
+        with sigterm_as_exit(), engine.readable_after_interruption(store.registry, names):
+            if window.start is None:
+                store.materialize_incremental(window.end, **which)
+            else:
+                store.materialize(
+                    window.start, window.end, disable_event_timestamp=window.is_all, **which
+                )
     except Exception as error:
         # Feast raises the error of the first view that failed; the report has that of each.
         failed = _report(engine).failed_views
@@ -324,8 +331,10 @@ def _estimates(
     engine: DynamoComputeEngine,
     tasks: list[MaterializationTask],
     output: Output,
+    *,
+    is_incremental: bool,
 ) -> Sequence[ViewEstimate]:
-    estimates = engine.estimate(tasks)
+    estimates = engine.estimate(tasks, is_incremental=is_incremental)
     left_out = {task.feature_view.name for task in tasks} - {found.view for found in estimates}
     if left_out:
         output.note(

@@ -19,6 +19,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -133,6 +134,11 @@ class DynamoTransport:
     def after_fork(self) -> None:
         """Keep what the parent uses: what is closed in the child would be closed for both."""
         _OF_PARENT.append(self._clients.copy())
+
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether requests stay on this machine, as those to a stand-in of DynamoDB do."""
+        return urlsplit(self._endpoint.url).hostname in {"127.0.0.1", "::1", "localhost"}
 
     async def call(
         self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")

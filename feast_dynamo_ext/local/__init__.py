@@ -1,10 +1,10 @@
 """The embedded AWS for a laptop: start, stop, status.
 
-moto's server stands in for S3, DynamoDB, SageMaker's control plane and the rest; with Java,
-Amazon's own DynamoDB Local takes over DynamoDB. Both listen on 127.0.0.1 only, keep everything in
-memory, and run on their own until they are stopped::
+moto's server stands in for S3, SageMaker's control plane and the rest, and for DynamoDB where
+Amazon's own DynamoDB Local is not installed, which runs on Java. Both listen on 127.0.0.1 only,
+keep everything in memory, and run on their own until they are stopped::
 
-    aws = up(Path("."), dynamodb_local=True)
+    aws = up(Path("."))
     os.environ.update(aws.environment())
     ...
     down(Path("."))
@@ -15,6 +15,7 @@ Tests that want servers without a state file use `start_moto`, `start_dynamodb_l
 from __future__ import annotations
 
 from feast_dynamo_ext.local.dynamodb_local import (
+    can_be_installed,
     dynamodb_local_folder,
     install_dynamodb_local,
     start_dynamodb_local,
@@ -25,6 +26,7 @@ from feast_dynamo_ext.local.process import Server, stop
 __all__ = [
     "LocalAws",
     "Server",
+    "can_be_installed",
     "down",
     "dynamodb_local_folder",
     "install_dynamodb_local",

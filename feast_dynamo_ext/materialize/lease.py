@@ -1,9 +1,9 @@
 """One run at a time on a view: a lease with a heartbeat, as an item in the view's table.
 
 Who holds it is in the item, with a random value, `beat`, that the holder replaces every third of
-the lease's length. No time in the item is ever compared with a clock, so clocks may differ as they
-like: whoever wants the lease watches the item on its own monotonic clock and takes it over once it
-has seen no new beat for the lease's length::
+the lease's length. Who wants the lease compares no time in the item with a clock, so clocks may
+differ as they like: it watches the item on its own monotonic clock and takes the lease over
+once it has seen no new beat for the lease's length::
 
     holder     beat 1 ....... beat 2 ... killed
     the other  ......... sees 2 ........ sees 2, lease_s later: takes over, if it is still 2
@@ -14,6 +14,9 @@ anybody could see it. So it knows that it may have lost the lease before another
 `check` says so; between two checks a request may still be on its way, which newest-wins makes
 harmless. A holder on a machine of this name, whose process is gone (no such pid, or a process of
 another start time), is taken over at once.
+
+Who only wants to know whether a view is being materialized, as a reader does that cannot watch,
+may judge by the time of the last beat: see `Holder.is_silent`.
 
 This is how AWS's own lock client works,
 https://aws.amazon.com/blogs/database/building-distributed-locks-with-the-dynamodb-lock-client/
@@ -125,6 +128,9 @@ def _command() -> str:
 LEASE = b"lease"
 LOOKS_PER_LEASE, MOST_BETWEEN_LOOKS_S = 10, 1.0
 
+CLOCKS_DIFFER_S = 60
+"""By which clocks of machines are taken to differ at most, where only that can be compared."""
+
 
 @dataclass(frozen=True)
 class LeaseSettings:
@@ -134,6 +140,7 @@ class LeaseSettings:
         lease_s: seconds without a beat after which others may take the lease.
         if_running: what to do while another run holds it: fail, or wait for it.
         clock: seconds of a monotonic clock.
+        wall_clock: seconds since 1970, to compare with other machines'.
         sleep: waits the given seconds, for who wants the lease.
         pause: waits the given seconds between beats, less if the event is set; whether it is.
         process: the process that wants the lease.
@@ -143,6 +150,7 @@ class LeaseSettings:
     lease_s: float = 30
     if_running: Literal["refuse", "wait"] = "refuse"
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+    wall_clock: Callable[[], float] = field(default=time.time, repr=False)
     sleep: Callable[[float], object] = field(default=time.sleep, repr=False)
     pause: Callable[[threading.Event, float], bool] = field(
         default=threading.Event.wait, repr=False
@@ -162,6 +170,8 @@ class Holder:
         lease_s: seconds without a new beat after which it is gone.
         process: where it runs.
         started_at: when it acquired the lease by its own clock, for people only.
+        beat_at: when it sent the beat by its own clock, seconds since 1970; None where another
+            version of this package holds the lease.
     """
 
     view: str
@@ -170,6 +180,7 @@ class Holder:
     lease_s: float
     process: Process
     started_at: str
+    beat_at: int | None = None
 
     def __str__(self) -> str:
         process = self.process
@@ -181,8 +192,19 @@ class Holder:
     @classmethod
     def new(cls, view: str, settings: LeaseSettings) -> Holder:
         """This process, as it will hold the lease."""
-        now = datetime.now(tz=timezone.utc).isoformat(timespec="seconds")
-        return cls(view, random_text(), random_text(), settings.lease_s, settings.process(), now)
+        now_s = int(settings.wall_clock())
+        now = datetime.fromtimestamp(now_s, tz=timezone.utc).isoformat(timespec="seconds")
+        process, owner, beat = settings.process(), random_text(), random_text()
+        return cls(view, owner, beat, settings.lease_s, process, now, now_s)
+
+    def is_silent(self, now_s: float) -> bool:
+        """Whether it has surely sent no beat for the lease's length.
+
+        For who cannot watch, and to whom a wrong answer does no harm: clocks may be wrong.
+        """
+        if self.beat_at is None:
+            return False
+        return now_s - self.beat_at >= self.lease_s + CLOCKS_DIFFER_S
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], table: str) -> Holder:
@@ -205,6 +227,7 @@ class Holder:
                 float(values["lease_s"]),
                 process,
                 values["started_at"],
+                values.get("beat_at"),
             )
         except KeyError as error:
             raise ItemFormatError(
@@ -215,7 +238,9 @@ class Holder:
     def values(self) -> dict[str, Value]:
         """The attributes of the lease item."""
         process = self.process
-        born: dict[str, Value] = {"born": process.born} if process.born is not None else {}
+        more: dict[str, Value] = {} if self.beat_at is None else {"beat_at": self.beat_at}
+        if process.born is not None:
+            more["born"] = process.born
         return {
             "kind": "lease of the run that materializes this view",
             "view": self.view,
@@ -226,7 +251,7 @@ class Holder:
             "pid": process.pid,
             "command": process.command,
             "started_at": self.started_at,
-            **born,
+            **more,
         }
 
 
@@ -363,7 +388,11 @@ class Lease:
         """Give one sign of life; the lease's own thread does so every third of its length."""
         sent_s = self._settings.clock()
         try:
-            renewed = self._item.update({"beat": random_text()}, {"owner": self.holder.owner})
+            sign: dict[str, Value] = {
+                "beat": random_text(),
+                "beat_at": int(self._settings.wall_clock()),
+            }
+            renewed = self._item.update(sign, {"owner": self.holder.owner})
             now = None if renewed else holder(self._item.client, self._item.table)
         except AwsError as error:
             # `check` raises, if it lasts.

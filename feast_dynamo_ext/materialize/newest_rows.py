@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext._feast import FIRST_INCREMENTAL
 from feast_dynamo_ext.columns import join_keys, stored_names, stored_times
 from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows, refuse_too_large
 from feast_dynamo_ext.dynamo.encoding.values import encode_values
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 CLOCK_TOLERANCE = timedelta(minutes=1)
 """By which an end may be ahead of this machine's clock."""
 
-SAME_START = timedelta(minutes=1)
-
 
 @dataclass(frozen=True)
 class Window:
@@ -55,26 +52,33 @@ class Window:
         return micros_of(self.start), micros_of(self.end)
 
 
-def window_of(task: MaterializationTask, lookback_s: int, now: datetime) -> Window:
+def refuse_end_to_come(end: datetime, now: datetime) -> None:
+    """Refuse the end of an incremental run that has not come.
+
+    Raises:
+        WindowError: it has not, by more than clocks may differ.
+    """
+    if assume_utc(end) > now + CLOCK_TOLERANCE:
+        raise WindowError(
+            f"The end of the incremental materialization, {assume_utc(end).isoformat()}, is in "
+            f"the future: it is {now.isoformat(timespec='seconds')}. Feast would note all up to "
+            "then as done, and rows that are yet to come would be left out. Pass the current time."
+        )
+
+
+def window_of(task: MaterializationTask, lookback_s: int, *, is_incremental: bool) -> Window:
     """The event times that a task of Feast's reads.
 
     An incremental run starts where the last one ended. Rows that came into history since then with
     an earlier event time would never be read, so it starts `lookback_s` before that.
 
     Raises:
-        WindowError: an incremental run to a time that has not come, or before its start.
+        WindowError: an incremental run to a time before its start.
     """
     start, end = assume_utc(task.start_time), assume_utc(task.end_time)
-    if not is_incremental(task, now):
+    if not is_incremental:
         return Window(start, end)
     view = task.feature_view.name
-    if end > now + CLOCK_TOLERANCE:
-        raise WindowError(
-            f"Feature view `{view}`: the end of the incremental materialization, "
-            f"{end.isoformat()}, is in the future: it is {now.isoformat(timespec='seconds')}. "
-            "Feast would note all up to then as done, and rows that are yet to come would be left "
-            "out. Pass the current time."
-        )
     if start > end and task.feature_view.most_recent_end_time is None:
         raise WindowError(
             f"Feature view `{view}`: its first incremental materialization starts at "
@@ -92,20 +96,6 @@ def window_of(task: MaterializationTask, lookback_s: int, now: datetime) -> Wind
 
 def _before(moment: datetime, seconds: int) -> datetime:
     return moment - timedelta(seconds=min(seconds, (moment - EARLIEST) // timedelta(seconds=1)))
-
-
-def is_incremental(task: MaterializationTask, now: datetime) -> bool:
-    """Whether a task starts where the last one ended, or, the first one, at the ttl.
-
-    Feast's tasks do not say it; these are the starts that `materialize_incremental` takes.
-    """
-    view: Any = task.feature_view
-    start, last = assume_utc(task.start_time), view.most_recent_end_time
-    if last is not None:
-        return start == assume_utc(last)
-    # Feast works its start out a moment before it calls us.
-    first = now - (view.ttl or FIRST_INCREMENTAL)
-    return not task.disable_event_timestamp and abs(start - first) < SAME_START
 
 
 MOST_THREADS = 4
@@ -149,12 +139,15 @@ class Newest:
         expired: newest rows that are too old, and not among `rows`.
         rows: newest rows.
         batches: the rows, in the source's own columns.
+        incomplete: rows that were looked at and lack a key or the event time; 0 where another
+            offline store leaves them out.
     """
 
     read: int
     expired: int
     rows: int
     batches: Iterator[pa.RecordBatch]
+    incomplete: int = 0
 
 
 class History:
@@ -219,7 +212,7 @@ class History:
         times = (window.start, window.end, not_before)
         with engine.newest(plan, source, *times, scanned) as found:
             batches = found.source.fetch_each(plan.feature_columns, found.positions)
-            yield Newest(found.read, found.expired, found.rows, batches)
+            yield Newest(found.read, found.expired, found.rows, batches, found.incomplete)
 
     def _by_job(self, window: Window, not_before: datetime | None) -> Newest:
         """By the offline store's own method, which other stores keep in memory whole."""

@@ -1,12 +1,15 @@
 """Sets back what a killed run leaves in Feast's registry: views `MATERIALIZING` for ever.
 
-Feast sets that state before a run and takes it back after it. Readers are refused meanwhile
-(unless `serve_features_while_materializing` is set), and after a kill -9 for good. Where the run
-after that fails, Feast sets them `GENERATED`, which is refused too.
+Feast sets that state before a run and takes it back after it, also where it fails, but not after
+Ctrl-C. Readers are refused meanwhile (unless `serve_features_while_materializing` is set), and
+after a kill for good. Where the run after that fails, Feast sets them `GENERATED`, which is
+refused too.
 
-A run does this at its start for the views that it does not materialize itself. A feature server
-outlives the runs that fill its tables, and does it when Feast refuses a read. Whether a run is
-still at a view, its lease says.
+A run that is interrupted does this for its own views, and a run does it at its start for those
+that it does not materialize itself. Readers do it when Feast refuses a read. Whether a run is
+still at a view, its lease says; where nobody has that, the time at which the state was set, as the
+registry has it: a run has the lease a moment later. So a program that reads once and ends can
+judge it as well as a server.
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ from feast.version_utils import parse_version
 from feast_dynamo_ext.errors import ResourceNotFoundError
 from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.materialize.lease import LeaseSettings, Watch, holder
+from feast_dynamo_ext.timestamps import assume_utc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable
+    from collections.abc import Callable, Collection, Container, Iterable
 
 
 logger = logging.getLogger(__name__)
@@ -170,17 +174,42 @@ class StaleStateResetter:
                 )
             ) or self._is_refreshed(registry, project, views)
 
+    def after_interruption(self, registry: Any, project: str, names: Collection[str]) -> None:
+        """Make views readable whose run was interrupted, and has released its leases.
+
+        Args:
+            registry: Feast's.
+            project: its project.
+            names: of the run's views; those that another run materializes are left alone.
+        """
+        try:
+            views = registry.list_all_feature_views(project)
+            own = [view for view in views if view.name in names]
+            with self._lock:
+                reset_stale_states(registry, project, own, lambda view: self._is_gone(view, 0))
+        except Exception as error:  # noqa: BLE001 - whatever a registry raises: the run ends by its interruption
+            _log_failure(", ".join(names), error)
+
     def _is_gone(self, view: Any, unclaimed_s: float) -> bool:
-        now_s, table = self._settings.clock(), self._table_of(view)
+        settings, table = self._settings, self._table_of(view)
+        now_s = settings.clock()
         try:
             held = holder(self._client(), table)
         except ResourceNotFoundError:
             held = None
         if held is None:
-            return now_s - self._free_since_s(view, table, now_s) >= unclaimed_s
+            # No run begins with `GENERATED`.
+            is_begun = view.state == FeatureViewState.MATERIALIZING
+            free_s = max(now_s - self._free_since_s(view, table, now_s), self._age_s(view))
+            return not is_begun or free_s >= unclaimed_s
         self._free.pop(table, None)
         watch = self._watches.setdefault(table, Watch(self._settings))
-        return watch.look(held) is False
+        return watch.look(held) is False or held.is_silent(settings.wall_clock())
+
+    def _age_s(self, view: Any) -> float:
+        """How long a view has been as it is, by the registry's time; 0 where that is not known."""
+        changed = getattr(view, "last_updated_timestamp", None)
+        return self._settings.wall_clock() - assume_utc(changed).timestamp() if changed else 0.0
 
     def _free_since_s(self, view: Any, table: str, now_s: float) -> float:
         """Since when it is known that nobody has the lease, while the view is as it is."""

@@ -31,7 +31,9 @@ class ViewReport:
         start: first event time of the window, `lookback` included.
         end: last event time of the window.
         step: where it is.
-        read: rows of history in the window, those without keys left out.
+        read: rows of history in the window, incomplete ones left out.
+        incomplete: rows without event time, and those of the window that lack a key; they are
+            nobody's, and are left out.
         to_write: newest rows of their keys that are not past their ttl; None until it is known.
         expired: newest rows of their keys that are past their ttl, and so not written.
         written: rows that are in the table now.
@@ -52,6 +54,7 @@ class ViewReport:
     end: datetime
     step: Step = "waiting"
     read: int = 0
+    incomplete: int = 0
     to_write: int | None = None
     expired: int = 0
     written: int = 0
@@ -126,8 +129,18 @@ class RunReport:
 
 
 # Attributes of a ViewReport, and headers of the table.
-COUNTS = ("read", "written", "older", "expired", "failed", "resumed", "throttles", "units")
-ONLY_IF_ANY = ("resumed", "throttles")
+COUNTS = (
+    "read",
+    "incomplete",
+    "written",
+    "older",
+    "expired",
+    "failed",
+    "resumed",
+    "throttles",
+    "units",
+)
+ONLY_IF_ANY = ("incomplete", "resumed", "throttles")
 
 # What a step is called once nothing goes on any more.
 STATES = {
@@ -142,9 +155,10 @@ STATES = {
 def as_text(report: RunReport) -> str:
     """The table of a run that has ended, and below it why views failed.
 
-    Columns: rows of history read; rows written, skipped as older than what the table holds,
-    skipped as past their ttl, failed, and resumed (written by an earlier run that was killed);
-    requests throttled; write units consumed and their price on demand; wall-clock time; state.
+    Columns: rows of history read; incomplete rows, without a key or event time, which are left
+    out; rows written, skipped as older than what the table holds, skipped as past their ttl,
+    failed, and resumed (written by an earlier run that was killed); requests throttled; write
+    units consumed and their price on demand; wall-clock time; state.
     """
     if not report.views:
         return "There was no feature view to materialize."
@@ -163,9 +177,9 @@ def as_json(report: RunReport) -> dict[str, Any]:
     Returns:
         ``{"views": [...], "total": {...}}``. A view has ``view``, ``table``, ``start`` and
         ``end`` (ISO 8601), ``state``, ``to_write`` (null where it was not known yet), ``error``
-        (null or a text), and as the total has: ``read``, ``written``, ``older``, ``expired``,
-        ``failed``, ``resumed`` (rows), ``throttles`` (requests), ``units``, ``dollars``,
-        ``seconds`` (null where it did not begin).
+        (null or a text), and as the total has: ``read``, ``incomplete``, ``written``, ``older``,
+        ``expired``, ``failed``, ``resumed`` (rows), ``throttles`` (requests), ``units``,
+        ``dollars``, ``seconds`` (null where it did not begin).
     """
     return {
         "views": [_view_json(view) for view in report.views],

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import Field, StrictBool
 
+from feast_dynamo_ext.config import SIZE
 from feast_dynamo_ext.dynamo.limiter import AdaptiveLimiter, RateLimiter
 from feast_dynamo_ext.dynamo.precomputed.maintain import with_vectors
 from feast_dynamo_ext.dynamo.row_batch import EncodedBlock, Outcome
@@ -65,7 +66,7 @@ class MaterializeSettings(FeastConfigBaseModel):
     views_at_once: int = Field(default=4, ge=1)
     """Views that are written at once."""
 
-    memory_limit: str = Field(default="128MB", pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$")
+    memory_limit: str = Field(default="128MB", pattern=SIZE)
     """Memory that finding the newest rows may use before it spills to the offline store's
     `spill_folder`."""
 
@@ -331,6 +332,7 @@ class Run:
 
         def found(newest: Newest) -> None:
             report.read, report.expired = newest.read, newest.expired
+            report.incomplete = newest.incomplete
 
         def looked_at(rows: int) -> None:
             if self._is_over.is_set():

@@ -61,7 +61,7 @@ def _library(source: str) -> Any:
     except ImportError as error:
         raise DependencyError(
             f"Source `{source}` is a Delta table, which the library `deltalake` reads. Run "
-            "`pip install 'feast-dynamo-ext[delta]'`."
+            "`pip install 'deltalake>=1.2'`."
         ) from error
     return deltalake
 

@@ -99,7 +99,7 @@ def _loaded(source: Any, settings: AwsSettings) -> Any:
     except ImportError as error:
         raise DependencyError(
             f"Source `{source.name}` is an Iceberg table, which the library `pyiceberg` reads. "
-            "Run `pip install 'feast-dynamo-ext[iceberg]'`."
+            "Run `pip install 'pyiceberg>=0.10'`."
         ) from error
     properties = _properties(source, settings)
     try:

@@ -130,8 +130,12 @@ class ParquetSource:
             group.num_rows for fragment in self.parts.fragments for group in fragment.row_groups
         )
 
-    def with_columns(self, names: Sequence[str], wanted_by: str) -> ParquetSource:
+    def with_columns(
+        self, names: Sequence[str], wanted_by: str, times: Sequence[str] = ()
+    ) -> ParquetSource:
         """This source with a schema that has all of `names`.
+
+        Those of `times` are named by the source itself, not by a view's schema.
 
         Only where the first and the last file lack a column are the footers of all read.
 
@@ -145,10 +149,12 @@ class ParquetSource:
         source = self.with_all_types()
         missing = [name for name in names if name not in source.schema.names]
         if missing:
+            correct = "the view's schema, or add a `field_mapping` to the source"
+            if set(missing) <= set(times):
+                correct = "`timestamp_field` or `created_timestamp_column` of the source"
             raise ColumnNotFoundError(
                 f"{wanted_by} names the columns {missing}, which no file of {self.uri} has; there "
-                f"are {sorted(source.schema.names)}. Correct the view's schema, or add a "
-                "`field_mapping` to the source."
+                f"are {sorted(source.schema.names)}. Correct {correct}."
             )
         return source
 

@@ -300,9 +300,10 @@ def checked_source(view: ViewPlan, source: ParquetSource) -> ParquetSource:
         UnsupportedTypeError: a feature's column has a type that Feast cannot carry.
     """
     wanted = f"Feature view `{view.view}`"
+    times = [view.event_time, *([view.created_time] if view.created_time else [])]
     names = list(dict.fromkeys([*view.narrow_columns, *view.feature_columns]))
     declared = {name: view.folder_types[name] for name in names if name in view.folder_types}
-    complete = source.with_folder_types(declared).with_columns(names, wanted)
+    complete = source.with_folder_types(declared).with_columns(names, wanted, times)
     for column in view.feature_columns:
         check_supported(column, complete.schema.field(column).type, wanted)
     return complete

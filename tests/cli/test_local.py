@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import boto3
+import pandas as pd
 import psutil
 import pytest
 
@@ -62,7 +63,7 @@ def test_a_day_with_the_embedded_aws(project: Path) -> None:
     assert before.returncode == 1
     assert before.stdout == "The embedded AWS is not running. Start it: feast-dynamo local up\n"
 
-    up = run("local", "up", cwd=project)
+    up = run("local", "up", "--moto", cwd=project)
     assert (up.returncode, up.stderr) == (0, "")
     header, _, moto, _, hint = rows(up.stdout)
     assert header == ["service", "endpoint", "pid", "state", "uptime", "log"]
@@ -79,6 +80,7 @@ def test_a_day_with_the_embedded_aws(project: Path) -> None:
     env = run("local", "env", cwd=project)
     assert env.stdout == (
         f"export AWS_ENDPOINT_URL={endpoint}\n"
+        f"export AWS_ENDPOINT_URL_DYNAMODB={endpoint}\n"
         f"export FEAST_S3_ENDPOINT_URL={endpoint}\n"
         "export AWS_ACCESS_KEY_ID=test\n"
         "export AWS_SECRET_ACCESS_KEY=test\n"
@@ -88,11 +90,15 @@ def test_a_day_with_the_embedded_aws(project: Path) -> None:
     )
 
     again = run("local", "up", cwd=project)
-    assert (again.returncode, again.stdout) == (1, "")
-    assert again.stderr == (
-        f"error: The embedded AWS of {project} runs already: moto at {endpoint}. Use it "
-        "(`feast-dynamo local env` prints its environment), or stop it first: "
-        "feast-dynamo local down\n"
+    assert (again.returncode, again.stderr) == (0, "It runs already.\n")
+    assert rows(again.stdout)[2][:4] == ["moto", endpoint, str(pid), "running"]
+
+    other = run("local", "up", "--dynamodb-local", cwd=project)
+    assert (other.returncode, other.stdout) == (1, "")
+    assert other.stderr == (
+        f"error: The embedded AWS of {project} runs already, with another DynamoDB than is "
+        f"wanted: moto at {endpoint}. Use it (`feast-dynamo local env` prints its environment), "
+        "or stop it first, which forgets what it holds: feast-dynamo local down\n"
     )
 
     down = run("local", "down", cwd=project)
@@ -101,9 +107,46 @@ def test_a_day_with_the_embedded_aws(project: Path) -> None:
     down_again = run("local", "down", cwd=project)
     assert (down_again.returncode, down_again.stdout) == (0, "Nothing to stop.\n")
 
+    # Shells that were pointed at it can go on.
+    later = run("local", "up", "--moto", cwd=project)
+    assert rows(later.stdout)[2][:2] == ["moto", endpoint]
+
+
+def test_without_java_moto_serves_dynamodb(project: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(project))
+    up = run("local", "up", "--json", cwd=project)
+    assert (up.returncode, up.stderr) == (0, "")
+    assert [server["service"] for server in json.loads(up.stdout)["servers"]] == ["moto"]
+
+
+def test_where_dynamodb_local_cannot_be_installed_up_says_so_and_takes_moto(
+    project: Path, monkeypatch
+) -> None:
+    for name, script in (("java", "exit 0"), ("npm", "echo no such registry >&2; exit 1")):
+        (project / name).write_text(f"#!/bin/sh\n{script}\n")
+        (project / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{project}:/bin:/usr/bin")
+    # An environment without DynamoDB Local: its folder is that of sys.prefix.
+    prefix = f"import sys; sys.prefix = {str(project)!r}; "
+    code = f"{prefix}from feast_dynamo_ext.cli.main import main; main(['local', 'up', '--json'])"
+    up = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+    )
+    assert up.returncode == 0
+    assert [server["service"] for server in json.loads(up.stdout)["servers"]] == ["moto"]
+    first, second = up.stderr.splitlines()
+    assert first == "Installing Amazon's DynamoDB Local (56 MB, once) ..."
+    assert second.startswith("moto serves DynamoDB, as DynamoDB Local cannot be installed: npm")
+    assert "no such registry" in second
+
 
 def test_a_server_that_died_is_told_and_replaced(project: Path) -> None:
-    moto = json.loads(run("local", "up", "--json", cwd=project).stdout)["servers"][0]
+    moto = json.loads(run("local", "up", "--moto", "--json", cwd=project).stdout)["servers"][0]
     kill(moto["pid"])
 
     status = run("local", "status", cwd=project)
@@ -119,7 +162,7 @@ def test_a_server_that_died_is_told_and_replaced(project: Path) -> None:
         "Start it again: feast-dynamo local up\n"
     )
 
-    up = run("local", "up", "--json", cwd=project)
+    up = run("local", "up", "--moto", "--json", cwd=project)
     assert up.returncode == 0
     kept = project / ".feast-dynamo" / "moto.died.log"
     assert up.stderr == f"moto (pid {moto['pid']}) had died; its log is {kept}\n"
@@ -129,7 +172,7 @@ def test_a_server_that_died_is_told_and_replaced(project: Path) -> None:
 
 
 def test_down_of_a_server_that_died(project: Path) -> None:
-    moto = json.loads(run("local", "up", "--json", cwd=project).stdout)["servers"][0]
+    moto = json.loads(run("local", "up", "--moto", "--json", cwd=project).stdout)["servers"][0]
     kill(moto["pid"])
     down = run("local", "down", cwd=project)
     assert (down.returncode, down.stdout) == (0, "Nothing to stop.\n")
@@ -142,7 +185,7 @@ def test_json(project: Path) -> None:
     none = run("local", "status", "--json", cwd=project)
     assert (none.returncode, json.loads(none.stdout)) == (1, {"running": False, "servers": []})
 
-    up = json.loads(run("local", "up", "--json", cwd=project).stdout)
+    up = json.loads(run("local", "up", "--moto", "--json", cwd=project).stdout)
     moto = up["servers"][0]
     assert moto.keys() == {"service", "endpoint", "pid", "state", "uptime_s", "log"}
     assert (up["running"], moto["service"], moto["state"]) == (True, "moto", "running")
@@ -150,6 +193,7 @@ def test_json(project: Path) -> None:
 
     assert json.loads(run("local", "env", "--json", cwd=project).stdout) == {
         "AWS_ENDPOINT_URL": moto["endpoint"],
+        "AWS_ENDPOINT_URL_DYNAMODB": moto["endpoint"],
         "FEAST_S3_ENDPOINT_URL": moto["endpoint"],
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
@@ -162,7 +206,7 @@ def test_json(project: Path) -> None:
 
 
 def test_another_folder_whose_name_needs_quotes(shop: Path, tmp_path) -> None:
-    up = run("local", "up", "--folder", str(shop), cwd=tmp_path)
+    up = run("local", "up", "--moto", "--folder", str(shop), cwd=tmp_path)
     assert up.returncode == 0
     evaluated = subprocess.run(
         ["sh", "-c", up.stdout.splitlines()[-1].split(": ", 1)[1] + "; echo $AWS_ENDPOINT_URL"],
@@ -237,3 +281,82 @@ def test_dynamodb_local_serves_dynamodb_and_moto_the_rest(project: Path, monkeyp
     assert down.stdout == "Stopped moto, dynamodb-local.\n"
     assert not runs(moto["pid"])
     assert not runs(dynamodb["pid"])
+
+
+# A repo to begin with
+
+
+def test_a_new_repo_runs_at_once(tmp_path, monkeypatch) -> None:
+    made = run("init", "shop", cwd=tmp_path)
+    assert (made.returncode, made.stderr) == (0, "")
+    steps = [line.strip() for line in made.stdout.splitlines() if line.startswith("  ")]
+    assert steps == [
+        "cd shop", "feast-dynamo local up", 'eval "$(feast-dynamo local env)"', "feast apply",
+        "feast-dynamo materialize --all", "python read.py", "python training_set.py",
+        "feast-dynamo local down",
+    ]  # fmt: skip
+    folder = tmp_path / "shop"
+    programs = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    # As it says, on moto, which every machine has.
+    script = "\n".join(["set -e", *steps[1:]]).replace("local up", "local up --moto")
+    try:
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=280,
+        )
+    finally:
+        assert run("local", "down", cwd=folder).returncode == 0
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "WARNING" not in done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("customer_orders  ")]
+    assert line.split()[1:3] == ["9,000", "100"]
+    history = pd.read_parquet(folder / "history" / "orders")
+    newest = history[history["event_timestamp"] == history["event_timestamp"].max()]
+    expected = newest.set_index("customer_id")["orders_7d"]
+    now = done.stdout.partition("Now:\n")[2].splitlines()[1:4]
+    assert [int(line.split()[1]) for line in now] == [expected[number] for number in (1, 2, 3)]
+    splits = [line.split() for line in done.stdout.splitlines()[-6:]]
+    rows_of = {cells[0]: cells[1] for cells in splits if len(cells) == 3}
+    assert {name: rows_of[name] for name in ("train", "validation", "test")} == {
+        "train": "600", "validation": "200", "test": "200",
+    }  # fmt: skip
+    assert (folder / "training").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("taken", "taken is there already. Choose another name."),
+        ("my shop", "`my shop` cannot be a project's name. Use letters, digits, underscores"),
+        ("_shop", "`_shop` cannot be a project's name."),
+    ],
+)
+def test_a_name_that_a_new_repo_cannot_have(tmp_path, name, message) -> None:
+    (tmp_path / "taken").mkdir()
+    made = run("init", name, cwd=tmp_path)
+    assert (made.returncode, made.stdout) == (1, "")
+    assert made.stderr.startswith(f"error: {message}")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+# Pages
+
+
+def test_the_pages_that_errors_name_are_there(tmp_path) -> None:
+    listed = json.loads(run("docs", "--json", cwd=tmp_path).stdout)
+    assert listed["reference/iam"] == "IAM policies"
+    for page in ("configuration", "iam", "reference/iam", "docs/reference/iam.md", "quickstart"):
+        shown = run("docs", page, cwd=tmp_path)
+        assert shown.returncode == 0
+        assert shown.stdout.startswith("# ")
+    missing = run("docs", "configration", cwd=tmp_path)
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert missing.stderr == (
+        "error: There is no page `configration`. Did you mean `reference/configuration`?\n"
+    )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
+import boto3
 import click
 import pandas as pd
 import pytest
@@ -18,6 +21,8 @@ from repos import REGION, write_repo_yaml
 from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.cli.materialize import Window
 from feast_dynamo_ext.cli.repo import names_in, time_in
+from feast_dynamo_ext.dynamo.control_items import ControlItem
+from feast_dynamo_ext.materialize.lease import LEASE
 
 JANUARY = datetime(2026, 1, 1, tzinfo=timezone.utc)
 OURS = "provider: feast_dynamo_ext.DynamoProvider\n"
@@ -404,3 +409,58 @@ def test_what_is_chosen_for_a_run_is_what_it_would_do(shop):
     (view,) = found["views"]
     assert (view["write_mode"], view["units"], view["max_units"]) == ("overwrite", 10, 10)
     assert view["seconds"] == 2.0
+
+
+# Interrupted
+
+
+@pytest.mark.parametrize("program", ["feast", "feast-dynamo"])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)], ids=["ctrl-c", "terminated"]
+)
+def test_an_interrupted_run_leaves_its_views_readable(shop, moto_endpoint, program, sent, code):
+    window = ["2026-01-01", "2026-01-04"]
+    assert run(*window, "--chdir", shop, "--views", "orders,baskets").exit_code == 0
+    yaml = shop / "feature_store.yaml"
+    slow = "batch_engine:\n  type: feast_dynamo_ext.DynamoComputeEngine\n"
+    yaml.write_text(f"{yaml.read_text()}{slow}  max_write_units_per_s: 1\n")
+    command = [str(Path(sys.executable).with_name(program)), "materialize", *window]
+    project = FeatureStore(repo_path=str(shop)).project
+    client = boto3.client("dynamodb", region_name=REGION, endpoint_url=moto_endpoint)
+    leases = [ControlItem(client, f"{project}.{name}", LEASE) for name in ("orders", "baskets")]
+    with (shop / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            [*command, "-v", "orders", "-v", "baskets"], cwd=shop, stdout=said, stderr=said
+        )
+        while not all(lease.read() for lease in leases):
+            assert process.poll() is None, (shop / "said.txt").read_text()
+        process.send_signal(sent)
+        assert process.wait(60) == code, (shop / "said.txt").read_text()
+    client.close()
+    # As another program sees it that starts now, reads once and ends.
+    views = FeatureStore(repo_path=str(shop)).list_feature_views()
+    states = {view.name: view.state.name for view in views if view.name != "lost"}
+    assert states == {"orders": "AVAILABLE_ONLINE", "baskets": "AVAILABLE_ONLINE"}
+    assert amounts(shop) == [20.0, 29.0]
+
+
+@pytest.mark.parametrize("program", ["feast", "feast-dynamo"])
+def test_an_incremental_end_to_come_is_one_line(shop, program):
+    """Of every error of ours `feast` shows the message alone, as it is one of click's."""
+    command = {
+        "feast": ["materialize-incremental"],
+        "feast-dynamo": ["materialize", "--incremental"],
+    }
+    path = str(Path(sys.executable).with_name(program))
+    done = subprocess.run(
+        [path, *command[program], "2099-01-01"],
+        cwd=shop,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    text = done.stdout + done.stderr
+    assert text.count("The end of the incremental materialization, 2099-01-01T00:00:00") == 1
+    assert "Traceback" not in text
+    assert "failed" not in done.stdout

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import subprocess
 import sys
+import time
 import uuid
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,7 +22,14 @@ from views import CUSTOMER, customer_view, parquet_files
 from feast_dynamo_ext.dynamo.control_items import ABSENT, ControlItem
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import FeastDynamoError
-from feast_dynamo_ext.materialize.lease import LEASE, Holder, Lease, LeaseSettings, Process
+from feast_dynamo_ext.materialize.lease import (
+    CLOCKS_DIFFER_S,
+    LEASE,
+    Holder,
+    Lease,
+    LeaseSettings,
+    Process,
+)
 from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
 
 if TYPE_CHECKING:
@@ -39,12 +47,21 @@ ELSEWHERE = Process("another-host", 11, None, "feast materialize a b")
 
 @dataclass
 class Clock:
-    """A machine's monotonic clock, that goes on when the test says so."""
+    """A machine's clocks, which go on when the test says so."""
 
     now_s: float = 1_000.0
+    behind_s: float = field(default_factory=lambda: time.time() - 1_000.0)
 
     def __call__(self) -> float:
         return self.now_s
+
+    def wall(self) -> float:
+        """Seconds since 1970."""
+        return self.behind_s + self.now_s
+
+    def set_wall(self) -> None:
+        """Let it be what the clock of the registry is."""
+        self.behind_s = time.time() - self.now_s
 
 
 @dataclass
@@ -70,8 +87,10 @@ class Shop:
         view = self.store.registry.get_feature_view(name, self.store.project)
         view.state = MATERIALIZING
         self.store.registry.apply_feature_view(view, self.store.project, commit=True)
+        self.clock.set_wall()
         if by is not None:
-            held = replace(Holder.new(name, LeaseSettings()), process=by)
+            settings = LeaseSettings(wall_clock=self.clock.wall)
+            held = replace(Holder.new(name, settings), process=by)
             assert self.lease_item(name).put(held.values(), ABSENT)
 
     def lease_item(self, name: str = "orders") -> ControlItem:
@@ -81,7 +100,7 @@ class Shop:
         """A store that has read the registry as it is now, and watches leases by `clock`."""
         store = self.open_server(registry=registry)
         self.opened.append(store)
-        settings = LeaseSettings(clock=self.clock)
+        settings = LeaseSettings(clock=self.clock, wall_clock=self.clock.wall)
         table_of = partial(table_name, store.config)
         store.provider._healer = StaleStateResetter(lambda: self.client, table_of, settings)
         return store
@@ -284,15 +303,44 @@ def test_a_run_of_the_view_itself_puts_it_right(shop, dead):
 
 
 def test_a_run_of_the_view_itself_that_fails_as_well(shop, dead, tmp_path):
-    """Feast sets the view GENERATED then, which is refused to readers too."""
+    """Feast sets the view GENERATED then, which it refuses to readers too."""
     shop.kill_a_run("orders", by=dead)
     (tmp_path / "history.parquet").rename(tmp_path / "elsewhere.parquet")
     with pytest.raises(FeastDynamoError, match=r"history\.parquet"):
         shop.store.materialize(START, END, feature_views=["orders"])
     assert shop.state("orders")[0] == GENERATED
-    server = shop.server()
-    with pytest.raises(ValueError, match="is in state 'GENERATED'"):
-        read(server)
-    shop.clock.now_s += 30
-    assert read(server) == ANSWER
+    assert read(shop.server()) == ANSWER  # no run begins with that state
     assert shop.state() == (AVAILABLE_ONLINE, [(START, END)])
+
+
+# Programs that read once and end: none remembers what another has seen
+
+
+def test_without_a_lease_the_registrys_time_says_how_long_no_run_has_got_one(shop):
+    shop.kill_a_run()
+    shop.clock.now_s += 25
+    assert_refused(shop.server())
+    assert shop.state()[0] == MATERIALIZING
+    shop.clock.now_s += 10
+    assert read(shop.server()) == ANSWER
+    assert shop.state() == (AVAILABLE_ONLINE, [(START, END)])
+
+
+def test_of_a_run_on_another_host_the_last_beat_says_that_it_is_gone(shop):
+    shop.kill_a_run(by=ELSEWHERE)
+    shop.clock.now_s += 30 + CLOCKS_DIFFER_S - 5
+    assert_refused(shop.server())
+    shop.clock.now_s += 10
+    assert read(shop.server()) == ANSWER
+    assert shop.state() == (AVAILABLE_ONLINE, [(START, END)])
+
+
+def test_a_run_that_beats_is_alive_however_long_ago_it_began(shop):
+    shop.kill_a_run()
+    settings = LeaseSettings(pause=lambda stop, _: stop.wait(), wall_clock=shop.clock.wall)
+    table = f"{shop.store.project}.orders"
+    with Lease.acquire(shop.client, table, "orders", settings) as lease:
+        shop.clock.now_s += 3_600
+        lease.beat()
+        assert_refused(shop.server())
+    assert shop.state()[0] == MATERIALIZING

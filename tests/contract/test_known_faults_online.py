@@ -44,7 +44,6 @@ from feast_dynamo_ext.errors import (
     EntityKeyError,
     FeastDynamoError,
     ItemFormatError,
-    WindowError,
 )
 
 if TYPE_CHECKING:
@@ -408,27 +407,6 @@ def test_a_null_event_time_in_a_push_is_refused_by_row_before_anything_is_sent(s
     assert "`t`" in str(refused.value)
     assert "row" in str(refused.value)
     assert shop.read(["orders:n"], 1, 2) == {"n": [None, None]}
-
-
-@pytest.mark.parametrize(
-    "days",
-    [
-        29,
-        pytest.param(
-            30,
-            marks=pytest.mark.xfail(
-                reason="a plain run as long as the ttl is taken for an incremental one",
-                strict=True,
-                raises=WindowError,
-            ),
-        ),
-    ],
-)
-def test_a_plain_materialize_may_end_in_the_future(shop, days):
-    shop.apply(shop.view(ttl=dt.timedelta(days=30), n=(Int64, [5])))
-    now = dt.datetime.now(UTC)
-    shop.store.materialize(now - dt.timedelta(days=days), now + dt.timedelta(hours=1))
-    assert shop.read(["orders:n"]) == {"n": [5]}
 
 
 # Tables that others change

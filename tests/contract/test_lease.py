@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import queue
 import subprocess
@@ -144,6 +145,8 @@ def test_the_item_says_who_holds_the_lease(run, client, table):
     lease = run(process).acquire()
     held = item(client, table)
     owner, beat, started_at = (held.pop(name)["S"] for name in ("owner", "beat", "started_at"))
+    beat_at = int(held.pop("beat_at")["N"])
+    assert beat_at == dt.datetime.fromisoformat(started_at).timestamp()
     assert held == {
         "k": {"B": KEY},
         "kind": {"S": "lease of the run that materializes this view"},
@@ -154,7 +157,9 @@ def test_the_item_says_who_holds_the_lease(run, client, table):
         "born": {"S": "12345"},
         "command": {"S": "feast materialize a b"},
     }
-    assert holder(client, table) == Holder("orders", owner, beat, 30.0, process, started_at)
+    assert holder(client, table) == Holder(
+        "orders", owner, beat, 30.0, process, started_at, beat_at
+    )
     lease.release()
 
 
@@ -494,7 +499,7 @@ def test_an_older_version_that_beats_is_left_alone(run, client, table):
 
 
 @pytest.mark.parametrize("born", [None, "54321"])
-def test_what_is_written_is_of_the_old_layout(run, client, table, born):
+def test_what_is_written_is_of_the_old_layout_and_the_time_of_the_beat(run, client, table, born):
     me = Process("bob-laptop", 22, born, "feast materialize c d")
     with run(me).acquire() as lease:
         (item,) = client.scan(TableName=table)["Items"]
@@ -502,6 +507,7 @@ def test_what_is_written_is_of_the_old_layout(run, client, table, born):
     written = {**OLD_ITEM, "owner": {"S": held.owner}, "beat": {"S": held.beat}}
     written |= {"host": {"S": "bob-laptop"}, "pid": {"N": "22"}}
     written |= {"command": {"S": "feast materialize c d"}, "started_at": {"S": held.started_at}}
+    written |= {"beat_at": {"N": str(held.beat_at)}}
     del written["kernel"]
     if born is None:
         del written["born"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def test_the_environment_of_moto_alone() -> None:
     moto = Server("moto", "http://127.0.0.1:4001", 1, 0.0, Path("moto.log"))
     assert LocalAws((moto,)).environment() == {
         "AWS_ENDPOINT_URL": "http://127.0.0.1:4001",
+        "AWS_ENDPOINT_URL_DYNAMODB": "http://127.0.0.1:4001",
         "FEAST_S3_ENDPOINT_URL": "http://127.0.0.1:4001",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
@@ -76,7 +78,7 @@ def test_the_environment_with_dynamodb_local() -> None:
 
 
 def test_up_serves_s3_and_dynamodb(folder: Path, monkeypatch) -> None:
-    aws = up(folder)
+    aws = up(folder, dynamodb_local=False)
     assert [server.name for server in aws.servers] == ["moto"]
     assert aws.died == ()
     assert status(folder) == aws
@@ -88,7 +90,7 @@ def test_up_serves_s3_and_dynamodb(folder: Path, monkeypatch) -> None:
 
 
 def test_down_returns_what_it_stopped(folder: Path) -> None:
-    aws = up(folder)
+    aws = up(folder, dynamodb_local=False)
     assert down(folder) == aws
     assert not aws.alive
     assert status(folder) is None
@@ -130,6 +132,18 @@ def test_where_moto_does_not_start_dynamodb_local_is_stopped_again(folder: Path)
         up(folder, dynamodb_local=True)
     assert started_in(folder) == []
     assert status(folder) is None
+
+
+def test_a_port_that_another_program_has_by_then_is_left_to_it(folder: Path) -> None:
+    (first,) = up(folder, dynamodb_local=False).servers
+    down(folder)
+    port = int(first.endpoint.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", port)):
+        (second,) = up(folder, dynamodb_local=False).servers
+    assert second.endpoint != first.endpoint
+    down(folder)
+    (third,) = up(folder, dynamodb_local=False).servers
+    assert third.endpoint == second.endpoint
 
 
 def test_where_dynamodb_local_is_missing_nothing_is_started(folder: Path, monkeypatch) -> None:

@@ -132,15 +132,13 @@ def test_moto_missing(package: str, tmp_path, monkeypatch) -> None:
         start_moto(tmp_path)
     assert str(raised.value) == (
         "The embedded AWS needs the package `moto[server]`, which is not installed. "
-        "Run: pip install 'feast-dynamo-ext[local]'"
+        "Run: pip install 'moto[server]>=5.1.20' 'psutil>=5.9'"
     )
 
 
 def test_psutil_missing(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "psutil", None)
-    with pytest.raises(
-        DependencyError, match=r"`psutil`.*pip install 'feast-dynamo-ext\[local\]'"
-    ):
+    with pytest.raises(DependencyError, match=r"`psutil`.*pip install 'moto.* 'psutil>=5\.9'"):
         start_moto(tmp_path)
 
 

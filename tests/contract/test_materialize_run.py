@@ -236,6 +236,36 @@ def test_a_newest_row_past_its_ttl_hides_no_older_one(open_repo):
     assert repo.store.get_feature_view("orders").materialization_intervals == [(START, END)]
 
 
+def test_rows_without_key_or_event_time_are_counted(open_repo, capsys):
+    repo = open_repo()
+    repo.store.apply([CUSTOMER, repo.view()])
+    nulls = {
+        "cid": pa.array([1, None, 2, None, 3], pa.int64()),
+        "t": pa.array(
+            [at(1), at(2), None, END + dt.timedelta(days=1), at(3)], pa.timestamp("us", "UTC")
+        ),
+        "total": [1.0, 2.0, 3.0, 4.0, 5.0],
+    }
+    (repo.folder / "orders").mkdir()
+    pq.write_table(pa.table(nulls), repo.folder / "orders" / "a.parquet")
+    (report,) = repo.materialize()
+    # The row after the window is none of this run's.
+    assert (report.read, report.incomplete, report.written) == (2, 2, 2)
+    header, orders = table_of(capsys.readouterr().out)
+    assert header[2:5] == ["read", "incomplete", "written"]
+    assert orders[1:4] == ["2", "2", "2"]
+
+
+def test_feasts_provider_beside_this_store_is_warned_of(open_repo, caplog):
+    store = open_repo(provider="aws").store
+    store.apply([CUSTOMER])
+    store.apply([CUSTOMER])
+    said = [r.getMessage() for r in caplog.records if r.name == "feast_dynamo_ext.config"]
+    assert len(said) == 1
+    assert said[0].startswith("feature_store.yaml: `provider: aws` is Feast's.")
+    assert "`provider: feast_dynamo_ext.DynamoProvider`" in said[0]
+
+
 # What is said
 
 
@@ -360,7 +390,7 @@ def test_an_incremental_run_picks_up_rows_that_came_late(open_repo):
 
 def test_an_incremental_run_to_a_time_to_come_is_refused(repo):
     repo.materialize()
-    with pytest.raises(WindowError, match=r"`orders`.*is in the future"):
+    with pytest.raises(WindowError, match=r"^The end of the incremental .* is in the future"):
         repo.store.materialize_incremental(dt.datetime.now(tz=UTC) + dt.timedelta(hours=1))
     assert repo.store.get_feature_view("orders").materialization_intervals == [(START, END)]
     assert repo.totals(1) == [2.0]
@@ -527,7 +557,7 @@ def test_the_settings_of_feature_store_yaml_hold_for_the_feast_command(yaml_repo
         ({"views_at_once": 0}, "`views_at_once`: Input should be greater than or equal to 1."),
         ({"resume": "perhaps"}, "`resume`: Input should be a valid boolean."),
         ({"if_running": "kill"}, "`if_running`: Input should be 'refuse' or 'wait'."),
-        ({"memory_limit": "lots"}, "`memory_limit`: String should match pattern"),
+        ({"memory_limit": "2 gigs"}, "`memory_limit`: must be a size such as 128MB, 2GB or"),
         ({"write_mode": "append"}, "`write_mode`: Input should be 'newest_wins' or 'overwrite'."),
     ],
 )

@@ -13,7 +13,7 @@ from feast.infra.common.materialization_job import MaterializationTask
 from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.errors import WindowError
-from feast_dynamo_ext.materialize.newest_rows import Window, is_incremental, window_of
+from feast_dynamo_ext.materialize.newest_rows import Window, refuse_future, window_of
 
 if TYPE_CHECKING:
     from feast import FeatureView
@@ -33,8 +33,8 @@ def task(of_view, start, end, **more) -> MaterializationTask:
     return MaterializationTask("p", of_view, start, end, **more)
 
 
-def window(of_view, start, end, lookback_s=3_600, **more) -> tuple[dt.datetime, dt.datetime]:
-    found = window_of(task(of_view, start, end, **more), lookback_s, NOW)
+def window(of_view, start, end, lookback_s=3_600, *, is_incremental=True) -> tuple:
+    found = window_of(task(of_view, start, end), lookback_s, is_incremental=is_incremental)
     return found.start, found.end
 
 
@@ -50,51 +50,24 @@ def test_an_incremental_run_starts_before_the_last_end():
     assert window(view(done=DONE), NOW - 2 * DAY, NOW, 0) == (NOW - 2 * DAY, NOW)
 
 
-@pytest.mark.parametrize(
-    "start",
-    [
-        NOW - 3 * DAY,  # the end of an earlier run, but not of the last
-        NOW - 2 * DAY + dt.timedelta(microseconds=1),
-        NOW - WEEK,  # the ttl, of which only the first incremental run is
-    ],
-)
-def test_a_run_between_given_times_reads_these(start):
-    assert window(view(done=DONE), start, NOW) == (start, NOW)
-    assert window(view(done=DONE), start, NOW + DAY) == (start, NOW + DAY)
-
-
-@pytest.mark.parametrize(
-    ("ttl", "first"),
-    [(WEEK, NOW - WEEK), (None, NOW - 52 * WEEK), (dt.timedelta(0), NOW - 52 * WEEK)],
-    ids=["a week", "none", "zero"],
-)
-def test_the_first_incremental_run_starts_at_the_ttl_or_a_year_ago(ttl, first):
-    """As Feast works it out, a moment before it calls."""
-    moment = dt.timedelta(seconds=2)
-    assert window(view(ttl=ttl), first - moment, NOW) == (first - moment - HOUR, NOW)
-    with pytest.raises(WindowError, match="in the future"):
-        window(view(ttl=ttl), first, NOW + HOUR)
-    for start in (first - 2 * HOUR, first + 2 * HOUR):
-        assert window(view(ttl=ttl), start, NOW + HOUR) == (start, NOW + HOUR)
-
-
-def test_a_first_run_over_all_times_is_not_incremental():
-    whole = task(view(), NOW - WEEK, NOW, disable_event_timestamp=True)
-    assert not is_incremental(whole, NOW)
-    assert is_incremental(task(view(), NOW - WEEK, NOW), NOW)
+@pytest.mark.parametrize("start", [NOW - 2 * DAY, NOW - WEEK, NOW - 52 * WEEK])
+@pytest.mark.parametrize("done", [(), DONE], ids=["first", "later"])
+def test_a_plain_run_reads_what_it_is_given(start, done):
+    """Also where it begins as an incremental one would: at the last end, the ttl, a year ago."""
+    given = view(done=done)
+    assert window(given, start, NOW, is_incremental=False) == (start, NOW)
+    assert window(given, start, NOW + DAY, is_incremental=False) == (start, NOW + DAY)
 
 
 def test_an_end_in_the_future_is_refused_but_for_a_minute_of_the_clock():
     a_minute = dt.timedelta(minutes=1)
-    last = NOW - 2 * DAY
-    assert window(view(done=DONE), last, NOW + a_minute) == (last - HOUR, NOW + a_minute)
+    refuse_future(NOW + a_minute, NOW)
     with pytest.raises(WindowError) as caught:
-        window(view(done=DONE), last, NOW + a_minute + dt.timedelta(seconds=1))
+        refuse_future(NOW + a_minute + dt.timedelta(seconds=1), NOW)
     assert str(caught.value) == (
-        "Feature view `orders`: the end of the incremental materialization, "
-        "2026-03-01T12:01:01+00:00, is in the future: it is 2026-03-01T12:00:00+00:00. Feast "
-        "would note all up to then as done, and rows that are yet to come would be left out. Pass "
-        "the current time."
+        "The end of the incremental materialization, 2026-03-01T12:01:01+00:00, is in the future: "
+        "it is 2026-03-01T12:00:00+00:00. Feast would note all up to then as done, and rows that "
+        "are yet to come would be left out. Pass the current time."
     )
 
 
@@ -128,7 +101,7 @@ def test_naive_times_are_utc():
     assert window(view(done=DONE), *naive) == (NOW - 2 * DAY - HOUR, NOW)
     done = [(start.replace(tzinfo=None), end.replace(tzinfo=None)) for start, end in DONE]
     assert window(view(done=done), NOW - 2 * DAY, NOW) == (NOW - 2 * DAY - HOUR, NOW)
-    assert window(view(done=DONE), naive[0] - DAY, naive[1]) == (NOW - 3 * DAY, NOW)
+    assert window(view(done=DONE), *naive, is_incremental=False) == (NOW - 2 * DAY, NOW)
 
 
 def test_other_zones_are_the_same_moments():
@@ -208,13 +181,21 @@ def test_a_late_row_is_picked_up_by_the_next_incremental_run(store, tmp_path):
 
 def test_an_incremental_run_into_the_future_writes_and_records_nothing(store):
     end = late(-2)
-    with pytest.raises(WindowError, match=r"`orders`.*is in the future"):
+    with pytest.raises(WindowError, match=r"end of the incremental .* is in the future"):
         store.materialize_incremental(end)
     assert store.get_feature_view("orders").materialization_intervals == []
     assert store.get_feature_view("orders").state != FeatureViewState.MATERIALIZING
     # Nothing was written, so a run whose window has no rows leaves nothing to read.
     store.materialize(late(1), late(0))
     assert totals(store) == [None, None, None]
+
+
+def test_a_plain_run_into_the_future_that_begins_at_the_ttl(store):
+    store.materialize(late(24), late(-1))
+    assert totals(store) == [1.0, None, None]
+    store.materialize(late(-1), late(-2))
+    intervals = store.get_feature_view("orders").materialization_intervals
+    assert len(intervals) == 2
 
 
 def test_an_incremental_run_before_the_last_one_records_nothing(store):

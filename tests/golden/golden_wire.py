@@ -33,7 +33,8 @@ SHOP = Entity(name="shop", join_keys=["sid"], value_type=ValueType.STRING)
 # Attributes of control items that differ from run to run, and what stands for them.
 VOLATILE = frozenset({
     "source",  # the fingerprint of files has their absolute path
-    "owner", "beat", "host", "pid", "command", "kernel", "born", "started_at", "run", "updated_at",
+    "owner", "beat", "beat_at", "host", "pid", "command", "kernel", "born", "started_at", "run",
+    "updated_at",
 })  # fmt: skip
 
 

@@ -163,7 +163,7 @@ def test_feature_store_yaml_loads_with_our_classes(name, repo_yaml, tmp_path):
     assert type(provider.offline_store) is S3ParquetOfflineStore
 
 
-def test_four_lines_change_from_feasts_own_stores(repo_yaml):
+def test_five_lines_change_from_feasts_own_stores(repo_yaml):
     before, after = yaml.safe_load(repo_yaml["before"]), yaml.safe_load(repo_yaml["after"])
     assert before["provider"] == "aws"
     assert before["online_store"].pop("type") == "dynamodb"
@@ -173,6 +173,8 @@ def test_four_lines_change_from_feasts_own_stores(repo_yaml):
     # Feast's tables, which may be there, have another key.
     assert after["online_store"].pop("table_name_template") == "{project}.packed.{table_name}"
     assert after["offline_store"].pop("type") == "feast_dynamo_ext.S3ParquetOfflineStore"
+    # Else Feast refuses reads of a view while it is materialized.
+    assert after["registry"].pop("serve_features_while_materializing") is True
     assert before | {"provider": "aws"} == after | {"provider": "aws"}
 
 

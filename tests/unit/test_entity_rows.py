@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 
 import numpy as np
 import pandas as pd
@@ -208,10 +209,19 @@ def test_null_times():
     refused(rows, "1 rows have no `event_timestamp`")
 
 
-@pytest.mark.parametrize("times", [["2026-01-01"], [1_767_225_600], [1.5]])
-def test_times_that_are_text_or_numbers(times):
+@pytest.mark.parametrize(
+    ("times", "advice"),
+    [
+        (["2026-01-01"], "utc=True)`);"),
+        ([1_767_225_600], "unit='s', utc=True)` for seconds since 1970, `unit='ms'` for milli"),
+        ([1.5], "unit='s', utc=True)` for seconds since 1970, `unit='ms'` for milli"),
+    ],
+)
+def test_times_that_are_text_or_numbers(times, advice):
+    """Without a unit pandas takes numbers as nanoseconds: all of them are of 1970 then."""
     rows = pa.table({"event_timestamp": times})
-    refused(rows, "not a timestamp or date. Parse it first", ColumnTypeError)
+    parse = "Parse it first (pandas: `pd.to_datetime(frame['event_timestamp'], "
+    refused(rows, re.escape(parse + advice), ColumnTypeError)
 
 
 def test_several_columns_of_one_name():

@@ -124,5 +124,6 @@ def test_pulls_are_explained_too(tmp_path, daily):
 
 def test_a_missing_column_is_named(tmp_path, daily):
     source = FileSource(path="daily", timestamp_field="at")
-    with pytest.raises(ColumnNotFoundError, match=r"\['at'\]"):
+    message = r"\['at'\].*Correct `timestamp_field` or `created_timestamp_column` of the source"
+    with pytest.raises(ColumnNotFoundError, match=message):
         explained(tmp_path, view_of(source, DAY))

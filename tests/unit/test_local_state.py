@@ -37,7 +37,8 @@ def test_what_is_written_is_read_back(tmp_path) -> None:
                 "started_at": 1700000001.5,
                 "log": "/logs/d.log",
             },
-        ]
+        ],
+        "ports": {"moto": 4001, "dynamodb-local": 4002},
     }
     assert process.read(tmp_path) == (MOTO, OTHER)
 

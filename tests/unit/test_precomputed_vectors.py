@@ -388,7 +388,7 @@ def test_what_cannot_be_read_is_an_error_or_marked(tables):
 
 
 def test_of_feasts_messages_only_those_that_are_wrong_here_are_hidden(caplog):
-    logger = logging.getLogger("feast.feature_store")
+    logger, registrys = map(logging.getLogger, ("feast.feature_store", "feast.repo_config"))
     hide_feasts_warnings()
     hide_feasts_warnings()
     with caplog.at_level(logging.WARNING, "feast.feature_store"):
@@ -396,7 +396,10 @@ def test_of_feasts_messages_only_those_that_are_wrong_here_are_hidden(caplog):
         logger.warning("Entity scanning not supported for '%s' — ...", "SqliteOnlineStore")
         for error in (FeastExtrasDependencyImportError("redis", "no redis"), KeyError("x")):
             logger.warning("Failed to precompute vectors for '%s'", "churn", exc_info=error)
+        registrys.warning("`serve_features_while_materializing` is enabled but ... no effect.")
+        registrys.warning("`serve_features_while_materializing` is enabled together with ...")
     assert [record.getMessage() for record in caplog.records] == [
         "Entity scanning not supported for 'SqliteOnlineStore' — ...",
         "Failed to precompute vectors for 'churn'",
+        "`serve_features_while_materializing` is enabled together with ...",
     ]

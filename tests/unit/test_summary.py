@@ -104,6 +104,7 @@ def test_json():
         [
             view(
                 read=9_000,
+                incomplete=7,
                 to_write=1_210,
                 written=1_000,
                 older=200,
@@ -126,6 +127,7 @@ def test_json():
         "state": "failed",
         "to_write": 1_210,
         "read": 9_000,
+        "incomplete": 7,
         "written": 1_000,
         "older": 200,
         "expired": 3,
@@ -142,6 +144,7 @@ def test_json():
     assert found["views"][1]["seconds"] is None
     assert found["total"] == {
         "read": 9_000,
+        "incomplete": 7,
         "written": 1_000,
         "older": 200,
         "expired": 3,

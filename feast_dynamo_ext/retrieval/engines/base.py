@@ -66,6 +66,8 @@ class Newest:
         expired: newest rows that were left out as too old.
         rows: newest rows that were not.
         positions: their ascending positions, in parts.
+        incomplete: rows that were looked at and have no event time, or are in the window and lack
+            a key. They are nobody's.
     """
 
     source: ParquetSource
@@ -73,6 +75,7 @@ class Newest:
     expired: int
     rows: int
     positions: Iterator[NDArray[np.int64]]
+    incomplete: int = 0
 
 
 class Matcher(Protocol):

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, ClassVar
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from feast_dynamo_ext.duckdb_connection import Limits, connected
 from feast_dynamo_ext.parquet.source import ROW
@@ -22,7 +25,7 @@ from feast_dynamo_ext.retrieval.engines.sql import DUCKDB
 from feast_dynamo_ext.retrieval.inputs import History, MatchInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
     from numpy.typing import NDArray
@@ -81,7 +84,11 @@ class DuckDbEngine(Limits):
         rank = sql.winner_within(history, start, end, DUCKDB)
         newest = sql.newest(view, NARROW, _between(history, start, end), rank)
         with connected(self, "The join") as connection:
-            _read_history(connection, history, f"CREATE TEMP TABLE newest AS {newest}")
+            incomplete = IncompleteRows(
+                history.axis.first_at_or_after(start), history.axis.last_at_or_before(end)
+            )
+            text = f"CREATE TEMP TABLE newest AS {newest}"
+            _read_history(connection, history, text, incomplete.count)
             alive = f"t >= {history.axis.first_at_or_after(not_before)}" if not_before else "true"
             ((read, keys_seen, kept),) = connection.execute(
                 f"SELECT coalesce(sum(n), 0), count(*), count(*) FILTER ({alive}) FROM newest"  # noqa: S608 - names of our own
@@ -90,7 +97,8 @@ class DuckDbEngine(Limits):
                 f"SELECT r FROM newest WHERE {alive} ORDER BY r"  # noqa: S608 - as above
             ).to_arrow_reader(POSITIONS_AT_ONCE)
             positions = (batch.column(0).to_numpy() for batch in rows)
-            yield Newest(source, int(read), keys_seen - kept, kept, positions)
+            expired = keys_seen - kept
+            yield Newest(source, int(read), expired, kept, positions, incomplete.found)
 
     def within(
         self, view: ViewPlan, source: ParquetSource, start: datetime | None, end: datetime | None
@@ -123,10 +131,18 @@ def _load(connection: duckdb.DuckDBPyConnection, history: History, condition: st
     _read_history(connection, history, f"CREATE TEMP TABLE h AS {loaded}")
 
 
-def _read_history(connection: duckdb.DuckDBPyConnection, history: History, text: str) -> None:
+def _read_history(
+    connection: duckdb.DuckDBPyConnection,
+    history: History,
+    text: str,
+    seen: Callable[[pa.RecordBatch], object] | None = None,
+) -> None:
     """Run a statement that reads the narrow columns, as table `history`, once."""
     failures: list[Exception] = []
-    connection.register("history", history.reader(failures))
+    reader = history.reader(failures)
+    if seen is not None:
+        reader = pa.RecordBatchReader.from_batches(reader.schema, _each_seen(reader, seen))
+    connection.register("history", reader)
     try:
         connection.execute(text)
     except duckdb.Error as error:
@@ -134,6 +150,39 @@ def _read_history(connection: duckdb.DuckDBPyConnection, history: History, text:
         helps = failures[0] if failures else error
         raise helps from helps.__cause__
     connection.unregister("history")
+
+
+def _each_seen(
+    batches: Iterable[pa.RecordBatch], seen: Callable[[pa.RecordBatch], object]
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        seen(batch)
+        yield batch
+
+
+@dataclass
+class IncompleteRows:
+    """Counts rows without event time, and those of a range of event times that lack a key."""
+
+    first: int
+    last: int
+    found: int = 0
+
+    def count(self, batch: pa.RecordBatch) -> None:
+        """Count those of a batch of narrow columns; costs nothing where no column has nulls."""
+        times = batch.column("t")
+        keys = [
+            column
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            if name.startswith("k") and column.null_count
+        ]
+        if not keys and not times.null_count:
+            return
+        lacks_key = reduce(pc.or_, map(pc.is_null, keys), pa.scalar(value=False))
+        is_within = pc.and_(pc.greater_equal(times, self.first), pc.less_equal(times, self.last))
+        is_within = is_within.fill_null(fill_value=True)
+        counts = pc.or_(pc.is_null(times), pc.and_(lacks_key, is_within))
+        self.found += counts.true_count
 
 
 def _between(history: History, start: datetime | None, end: datetime | None) -> str:
