@@ -13,7 +13,7 @@ from feast_dynamo_ext import _feast
 from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_services
 from feast_dynamo_ext.dynamo.precomputed.vectors import precomputed_services
 from feast_dynamo_ext.dynamo.views import table_name
-from feast_dynamo_ext.errors import ConfigError, SourceNotFoundError
+from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, SourceNotFoundError
 from feast_dynamo_ext.online_store import DynamoOnlineStore
 from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 
@@ -80,6 +80,8 @@ class DynamoProvider(PassthroughProvider):
         read = super().get_online_features
         try:
             return read(config, features, entity_rows, registry, project, *args, **kwargs)
+        except FeastDynamoError as error:
+            raise _feast.served(error) from error.__cause__
         except ValueError:
             if not self._heals(registry, project):
                 raise
@@ -102,6 +104,8 @@ class DynamoProvider(PassthroughProvider):
         read = super().get_online_features_async
         try:
             return await read(config, features, entity_rows, registry, project, *args, **kwargs)
+        except FeastDynamoError as error:
+            raise _feast.served(error) from error.__cause__
         except ValueError:
             if not await asyncio.to_thread(lambda: self._heals(registry, project)):
                 raise
@@ -155,15 +159,21 @@ class DynamoProvider(PassthroughProvider):
 
     def ingest_df(self, feature_view: Any, df: Any, field_mapping: Any = None) -> None:
         """Write rows of a push, and the vectors of the services they are part of."""
-        self._declared(self._own_registry(), feature_view, is_fresh=False)
-        super().ingest_df(feature_view, df, field_mapping)
+        try:
+            self._declared(self._own_registry(), feature_view, is_fresh=False)
+            super().ingest_df(feature_view, df, field_mapping)
+        except FeastDynamoError as error:
+            raise _feast.served(error) from error.__cause__
 
     async def ingest_df_async(self, feature_view: Any, df: Any, field_mapping: Any = None) -> None:
         """The same on an event loop."""
-        await asyncio.to_thread(
-            lambda: self._declared(self._own_registry(), feature_view, is_fresh=False)
-        )
-        await super().ingest_df_async(feature_view, df, field_mapping)
+        try:
+            await asyncio.to_thread(
+                lambda: self._declared(self._own_registry(), feature_view, is_fresh=False)
+            )
+            await super().ingest_df_async(feature_view, df, field_mapping)
+        except FeastDynamoError as error:
+            raise _feast.served(error) from error.__cause__
 
     def get_table_column_names_and_types_from_data_source(
         self, config: RepoConfig, data_source: DataSource
