@@ -6,9 +6,12 @@ Feast finds a store through the module of its config class, so both stand here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
+import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 
 from feast.infra.online_stores.online_store import OnlineStore
@@ -28,13 +31,24 @@ from feast_dynamo_ext.dynamo.precomputed.lookup import ServiceCache, ServiceRequ
 from feast_dynamo_ext.dynamo.precomputed.maintain import with_vectors
 from feast_dynamo_ext.dynamo.row_batch import Outcome
 from feast_dynamo_ext.dynamo.settings import OnlineSettings
-from feast_dynamo_ext.dynamo.views import table_name, ttl_seconds, value_types
+from feast_dynamo_ext.dynamo.views import (
+    GRACE_S,
+    FeastRequest,
+    kept_seconds,
+    table_name,
+    value_types,
+)
 from feast_dynamo_ext.dynamo.write import FeastRow, packed_rows, schema_of_rows
-from feast_dynamo_ext.errors import AwsError, IncompleteWriteError, OnlineStoreError
+from feast_dynamo_ext.errors import (
+    AwsError,
+    EntityKeyError,
+    IncompleteWriteError,
+    OnlineStoreError,
+)
 from feast_dynamo_ext.view_settings import ViewSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from feast import Entity, FeatureView, RepoConfig
     from feast.infra.infra_object import InfraObject
@@ -215,17 +229,20 @@ class DynamoOnlineStore(OnlineStore):
         progress: Callable[[int], Any] | None,
     ) -> Outcome:
         connection = self.connection(config)
-        name, ttl_s = table_name(config, view), ttl_seconds(view)
-        refuse_too_large(rows, schema, ttl_s, view.name)
+        name, kept_s = table_name(config, view), kept_seconds(config, view)
+        refuse_too_large(rows, schema, kept_s, view.name)
         try:
             await connection.schemas.declare(name, schema, connection.writer)
         except IncompleteWriteError as error:
             # What is missing to the caller is the rows.
             left = tuple(row.key for row in rows)
             return Outcome(unwritten=left, cause=error).checked(name)
-        items = (PACKED.put(row, schema, ttl_s, view.name) for row in rows)
+        until_s = int(time.time()) + GRACE_S
+        items = (PACKED.put(row, schema, kept_s, view.name, until_s) for row in rows)
         write = connection.writer.write(name, items, progress, write_method(config, view))
-        return await with_vectors(connection, name, lambda: [row.key for row in rows], write)
+        return await with_vectors(
+            connection, name, schema, lambda: [row.key for row in rows], write
+        )
 
     # Reads
 
@@ -287,9 +304,20 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `_read_features_per_fv`.
         """
-        connection = self.connection(config)
+        connection, request = self.connection(config), _REQUEST.get()
+        if request is not None and config.registry.enable_online_feature_view_versioning:
+            request.restore_versions(view for view, _ in grouped_refs)
         known = [connection.views.known(view, config) for view, _ in grouped_refs]
-        reads = read.of_columns(known, [names for _, names in grouped_refs], join_key_values)
+        requested = [names for _, names in grouped_refs]
+        try:
+            reads = read.of_columns(known, requested, join_key_values)
+        except EntityKeyError:
+            if request is None:
+                raise
+            columns = request.completed(known, join_key_values, online_features_response)
+            if columns is None:
+                raise
+            reads = read.of_columns(known, requested, columns)
         answers = await read.read(
             reads, connection, may_be_partial=config.online_store.on_partial == "mark"
         )
@@ -313,32 +341,56 @@ class DynamoOnlineStore(OnlineStore):
 
     # Precomputed services
 
-    def get_online_features(self, config: RepoConfig, *args: Any, **kwargs: Any) -> OnlineResponse:
+    def get_online_features(
+        self,
+        config: RepoConfig,
+        features: Any,
+        entity_rows: Any,
+        registry: Any,
+        project: str,
+        *args: Any,
+        **kwargs: Any,
+    ) -> OnlineResponse:
         """Features of entities; of a precomputed service, from one item an entity.
 
         Raises: as `_read_features_per_fv`.
         """
-        request = _service_request(*args, **kwargs)
-        if request is None:
-            return super().get_online_features(config, *args, **kwargs)
-        connection = self.connection(config)
-        return connection.loops.run(
-            request.answer(config, connection, self._services, self._read_features_per_fv_async)
-        )
+        with _request(registry, project, entity_rows) as request:
+            given = (features, entity_rows, registry, project, *args)
+            service = _service_request(*given, **kwargs)
+            if service is None:
+                return request.finish(super().get_online_features(config, *given, **kwargs))
+            connection = self.connection(config)
+            return connection.loops.run(
+                service.answer(
+                    config, connection, self._services, request, self._read_features_per_fv_async
+                )
+            )
 
     async def get_online_features_async(
-        self, config: RepoConfig, *args: Any, **kwargs: Any
+        self,
+        config: RepoConfig,
+        features: Any,
+        entity_rows: Any,
+        registry: Any,
+        project: str,
+        *args: Any,
+        **kwargs: Any,
     ) -> OnlineResponse:
         """The same on an event loop.
 
         Raises: as `get_online_features`.
         """
-        request = _service_request(*args, **kwargs)
-        if request is None:
-            return await super().get_online_features_async(config, *args, **kwargs)
-        return await request.answer(
-            config, self.connection(config), self._services, self._read_features_per_fv_async
-        )
+        with _request(registry, project, entity_rows) as request:
+            given = (features, entity_rows, registry, project, *args)
+            service = _service_request(*given, **kwargs)
+            if service is None:
+                read = super().get_online_features_async
+                return request.finish(await read(config, *given, **kwargs))
+            connection = self.connection(config)
+            return await service.answer(
+                config, connection, self._services, request, self._read_features_per_fv_async
+            )
 
     def declare_services(
         self,
@@ -420,6 +472,20 @@ class DynamoOnlineStore(OnlineStore):
                 connection = Connection.open(config.online_store.connection())
                 self._opened = (os.getpid(), connection)
             return self._opened[1]
+
+
+_REQUEST: ContextVar[FeastRequest | None] = ContextVar("_REQUEST", default=None)
+
+
+@contextlib.contextmanager
+def _request(registry: Any, project: str, rows: Any) -> Iterator[FeastRequest]:
+    """The request of the thread or task, as long as it is answered."""
+    request = FeastRequest.checked(registry, project, rows)
+    token = _REQUEST.set(request)
+    try:
+        yield request
+    finally:
+        _REQUEST.reset(token)
 
 
 def _service_request(features: Any, *args: Any, **kwargs: Any) -> ServiceRequest | None:

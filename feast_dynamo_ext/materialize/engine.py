@@ -32,7 +32,12 @@ from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_servic
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, ViewsFailedError
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
-from feast_dynamo_ext.materialize.newest_rows import ViewReading, Window, window_of
+from feast_dynamo_ext.materialize.newest_rows import (
+    ViewReading,
+    Window,
+    say_if_all_expired,
+    window_of,
+)
 from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
 from feast_dynamo_ext.materialize.report import RunReport, ViewReport, as_text
 from feast_dynamo_ext.materialize.run import MaterializeSettings, Run, ViewRun
@@ -332,6 +337,7 @@ class DynamoComputeEngine(LocalComputeEngine):
 
         def found(newest: Any) -> None:
             report.read, report.expired = newest.read, newest.expired
+            say_if_all_expired(view, newest)
 
         sizes = [rows.sizes() for rows in reading.rows(found)]
         return estimate.estimate_view(
