@@ -11,6 +11,8 @@ module, and neither should load more of Feast than it uses.
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from feast.infra.compute_engines.local.compute import LocalComputeEngine
     from feast.infra.passthrough_provider import PassthroughProvider
     from feast.infra.registry.base_registry import BaseRegistry
+
+    from feast_dynamo_ext.errors import FeastDynamoError
 
 Kind = Literal["called", "overridden", "imitated", "attribute", "text"]
 
@@ -397,6 +401,36 @@ def drop_unneeded_columns(response: Any, names: set[str]) -> None:
     from feast import utils
 
     utils._drop_unneeded_columns(response, names)
+
+
+@functools.cache
+def _served(kind: Any) -> Any:
+    from feast.errors import FeastError
+
+    def to_error_detail(self: FeastDynamoError) -> str:
+        # Feast's remote clients make the error of it again, without this package.
+        fields = {"module": FeastError.__module__, "class": FeastError.__name__}
+        return json.dumps({**fields, "message": str(self)})
+
+    members = {
+        "__module__": kind.__module__,
+        "__reduce__": lambda self: (kind, self.args, self.__dict__),
+        "http_status_code": lambda self: self.http_status,
+        "to_error_detail": to_error_detail,
+    }
+    return type(kind.__name__, (kind, FeastError), members)
+
+
+def served(error: FeastDynamoError) -> FeastDynamoError:
+    """The error as one of Feast's too, which its server answers with its HTTP status.
+
+    It answers all others with 500. Our errors are none by themselves: the command line has them,
+    and does not wait until Feast is loaded.
+    """
+    if not hasattr(error, "http_status_code"):
+        kind: Any = type(error)
+        error.__class__ = _served(kind)
+    return error
 
 
 def track_online_read(seconds: float) -> None:

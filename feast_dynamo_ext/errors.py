@@ -24,6 +24,7 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   ├── LeaseLostError               another run has taken the view over
     │   ├── ItemFormatError              an item that is not in our layout      (ValueError)
     │   ├── TableLayoutError             a table that is not in our layout      (ValueError)
+    │   ├── TableTakenError              a table that another view has          (ValueError)
     │   ├── TablesDifferError            tables missing or not as set           (ValueError)
     │   ├── TableProtectedError          a table that may not be deleted        (PermissionError)
     │   └── TablesFailedError            several tables failed, each named
@@ -47,12 +48,14 @@ Where a caller would expect a builtin, the error is that builtin too::
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+BAD_REQUEST, NOT_FOUND, CONFLICT, SERVER_ERROR, UNAVAILABLE = 400, 404, 409, 500, 503
 
 
 class FeastDynamoError(click.ClickException):
@@ -60,7 +63,12 @@ class FeastDynamoError(click.ClickException):
 
     The message is what helps, so command lines on click, as `feast` is, print it in one line
     instead of a traceback.
+
+    Attributes:
+        http_status: what `feast serve` answers it with.
     """
+
+    http_status: ClassVar[int] = SERVER_ERROR
 
     def __str__(self) -> str:
         """The message as it is now: a view may have been named in it since."""
@@ -81,6 +89,8 @@ class ConfigError(FeastDynamoError):
 
 class WindowError(FeastDynamoError, ValueError):
     """Event times that cannot be materialized as asked, or that are too far in the future."""
+
+    http_status: ClassVar[int] = BAD_REQUEST
 
 
 class DependencyError(FeastDynamoError, ImportError):
@@ -124,13 +134,19 @@ class AccessDeniedError(AwsError, PermissionError):
 class ResourceNotFoundError(AwsError, LookupError):
     """No such table, bucket or object."""
 
+    http_status: ClassVar[int] = NOT_FOUND
+
 
 class ThrottledError(AwsError):
     """AWS asked to slow down."""
 
+    http_status: ClassVar[int] = UNAVAILABLE
+
 
 class AwsUnavailableError(AwsError, ConnectionError):
     """No usable answer: network, timeout or a 5xx."""
+
+    http_status: ClassVar[int] = UNAVAILABLE
 
 
 class OnlineStoreError(FeastDynamoError):
@@ -144,6 +160,8 @@ class IncompleteReadError(OnlineStoreError, TimeoutError):
         unread: number of unread keys by table name.
     """
 
+    http_status: ClassVar[int] = UNAVAILABLE
+
     def __init__(self, message: str, *, unread: Mapping[str, int]) -> None:
         super().__init__(message)
         self.unread = dict(unread)
@@ -156,6 +174,8 @@ class IncompleteWriteError(OnlineStoreError, TimeoutError):
         unwritten: entity keys (serialized) of the rows that are not in the table.
     """
 
+    http_status: ClassVar[int] = UNAVAILABLE
+
     def __init__(self, message: str, *, unwritten: list[bytes]) -> None:
         super().__init__(message)
         self.unwritten = unwritten
@@ -164,13 +184,19 @@ class IncompleteWriteError(OnlineStoreError, TimeoutError):
 class EntityKeyError(OnlineStoreError, ValueError):
     """An entity key that DynamoDB cannot hold, or a request without its join key."""
 
+    http_status: ClassVar[int] = BAD_REQUEST
+
 
 class RequestTooLargeError(OnlineStoreError, ValueError):
     """A request for more rows than `max_rows_per_request`."""
 
+    http_status: ClassVar[int] = BAD_REQUEST
+
 
 class ItemTooLargeError(OnlineStoreError, ValueError):
     """A row over DynamoDB's 400 KB an item."""
+
+    http_status: ClassVar[int] = BAD_REQUEST
 
 
 class StaleVectorsError(OnlineStoreError):
@@ -179,9 +205,13 @@ class StaleVectorsError(OnlineStoreError):
     The same write again mends it.
     """
 
+    http_status: ClassVar[int] = UNAVAILABLE
+
 
 class AlreadyRunningError(OnlineStoreError):
     """Another run materializes the view now; the message names it."""
+
+    http_status: ClassVar[int] = CONFLICT
 
 
 class LeaseLostError(OnlineStoreError):
@@ -194,6 +224,10 @@ class ItemFormatError(OnlineStoreError, ValueError):
 
 class TableLayoutError(OnlineStoreError, ValueError):
     """A table that is not in our layout."""
+
+
+class TableTakenError(OnlineStoreError, ValueError):
+    """A table that another feature view has, of this project or of another."""
 
 
 class TablesDifferError(OnlineStoreError, ValueError):
@@ -239,9 +273,13 @@ class SourceReadError(OfflineStoreError, OSError):
 class ColumnNotFoundError(OfflineStoreError, LookupError):
     """A view names a column that no file of its source has."""
 
+    http_status: ClassVar[int] = BAD_REQUEST
+
 
 class ColumnTypeError(OfflineStoreError, TypeError):
     """A column whose type cannot serve its purpose."""
+
+    http_status: ClassVar[int] = BAD_REQUEST
 
 
 class DestinationError(OfflineStoreError, OSError):
@@ -255,9 +293,13 @@ class DestinationExistsError(OfflineStoreError, FileExistsError):
 class RetrievalTimeoutError(OfflineStoreError, TimeoutError):
     """A retrieval that was not done in the seconds that it was given."""
 
+    http_status: ClassVar[int] = UNAVAILABLE
+
 
 class EntityRowsError(OfflineStoreError, ValueError):
     """Entity rows that cannot be joined."""
+
+    http_status: ClassVar[int] = BAD_REQUEST
 
 
 class CompactionError(OfflineStoreError, ValueError):
@@ -270,6 +312,8 @@ class CompactionConflictError(OfflineStoreError):
 
 class UnsupportedTypeError(FeastDynamoError, TypeError):
     """A value or a type that cannot be kept without loss."""
+
+    http_status: ClassVar[int] = BAD_REQUEST
 
 
 class TrainingSetError(FeastDynamoError, ValueError):

@@ -6,8 +6,11 @@ Feast finds a store through the module of its config class, so both stand here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import time
+from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +33,13 @@ from feast_dynamo_ext.dynamo.precomputed.lookup import ServiceCache, ServiceRequ
 from feast_dynamo_ext.dynamo.precomputed.maintain import with_vectors
 from feast_dynamo_ext.dynamo.row_batch import Outcome
 from feast_dynamo_ext.dynamo.settings import OnlineSettings
-from feast_dynamo_ext.dynamo.views import table_name, ttl_seconds, value_types
+from feast_dynamo_ext.dynamo.views import (
+    GRACE_S,
+    FeastRequest,
+    kept_seconds,
+    table_name,
+    value_types,
+)
 from feast_dynamo_ext.dynamo.write import (
     FeastRow,
     latest_event_us,
@@ -38,12 +47,17 @@ from feast_dynamo_ext.dynamo.write import (
     refuse_future,
     schema_of_rows,
 )
-from feast_dynamo_ext.errors import AwsError, IncompleteWriteError, OnlineStoreError
+from feast_dynamo_ext.errors import (
+    AwsError,
+    EntityKeyError,
+    IncompleteWriteError,
+    OnlineStoreError,
+)
 from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.view_settings import ViewSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from feast import Entity, FeatureView, RepoConfig
     from feast.infra.infra_object import InfraObject
@@ -241,17 +255,20 @@ class DynamoOnlineStore(OnlineStore):
             ahead = sum(row.event_us > latest_us for row in rows)
             refuse_future(ahead, len(rows), view.name)
         connection = self.connection(config)
-        name, ttl_s = table_name(config, view), ttl_seconds(view)
-        refuse_too_large(rows, schema, ttl_s, view.name)
+        name, kept_s = table_name(config, view), kept_seconds(config, view)
+        refuse_too_large(rows, schema, kept_s, view.name)
         try:
             await connection.schemas.declare(name, schema, connection.writer)
         except IncompleteWriteError as error:
             # What is missing to the caller is the rows.
             left = tuple(row.key for row in rows)
             return Outcome(unwritten=left, cause=error).checked(name)
-        items = (PACKED.put(row, schema, ttl_s, view.name) for row in rows)
+        until_s = int(time.time()) + GRACE_S
+        items = (PACKED.put(row, schema, kept_s, view.name, until_s) for row in rows)
         write = connection.writer.write(name, items, progress, write_method(config, view))
-        return await with_vectors(connection, name, lambda: [row.key for row in rows], write)
+        return await with_vectors(
+            connection, name, schema, lambda: [row.key for row in rows], write
+        )
 
     # Reads
 
@@ -315,14 +332,32 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `_read_features_per_fv`.
         """
-        connection, settings = self.connection(config), config.online_store
+        connection, settings, request = (
+            self.connection(config),
+            config.online_store,
+            _REQUEST.get(),
+        )
+        if request is not None and config.registry.enable_online_feature_view_versioning:
+            request.restore_versions(view for view, _ in grouped_refs)
         known = [connection.views.known(view, config) for view, _ in grouped_refs]
         rows = max(map(len, join_key_values.values()), default=0)
         read.refuse_too_many(rows, settings.max_rows_per_request)
         is_large = rows * len(known) >= LARGE_REQUEST
         requested = [names for _, names in grouped_refs]
-        of_columns = partial(read.of_columns, known, requested, join_key_values)
-        reads = await off_loop(of_columns) if is_large else of_columns()
+        of_columns = partial(read.of_columns, known, requested)
+        try:
+            reads = (
+                await off_loop(of_columns, join_key_values)
+                if is_large
+                else of_columns(join_key_values)
+            )
+        except EntityKeyError:
+            if request is None:
+                raise
+            columns = request.completed(known, join_key_values, online_features_response)
+            if columns is None:
+                raise
+            reads = of_columns(columns)
         answers = await read.read(reads, connection, may_be_partial=settings.on_partial == "mark")
 
         def answer() -> None:
@@ -351,32 +386,56 @@ class DynamoOnlineStore(OnlineStore):
 
     # Precomputed services
 
-    def get_online_features(self, config: RepoConfig, *args: Any, **kwargs: Any) -> OnlineResponse:
+    def get_online_features(
+        self,
+        config: RepoConfig,
+        features: Any,
+        entity_rows: Any,
+        registry: Any,
+        project: str,
+        *args: Any,
+        **kwargs: Any,
+    ) -> OnlineResponse:
         """Features of entities; of a precomputed service, from one item an entity.
 
         Raises: as `_read_features_per_fv`.
         """
-        request = _service_request(*args, **kwargs)
-        if request is None:
-            return super().get_online_features(config, *args, **kwargs)
-        connection = self.connection(config)
-        return connection.loops.run(
-            request.answer(config, connection, self._services, self._read_features_per_fv_async)
-        )
+        with _request(registry, project, entity_rows) as request:
+            given = (features, entity_rows, registry, project, *args)
+            service = _service_request(*given, **kwargs)
+            if service is None:
+                return request.finish(super().get_online_features(config, *given, **kwargs))
+            connection = self.connection(config)
+            return connection.loops.run(
+                service.answer(
+                    config, connection, self._services, request, self._read_features_per_fv_async
+                )
+            )
 
     async def get_online_features_async(
-        self, config: RepoConfig, *args: Any, **kwargs: Any
+        self,
+        config: RepoConfig,
+        features: Any,
+        entity_rows: Any,
+        registry: Any,
+        project: str,
+        *args: Any,
+        **kwargs: Any,
     ) -> OnlineResponse:
         """The same on an event loop.
 
         Raises: as `get_online_features`.
         """
-        request = _service_request(*args, **kwargs)
-        if request is None:
-            return await super().get_online_features_async(config, *args, **kwargs)
-        return await request.answer(
-            config, self.connection(config), self._services, self._read_features_per_fv_async
-        )
+        with _request(registry, project, entity_rows) as request:
+            given = (features, entity_rows, registry, project, *args)
+            service = _service_request(*given, **kwargs)
+            if service is None:
+                read = super().get_online_features_async
+                return request.finish(await read(config, *given, **kwargs))
+            connection = self.connection(config)
+            return await service.answer(
+                config, connection, self._services, request, self._read_features_per_fv_async
+            )
 
     def declare_services(
         self,
@@ -459,6 +518,20 @@ class DynamoOnlineStore(OnlineStore):
                 connection = Connection.open(config.online_store.connection())
                 self._opened = (os.getpid(), connection)
             return self._opened[1]
+
+
+_REQUEST: ContextVar[FeastRequest | None] = ContextVar("_REQUEST", default=None)
+
+
+@contextlib.contextmanager
+def _request(registry: Any, project: str, rows: Any) -> Iterator[FeastRequest]:
+    """The request of the thread or task, as long as it is answered."""
+    request = FeastRequest.checked(registry, project, rows)
+    token = _REQUEST.set(request)
+    try:
+        yield request
+    finally:
+        _REQUEST.reset(token)
 
 
 def _service_request(features: Any, *args: Any, **kwargs: Any) -> ServiceRequest | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,12 +18,12 @@ from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_servic
 from feast_dynamo_ext.dynamo.precomputed.vectors import precomputed_services
 from feast_dynamo_ext.dynamo.push import parsed_times, rows_of_frame
 from feast_dynamo_ext.dynamo.views import table_name
-from feast_dynamo_ext.errors import ConfigError, SourceNotFoundError
+from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, SourceNotFoundError
 from feast_dynamo_ext.online_store import DynamoOnlineStore
 from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
 
     import pyarrow as pa
@@ -90,6 +91,8 @@ class DynamoProvider(PassthroughProvider):
         read = super().get_online_features
         try:
             return read(config, features, entity_rows, registry, project, *args, **kwargs)
+        except FeastDynamoError as error:
+            raise _feast.served(error) from error.__cause__
         except ValueError:
             if not self._heals(registry, project):
                 raise
@@ -112,6 +115,8 @@ class DynamoProvider(PassthroughProvider):
         read = super().get_online_features_async
         try:
             return await read(config, features, entity_rows, registry, project, *args, **kwargs)
+        except FeastDynamoError as error:
+            raise _feast.served(error) from error.__cause__
         except ValueError:
             if not await asyncio.to_thread(lambda: self._heals(registry, project)):
                 raise
@@ -182,10 +187,10 @@ class DynamoProvider(PassthroughProvider):
         if not isinstance(store, DynamoOnlineStore):
             super().ingest_df(feature_view, df, field_mapping)
             return None
-        schema, rows = self._pushed_rows(feature_view, df, field_mapping)
-        return _logged(
-            feature_view, store.write_rows(self.repo_config, feature_view, schema, rows)
-        )
+        with _served():
+            schema, rows = self._pushed_rows(feature_view, df, field_mapping)
+            outcome = store.write_rows(self.repo_config, feature_view, schema, rows)
+        return _logged(feature_view, outcome)
 
     async def ingest_df_async(
         self, feature_view: Any, df: Any, field_mapping: Any = None
@@ -198,13 +203,12 @@ class DynamoProvider(PassthroughProvider):
         if not isinstance(store, DynamoOnlineStore):
             await super().ingest_df_async(feature_view, df, field_mapping)
             return None
-        schema, rows = await asyncio.to_thread(
-            lambda: self._pushed_rows(feature_view, df, field_mapping)
-        )
-        return _logged(
-            feature_view,
-            await store.write_rows_async(self.repo_config, feature_view, schema, rows),
-        )
+        with _served():
+            schema, rows = await asyncio.to_thread(
+                lambda: self._pushed_rows(feature_view, df, field_mapping)
+            )
+            outcome = await store.write_rows_async(self.repo_config, feature_view, schema, rows)
+        return _logged(feature_view, outcome)
 
     def _pushed_rows(self, view: Any, df: Any, field_mapping: Any) -> tuple[RowSchema, list[Row]]:
         # Before anything is sent.
@@ -370,6 +374,15 @@ def _logged(view: Any, outcome: Outcome) -> Outcome:
             outcome.older,
         )
     return outcome
+
+
+@contextlib.contextmanager
+def _served() -> Iterator[None]:
+    """Give our errors the HTTP status with which Feast's server answers."""
+    try:
+        yield
+    except FeastDynamoError as error:
+        raise _feast.served(error) from error.__cause__
 
 
 def _engine_class() -> type[DynamoComputeEngine]:

@@ -15,14 +15,74 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feast_dynamo_ext.dynamo.layouts.packed import KEY, PACKED, VALUES
 from feast_dynamo_ext.dynamo.retry import Pending, Transport, UnprocessedItems, drain
-from feast_dynamo_ext.errors import IncompleteReadError
+from feast_dynamo_ext.errors import AwsUnavailableError, IncompleteReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
     from feast_dynamo_ext.dynamo.retry import RetryPolicy
     from feast_dynamo_ext.dynamo.transport import Answer
+
+
+@dataclass(frozen=True)
+class OwnAnswers:
+    """The connection, to a read that takes no other request's answer for its own.
+
+    A connection that is out of step, or a proxy that mixes requests up, gives a request the answer
+    of another. Keys that such an answer lacks would be taken for keys that do not exist.
+    """
+
+    transport: Transport
+
+    async def call(
+        self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
+    ) -> Answer:
+        """Send one request; its answer's items come by key.
+
+        Raises:
+            AwsUnavailableError: the answer is of another request, or as `Transport.call`.
+        """
+        answer = await self.transport.call(operation, body, resource, timeout_s)
+        wanted: Pending = body["RequestItems"]
+        try:
+            found = _by_key(answer, wanted)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise AwsUnavailableError(
+                f"dynamodb {operation} on {resource}: the answer is not the one to this request "
+                "(it lacks what every answer has, or has keys that were not requested). A proxy "
+                "may have mixed requests up.",
+                service="dynamodb",
+                operation=operation,
+            ) from error
+        return {**answer, "Responses": found}
+
+
+def _by_key(answer: Answer, wanted: Pending) -> Found:
+    """The items of each table of an answer.
+
+    Raises:
+        KeyError: a key that was not requested, or what every answer has is missing.
+    """
+    # Views of one entity are asked for the same keys, mostly in one list.
+    sets: dict[int, set[str]] = {}
+    found = {}
+    for table, items in answer["Responses"].items():
+        keys = wanted[table]["Keys"]
+        if len(items) == 1:  # a service's reads: faster so
+            by_key = {items[0][KEY]["B"]: items[0]}
+        else:
+            by_key = {item[KEY]["B"]: item for item in items}
+        found[table] = by_key
+        if (requested := sets.get(id(keys))) is None:
+            requested = sets[id(keys)] = {key[KEY]["B"] for key in keys}
+        if not requested.issuperset(by_key):
+            raise KeyError(table)
+    for table, left in (answer.get("UnprocessedKeys") or {}).items():
+        keys = wanted[table]["Keys"]
+        if any(key not in keys for key in left["Keys"]):
+            raise KeyError(table)
+    return found
 
 
 @dataclass
@@ -173,7 +233,7 @@ class Reader:
         result = ReadResult(wanted, {keys.table: {} for keys in wanted})
         if started_s is None:
             started_s = self.policy.clock() if self.started_s is None else self.started_s
-        transport = self.transport
+        transport: Transport = OwnAnswers(self.transport)
         if self.hedge_after_s is not None:
             transport = HedgedTransport(transport, self.hedge_after_s)
         requests = list(self._requests(wanted))
@@ -198,9 +258,12 @@ class Reader:
     ) -> None:
         def take(answer: Answer) -> bool:
             total = 0
-            for table, items in answer.get("Responses", {}).items():
-                result.found[table].update({item[KEY]["B"]: item for item in items})
-                total += self._weigh(table, items)
+            for table, items in answer["Responses"].items():
+                if held := result.found[table]:
+                    held.update(items)
+                else:
+                    result.found[table] = items
+                total += self._weigh(table, items.values())
             return total >= FULL_ANSWER_BYTES
 
         try:
@@ -219,9 +282,13 @@ class Reader:
                 unread = result.unread.setdefault(table, [])
                 unread += (key[KEY]["B"] for key in entry["Keys"])
 
-    def _weigh(self, table: str, items: Sequence[JsonItem]) -> int:
+    def _weigh(self, table: str, items: Collection[JsonItem]) -> int:
         """Bytes of items, nearly: their values alone, from base64."""
-        total = sum([len(item[VALUES]["B"]) for item in items if VALUES in item]) * 3 // 4
+        try:
+            total = sum([len(item[VALUES]["B"]) for item in items]) * 3 // 4
+        except KeyError:
+            # Not rows: schema items, and what others may have put into the table.
+            total = sum([len(item.get(VALUES, {}).get("B", "")) for item in items]) * 3 // 4
         if items and total > LARGE_ITEM_BYTES * len(items):
             self.item_bytes[table] = total // len(items)
         elif self.item_bytes:
@@ -240,7 +307,9 @@ class Reader:
                 keys = keys_of[id(entry.keys)] = PACKED.read(entry.keys)
             size, start = self.item_bytes.get(entry.table, 1), 0
             while start < len(keys):
-                taken = keys[start : start + min(keys_left, max(1, bytes_left // size))]
+                room = min(keys_left, max(1, bytes_left // size))
+                # Whole where it fits: the answer is checked against it, once for all its views.
+                taken = keys if not start and room >= len(keys) else keys[start : start + room]
                 request[entry.table] = {"Keys": taken}
                 if entry.consistent:
                     request[entry.table]["ConsistentRead"] = True
@@ -268,7 +337,15 @@ class Reader:
         return IncompleteReadError(
             f"Could not read {what} within {self.policy.deadline_s:g} s or "
             f"{self.policy.max_failures or 'any number of'} failed attempts{spent}. "
-            f"Last answer: {result.cause} Raise `read_deadline_ms` or the table's capacity, or "
-            "read fewer keys at once.",
+            f"Last answer: {result.cause} {_advice(result.cause)}",
             unread=unread,
         )
+
+
+def _advice(cause: Exception | None) -> str:
+    if isinstance(cause, AwsUnavailableError):
+        return (
+            "Check that the endpoint can be reached from here: `endpoint_url` and `region` in "
+            "feature_store.yaml, network, proxy and DNS."
+        )
+    return "Raise `read_deadline_ms` or the table's capacity, or read fewer keys at once."

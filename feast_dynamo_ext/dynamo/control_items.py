@@ -68,10 +68,14 @@ class ControlItem:
 
     def put(self, values: Mapping[str, Value], where: Mapping[str, Value | None]) -> bool:
         """Write the whole item, if it is as `where` says; whether it was."""
+        return self._send(self.client.put_item, self.put_request(values, where))
+
+    def put_request(
+        self, values: Mapping[str, Value], where: Mapping[str, Value | None]
+    ) -> dict[str, Any]:
+        """What `put` sends."""
         item = {**self._key, **{name: _to_dynamodb(value) for name, value in values.items()}}
-        return self._send(
-            self.client.put_item, {"TableName": self.table, "Item": item}, _Expression(where)
-        )
+        return {"TableName": self.table, "Item": item, **_Expression(where).parameters()}
 
     def update(
         self,
@@ -97,12 +101,13 @@ class ControlItem:
             changes += " ADD " + ", ".join(
                 f"{expression.name(name)} {expression.value(value)}" for name, value in add.items()
             )
-        request = {**self._address, "UpdateExpression": changes}
-        return self._send(self.client.update_item, request, expression)
+        request = {**self._address, "UpdateExpression": changes, **expression.parameters()}
+        return self._send(self.client.update_item, request)
 
     def delete(self, where: Mapping[str, Value | None]) -> bool:
         """Delete the item, if it is as `where` says; whether it was."""
-        return self._send(self.client.delete_item, self._address, _Expression(where))
+        request = {**self._address, **_Expression(where).parameters()}
+        return self._send(self.client.delete_item, request)
 
     @property
     def _key(self) -> dict[str, Any]:
@@ -112,12 +117,10 @@ class ControlItem:
     def _address(self) -> dict[str, Any]:
         return {"TableName": self.table, "Key": self._key}
 
-    def _send(
-        self, call: Callable[..., Any], request: Mapping[str, Any], expression: _Expression
-    ) -> bool:
+    def _send(self, call: Callable[..., Any], request: Mapping[str, Any]) -> bool:
         with translated("dynamodb", f"table {self.table}"):
             try:
-                call(**request, **expression.parameters())
+                call(**request)
             except ClientError as error:
                 if error.response["Error"]["Code"] == "ConditionalCheckFailedException":
                     return False

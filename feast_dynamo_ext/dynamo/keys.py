@@ -21,6 +21,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value, ValueType
 
 from feast_dynamo_ext.arrow_types import (
+    FIELD_VALUE_TYPE,
     VALUE_FIELD,
     check_supported,
     naming,
@@ -67,13 +68,34 @@ def _bytes(value: Value) -> bytes:
     return _head(BYTES, len(data)) + data
 
 
+Encodings: TypeAlias = "dict[str | None, Callable[[Value], bytes]]"
+
 # One entry a type that Feast has a key encoding for: type, length in bytes, data.
-ENCODINGS: dict[str | None, Callable[[Value], bytes]] = {
+ENCODINGS: Encodings = {
     "string_val": _string,
     "bytes_val": _bytes,
     "int32_val": lambda value: _int32(INT32, 4, value.int32_val),
     "int64_val": lambda value: _int64(INT64, 8, value.int64_val),
     "unix_timestamp_val": lambda value: _int64(UNIX_TIMESTAMP, 8, value.unix_timestamp_val),
+}
+
+
+def _whole_number(pack: Callable[..., bytes], kind: int, size: int) -> Encodings:
+    """A declared type that takes every whole number which it can hold."""
+
+    def encoding(field: str) -> Callable[[Value], bytes]:
+        return lambda value: pack(kind, size, getattr(value, field))
+
+    return {field: encoding(field) for field in ("int32_val", "int64_val", "unix_timestamp_val")}
+
+
+# By the field of the declared type: a request types a join key once, for all views that name it.
+DECLARED: dict[str, Encodings] = {
+    "string_val": {"string_val": _string},
+    "bytes_val": {"bytes_val": _bytes},
+    "int32_val": _whole_number(_int32, INT32, 4),
+    "int64_val": _whole_number(_int64, INT64, 8),
+    "unix_timestamp_val": _whole_number(_int64, UNIX_TIMESTAMP, 8),
 }
 
 
@@ -83,14 +105,22 @@ class KeyEncoder:
     Safe to share between threads.
     """
 
-    def __init__(self, join_keys: Sequence[str], view: str) -> None:
+    def __init__(
+        self, join_keys: Sequence[str], view: str, types: Sequence[str] | None = None
+    ) -> None:
         """Work out what all keys share.
 
         Args:
             join_keys: the names, in the order in which rows have their values.
             view: name of the feature view, for errors.
+            types: names of the join keys' declared `ValueType`s; without them, and for a type
+                that is no key's, values are encoded as they are.
         """
         self.join_keys = tuple(join_keys)
+        self.types = tuple(types or ("UNKNOWN",) * len(self.join_keys))
+        self._encodings = [
+            DECLARED.get(VALUE_FIELD.get(kind, ""), ENCODINGS) for kind in self.types
+        ]
         self._view = view
         # Feast sorts the pairs by name.
         self._order = sorted(range(len(join_keys)), key=self.join_keys.__getitem__)
@@ -108,14 +138,38 @@ class KeyEncoder:
         try:
             if len(self._order) == 1:
                 (value,) = values
-                key = self._prefix + ENCODINGS[value.WhichOneof("val")](value)
+                key = self._prefix + self._encodings[0][value.WhichOneof("val")](value)
             else:
+                encodings = self._encodings
                 key = self._prefix + b"".join(
-                    ENCODINGS[values[at].WhichOneof("val")](values[at]) for at in self._order
+                    encodings[at][values[at].WhichOneof("val")](values[at]) for at in self._order
                 )
-        except KeyError:
+        except (KeyError, struct.error):
+            self._refuse_other_types(values)
             return self._by_feast(values)
         return key if len(key) <= MAX_KEY_BYTES else self._by_feast(values)
+
+    def _refuse_other_types(self, values: Sequence[Value]) -> None:
+        for name, kind, encodings, value in zip(
+            self.join_keys, self.types, self._encodings, values, strict=True
+        ):
+            field = value.WhichOneof("val")
+            if field not in ENCODINGS:
+                continue
+            if field not in encodings:
+                raise EntityKeyError(
+                    f"Feature view `{self._view}` declares its join key `{name}` as {kind}, and "
+                    f"the request has it as {FIELD_VALUE_TYPE[str(field)]}. Declare "
+                    "it with one type in all views that are read together, or read them apart."
+                )
+            try:
+                encodings[field](value)
+            except struct.error:
+                raise EntityKeyError(
+                    f"Feature view `{self._view}` declares its join key `{name}` as {kind}, which "
+                    "cannot hold a number of the request. Declare it as Int64 and materialize "
+                    "the view again, or leave that entity out."
+                ) from None
 
     def _by_feast(self, values: Sequence[Value]) -> bytes:
         # It raises: every key that Feast can serialize is encoded above. Its words are the same

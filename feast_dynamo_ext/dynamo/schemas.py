@@ -17,7 +17,6 @@ from feast_dynamo_ext.arrow_types import VALUE_FIELD
 from feast_dynamo_ext.dynamo.batch_get import TableKeys
 from feast_dynamo_ext.dynamo.layouts.packed import (
     FINGERPRINT,
-    KEY,
     SCHEMA,
     RowSchema,
     pack,
@@ -28,7 +27,7 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
 from feast_dynamo_ext.errors import ItemFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from feast_dynamo_ext.dynamo.batch_get import Found, Reader
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
@@ -78,6 +77,7 @@ class SchemaCache:
         known: what a fingerprint (base64) of a table stands for.
         written: tables and fingerprints whose schema item this process has written.
         columns: where requested features are, by fingerprint, current schema and request.
+        warned: tables and what was said about items of theirs that cannot be explained.
     """
 
     known: dict[tuple[str, str], RowSchema] = field(default_factory=dict)
@@ -85,6 +85,7 @@ class SchemaCache:
     columns: dict[tuple[str, RowSchema, tuple[str, ...]], list[Column | None]] = field(
         default_factory=dict
     )
+    warned: set[tuple[str, str]] = field(default_factory=set)
 
     def forget(self, table: str) -> None:
         """Forget what was written into a table that is new or gone."""
@@ -100,8 +101,23 @@ class SchemaCache:
             AwsError: AWS refused.
         """
         if (table, schema.fingerprint_text) not in self.written:
-            await writer.write(table, [to_schema_item(schema)])
-            self.written.add((table, schema.fingerprint_text))
+            await self.write(table, schema, writer)
+
+    async def write(self, table: str, schema: RowSchema, writer: Writer) -> None:
+        """Write the schema item, whether or not this process has done so before.
+
+        Others may have emptied the table since, or made it anew.
+
+        Raises: as `declare`.
+        """
+        await writer.write(table, [to_schema_item(schema)])
+        self.written.add((table, schema.fingerprint_text))
+
+    def warn(self, table: str, error: ItemFormatError) -> None:
+        """Say once what is wrong with items of a table; their entities are answered as unread."""
+        if (table, str(error)) not in self.warned:
+            self.warned.add((table, str(error)))
+            logger.warning("%s Until then its entity is answered with status INVALID.", error)
 
     def learn(self, table: str, schema: RowSchema) -> None:
         """Keep the schema that a table's items are written under now."""
@@ -117,9 +133,7 @@ class SchemaCache:
         missing = [
             (table, fingerprint)
             for table, items in found.items()
-            for fingerprint in {
-                item[FINGERPRINT]["B"] for item in items.values() if FINGERPRINT in item
-            }
+            for fingerprint in _fingerprints(items.values())
             if (table, fingerprint) not in self.known
         ]
         if missing:
@@ -135,7 +149,8 @@ class SchemaCache:
         )
         for table, items in found.items():
             for item in items.values():
-                self.learn(table, RowSchema.parse(item[SCHEMA]["S"]))
+                if (schema := _parsed(item)) is not None:
+                    self.learn(table, schema)
 
     def columns_of(
         self, table: str, item: JsonItem, now: RowSchema, requested: tuple[str, ...]
@@ -149,9 +164,8 @@ class SchemaCache:
         stored = self.known.get((table, fingerprint))
         if stored is None:
             raise ItemFormatError(
-                f"Table `{table}` holds an item (key {item[KEY]['B']}) whose schema fingerprint "
-                f"`{fingerprint}` no schema item explains. Write the view again with `feast "
-                "materialize`."
+                f"Table `{table}` holds an item whose schema fingerprint `{fingerprint}` no "
+                "schema item explains. Write the view again with `feast materialize`."
             )
         # The fingerprint stands for the stored schema, so now's schema completes the cache key.
         cached = self.columns.get((fingerprint, now, requested))
@@ -161,6 +175,23 @@ class SchemaCache:
                 self.columns.clear()
             self.columns[fingerprint, now, requested] = cached
         return cached
+
+
+def _parsed(item: JsonItem) -> RowSchema | None:
+    try:
+        return RowSchema.parse(item[SCHEMA]["S"])
+    except (KeyError, ValueError):
+        # Not of our making: what it should explain is not explained, which is said of each row.
+        return None
+
+
+def _fingerprints(items: Collection[JsonItem]) -> set[str]:
+    try:
+        return {item[FINGERPRINT]["B"] for item in items}
+    except KeyError:
+        # Schema items have none, and somebody else's items may have anything.
+        found = {item.get(FINGERPRINT, {}).get("B") for item in items}
+        return {fingerprint for fingerprint in found if fingerprint is not None}
 
 
 def _column(stored: RowSchema, now: RowSchema, name: str) -> Column | None:

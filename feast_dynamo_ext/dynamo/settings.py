@@ -25,7 +25,8 @@ class TableConfig(AwsConfigModel):
 
     on_remove: Literal["retain", "delete"] = "retain"
     """What `feast apply` does with the table of a view that is gone: keep it and say so, or delete
-    it. `feast teardown` always deletes."""
+    it. `feast teardown` always deletes, with the tables of older versions and those that removed
+    views left."""
 
     tags: dict[str, str] | None = None
     """Tags of every table; a view's own tags win. Tags that others set are never removed."""
@@ -88,7 +89,8 @@ class OnlineSettings(TableConfig):
 
     expired: Literal["status", "value"] = "status"
     """What a row older than its view's ttl answers: null with the status OUTSIDE_MAX_AGE, or its
-    value with that status."""
+    value with that status. With `value`, materialize writes such rows too, and DynamoDB deletes no
+    row that is written from then on."""
 
     hedge_after_ms: int | None = Field(default=None, ge=1)
     """Milliseconds after which the slowest request of a read is sent once more; the first answer

@@ -5,9 +5,12 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from feast.infra.online_stores.helpers import compute_versioned_name
+from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from feast_dynamo_ext.columns import ENTITYLESS_JOIN_KEYS, ENTITYLESS_VALUES, request_columns
 from feast_dynamo_ext.dynamo.keys import KeyEncoder, text
@@ -19,13 +22,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from feast import RepoConfig
+    from feast.online_response import OnlineResponse
     from feast.protos.feast.types.Value_pb2 import Value
     from feast.value_type import ValueType
 
 T = TypeVar("T")
 
+GRACE_S = 86_400
+"""Seconds for which rows past their ttl can still be read, at least."""
+
 MOST_REQUESTS = 1_000
 """Choices of features of one view that are remembered."""
+
+
+def _key_encoder(view: Any, names: Sequence[str]) -> KeyEncoder:
+    if not names:
+        return KeyEncoder(ENTITYLESS_JOIN_KEYS, view.name)
+    types = {column.name: column.dtype.to_value_type().name for column in view.entity_columns}
+    return KeyEncoder(names, view.name, [types[name] for name in names])
+
+
+_KEY_KINDS: dict[Any, int] = {}
 
 
 @dataclass(frozen=True)
@@ -55,11 +72,16 @@ class KnownView:
     with_expired: bool
     projections: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
+    @cached_property
+    def key_kind(self) -> int:
+        """A number that views share whose keys of one request are alike."""
+        return _KEY_KINDS.setdefault((self.columns, self.encode.types), len(_KEY_KINDS))
+
     def oldest_us(self, now_s: float) -> float:
         """The event time from which on rows are within the ttl (the ttl itself counts)."""
         if not self.ttl_s:
             return float("-inf")
-        # Whole seconds, as the expiry that DynamoDB deletes by: see `packed.expiry_s`.
+        # Whole seconds, as of the expiry that DynamoDB deletes by: see `packed.expiry_s`.
         return (int(now_s) - self.ttl_s) * 1_000_000
 
     @classmethod
@@ -71,16 +93,16 @@ class KnownView:
         """
         columns, store = request_columns(view), config.online_store
         settings = ViewSettings.from_view(view)
-        consistent, expired = settings.consistent_reads, settings.expired
+        consistent = settings.consistent_reads
         return cls(
             table=table_name(config, view),
             answers_as=view.projection.name_to_use(),
             schema=RowSchema.from_view(view),
             ttl_s=ttl_seconds(view),
             columns=columns,
-            encode=KeyEncoder([name for name, _ in columns] or ENTITYLESS_JOIN_KEYS, view.name),
+            encode=_key_encoder(view, [name for name, _ in columns]),
             consistent=store.consistent_reads if consistent is None else consistent,
-            with_expired=(expired or store.expired) == "value",
+            with_expired=answers_expired(config, view),
         )
 
 
@@ -118,6 +140,105 @@ def keys_of_request(
             for row in zip(*[values[column] for _, column in view.columns], strict=True)
         ]
     )
+
+
+@dataclass
+class FeastRequest:
+    """What Feast was given for a request, and does not hand on to who reads its views.
+
+    Attributes:
+        registry: Feast's.
+        project: its project.
+        rows: the entity rows, as a list of rows or as columns.
+        shared: join keys that are data of the request too, which Feast took for that alone.
+    """
+
+    registry: Any
+    project: str
+    rows: Any
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def checked(cls, registry: Any, project: str, rows: Any) -> FeastRequest:
+        """The request.
+
+        Raises:
+            EntityKeyError: it has no entity rows.
+        """
+        if isinstance(rows, list) and not rows:
+            raise EntityKeyError(
+                "The request has no entity rows. Pass at least one, with the views' join keys."
+            )
+        return cls(registry, project, rows)
+
+    def restore_versions(self, views: Iterable[Any]) -> None:
+        """Give views their versions: the copies that Feast makes of a view have none.
+
+        It copies the views of services, and those that on-demand views are computed from.
+        """
+        for view in views:
+            if view.current_version_number is None and view.projection.version_tag is None:
+                whole = self.registry.get_any_feature_view(
+                    view.name, self.project, allow_cache=True
+                )
+                # A number in any case, so that the registry is asked once.
+                view.current_version_number = whole.current_version_number or 0
+
+    def completed(
+        self, views: Iterable[KnownView], values: Mapping[str, Sequence[Value]], response: Any
+    ) -> Mapping[str, Sequence[Value]] | None:
+        """A request's columns with the join keys that are data of the request too.
+
+        Args:
+            views: the views that are read.
+            values: the columns that Feast took for join keys.
+            response: the answer so far, which has the request's data.
+
+        Returns:
+            None where no join key is missing.
+
+        Raises:
+            EntityKeyError: one is missing from the request altogether, which names it.
+        """
+        lacking = {
+            column: view for view in views for _, column in view.columns if column not in values
+        }
+        names = list(response.metadata.feature_names.val)
+        self.shared.update(
+            (column, response.results[names.index(column)].values)
+            for column in lacking
+            if column in names
+        )
+        missing = [column for column in lacking if column not in self.shared]
+        if missing:
+            rows = self.rows[:1] if isinstance(self.rows, list) else [self.rows]
+            given = sorted({name for row in rows for name in row})
+            raise EntityKeyError(
+                f"Feature view `{lacking[missing[0]].answers_as}` needs {_quoted(missing)}, which "
+                f"the request lacks; it has {_quoted(given)}. Add the join key to every entity "
+                "row."
+            )
+        return {**values, **self.shared} if lacking else None
+
+    def finish(self, answer: OnlineResponse) -> OnlineResponse:
+        """The answer, with the join keys that Feast has dropped as data of the request."""
+        if not self.shared:
+            return answer
+        response = answer.proto
+        answered = set(response.metadata.feature_names.val)
+        for name, values in self.shared.items():
+            if name not in answered:
+                response.metadata.feature_names.val.append(name)
+                response.results.add(
+                    values=values,
+                    statuses=[FieldStatus.PRESENT] * len(values),
+                    event_timestamps=[Timestamp()] * len(values),
+                )
+        return answer
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "nothing"
 
 
 class ByView(Generic[T]):
@@ -192,6 +313,21 @@ def table_name(config: RepoConfig, view: Any) -> str:
         project=config.project, table_name=compute_versioned_name(view, versioned)
     )
     return name
+
+
+def answers_expired(config: RepoConfig, view: Any) -> bool:
+    """Whether rows past their view's ttl answer their values: the view's own setting wins."""
+    store = config.online_store
+    return (ViewSettings.from_view(view).expired or getattr(store, "expired", None)) == "value"
+
+
+def kept_seconds(config: RepoConfig, view: Any) -> int | None:
+    """How long after its event time DynamoDB keeps a row; None for as long as the table lives.
+
+    A day longer than the ttl, so that readers meet a row that is past it before it is gone.
+    """
+    ttl_s = ttl_seconds(view)
+    return None if ttl_s is None or answers_expired(config, view) else ttl_s + GRACE_S
 
 
 def ttl_seconds(view: Any) -> int | None:

@@ -38,6 +38,7 @@ from feast_dynamo_ext.materialize.newest_rows import (
     ViewReading,
     Window,
     refuse_end_to_come,
+    say_if_all_expired,
     window_of,
 )
 from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
@@ -394,6 +395,7 @@ class DynamoComputeEngine(LocalComputeEngine):
 
         def found(newest: Any) -> None:
             report.read, report.expired = newest.read, newest.expired
+            say_if_all_expired(view, newest)
 
         sizes = [rows.sizes() for rows in reading.rows(found)]
         return estimate.estimate_view(

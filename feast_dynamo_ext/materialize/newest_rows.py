@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import uuid
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows, refuse_too_la
 from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
-from feast_dynamo_ext.dynamo.views import ttl_seconds
+from feast_dynamo_ext.dynamo.views import kept_seconds, ttl_seconds
 from feast_dynamo_ext.dynamo.write import latest_event_us, refuse_future
 from feast_dynamo_ext.errors import WindowError
 from feast_dynamo_ext.materialize.checkpoint import source_fingerprint
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from feast import RepoConfig
     from feast.infra.common.materialization_job import MaterializationTask
 
+
+logger = logging.getLogger(__name__)
 
 CLOCK_TOLERANCE = timedelta(minutes=1)
 """By which an end may be ahead of this machine's clock."""
@@ -150,6 +153,19 @@ class Newest:
     incomplete: int = 0
 
 
+def say_if_all_expired(view: Any, newest: Newest) -> None:
+    """Say in words that no row of a view is young enough: its count alone looks like success."""
+    if newest.expired and not newest.rows:
+        logger.warning(
+            "feature view %s: each of its %s entities' newest rows is past the view's ttl of %s, "
+            "so nothing is written. Is the source up to date? To serve rows of that age, raise "
+            "the ttl, or set `expired: value` for the view or in feature_store.yaml.",
+            view.name,
+            f"{newest.expired:,}",
+            view.ttl,
+        )
+
+
 class History:
     """The history of one view, as its offline store has it now."""
 
@@ -245,18 +261,18 @@ class Encoder:
         view: the feature view.
         columns: what its columns are called in the batches.
         schema: what encoded values stand for.
-        ttl_s: the view's ttl in seconds, or None.
+        kept_s: seconds after their event times that DynamoDB keeps rows; None for no limit.
     """
 
     view: Any
     columns: Columns
     schema: RowSchema
-    ttl_s: int | None
+    kept_s: int | None
 
     @classmethod
-    def from_view(cls, view: Any, columns: Columns) -> Encoder:
+    def from_view(cls, config: RepoConfig, view: Any, columns: Columns) -> Encoder:
         """The encoder of a view as it is declared now."""
-        return cls(view, columns, RowSchema.from_view(view), ttl_seconds(view))
+        return cls(view, columns, RowSchema.from_view(view), kept_seconds(config, view))
 
     def __call__(self, batch: pa.RecordBatch) -> EncodedRows:
         """Encode a batch.
@@ -287,7 +303,7 @@ class Encoder:
             micros(batch.column(columns.event_time)),
             micros(batch.column(created)) if created else None,
             self.schema,
-            self.ttl_s,
+            self.kept_s,
         )
         refuse_too_large(rows, self.view.name)
         return rows
@@ -334,13 +350,18 @@ class ViewReading:
         columns = Columns.from_view(view)
         return cls(
             History(config, offline_store, view, columns),
-            Encoder.from_view(view, columns),
+            Encoder.from_view(config, view, columns),
             window,
             memory_limit,
             rows_per_bucket,
             getattr(config.offline_store, "spill_folder", None),
             latest_event_us(config),
         )
+
+    @property
+    def leaves_out_expired(self) -> bool:
+        """Whether rows past their ttl are left out, where the view has one."""
+        return self.encoder.kept_s is not None or ttl_seconds(self.encoder.view) is None
 
     def rows(self, found: Callable[[Newest], object]) -> Iterator[EncodedRows]:
         """The newest rows that are not past their ttl, encoded, in the order of the files.
@@ -394,7 +415,7 @@ class ViewReading:
         with self._newest(looked_at) as newest, contextlib.ExitStack() as undo:
             found(newest)
             count = buckets or bucket_count(newest.rows, self.rows_per_bucket)
-            spool = Spool(encoder.schema, encoder.ttl_s, count, done, self.spill_folder)
+            spool = Spool(encoder.schema, encoder.kept_s, count, done, self.spill_folder)
             undo.enter_context(spool)
             for rows in self._encoded(_each(newest.batches, lambda: looked_at(0))):
                 spool.add(rows)
@@ -408,9 +429,12 @@ class ViewReading:
         return self.history.newest(self.window, self._not_before(), self.memory_limit, scanned)
 
     def _not_before(self) -> datetime | None:
-        """The first event time at which a row is not past its ttl; see `item.expiry_s`."""
-        ttl_s = self.encoder.ttl_s
-        if not ttl_s:
+        """The first event time at which a row is not past its ttl.
+
+        None where no row is left out: the view has no ttl, or answers such rows too.
+        """
+        ttl_s = ttl_seconds(self.encoder.view)
+        if ttl_s is None or self.encoder.kept_s is None:
             return None
         now = datetime.now(tz=timezone.utc).replace(microsecond=0)
         return now - timedelta(seconds=ttl_s)

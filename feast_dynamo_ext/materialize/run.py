@@ -32,6 +32,7 @@ from feast_dynamo_ext.dynamo.row_batch import EncodedBlock, Outcome
 from feast_dynamo_ext.errors import AwsError
 from feast_dynamo_ext.materialize.checkpoint import Checkpoint, RunIdentity, view_fingerprint
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
+from feast_dynamo_ext.materialize.newest_rows import say_if_all_expired
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -196,7 +197,8 @@ class ViewWriting:
             done.checked(table)
 
         write = self._writer.write_batches(table, block.batches(), on_outcome, self.method)
-        await with_vectors(self.connection, table, block.rows.keys.to_pylist, write)
+        rows = block.rows
+        await with_vectors(self.connection, table, rows.schema, rows.keys.to_pylist, write)
 
 
 logger = logging.getLogger(__name__)
@@ -323,7 +325,8 @@ class Run:
             start_us,
             end_us,
             reading.history.fingerprint,
-            view_fingerprint(run.view),
+            # Rows past their ttl are among the rows of a run, or not.
+            view_fingerprint(run.view) + ("" if reading.leaves_out_expired else "+expired"),
             "overwrite" if run.method == "overwrite" else "newest_wins",
         )
         checkpoint = Checkpoint.open(
@@ -333,6 +336,7 @@ class Run:
         def found(newest: Newest) -> None:
             report.read, report.expired = newest.read, newest.expired
             report.incomplete = newest.incomplete
+            say_if_all_expired(run.view, newest)
 
         def looked_at(rows: int) -> None:
             if self._is_over.is_set():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import uuid
 from decimal import Decimal
@@ -36,9 +35,11 @@ from feast.types import (
 from feast.types import Decimal as DecimalType
 from views import CUSTOMER, customer_view
 
+from feast_dynamo_ext import ViewSettings
 from feast_dynamo_ext.dynamo.layouts.packed import entity_of
 from feast_dynamo_ext.errors import (
     EntityKeyError,
+    ItemFormatError,
     ItemTooLargeError,
     ResourceNotFoundError,
     TableLayoutError,
@@ -46,7 +47,7 @@ from feast_dynamo_ext.errors import (
 
 NOW = dt.datetime.now(tz=dt.timezone.utc).replace(microsecond=123_456)
 PRESENT, NOT_FOUND = FieldStatus.PRESENT, FieldStatus.NOT_FOUND
-OUTSIDE_MAX_AGE = FieldStatus.OUTSIDE_MAX_AGE
+OUTSIDE_MAX_AGE, INVALID = FieldStatus.OUTSIDE_MAX_AGE, FieldStatus.INVALID
 
 
 @pytest.fixture
@@ -252,7 +253,23 @@ def test_a_row_past_its_ttl_is_outside_max_age_and_carries_the_ttl_attribute(sto
     assert response.to_dict()["total"] == [None, 2.0, None]
     assert statuses(response)["total"] == [OUTSIDE_MAX_AGE, PRESENT, NOT_FOUND]
     expiries = [int(item["x"]["N"]) for item in scan(client, name) if "x" in item]
-    assert sorted(expiries) == [int(stale.timestamp()) + 86_401, int(NOW.timestamp()) + 86_401]
+    first, second = sorted(expiries)
+    # A day after it was written, as it was past its ttl then; a day after it is past its ttl.
+    assert abs(first - 86_400 - dt.datetime.now(tz=dt.timezone.utc).timestamp()) < 600
+    assert second == int(NOW.timestamp()) + 86_401 + 86_400
+
+
+def test_a_row_of_a_view_that_answers_expired_values_is_never_deleted(store):
+    tags = ViewSettings(expired="value").tags()
+    orders = customer_view(ttl=dt.timedelta(days=1), tags=tags, total=Float64)
+    store.apply([CUSTOMER, orders])
+    stale = NOW - dt.timedelta(days=2)
+    write(store, orders, [(key(cid=1), {"total": 1.0}, stale, None)])
+    client, name = table_of(store)
+    assert [item for item in scan(client, name) if "x" in item] == []
+    response = read(store, ["orders:total"], [{"cid": 1}])
+    assert response.to_dict()["total"] == [1.0]
+    assert statuses(response)["total"] == [OUTSIDE_MAX_AGE]
 
 
 def scan(client, name):
@@ -390,8 +407,10 @@ def test_a_request_without_a_join_key_is_refused_by_name(store):
     shop = Entity(name="shop", join_keys=["sid"], value_type=ValueType.STRING)
     pairs = customer_view("pairs", entities=(CUSTOMER, shop), visits=Int64)
     store.apply([CUSTOMER, shop, pairs])
-    with pytest.raises(EntityKeyError, match=r"`pairs`.*\['sid'\]"):
-        read(store, ["pairs:visits"], [{"cid": 1}])
+    with pytest.raises(EntityKeyError, match=r"`pairs` needs `sid`.*it has `cid`, `sit`\."):
+        read(store, ["pairs:visits"], [{"cid": 1, "sit": "a"}])
+    with pytest.raises(EntityKeyError, match=r"`pairs` needs `cid`, `sid`.*it has `cit`\."):
+        read(store, ["pairs:visits"], {"cit": [1]})
 
 
 def test_a_request_without_rows_is_refused(store):
@@ -399,6 +418,8 @@ def test_a_request_without_rows_is_refused(store):
     store.apply([CUSTOMER, orders])
     with pytest.raises(EntityKeyError, match=r"`orders` has no entity rows"):
         read(store, ["orders:total"], {"cid": []})
+    with pytest.raises(EntityKeyError, match="no entity rows"):
+        read(store, ["orders:total"], [])
 
 
 def test_online_read_answers_event_times_and_values_per_key(store):
@@ -426,16 +447,32 @@ def test_a_view_wider_than_any_projection_expression_is_read_whole(store):
     assert [answer[name] for name in names] == [[number] for number in range(300)]
 
 
-def test_an_item_of_somebody_else_is_reported_not_misread(store):
-    from feast_dynamo_ext.errors import ItemFormatError
+STRANGE_ITEMS = {
+    "another fingerprint": lambda item: {**item, "f": {"B": b"12345678"}},
+    "a fingerprint of another type": lambda item: {**item, "f": {"S": "12345678"}},
+    "values of another type": lambda item: {**item, "v": {"S": "1.0"}},
+    "values cut short": lambda item: {**item, "v": {"B": item["v"]["B"][:-1]}},
+    "no values": lambda item: {**item, "v": {"B": b"\x0a"}},
+    "other bytes": lambda item: {**item, "v": {"B": b"\x0a\x02\xff\xff"}},
+    "other attributes": lambda item: {"total": {"N": "1"}},
+}
 
+
+@pytest.mark.parametrize("strange", STRANGE_ITEMS.values(), ids=list(STRANGE_ITEMS))
+def test_an_item_of_somebody_else_is_its_entitys_status_alone(store, strange):
     orders = customer_view(total=Float64)
     store.apply([CUSTOMER, orders])
     write(store, orders, [(key(cid=1), {"total": 1.0}, NOW, None)])
     client, name = table_of(store)
     (item,) = (item for item in scan(client, name) if "s" not in item)
-    strange = {**item, "f": {"B": b"12345678"}}
-    client.put_item(TableName=name, Item=strange)
-    with pytest.raises(ItemFormatError, match=rf"{name}.*fingerprint.*feast materialize"):
-        read(store, ["orders:total"], [{"cid": 1}])
-    assert base64.b64encode(b"12345678").decode() == "MTIzNDU2Nzg="
+    client.put_item(TableName=name, Item={"k": item["k"], **strange(item)})
+    write(store, orders, [(key(cid=2), {"total": 2.0}, NOW, None)])
+    response = read(store, ["orders:total"], [{"cid": 1}, {"cid": 2}, {"cid": 3}, {"cid": 1}])
+    assert response.to_dict()["total"] == [None, 2.0, None, None]
+    assert statuses(response)["total"] == [INVALID, PRESENT, NOT_FOUND, INVALID]
+    provider = store._get_provider()
+    with pytest.raises(ItemFormatError, match=rf"`{name}`.*feast materialize"):
+        provider.online_read(store.config, orders, [key(cid=1)], ["total"])
+    client.delete_item(TableName=name, Key={"k": item["k"]})
+    write(store, orders, [(key(cid=1), {"total": 3.0}, NOW, None)])
+    assert read(store, ["orders:total"], [{"cid": 1}]).to_dict()["total"] == [3.0]

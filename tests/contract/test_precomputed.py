@@ -283,6 +283,53 @@ def test_views_of_different_entities_are_read_as_they_are(store, caplog):
     ]
 
 
+def test_views_that_declare_their_join_key_as_different_types_are_read_as_they_are(store, caplog):
+    customer = Entity(name="customer", join_keys=["cid"], value_type=ValueType.UNKNOWN)
+    views = [
+        FeatureView(
+            name=name,
+            entities=[customer],
+            schema=[Field(name="cid", dtype=kind), Field(name=f"of_{name}", dtype=Int64)],
+            source=pushed(name),
+        )
+        for name, kind in (("small", Int32), ("large", Int64))
+    ]
+    service = FeatureService(name="mixed", features=views, precompute_online=True)
+    store.apply([customer, *views, service])
+    for number, view in enumerate(views):
+        push(store, view.name, cid=[1], **{f"of_{view.name}": [number]})
+    answer = store.get_online_features(store.get_feature_service("mixed"), [{"cid": 1}])
+    assert answer.to_dict() == {"cid": [1], "of_small": [0], "of_large": [1]}
+    assert (
+        "its views declare their join keys as different types: "
+        "{'small': ['INT32'], 'large': ['INT64']}"
+    ) in caplog.text
+
+
+def test_a_service_of_versioned_views_answers_the_newest_version(open_store, dynamodb, tmp_path):
+    project = f"p{uuid.uuid4().hex[:12]}"
+    store = open_store(
+        project,
+        online={"region": "us-east-1", "endpoint_url": dynamodb.endpoint},
+        registry={"enable_online_feature_view_versioning": True},
+    )
+    old = customer_view("stats", pushed("stats"), n=Int64)
+    store.apply([CUSTOMER, old, FeatureService(name="s", features=[old], precompute_online=True)])
+    push(store, "stats", cid=[1], n=[1])
+    new = customer_view("stats", pushed("stats"), n=Int64, m=Int64)
+    store.apply([CUSTOMER, new, FeatureService(name="s", features=[new], precompute_online=True)])
+    push(store, "stats", cid=[1], n=[10], m=[2])
+    answer = store.get_online_features(
+        store.get_feature_service("s"),
+        [{"cid": 1}, {"cid": 2}],
+        include_feature_view_version_metadata=True,
+    )
+    assert answer.to_dict() == {"cid": [1, 2], "n": [10, None], "m": [2, None]}
+    (said,) = answer.proto.metadata.feature_view_metadata
+    assert (said.name, said.version) == ("stats", 1)
+    store.teardown()
+
+
 def test_a_service_with_an_on_demand_view_is_read_and_computed(store):
     orders = view("orders", total=Float64)
 

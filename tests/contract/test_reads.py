@@ -7,10 +7,12 @@ import base64
 import datetime as dt
 import json
 import multiprocessing
+import socket
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from feast import FeatureService
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
@@ -18,7 +20,7 @@ from feast.types import Float64, Int64
 from views import CUSTOMER, customer_view
 
 from feast_dynamo_ext import ViewSettings
-from feast_dynamo_ext.errors import IncompleteReadError, RequestTooLargeError
+from feast_dynamo_ext.errors import EntityKeyError, IncompleteReadError, RequestTooLargeError
 
 NOW = dt.datetime.now(tz=dt.timezone.utc)
 PRESENT, NOT_FOUND = FieldStatus.PRESENT, FieldStatus.NOT_FOUND
@@ -232,6 +234,36 @@ def test_keys_left_unread_are_marked_where_that_is_asked_for(open_store, scripte
     statuses = [list(vector.statuses) for vector in answer.proto.results]
     assert statuses[-1] == [PRESENT, INVALID]
     assert "1 keys of feature view orders" in caplog.text
+
+
+def test_a_server_that_is_down_is_no_matter_of_capacity(open_store):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        online = {"region": "us-east-1", "endpoint_url": endpoint, "manage_tables": "never"}
+        store = open_store(online={**online, "read_deadline_ms": 300})
+        store.apply([CUSTOMER, customer_view("orders")])
+        with pytest.raises(IncompleteReadError) as refused:
+            store.get_online_features(["orders:total"], [{"cid": 1}])
+    assert str(refused.value).endswith(
+        "Check that the endpoint can be reached from here: `endpoint_url` and `region` in "
+        "feature_store.yaml, network, proxy and DNS."
+    )
+    assert "capacity" not in str(refused.value)
+
+
+@pytest.mark.parametrize("precompute", [False, True])
+def test_a_misspelt_join_key_is_named_on_an_event_loop_too(open_store, precompute):
+    online = {"region": "us-east-1", "endpoint_url": "http://127.0.0.1:1"}
+    store = open_store(online={**online, "manage_tables": "never"})
+    orders = customer_view("orders")
+    service = FeatureService(name="s", features=[orders], precompute_online=precompute)
+    store.apply([CUSTOMER, orders, service])
+    held = store.get_feature_service("s")
+    with pytest.raises(EntityKeyError, match=r"`orders` needs `cid`.*it has `cit`\."):
+        asyncio.run(store.get_online_features_async(held, [{"cit": 1}]))
+    with pytest.raises(EntityKeyError, match=r"`orders` needs `cid`.*it has `cit`\."):
+        store.get_online_features(held, [{"cit": 1}])
 
 
 def test_views_and_store_say_which_reads_are_strongly_consistent(open_store, scripted_http):

@@ -16,11 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import boto3
 import pandas as pd
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import urllib3
 import uvloop
 import yaml
 from feast import (
@@ -211,6 +213,33 @@ def sockets_to(process: psutil.Process, endpoint: str) -> set[int]:
     port = urlsplit(endpoint).port
     found = process.net_connections("tcp")
     return {one.laddr.port for one in found if one.raddr and one.raddr.port == port}
+
+
+def answered(server: FeastServe, features: list[str], **entities: list) -> tuple[int, str]:
+    """The status of a request, and the message of its error."""
+    body = {"features": features, "entities": entities}
+    answer = urllib3.request("POST", f"{server.url}/get-online-features", json=body)
+    return answer.status, json.loads(answer.json())["message"]
+
+
+def test_errors_are_answered_with_their_status_and_what_to_do(make_repo, serve, dynamodb_local):
+    repo = make_repo()
+    server = serve(repo)
+    status, message = answered(server, ORDERS, usr_id=[1])
+    assert (status, "`user_id`" in message, "`usr_id`" in message) == (400, True, True)
+    store = FeatureStore(str(repo))
+    client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=dynamodb_local)
+    client.delete_table(TableName=f"{store.project}.orders")
+    status, message = answered(server, ORDERS, user_id=[1])
+    assert (status, "Run `feast apply`" in message) == (404, True)
+    assert server.read([1], ["clicks:last"]) == {"last": [1_001]}
+    server.stop()
+
+
+def test_an_endpoint_that_does_not_answer_is_503(make_repo, serve):
+    server = serve(make_repo("http://127.0.0.1:1", read_deadline_ms=300))
+    status, message = answered(server, ORDERS, user_id=[1])
+    assert (status, "Check that the endpoint can be reached" in message) == (503, True)
 
 
 def test_workers_have_connections_of_their_own_and_may_be_replaced(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import datetime as dt
+import time
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -87,6 +88,9 @@ def steady(value: Any, volatile: frozenset[str] = VOLATILE) -> Any:
         return [steady(one, volatile) for one in value]
     if not isinstance(value, dict):
         return value
+    if set(value) == {"N"} and _is_soon(value["N"]):
+        # Until when a row is kept that was past its ttl when it was written.
+        return {"N": "<a day from now>"}
     names = value.get("ExpressionAttributeNames", {})
     held = _volatile_values(value, names, volatile) if names else set()
     found = {}
@@ -101,6 +105,10 @@ def steady(value: Any, volatile: frozenset[str] = VOLATILE) -> Any:
             "<varies>" if in_item or (name == "x" and is_control) else steady(one, volatile)
         )
     return found
+
+
+def _is_soon(number: str) -> bool:
+    return number.isdigit() and abs(int(number) - 86_400 - time.time()) < 3_600
 
 
 def compact(value: Any) -> Any:

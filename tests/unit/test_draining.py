@@ -255,7 +255,8 @@ class SlowDynamo:
             await asyncio.sleep(delay)
         finally:
             self.ended += 1
-        return {"Responses": {"t": [{"k": {"B": text(0)}, "by": {"N": str(number)}}]}}
+        (key,) = body["RequestItems"]["t"]["Keys"]
+        return {"Responses": {"t": [{**key, "by": {"N": str(number)}}]}}
 
 
 @pytest.mark.parametrize(
@@ -285,6 +286,63 @@ def test_one_request_of_a_read_is_sent_twice_and_no_more():
     reader = Reader(dynamo, Clock().policy(), batch_size=1, hedge_after_s=0.01)
     read(reader, [TableKeys("t", tuple(map(text, range(5))))])
     assert dynamo.asked == 6
+
+
+@dataclass
+class OutOfStep:
+    """A connection that gives each request the answer of the one before, `count` times.
+
+    Attributes:
+        behind: the answers that are still to come.
+    """
+
+    behind: list[dict]
+    asked: int = 0
+
+    async def call(self, operation, body, resource, timeout_s=None):
+        self.asked += 1
+        keys = body["RequestItems"]["t"]["Keys"]
+        own = [{**key, "v": {"B": ""}} for key in keys]
+        return self.behind.pop(0) if self.behind else {"Responses": {"t": own}}
+
+
+OTHERS_ANSWERS = {
+    "another key": {"Responses": {"t": [{"k": {"B": text(9)}}]}, "UnprocessedKeys": {}},
+    "one key too many": {"Responses": {"t": [{"k": {"B": text(n)}} for n in (1, 9)]}},
+    "another table": {"Responses": {"u": []}, "UnprocessedKeys": {}},
+    "another unprocessed key": {
+        "Responses": {},
+        "UnprocessedKeys": {"t": {"Keys": [{"k": {"B": text(9)}}]}},
+    },
+    "another unprocessed table": {
+        "Responses": {},
+        "UnprocessedKeys": {"u": {"Keys": [{"k": {"B": text(1)}}]}},
+    },
+    "a write": {"UnprocessedItems": {}},
+    "an item without key": {"Responses": {"t": [{"v": {"B": ""}}]}},
+    "no object": [],
+}
+
+
+@pytest.mark.parametrize("answer", OTHERS_ANSWERS.values(), ids=list(OTHERS_ANSWERS))
+def test_another_requests_answer_is_asked_for_again(answer):
+    dynamo = OutOfStep([answer])
+    found = read(Reader(dynamo, Clock().policy()), [TableKeys("t", (text(1), text(2)))])
+    assert found == {"t": {text(n): {"k": {"B": text(n)}, "v": {"B": ""}} for n in (1, 2)}}
+    assert dynamo.asked == 2
+
+
+def test_answers_that_stay_those_of_others_are_an_error_and_not_missing_rows():
+    dynamo = OutOfStep([OTHERS_ANSWERS["another key"]] * 3)
+    with pytest.raises(IncompleteReadError, match="not the one to this request") as refused:
+        read(Reader(dynamo, Clock().policy()), [TableKeys("t", (text(1), text(2)))])
+    assert refused.value.unread == {"t": 2}
+
+
+def test_a_key_that_does_not_exist_is_no_strange_answer():
+    dynamo = OutOfStep([{"Responses": {"t": []}, "UnprocessedKeys": {}}])
+    assert read(Reader(dynamo, Clock().policy()), [TableKeys("t", (text(1),))]) == {"t": {}}
+    assert dynamo.asked == 1
 
 
 def test_waits_are_jittered_over_their_whole_range():

@@ -63,3 +63,31 @@ def test_a_key_may_take_2048_bytes_and_no_more():
     assert len(encode([Value(string_val="x" * 2_024)])) == 2_048
     with pytest.raises(EntityKeyError, match=r"takes 2,049 bytes"):
         encode([Value(string_val="x" * 2_025)])
+
+
+@pytest.mark.parametrize("kind", ["INT32", "INT64", "UNIX_TIMESTAMP"])
+def test_whole_numbers_are_encoded_as_the_view_declares_them(kind):
+    fields = {"INT32": "int32_val", "INT64": "int64_val", "UNIX_TIMESTAMP": "unix_timestamp_val"}
+    encode = KeyEncoder(("user",), "orders", (kind,))
+    declared = Value(**{fields[kind]: -7})
+    expected = serialize_entity_key(
+        EntityKey(join_keys=["user"], entity_values=[declared]), entity_key_serialization_version=3
+    )
+    assert {encode([Value(**{field: -7})]) for field in fields.values()} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "words"),
+    [
+        ("INT32", Value(int64_val=2**31), "as INT32, which cannot hold"),
+        ("INT32", Value(unix_timestamp_val=-(2**31) - 1), "as INT32, which cannot hold"),
+        ("INT64", Value(string_val="7"), "as INT64, and the request has it as STRING"),
+        ("STRING", Value(int64_val=7), "as STRING, and the request has it as INT64"),
+        ("BYTES", Value(string_val="7"), "as BYTES, and the request has it as STRING"),
+    ],
+)
+def test_a_value_that_the_declared_type_cannot_hold_is_refused_by_name(kind, value, words):
+    for names in (("user",), ("user", "age")):
+        encode = KeyEncoder(names, "orders", (kind, "INT64")[: len(names)])
+        with pytest.raises(EntityKeyError, match=f"`orders` declares its join key `user` {words}"):
+            encode([value, Value(int64_val=1)][: len(names)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import struct
 import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     Row,
     RowSchema,
     pack,
+    schema_key,
     to_item,
     to_schema_item,
 )
@@ -34,6 +36,7 @@ from feast_dynamo_ext.dynamo.precomputed import maintain
 from feast_dynamo_ext.dynamo.precomputed.lookup import RequestedView, add_vectors
 from feast_dynamo_ext.dynamo.precomputed.vectors import (
     SERVICES_KEY,
+    UNREAD_ROW,
     ServiceSpec,
     ServiceView,
     Vector,
@@ -317,7 +320,7 @@ def test_a_row_that_another_writer_changes_meanwhile_ends_up_in_the_vector(table
             tables.put("p.orders", to_vector_item(SPEC, SPEC.vector_key(key(1)), rows, book()))
 
     tables.before = another_writer
-    asyncio.run(maintain.renew(connect(tables), "p.orders", serialized(key(1))))
+    asyncio.run(maintain.renew(connect(tables), "p.orders", ORDERS, serialized(key(1))))
     assert numbers(tables.vector(1)) == (1.0, 2)
 
 
@@ -335,20 +338,42 @@ def test_rows_that_change_all_the_time_end_in_an_error(tables):
     policy = RetryPolicy(20.0, sleep=no_pause, clock=lambda: float(next(ticks)))
     connection.writer = Writer(tables, policy)
     with pytest.raises(StaleVectorsError, match="rows of 1 entities are written, but the vectors"):
-        asyncio.run(maintain.renew(connection, "p.orders", serialized(key(1))))
+        asyncio.run(maintain.renew(connection, "p.orders", ORDERS, serialized(key(1))))
 
 
 def test_a_service_that_its_home_does_not_name_gets_no_vectors(tables):
     tables.put("p.visits", visits_row(1))
     tables.put("p.orders", {"k": {"B": SERVICES_KEY}})
-    asyncio.run(maintain.renew(connect(tables), "p.visits", serialized(key(1))))
+    asyncio.run(maintain.renew(connect(tables), "p.visits", VISITS, serialized(key(1))))
     assert tables.vector(1) is None
 
 
-def test_a_table_without_services_costs_one_key(tables):
+def test_a_table_without_services_costs_two_keys(tables):
     tables.put("p.orders", {"k": {"B": SERVICES_KEY}})
-    asyncio.run(maintain.renew(connect(tables), "p.orders", serialized(key(1), key(2))))
-    assert tables.reads == [[SERVICES_KEY]]
+    tables.put("p.orders", to_schema_item(ORDERS))
+    asyncio.run(maintain.renew(connect(tables), "p.orders", ORDERS, serialized(key(1), key(2))))
+    assert tables.reads == [[SERVICES_KEY, schema_key(ORDERS.fingerprint)]]
+
+
+def test_a_schema_item_that_is_gone_is_written_again(tables):
+    tables.items["p.orders"].clear()
+    asyncio.run(maintain.renew(connect(tables), "p.orders", ORDERS, serialized(key(1))))
+    assert to_schema_item(ORDERS) in tables.items["p.orders"].values()
+
+
+def test_a_row_that_nobody_can_explain_makes_no_vector_and_is_marked_in_its_view(tables):
+    strange = {**orders_row(1.0), "f": {"B": "c3RyYW5nZSE="}}
+    tables.put("p.orders", strange)
+    tables.put("p.visits", visits_row(2))
+    asyncio.run(maintain.renew(connect(tables), "p.visits", VISITS, serialized(key(1))))
+    assert tables.vector(1) is None
+    found = asyncio.run(
+        VectorRead(SPEC, (key(1),)).run(connect(tables).reader, connect(tables).schemas)
+    )
+    ((vector,), from_views) = found
+    assert from_views == 1
+    assert struct.unpack("<2q", vector.head) == (UNREAD_ROW, 1)
+    assert RepeatedValue.FromString(vector.packed).val[2] == Value(int64_val=2)
 
 
 def test_vectors_that_cannot_be_renewed_are_an_error_that_says_so(tables):
@@ -361,7 +386,7 @@ def test_vectors_that_cannot_be_renewed_are_an_error_that_says_so(tables):
     connected = connect(tables)
     connected.writer = connect(tables, 0.0).writer
     with pytest.raises(StaleVectorsError, match=r"Write the same rows again\.$") as caught:
-        asyncio.run(maintain.renew(connected, "p.orders", serialized(key(1))))
+        asyncio.run(maintain.renew(connected, "p.orders", ORDERS, serialized(key(1))))
     assert "feature service churn" in str(caught.value)
 
 

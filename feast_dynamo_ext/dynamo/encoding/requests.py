@@ -179,7 +179,7 @@ class EncodedRows:
         event_us: event times, microseconds since 1970 UTC, without nulls.
         created_us: created times, the same, but may hold nulls; None where the source has none.
         schema: what the values stand for.
-        ttl_s: the view's ttl in seconds, or None.
+        ttl_s: seconds after their event times that DynamoDB keeps them; None for no limit.
     """
 
     keys: pa.LargeBinaryArray

@@ -19,13 +19,13 @@ class Layout:
 
     Attributes:
         key: the bytes of an entity's partition key; the view's name is for errors.
-        put: the item of a row, with its schema and the view's ttl in seconds, or None; the view's
-            name is for errors.
+        put: the item of a row, with its schema and the seconds after its event time that it is
+            kept, or None; the view's name is for errors; last, until when it is kept at least.
         read: the keys of a BatchGetItem request, of partition keys in base64.
         decode: what a row's item holds; the table's name is for errors.
     """
 
     key: Callable[[EntityKey, str], bytes]
-    put: Callable[[Row, RowSchema, int | None, str], JsonItem]
+    put: Callable[[Row, RowSchema, int | None, str, int], JsonItem]
     read: Callable[[Iterable[str]], list[JsonItem]]
     decode: Callable[[JsonItem, str], DecodedItem]

@@ -13,8 +13,9 @@ v     B     the values in the order of the row's schema, one `RepeatedValue` mes
 t     N     event time, microseconds since 1970 UTC
 c     N     created time, the same; absent where the source has none
 f     B     fingerprint of the schema: which names and types the values stand for
-x     N     seconds since 1970 UTC when the row is past its view's ttl (DynamoDB's TTL
-            attribute); absent where the view has no ttl
+x     N     seconds since 1970 UTC from which DynamoDB may delete the item (its TTL attribute): a
+            day after the row is past its view's ttl, or after it was written where that is
+            later; absent where the view has no ttl, or answers the values of such rows
 ====  ====  ===============================================================================
 
 A table also holds one schema item per fingerprint, so that a reader with a newer definition of
@@ -36,6 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key
 from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
+from google.protobuf.message import DecodeError
 
 from feast_dynamo_ext.dynamo.layouts import Layout
 from feast_dynamo_ext.errors import EntityKeyError, ItemFormatError, ItemTooLargeError
@@ -260,14 +262,17 @@ def entity_of(key: bytes) -> dict[str, Any]:
     }
 
 
-def to_item(row: Row, schema: RowSchema, ttl_s: int | None, view: str) -> JsonItem:
+def to_item(
+    row: Row, schema: RowSchema, kept_s: int | None, view: str, kept_until_s: int | None = None
+) -> JsonItem:
     """The item of a row.
 
     Args:
         row: the row.
         schema: what its values stand for.
-        ttl_s: the view's ttl in seconds, or None.
+        kept_s: seconds after its event time that it is kept; None for no limit.
         view: name of the feature view, for errors.
+        kept_until_s: when it is kept until at least, in seconds since 1970 UTC.
 
     Raises:
         ItemTooLargeError: over DynamoDB's 400 KB an item.
@@ -280,8 +285,9 @@ def to_item(row: Row, schema: RowSchema, ttl_s: int | None, view: str) -> JsonIt
     }
     if row.created_us is not None:
         item[CREATED_TIME] = {"N": str(row.created_us)}
-    if ttl_s:
-        item[EXPIRY] = {"N": str(expiry_s(row.event_us, ttl_s))}
+    if kept_s:
+        until_s = expiry_s(row.event_us, kept_s)
+        item[EXPIRY] = {"N": str(until_s if kept_until_s is None else max(until_s, kept_until_s))}
     if len(row.values) > VALUES_BYTES_THAT_FIT and item_bytes(item) > MAX_ITEM_BYTES:
         raise ItemTooLargeError(
             f"Feature view `{view}`: the row of {sorted(entity_of(row.key))} at event time "
@@ -316,19 +322,38 @@ def decode_item(item: JsonItem, table: str) -> DecodedItem:
         ) from error
 
 
-def refuse_too_large(rows: Iterable[Row], schema: RowSchema, ttl_s: int | None, view: str) -> None:
+def cells_of(packed: bytes, table: str) -> list[bytes]:
+    """The entries of an item's packed values.
+
+    Raises:
+        ItemFormatError: they are no such message.
+    """
+    try:
+        cells = split(packed)
+        unpack(b"".join(cells))
+    except (IndexError, DecodeError) as error:
+        raise ItemFormatError(
+            f"Table `{table}` holds an item whose values are not in this store's layout. Write "
+            "the view again with `feast materialize`."
+        ) from error
+    return cells
+
+
+def refuse_too_large(
+    rows: Iterable[Row], schema: RowSchema, kept_s: int | None, view: str
+) -> None:
     """Raise what `to_item` would raise for one of the rows, before any of them is written.
 
     Raises: as `to_item`.
     """
     for row in rows:
         if len(row.values) > VALUES_BYTES_THAT_FIT:
-            to_item(row, schema, ttl_s, view)
+            to_item(row, schema, kept_s, view)
 
 
-def expiry_s(event_us: int, ttl_s: int) -> int:
-    """The first whole second at which a row is past its ttl (the ttl itself still counts)."""
-    return event_us // 1_000_000 + ttl_s + 1
+def expiry_s(event_us: int, kept_s: int) -> int:
+    """The first whole second at which a row is older than that (that age itself still counts)."""
+    return event_us // 1_000_000 + kept_s + 1
 
 
 def item_bytes(item: Mapping[str, Mapping[str, str]]) -> int:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.dynamo.client import Connection
     from feast_dynamo_ext.dynamo.precomputed.vectors import Refs, Vector
-    from feast_dynamo_ext.dynamo.views import KnownView
+    from feast_dynamo_ext.dynamo.views import FeastRequest, KnownView
 
     ReadPlainly = Callable[..., Awaitable[None]]
 
@@ -322,6 +322,7 @@ class ServiceRequest:
         config: RepoConfig,
         connection: Connection,
         book: ServiceCache,
+        request: FeastRequest,
         read_plainly: ReadPlainly,
     ) -> OnlineResponse:
         """Read the vectors, or the views where there can be none.
@@ -331,6 +332,8 @@ class ServiceRequest:
             IncompleteReadError: keys left unread at the deadline (`on_partial: error`).
         """
         started_s = time.monotonic()
+        if config.registry.enable_online_feature_view_versioning:
+            request.restore_versions(view for view, _ in self.refs)
         known = [connection.views.known(view, config) for view, _ in self.refs]
         of_view = {id(view): one for (view, _), one in zip(self.refs, known, strict=True)}
         spec = book.spec_of(self.service, self.refs, lambda view: of_view[id(view)])
@@ -345,7 +348,7 @@ class ServiceRequest:
                 self.with_versions,
             )
         else:
-            await self._read_vectors(config, connection, book, spec, known)
+            await self._read_vectors(config, connection, book, spec, known, request)
         _feast.track_online_read(time.monotonic() - started_s)
         types = value_types(self.refs)
         _feast.drop_unneeded_columns(self.response, self.names)
@@ -358,9 +361,11 @@ class ServiceRequest:
         book: ServiceCache,
         spec: ServiceSpec,
         known: Sequence[KnownView],
+        request: FeastRequest,
     ) -> None:
         count = max(map(len, self.columns.values()), default=0)
         refuse_too_many(count, config.online_store.max_rows_per_request)
+        request.completed(known, self.columns, self.response)
         read = VectorRead(
             spec,
             keys_of_request(known[0], self.columns, count),

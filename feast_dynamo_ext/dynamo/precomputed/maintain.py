@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from feast_dynamo_ext import _feast
 from feast_dynamo_ext.dynamo.batch_get import TableKeys
 from feast_dynamo_ext.dynamo.keys import text
-from feast_dynamo_ext.dynamo.layouts.packed import FINGERPRINT, KEY
+from feast_dynamo_ext.dynamo.layouts.packed import FINGERPRINT, KEY, schema_key
 from feast_dynamo_ext.dynamo.precomputed.vectors import (
     FILLED_ATTRIBUTE,
     SERVICE_ATTRIBUTE,
@@ -40,7 +40,7 @@ from feast_dynamo_ext.dynamo.precomputed.vectors import (
     to_item,
 )
 from feast_dynamo_ext.dynamo.retry import UnprocessedItems, drain, send
-from feast_dynamo_ext.dynamo.row_batch import MAX_ITEMS_PER_REQUEST
+from feast_dynamo_ext.dynamo.row_batch import MAX_ITEMS_PER_REQUEST, Outcome
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsError,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.dynamo.batch_get import Found
     from feast_dynamo_ext.dynamo.client import Connection
-    from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
+    from feast_dynamo_ext.dynamo.layouts.packed import JsonItem, RowSchema
 
 
 logger = logging.getLogger(__name__)
@@ -110,13 +110,18 @@ ENTITIES_AT_ONCE = 1_000
 
 
 async def with_vectors(
-    connection: Connection, table: str, keys: Callable[[], Sequence[bytes]], write: Awaitable[T]
+    connection: Connection,
+    table: str,
+    schema: RowSchema,
+    keys: Callable[[], Sequence[bytes]],
+    write: Awaitable[T],
 ) -> T:
     """Write rows, then renew the vectors of their entities.
 
     Args:
         connection: the store's.
         table: the table that is written.
+        schema: what the rows' values stand for.
         keys: gives the rows' serialized entity keys; not called where no service needs them.
         write: writes the rows.
 
@@ -128,31 +133,46 @@ async def with_vectors(
         outcome = await write
     except IncompleteWriteError as incomplete:
         try:
-            await renew(connection, table, keys)
+            await renew(connection, table, schema, keys)
         except StaleVectorsError as stale:
             # Rows are missing, which matters more; writing them again mends both.
             raise incomplete from stale
         raise
-    await renew(connection, table, keys)
+    await renew(connection, table, schema, keys)
     return outcome
 
 
-async def renew(connection: Connection, table: str, keys: Callable[[], Sequence[bytes]]) -> None:
-    """Renew the vectors of entities whose rows of one table were just written.
+async def renew(
+    connection: Connection, table: str, schema: RowSchema, keys: Callable[[], Sequence[bytes]]
+) -> None:
+    """Renew what stands beside rows of one table that were just written.
+
+    That is the item of their schema, where another process has emptied the table or made it anew,
+    and the vectors of their entities. One request finds out about both.
 
     Args:
         connection: the store's.
         table: the table that was written.
+        schema: what the rows' values stand for.
         keys: gives their distinct serialized entity keys.
 
     Raises:
         StaleVectorsError: the rows are written, but vectors are not as they are now.
+        IncompleteWriteError: the rows are written, but not their schema.
     """
+    explained_by = schema_key(schema.fingerprint)
+    beside = TableKeys(table, (SERVICES_KEY, explained_by), consistent=True)
     try:
-        marks = await read_marks(connection, [table])
+        found = (await connection.reader.read([beside]))[table]
     except (OnlineStoreError, AwsError) as error:
         raise _stale(table, "its precomputed services", len(keys()), error) from error
-    services = services_of(marks.get(table, {}))
+    if explained_by not in found:
+        try:
+            await connection.schemas.write(table, schema, connection.writer)
+        except IncompleteWriteError as error:
+            # What is missing to the caller is rows that can be read.
+            Outcome(unwritten=tuple(keys()), cause=error).checked(table)
+    services = services_of(found.get(SERVICES_KEY, {}))
     if services:
         texts = [text(key) for key in keys()]
         for spec in services:

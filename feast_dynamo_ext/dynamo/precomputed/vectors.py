@@ -51,10 +51,11 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     RESERVED_PREFIX,
     VALUES,
     RowSchema,
+    cells_of,
     item_bytes,
-    split,
 )
 from feast_dynamo_ext.dynamo.read import NULL_CELL
+from feast_dynamo_ext.errors import ItemFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -226,6 +227,8 @@ def _projected(
             projection.name, project, projection.version_tag, allow_cache
         )
     projected = view.with_projection(copy.copy(projection))
+    # Which Feast's copy has not.
+    projected.current_version_number = view.current_version_number
     return projected, [field.name for field in projection.features]
 
 
@@ -248,6 +251,10 @@ def spec_of(service: str, refs: Refs, known_of: Callable[[Any], KnownView]) -> S
     if len(set(columns.values())) > 1:
         keys = {name: [column for _, column in pairs] for name, pairs in columns.items()}
         return f"its views have different join keys: {keys}"
+    types = {name: known.encode.types for name, (known, _) in views.items()}
+    if len(set(types.values())) > 1:
+        kinds = {name: list(kind) for name, kind in types.items()}
+        return f"its views declare their join keys as different types: {kinds}"
     return ServiceSpec(
         service,
         tuple(
@@ -301,7 +308,12 @@ def rows_of(spec: ServiceSpec, key: str, found: Found) -> Rows:
 
 
 def vector_of(
-    spec: ServiceSpec, rows: Rows, book: SchemaCache, unread: Collection[str] = ()
+    spec: ServiceSpec,
+    rows: Rows,
+    book: SchemaCache,
+    unread: Collection[str] = (),
+    *,
+    mark: bool = False,
 ) -> Vector:
     """The vector of an entity.
 
@@ -310,18 +322,21 @@ def vector_of(
         rows: the entity's rows.
         book: what the rows' values stand for.
         unread: tables whose row could not be read.
+        mark: take a row that cannot be explained for one that could not be read.
 
     Raises:
-        ItemFormatError: a row is not in this store's layout.
+        ItemFormatError: a row is not in this store's layout, and `mark` is off.
     """
     packed, times, lacks = [], [], []
     for view, row in zip(spec.views, rows, strict=True):
-        if row is None:
+        found = None if row is None else _values(view, row, book, mark=mark)
+        if found is None:
             packed.append(NULL_CELL * len(view.schema.names))
-            times.append(UNREAD_ROW if view.table in unread else NO_ROW)
+            is_there = row is not None or view.table in unread
+            times.append(UNREAD_ROW if is_there else NO_ROW)
             lacks.append(bytes(len(view.schema.names)))
             continue
-        values, event_us, lacking = _values(view, row, book)
+        values, event_us, lacking = found
         packed.append(values)
         times.append(event_us)
         lacks.append(lacking)
@@ -329,18 +344,35 @@ def vector_of(
     return Vector(b"".join(packed), head, lack if any(lack) else b"")
 
 
-def _values(view: ServiceView, row: JsonItem, book: SchemaCache) -> tuple[bytes, int, bytes]:
+def _values(
+    view: ServiceView, row: JsonItem, book: SchemaCache, *, mark: bool
+) -> tuple[bytes, int, bytes] | None:
     """What the service takes of a row, its event time, and which features the row lacks."""
-    _, packed, event_us = PACKED.decode(row, view.table)
-    columns = book.columns_of(view.table, row, view.schema, view.schema.names)
-    cells = split(packed)
-    wanted = [NULL_CELL if column is None else column.cell_of(cells) for column in columns]
+    try:
+        _, packed, event_us = PACKED.decode(row, view.table)
+        columns = book.columns_of(view.table, row, view.schema, view.schema.names)
+        cells = cells_of(packed, view.table)
+        wanted = [NULL_CELL if column is None else column.cell_of(cells) for column in columns]
+    except ItemFormatError as error:
+        if not mark:
+            raise
+        book.warn(view.table, error)
+        return None
     return b"".join(wanted), event_us, bytes([column is None for column in columns])
 
 
 def to_item(spec: ServiceSpec, vector_key: str, rows: Rows, book: SchemaCache) -> JsonItem:
-    """The item of an entity's vector; where it would be too large, one no reader takes for it."""
-    vector = vector_of(spec, rows, book)
+    """The item of an entity's vector.
+
+    Where it would be too large, or a row cannot be explained, it is an item that no reader takes
+    for a vector: readers of the entity then read its views.
+    """
+    void: JsonItem = {KEY: {"B": vector_key}, FINGERPRINT: {"B": VOID_FINGERPRINT}}
+    try:
+        vector = vector_of(spec, rows, book)
+    except ItemFormatError as error:
+        book.warn(spec.home, error)
+        return void
     item: JsonItem = {
         KEY: {"B": vector_key},
         VALUES: {"B": base64.b64encode(vector.packed).decode()},
@@ -352,17 +384,18 @@ def to_item(spec: ServiceSpec, vector_key: str, rows: Rows, book: SchemaCache) -
     there = [row for row in rows if row is not None]
     if there and all(EXPIRY in row for row in there):
         item[EXPIRY] = {"N": str(max(int(row[EXPIRY]["N"]) for row in there))}
-    if item_bytes(item) > MAX_ITEM_BYTES:
-        return {KEY: {"B": vector_key}, FINGERPRINT: {"B": VOID_FINGERPRINT}}
-    return item
+    return void if item_bytes(item) > MAX_ITEM_BYTES else item
 
 
 def from_item(spec: ServiceSpec, item: JsonItem) -> Vector | None:
-    """The inverse of `to_item`; None where the item is a vector of another spec."""
-    if item[FINGERPRINT]["B"] != spec.fingerprint_text:
+    """The inverse of `to_item`; None where the item is a vector of another spec, or none."""
+    try:
+        if item[FINGERPRINT]["B"] != spec.fingerprint_text:
+            return None
+        lacks = a2b_base64(item[LACKS]["B"]) if LACKS in item else b""
+        return Vector(a2b_base64(item[VALUES]["B"]), a2b_base64(item[HEAD]["B"]), lacks)
+    except (KeyError, ValueError):
         return None
-    lacks = a2b_base64(item[LACKS]["B"]) if LACKS in item else b""
-    return Vector(a2b_base64(item[VALUES]["B"]), a2b_base64(item[HEAD]["B"]), lacks)
 
 
 @dataclass(frozen=True)
@@ -386,7 +419,6 @@ class VectorRead:
 
         Raises:
             IncompleteReadError: keys were left unread at the deadline, and `mark` is off.
-            ItemFormatError: an item is not in this store's layout.
         """
         spec = self.spec
         keys = {key: spec.vector_key(key) for key in self.rows if key is not None}
@@ -419,7 +451,9 @@ class VectorRead:
             for key in unread:
                 lost.setdefault(key, set()).add(table)
         return {
-            key: vector_of(spec, rows_of(spec, key, result.found), book, lost.get(key, ()))
+            key: vector_of(
+                spec, rows_of(spec, key, result.found), book, lost.get(key, ()), mark=True
+            )
             for key in keys
         }
 

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from feast import FeatureStore
 from tqdm import tqdm
 
+from feast_dynamo_ext.aws import translated
 from feast_dynamo_ext.dynamo.tables.describe import TableClients, TableSpec, Wait
-from feast_dynamo_ext.dynamo.tables.infra import DynamoTable, planned_views, say_plan
+from feast_dynamo_ext.dynamo.tables.infra import (
+    DynamoTable,
+    RegisteredViews,
+    planned_views,
+    say_plan,
+)
 from feast_dynamo_ext.dynamo.tables.table import carry_out, delete_table, plan_table
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import (
+    AccessDeniedError,
     AwsError,
     ConfigError,
     CredentialsError,
@@ -32,7 +39,7 @@ from feast_dynamo_ext.errors import (
 from feast_dynamo_ext.view_settings import TableSettings, ViewSettings, aws_tags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from feast import RepoConfig
     from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
@@ -78,11 +85,13 @@ def plan_tables(clients: TableClients, specs: Sequence[TableSpec]) -> list[Table
     return list(outcomes.answers.values())
 
 
-def apply_tables(clients: TableClients, specs: Sequence[TableSpec]) -> dict[str, FeastDynamoError]:
+def apply_tables(
+    clients: TableClients, specs: Sequence[TableSpec]
+) -> tuple[dict[str, FeastDynamoError], list[TableSpec]]:
     """Create the tables that are missing, change those that differ, leave the others alone.
 
     Returns:
-        The error of each table that failed; see `raise_failures`.
+        The error of each table that failed, see `raise_failures`; and the tables that were made.
     """
     looked, stopped = _look(clients, specs), threading.Event()
     plans = [plan for plan in looked.answers.values() if plan.to_do or plan.skipped]
@@ -93,7 +102,8 @@ def apply_tables(clients: TableClients, specs: Sequence[TableSpec]) -> dict[str,
         stopped,
     )
     _say_skipped(done.answers)
-    return {**looked.failures, **done.failures}
+    made = [plan.spec for plan in plans if not plan.exists and plan.spec.name in done.answers]
+    return {**looked.failures, **done.failures}, made
 
 
 def verify_tables(clients: TableClients, specs: Sequence[TableSpec]) -> None:
@@ -116,7 +126,7 @@ def verify_tables(clients: TableClients, specs: Sequence[TableSpec]) -> None:
         len(specs),
     )
     differing = {
-        plan.spec.name: _differences(plan) for plan in outcomes.answers.values() if plan.differs
+        plan.spec.name: what for plan in outcomes.answers.values() if (what := _differences(plan))
     }
     if differences := {**strange, **differing}:
         raise TablesDifferError(
@@ -153,7 +163,9 @@ def _differences(plan: TablePlan) -> tuple[str, ...]:
     if not plan.exists:
         return (f"missing (feature view `{plan.spec.view}`)",)
     return tuple(
-        f"{change.setting} is {change.before}, not {change.after}" for change in plan.changes
+        f"{change.setting} is {change.before}, not {change.after}"
+        for change in plan.changes
+        if change.setting != "owner"  # verify changes nothing, not even what it may
     )
 
 
@@ -266,7 +278,35 @@ def table_spec(config: RepoConfig, view: Any) -> TableSpec:
         store.table or TableSettings(), f"Feature view `{view.name}`"
     )
     tags = {**(store.tags or {}), **aws_tags(getattr(view, "tags", None))}
-    return TableSpec(table_name(config, view), view.name, config.project, tags, settings)
+    name = table_name(config, view)
+    return TableSpec(
+        name, view.name, config.project, tags, settings, may_be_anothers(config, name)
+    )
+
+
+VERSION = re.compile(r"_v[1-9]\d*$")
+"""How the table of a view's later version ends: see Feast's `compute_versioned_name`."""
+
+
+def may_be_anothers(config: RepoConfig, table: str) -> bool:
+    """Whether a table's name may be that of a view of another name, or of another project."""
+    template = config.online_store.table_name_template
+    before, between, after = _around(template)
+    own = table.removeprefix(before).removesuffix(after)
+    # `between` stands between project and view; where it stands twice, the name can be cut twice.
+    cuts = own.count(between) if between else 0
+    return cuts != 1 or bool(VERSION.search(own))
+
+
+def _around(template: str) -> tuple[str, str, str]:
+    """What stands before, between and after project and view in a template.
+
+    All are empty where it has not each of them once.
+    """
+    parts = re.split(r"\{(project|table_name)\}", template)
+    if sorted(parts[1::2]) != ["project", "table_name"]:
+        return "", "", ""
+    return parts[0], parts[2], parts[4]
 
 
 def update(
@@ -293,8 +333,11 @@ def update(
         AwsError: AWS refused.
         TablesFailedError: several of these; what could be done to other tables is done.
     """
-    store = config.online_store
-    wanted = {spec.name: spec for spec in (table_spec(config, view) for view in views)}
+    store, gone = config.online_store, list(gone)
+    specs = [table_spec(config, view) for view in views]
+    names_gone = {view.name for view in gone}
+    refuse_shared(config, specs, lambda name: name not in names_gone)
+    wanted = {spec.name: spec for spec in specs}
     # A view that became one of another kind is gone and there at once, with one table.
     leaving = [spec for spec in _specs_of_gone(config, gone) if spec.name not in wanted]
     if store.manage_tables == "never":
@@ -305,20 +348,79 @@ def update(
             verify_tables(clients, list(wanted.values()))
             _say_kept(leaving, "manage_tables: verify")
             return
-        failures = apply_tables(clients, list(wanted.values()))
+        failures, made = apply_tables(clients, list(wanted.values()))
         if store.on_remove == "delete":
             failures |= delete_tables(clients, leaving)
         else:
             _say_kept(leaving, "on_remove: retain")
     for spec in (*wanted.values(), *leaving):
         touched(spec.name)
+    if made:
+        _say_empty(config, made)
     raise_failures(failures, len(wanted) + len(leaving))
+
+
+def refuse_shared(
+    config: RepoConfig, specs: Iterable[TableSpec], stays: Callable[[str], bool]
+) -> None:
+    """Refuse views of one project that would share a table: one would read the other's rows.
+
+    Args:
+        config: the repo's.
+        specs: the tables that are to be.
+        stays: whether a view of the registry will be there too, by its name.
+
+    Raises:
+        ConfigError: naming both views and the table.
+    """
+    views: dict[str, str] = {}
+    for spec in specs:
+        _take(views, spec.name, spec.view)
+    _, _, after = _around(config.online_store.table_name_template)
+    # Only the table of a version can be that of a view of another name too.
+    if not any(VERSION.search(table.removesuffix(after)) for table in views):
+        return
+    registered = RegisteredViews.of_repo(config)
+    for view in registered.views:
+        if stays(view.name) and getattr(view, "online", True):
+            for version in registered.versions(view):
+                _take(views, table_name(config, version), view.name)
+
+
+def _take(views: dict[str, str], table: str, view: str) -> None:
+    holder = views.setdefault(table, view)
+    if holder != view:
+        raise ConfigError(
+            f"Feature views `{holder}` and `{view}` would share the DynamoDB table {table}: a "
+            "version of a view has a table named after the view and `_v` and its number. Rename "
+            "the newer of the two views, and run `feast apply` again."
+        )
+
+
+def _say_empty(config: RepoConfig, made: Iterable[TableSpec]) -> None:
+    """Warn of views whose table is new while the registry takes their rows for written."""
+    until = RegisteredViews.of_repo(config).materialized_until()
+    for spec in made:
+        if spec.view in until:
+            logger.warning(
+                "table %s of feature view %s is new and empty, but the registry has the view as "
+                "materialized until %s, where `feast materialize-incremental` would go on. Run "
+                "`feast materialize START END` from its first row on: until then reads of it "
+                "find nothing.",
+                spec.name,
+                spec.view,
+                until[spec.view].isoformat(timespec="seconds"),
+            )
 
 
 def teardown(
     dynamodb: Any, config: RepoConfig, views: Iterable[Any], touched: Callable[[str], None]
 ) -> None:
-    """Delete the tables of views; those that are not ours are named and left alone.
+    """Delete the tables of all views and of all their versions, and those that removed views left.
+
+    Feast names a part of the views; the registry has them all. Tables of views that are no more
+    are found by their names, and deleted where the table says that it is this project's. Those
+    that are not ours are named and left alone.
 
     Args:
         dynamodb: the store's boto3 client.
@@ -331,8 +433,11 @@ def teardown(
         AwsError: AWS refused.
         TablesFailedError: several of these; the other tables are deleted.
     """
-    leaving, manage = _specs_of_gone(config, views), config.online_store.manage_tables
-    if manage != "create":
+    manage, registered = config.online_store.manage_tables, RegisteredViews.of_repo(config)
+    leaving = _specs_of_gone(config, [*views, *registered.views], registered)
+    if manage == "create":
+        leaving += _left_behind(dynamodb, config, {spec.name for spec in leaving})
+    else:
         for spec in leaving:
             logger.warning("table %s is not deleted (manage_tables: %s)", spec.name, manage)
         return
@@ -350,7 +455,9 @@ def plan(dynamodb: Any, config: RepoConfig, desired: RegistryProto) -> list[Dyna
     """
     store = config.online_store
     views = list(planned_views(desired))
-    wanted = (table_spec(config, view) for view in views if view.online)
+    wanted = [table_spec(config, view) for view in views if view.online]
+    names = {view.name for view in views}
+    refuse_shared(config, wanted, names.__contains__)
     specs = {spec.name: spec for spec in wanted}
     if store.manage_tables == "never":
         logger.info("DynamoDB tables are not looked at (manage_tables: never)")
@@ -358,21 +465,48 @@ def plan(dynamodb: Any, config: RepoConfig, desired: RegistryProto) -> list[Dyna
     with _clients(dynamodb, config) as clients:
         plans = plan_tables(clients, list(specs.values()))
     on_remove = store.on_remove if store.manage_tables == "create" else "retain"
-    kept = {table_name(config, view) for view in views}
-    say_plan(plans, _gone(config, kept), on_remove)
+    say_plan(plans, _gone(config, {view.name for view in views}), on_remove)
     return [DynamoTable.from_plan(one) for one in plans]
 
 
-def _gone(config: RepoConfig, wanted: Iterable[str]) -> list[tuple[str, str]]:
-    """Table and name of each view that the registry has and the plan has not."""
-    store = FeatureStore(repo_path=str(config.repo_path or "."), config=config)
-    views = (*store.list_feature_views(), *store.list_stream_feature_views())
-    named = ((table_name(config, view), view.name) for view in views)
-    return [(table, name) for table, name in named if table not in wanted]
+def _left_behind(dynamodb: Any, config: RepoConfig, known: Collection[str]) -> list[TableSpec]:
+    """Tables that are named as this project's, of views that the registry does not know."""
+    before, after = config.online_store.table_name_template.format(
+        project=config.project, table_name="\0"
+    ).split("\0")
+    if config.project not in before + after:
+        # Any table of the account has such a name.
+        return []
+    try:
+        with translated("dynamodb", "the account's tables"):
+            pages = dynamodb.get_paginator("list_tables").paginate()
+            names = [name for page in pages for name in page["TableNames"]]
+    except AccessDeniedError as error:
+        logger.warning("tables of views that were removed before are not looked for: %s", error)
+        return []
+    return [
+        TableSpec(name, "", config.project)
+        for name in names
+        if name not in known and name.startswith(before) and name.endswith(after)
+    ]
 
 
-def _specs_of_gone(config: RepoConfig, views: Iterable[Any]) -> list[TableSpec]:
-    specs = {}
+def _gone(config: RepoConfig, names: Collection[str]) -> list[tuple[str, str]]:
+    """Table and name of each view that the registry has and the plan has not, by version."""
+    registered = RegisteredViews.of_repo(config)
+    gone = [view for view in registered.views if view.name not in names]
+    return [(spec.name, spec.view) for spec in _specs_of_gone(config, gone, registered)]
+
+
+def _specs_of_gone(
+    config: RepoConfig, views: Iterable[Any], registered: RegisteredViews | None = None
+) -> list[TableSpec]:
+    """The tables of all versions of views."""
+    views, specs = list(views), {}
+    versioned = config.registry.enable_online_feature_view_versioning
+    if versioned and views:
+        registered = registered or RegisteredViews.of_repo(config)
+        views += [version for view in views for version in registered.versions(view)]
     for view in views:
         name = table_name(config, view)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,12 @@ from botocore.exceptions import ClientError
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.aws import ERROR_BY_CODE, translated
-from feast_dynamo_ext.errors import AccessDeniedError, AwsUnavailableError
+from feast_dynamo_ext.dynamo.control_items import ABSENT, ControlItem
+from feast_dynamo_ext.errors import (
+    AccessDeniedError,
+    AwsUnavailableError,
+    ResourceNotFoundError,
+)
 from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.view_settings import TableSettings
 
@@ -22,10 +28,15 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.aws import AwsSettings
 
 
+logger = logging.getLogger(__name__)
+
 AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 
-# Tells the tables of two projects apart that name theirs alike.
-OWNER = "feast_dynamo_ext.project"
+# Tags that tell the tables of two projects, or of two views, apart that name theirs alike.
+OWNER, OWNER_VIEW = "feast_dynamo_ext.project", "feast_dynamo_ext.view"
+
+OWNER_ITEM = b"owner"
+"""Name of the control item that says the same where there are no tags to be had."""
 
 # What DynamoDB Local answers to what it does not have.
 UNSUPPORTED = {"UnknownOperationException", "InvalidAction"}
@@ -90,6 +101,8 @@ class TableSpec:
         project: Feast's project, which a new table is tagged with.
         tags: tags to add or change; tags of others are left alone.
         settings: what else was asked for; what is None stays as it is.
+        may_be_anothers: whether another view, or a view of another project, may have a table of
+            this name.
     """
 
     name: str
@@ -97,11 +110,15 @@ class TableSpec:
     project: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     settings: TableSettings = field(default_factory=TableSettings)
+    may_be_anothers: bool = False
 
     @property
     def owner_tags(self) -> dict[str, str]:
-        """The tag of a new table that says whose it is."""
-        return {OWNER: self.project} if self.project else {}
+        """The tags of a new table that say whose it is."""
+        if not self.project:
+            return {}
+        view = {OWNER_VIEW: self.view} if self.may_be_anothers else {}
+        return {OWNER: self.project, **view}
 
 
 @dataclass(frozen=True)
@@ -203,10 +220,56 @@ def attempt(
             raise
 
 
-def read_owner(clients: TableClients, spec: TableSpec, described: Mapping[str, Any]) -> str | None:
-    """The project that a table is tagged with; None where no tag says, or none may be read."""
+@dataclass(frozen=True)
+class Owner:
+    """Whose a table is, as the table itself says.
+
+    Attributes:
+        project: Feast's project; empty where nothing says.
+        view: the feature view; empty where nothing says.
+        has_tags: whether tags can be had at this endpoint, with this identity.
+    """
+
+    project: str = ""
+    view: str = ""
+    has_tags: bool = True
+
+    def disputes(self, spec: TableSpec) -> str:
+        """Why the table is not a spec's, or nothing."""
+        if self.project not in ("", spec.project):
+            return f"it belongs to Feast project {self.project}"
+        if spec.view and self.view not in ("", spec.view):
+            return f"it belongs to feature view `{self.view}`"
+        return ""
+
+
+def read_owner(clients: TableClients, spec: TableSpec, described: Mapping[str, Any]) -> Owner:
+    """Whose a table is: its tags say so, or an item where tags cannot be had."""
     tags = read_tags(clients, spec, described)
-    return None if isinstance(tags, Skipped) else tags.get(OWNER)
+    if not isinstance(tags, Skipped):
+        return Owner(tags.get(OWNER, ""), tags.get(OWNER_VIEW, ""))
+    try:
+        item = ControlItem(clients.dynamodb, spec.name, OWNER_ITEM).read() or {}
+    except (AccessDeniedError, ResourceNotFoundError) as error:
+        # It may not be read, or the table is still being made: nothing says whose it is.
+        logger.debug("table %s: %s", spec.name, error)
+        item = {}
+    return Owner(item.get("project", ""), item.get("view", ""), has_tags=False)
+
+
+def claim(spec: TableSpec, described: Mapping[str, Any], owner: Owner) -> Change | None:
+    """What makes a table say whose it is; None where it says so already."""
+    if owner.project and (owner.view or not owner.has_tags):
+        return None
+    if owner.has_tags:
+        tags = [{"Key": name, "Value": value} for name, value in spec.owner_tags.items()]
+        request = Request("tag_resource", {"ResourceArn": described["TableArn"], "Tags": tags})
+    else:
+        values = {"project": spec.project, "view": spec.view}
+        item = ControlItem(None, spec.name, OWNER_ITEM)
+        request = Request("put_item", item.put_request(values, ABSENT))
+    text = f"project {spec.project}, feature view {spec.view}"
+    return Change("owner", owner.project or "unknown", text, (request,), denied_ok=True)
 
 
 # What DescribeTable does not say. Each takes its answer, for settings that need more to compare.

@@ -7,12 +7,15 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from feast import FeatureStore
 from feast.infra.infra_object import InfraObject
 from feast.protos.feast.core.InfraObject_pb2 import InfraObject as InfraObjectProto
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from datetime import datetime
 
+    from feast import RepoConfig
     from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
 
     from feast_dynamo_ext.dynamo.tables.table import TablePlan
@@ -90,6 +93,54 @@ def planned_views(registry: RegistryProto) -> Iterator[PlannedView]:
         yield _planned(view, online=getattr(view.spec, "online", True))
     for view in registry.on_demand_feature_views:
         yield _planned(view, online=view.spec.write_to_online_store)
+
+
+@dataclass(frozen=True)
+class RegisteredViews:
+    """The views of a project that may have a table, as the registry has them now.
+
+    Attributes:
+        views: one version of each is the current one.
+        registry: Feast's.
+        project: its project.
+    """
+
+    views: Sequence[Any]
+    registry: Any
+    project: str
+
+    @classmethod
+    def of_repo(cls, config: RepoConfig) -> RegisteredViews:
+        """Read the registry of a repo anew."""
+        store = FeatureStore(repo_path=str(config.repo_path or "."), config=config)
+        computed = store.list_on_demand_feature_views()
+        views = (
+            *store.list_feature_views(),
+            *store.list_stream_feature_views(),
+            *store.list_label_views(),
+            *(view for view in computed if view.write_to_online_store),
+        )
+        by_name = {view.name: view for view in views}
+        return cls(list(by_name.values()), store.registry, config.project)
+
+    def versions(self, view: Any) -> list[PlannedView]:
+        """All versions of a view that may have a table, the first one first."""
+        current = getattr(view, "current_version_number", None) or 0
+        try:
+            records = self.registry.list_feature_view_versions(view.name, self.project)
+        except NotImplementedError:  # a registry without a history of views
+            records = []
+        numbers = {0, current, *(record["version_number"] for record in records)}
+        tags = dict(getattr(view, "tags", None) or {})
+        return [PlannedView(view.name, tags, True, number) for number in sorted(numbers)]
+
+    def materialized_until(self) -> dict[str, datetime]:
+        """The newest event time that each view is materialized until, by its name."""
+        return {
+            view.name: max(end for _, end in view.materialization_intervals)
+            for view in self.views
+            if getattr(view, "materialization_intervals", None)
+        }
 
 
 def _planned(view: Any, *, online: bool) -> PlannedView:

@@ -13,6 +13,7 @@ from feast_dynamo_ext.dynamo.tables.describe import (
     WAIT,
     Skipped,
     attempt,
+    claim,
     describe,
     is_denied,
     read_owner,
@@ -29,7 +30,7 @@ from feast_dynamo_ext.dynamo.tables.diff import (
     read_state,
     refuse_without_units,
 )
-from feast_dynamo_ext.errors import TableProtectedError
+from feast_dynamo_ext.errors import TableProtectedError, TableTakenError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -91,6 +92,7 @@ def plan_table(clients: TableClients, spec: TableSpec) -> TablePlan:
 
     Raises:
         TableLayoutError: a table of that name has another key.
+        TableTakenError: it is another view's.
         AwsError: AWS refused.
     """
     with translated("dynamodb", f"table {spec.name}"):
@@ -104,14 +106,30 @@ def _plan(
     clients: TableClients, spec: TableSpec, described: Mapping[str, Any], *, new: bool = False
 ) -> TablePlan:
     check_layout(spec, described)
+    claimed = _claimed(clients, spec, described) if spec.may_be_anothers else ()
     state = read_state(clients, spec, described, new=new)
     return TablePlan(
         spec,
         exists=True,
         ready=described["TableStatus"] == "ACTIVE",
-        changes=changes(spec, state),
+        changes=(*changes(spec, state), *claimed),
         skipped=state.skipped,
     )
+
+
+def _claimed(
+    clients: TableClients, spec: TableSpec, described: Mapping[str, Any]
+) -> tuple[Change, ...]:
+    owner = read_owner(clients, spec, described)
+    if dispute := owner.disputes(spec):
+        raise TableTakenError(
+            f"Feature view `{spec.view}` of project {spec.project} would share DynamoDB table "
+            f"{spec.name}: {dispute}. Rename the view, or set a `table_name_template` in "
+            "feature_store.yaml that names their tables differently; delete the table only if "
+            "nobody needs its rows."
+        )
+    change = claim(spec, described, owner)
+    return () if change is None else (change,)
 
 
 def carry_out(clients: TableClients, plan: TablePlan, wait: Wait = WAIT) -> tuple[Skipped, ...]:
@@ -172,7 +190,10 @@ def delete_table(clients: TableClients, spec: TableSpec, wait: Wait = WAIT) -> s
         if described["TableStatus"] != "DELETING":
             client.delete_table(TableName=spec.name)
         wait_until(lambda: describe(client, spec.name) is None, spec, wait)
-    logger.info("deleted DynamoDB table %s of feature view %s", spec.name, spec.view)
+    if spec.view:
+        logger.info("deleted DynamoDB table %s of feature view %s", spec.name, spec.view)
+    else:
+        logger.warning("deleted DynamoDB table %s, which a removed view had left", spec.name)
     return None
 
 
@@ -261,8 +282,10 @@ def _not_ours(clients: TableClients, spec: TableSpec, described: Mapping[str, An
     if not has_our_layout(described):
         return f"its key is {key_text(described)}, so another program made it"
     owner = read_owner(clients, spec, described)
-    if owner not in (None, spec.project):
-        return f"its tags say that it belongs to Feast project {owner}"
+    if dispute := owner.disputes(spec):
+        return dispute
+    if not spec.view and not owner.project:
+        return "nothing says which project made it"
     return None
 
 

@@ -1,0 +1,232 @@
+"""Whose a table is: names that two views could have, and what is left behind at the end."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from feast.repo_contents import RepoContents
+from feast.types import Float64
+from repos import REGION
+from views import CUSTOMER, customer_view, parquet_files, pushed
+
+from feast_dynamo_ext.errors import ConfigError, TablesFailedError, TableTakenError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from feast import FeatureStore
+
+VERSIONS = {"enable_online_feature_view_versioning": True}
+NOW = dt.datetime.now(tz=dt.timezone.utc).replace(microsecond=0)
+YESTERDAY = NOW - dt.timedelta(days=1)
+
+
+@dataclass
+class Account:
+    """One DynamoDB, and tables there whose names start as this test's do."""
+
+    open_store: Callable[..., FeatureStore]
+    endpoint: str
+    start: str = field(default_factory=lambda: f"o{uuid.uuid4().hex[:10]}")
+
+    @property
+    def client(self) -> Any:
+        return boto3.client("dynamodb", region_name=REGION, endpoint_url=self.endpoint)
+
+    def store(self, project: str = "", registry: str = "r", **more: Any) -> FeatureStore:
+        """A store of a project, on a registry of its own."""
+        online = {"region": REGION, "endpoint_url": self.endpoint, **more.pop("online", {})}
+        path = f"{more.pop('folder')}/{registry}.db"
+        return self.open_store(
+            f"{self.start}{project}",
+            online=online,
+            registry={"path": path, **more.pop("versions", {})},
+            **more,
+        )
+
+    def tables(self) -> list[str]:
+        """The tables, without what all names start with."""
+        pages = self.client.get_paginator("list_tables").paginate()
+        names = [name for page in pages for name in page["TableNames"]]
+        return sorted(
+            name.removeprefix(self.start) for name in names if name.startswith(self.start)
+        )
+
+    def keys(self, table: str) -> list[bytes]:
+        items = self.client.scan(TableName=self.start + table)["Items"]
+        return [item["k"]["B"] for item in items]
+
+
+@pytest.fixture
+def account(open_store, dynamodb):
+    made = Account(open_store, dynamodb.endpoint)
+    yield made
+    for name in made.tables():
+        made.client.delete_table(TableName=made.start + name)
+
+
+def contents(*views) -> RepoContents:
+    return RepoContents(
+        projects=[],
+        data_sources=[],
+        feature_views=list(views),
+        on_demand_feature_views=[],
+        stream_feature_views=[],
+        label_views=[],
+        entities=[CUSTOMER],
+        feature_services=[],
+        permissions=[],
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "first", "second"),
+    [
+        ("{table_name}", ("", "orders"), ("x", "orders")),
+        ("{project}_{table_name}", ("", "eu_orders"), ("_eu", "orders")),
+        ("{project}{table_name}", ("", "eu_orders"), ("eu", "_orders")),
+    ],
+)
+def test_a_table_of_another_project_is_refused_at_apply_and_plan(
+    account, tmp_path, template, first, second
+):
+    if template == "{table_name}":
+        template = f"{account.start}.{template}"
+    online = {"table_name_template": template}
+    theirs, ours = (
+        account.store(project, registry=project or "r", folder=tmp_path, online=online)
+        for project, _ in (first, second)
+    )
+    theirs.apply([CUSTOMER, customer_view(first[1])])
+    before = account.tables()
+    words = rf"Feature view `{second[1]}` .* belongs to Feast project {theirs.project}\."
+    with pytest.raises(TableTakenError, match=words):
+        ours.plan(contents(customer_view(second[1])))
+    with pytest.raises(TableTakenError, match=words):
+        ours.apply([CUSTOMER, customer_view(second[1])])
+    theirs.apply([customer_view(f"{first[1]}2")])
+    both = [customer_view(second[1]), customer_view(f"{second[1]}2")]
+    with pytest.raises(TablesFailedError, match="belongs to Feast project"):
+        ours.apply([CUSTOMER, *both])
+    # The project that they belong to goes on.
+    theirs.apply([CUSTOMER, customer_view(first[1])])
+    assert len(account.tables()) == len(before) + 1
+    ours.teardown()
+    assert len(account.tables()) == len(before) + 1
+    theirs.teardown()
+    assert account.tables() == []
+
+
+def test_a_table_of_before_is_given_an_owner_once(account, tmp_path, dynamodb):
+    online = {"table_name_template": f"{account.start}.{{table_name}}"}
+    account.client.create_table(
+        TableName=f"{account.start}.orders",
+        KeySchema=[{"AttributeName": "k", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "k", "AttributeType": "B"}],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    ours = account.store(folder=tmp_path, online=online)
+    for _ in range(2):
+        ours.apply([CUSTOMER, customer_view()])
+    owner = [b"\xff\xff\xff\xffowner"]
+    assert account.keys(".orders") == ([] if dynamodb.has_tags else owner)
+    theirs = account.store("x", "x", folder=tmp_path, online=online)
+    with pytest.raises(TableTakenError, match=f"belongs to Feast project {ours.project}"):
+        theirs.apply([CUSTOMER, customer_view()])
+
+
+def test_names_that_only_one_view_can_have_are_given_no_item(account, tmp_path):
+    store = account.store(folder=tmp_path)
+    store.apply([CUSTOMER, customer_view()])
+    assert account.keys(".orders") == []
+
+
+def test_a_version_and_a_view_of_its_name_are_told_apart_without_a_registry(account, tmp_path):
+    first = account.store(folder=tmp_path, versions=VERSIONS)
+    first.apply([CUSTOMER, customer_view("stats", total=Float64)])
+    first.apply([customer_view("stats", total=Float64, count=Float64)])
+    assert account.tables() == [".stats", ".stats_v1"]
+    other = account.store(registry="other", folder=tmp_path)
+    with pytest.raises(TableTakenError, match=r"`stats_v1`.*belongs to feature view `stats`"):
+        other.apply([CUSTOMER, customer_view("stats_v1", total=Float64)])
+
+
+def test_a_new_version_whose_table_another_view_has_is_refused(account, tmp_path):
+    store = account.store(folder=tmp_path, versions=VERSIONS)
+    store.apply(
+        [CUSTOMER, customer_view("stats", n=Float64), customer_view("stats_v1", n=Float64)]
+    )
+    with pytest.raises(ConfigError, match=r"`stats` and `stats_v1` would share.*\.stats_v1"):
+        store.apply([customer_view("stats", n=Float64, m=Float64)])
+    assert account.tables() == [".stats", ".stats_v1"]
+
+
+# What is left behind
+
+
+def test_teardown_deletes_what_removed_views_left_and_names_what_it_leaves(
+    account, tmp_path, dynamodb, caplog
+):
+    store = account.store(folder=tmp_path)
+    store.apply([CUSTOMER, customer_view("orders"), customer_view("visits")])
+    caplog.clear()
+    gone = [store.get_feature_view("visits")]
+    store.apply([CUSTOMER, customer_view("orders")], objects_to_delete=gone, partial=False)
+    assert f"its table {store.project}.visits is kept (on_remove: retain)" in caplog.text
+    assert account.tables() == [".orders", ".visits"]
+    store.teardown()
+    if dynamodb.has_tags:
+        assert account.tables() == []
+        words = f"deleted DynamoDB table {store.project}.visits, which a removed view had left"
+        assert words in caplog.text
+    else:
+        assert account.tables() == [".visits"]
+        assert (
+            f"table {store.project}.visits is not deleted: nothing says which project made it"
+        ) in caplog.text
+
+
+@pytest.mark.parametrize("on_remove", ["retain", "delete"])
+def test_a_removed_view_takes_all_its_versions_along(account, tmp_path, caplog, on_remove):
+    store = account.store(folder=tmp_path, versions=VERSIONS, online={"on_remove": on_remove})
+    stats = "stats"
+    store.apply([CUSTOMER, customer_view(stats, n=Float64)])
+    store.apply([customer_view(stats, n=Float64, m=Float64)])
+    store.plan(contents())
+    store.apply([CUSTOMER], objects_to_delete=[store.get_feature_view(stats)], partial=False)
+    if on_remove == "delete":
+        assert account.tables() == []
+        return
+    assert account.tables() == [".stats", ".stats_v1"]
+    for table in ("stats", "stats_v1"):
+        assert f"its table {store.project}.{table} is kept (on_remove: retain)" in caplog.text
+
+
+def test_apply_says_that_the_new_table_of_a_materialized_view_is_empty(account, tmp_path, caplog):
+    rows = {"cid": [1], "t": pa.array([YESTERDAY], pa.timestamp("us", "UTC")), "total": [1.5]}
+    pq.write_table(pa.table(rows), tmp_path / "orders.parquet")
+    orders = customer_view("orders", parquet_files(tmp_path / "orders.parquet", "t"))
+    store = account.store(folder=tmp_path)
+    with caplog.at_level(logging.WARNING):
+        store.apply([CUSTOMER, orders, customer_view("visits", pushed("visits"))])
+    assert "empty" not in caplog.text
+    store.materialize(NOW - dt.timedelta(days=9), NOW, feature_views=["orders"])
+    for view in ("orders", "visits"):
+        account.client.delete_table(TableName=f"{store.project}.{view}")
+    store.apply([CUSTOMER, orders, customer_view("visits", pushed("visits"))])
+    warned = [record.getMessage() for record in caplog.records if "empty" in record.getMessage()]
+    until = NOW.isoformat(timespec="seconds")
+    assert warned == [
+        f"table {store.project}.orders of feature view orders is new and empty, but the registry "
+        f"has the view as materialized until {until}, where `feast materialize-incremental` would "
+        "go on. Run `feast materialize START END` from its first row on: until then reads of it "
+        "find nothing."
+    ]
