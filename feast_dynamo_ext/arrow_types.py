@@ -430,6 +430,6 @@ def naming(name: str, kind: ValueType, arrow: pa.DataType, view: str = "") -> It
         where = f"Feature view `{view}`: " if view else ""
         raise ColumnTypeError(
             f"{where}`{name}` is declared as {kind.name}, but its column of type {arrow} "
-            f"holds a value that does not fit: {error}. Correct the dtype in the view, or cast the "
-            "column in the source."
+            f"holds a value that does not fit: {error}. Correct the dtype in the view, or cast "
+            "the column in the source."
         ) from error

@@ -17,6 +17,7 @@ STATUSES = {
         "ColumnNotFoundError",
         "ColumnTypeError",
         "EntityKeyError",
+        "RequestTooLargeError",
         "EntityRowsError",
         "ItemTooLargeError",
         "UnsupportedTypeError",
