@@ -198,8 +198,9 @@ def element_kind(kind: ValueType) -> ValueType | None:
 def declared_type(kind: ValueType, column: pa.DataType) -> pa.DataType:
     """The type in which a feature of a column is retrieved.
 
-    The column's own, where all that it can hold is of the declared kind and within its reach, or
-    where the value type leaves the Arrow type open (maps, structs, UNKNOWN).
+    The column's own, where what it holds is of the declared kind, also if it is wider (a double
+    for a Float32, whose values are then those of a float32), or where the value type leaves the
+    Arrow type open (maps, structs, UNKNOWN).
 
     Args:
         kind: value type that the feature is declared as.
@@ -213,9 +214,21 @@ def declared_type(kind: ValueType, column: pa.DataType) -> pa.DataType:
         inner = own.value_type if is_list(own) else pa.null()
         wanted = declared_type(element, inner) if is_list(own) else _target(element)
         return column if wanted == inner or pa.types.is_null(own) else _list_of(own, wanted)
-    if kind not in SCALARS or pa.types.is_null(own) or _agrees(kind, own):
+    if kind not in SCALARS or pa.types.is_null(own) or _agrees(kind, own) or is_wider(kind, own):
         return column
     return _target(kind)
+
+
+def is_wider(kind: ValueType, column: pa.DataType) -> bool:
+    """Whether a type, or that of a list's elements, holds numbers that the value type cannot."""
+    own, element = plain_type(column), element_kind(kind)
+    if element is not None:
+        return is_list(own) and is_wider(element, own.value_type)
+    if kind in WHOLE_NUMBERS:
+        return bool(pa.types.is_integer(own) and own.bit_width > _target(kind).bit_width)
+    return bool(
+        kind in FLOATS and pa.types.is_floating(own) and own.bit_width > _target(kind).bit_width
+    )
 
 
 def _agrees(kind: ValueType, own: pa.DataType) -> bool:
@@ -254,7 +267,7 @@ def as_declared(column: Column, kind: ValueType) -> Column:
         ValueError: says how many values do not fit, and shows none.
     """
     target = declared_type(kind, column.type)
-    if target == column.type:
+    if target == column.type and not is_wider(kind, target):
         return column
     if isinstance(column, pa.ChunkedArray):
         return pa.chunked_array([as_declared(chunk, kind) for chunk in column.chunks], target)

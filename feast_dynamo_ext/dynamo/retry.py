@@ -385,16 +385,16 @@ async def drain(
         sent, pending = pending, answer.get(unprocessed) or {}
         if pending and not is_full:
             attempts.throttled(pending)
-            if _count(pending) == _count(sent):
+            if attempts.policy.budget is not None and _count(pending) == _count(sent):
                 attempts.fruitless()
             if not await attempts.wait():
                 raise UnprocessedItems(pending, None)
 
 
 def _count(pending: Pending) -> int:
-    return sum(
-        len(entry["Keys"] if isinstance(entry, dict) else entry) for entry in pending.values()
-    )
+    """How many keys or puts; puts that are encoded already, as a run's, do not count."""
+    lists = [entry["Keys"] if isinstance(entry, dict) else entry for entry in pending.values()]
+    return sum(len(each) for each in lists if isinstance(each, (list, tuple)))
 
 
 def no_table(error: AwsError, tables: Collection[str]) -> ResourceNotFoundError:

@@ -363,7 +363,7 @@ def test_features_at_a_cutoff_count_the_90_days_before_it(repo, cdnow, cdnow_his
 
 def test_without_lifetimes_the_error_says_what_to_install(repo, monkeypatch):
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(DependencyError, match=r"pip install 'feast-dynamo-ext\[demo\]'"):
+    with pytest.raises(DependencyError, match=r"`pip install lifetimes==0\.11\.3`"):
         repo.purchases.load_purchases()
 
 

@@ -13,7 +13,7 @@ from feast.infra.common.materialization_job import MaterializationTask
 from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.errors import WindowError
-from feast_dynamo_ext.materialize.newest_rows import Window, refuse_future, window_of
+from feast_dynamo_ext.materialize.newest_rows import Window, refuse_end_to_come, window_of
 
 if TYPE_CHECKING:
     from feast import FeatureView
@@ -61,9 +61,9 @@ def test_a_plain_run_reads_what_it_is_given(start, done):
 
 def test_an_end_in_the_future_is_refused_but_for_a_minute_of_the_clock():
     a_minute = dt.timedelta(minutes=1)
-    refuse_future(NOW + a_minute, NOW)
+    refuse_end_to_come(NOW + a_minute, NOW)
     with pytest.raises(WindowError) as caught:
-        refuse_future(NOW + a_minute + dt.timedelta(seconds=1), NOW)
+        refuse_end_to_come(NOW + a_minute + dt.timedelta(seconds=1), NOW)
     assert str(caught.value) == (
         "The end of the incremental materialization, 2026-03-01T12:01:01+00:00, is in the future: "
         "it is 2026-03-01T12:00:00+00:00. Feast would note all up to then as done, and rows that "

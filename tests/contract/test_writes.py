@@ -295,13 +295,14 @@ def test_the_outcome_says_how_many_were_older(open_shop):
     assert outcome == Outcome(written=21, older=19)
 
 
-def test_where_partiql_does_not_work_it_says_so_once(open_shop, caplog):
+def test_of_a_stand_in_where_partiql_does_not_work_nothing_is_said(open_shop, caplog):
     store = open_shop()
     with caplog.at_level(logging.WARNING, logger="feast_dynamo_ext"):
         write(store, [row(1, 1, 1)])
         write(store, [row(1, 2, 2)])
     said = [record.message for record in caplog.records if "PartiQL" in record.message]
-    assert len(said) == (1 if store.backend.name == "moto" else 0)
+    # moto, which takes no binary values there, is a stand-in on this machine: it is no news.
+    assert said == []
 
 
 def test_a_missing_table_is_named(open_shop):

@@ -313,7 +313,7 @@ def test_a_token_is_taken_from_the_environment_and_never_shown(tmp_path, monkeyp
 
 def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyiceberg.catalog", None)
-    with pytest.raises(DependencyError, match=r"feast-dynamo-ext\[iceberg\]"):
+    with pytest.raises(DependencyError, match=r"`pip install 'pyiceberg>=0\.10'`"):
         opened(tmp_path)
 
 

@@ -30,19 +30,20 @@ from feast.infra.offline_stores.file_source import FileSource
 from feast_dynamo_ext.arrow_types import (
     EXACT_BITS,
     MOST_DIGITS,
+    SCALAR_ARROW,
     is_bytes,
     is_number,
     is_uuid,
     without_dictionary,
 )
-from feast_dynamo_ext.declared import declared_type
+from feast_dynamo_ext.declared import declared_type, element_kind, is_wider
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
 from feast_dynamo_ext.key_types import family
 from feast_dynamo_ext.parquet.listing import partition_value
 from feast_dynamo_ext.retrieval.entity_rows.from_files import CSV
 from feast_dynamo_ext.retrieval.inputs import History, checked_source, entity_key, key_names
 from feast_dynamo_ext.retrieval.plan import PitPlan
-from feast_dynamo_ext.timestamps import LOWEST, Axis
+from feast_dynamo_ext.timestamps import HIGHEST, LOWEST, Axis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -481,6 +482,8 @@ class _Files:
         stored = self.source.schema.field(column).type
         target = declared_type(kind, stored)
         expression = f"{history}.{self.feature(column)}"
+        if is_wider(kind, target):
+            return _narrowed(expression, target, kind)
         if target == stored:
             return expression
         cast = exact_cast(expression, stored, target, f"`{column}` is not {kind.name}")
@@ -522,6 +525,16 @@ NUMBER_TYPES = {
     pa.float64(): "DOUBLE",
     pa.bool_(): "BOOLEAN",
 }
+
+
+def _narrowed(expression: str, kind: pa.DataType, declared: ValueType) -> str:
+    """Numbers, or lists of them, as a narrower type has them, in their own; or an error."""
+    element = element_kind(declared)
+    narrow = NUMBER_TYPES[SCALAR_ARROW[element or declared]]
+    own = without_dictionary(kind)
+    wide = str(_type_name(own.value_type if element else own))
+    brackets = "[]" if element else ""
+    return f"CAST(CAST({expression} AS {narrow}{brackets}) AS {wide}{brackets})"
 
 
 def exact_cast(
@@ -586,11 +599,19 @@ def epoch(expression: str, kind: pa.DataType, dialect: Dialect, *, ns: bool) -> 
     in_ns = pa.types.is_timestamp(kind) and kind.unit == "ns"
     if not ns:
         # DuckDB has no epoch_us of nanoseconds with a time zone.
-        whole = f"{dialect.epoch_ns}({expression}) // 1000"
+        whole = f"{_epoch_ns(expression, dialect)} // 1000"
         return whole if in_ns else f"{dialect.epoch_us}({expression})"
     if in_ns:
-        return dialect.cast(f"{dialect.epoch_ns}({expression})", "wide")
+        return dialect.cast(_epoch_ns(expression, dialect), "wide")
     return f"({dialect.cast(f'{dialect.epoch_us}({expression})', 'wide')} * 1000)"
+
+
+def _epoch_ns(expression: str, dialect: Dialect) -> str:
+    """Nanoseconds since 1970 UTC; the highest, pandas' `Timestamp.max`, is infinity to DuckDB."""
+    return (
+        f"coalesce({dialect.epoch_ns}({expression}), CASE WHEN {expression} IS NOT NULL THEN "
+        f"CASE WHEN {expression} > TIMESTAMP '1970-01-01' THEN {HIGHEST} ELSE {-HIGHEST} END END)"
+    )
 
 
 def _point_in_time(
