@@ -1,8 +1,4 @@
-"""Faults of the offline store that are known and not yet mended.
-
-Each test states the right answer, and fails today for the reason that its mark gives. The marks
-are strict: who mends a fault takes its mark away.
-"""
+"""Files as other writers make them: padded pages, times as INT96."""
 
 from __future__ import annotations
 
