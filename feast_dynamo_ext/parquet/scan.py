@@ -120,15 +120,15 @@ class ReadErrors:
         )
 
 
-class _UnreadError(Exception):
-    """Bytes of a file were wanted."""
-
-
 class _NoBytes(io.RawIOBase):
-    """A file of a size, whose bytes nobody can read."""
+    """A file of a size, that ends wherever it is read; notes whether it was.
+
+    It raises nothing: Arrow keeps what a Python file raises, and with it all frames of the stack.
+    """
 
     def __init__(self, size: int) -> None:
         self._size, self._at = size, 0
+        self.is_wanted = False
 
     def readable(self) -> bool:
         return True
@@ -144,7 +144,8 @@ class _NoBytes(io.RawIOBase):
         return self._at
 
     def read(self, _: int = -1) -> bytes:
-        raise _UnreadError
+        self.is_wanted = True
+        return b""
 
 
 def check_columns(fragment: Any, size: int, columns: Collection[str]) -> None:
@@ -159,10 +160,13 @@ def check_columns(fragment: Any, size: int, columns: Collection[str]) -> None:
     metadata, groups = fragment.metadata, [group.id for group in fragment.row_groups]
     if not groups:
         return
-    unread = pa.PythonFile(_NoBytes(size), mode="r")
-    file = pq.ParquetFile(unread, metadata=metadata, pre_buffer=True)
-    with contextlib.suppress(_UnreadError):
+    unread = _NoBytes(size)
+    file = pq.ParquetFile(pa.PythonFile(unread, mode="r"), metadata=metadata, pre_buffer=True)
+    try:
         file.read_row_groups(groups, columns=list(columns), use_threads=False)
+    except (OSError, pa.ArrowException):
+        if not unread.is_wanted:
+            raise
     schema = metadata.schema
     leaves = [schema.column(at) for at in range(metadata.num_columns)]
     for at, leaf in enumerate(leaves):

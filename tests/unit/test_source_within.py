@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import tempfile
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from examples import cases
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from parquet_history import DAY, HOUR, START_NS, US, Form, Row, open_source, plan, write
 
 from feast_dynamo_ext.errors import SourceReadError
+from feast_dynamo_ext.parquet.scan import check_columns
 from feast_dynamo_ext.retrieval.engines.duckdb import DuckDbEngine
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
@@ -211,3 +214,20 @@ def test_a_file_that_changed_meanwhile_is_named(tmp_path):
     write(tmp_path / "a.parquet", hourly(0, 5), Form())
     with pytest.raises(SourceReadError, match=r"a\.parquet changed while"):
         list(source.fetch(["value"], np.array([0])))
+
+
+class Held:
+    """Something that a caller has."""
+
+
+def test_a_check_of_a_footer_keeps_nothing_of_its_callers(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"cid": [1, 2]}), path)
+    (fragment,) = ds.dataset(path, format="parquet").get_fragments()
+
+    def check() -> weakref.ref[Held]:
+        held = Held()
+        check_columns(fragment, path.stat().st_size, ["cid"])
+        return weakref.ref(held)
+
+    assert check()() is None
