@@ -267,7 +267,7 @@ class Loops:
         self._limit.reclaim = weakref.WeakMethod(self.reclaim)
         self._lock = threading.Lock()
         self._free = threading.Condition(self._lock)
-        self._waiting = 0
+        self._waiting: deque[object] = deque()
         self._idle: deque[tuple[Loop, float]] = deque()
         self._count = 0
         self._is_reclaiming = False
@@ -324,7 +324,8 @@ class Loops:
     def _borrow(self) -> Loop:
         loop = None
         with self._lock:
-            if not self._idle and self._count >= self._limit.most:
+            # Who comes now does not overtake those who wait.
+            if self._waiting or (not self._idle and self._count >= self._limit.most):
                 self._wait_for_one()
             if self._idle:
                 # The one used last: it has the freshest connections.
@@ -340,19 +341,24 @@ class Loops:
         return loop
 
     def _wait_for_one(self) -> None:
-        def there_is_one() -> bool:
-            return bool(self._idle) or self._count < self._limit.most
+        ticket = object()
 
-        self._waiting += 1
+        def it_is_this_ones_turn() -> bool:
+            there_is_one = bool(self._idle) or self._count < self._limit.most
+            return there_is_one and self._waiting[0] is ticket
+
+        self._waiting.append(ticket)
+        others = len(self._waiting) - 1
         try:
-            is_there = self._free.wait_for(there_is_one, self._wait_s)
+            is_there = self._free.wait_for(it_is_this_ones_turn, self._wait_s)
         finally:
-            self._waiting -= 1
+            self._waiting.remove(ticket)
+            self._free.notify_all()
         if not is_there:
             raise AwsUnavailableError(
-                f"dynamodb: {self._count} threads read or write at once, and no connection was "
-                f"free within {self._wait_s:g} s. Raise `max_pool_connections`, or use fewer "
-                "threads.",
+                f"dynamodb: all {self._limit.most} connections were in use for "
+                f"{self._wait_s:g} s, and {others} other threads waited for one before this. "
+                "Raise `max_pool_connections`, or use fewer threads.",
                 service="dynamodb",
             )
 
@@ -364,7 +370,7 @@ class Loops:
                 self._idle.append((loop, now_s))
                 is_old = self._idle[0][1] <= now_s - self._keepalive_s
                 if self._waiting:
-                    self._free.notify()
+                    self._free.notify_all()
         if not is_kept:
             self._forget(1)
             _end(loop, self._on_close)
@@ -400,7 +406,7 @@ class Loops:
     def _forget(self, count: int) -> None:
         with self._free:
             self._count -= count
-            self._free.notify(count)
+            self._free.notify_all()
 
     def close(self) -> None:
         """Close all loops, and with them their connections."""

@@ -93,6 +93,31 @@ def test_threads_wait_for_a_loop_and_are_refused_in_time():
     loops.close()
 
 
+def test_no_thread_overtakes_those_that_wait():
+    loops = Loops(nothing, ConnectionLimit(1), wait_s=60)
+    barrier, served = threading.Barrier(4), []
+
+    async def note(name):
+        served.append(name)
+
+    def work(name):
+        barrier.wait()
+        for _ in range(50):
+            loops.run(note(name))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    loops.close()
+    # Once all four are there, each is served once before any other is served a third time.
+    first_done = min(len(served) - 1 - served[::-1].index(name) for name in range(4))
+    all_there = max(served.index(name) for name in range(4))
+    for at in range(all_there, first_done - 12):
+        assert set(served[at : at + 12]) == {0, 1, 2, 3}
+
+
 def test_loops_that_nobody_runs_end():
     ended = []
 
