@@ -140,8 +140,9 @@ def session(settings: AwsSettings) -> boto3.Session:
         ) from error
     if base.region_name is None:
         raise ConfigError(
-            "No AWS region is set. Set `region` in this block of feature_store.yaml, "
-            "or AWS_REGION in the environment."
+            "No AWS region is set. Set `region` in the store's block of feature_store.yaml, or "
+            "AWS_REGION in the environment. For an AWS on this machine: `feast-dynamo local up`, "
+            'then `eval "$(feast-dynamo local env)"`.'
         )
     return _assume(base, settings) if settings.role_arn else base
 

@@ -96,7 +96,9 @@ def docs(page: str | None, output: Output) -> None:
         output.show(titles, "\n".join(lines))
         return
     wanted = page.removeprefix("docs/").removesuffix(".md")
-    found = [name for name in pages if wanted in (name, name.rpartition("/")[2])]
+    found = [name for name in pages if name.rpartition("/")[2] == wanted]
+    if wanted in pages:
+        found = [wanted]
     if not found:
         from feast_dynamo_ext.config import did_you_mean
 

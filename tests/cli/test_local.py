@@ -355,6 +355,7 @@ def test_the_pages_that_errors_name_are_there(tmp_path) -> None:
         shown = run("docs", page, cwd=tmp_path)
         assert shown.returncode == 0
         assert shown.stdout.startswith("# ")
+    assert run("docs", "index", cwd=tmp_path).stdout.startswith("# feast-dynamo-ext")
     missing = run("docs", "configration", cwd=tmp_path)
     assert (missing.returncode, missing.stdout) == (1, "")
     assert missing.stderr == (
