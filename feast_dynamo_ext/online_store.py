@@ -332,11 +332,8 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `_read_features_per_fv`.
         """
-        connection, settings, request = (
-            self.connection(config),
-            config.online_store,
-            _REQUEST.get(),
-        )
+        connection, settings = self.connection(config), config.online_store
+        request = _REQUEST.get()
         if request is not None and config.registry.enable_online_feature_view_versioning:
             request.restore_versions(view for view, _ in grouped_refs)
         known = [connection.views.known(view, config) for view, _ in grouped_refs]

@@ -83,7 +83,7 @@ class ConnectionLimit:
             return True
 
     def give(self, count: int) -> None:
-        """So many connections fewer; those who wait are told."""
+        """Give back so many connections, and wake loops that wait for one."""
         with self._lock:
             self._open -= count
             hungry = list(self.hungry)[:count]

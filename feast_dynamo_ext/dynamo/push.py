@@ -50,7 +50,7 @@ def rows_of_frame(
         view: a feature view, or an on-demand view that is written to the online store.
         frame: columns of join keys, features and times, in any order; others are not looked at.
             A column may be a named index. Columns of an on-demand view may be missing: they are
-            null, and its rows are of now.
+            null, and its event times are the current time.
         field_mapping: new names of columns, for an on-demand view; any other view's source says.
 
     Raises:

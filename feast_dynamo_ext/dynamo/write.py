@@ -113,7 +113,7 @@ def latest_event_us(config: RepoConfig) -> int | None:
 
 
 def refuse_future(ahead: int, rows: int, view: str) -> None:
-    """Refuse rows that are too far ahead: no row of now would replace them.
+    """Refuse rows that are too far ahead: no current row would replace them.
 
     Args:
         ahead: how many are.

@@ -25,7 +25,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from feast_dynamo_ext import _feast
 from feast_dynamo_ext.dynamo.batch_get import TableKeys
 from feast_dynamo_ext.dynamo.keys import text
 from feast_dynamo_ext.dynamo.layouts.packed import FINGERPRINT, KEY, schema_key
@@ -86,9 +85,7 @@ def declare_registry_services(
     services = precomputed_services(
         registry, config.project, view=view.name, allow_cache=not is_fresh
     )
-    if services:
-        _feast.hide_feasts_warnings()
-    elif not is_fresh:
+    if not services and not is_fresh:
         return []
     try:
         declared: list[ServiceSpec] = store.declare_services(
