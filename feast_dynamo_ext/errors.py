@@ -229,6 +229,8 @@ class TableLayoutError(OnlineStoreError, ValueError):
 class TableTakenError(OnlineStoreError, ValueError):
     """A table that another feature view has, of this project or of another."""
 
+    http_status: ClassVar[int] = CONFLICT
+
 
 class TablesDifferError(OnlineStoreError, ValueError):
     """Tables that are missing or not as they are set, found by `manage_tables: verify`.

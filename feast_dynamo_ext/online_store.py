@@ -128,7 +128,7 @@ class DynamoOnlineStore(OnlineStore):
 
         connection = self.connection(config)
         apply.update(
-            connection.client, config, tables_to_keep, tables_to_delete, connection.schemas.forget
+            connection.client, config, tables_to_keep, tables_to_delete, connection.forget
         )
 
     def plan(self, config: RepoConfig, desired_registry_proto: RegistryProto) -> list[InfraObject]:
@@ -157,7 +157,7 @@ class DynamoOnlineStore(OnlineStore):
         from feast_dynamo_ext.dynamo.tables import apply
 
         connection = self.connection(config)
-        apply.teardown(connection.client, config, tables, connection.schemas.forget)
+        apply.teardown(connection.client, config, tables, connection.forget)
 
     # Writes
 
@@ -176,6 +176,7 @@ class DynamoOnlineStore(OnlineStore):
             WindowError: event times further ahead than `max_future`.
             ItemTooLargeError: a row over 400 KB. Nothing of `data` is written then.
             IncompleteWriteError: rows left unwritten at the deadline, named.
+            TableTakenError: the table is another view's or project's.
         """
         self.write_feast_rows(config, table, data, progress)
 
@@ -205,6 +206,7 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `online_write_batch`.
         """
+        await self.connection(config).refuse_anothers(config, table)
 
         def packed() -> tuple[RowSchema, list[Row]]:
             schema = schema_of_rows(table, data)
@@ -220,6 +222,7 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `online_write_batch`.
         """
+        await self.connection(config).refuse_anothers(config, view)
         return await self._write(config, view, schema, newest_per_key(rows), None)
 
     def write_rows(
@@ -238,9 +241,21 @@ class DynamoOnlineStore(OnlineStore):
         Raises: as `online_write_batch`.
         """
         newest = newest_per_key(rows)
+        self.refuse_anothers(config, view)
         return self.connection(config).loops.run(
             self._write(config, view, schema, newest, progress)
         )
+
+    def refuse_anothers(self, config: RepoConfig, *views: Any) -> None:
+        """Refuse to write into tables of other views or projects; each is looked at once.
+
+        Raises:
+            TableTakenError: one is another's.
+            AwsError: AWS refused.
+        """
+        connection = self.connection(config)
+        for view in views:
+            connection.written.refuse_anothers(connection.client, config, view)
 
     async def _write(
         self,
@@ -458,6 +473,12 @@ class DynamoOnlineStore(OnlineStore):
             AwsError: AWS refused.
         """
         connection = self.connection(config)
+        # A service is declared beside the rows of all its views.
+        of_services = ([one for one, _ in refs] for refs in services.values())
+        for views in of_services:
+            if any(one.name == view.name for one in views):
+                self.refuse_anothers(config, *views)
+        self.refuse_anothers(config, view)
         return connection.loops.run(
             self._services.declare(connection, config, services, view, replace=replace)
         )

@@ -10,7 +10,7 @@ Found, not found and could not be read are three different answers: a key is fou
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feast_dynamo_ext.dynamo.layouts.packed import KEY, PACKED, VALUES
@@ -189,7 +189,6 @@ class Reader:
         hedge_after_s: the slowest request of a read is sent once more after that; None for never.
         item_bytes: mean size of a table's items where they are large, as last read: requests are
             then made smaller, as an answer holds 16 MB.
-        started_s: when the call began that the reads are of; None for each read's own beginning.
     """
 
     transport: Transport
@@ -198,21 +197,21 @@ class Reader:
     workers: int = 10
     hedge_after_s: float | None = None
     item_bytes: dict[str, int] = field(default_factory=dict)
-    started_s: float | None = None
 
-    def since(self, started_s: float) -> Reader:
-        """The same reader, of whose reads the policy's deadline counts from a moment on."""
-        return replace(self, started_s=started_s)
-
-    async def read(self, wanted: Sequence[TableKeys]) -> Found:
+    async def read(self, wanted: Sequence[TableKeys], started_s: float | None = None) -> Found:
         """The items of all keys that exist.
+
+        Args:
+            wanted: what to read.
+            started_s: when the call began that the read is of, from which on the policy's
+                deadline counts; None for now.
 
         Raises:
             IncompleteReadError: keys were left unread at the deadline; names tables and counts.
             ResourceNotFoundError: a table does not exist.
             AwsError: AWS refused the request.
         """
-        result = await self.read_partial(wanted)
+        result = await self.read_partial(wanted, started_s)
         if result.unread:
             raise self.incomplete(result) from result.cause
         return result.found
@@ -222,17 +221,13 @@ class Reader:
     ) -> ReadResult:
         """The same, but what is left unread at the deadline is part of the result.
 
-        Args:
-            wanted: what to read.
-            started_s: when the call began; None for what `started_s` of the reader says.
-
         Raises:
             ResourceNotFoundError: a table does not exist.
             AwsError: AWS refused the request.
         """
         result = ReadResult(wanted, {keys.table: {} for keys in wanted})
         if started_s is None:
-            started_s = self.policy.clock() if self.started_s is None else self.started_s
+            started_s = self.policy.clock()
         transport: Transport = OwnAnswers(self.transport)
         if self.hedge_after_s is not None:
             transport = HedgedTransport(transport, self.hedge_after_s)

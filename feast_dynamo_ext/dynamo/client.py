@@ -10,14 +10,16 @@ from botocore.config import Config
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.dynamo.batch_get import Reader
-from feast_dynamo_ext.dynamo.event_loops import Loops
+from feast_dynamo_ext.dynamo.event_loops import Loops, off_loop
 from feast_dynamo_ext.dynamo.retry import RetryBudget, ServingLimiter
 from feast_dynamo_ext.dynamo.schemas import SchemaCache
 from feast_dynamo_ext.dynamo.transport import DynamoTransport, TransportSettings
-from feast_dynamo_ext.dynamo.views import KnownViews
+from feast_dynamo_ext.dynamo.views import KnownViews, WrittenTables
 from feast_dynamo_ext.dynamo.write import Writer
 
 if TYPE_CHECKING:
+    from feast import RepoConfig
+
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.dynamo.retry import RetryPolicy
 
@@ -49,6 +51,7 @@ class Connection:
         writer: writes items.
         schemas: what items' values stand for.
         views: what is known of feature views.
+        written: whose the tables are that rows are written into.
     """
 
     client: Any
@@ -58,6 +61,7 @@ class Connection:
     writer: Writer
     schemas: SchemaCache = field(default_factory=SchemaCache)
     views: KnownViews = field(default_factory=KnownViews)
+    written: WrittenTables = field(default_factory=WrittenTables)
 
     @classmethod
     def open(cls, settings: ConnectionSettings) -> Connection:
@@ -95,6 +99,16 @@ class Connection:
                 settings.write_workers,
             ),
         )
+
+    def forget(self, table: str) -> None:
+        """Forget what was seen of a table that may be new or gone."""
+        self.schemas.forget(table)
+        self.written.forget(table)
+
+    async def refuse_anothers(self, config: RepoConfig, view: Any) -> None:
+        """See `WrittenTables.refuse_anothers`; a caller's event loop is not held up."""
+        if self.written.is_unknown(config, view):
+            await off_loop(self.written.refuse_anothers, self.client, config, view)
 
     def close(self) -> None:
         """Close all connections that no event loop of a caller holds."""

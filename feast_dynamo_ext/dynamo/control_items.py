@@ -10,6 +10,7 @@ at the item understands.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,11 @@ from botocore.exceptions import ClientError
 
 from feast_dynamo_ext.aws import translated
 from feast_dynamo_ext.dynamo.layouts.packed import KEY, RESERVED_PREFIX
+from feast_dynamo_ext.dynamo.retry import no_table
+from feast_dynamo_ext.errors import ResourceNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     Value = str | int | Decimal | frozenset[int]
 
@@ -56,7 +59,7 @@ class ControlItem:
 
     def read(self) -> dict[str, Any] | None:
         """Its attributes but the key, as they are now; None where there is no such item."""
-        with translated("dynamodb", f"table {self.table}"):
+        with self._translated():
             answer = self.client.get_item(**self._address, ConsistentRead=True)
         if "Item" not in answer:
             return None
@@ -118,7 +121,7 @@ class ControlItem:
         return {"TableName": self.table, "Key": self._key}
 
     def _send(self, call: Callable[..., Any], request: Mapping[str, Any]) -> bool:
-        with translated("dynamodb", f"table {self.table}"):
+        with self._translated():
             try:
                 call(**request)
             except ClientError as error:
@@ -126,6 +129,14 @@ class ControlItem:
                     return False
                 raise
         return True
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            with translated("dynamodb", f"table {self.table}"):
+                yield
+        except ResourceNotFoundError as error:
+            raise no_table(error, [self.table]) from error
 
 
 class _Expression:

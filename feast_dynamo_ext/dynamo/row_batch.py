@@ -72,7 +72,10 @@ class Outcome:
         if not self.unwritten:
             return self
         total = self.settled + len(self.unwritten)
-        why = f" Last answer: {self.cause}" if self.cause is not None else ""
+        # That their schema could not be written says no more than why it could not.
+        is_of_schema = isinstance(self.cause, IncompleteWriteError)
+        cause = self.cause.__cause__ if self.cause and is_of_schema else self.cause
+        why = f" Last answer: {cause}" if cause is not None else ""
         raise IncompleteWriteError(
             f"Table {table}: {len(self.unwritten):,} of {total:,} rows are not written; their "
             f"keys are in the error's `unwritten`.{why} The others are: write the same rows "

@@ -137,15 +137,17 @@ class SchemaCache:
             if (table, fingerprint) not in self.known
         ]
         if missing:
-            await self._fetch(missing, reader if started_s is None else reader.since(started_s))
+            await self._fetch(missing, reader, started_s)
 
-    async def _fetch(self, missing: Iterable[tuple[str, str]], reader: Reader) -> None:
+    async def _fetch(
+        self, missing: Iterable[tuple[str, str]], reader: Reader, started_s: float | None
+    ) -> None:
         wanted: dict[str, list[str]] = {}
         for table, fingerprint in missing:
             key = schema_key(base64.b64decode(fingerprint))
             wanted.setdefault(table, []).append(key)
         found = await reader.read(
-            [TableKeys(table, tuple(keys)) for table, keys in wanted.items()]
+            [TableKeys(table, tuple(keys)) for table, keys in wanted.items()], started_s
         )
         for table, items in found.items():
             for item in items.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -313,6 +314,70 @@ def table_name(config: RepoConfig, view: Any) -> str:
         project=config.project, table_name=compute_versioned_name(view, versioned)
     )
     return name
+
+
+VERSION = re.compile(r"_v[1-9]\d*$")
+"""How the table of a view's later version ends: see Feast's `compute_versioned_name`."""
+
+
+def may_be_anothers(config: RepoConfig, table: str) -> bool:
+    """Whether a table's name may be that of a view of another name, or of another project."""
+    template = config.online_store.table_name_template
+    before, between, after = around_names(template)
+    own = table.removeprefix(before).removesuffix(after)
+    # `between` stands between project and view; where it stands twice, the name can be cut twice.
+    cuts = own.count(between) if between else 0
+    return cuts != 1 or bool(VERSION.search(own))
+
+
+def around_names(template: str) -> tuple[str, str, str]:
+    """What stands before, between and after project and view in a template.
+
+    All are empty where it has not each of them once.
+    """
+    parts = re.split(r"\{(project|table_name)\}", template)
+    if sorted(parts[1::2]) != ["project", "table_name"]:
+        return "", "", ""
+    return parts[0], parts[2], parts[4]
+
+
+@dataclass
+class WrittenTables:
+    """Whose the tables are that a process writes into; each is looked at before its first row.
+
+    `feast apply` may have been refused, may never look (`manage_tables: never`), or was run by
+    another project since. Only tables whose names may be another's are looked at. Threads share
+    it safely.
+    """
+
+    _ours: set[tuple[str, str, str]] = field(default_factory=set)
+
+    def forget(self, table: str) -> None:
+        """Look again at a table that may be new."""
+        self._ours -= {one for one in self._ours if one[0] == table}
+
+    def is_unknown(self, config: RepoConfig, view: Any) -> bool:
+        """Whether a view's table is still to be looked at."""
+        key = (table_name(config, view), config.project, view.name)
+        if key not in self._ours and not may_be_anothers(config, key[0]):
+            self._ours.add(key)
+        return key not in self._ours
+
+    def refuse_anothers(self, dynamodb: Any, config: RepoConfig, view: Any) -> None:
+        """Refuse to write a view's rows into a table of another view or project.
+
+        Raises:
+            TableTakenError: in the words of `feast apply`.
+            AwsError: AWS refused.
+        """
+        if self.is_unknown(config, view):
+            # Who reads does without it, and who writes under names of his own.
+            from feast_dynamo_ext.dynamo.tables import describe
+
+            table = table_name(config, view)
+            spec = describe.TableSpec(table, view.name, config.project, may_be_anothers=True)
+            if describe.refuse_anothers(dynamodb, config.online_store.aws(), spec):
+                self._ours.add((table, config.project, view.name))
 
 
 def answers_expired(config: RepoConfig, view: Any) -> bool:

@@ -305,6 +305,7 @@ class DynamoComputeEngine(LocalComputeEngine):
             partial(self.reading, view, window),
             self._write_method(view),
             self._services(registry, view),
+            partial(self._ours.refuse_anothers, self.repo_config, view),
         )
 
     def _write_method(self, view: Any) -> WriteMethod:
@@ -347,6 +348,8 @@ class DynamoComputeEngine(LocalComputeEngine):
         is_ours = self._ours is not None and task.feature_view.online
         self._counted = CountedStore(self._ours, report) if is_ours else None
         try:
+            if is_ours:
+                self._ours.refuse_anothers(self.repo_config, task.feature_view)
             with self._leased(report) if is_ours else contextlib.nullcontext():
                 fill = self._services(registry, task.feature_view)() if is_ours else None
                 failed = _feast.materialize_one(self, registry, widened)

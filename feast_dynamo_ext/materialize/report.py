@@ -39,7 +39,7 @@ class ViewReport:
         written: rows that are in the table now.
         older: rows that are not, because the table holds newer ones.
         resumed: rows of `to_write` that an earlier, killed run had written.
-        failed: rows that could not be written.
+        failed: rows that could not be written; see `left`.
         throttles: requests that DynamoDB throttled, in whole or in part.
         units: write units consumed, as DynamoDB counts them; where it does not say, as the sizes
             of the items that were sent to it say.
@@ -75,6 +75,16 @@ class ViewReport:
     def settled(self) -> int:
         """Rows of `to_write` that need nothing more."""
         return self.written + self.older + self.resumed
+
+    @property
+    def left(self) -> int | None:
+        """Rows that could not be written, or were not tried any more once the view had failed.
+
+        None where it failed before it was known how many there are.
+        """
+        if self.step != "failed":
+            return self.failed
+        return None if self.to_write is None else max(self.failed, self.to_write - self.settled)
 
     @property
     def task(self) -> Task:
@@ -157,8 +167,9 @@ def as_text(report: RunReport) -> str:
 
     Columns: rows of history read; incomplete rows, without a key or event time, which are left
     out; rows written, skipped as older than what the table holds, skipped as past their ttl,
-    failed, and resumed (written by an earlier run that was killed); requests throttled; write
-    units consumed and their price on demand; wall-clock time; state.
+    failed ("-" where a view failed before it was known how many there are), and resumed (written
+    by an earlier run that was killed); requests throttled; write units consumed and their price on
+    demand; wall-clock time; state.
     """
     if not report.views:
         return "There was no feature view to materialize."
@@ -178,8 +189,9 @@ def as_json(report: RunReport) -> dict[str, Any]:
         ``{"views": [...], "total": {...}}``. A view has ``view``, ``table``, ``start`` and
         ``end`` (ISO 8601), ``state``, ``to_write`` (null where it was not known yet), ``error``
         (null or a text), and as the total has: ``read``, ``incomplete``, ``written``, ``older``,
-        ``expired``, ``failed``, ``resumed`` (rows), ``throttles`` (requests), ``units``,
-        ``dollars``, ``seconds`` (null where it did not begin).
+        ``expired``, ``failed`` (null where a view failed before it was known how many there
+        are), ``resumed`` (rows), ``throttles`` (requests), ``units``, ``dollars``, ``seconds``
+        (null where it did not begin).
     """
     return {
         "views": [_view_json(view) for view in report.views],
@@ -200,12 +212,14 @@ def reason(error: BaseException) -> str:
 
 def _row(label: str, views: list[ViewReport], shown: list[str], state: str) -> list[str]:
     figures = _figures(views)
-    counts = [count(figures[name]) for name in shown]
+    counts = ["-" if figures[name] is None else count(figures[name]) for name in shown]
     return [label, *counts, dollars(figures["dollars"]), duration(figures["seconds"]), state]
 
 
 def _figures(views: list[ViewReport]) -> dict[str, Any]:
-    counts = {name: _sum(views, name) for name in COUNTS}
+    counts: dict[str, Any] = {name: _sum(views, name) for name in COUNTS}
+    left = [view.left for view in views]
+    counts["failed"] = None if None in left else sum(filter(None, left))
     seconds = _seconds(views)
     return {
         **counts,

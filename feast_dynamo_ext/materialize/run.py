@@ -216,6 +216,7 @@ class ViewRun:
         reading: opens its history.
         method: writes its rows.
         services: called before its first row is written; gives what is called after the last.
+        refuse_anothers: raises where its table is another view's or project's.
     """
 
     view: Any
@@ -223,6 +224,7 @@ class ViewRun:
     reading: Callable[[], ViewReading]
     method: WriteMethod
     services: Callable[[], Callable[[], object]]
+    refuse_anothers: Callable[[], object]
 
 
 @dataclass
@@ -306,6 +308,7 @@ class Run:
             await shared.in_thread(lease.release)
 
     def _leased(self, run: ViewRun) -> Lease:
+        run.refuse_anothers()
         settings = LeaseSettings(
             self.settings.lease_s, self.settings.if_running, sleep=self._sleep
         )

@@ -267,7 +267,7 @@ def test_threads_may_finish_buckets_at_once(open_run, client, table):
 
 
 def test_without_its_table_there_is_no_progress(client):
-    with pytest.raises(ResourceNotFoundError, match="table no-such-table"):
+    with pytest.raises(ResourceNotFoundError, match=r"no-such-table\. Run `feast apply`"):
         Checkpoint.open(client, "no-such-table", IDENTITY, resume=True)
 
 

@@ -432,7 +432,7 @@ def test_a_run_that_ends_meanwhile_is_gone(run, client, table):
 
 
 def test_without_its_table_there_is_no_lease(client):
-    with pytest.raises(ResourceNotFoundError, match="table no-such-table"):
+    with pytest.raises(ResourceNotFoundError, match=r"no-such-table\. Run `feast apply`"):
         Run(client, "no-such-table").acquire()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import logging
 import uuid
@@ -9,9 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.awsrequest import AWSResponse
+from feast import FeatureService
+from feast.data_source import PushSource
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_contents import RepoContents
 from feast.types import Float64
 from repos import REGION
@@ -22,7 +29,7 @@ from feast_dynamo_ext.errors import ConfigError, TablesFailedError, TableTakenEr
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from feast import FeatureStore
+    from feast import FeatureStore, FeatureView
 
 VERSIONS = {"enable_online_feature_view_versioning": True}
 NOW = dt.datetime.now(tz=dt.timezone.utc).replace(microsecond=0)
@@ -123,6 +130,103 @@ def test_a_table_of_another_project_is_refused_at_apply_and_plan(
     assert len(account.tables()) == len(before) + 1
     theirs.teardown()
     assert account.tables() == []
+
+
+def everywhere(store: FeatureStore, found: FeatureView) -> dict[str, Callable[[], object]]:
+    """Each entrance by which rows get into a view's table, with a row for customer 2."""
+    view = found.name
+    rows = pd.DataFrame({"cid": [2], "t": [YESTERDAY], "total": [2.5]})
+    key = EntityKey(join_keys=["cid"], entity_values=[Value(int64_val=2)])
+    data = [(key, {"total": Value(double_val=2.5)}, YESTERDAY, None)]
+    online, config = store._get_provider().online_store, store.config
+    span = {"feature_views": [view], "end_date": NOW}
+    return {
+        "push": lambda: store.push(f"{view}_push", rows),
+        "push_async": lambda: asyncio.run(store.push_async(f"{view}_push", rows)),
+        "write_to_online_store": lambda: store.write_to_online_store(view, rows),
+        "write_to_online_store_async": lambda: asyncio.run(
+            store.write_to_online_store_async(view, rows)
+        ),
+        "online_write_batch": lambda: online.online_write_batch(config, found, data, None),
+        "online_write_batch_async": lambda: asyncio.run(
+            online.online_write_batch_async(config, found, data, None)
+        ),
+        "materialize": lambda: store.materialize(start_date=NOW - dt.timedelta(days=9), **span),
+        "materialize_incremental": lambda: store.materialize_incremental(**span),
+        "precompute": lambda: store._get_provider().precompute_feature_service("ranking"),
+    }
+
+
+@pytest.mark.parametrize("mode", ["refused", "never"])
+def test_rows_are_not_written_into_a_table_of_another_project(account, tmp_path, mode):
+    online = {"table_name_template": f"{account.start}.{{table_name}}"}
+    rows = {"cid": [2], "t": pa.array([YESTERDAY], pa.timestamp("us", "UTC")), "total": [2.5]}
+    pq.write_table(pa.table(rows), tmp_path / "orders.parquet")
+    files = parquet_files(tmp_path / "orders.parquet", "t")
+    orders = customer_view("orders", PushSource(name="orders_push", batch_source=files))
+    theirs = account.store(registry="theirs", folder=tmp_path, online=online)
+    theirs.apply([CUSTOMER, orders])
+    theirs.push("orders_push", pd.DataFrame({"cid": [1], "t": [YESTERDAY], "total": [1.5]}))
+    before = account.keys(".orders")
+    if mode == "never":
+        online["manage_tables"] = "never"
+    ours = account.store("x", "ours", folder=tmp_path, online=online)
+    ranking = FeatureService(name="ranking", features=[orders], precompute_online=True)
+    words = (
+        f"Feature view `orders` of project {ours.project} would share DynamoDB table "
+        rf"{account.start}\.orders: it belongs to Feast project {theirs.project}\."
+    )
+    entrances = everywhere(ours, orders)
+    if mode == "refused":
+        with pytest.raises(TableTakenError, match=words):
+            ours.apply([CUSTOMER, orders, ranking])
+        # The view is in Feast's cache of the registry alone, which these do not read.
+        for entrance in ("materialize", "materialize_incremental", "precompute"):
+            del entrances[entrance]
+    else:
+        ours.apply([CUSTOMER, orders, ranking])
+    for entrance, write in entrances.items():
+        with pytest.raises(TableTakenError, match=words):
+            write()
+        assert account.keys(".orders") == before, entrance
+    theirs.push("orders_push", pd.DataFrame({"cid": [2], "t": [YESTERDAY], "total": [2.5]}))
+    features = theirs.get_online_features(["orders:total"], [{"cid": 1}, {"cid": 2}])
+    assert features.to_dict() == {"cid": [1, 2], "total": [1.5, 2.5]}
+
+
+@pytest.mark.parametrize("template", ["{project}.{table_name}", "{table_name}"])
+def test_a_table_is_looked_at_once_before_its_first_row(account, tmp_path, dynamodb, template):
+    online = {"table_name_template": template.replace("{table", f"{account.start}.{{table", 1)}
+    if "{project}" in template:
+        online = {}
+    store = account.store(folder=tmp_path, online=online)
+    store.apply([CUSTOMER, customer_view("orders", pushed("orders"))])
+    seen: list[str] = []
+    client = store._get_provider().online_store.connection(store.config).client
+    client.meta.events.register("before-call.dynamodb", lambda model, **_: seen.append(model.name))
+    for cid in range(3):
+        rows = {"cid": [cid], "t": [YESTERDAY], "total": [0.5]}
+        store.push("orders_push", pd.DataFrame(rows))
+    looked = ["DescribeTable", "ListTagsOfResource", *([] if dynamodb.has_tags else ["GetItem"])]
+    assert seen == ([] if "{project}" in template else looked)
+
+
+@pytest.mark.parametrize("code", ["AccessDeniedException", "ThrottlingException"])
+def test_who_may_not_look_at_a_table_writes(account, tmp_path, caplog, code):
+    online = {"table_name_template": f"{account.start}.{{table_name}}", "retry_mode": None}
+    store = account.store(folder=tmp_path, online={**online, "total_max_retry_attempts": 1})
+    store.apply([CUSTOMER, customer_view("orders", pushed("orders"))])
+    client = store._get_provider().online_store.connection(store.config).client
+    answer = AWSResponse("", 400, {"x-amzn-requestid": "1"}, None), {"Error": {"Code": code}}
+    client.meta.events.register("before-call.dynamodb.DescribeTable", lambda **_: answer)
+    caplog.clear()
+    for cid in range(2):
+        rows = {"cid": [cid], "t": [YESTERDAY], "total": [cid + 0.5]}
+        store.push("orders_push", pd.DataFrame(rows))
+    features = store.get_online_features(["orders:total"], [{"cid": 0}, {"cid": 1}])
+    assert features.to_dict()["total"] == [0.5, 1.5]
+    warned = [one.getMessage() for one in caplog.records if "whose table" in one.getMessage()]
+    assert len(warned) == (2 if code == "ThrottlingException" else 0)
 
 
 def test_a_table_of_before_is_given_an_owner_once(account, tmp_path, dynamodb):

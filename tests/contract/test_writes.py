@@ -331,6 +331,20 @@ def test_rows_that_stay_throttled_are_named(scripted_http, how):
     connection.close()
 
 
+def test_rows_whose_schema_cannot_be_written_are_named_in_one_sentence(scripted_http, open_store):
+    throttled = (400, {"__type": "x#ThrottlingException", "message": "slow down"})
+    url = scripted_http([throttled] * 10_000)
+    store = open_store(
+        online={"region": "us-east-1", "endpoint_url": url, "write_deadline_ms": 100}
+    )
+    online = store._get_provider().online_store
+    with pytest.raises(IncompleteWriteError, match="2 of 2 rows are not written") as caught:
+        online.online_write_batch(store.config, view(), [row(1, 1, 1), row(2, 1, 1)], None)
+    assert str(caught.value).count("write the same rows again") == 1
+    assert str(caught.value).count("slow down") == 1
+    assert len(caught.value.unwritten) == 2
+
+
 def test_a_push_to_a_view_without_entities_is_found(open_shop):
     store = open_shop()
     batch = FileSource(name="settings_batch", path="nowhere", timestamp_field="t")

@@ -376,10 +376,10 @@ def test_the_deadline_is_that_of_all_requests_of_a_read_together():
 
 def test_reads_of_one_call_share_its_deadline():
     clock = Clock()
-    reader = Reader(FlakyDynamo({"t": {}}, ["throttle"] * 100), clock.policy(5.0)).since(0.0)
+    reader = Reader(FlakyDynamo({"t": {}}, ["throttle"] * 100), clock.policy(5.0))
     for _ in range(2):
         with pytest.raises(IncompleteReadError):
-            read(reader, [TableKeys("t", (text(1),))])
+            asyncio.run(reader.read([TableKeys("t", (text(1),))], started_s=0.0))
     assert clock.now_s <= 5.0
 
 

@@ -62,8 +62,8 @@ def test_views_that_failed_are_named_with_their_error():
     throttled = ThrottledError("dynamodb PutItem on shop.orders: throttled.\nRetry later.")
     report = RunReport(
         [
-            view("orders", step="failed", error=throttled, failed=3),
-            view("baskets"),
+            view("orders", step="failed", error=throttled, to_write=9, written=4, failed=3),
+            view("baskets", failed=1),
             view("visits", step="failed", error=KeyError("amount")),
         ]
     )
@@ -74,7 +74,11 @@ def test_views_that_failed_are_named_with_their_error():
     )
     table = text.split("\n\n", maxsplit=1)[0].splitlines()
     assert [cells(line)[-1] for line in table[2:5]] == ["failed", "done", "failed"]
-    assert cells(table[-1])[-1] == "1 of 3 done"
+    # 3 of the first were refused, 2 not tried any more; nobody knows how many the third had.
+    assert [cells(line)[5] for line in table[2:5]] == ["5", "1", "-"]
+    assert [cells(table[-1])[at] for at in (5, -1)] == ["-", "1 of 3 done"]
+    figures = as_json(report)
+    assert [one["failed"] for one in (*figures["views"], figures["total"])] == [5, 1, None, None]
 
 
 def test_a_run_that_was_stopped_says_where_its_views_were():

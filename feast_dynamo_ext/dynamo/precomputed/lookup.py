@@ -372,9 +372,7 @@ class ServiceRequest:
             consistent=any(view.consistent for view in known),
             mark=config.online_store.on_partial == "mark",
         )
-        reader = connection.reader
-        reader = reader.since(reader.policy.clock())
-        vectors, without = await read.run(reader, connection.schemas)
+        vectors, without = await read.run(connection.reader, connection.schemas)
         if without and without == len({key for key in read.rows if key is not None}):
             book.tell(
                 self.service,

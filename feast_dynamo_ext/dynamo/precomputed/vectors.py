@@ -420,10 +420,11 @@ class VectorRead:
         Raises:
             IncompleteReadError: keys were left unread at the deadline, and `mark` is off.
         """
-        spec = self.spec
+        spec, started_s = self.spec, reader.policy.clock()
         keys = {key: spec.vector_key(key) for key in self.rows if key is not None}
         wanted = tuple([key for key in keys.values() if key is not None])
-        result = await self._read(reader, [TableKeys(spec.home, wanted, self.consistent)])
+        of_home = [TableKeys(spec.home, wanted, self.consistent)]
+        result = await self._read(reader, of_home, started_s)
         items, unread = result.found[spec.home], set(result.unread.get(spec.home, ()))
         held: dict[str | None, Vector] = {}
         for key, vector_key in keys.items():
@@ -435,17 +436,17 @@ class VectorRead:
                 held[key] = Vector.empty(spec, UNREAD_ROW)
         missing = tuple([key for key in keys if key not in held])
         if missing:
-            held.update(await self._from_views(missing, reader, book))
+            held.update(await self._from_views(missing, reader, book, started_s))
         nothing = Vector.empty(spec)
         return [held.get(key, nothing) for key in self.rows], len(missing)
 
     async def _from_views(
-        self, keys: tuple[str, ...], reader: Reader, book: SchemaCache
+        self, keys: tuple[str, ...], reader: Reader, book: SchemaCache, started_s: float
     ) -> dict[str, Vector]:
         spec = self.spec
         wanted = [TableKeys(table, keys, self.consistent) for table in spec.tables]
-        result = await self._read(reader, wanted)
-        await book.fetch_missing(result.found, reader)
+        result = await self._read(reader, wanted, started_s)
+        await book.fetch_missing(result.found, reader, started_s)
         lost: dict[str, set[str]] = {}
         for table, unread in result.unread.items():
             for key in unread:
@@ -457,8 +458,10 @@ class VectorRead:
             for key in keys
         }
 
-    async def _read(self, reader: Reader, wanted: Sequence[TableKeys]) -> ReadResult:
-        result = await reader.read_partial(wanted)
+    async def _read(
+        self, reader: Reader, wanted: Sequence[TableKeys], started_s: float
+    ) -> ReadResult:
+        result = await reader.read_partial(wanted, started_s)
         if result.unread and not self.mark:
             raise reader.incomplete(result) from result.cause
         return result

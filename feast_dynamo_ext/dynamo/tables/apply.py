@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -25,7 +24,12 @@ from feast_dynamo_ext.dynamo.tables.infra import (
     say_plan,
 )
 from feast_dynamo_ext.dynamo.tables.table import carry_out, delete_table, plan_table
-from feast_dynamo_ext.dynamo.views import table_name
+from feast_dynamo_ext.dynamo.views import (
+    VERSION,
+    around_names,
+    may_be_anothers,
+    table_name,
+)
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsError,
@@ -284,31 +288,6 @@ def table_spec(config: RepoConfig, view: Any) -> TableSpec:
     )
 
 
-VERSION = re.compile(r"_v[1-9]\d*$")
-"""How the table of a view's later version ends: see Feast's `compute_versioned_name`."""
-
-
-def may_be_anothers(config: RepoConfig, table: str) -> bool:
-    """Whether a table's name may be that of a view of another name, or of another project."""
-    template = config.online_store.table_name_template
-    before, between, after = _around(template)
-    own = table.removeprefix(before).removesuffix(after)
-    # `between` stands between project and view; where it stands twice, the name can be cut twice.
-    cuts = own.count(between) if between else 0
-    return cuts != 1 or bool(VERSION.search(own))
-
-
-def _around(template: str) -> tuple[str, str, str]:
-    """What stands before, between and after project and view in a template.
-
-    All are empty where it has not each of them once.
-    """
-    parts = re.split(r"\{(project|table_name)\}", template)
-    if sorted(parts[1::2]) != ["project", "table_name"]:
-        return "", "", ""
-    return parts[0], parts[2], parts[4]
-
-
 def update(
     dynamodb: Any,
     config: RepoConfig,
@@ -376,7 +355,7 @@ def refuse_shared(
     views: dict[str, str] = {}
     for spec in specs:
         _take(views, spec.name, spec.view)
-    _, _, after = _around(config.online_store.table_name_template)
+    _, _, after = around_names(config.online_store.table_name_template)
     # Only the table of a version can be that of a view of another name too.
     if not any(VERSION.search(table.removesuffix(after)) for table in views):
         return

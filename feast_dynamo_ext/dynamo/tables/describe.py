@@ -18,6 +18,8 @@ from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsUnavailableError,
     ResourceNotFoundError,
+    TableTakenError,
+    ThrottledError,
 )
 from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.view_settings import TableSettings
@@ -242,10 +244,29 @@ class Owner:
             return f"it belongs to feature view `{self.view}`"
         return ""
 
+    def refuse_anothers(self, spec: TableSpec) -> None:
+        """Refuse a table that is not a spec's.
 
-def read_owner(clients: TableClients, spec: TableSpec, described: Mapping[str, Any]) -> Owner:
-    """Whose a table is: its tags say so, or an item where tags cannot be had."""
-    tags = read_tags(clients, spec, described)
+        Raises:
+            TableTakenError: it is another view's, or another project's.
+        """
+        if dispute := self.disputes(spec):
+            raise TableTakenError(
+                f"Feature view `{spec.view}` of project {spec.project} would share DynamoDB table "
+                f"{spec.name}: {dispute}. Rename the view, or set a `table_name_template` in "
+                "feature_store.yaml that names their tables differently; delete the table only "
+                "if nobody needs its rows."
+            )
+
+
+def read_owner(
+    clients: TableClients, spec: TableSpec, described: Mapping[str, Any] | None
+) -> Owner:
+    """Whose a table is: its tags say so, or an item where tags cannot be had.
+
+    They cannot where the table may not be described either (None).
+    """
+    tags = Skipped("tags", "") if described is None else read_tags(clients, spec, described)
     if not isinstance(tags, Skipped):
         return Owner(tags.get(OWNER, ""), tags.get(OWNER_VIEW, ""))
     try:
@@ -255,6 +276,33 @@ def read_owner(clients: TableClients, spec: TableSpec, described: Mapping[str, A
         logger.debug("table %s: %s", spec.name, error)
         item = {}
     return Owner(item.get("project", ""), item.get("view", ""), has_tags=False)
+
+
+def refuse_anothers(dynamodb: Any, settings: AwsSettings, spec: TableSpec) -> bool:
+    """Refuse to write rows into a table of another view or project; whether it was looked at.
+
+    An identity that may not look at the table may write all the same, and so may everybody while
+    looking is throttled: DynamoDB shows tags ten times a second, to a whole account.
+
+    Raises:
+        TableTakenError: in the words of `feast apply`.
+        AwsError: AWS refused.
+    """
+    clients = TableClients(dynamodb, settings)
+    try:
+        try:
+            with translated("dynamodb", f"table {spec.name}"):
+                described = describe(dynamodb, spec.name)
+            if described is None:
+                return False  # which a write says, and what to do
+        except AccessDeniedError as error:
+            logger.debug("table %s: %s", spec.name, error)
+            described = None
+        read_owner(clients, spec, described).refuse_anothers(spec)
+    except ThrottledError as error:
+        logger.warning("rows are written without a look at whose table it is: %s", error)
+        return False
+    return True
 
 
 def claim(spec: TableSpec, described: Mapping[str, Any], owner: Owner) -> Change | None:

@@ -30,7 +30,7 @@ from feast_dynamo_ext.dynamo.tables.diff import (
     read_state,
     refuse_without_units,
 )
-from feast_dynamo_ext.errors import TableProtectedError, TableTakenError
+from feast_dynamo_ext.errors import TableProtectedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -121,13 +121,7 @@ def _claimed(
     clients: TableClients, spec: TableSpec, described: Mapping[str, Any]
 ) -> tuple[Change, ...]:
     owner = read_owner(clients, spec, described)
-    if dispute := owner.disputes(spec):
-        raise TableTakenError(
-            f"Feature view `{spec.view}` of project {spec.project} would share DynamoDB table "
-            f"{spec.name}: {dispute}. Rename the view, or set a `table_name_template` in "
-            "feature_store.yaml that names their tables differently; delete the table only if "
-            "nobody needs its rows."
-        )
+    owner.refuse_anothers(spec)
     change = claim(spec, described, owner)
     return () if change is None else (change,)
 
