@@ -131,7 +131,8 @@ PRIVATE_NAMES = (
         "_get_cached_request_context",
         "called",
         "(registry, project, features, full_feature_names)",
-        "says whether a service has on-demand views, which are not precomputed",
+        "says whether a service has on-demand views, which are not precomputed, and what the "
+        "types of a request's keys are",
         returns=(
             "feature_refs",
             "requested_on_demand_feature_views",
@@ -362,6 +363,16 @@ def has_on_demand_views(
     return bool(context[1])
 
 
+def key_types(
+    registry: Any, project: str, features: Any, *, full_feature_names: bool
+) -> tuple[dict[str, str], Mapping[str, str]]:
+    """The declared type of each join key of a request, and join keys by entity name."""
+    from feast import utils
+
+    context = utils._get_cached_request_context(registry, project, features, full_feature_names)
+    return {key: kind.name for key, kind in context[3].items()}, context[2]
+
+
 def prepare_request(
     registry: Any, project: str, service: FeatureService, rows: Any, *, full_feature_names: bool
 ) -> PreparedRequest:
@@ -410,7 +421,7 @@ def _served(kind: Any) -> Any:
     def to_error_detail(self: FeastDynamoError) -> str:
         # Feast's remote clients make the error of it again, without this package.
         fields = {"module": FeastError.__module__, "class": FeastError.__name__}
-        return json.dumps({**fields, "message": str(self)})
+        return json.dumps({**fields, "error": kind.__name__, "message": str(self)})
 
     members = {
         "__module__": kind.__module__,
@@ -431,6 +442,29 @@ def served(error: FeastDynamoError) -> FeastDynamoError:
         kind: Any = type(error)
         error.__class__ = _served(kind)
     return error
+
+
+class _HttpStatus:
+    """Gives errors of a client's making, ours and Feast's, their HTTP status in Feast's server."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is None:
+            return
+        from feast.errors import FeatureNameCollisionError
+
+        from feast_dynamo_ext.errors import BAD_REQUEST, FeastDynamoError
+
+        if isinstance(error, FeastDynamoError):
+            served(error)
+        elif isinstance(error, FeatureNameCollisionError):
+            error.http_status_code = lambda: BAD_REQUEST  # type: ignore[method-assign]
+
+
+HTTP_STATUS = _HttpStatus()
+"""A block around what Feast's server may have called."""
 
 
 def track_online_read(seconds: float) -> None:

@@ -17,6 +17,7 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   ├── IncompleteReadError          keys left unread at the deadline       (TimeoutError)
     │   ├── IncompleteWriteError         rows left unwritten at the deadline    (TimeoutError)
     │   ├── EntityKeyError               an entity key that cannot be a key     (ValueError)
+    │   ├── FeatureNotFoundError         a reference to no feature    (KeyError, ValueError)
     │   ├── RequestTooLargeError         more rows than a request may have      (ValueError)
     │   ├── ItemTooLargeError            over DynamoDB's 400 KB an item         (ValueError)
     │   ├── StaleVectorsError            rows written, precomputed vectors not
@@ -185,6 +186,12 @@ class EntityKeyError(OnlineStoreError, ValueError):
     """An entity key that DynamoDB cannot hold, or a request without its join key."""
 
     http_status: ClassVar[int] = BAD_REQUEST
+
+
+class FeatureNotFoundError(OnlineStoreError, KeyError, ValueError):
+    """A requested feature that its view does not have, or a reference that names none."""
+
+    http_status: ClassVar[int] = NOT_FOUND
 
 
 class RequestTooLargeError(OnlineStoreError, ValueError):

@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from contextvars import ContextVar
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from feast.infra.online_stores.online_store import OnlineStore
@@ -50,6 +49,7 @@ from feast_dynamo_ext.dynamo.write import (
 from feast_dynamo_ext.errors import (
     AwsError,
     EntityKeyError,
+    FeastDynamoError,
     IncompleteWriteError,
     OnlineStoreError,
 )
@@ -338,7 +338,7 @@ class DynamoOnlineStore(OnlineStore):
         config: RepoConfig,
         grouped_refs: list[tuple[FeatureView, list[str]]],
         join_key_values: dict[str, list[ValueProto]],
-        entity_name_to_join_key_map: dict[str, str],  # noqa: ARG002 - Feast's interface
+        entity_name_to_join_key_map: dict[str, str],
         online_features_response: Any,
         full_feature_names: bool,
         include_feature_view_version_metadata: bool,
@@ -356,7 +356,12 @@ class DynamoOnlineStore(OnlineStore):
         read.refuse_too_many(rows, settings.max_rows_per_request)
         is_large = rows * len(known) >= LARGE_REQUEST
         requested = [names for _, names in grouped_refs]
-        of_columns = partial(read.of_columns, known, requested)
+
+        def of_columns(columns: Mapping[str, Sequence[ValueProto]]) -> list[read.ViewRead]:
+            if request is not None:
+                request.check_keys(known, entity_name_to_join_key_map, rows)
+            return read.of_columns(known, requested, columns)
+
         try:
             reads = (
                 await off_loop(of_columns, join_key_values)
@@ -412,8 +417,8 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `_read_features_per_fv`.
         """
-        with _request(registry, project, entity_rows) as request:
-            given = (features, entity_rows, registry, project, *args)
+        given = (features, entity_rows, registry, project, *args)
+        with _request(*given, **kwargs) as request:
             service = _service_request(*given, **kwargs)
             if service is None:
                 return request.finish(super().get_online_features(config, *given, **kwargs))
@@ -438,8 +443,8 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `get_online_features`.
         """
-        with _request(registry, project, entity_rows) as request:
-            given = (features, entity_rows, registry, project, *args)
+        given = (features, entity_rows, registry, project, *args)
+        with _request(*given, **kwargs) as request:
             service = _service_request(*given, **kwargs)
             if service is None:
                 read = super().get_online_features_async
@@ -538,16 +543,37 @@ class DynamoOnlineStore(OnlineStore):
             return self._opened[1]
 
 
+# What Feast raises of entity rows that it cannot convert, and of much else.
+BAD_ROWS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+
 _REQUEST: ContextVar[FeastRequest | None] = ContextVar("_REQUEST", default=None)
 
 
 @contextlib.contextmanager
-def _request(registry: Any, project: str, rows: Any) -> Iterator[FeastRequest]:
-    """The request of the thread or task, as long as it is answered."""
+def _request(
+    features: Any,
+    rows: Any,
+    registry: Any,
+    project: str,
+    full_feature_names: bool = False,
+    *_: Any,
+    **__: Any,
+) -> Iterator[FeastRequest]:
+    """The request of the thread or task, as long as it is answered.
+
+    Raises:
+        EntityKeyError: Feast cannot convert its entity rows.
+        FeatureNotFoundError: it names a feature that there is not.
+    """
     request = FeastRequest.checked(registry, project, rows)
     token = _REQUEST.set(request)
     try:
         yield request
+    except FeastDynamoError:
+        raise
+    except BAD_ROWS:
+        request.explain(features, full_feature_names=full_feature_names)
+        raise
     finally:
         _REQUEST.reset(token)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from feast_dynamo_ext.online_store import DynamoOnlineStore
 from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
     import pyarrow as pa
@@ -89,14 +88,14 @@ class DynamoProvider(PassthroughProvider):
         Raises: as the online store.
         """
         read = super().get_online_features
-        try:
-            return read(config, features, entity_rows, registry, project, *args, **kwargs)
-        except FeastDynamoError as error:
-            raise _feast.served(error) from error.__cause__
-        except ValueError:
-            if not self._heals(registry, project):
-                raise
-        return read(config, features, entity_rows, registry, project, *args, **kwargs)
+        given = (config, features, entity_rows, registry, project, *args)
+        with _feast.HTTP_STATUS:
+            try:
+                return read(*given, **kwargs)
+            except ValueError as error:
+                if isinstance(error, FeastDynamoError) or not self._heals(registry, project):
+                    raise
+            return read(*given, **kwargs)
 
     async def get_online_features_async(
         self,
@@ -113,14 +112,15 @@ class DynamoProvider(PassthroughProvider):
         Raises: as `get_online_features`.
         """
         read = super().get_online_features_async
-        try:
-            return await read(config, features, entity_rows, registry, project, *args, **kwargs)
-        except FeastDynamoError as error:
-            raise _feast.served(error) from error.__cause__
-        except ValueError:
-            if not await asyncio.to_thread(lambda: self._heals(registry, project)):
-                raise
-        return await read(config, features, entity_rows, registry, project, *args, **kwargs)
+        given = (config, features, entity_rows, registry, project, *args)
+        with _feast.HTTP_STATUS:
+            try:
+                return await read(*given, **kwargs)
+            except ValueError as error:
+                is_ours = isinstance(error, FeastDynamoError)
+                if is_ours or not await asyncio.to_thread(self._heals, registry, project):
+                    raise
+            return await read(*given, **kwargs)
 
     def _heals(self, registry: BaseRegistry, project: str) -> bool:
         store = self.online_store
@@ -187,7 +187,7 @@ class DynamoProvider(PassthroughProvider):
         if not isinstance(store, DynamoOnlineStore):
             super().ingest_df(feature_view, df, field_mapping)
             return None
-        with _served():
+        with _feast.HTTP_STATUS:
             schema, rows = self._pushed_rows(feature_view, df, field_mapping)
             outcome = store.write_rows(self.repo_config, feature_view, schema, rows)
         return _logged(feature_view, outcome)
@@ -203,7 +203,7 @@ class DynamoProvider(PassthroughProvider):
         if not isinstance(store, DynamoOnlineStore):
             await super().ingest_df_async(feature_view, df, field_mapping)
             return None
-        with _served():
+        with _feast.HTTP_STATUS:
             schema, rows = await asyncio.to_thread(
                 lambda: self._pushed_rows(feature_view, df, field_mapping)
             )
@@ -221,14 +221,8 @@ class DynamoProvider(PassthroughProvider):
 
         Raises: as the offline store's `offline_write_batch`.
         """
-        source = feature_view.batch_source
-        if source is not None:
-            for name in filter(None, stored_times(source)):
-                at = table.schema.get_field_index(name)
-                if at >= 0 and is_text(without_dictionary(table.schema.field(at).type)):
-                    where = f"Feature view `{feature_view.name}`"
-                    table = table.set_column(at, name, parsed_times(name, table.column(at), where))
-        super().ingest_df_to_offline_store(feature_view, table)
+        with _feast.HTTP_STATUS:
+            super().ingest_df_to_offline_store(feature_view, _with_times(feature_view, table))
 
     def get_table_column_names_and_types_from_data_source(
         self, config: RepoConfig, data_source: DataSource
@@ -376,13 +370,15 @@ def _logged(view: Any, outcome: Outcome) -> Outcome:
     return outcome
 
 
-@contextlib.contextmanager
-def _served() -> Iterator[None]:
-    """Give our errors the HTTP status with which Feast's server answers."""
-    try:
-        yield
-    except FeastDynamoError as error:
-        raise _feast.served(error) from error.__cause__
+def _with_times(view: FeatureView, table: pa.Table) -> pa.Table:
+    """Rows of a push, with times that are texts as times."""
+    source = view.batch_source
+    for name in filter(None, stored_times(source) if source is not None else ()):
+        at = table.schema.get_field_index(name)
+        if at >= 0 and is_text(without_dictionary(table.schema.field(at).type)):
+            times = parsed_times(name, table.column(at), f"Feature view `{view.name}`")
+            table = table.set_column(at, name, times)
+    return table
 
 
 def _engine_class() -> type[DynamoComputeEngine]:

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import struct
 from binascii import b2a_base64
+from datetime import datetime
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from feast.infra.key_encoding_utils import serialize_entity_key_prefix
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value, ValueType
 
 from feast_dynamo_ext.arrow_types import (
+    EXACT_BITS,
     FIELD_VALUE_TYPE,
     VALUE_FIELD,
     check_supported,
@@ -39,7 +42,7 @@ from feast_dynamo_ext.errors import EntityKeyError
 from feast_dynamo_ext.exact import refuse_inexact_integers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from feast.value_type import ValueType as FeastValueType
 
@@ -177,6 +180,77 @@ class KeyEncoder:
         return key_bytes(
             EntityKey(join_keys=self.join_keys, entity_values=values), view=self._view
         )
+
+
+# Values that Feast hands on as they are, or refuses, for each type of join key.
+AS_THEY_ARE: dict[str, frozenset[type]] = {
+    "INT32": frozenset({int, np.int32, np.int64, type(None), Value}),
+    "INT64": frozenset({int, np.int32, np.int64, type(None), Value}),
+    "UNIX_TIMESTAMP": frozenset({int, datetime, type(None), Value}),
+    "STRING": frozenset({str, int, type(None), Value}),
+    "BYTES": frozenset({bytes, type(None), Value}),
+}
+BITS = {"INT32": 31, "INT64": 63, "UNIX_TIMESTAMP": 63}
+
+
+def refuse_inexact(values: Iterable[Any], kind: str, name: str) -> None:
+    """Refuse values of a request that Feast cannot make a key of, or makes another one of.
+
+    Args:
+        values: one a row, as they came.
+        kind: the join key's declared type.
+        name: the join key.
+
+    Raises:
+        EntityKeyError: naming the join key and the first such row.
+    """
+    for row, value in enumerate(values):
+        if what := _why_no_key(value, kind):
+            raise EntityKeyError(
+                f"The join key `{name}` is declared as {kind}, but in row {row} of the request "
+                f"(counted from 0) it is {what}. Nothing was read. Pass the entity's own key, or "
+                "None for no entity."
+            )
+
+
+def _why_no_key(value: Any, kind: str) -> str:
+    if value is None or isinstance(value, Value):
+        return ""
+    if isinstance(value, (list, tuple, set, frozenset, dict, np.ndarray)):
+        return "several values"
+    if kind in BITS:
+        return _why_no_integer(value, kind)
+    if kind == "STRING":
+        return "bytes" if isinstance(value, (bytes, bytearray)) else ""
+    return "" if isinstance(value, bytes) else f"of type {type(value).__name__}"
+
+
+def _why_no_integer(value: Any, kind: str) -> str:
+    if pd.isna(value):
+        return "a missing value (NaN)"
+    if isinstance(value, (datetime, np.datetime64)):
+        # Whole seconds, as everywhere in Feast.
+        is_time = kind == "UNIX_TIMESTAMP" or not getattr(value, "microsecond", 1)
+        return "" if is_time else "a time"
+    if isinstance(value, (bool, np.bool_)):
+        return "a Bool"
+    try:
+        number = int(value)  # as Feast does, of text too
+    except (ArithmeticError, TypeError, ValueError):
+        is_text = isinstance(value, (str, bytes))
+        return "text that is no whole number" if is_text else f"{type(value).__name__} `{value}`"
+    bits, what = BITS[kind], ""
+    if not isinstance(value, (str, bytes)) and number != value:
+        what = "a fraction"
+    elif isinstance(value, (float, np.floating)) and abs(value) >= 2.0 ** _exact_bits(value):
+        what = "a float so large that it stands for several integers"
+    elif not -(2**bits) <= number < 2**bits:
+        what = f"a number of more than {bits + 1} bits"
+    return what
+
+
+def _exact_bits(value: float | np.floating[Any]) -> int:
+    return EXACT_BITS[value.dtype.itemsize * 8 if isinstance(value, np.floating) else 64]
 
 
 def text(key: bytes) -> str:

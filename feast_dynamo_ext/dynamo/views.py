@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
@@ -13,14 +14,16 @@ from feast.infra.online_stores.helpers import compute_versioned_name
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from feast_dynamo_ext import _feast
 from feast_dynamo_ext.columns import ENTITYLESS_JOIN_KEYS, ENTITYLESS_VALUES, request_columns
-from feast_dynamo_ext.dynamo.keys import KeyEncoder, text
+from feast_dynamo_ext.config import did_you_mean
+from feast_dynamo_ext.dynamo.keys import AS_THEY_ARE, KeyEncoder, refuse_inexact, text
 from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
-from feast_dynamo_ext.errors import EntityKeyError
+from feast_dynamo_ext.errors import EntityKeyError, FeatureNotFoundError
 from feast_dynamo_ext.view_settings import ViewSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable
 
     from feast import RepoConfig
     from feast.online_response import OnlineResponse
@@ -77,6 +80,14 @@ class KnownView:
     def key_kind(self) -> int:
         """A number that views share whose keys of one request are alike."""
         return _KEY_KINDS.setdefault((self.columns, self.encode.types), len(_KEY_KINDS))
+
+    @cached_property
+    def typed_columns(self) -> tuple[tuple[str, str, frozenset[type]], ...]:
+        """The request's columns of its keys: name, declared type, values that are keys as such."""
+        pairs = zip(self.columns, self.encode.types, strict=True) if self.columns else ()
+        return tuple(
+            (column, kind, AS_THEY_ARE[kind]) for (_, column), kind in pairs if kind in AS_THEY_ARE
+        )
 
     def oldest_us(self, now_s: float) -> float:
         """The event time from which on rows are within the ttl (the ttl itself counts)."""
@@ -166,11 +177,106 @@ class FeastRequest:
         Raises:
             EntityKeyError: it has no entity rows.
         """
-        if isinstance(rows, list) and not rows:
+        if not len(rows) or (isinstance(rows, list) and not rows[0]):
             raise EntityKeyError(
                 "The request has no entity rows. Pass at least one, with the views' join keys."
             )
         return cls(registry, project, rows)
+
+    def check_keys(
+        self, views: Iterable[KnownView], names: Mapping[str, str], answered: int
+    ) -> None:
+        """Refuse values that Feast has made another key of: an integer of 1.5, for example.
+
+        Args:
+            views: the views that are read.
+            answered: how many rows Feast answers: it drops rows that lack their keys.
+            names: join keys by entity name, which a request may have in their place.
+
+        Raises:
+            EntityKeyError: naming the join key and the row.
+        """
+        if isinstance(self.rows, list) and len(self.rows) != answered:
+            self._refuse_shape()
+        seen = set()
+        for view in views:
+            if view.key_kind not in seen:
+                seen.add(view.key_kind)
+                for column, kind, as_such in view.typed_columns:
+                    values = self._values(column, names)
+                    if not as_such.issuperset(map(type, values)):
+                        refuse_inexact(values, kind, column)
+
+    def explain(self, features: Any, *, full_feature_names: bool) -> None:
+        """Say why Feast refused the request, if that is its features or its entity rows.
+
+        Raises:
+            FeatureNotFoundError: naming the reference.
+            EntityKeyError: naming the join key and the row.
+        """
+        if isinstance(features, list):
+            self._refuse_features(features)
+        kinds, names = _feast.key_types(
+            self.registry, self.project, features, full_feature_names=full_feature_names
+        )
+        self._refuse_shape()
+        for column, kind in kinds.items():
+            if kind in AS_THEY_ARE:
+                refuse_inexact(self._values(column, names), kind, column)
+
+    def _refuse_features(self, references: list[str]) -> None:
+        for reference in references or [""]:
+            name, _, feature = reference.partition(":")
+            if not feature:
+                raise FeatureNotFoundError(
+                    f"The request names a feature `{reference}`. Name each as `view:feature`."
+                    if reference
+                    else "The request names no feature. Name each as `view:feature`."
+                )
+            view = self.registry.get_any_feature_view(
+                name.partition("@")[0], self.project, allow_cache=True
+            )
+            known = [field.name for field in view.features]
+            if feature not in known:
+                hint = did_you_mean(feature, known, "It has")
+                raise FeatureNotFoundError(
+                    f"Feature view `{name}` has no feature `{feature}`. {hint}"
+                )
+
+    def _refuse_shape(self) -> None:
+        rows = self.rows
+        if isinstance(rows, list):
+            lengths = {len(row) for row in rows}
+            what = "rows with different columns"
+        else:
+            is_mapping = isinstance(rows, Mapping)
+            given = rows.values() if is_mapping else ()
+            columns = [getattr(column, "val", column) for column in given]
+            if not is_mapping or not all(isinstance(column, Sequence) for column in columns):
+                raise EntityKeyError(
+                    "The columns of the request's entity rows must be lists: of an array or a "
+                    "series pass `tolist()`, of a data frame `to_dict('records')`."
+                )
+            lengths = {len(column) for column in columns}
+            what = f"columns of {' and '.join(map(str, sorted(lengths)))} rows"
+        if len(lengths) > 1:
+            raise EntityKeyError(
+                f"The request has {what}. Give every entity row the same join keys, None where "
+                "it has no entity."
+            )
+
+    def _values(self, column: str, names: Mapping[str, str]) -> Sequence[Any]:
+        """The request's values of a join key, as they came."""
+        rows = self.rows
+        first = rows[0] if isinstance(rows, list) else rows
+        if column not in first:
+            others = [name for name, join_key in names.items() if join_key == column]
+            column = next((name for name in others if name in first), column)
+        if isinstance(rows, list):
+            return [row.get(column) for row in rows]
+        values = rows.get(column, ())
+        found: Sequence[Any] = getattr(values, "val", values)
+        return found
 
     def restore_versions(self, views: Iterable[Any]) -> None:
         """Give views their versions: the copies that Feast makes of a view have none.

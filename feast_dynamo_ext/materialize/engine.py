@@ -113,6 +113,8 @@ def _naming(view: str, error: BaseException) -> BaseException:
 
 def _job(task: MaterializationTask, error: BaseException | None) -> LocalMaterializationJob:
     status = MaterializationJobStatus.ERROR if error else MaterializationJobStatus.SUCCEEDED
+    if isinstance(error, FeastDynamoError):
+        error = _feast.served(error)
     return LocalMaterializationJob(_feast.job_id(task), status, error=error)
 
 
@@ -195,7 +197,8 @@ class DynamoComputeEngine(LocalComputeEngine):
         """
         several = [tasks] if isinstance(tasks, MaterializationTask) else tasks
         if any(map(_feast.is_incremental, several)):
-            refuse_end_to_come(several[0].end_time, datetime.now(tz=timezone.utc))
+            with _feast.HTTP_STATUS:
+                refuse_end_to_come(several[0].end_time, datetime.now(tz=timezone.utc))
         self._reset_stale_states(registry, several)
         report = self.report = RunReport()
         try:

@@ -6,11 +6,16 @@ import asyncio
 import base64
 import datetime as dt
 import json
+import math
 import multiprocessing
+import re
 import socket
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 
+import numpy as np
+import pandas as pd
 import pytest
 from feast import FeatureService
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
@@ -20,7 +25,12 @@ from feast.types import Float64, Int64
 from views import CUSTOMER, customer_view
 
 from feast_dynamo_ext import ViewSettings
-from feast_dynamo_ext.errors import EntityKeyError, IncompleteReadError, RequestTooLargeError
+from feast_dynamo_ext.errors import (
+    EntityKeyError,
+    FeatureNotFoundError,
+    IncompleteReadError,
+    RequestTooLargeError,
+)
 
 NOW = dt.datetime.now(tz=dt.timezone.utc)
 PRESENT, NOT_FOUND = FieldStatus.PRESENT, FieldStatus.NOT_FOUND
@@ -65,6 +75,15 @@ def store(empty_store):
     return opened
 
 
+@pytest.fixture
+def unwritten(open_store):
+    """A store whose view has no table: nothing is read."""
+    nobody = {"region": "us-east-1", "endpoint_url": "http://127.0.0.1:1"}
+    store = open_store(online={**nobody, "manage_tables": "never"})
+    store.apply([CUSTOMER, customer_view("one")])
+    return store
+
+
 REFS = ["one:total", "two:total"]
 
 
@@ -82,6 +101,101 @@ def expected(numbers) -> dict:
         "one__total": [n / 10 if n < 300 else None for n in numbers],
         "two__total": [n / 5 if n < 300 else None for n in numbers],
     }
+
+
+# Keys that Feast would make another key of, or refuses in words of its own
+
+BAD_KEYS = [
+    (1.5, "a fraction"),
+    (np.float32(1.5), "a fraction"),
+    (Decimal("1.5"), "a fraction"),
+    (True, "a Bool"),
+    (np.bool_(True), "a Bool"),
+    ("abc", "text that is no whole number"),
+    ("1.5", "text that is no whole number"),
+    ("", "text that is no whole number"),
+    (math.nan, r"a missing value \(NaN\)"),
+    (math.inf, "float `inf`"),
+    (2**63, "a number of more than 64 bits"),
+    (-(2**63) - 1, "a number of more than 64 bits"),
+    (str(2**64), "a number of more than 64 bits"),
+    (2.0**53, "a float so large that it stands for several integers"),
+    (np.float32(2**24), "a float so large that it stands for several integers"),
+    ([1], "several values"),
+    (object(), "object `<object object"),
+]
+GOOD_KEYS = [7, 7.0, "7", " 7 ", np.int64(7), np.float32(7), Decimal(7), Value(int64_val=7)]
+
+
+@pytest.mark.filterwarnings("ignore:Using entity name is deprecated")
+def test_a_key_that_feast_would_change_is_refused(store):
+    views = [store.get_feature_view(name) for name in ("one", "two")]
+    services = [
+        FeatureService(name=name, features=views[:1], precompute_online=name == "precomputed")
+        for name in ("plain", "precomputed")
+    ]
+    store.apply(services)
+    requests = [
+        ["one:total", "two:total"],
+        store.get_feature_service("plain"),
+        store.get_feature_service("precomputed"),
+    ]
+    for features in requests:
+        one, given = requests.index(features), {"features": features, "full_feature_names": True}
+
+        def ask_async(rows, given=given):
+            return asyncio.run(store.get_online_features_async(**given, entity_rows=rows))
+
+        for value in GOOD_KEYS:
+            for rows in ([{"cid": value}, {"cid": None}], {"cid": [value, None]}):
+                found = store.get_online_features(**given, entity_rows=rows).to_dict()
+                assert found["cid"] == [7, None]
+                assert found["one__total"] == [0.7, None]
+        for value, what in BAD_KEYS:
+            words = rf"`cid` is declared as INT64, but in row 1 .* it is {what}.*Nothing was read"
+            for rows in ([{"cid": 1}, {"cid": value}], {"cid": [1, value]}):
+                with pytest.raises(EntityKeyError, match=words):
+                    store.get_online_features(**given, entity_rows=rows)
+            if one == 0:
+                with pytest.raises(EntityKeyError, match=words):
+                    ask_async([{"cid": 1}, {"cid": value}])
+                with pytest.raises(EntityKeyError, match=words):
+                    # Feast's name for the join key of before
+                    ask_async([{"customer": 1}, {"customer": value}])
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "has no entity rows"),
+        ({}, "has no entity rows"),
+        ([{}], "has no entity rows"),
+        ({"cid": []}, "has no entity rows"),
+        ([{"cid": 1}, {}, {"cid": 3}], "rows with different columns"),
+        ([{"cid": 1}, {"cid": 2, "x": 1}], "rows with different columns|same keys"),
+        ({"cid": [1, 2], "x": [1]}, "columns of 1 and 2 rows"),
+        ({"cid": np.array([1])}, r"pass `tolist\(\)`"),
+        (pd.DataFrame({"cid": [1]}), r"`to_dict\('records'\)`"),
+    ],
+)
+def test_entity_rows_of_another_shape_are_refused(unwritten, rows, words):
+    with pytest.raises(EntityKeyError, match=words):
+        unwritten.get_online_features(["one:total"], rows)
+
+
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        (["one:totla"], "`one` has no feature `totla`. Did you mean `total`?"),
+        (["one:x", "one:total"], "`one` has no feature `x`. It has: total."),
+        (["total"], "names a feature `total`. Name each as `view:feature`."),
+        ([], "names no feature. Name each as `view:feature`."),
+    ],
+)
+def test_a_feature_that_there_is_not_is_named(unwritten, features, words):
+    with pytest.raises(FeatureNotFoundError, match=re.escape(words)) as caught:
+        unwritten.get_online_features(features, [{"cid": 1}])
+    assert isinstance(caught.value, KeyError)  # as which Feast raises it
 
 
 def test_many_reads_at_once_on_one_event_loop(store):

@@ -236,6 +236,51 @@ def test_errors_are_answered_with_their_status_and_what_to_do(make_repo, serve, 
     server.stop()
 
 
+def read_of(entities: dict, features: list[str] = ORDERS, **more: str) -> tuple[str, dict]:
+    return "get-online-features", {"features": features, "entities": entities, **more}
+
+
+def push_of(**columns: list) -> tuple[str, dict]:
+    df = {"count": [1], "sum": [1], **columns}
+    return "push", {"push_source_name": "orders_push", "df": df}
+
+
+SERIAL = ["2026-03-02T00:00:00Z"]
+MISTAKES = [
+    (*read_of({}), 400, "EntityKeyError"),
+    (*read_of({"user_id": []}), 400, "EntityKeyError"),
+    (*read_of({"user_id": ["abc"]}), 400, "EntityKeyError"),
+    (*read_of({"user_id": [1.5]}), 400, "EntityKeyError"),
+    (*read_of({"user_id": [True]}), 400, "EntityKeyError"),
+    (*read_of({"user_id": [2**64]}), 400, "EntityKeyError"),
+    (*read_of({"user_id": [1], "x": [1, 2]}), 400, "EntityKeyError"),
+    (*read_of({"user_id": [1.5]}, [], feature_service="ranking"), 400, "EntityKeyError"),
+    (*read_of({"user_id": [1]}, ["orders:nope"]), 404, "FeatureNotFoundError"),
+    (*read_of({"user_id": [1]}, ["orders"]), 404, "FeatureNotFoundError"),
+    (*read_of({"user_id": [1]}, []), 404, "FeatureNotFoundError"),
+    (*read_of({"user_id": [1]}, ["orders:sum"] * 2), 400, None),  # Feast's own, and its words
+    (*push_of(user_id=["abc"], t=SERIAL), 400, "ColumnTypeError"),
+    (*push_of(user_id=[1.5], t=SERIAL), 400, "ColumnTypeError"),
+    (*push_of(user_id=[1], t=["soon"]), 400, "ColumnTypeError"),
+    (*push_of(t=SERIAL), 400, "ColumnNotFoundError"),
+    (*push_of(user_id=[1], t=["2100-01-01T00:00:00Z"]), 400, "WindowError"),
+    ("materialize-incremental", {"end_ts": "2999-01-01"}, 400, "WindowError"),
+]
+
+
+def test_mistakes_of_clients_are_4xx_and_say_which_error_they_are(make_repo):
+    store = FeatureStore(str(make_repo()))
+    with serving(store) as server:
+        for path, body, status, error in MISTAKES:
+            # Feast's server hangs up after an error.
+            answer = urllib3.request(
+                "POST", f"{server.url}/{path}", json=body, headers={"connection": "close"}
+            )
+            assert (answer.status, json.loads(answer.json()).get("error")) == (status, error), body
+        assert server.read([7], ORDERS) == {"count": [7], "sum": [49]}
+    asyncio.run(store.close())
+
+
 def test_an_endpoint_that_does_not_answer_is_503(make_repo, serve):
     server = serve(make_repo("http://127.0.0.1:1", read_deadline_ms=300))
     status, message = answered(server, ORDERS, user_id=[1])

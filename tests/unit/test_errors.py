@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import subprocess
 import sys
@@ -23,8 +24,8 @@ STATUSES = {
         "UnsupportedTypeError",
         "WindowError",
     },
-    404: {"ResourceNotFoundError"},
-    409: {"AlreadyRunningError"},
+    404: {"FeatureNotFoundError", "ResourceNotFoundError"},
+    409: {"AlreadyRunningError", "TableTakenError"},
     503: {
         "AwsUnavailableError",
         "IncompleteReadError",
@@ -51,6 +52,7 @@ def test_what_leaves_the_provider_is_one_of_feasts_errors_with_its_http_status(k
     assert isinstance(error, kind)
     assert isinstance(error, FeastError)
     assert [error.http_status_code()] == expected
+    assert json.loads(error.to_error_detail())["error"] == kind.__name__
     again = FeastError.from_error_detail(error.to_error_detail())
     assert type(again) is FeastError
     assert str(again) == str(error) == "what happened"

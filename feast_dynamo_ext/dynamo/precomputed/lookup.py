@@ -366,6 +366,7 @@ class ServiceRequest:
         count = max(map(len, self.columns.values()), default=0)
         refuse_too_many(count, config.online_store.max_rows_per_request)
         request.completed(known, self.columns, self.response)
+        request.check_keys(known, self.join_keys, count)
         read = VectorRead(
             spec,
             keys_of_request(known[0], self.columns, count),
