@@ -14,6 +14,7 @@ import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import boto3
@@ -64,6 +65,9 @@ BOTOCORE_INTERNALS = (
     "botocore.utils:get_environ_proxies",
     "botocore.utils:normalize_url_path",
 )
+
+MULTIPLE_CHOICES = 300
+MOST_OF_TAG = 32
 
 CHATTY_LOGGERS = ("botocore.credentials", "botocore.configprovider")
 
@@ -135,8 +139,9 @@ def session(settings: AwsSettings) -> boto3.Session:
         base = _session(settings.profile, region)
     except boto_errors.ProfileNotFound as error:
         raise ConfigError(
-            f"AWS profile `{settings.profile}` does not exist. "
-            "Set `profile` in feature_store.yaml to one that `aws configure list-profiles` shows."
+            f"AWS profile `{error.kwargs['profile']}` does not exist. Set `profile` in "
+            "feature_store.yaml, or AWS_PROFILE in the environment, to one that `aws configure "
+            "list-profiles` shows."
         ) from error
     if base.region_name is None:
         raise ConfigError(
@@ -200,16 +205,55 @@ def client(
     """Build a boto3 client: from the given session, else from one of the settings.
 
     Raises:
+        ConfigError: the region or the endpoint that is configured cannot be.
         CredentialsError: a profile's `credential_process` failed.
     """
     found = given or session(settings)
     with translated(service, f"profile {found.profile_name}"):
-        return found.client(service, endpoint_url=settings.endpoint_url, config=config)
+        endpoint_url(service, settings, found)
+        made = found.client(service, endpoint_url=settings.endpoint_url, config=config)
+    made.meta.events.register("after-call", _refuse_others_answer)
+    return made
+
+
+def _refuse_others_answer(http_response: Any, parsed: Any, model: Any, **_: Any) -> None:
+    """Refuse what something else has answered in AWS's place: a login page, for example.
+
+    botocore takes an answer that it cannot parse for an empty one.
+
+    Raises:
+        AwsUnavailableError: naming the endpoint, and what answered.
+    """
+    if http_response.status_code >= MULTIPLE_CHOICES or model.has_streaming_output:
+        return
+    body = http_response.content.strip()
+    is_other = body[:MOST_OF_TAG].lower().startswith((b"<!doctype html", b"<html"))
+    if model.service_model.protocol == "json" and model.output_shape is not None:
+        # Only a description has members in any case: there is no row of a key, say.
+        is_empty = body == b"{}" and not model.name.startswith(("Describe", "List"))
+        is_other |= not is_empty and not parsed.keys() & model.output_shape.members.keys()
+    if is_other:
+        url = urlsplit(http_response.url)
+        headers = http_response.headers
+        raise AwsUnavailableError(
+            f"{model.service_model.service_name} {model.name}: {url.scheme}://{url.netloc} "
+            f"answered HTTP {http_response.status_code} with something that is not AWS's answer "
+            f"(Content-Type: {headers.get('Content-Type', 'none')}, Server: "
+            f"{headers.get('Server', 'none')}). Check "
+            "`endpoint_url` and any proxy on the way: a login page may be in AWS's place.",
+            service=model.service_model.service_name,
+            operation=model.name,
+        )
 
 
 def endpoint_url(service: str, settings: AwsSettings, aws_session: boto3.Session) -> str | None:
-    """The endpoint that is configured for a service, or None where AWS's own is meant."""
+    """The endpoint that is configured for a service, or None where AWS's own is meant.
+
+    Raises:
+        ConfigError: it is no URL.
+    """
     if settings.endpoint_url:
+        refuse_no_url(settings.endpoint_url, "`endpoint_url`")
         return settings.endpoint_url
     core = _botocore(aws_session)
     if core.get_config_variable("ignore_configured_endpoint_urls"):
@@ -219,7 +263,29 @@ def endpoint_url(service: str, settings: AwsSettings, aws_session: boto3.Session
         scoped_config=core.get_scoped_config(),
         client_name=service,
     ).provide()
+    if found:
+        names = (f"AWS_ENDPOINT_URL_{service.upper()}", "AWS_ENDPOINT_URL")
+        of_profile = f"`endpoint_url` of AWS profile `{aws_session.profile_name}`"
+        refuse_no_url(found, next((one for one in names if os.environ.get(one)), of_profile))
     return found
+
+
+def refuse_no_url(url: str, setting: str) -> None:
+    """Refuse an endpoint that is no URL, which botocore does without a name, or not at all.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of a port that is none
+        is_url = False
+    if not is_url or re.search(r"\s", url):
+        raise ConfigError(
+            f"{setting} is `{url}`, which is no URL. Write it with its scheme, and a port if it "
+            "has one: `http://localhost:8000` or `https://dynamodb.eu-west-1.amazonaws.com`."
+        )
 
 
 def ca_bundle(aws_session: boto3.Session) -> str:
@@ -338,7 +404,7 @@ def translated(service: str, resource: str) -> Iterator[None]:
 
     Raises:
         AwsError: or the subclass that ERROR_BY_CODE names for the code.
-        ConfigError: botocore refused a parameter before anything was sent.
+        ConfigError: botocore refused a parameter or the region before anything was sent.
     """
     try:
         yield
@@ -352,6 +418,11 @@ def translated(service: str, resource: str) -> Iterator[None]:
         ) from error
     except boto_errors.ParamValidationError as error:
         raise ConfigError(f"{service} on {resource}: {error}") from error
+    except boto_errors.InvalidRegionError as error:
+        raise ConfigError(
+            f"AWS region `{error.kwargs['region_name']}` cannot be the name of one. Set `region` "
+            "in feature_store.yaml, or AWS_REGION in the environment, to one such as eu-west-1."
+        ) from error
     except boto_errors.BotoCoreError as error:
         raise AwsUnavailableError(
             f"{service} on {resource}: {error}. {ADVICE[AwsUnavailableError]}", service=service

@@ -13,11 +13,12 @@ from pydantic import (
     ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 from feast_dynamo_ext import _feast
-from feast_dynamo_ext.aws import AwsSettings
+from feast_dynamo_ext.aws import AwsSettings, refuse_no_url
 from feast_dynamo_ext.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -110,6 +111,13 @@ class AwsConfigModel(FeastConfigBaseModel):
                 "`feast-dynamo docs configuration` explains each field."
             ) from error
 
+    @field_validator("endpoint_url")
+    @classmethod
+    def _endpoint_is_a_url(cls, url: str | None) -> str | None:
+        if url:
+            refuse_no_url(url, f"{_block(cls)} of feature_store.yaml: `endpoint_url`")
+        return url
+
     def aws(self) -> AwsSettings:
         """The settings as a value that `session`, `client` and `filesystem` take."""
         return AwsSettings(self.region, self.endpoint_url, self.profile, self.role_arn)
@@ -132,6 +140,30 @@ def warn_of_other_provider(config: RepoConfig) -> None:
             "feast_dynamo_ext.DynamoProvider`",
             config.provider,
         )
+
+
+_WARNED: set[tuple[str, str]] = set()
+"""Keys of feature_store.yaml, by project, of which this process has warned."""
+
+
+def warn_of_unknown_keys(config: RepoConfig) -> None:
+    """Warn of keys at the top of feature_store.yaml that look like another one of Feast's.
+
+    Feast takes any key, and its own defaults in place of the one that was meant. Keys that are
+    like none, or begin as those that hold YAML's anchors do (`x-`), are their owner's.
+    """
+    fields = type(config).model_fields
+    written = {field.alias or name for name, field in fields.items()} - {"repo_path"}
+    for key in (config.model_extra or {}).keys() - fields.keys():
+        close = difflib.get_close_matches(key, written, n=1)
+        is_owners = not close or key.startswith(("x-", "_", "."))
+        if not is_owners and (config.project, key) not in _WARNED:
+            _WARNED.add((config.project, key))
+            logger.warning(
+                "feature_store.yaml: nothing reads the key `%s`. Did you mean `%s`?",
+                key,
+                close[0],
+            )
 
 
 def _block(model: type[FeastConfigBaseModel]) -> str:

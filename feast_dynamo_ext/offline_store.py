@@ -13,7 +13,7 @@ from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMeta
 from feast.on_demand_feature_view import OnDemandFeatureView
 from pydantic import Field
 
-from feast_dynamo_ext.config import SIZE, AwsConfigModel
+from feast_dynamo_ext.config import SIZE, AwsConfigModel, warn_of_unknown_keys
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.monitoring.hooks import MonitoringHooks
 from feast_dynamo_ext.parquet.append import append_rows
@@ -310,6 +310,7 @@ def _opener(
     config: RepoConfig, opened: dict[str, ParquetSource]
 ) -> Callable[[DataSource], ParquetSource]:
     """Opens sources, each of them once; `opened` holds them by name."""
+    warn_of_unknown_keys(config)
 
     def open_source(data_source: DataSource) -> ParquetSource:
         if data_source.name not in opened:
@@ -329,6 +330,7 @@ def _row_job(
     plan: RowsPlan,
     find: Callable[[ParquetSource], Found],
 ) -> ParquetRetrievalJob:
+    warn_of_unknown_keys(config)
     view = plan.view
 
     def run() -> Result:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 
-from feast_dynamo_ext.config import warn_of_other_provider
+from feast_dynamo_ext.config import warn_of_other_provider, warn_of_unknown_keys
 from feast_dynamo_ext.dynamo import read
 from feast_dynamo_ext.dynamo.client import Connection
 from feast_dynamo_ext.dynamo.event_loops import off_loop
@@ -538,6 +538,7 @@ class DynamoOnlineStore(OnlineStore):
         with self._lock:
             if self._opened is None or self._opened[0] != os.getpid():
                 warn_of_other_provider(config)
+                warn_of_unknown_keys(config)
                 connection = Connection.open(config.online_store.connection())
                 self._opened = (os.getpid(), connection)
             return self._opened[1]

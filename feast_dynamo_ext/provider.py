@@ -13,6 +13,7 @@ from feast.infra.passthrough_provider import PassthroughProvider
 from feast_dynamo_ext import _feast
 from feast_dynamo_ext.arrow_types import is_text, without_dictionary
 from feast_dynamo_ext.columns import stored_times
+from feast_dynamo_ext.config import warn_of_unknown_keys
 from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_services
 from feast_dynamo_ext.dynamo.precomputed.vectors import precomputed_services
 from feast_dynamo_ext.dynamo.push import parsed_times, rows_of_frame
@@ -50,6 +51,7 @@ class DynamoProvider(PassthroughProvider):
     """Feast's passthrough provider with this package's compute engine as the default."""
 
     def __init__(self, config: RepoConfig) -> None:
+        warn_of_unknown_keys(config)
         super().__init__(config)
         self._registry: Any = None
         self._healer: StaleStateResetter | None = None

@@ -135,7 +135,7 @@ def scripted_http() -> Iterator[Callable[..., str]]:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                start.requests.append(self.rfile.read(int(self.headers["Content-Length"])))
+                start.requests.append(self.rfile.read(int(self.headers["Content-Length"] or 0)))
                 start.headers.append(self.headers)
                 answer = answers.pop(0)
                 if answer is None:
@@ -153,6 +153,8 @@ def scripted_http() -> Iterator[Callable[..., str]]:
                 with contextlib.suppress(BrokenPipeError):  # nobody waits any more
                     self.wfile.write(data)
                 self.close_connection = len(data) != int(sent["Content-Length"])
+
+            do_GET = do_PUT = do_POST  # noqa: N815 - as http.server calls them
 
             def log_message(self, *args) -> None:
                 """Nothing is logged."""

@@ -553,7 +553,9 @@ def _decoded(answer: HttpAnswer, operation: str, resource: str) -> Answer:
     except orjson.JSONDecodeError as error:
         raise AwsUnavailableError(
             f"dynamodb {operation} on {resource}: HTTP {answer.status} with a body that is not "
-            f"JSON (request id {request_id}). Is the endpoint really DynamoDB?",
+            f"JSON (Content-Type: {answer.headers.get('Content-Type', 'none')}, Server: "
+            f"{answer.headers.get('Server', 'none')}). Is the endpoint really DynamoDB? A proxy's "
+            "login page may be in its place.",
             service="dynamodb",
             operation=operation,
             request_id=request_id,

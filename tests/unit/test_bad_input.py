@@ -16,9 +16,18 @@ from feast.types import Float64, String
 from repos import NoRegistry
 from views import CUSTOMER, customer_view, parquet_files
 
-from feast_dynamo_ext import errors
+from feast_dynamo_ext import DynamoProvider, aws, errors
+from feast_dynamo_ext.aws import AwsSettings
+from feast_dynamo_ext.dynamo.control_items import ABSENT, ControlItem
 from feast_dynamo_ext.dynamo.encoding.values import encode_column
 from feast_dynamo_ext.dynamo.layouts.packed import key_bytes
+from feast_dynamo_ext.dynamo.tables.describe import (
+    TableClients,
+    TableSpec,
+    read_recovery,
+    read_tags,
+    read_ttl,
+)
 from feast_dynamo_ext.errors import (
     AwsUnavailableError,
     ColumnTypeError,
@@ -29,6 +38,7 @@ from feast_dynamo_ext.errors import (
     FeastDynamoError,
     UnsupportedTypeError,
 )
+from feast_dynamo_ext.storage import S3Files
 
 NOON = dt.datetime(2026, 1, 1, 12, tzinfo=dt.timezone.utc)
 
@@ -95,11 +105,97 @@ def test_names_of_feasts_own_dynamodb_store_are_taken(tmp_path):
         ("table_name_template: '{view}'", "", r"`table_name_template`.*\{project\}"),
         ("", "memory_limit: lots", r"offline_store.*`memory_limit`"),
         ("region: ${NO_SUCH_VARIABLE}", "", r"`region`.*NO_SUCH_VARIABLE is not set"),
+        *(
+            (f"endpoint_url: '{url}'", "", rf"online_store.*`endpoint_url` is `{url}`.*scheme")
+            for url in ("localhost:8000", "localhost", "http//x:1", "http://", "http://a b:1")
+        ),
+        *(
+            ("", f"endpoint_url: '{url}'", rf"offline_store.*`endpoint_url` is `{url}`.*scheme")
+            for url in ("127.0.0.1:9000", "ftp://x", "http://x:port", "http://x:99999", "//x:1")
+        ),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(tmp_path, online, offline, message):
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, online, offline)
+
+
+def test_a_key_at_the_top_that_nothing_reads_is_warned_of_once(tmp_path, caplog):
+    path = tmp_path / "feature_store.yaml"
+    extra = "onlinestore: 1\nofflinestore: 1\nbatchengine: 1\nfeature-server: 1\n"
+    owners = "x-online: 1\n_registry: 1\n.project: 1\nteam: growth\n"
+    path.write_text(YAML.format(online="region: eu-west-1", offline="") + extra + owners)
+    for _ in range(2):
+        config = load_repo_config(tmp_path, path)
+        config.repo_path = tmp_path
+        provider = DynamoProvider(config)
+        provider.online_store.connection(config)
+    said = {r.getMessage() for r in caplog.records if r.name == "feast_dynamo_ext.config"}
+    assert len(caplog.records) == len(said) == 4
+    for key, meant in {
+        "onlinestore": "online_store",
+        "offlinestore": "offline_store",
+        "batchengine": "batch_engine",
+        "feature-server": "feature_server",
+    }.items():
+        words = f"feature_store.yaml: nothing reads the key `{key}`. Did you mean `{meant}`?"
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL is `localhost:8000`"),
+        ("AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_DYNAMODB is `localhost:8000`"),
+        ("AWS_REGION", "AWS region `localhost:8000` cannot be the name of one"),
+        ("AWS_PROFILE", "AWS profile `localhost:8000` does not exist"),
+    ],
+)
+def test_a_variable_that_cannot_work_is_named(open_store, monkeypatch, name, message):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    monkeypatch.setenv(name, "localhost:8000")
+    with pytest.raises(ConfigError, match=message):
+        open_store(online={}).apply([CUSTOMER, orders("nowhere")])
+
+
+PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+HEADERS = {"Content-Type": "text/html", "X-From": "a proxy"}
+NOT_AWS = r"http://127\.0\.0\.1:\d+ answered HTTP 200 with something that is not AWS's answer"
+
+
+@pytest.mark.parametrize("page", [PAGE, PAGE[15:], b"", b'{"status": "ok"}', b"{}"])
+def test_an_endpoint_that_is_not_dynamodb_is_named(open_store, scripted_http, page):
+    url = scripted_http([(200, page, HEADERS)] * 100)
+    online = {"region": "us-east-1", "endpoint_url": url}
+    store = open_store(online={**online, "total_max_retry_attempts": 1})
+    words = rf"DescribeTable: {NOT_AWS} \(Content-Type: text/html, Server: .*`endpoint_url`"
+    with pytest.raises(AwsUnavailableError, match=words):
+        store.apply([CUSTOMER, orders("nowhere")])
+    with pytest.raises(AwsUnavailableError, match=f"ListTables: {NOT_AWS}"):
+        store.teardown()
+    clients = TableClients(store.provider.online_store.connection(store.config).client, None)
+    described, spec = {"TableArn": "arn:aws:dynamodb:::table/t"}, TableSpec("t", "v")
+    for read in (read_ttl, read_tags, read_recovery):
+        with pytest.raises(AwsUnavailableError, match=NOT_AWS):
+            read(clients, spec, described)
+    if page != b"{}":  # as which DynamoDB answers a key that there is not
+        item = ControlItem(clients.dynamodb, "t", b"lease")
+        for call in (item.read, lambda: item.put({"a": 1}, ABSENT), lambda: item.delete({})):
+            with pytest.raises(AwsUnavailableError, match=NOT_AWS):
+                call()
+
+
+@pytest.mark.parametrize("page", [PAGE, PAGE[15:]])
+def test_an_endpoint_that_is_not_s3_is_named(scripted_http, page):
+    url = scripted_http([(200, page, HEADERS)] * 9)
+    files = S3Files(aws.client("s3", AwsSettings("us-east-1", url)))
+    with pytest.raises(AwsUnavailableError, match=f"ListObjectsV2: {NOT_AWS}"):
+        list(files.below("s3://bucket/history/"))
+    with (
+        pytest.raises(AwsUnavailableError, match=f"PutObject: {NOT_AWS}"),
+        files.new_file("s3://bucket/history/a") as file,
+    ):
+        file.write(b"rows")
 
 
 def test_a_missing_region_is_said_where_aws_is_first_needed(open_store):
