@@ -473,6 +473,5 @@ def test_an_item_of_somebody_else_is_its_entitys_status_alone(store, strange):
     provider = store._get_provider()
     with pytest.raises(ItemFormatError, match=rf"`{name}`.*feast materialize"):
         provider.online_read(store.config, orders, [key(cid=1)], ["total"])
-    client.delete_item(TableName=name, Key={"k": item["k"]})
     write(store, orders, [(key(cid=1), {"total": 3.0}, NOW, None)])
     assert read(store, ["orders:total"], [{"cid": 1}]).to_dict()["total"] == [3.0]

@@ -137,7 +137,8 @@ def test_requests_written_out():
     )
     assert rows.statement_json("orders", Try.UPDATE)[0].as_py() == (
         b'{"Statement":"UPDATE \\"orders\\" SET v=? SET t=? SET f=? SET c=? SET x=? WHERE k=? '
-        b'AND (t<? OR (t=? AND (c IS MISSING OR c<=?)))","Parameters":[{"B":"YQ=="},'
+        b'AND (t<? OR (t=? AND (c IS MISSING OR c<=?)) OR t IS MISSING)",'
+        b'"Parameters":[{"B":"YQ=="},'
         b'{"N":"1700000000000000"},{"B":"khAY10H0t3M="},{"N":"7"},{"N":"1700000061"},'
         b'{"B":"azA="},{"N":"1700000000000000"},{"N":"1700000000000000"},{"N":"7"}],'
         b'"ReturnValuesOnConditionCheckFailure":"ALL_OLD"},'

@@ -186,10 +186,10 @@ class FakeDynamo:
         held = self.table.get(key)
         newer_time = held is not None and int(held["t"]["N"]) < int(compared[0])
         tie = held is not None and int(held["t"]["N"]) == int(compared[1])
-        if condition == "(t<? OR (t=? AND c IS MISSING))":
+        if condition == "(t<? OR (t=? AND c IS MISSING) OR t IS MISSING)":
             tie = tie and "c" not in held
         else:
-            assert condition == "(t<? OR (t=? AND (c IS MISSING OR c<=?)))"
+            assert condition == "(t<? OR (t=? AND (c IS MISSING OR c<=?)) OR t IS MISSING)"
             tie = tie and ("c" not in held or int(held["c"]["N"]) <= int(compared[2]))
         if not (newer_time or tie):
             raise Refused("ConditionalCheckFailed", held)
@@ -208,17 +208,17 @@ class FakeDynamo:
                 resource="t",
             )
         held, values = self.table.get(key), body["ExpressionAttributeValues"]
-        names = {"#k": "k", "#t": "t", "#c": "c"}
+        names = {"#t": "t", "#c": "c"}
         assert body["ExpressionAttributeNames"] == names
         if held is not None:
             older, tie = age(held)[0] < int(values[":t"]["N"]), held["t"] == values[":t"]
             if body["ConditionExpression"] == (
-                "attribute_not_exists(#k) OR #t < :t OR (#t = :t AND attribute_not_exists(#c))"
+                "attribute_not_exists(#t) OR #t < :t OR (#t = :t AND attribute_not_exists(#c))"
             ):
                 tie = tie and "c" not in held
             else:
                 assert body["ConditionExpression"] == (
-                    "attribute_not_exists(#k) OR #t < :t OR "
+                    "attribute_not_exists(#t) OR #t < :t OR "
                     "(#t = :t AND (attribute_not_exists(#c) OR #c <= :c))"
                 )
                 tie = tie and ("c" not in held or age(held)[1] <= int(values[":c"]["N"]))
@@ -379,14 +379,14 @@ def test_which_of_two_rows_stays(how, held, new, wins):
             item(1, 5),
             Try.UPDATE,
             'UPDATE "my.table-1" SET v=? SET t=? SET f=? REMOVE c REMOVE x '
-            "WHERE k=? AND (t<? OR (t=? AND c IS MISSING))",
+            "WHERE k=? AND (t<? OR (t=? AND c IS MISSING) OR t IS MISSING)",
             "vtfktt",
         ),
         (
             item(1, 5, 6, ttl_s=7),
             Try.REPLACE,
             'UPDATE "my.table-1" SET v=? SET t=? SET f=? SET c=? SET x=? '
-            "WHERE k=? AND (t<? OR (t=? AND (c IS MISSING OR c<=?)))",
+            "WHERE k=? AND (t<? OR (t=? AND (c IS MISSING OR c<=?)) OR t IS MISSING)",
             "vtfcxkttc",
         ),
         (
@@ -408,9 +408,9 @@ def test_a_put_request():
     assert put_request("t", item(1, 5, 6)) == {
         "TableName": "t",
         "Item": item(1, 5, 6),
-        "ConditionExpression": "attribute_not_exists(#k) OR #t < :t OR "
+        "ConditionExpression": "attribute_not_exists(#t) OR #t < :t OR "
         "(#t = :t AND (attribute_not_exists(#c) OR #c <= :c))",
-        "ExpressionAttributeNames": {"#k": "k", "#t": "t", "#c": "c"},
+        "ExpressionAttributeNames": {"#t": "t", "#c": "c"},
         "ExpressionAttributeValues": {":t": {"N": "5"}, ":c": {"N": "6"}},
     }
 

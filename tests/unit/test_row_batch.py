@@ -137,7 +137,7 @@ def test_requests_written_out():
             },
             {
                 "Statement": 'UPDATE "t" SET v=? SET t=? SET f=? SET c=? SET x=? WHERE k=? '
-                "AND (t<? OR (t=? AND (c IS MISSING OR c<=?)))",
+                "AND (t<? OR (t=? AND (c IS MISSING OR c<=?)) OR t IS MISSING)",
                 "Parameters": [
                     first["v"], moment, fingerprint, first["c"], expiry,
                     first["k"], moment, moment, first["c"],

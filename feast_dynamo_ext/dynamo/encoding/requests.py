@@ -96,8 +96,9 @@ def json_elements_of_rows(fragments: pa.LargeBinaryArray, rows: Sequence[int]) -
 # What an item may lack; a row without them must not keep those of the row it replaces.
 OPTIONAL = (CREATED_TIME, EXPIRY)
 
-NAMES = {"#k": KEY, "#t": EVENT_TIME, "#c": CREATED_TIME}
-IS_NEW = "attribute_not_exists(#k)"
+NAMES = {"#t": EVENT_TIME, "#c": CREATED_TIME}
+# There is no item, or one that others put there, which is no row: nobody can read it as one.
+IS_NEW = "attribute_not_exists(#t)"
 IS_OLDER = "#t < :t"
 # A row of the same event time: one without created time is the oldest.
 TIE = "(#t = :t AND (attribute_not_exists(#c) OR #c <= :c))"
@@ -142,7 +143,8 @@ def _update(table: str, attributes: tuple[str, ...]) -> tuple[str, tuple[str, ..
     tie = "(c IS MISSING OR c<=?)" if has_created else "c IS MISSING"
     text = (
         f"UPDATE {_quoted(table)} {' '.join(clauses)} "
-        f"WHERE {KEY}=? AND ({EVENT_TIME}<? OR ({EVENT_TIME}=? AND {tie}))"
+        f"WHERE {KEY}=? AND ({EVENT_TIME}<? OR ({EVENT_TIME}=? AND {tie}) "
+        f"OR {EVENT_TIME} IS MISSING)"
     )
     compared = (KEY, EVENT_TIME, EVENT_TIME) + ((CREATED_TIME,) if has_created else ())
     return text, kept + compared
