@@ -21,7 +21,8 @@ class TableConfig(AwsConfigModel):
 
     manage_tables: Literal["create", "verify", "never"] = "create"
     """What `feast apply` does about tables: `create` them and change them to what is set here,
-    `verify` that each is there and as set, and fail naming all that are not, or `never` look."""
+    `verify` that each is there and as set, and fail naming all that are not, or `never` look.
+    Whatever it is, rows are not written into a table of another project or view."""
 
     on_remove: Literal["retain", "delete"] = "retain"
     """What `feast apply` does with the table of a view that is gone: keep it and say so, or delete
