@@ -113,8 +113,6 @@ def _naming(view: str, error: BaseException) -> BaseException:
 
 def _job(task: MaterializationTask, error: BaseException | None) -> LocalMaterializationJob:
     status = MaterializationJobStatus.ERROR if error else MaterializationJobStatus.SUCCEEDED
-    if isinstance(error, FeastDynamoError):
-        error = _feast.served(error)
     return LocalMaterializationJob(_feast.job_id(task), status, error=error)
 
 
