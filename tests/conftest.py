@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import boto3
 import pytest
 import urllib3
+from programs import ForkServer
 from repos import REGION, open_repo_config
 
 from feast_dynamo_ext.aws import AwsSettings
@@ -97,6 +98,14 @@ def strict_aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     yield server.endpoint
     stop(server)
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Starts programs in processes of their own, with Feast imported."""
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import boto3
 import click
@@ -418,19 +417,23 @@ def test_what_is_chosen_for_a_run_is_what_it_would_do(shop):
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)], ids=["ctrl-c", "terminated"]
 )
-def test_an_interrupted_run_leaves_its_views_readable(shop, moto_endpoint, program, sent, code):
+def test_an_interrupted_run_leaves_its_views_readable(
+    shop, moto_endpoint, fork_server, program, sent, code
+):
     window = ["2026-01-01", "2026-01-04"]
     assert run(*window, "--chdir", shop, "--views", "orders,baskets").exit_code == 0
     yaml = shop / "feature_store.yaml"
     slow = "batch_engine:\n  type: feast_dynamo_ext.DynamoComputeEngine\n"
     yaml.write_text(f"{yaml.read_text()}{slow}  max_write_units_per_s: 1\n")
-    command = [str(Path(sys.executable).with_name(program)), "materialize", *window]
     project = FeatureStore(repo_path=str(shop)).project
     client = boto3.client("dynamodb", region_name=REGION, endpoint_url=moto_endpoint)
     leases = [ControlItem(client, f"{project}.{name}", LEASE) for name in ("orders", "baskets")]
     with (shop / "said.txt").open("w") as said:
-        process = subprocess.Popen(
-            [*command, "-v", "orders", "-v", "baskets"], cwd=shop, stdout=said, stderr=said
+        process = fork_server.start(
+            *(program, "materialize", *window, "-v", "orders", "-v", "baskets"),
+            cwd=shop,
+            stdout=said,
+            stderr=said,
         )
         while not all(lease.read() for lease in leases):
             assert process.poll() is None, (shop / "said.txt").read_text()
@@ -445,20 +448,13 @@ def test_an_interrupted_run_leaves_its_views_readable(shop, moto_endpoint, progr
 
 
 @pytest.mark.parametrize("program", ["feast", "feast-dynamo"])
-def test_an_incremental_end_to_come_is_one_line(shop, program):
+def test_an_incremental_end_to_come_is_one_line(shop, fork_server, program):
     """Of every error of ours `feast` shows the message alone, as it is one of click's."""
     command = {
         "feast": ["materialize-incremental"],
         "feast-dynamo": ["materialize", "--incremental"],
     }
-    path = str(Path(sys.executable).with_name(program))
-    done = subprocess.run(
-        [path, *command[program], "2099-01-01"],
-        cwd=shop,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = fork_server.run(program, *command[program], "2099-01-01", cwd=shop)
     assert done.returncode == 1
     text = done.stdout + done.stderr
     assert text.count("The end of the incremental materialization, 2099-01-01T00:00:00") == 1
