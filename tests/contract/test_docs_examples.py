@@ -123,7 +123,7 @@ def policy_of(name: str) -> str:
 
 
 @pytest.fixture
-def as_user(tmp_path, small_shop, monkeypatch):
+def as_user(tmp_path, small_shop, monkeypatch, fork_server):
     """A bucket with history on a moto that enforces IAM; acts as the user of a policy."""
     server = start_moto(tmp_path / "moto")
     for name in ("AWS_ENDPOINT_URL", "FEAST_S3_ENDPOINT_URL"):
@@ -136,8 +136,9 @@ def as_user(tmp_path, small_shop, monkeypatch):
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     boto3.client("s3").create_bucket(Bucket="my-features")
     for script in (["history.py"], ["labels.py", "entity_rows.parquet"]):
-        command = [sys.executable, f"feature_repo/{script[0]}", *script[1:]]
-        subprocess.run(command, env=environment(small_shop), check=True)
+        fork_server.run(
+            f"feature_repo/{script[0]}", *script[1:], env=environment(small_shop)
+        ).check_returncode()
     keys = {name: new_user(name) for name in NAMES}
     no_request_is_free = {"Content-Type": "application/octet-stream"}
     urllib3.request(
@@ -175,14 +176,17 @@ def new_user(name: str) -> dict[str, str]:
 
 # Feast's registry on S3 leaves its temporary files to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_each_command_runs_under_its_policy(as_user, small_shop, capsys):
+def test_each_command_runs_under_its_policy(as_user, small_shop, fork_server, capsys):
+    def feast(command: str) -> None:
+        run = ("feast", "-c", "feature_repo", command)
+        done = fork_server.run(*run, env=environment(small_shop))
+        assert done.returncode == 0, done.stdout + done.stderr
+
     as_user("apply")
-    apply = [BIN / "feast", "-c", "feature_repo", "apply"]
-    subprocess.run(apply, env=environment(small_shop), check=True)
+    feast("apply")
 
     as_user("plan")
-    plan = [BIN / "feast", "-c", "feature_repo", "plan"]
-    subprocess.run(plan, env=environment(small_shop), check=True)
+    feast("plan")
 
     as_user("materialize")
     start, end = (datetime(year, 7, 2, tzinfo=timezone.utc) for year in (1996, 1998))
@@ -224,5 +228,4 @@ def test_each_command_runs_under_its_policy(as_user, small_shop, capsys):
     gc.collect()
 
     as_user("teardown")
-    teardown = [BIN / "feast", "-c", "feature_repo", "teardown"]
-    subprocess.run(teardown, env=environment(small_shop), check=True)
+    feast("teardown")

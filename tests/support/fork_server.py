@@ -73,6 +73,7 @@ def become(program: dict) -> None:
     time.tzset()
     if os.environ.get("PYTHONWARNINGS"):
         warnings.simplefilter(os.environ["PYTHONWARNINGS"])
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     name, *arguments = program["argv"]
     if name == "-c":
         code, *arguments = arguments
