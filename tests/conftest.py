@@ -40,10 +40,13 @@ SERVERS = frozenset({"moto_endpoint", "strict_aws", "dynamodb_local", "dynamodb"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a server process of a fixture, so that no test can forget to say so."""
+    """Mark what needs a process of a fixture, so that no test can forget to say so."""
     for item in items:
-        if isinstance(item, pytest.Function) and SERVERS & set(item.fixturenames):
-            item.add_marker(pytest.mark.server)
+        if isinstance(item, pytest.Function):
+            if SERVERS & set(item.fixturenames):
+                item.add_marker(pytest.mark.server)
+            if "fork_server" in item.fixturenames:
+                item.add_marker(pytest.mark.slow)
 
 
 @dataclass(frozen=True)
