@@ -106,7 +106,7 @@ class MaterializeRequest:
     version: str | None
 
 
-@click.command()
+@click.command(short_help="Write the newest rows of history into DynamoDB.")
 @times_argument
 @click.option(
     "--incremental",
@@ -165,6 +165,9 @@ def materialize(
     choices; what is not chosen here is as `batch_engine` in feature_store.yaml says. START_TS and
     END_TS are event times such as 2026-01-31 or 2026-01-31T12:00:00; without an offset, UTC.
 
+    Run `feast apply` before; it makes the tables. The registry keeps up to when each view is
+    materialized, and --incremental goes on from there.
+
     \b
     Two weeks of all views, then whatever is new:
       feast-dynamo materialize 2026-01-01 2026-01-15
@@ -183,6 +186,8 @@ def materialize(
     With --json the answer alone is on stdout: rows, units and dollars of each view.
     """  # noqa: D301 - click keeps the lines after \b as they are
     window = Window.from_times(times, _now(), incremental=incremental, all_=all_)
+    if version and len(views) != 1:
+        raise click.UsageError("--version takes one view: name it with --views.")
     request = MaterializeRequest(window, views or None, version)
     with _stdout_kept_for_json(output):
         store = open_store(repo)
