@@ -305,47 +305,22 @@ def test_dynamodb_local_serves_dynamodb_and_moto_the_rest(project: Path, monkeyp
 # A repo to begin with
 
 
-def test_a_new_repo_runs_at_once(tmp_path, monkeypatch) -> None:
-    made = run("init", "shop", cwd=tmp_path)
-    assert (made.returncode, made.stderr) == (0, "")
+# What it says to do is run by tests/contract/test_docs_examples.py.
+def test_a_new_repo_says_what_to_do(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(main, ["init", "shop"])
+    assert (made.exit_code, made.stderr) == (0, "")
     steps = [line.strip() for line in made.stdout.splitlines() if line.startswith("  ")]
     assert steps == [
         "cd shop", "feast-dynamo local up", 'eval "$(feast-dynamo local env)"', "feast apply",
         "feast-dynamo materialize --all", "python read.py", "python training_set.py",
         "feast-dynamo local down",
     ]  # fmt: skip
-    folder = tmp_path / "shop"
-    programs = Path(sys.executable).parent
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    # As it says, on moto, which every machine has.
-    script = "\n".join(["set -e", *steps[1:]]).replace("local up", "local up --moto")
-    try:
-        done = subprocess.run(
-            ["bash", "-c", script],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=280,
-        )
-    finally:
-        assert run("local", "down", cwd=folder).returncode == 0
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "WARNING" not in done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("customer_orders  ")]
-    assert line.split()[1:3] == ["9,000", "100"]
-    history = pd.read_parquet(folder / "history" / "orders")
-    newest = history[history["event_timestamp"] == history["event_timestamp"].max()]
-    expected = newest.set_index("customer_id")["orders_7d"]
-    now = done.stdout.partition("Now:\n")[2].splitlines()[1:4]
-    assert [int(line.split()[1]) for line in now] == [expected[number] for number in (1, 2, 3)]
-    splits = [line.split() for line in done.stdout.splitlines()[-6:]]
-    rows_of = {cells[0]: cells[1] for cells in splits if len(cells) == 3}
-    assert {name: rows_of[name] for name in ("train", "validation", "test")} == {
-        "train": "600", "validation": "200", "test": "200",
-    }  # fmt: skip
-    assert (folder / "training").is_dir()
+    history = pd.read_parquet("shop/history/orders")
+    assert len(history) == 9_000
+    assert history["event_timestamp"].nunique() == 90
+    assert not history.duplicated(["customer_id", "event_timestamp"]).any()
+    assert history["orders_7d"].dtype == "int64"
 
 
 REFUSED = "cannot be a project's name. Use letters from a to z, digits, underscores and hyphens"
