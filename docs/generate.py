@@ -135,7 +135,9 @@ def _file(path: Path) -> str:
 
 
 def _table(block: str) -> str:
-    rows = [field.row() for field in config_fields(block)]
+    # Those that both stores have are in the table of the first.
+    shared = {field.name for field in _fields(*SHARED)} if block == "offline_store" else set()
+    rows = [field.row() for field in config_fields(block) if field.name not in shared]
     return "\n".join(["| field | type | default | meaning |", "|---|---|---|---|", *rows])
 
 
