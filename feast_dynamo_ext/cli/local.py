@@ -56,9 +56,9 @@ def local() -> None:
 def up(folder: Path, output: Output, *, dynamodb_local: bool | None) -> None:
     """Start the servers, and wait until they answer.
 
-    Amazon's DynamoDB Local is the closer DynamoDB, and several times as fast as moto, which also
-    answers some requests that AWS would refuse, and lacks some. Where Java and npm are, the first
-    `up` installs it into this Python environment (56 MB); `--moto` does without.
+    Amazon's DynamoDB Local is the closer DynamoDB, and several times as fast as moto. Where Java
+    and npm are, the first `up` installs it into this Python environment (56 MB); `--moto` does
+    without.
 
     Servers that run already are left as they are. They listen on the ports that they had in this
     folder before.

@@ -174,7 +174,6 @@ def materialize(
       feast-dynamo materialize --incremental
     What that would write and cost, and how long it would take:
       feast-dynamo materialize 2026-01-01 2026-01-15 --dry-run
-      feast-dynamo materialize --all --dry-run --max-write-units 10000
     Two views, leaving most of a table's capacity to others:
       feast-dynamo materialize --all -v orders,baskets --max-write-units 500
     A first load into empty tables, each row at the price of one write:
@@ -182,8 +181,6 @@ def materialize(
 
     Killed, it goes on where it stopped when the same command is run again. A view that fails does
     not stop the others; the exit code is 1 then, and the last line names it.
-
-    With --json the answer alone is on stdout: rows, units and dollars of each view.
     """  # noqa: D301 - click keeps the lines after \b as they are
     window = Window.from_times(times, _now(), incremental=incremental, all_=all_)
     if version and len(views) != 1:
