@@ -29,7 +29,15 @@ PACKAGE = Path(__file__).parents[1]
 DOCS = (PACKAGE / "docs", PACKAGE.parent / "docs")
 
 # In the order of a reader's needs.
-FOLDERS = ("index", "tutorial", "how-to", "troubleshooting", "glossary", "reference")
+FOLDERS = (
+    "index",
+    "tutorial",
+    "how-to",
+    "troubleshooting",
+    "glossary",
+    "reference",
+    "explanation",
+)
 MOST_SHOWN = 3
 
 NEXT = (
