@@ -407,8 +407,9 @@ def test_the_pages_that_errors_name_are_there() -> None:
     listed = json.loads(CliRunner().invoke(main, ["docs", "--json"]).stdout)
     assert listed["reference/iam"] == "IAM policies"
     named = set()
-    for path in Path(local.__file__).parents[1].rglob("*.py"):
-        named |= set(re.findall(r"feast-dynamo docs ([a-z/-]+)", path.read_text()))
+    for path in Path(local.__file__).parents[1].rglob("*"):
+        if path.suffix in (".py", ".template"):
+            named |= set(re.findall(r"feast-dynamo docs ([a-z/-]+)", path.read_text()))
     assert {"configuration", "iam", "quickstart"} <= named
     for page in (*named, "reference/iam", "docs/reference/iam.md", "index"):
         shown = CliRunner().invoke(main, ["docs", page])
