@@ -174,7 +174,7 @@ def test_five_lines_change_from_feasts_own_stores(repo_yaml):
     # Feast's tables, which may be there, have another key.
     assert after["online_store"].pop("table_name_template") == "{project}.packed.{table_name}"
     assert after["offline_store"].pop("type") == "feast_dynamo_ext.S3ParquetOfflineStore"
-    # Else Feast refuses reads of a view while it is materialized. Its path stays, and is not shown.
+    # Else Feast refuses reads of a view while it is materialized. The path stays as it is.
     assert after.pop("registry") == {"serve_features_while_materializing": True}
     assert before.pop("registry") is None
     assert before | {"provider": "aws"} == after | {"provider": "aws"}
