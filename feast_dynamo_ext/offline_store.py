@@ -75,9 +75,9 @@ class S3ParquetOfflineStoreConfig(AwsConfigModel):
     """Selects this store."""
 
     memory_limit: str | None = Field(default=None, pattern=SIZE)
-    """Memory for entity rows and their features, for example `4GB`: more entity rows than fit are
-    joined block by block, each with a pass over the history. It is DuckDB's limit too, which
-    spills to disk. Default: 40% of the machine's memory, and 80% for DuckDB."""
+    """Memory for entity rows and their features, for example `4GB`: more than fit are joined in
+    blocks, each with a pass over the history. It is DuckDB's limit too. Default: 40% of the
+    machine's memory, and 80% for DuckDB."""
 
     threads: int | None = Field(default=None, ge=1)
     """Threads that read and match. Default: one a core."""
@@ -87,14 +87,12 @@ class S3ParquetOfflineStoreConfig(AwsConfigModel):
     Default: the system's folder for temporary files."""
 
     join_plan: Literal["auto", "stream", "duckdb"] = "auto"
-    """How entity rows are matched with history. `stream` reads the history once and keeps one row
-    an entity row; `duckdb` joins in DuckDB, which spills to disk. `auto` takes `stream`, which was
-    the faster in all that was measured. `explain()` of a retrieval says how, and why."""
+    """How entity rows are matched with history: `stream` reads it once and keeps one row an entity
+    row; `duckdb` joins in DuckDB, which spills to disk. `auto` takes `stream`."""
 
     staging_location: str | None = None
-    """Where `to_remote_storage()` of a retrieval writes its Parquet files, each call in a folder
-    of its own: an s3:// URI, or a local folder; a relative path counts from the feature repo.
-    Nothing removes them: on S3, give the prefix a lifecycle rule. Default: none, no exports."""
+    """Where `to_remote_storage()` of a retrieval writes its Parquet files: an s3:// URI, or a
+    folder; a relative path counts from the feature repo. Default: none, no exports."""
 
     monitoring_location: str | None = None
     """Folder or s3:// URI for the metrics of `feast monitor`; a relative path counts from the

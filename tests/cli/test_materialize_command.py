@@ -13,13 +13,13 @@ import click
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType, constants
 from feast.types import Float64, Int64
 from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.cli.materialize import Window
-from feast_dynamo_ext.cli.repo import names_in, time_in
+from feast_dynamo_ext.cli.repo import YAML_PATH_VARIABLE, YAML_VARIABLE, names_in, time_in
 from feast_dynamo_ext.dynamo.control_items import ControlItem
 from feast_dynamo_ext.materialize.lease import LEASE
 
@@ -121,6 +121,7 @@ def amounts(folder, feature="orders:amount"):
             ["2026-01-02", "2026-01-01T12:00:00+02:00"],
             "START_TS (2026-01-02 00:00:00+00:00) is after END_TS (2026-01-01 12:00:00+02:00).",
         ),
+        (["--all", "--version", "v1"], "--version takes one view: name it with --views."),
     ],
 )
 def test_wrong_usage(arguments, message):
@@ -214,6 +215,17 @@ def test_no_repo(tmp_path):
     assert error_of(run("--all", "-c", tmp_path)) == (
         f"There is no feature_store.yaml in {tmp_path}. Run this in a feature repo, or name one: "
         "--chdir PATH."
+    )
+
+
+def test_feature_store_yaml_is_looked_for_where_feast_looks(tmp_path, monkeypatch):
+    """The commands look before they import Feast, so they know its names themselves."""
+    assert (YAML_PATH_VARIABLE, YAML_VARIABLE) == (
+        constants.FEAST_FS_YAML_FILE_PATH_ENV_NAME, constants.FEATURE_STORE_YAML_ENV_NAME,
+    )  # fmt: skip
+    monkeypatch.setenv(YAML_PATH_VARIABLE, str(tmp_path / "other.yaml"))
+    assert error_of(run("--all", "-c", tmp_path)).startswith(
+        f"There is no other.yaml in {tmp_path}. "
     )
 
 
