@@ -231,3 +231,11 @@ def test_a_check_of_a_footer_keeps_nothing_of_its_callers(tmp_path):
         return weakref.ref(held)
 
     assert check()() is None
+
+
+def test_footers_that_were_checked_for_the_range_are_not_for_their_limits(tmp_path):
+    write(tmp_path / "a.parquet", hourly(0, 3), Form())
+    source = open_source(tmp_path)
+    within = source.within("event", START, START + A_DAY)
+    assert (source.parts.checked, within.parts.checked) == (set(), {"event"})
+    assert source.within("event", None, None).parts.checked == set()  # no statistics were needed
