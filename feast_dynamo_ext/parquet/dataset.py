@@ -202,6 +202,8 @@ class SourceDataset:
         repeated: columns whose name a file has several times -> that file.
         of_log: whether a table's log says the types of its columns.
         checked: columns of which the footers may be asked; see `ReadErrors.check_columns`.
+        left_out: files that have no rows of a range, as their footers said. They count as read: a
+            file that was replaced after it was listed may have had some.
     """
 
     place: Place
@@ -213,6 +215,7 @@ class SourceDataset:
     repeated: Mapping[str, str] = field(default_factory=dict)
     of_log: bool = False
     checked: frozenset[str] = frozenset()
+    left_out: tuple[FileState, ...] = ()
 
     @classmethod
     def of_files(
@@ -282,7 +285,9 @@ class SourceDataset:
         footers = self._footers(fragments, asked - self.checked)
         found = [part_within(footer, column, first, last) for footer in footers]
         within = self._of_footers([part for part in found if part], self._widened(footers))
-        return replace(within, checked=self.checked | asked)
+        gone = {footer.path for footer in footers} - {file.path for file in within.files}
+        left_out = tuple(file for file in self.files if file.path in gone)
+        return replace(within, checked=self.checked | asked, left_out=(*self.left_out, *left_out))
 
     def with_folder_types(self, declared: Mapping[str, pa.DataType]) -> SourceDataset:
         """The same with columns of folders' names in the types that they are declared as.
@@ -338,9 +343,10 @@ class SourceDataset:
         _check_single(columns, self.repeated, self.place.uri)
         if not self.settled:
             footers = self._footers(self.fragments)
-            _check_single(columns, _repeated(footers), self.place.uri)
-            _check_inside(footers, self.files, self._inside(), self.place.uri)
-            check_holds(self.schema, footers, self.place.uri, set(columns) - self.of_folders)
+            with self._read_errors.of_schemas():
+                _check_single(columns, _repeated(footers), self.place.uri)
+                _check_inside(footers, self.files, self._inside(), self.place.uri)
+                check_holds(self.schema, footers, self.place.uri, set(columns) - self.of_folders)
         return self.dataset
 
     def _footers(self, fragments: Sequence[Any], checked: Collection[str] = ()) -> list[Footer]:
@@ -348,11 +354,12 @@ class SourceDataset:
 
     @property
     def _read_errors(self) -> ReadErrors:
-        return ReadErrors(self.place, self.files, is_table=self.of_log)
+        return ReadErrors(self.place, (*self.files, *self.left_out), is_table=self.of_log)
 
     def _widened(self, footers: Sequence[Footer]) -> pa.Schema:
-        _check_inside(footers, self.files, self._inside(), self.place.uri)
-        return widened(self.schema, footers, self.place.uri, self.of_folders)
+        with self._read_errors.of_schemas():
+            _check_inside(footers, self.files, self._inside(), self.place.uri)
+            return widened(self.schema, footers, self.place.uri, self.of_folders)
 
     def _inside(self) -> set[str]:
         """Columns that files have beside folders of the same name."""

@@ -21,6 +21,7 @@ from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsError,
     AwsUnavailableError,
+    ColumnTypeError,
     CredentialsError,
     FeastDynamoError,
     SourceReadError,
@@ -108,6 +109,19 @@ class ReadErrors:
         changed = self.place.changed(self.files) if self.files else None
         if changed is not None:
             raise self._changed(changed)
+
+    @contextlib.contextmanager
+    def of_schemas(self) -> Iterator[None]:
+        """Errors of bringing files together, unless one is not what was listed.
+
+        Raises:
+            SourceReadError: one was replaced or removed since it was listed; names it.
+        """
+        try:
+            yield
+        except (ColumnTypeError, SourceReadError):
+            self.check_unchanged()
+            raise
 
     def _explained(self, error: Exception, path: str) -> FeastDynamoError:
         refused = _refusal(error, path)

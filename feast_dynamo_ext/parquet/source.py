@@ -307,7 +307,8 @@ class ParquetSource:
 
     def _read_errors(self) -> ReadErrors:
         parts = self.parts
-        return ReadErrors(parts.place, parts.files, self._other_types, is_table=parts.of_log)
+        files = (*parts.files, *parts.left_out)
+        return ReadErrors(parts.place, files, self._other_types, is_table=parts.of_log)
 
     def _other_types(self, path: str) -> str:
         """Columns of a file that the source has in other types: what a failed cast is about."""
