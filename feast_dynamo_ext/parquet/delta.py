@@ -39,6 +39,9 @@ LOG = "_delta_log"
 LAST_CHECKPOINT = f"{LOG}/_last_checkpoint"
 """Names a version of which the log has a checkpoint: what is older is not needed to read it."""
 
+LOG_FILE = re.compile(rf"{LOG}/(_sidecars/)?\w[\w.-]*", re.ASCII)
+"""What a log consists of. Other names are not copied: with `..` they lead out of the folder."""
+
 COPIED_AT_ONCE = 16
 
 
@@ -81,6 +84,15 @@ def _read(deltalake: Any, place: Place, source: str, folder: str | None) -> Tabl
     return TableFiles(_files(place, added, names), schema, partitions)
 
 
+def _chunks(place: Place, uri: str) -> Iterator[bytes]:
+    try:
+        yield from place.storage.chunks(uri)
+    except FileNotFoundError as error:
+        raise TableChangedError(
+            f"{place.uri}: {uri} was removed while the table's log was being read. Run it again."
+        ) from error
+
+
 def _no_table(place: Place, source: str) -> SourceNotFoundError:
     return SourceNotFoundError(
         f"Source `{source}`: there is no Delta table at {place.uri}. Check the path, the bucket's "
@@ -96,34 +108,25 @@ def _readable_log(place: Place, source: str, folder: str | None) -> Iterator[str
         return
     root = f"s3://{place.root}"
     try:
-        listed = {
-            file.path.removeprefix(f"{place.root}/"): file.size
-            for file in place.storage.below(f"{root}/{LOG}")
-        }
+        files = place.storage.below(f"{root}/{LOG}")
+        names = {file.path.removeprefix(f"{place.root}/") for file in files}
     except ResourceNotFoundError as error:
         raise _no_table(place, source) from error
+    listed = {name for name in names if LOG_FILE.fullmatch(name)}
     if not listed:
         raise _no_table(place, source)
     with contextlib.ExitStack() as undo:
         try:
-            copy = Path(
-                undo.enter_context(
-                    tempfile.TemporaryDirectory(prefix="feast-dynamo-delta-", dir=folder)
-                )
-            )
-            _copy(place, root, _needed(place, root, set(listed)), copy)
-        except FileNotFoundError as error:
-            raise TableChangedError(
-                f"Source `{source}`: the log of the Delta table {place.uri} changed while it was "
-                f"being read: {error}. Run it again."
-            ) from error
+            temporary = tempfile.TemporaryDirectory(prefix="feast-dynamo-delta-", dir=folder)
+            copy = undo.enter_context(temporary)
+            _copy(place, root, _needed(place, root, listed), Path(copy))
         except OSError as error:
             raise SourceReadError(
-                f"Source `{source}`: the log of the Delta table {place.uri} cannot be kept on the "
-                f"disk: {error}. Free space there, or point `spill_folder` of the offline store "
-                "to a larger disk."
+                f"Source `{source}`: the log of the Delta table {place.uri} cannot be kept in "
+                f"{folder or tempfile.gettempdir()}: {error}. Free space there, or point "
+                "`spill_folder` of the offline store to a larger disk."
             ) from error
-        yield str(copy)
+        yield copy
 
 
 def _needed(place: Place, root: str, listed: set[str]) -> set[str]:
@@ -150,7 +153,7 @@ def _copy(place: Place, root: str, names: set[str], folder: Path) -> None:
 
     def copy(name: str) -> None:
         with (folder / name).open("wb") as file:
-            for chunk in place.storage.chunks(f"{root}/{name}"):
+            for chunk in _chunks(place, f"{root}/{name}"):
                 file.write(chunk)
 
     with ThreadPoolExecutor(COPIED_AT_ONCE) as pool:

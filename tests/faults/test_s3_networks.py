@@ -47,11 +47,13 @@ class S3Server:
         port: TCP port.
         access_keys: that requests for bytes were signed with, in order.
         names: of the files whose bytes were requested.
+        more: keys that are listed beside the files of the folder, and sizes.
     """
 
     port: int = 0
     access_keys: list[str] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
+    more: dict[str, int] = field(default_factory=dict)
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ def s3_server() -> Iterator[Callable[..., S3Server]]:
                     str(file.relative_to(folder / bucket)): file.stat().st_size
                     for file in sorted((folder / bucket).rglob("*"))
                     if file.is_file()
-                }
+                } | s3.more
                 entries = "".join(
                     f"<Contents><Key>{key}</Key><Size>{size}</Size><ETag>&quot;e&quot;</ETag>"
                     "<LastModified>2026-10-21T07:28:00.000Z</LastModified></Contents>"
@@ -227,8 +229,10 @@ def test_tables_are_read_with_the_bundle_of_a_profile(
     config.write_text(f"[profile lake]\n{keys}ca_bundle = {tls_server.certificate}\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     server = s3_server(tls_server.context, tmp_path / "s3")
+    server.more["orders/_delta_log/../../outside"] = 1  # no name of a log
     endpoint = f"https://localhost:{server.port}"
     assert numbers_of(table_source, tmp_path, endpoint, profile="lake") == [1, 2, 3]
+    assert "outside" not in server.names
     # Behind a checkpoint no older version is read.
     assert f"{0:020}.json" not in server.names
 
@@ -260,6 +264,14 @@ def test_tables_are_read_with_credentials_of_the_moment(
     short_lived.write_text("raise SystemExit(1)")
     with pytest.raises(CredentialsError, match="credential"):
         numbers_of(table_source, tmp_path, endpoint)
+
+
+def test_a_spill_folder_that_is_not_there_is_named(s3_server, tmp_path):
+    (tmp_path / "s3").mkdir()
+    source = delta_table(tmp_path / "s3")
+    endpoint = f"http://127.0.0.1:{s3_server(folder=tmp_path / 's3').port}"
+    with pytest.raises(SourceReadError, match=r"cannot be kept in /nowhere.*`spill_folder`"):
+        numbers_of(source, tmp_path, endpoint, spill_folder="/nowhere")
 
 
 def test_a_file_that_is_removed_meanwhile_has_changed(
