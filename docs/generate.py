@@ -30,6 +30,7 @@ import click
 import yaml
 
 from feast_dynamo_ext.cli.main import main as feast_dynamo
+from feast_dynamo_ext.cli.start import SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,11 +128,16 @@ def _part(name: str) -> str:
 
 def _file(path: Path) -> str:
     text = path.read_text().strip("\n")  # lines of a diff may start with a space
+    if path.suffix == SUFFIX:
+        # As `feast-dynamo init shop` writes it.
+        path, text = path.with_suffix(""), text.replace("{project}", "shop")
     return f"```{LANGUAGES[path.suffix]}\n{text}\n```"
 
 
 def _table(block: str) -> str:
-    rows = [field.row() for field in config_fields(block)]
+    # Those that both stores have are in the table of the first.
+    shared = {field.name for field in _fields(*SHARED)} if block == "offline_store" else set()
+    rows = [field.row() for field in config_fields(block) if field.name not in shared]
     return "\n".join(["| field | type | default | meaning |", "|---|---|---|---|", *rows])
 
 
@@ -255,13 +261,15 @@ def _error(node: ast.ClassDef) -> str:
     seen = [
         f"[{heading}](../troubleshooting.md#{anchor(heading)})" for heading in _entries(node.name)
     ]
+    if len(seen) == 1:
+        seen = [re.sub(r"^\[.*?\]\(", "[What to do](", seen[0])]
     if len(seen) > MOST_SHOWN:
         seen[MOST_SHOWN:] = [f"[{len(seen) - MOST_SHOWN} more](../troubleshooting.md)"]
     parts = [f"## {node.name}", f"{bases}. {text}".replace("``", "`")]
     if attributes:
         parts.append(re.sub(r"^    +", "  ", attributes, flags=re.MULTILINE).replace("``", "`"))
     if seen:
-        parts.append(f"Troubleshooting: {'; '.join(seen)}.")
+        parts.append(f"{'; '.join(seen)}.")
     return "\n\n".join(parts)
 
 

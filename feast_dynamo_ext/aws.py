@@ -164,6 +164,14 @@ def _botocore(aws_session: boto3.Session) -> Any:
     return aws_session._session
 
 
+def botocore_session(settings: AwsSettings) -> Any:
+    """The session of botocore beneath `session`, for libraries that take no other.
+
+    Raises: as `session`.
+    """
+    return _botocore(session(settings))
+
+
 def _session(profile: str | None, region: str | None) -> boto3.Session:
     made = boto3.Session(profile_name=profile, region_name=region)
     # A loader keeps the service models that it has parsed: with one of its own for each session a
@@ -178,7 +186,8 @@ def _loader() -> Loader:
 
 
 def _assume(base: boto3.Session, settings: AwsSettings) -> boto3.Session:
-    source = base.get_credentials()
+    with translated("sts", "AssumeRole"):
+        source = base.get_credentials()
     if source is None:
         raise no_credentials("sts", "AssumeRole")
     fetcher = AssumeRoleCredentialFetcher(
@@ -334,7 +343,8 @@ def _s3(uri: str, settings: AwsSettings) -> RenewedS3:
     from feast_dynamo_ext.s3_filesystem import RenewedS3, S3ThroughBoto
 
     aws_session = session(settings)
-    credentials = aws_session.get_credentials()
+    with translated("s3", uri):
+        credentials = aws_session.get_credentials()
     if credentials is None:
         raise no_credentials("s3", uri)
     options: dict[str, Any] = {

@@ -136,8 +136,8 @@ def warn_of_other_provider(config: RepoConfig) -> None:
     if config.provider in FEASTS_PROVIDERS:
         logger.warning(
             "feature_store.yaml: `provider: %s` is Feast's. It materializes one view after the "
-            "other, in memory and without resuming, and repairs no states. Set `provider: "
-            "feast_dynamo_ext.DynamoProvider`",
+            "other, in memory and without resuming, may round values, and repairs no states. Set "
+            "`provider: feast_dynamo_ext.DynamoProvider`",
             config.provider,
         )
 

@@ -60,10 +60,7 @@ BAD_REQUEST, NOT_FOUND, CONFLICT, SERVER_ERROR, UNAVAILABLE = 400, 404, 409, 500
 
 
 class FeastDynamoError(click.ClickException):
-    """Base of every error of this package.
-
-    The message is what helps, so command lines on click, as `feast` is, print it in one line
-    instead of a traceback.
+    """Base of every error of this package; `feast` prints its message in one line.
 
     Attributes:
         http_status: what `feast serve` answers it with.
@@ -81,11 +78,10 @@ class FeastDynamoError(click.ClickException):
 
 
 class ConfigError(FeastDynamoError):
-    """A setting that cannot work.
+    """A setting that cannot work."""
 
-    Not a ValueError: pydantic would fold that into a ValidationError of many lines, and the one
-    sentence that helps would be lost in it.
-    """
+    # Not a ValueError: pydantic would fold that into a ValidationError of many lines, and the one
+    # sentence that helps would be lost in it.
 
 
 class WindowError(FeastDynamoError, ValueError):

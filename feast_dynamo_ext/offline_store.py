@@ -6,15 +6,22 @@ Feast finds a store through the module of its config class, so both stand here.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMetadata
 from feast.on_demand_feature_view import OnDemandFeatureView
 from pydantic import Field
 
+from feast_dynamo_ext.arrow_types import is_list, naming
 from feast_dynamo_ext.config import SIZE, AwsConfigModel, warn_of_unknown_keys
-from feast_dynamo_ext.errors import OfflineStoreError
+from feast_dynamo_ext.declared import as_declared, declared_type
+from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
+from feast_dynamo_ext.exact import refuse_inexact_integers
 from feast_dynamo_ext.monitoring.hooks import MonitoringHooks
 from feast_dynamo_ext.parquet.append import append_rows
 from feast_dynamo_ext.parquet.logged import append_logs
@@ -27,14 +34,19 @@ from feast_dynamo_ext.retrieval.entity_rows.forms import EntityRequest, check_re
 from feast_dynamo_ext.retrieval.inputs import checked_source
 from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 from feast_dynamo_ext.retrieval.join import join
-from feast_dynamo_ext.retrieval.plan import RowsPlan, ViewPlan, plan_rows, plan_views
+from feast_dynamo_ext.retrieval.plan import (
+    RowsPlan,
+    ViewPlan,
+    plan_rows,
+    plan_views,
+    with_declared_kinds,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from datetime import datetime
     from pathlib import Path
 
-    import pyarrow as pa
     from feast import FeatureView, RepoConfig
     from feast.data_source import DataSource
     from feast.feature_logging import LoggingConfig, LoggingSource
@@ -46,6 +58,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NONE = np.empty(0, dtype=np.int64)
+
+EXACT_IN_DOUBLES = 2**53
+"""Integers up to this, each of which a double holds."""
 
 ENGINES: dict[str, tuple[type[OnePassEngine] | type[DuckDbEngine], ...]] = {
     "auto": (OnePassEngine, DuckDbEngine),
@@ -75,9 +90,9 @@ class S3ParquetOfflineStoreConfig(AwsConfigModel):
     """Selects this store."""
 
     memory_limit: str | None = Field(default=None, pattern=SIZE)
-    """Memory for entity rows and their features, for example `4GB`: more entity rows than fit are
-    joined block by block, each with a pass over the history. It is DuckDB's limit too, which
-    spills to disk. Default: 40% of the machine's memory, and 80% for DuckDB."""
+    """Memory for entity rows and their features, for example `4GB`: more than fit are joined in
+    blocks, each with a pass over the history. It is DuckDB's limit too. Default: 40% of the
+    machine's memory, and 80% for DuckDB."""
 
     threads: int | None = Field(default=None, ge=1)
     """Threads that read and match. Default: one a core."""
@@ -87,14 +102,12 @@ class S3ParquetOfflineStoreConfig(AwsConfigModel):
     Default: the system's folder for temporary files."""
 
     join_plan: Literal["auto", "stream", "duckdb"] = "auto"
-    """How entity rows are matched with history. `stream` reads the history once and keeps one row
-    an entity row; `duckdb` joins in DuckDB, which spills to disk. `auto` takes `stream`, which was
-    the faster in all that was measured. `explain()` of a retrieval says how, and why."""
+    """How entity rows are matched with history: `stream` reads it once and keeps one row an entity
+    row; `duckdb` joins in DuckDB, which spills to disk. `auto` takes `stream`."""
 
     staging_location: str | None = None
-    """Where `to_remote_storage()` of a retrieval writes its Parquet files, each call in a folder
-    of its own: an s3:// URI, or a local folder; a relative path counts from the feature repo.
-    Nothing removes them: on S3, give the prefix a lifecycle rule. Default: none, no exports."""
+    """Where `to_remote_storage()` of a retrieval writes its Parquet files: an s3:// URI, or a
+    folder; a relative path counts from the feature repo. Default: none, no exports."""
 
     monitoring_location: str | None = None
     """Folder or s3:// URI for the metrics of `feast monitor`; a relative path counts from the
@@ -198,12 +211,14 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
 
         Rows with a null join key or event time are left out: they belong to no entity.
         """
-        view = plan_rows(
-            data_source,
-            join_key_columns,
-            feature_name_columns,
-            timestamp_field,
-            created_timestamp_column,
+        view = with_declared_kinds(
+            plan_rows(
+                data_source,
+                join_key_columns,
+                feature_name_columns,
+                timestamp_field,
+                created_timestamp_column,
+            )
         )
         engine = engine_for(config.offline_store, "newest")
 
@@ -211,7 +226,8 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
             with engine.newest(view, source, start_date, end_date) as found:
                 return found.source, np.concatenate([NONE, *found.positions])
 
-        return _row_job(config, RowsPlan(view, start_date, end_date, newest=True), newest)
+        plan = RowsPlan(view, start_date, end_date, newest=True)
+        return _row_job(config, plan, newest, join_key_columns)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -232,22 +248,25 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
         if not data_source.timestamp_field:  # a saved dataset, of which Feast keeps no event time
             source = ParquetSource.open(data_source, config)
             timestamp_field = event_time_of(source, timestamp_field)
-        view = plan_rows(
-            data_source,
-            join_key_columns,
-            [*feature_name_columns, *every_column],
-            timestamp_field,
-            created_timestamp_column,
+        view = with_declared_kinds(
+            plan_rows(
+                data_source,
+                join_key_columns,
+                [*feature_name_columns, *every_column],
+                timestamp_field,
+                created_timestamp_column,
+            )
         )
         # Without keys, so that rows with a null join key are kept: all means all.
-        every = ViewPlan(view.view, data_source, (), timestamp_field, None, view.features, None)
+        every = replace(view, keys=(), created_time=None)
         engine = engine_for(config.offline_store, "within")
 
         def in_range(source: ParquetSource) -> Found:
             left = source.within(timestamp_field, start_date, end_date)
             return left, engine.within(every, left, start_date, end_date)
 
-        return _row_job(config, RowsPlan(every, start_date, end_date, newest=False), in_range)
+        plan = RowsPlan(every, start_date, end_date, newest=False)
+        return _row_job(config, plan, in_range, join_key_columns)
 
     @staticmethod
     def offline_write_batch(
@@ -329,6 +348,7 @@ def _row_job(
     config: RepoConfig,
     plan: RowsPlan,
     find: Callable[[ParquetSource], Found],
+    keys: Collection[str],
 ) -> ParquetRetrievalJob:
     warn_of_unknown_keys(config)
     view = plan.view
@@ -337,6 +357,61 @@ def _row_job(
         source = checked_source(view, ParquetSource.open(view.source, config))
         within, found = find(source)
         columns = view.feature_columns
-        return Result(within.schema_of(columns), len(found), lambda: within.fetch(columns, found))
+        schema = within.schema_of(columns)
+        if not view.kinds:
+            return Result(schema, len(found), lambda: within.fetch(columns, found))
+        for at, (_, name, kind) in enumerate(view.declared):
+            schema = schema.set(at, pa.field(name, declared_type(kind, schema.field(at).type)))
+        fetched = partial(within.fetch, columns, found)
+        return Result(schema, len(found), lambda: _declared(view, keys, fetched(), schema))
 
     return ParquetRetrievalJob(config=config, run=run, plan=plan)
+
+
+def _declared(
+    view: ViewPlan, keys: Collection[str], batches: Iterator[pa.RecordBatch], schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    """Rows for Feast's engines: exact values of the declared types, which they then keep.
+
+    Raises:
+        ColumnTypeError: a value is none of the declared type, or they would round it.
+    """
+    nulls: set[str] = set()
+    large: set[str] = set()
+    for batch in batches:
+        columns = []
+        for (_, name, kind), column in zip(view.declared, batch.columns, strict=True):
+            with naming(name, kind, column.type, view.view):
+                if name in keys and pa.types.is_floating(column.type):
+                    refuse_inexact_integers(column.drop_null())
+                columns.append(as_declared(column, kind))
+            for numbers in _integers(columns[-1]):
+                nulls |= {name} if numbers.null_count else set()
+                large |= {name} if _has_large(numbers) else set()
+        if nulls & large:
+            raise ColumnTypeError(
+                f"Feature view `{view.view}`: `{min(nulls & large)}` has nulls and integers "
+                "beyond 2^53, which Feast's engine holds as doubles. Materialize it with the "
+                "engine of DynamoProvider: remove `type` from `batch_engine` in "
+                "feature_store.yaml."
+            )
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _integers(column: pa.Array) -> Iterator[pa.Array]:
+    """A column of integers; of structs and lists, those inside."""
+    kind = column.type
+    if pa.types.is_integer(kind):
+        yield column
+    elif pa.types.is_struct(kind):
+        for inner in column.flatten():
+            yield from _integers(inner)
+    elif pa.types.is_map(kind):
+        yield from _integers(column.items)
+    elif is_list(kind):
+        yield from _integers(column.flatten())
+
+
+def _has_large(numbers: pa.Array) -> bool:
+    ends = pc.min_max(numbers).as_py().values()
+    return any(end is not None and abs(end) > EXACT_IN_DOUBLES for end in ends)

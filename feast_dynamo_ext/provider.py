@@ -21,6 +21,7 @@ from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, SourceNotFoundError
 from feast_dynamo_ext.online_store import DynamoOnlineStore
 from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
+from feast_dynamo_ext.retrieval.plan import materialized_by_feast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -157,16 +158,17 @@ class DynamoProvider(PassthroughProvider):
         is_ours = isinstance(self.batch_engine, _engine_class())
         # Our engine sees to it itself, as it is handed several views without this method.
         unfilled = [] if is_ours else self._declared(registry, feature_view, is_fresh=True)
-        super().materialize_single_feature_view(
-            config,
-            feature_view,
-            start_date,
-            end_date,
-            registry,
-            project,
-            tqdm_builder,
-            disable_event_timestamp,
-        )
+        with materialized_by_feast(feature_view):
+            super().materialize_single_feature_view(
+                config,
+                feature_view,
+                start_date,
+                end_date,
+                registry,
+                project,
+                tqdm_builder,
+                disable_event_timestamp,
+            )
         for spec in unfilled:
             self.online_store.fill_service(config, spec)
 

@@ -84,8 +84,7 @@ class TableSettings(SettingsModel):
     """Provisioned: write units a second, each good for 1 KB."""
 
     max_read_units: Ceiling | None = None
-    """On demand: read units a second over which requests are throttled, against surprises on the
-    bill. `off`: no ceiling."""
+    """On demand: read units a second over which requests are throttled. `off`: no ceiling."""
 
     max_write_units: Ceiling | None = None
     """As `max_read_units`, of write units."""
@@ -118,8 +117,7 @@ class TableSettings(SettingsModel):
     """DynamoDB refuses to delete the table, to `feast teardown` too."""
 
     warm_read_units: int | None = Field(default=None, ge=1)
-    """Read units a second that the table can serve at once, without growing into them; charged
-    once. It only ever grows."""
+    """Read units a second that the table can serve at once; charged once. It only ever grows."""
 
     warm_write_units: int | None = Field(default=None, ge=1)
     """As `warm_read_units`, of write units."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import boto3
 import pytest
 import urllib3
+from programs import ForkServer
 from repos import REGION, open_repo_config
 
 from feast_dynamo_ext.aws import AwsSettings
@@ -39,10 +40,13 @@ SERVERS = frozenset({"moto_endpoint", "strict_aws", "dynamodb_local", "dynamodb"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a server process of a fixture, so that no test can forget to say so."""
+    """Mark what needs a process of a fixture, so that no test can forget to say so."""
     for item in items:
-        if isinstance(item, pytest.Function) and SERVERS & set(item.fixturenames):
-            item.add_marker(pytest.mark.server)
+        if isinstance(item, pytest.Function):
+            if SERVERS & set(item.fixturenames):
+                item.add_marker(pytest.mark.server)
+            if "fork_server" in item.fixturenames:
+                item.add_marker(pytest.mark.slow)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,14 @@ def strict_aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     yield server.endpoint
     stop(server)
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Starts programs in processes of their own, with Feast imported."""
+    server = ForkServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

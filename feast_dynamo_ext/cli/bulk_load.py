@@ -62,7 +62,7 @@ def _no_bulk_put_rate(_context: Any, _option: Any, units: int | None) -> None:
         )
 
 
-@click.command("bulk-load")
+@click.command("bulk-load", short_help="Load many rows into new tables, through S3.")
 @click.argument("start", metavar="START_TS", callback=lambda _context, _of, text: time_in(text))
 @click.argument("end", metavar="END_TS", callback=lambda _context, _of, text: time_in(text))
 @click.option(
@@ -113,9 +113,10 @@ def bulk_load(
 ) -> None:
     """Load the newest row of each entity through files on S3.
 
-    For a first load of many rows. The rows are written as gzipped DynamoDB JSON; DynamoDB then
-    imports the files by itself into a new table, without write units. The command waits for the
-    end, and fails if DynamoDB could not load each row. An import cannot be cancelled.
+    For a first load of many rows. The rows are written as gzipped DynamoDB JSON to a bucket of
+    yours; DynamoDB then imports the files by itself into a new table, without write units. The
+    command waits for the end, deletes the files, and fails if DynamoDB could not load each row.
+    An import cannot be cancelled.
 
     \b
     What that and `feast-dynamo materialize` would cost, and which to take:
@@ -127,6 +128,10 @@ def bulk_load(
         raise click.UsageError(f"START_TS ({start}) is after END_TS ({end}).")
     if files is None and not dry_run:
         raise click.UsageError("Give --output s3://bucket/prefix, or --dry-run.")
+    if files:
+        from feast_dynamo_ext.materialize.bulk_import.files import Folder
+
+        Folder.parse(files)
     stdout = contextlib.redirect_stdout(sys.stderr) if output.as_json else contextlib.nullcontext()
     with stdout:
         store = open_store(repo)

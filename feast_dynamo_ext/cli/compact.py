@@ -149,7 +149,7 @@ def age_in(text: str) -> float:
     return float(int(found[1]) * SECONDS[found[2]])
 
 
-@click.command()
+@click.command(short_help="Rewrite a source's small files into larger, sorted ones.")
 @click.argument("names", nargs=-1, metavar="[SOURCES_OR_VIEWS]...")
 @click.option("--all", "all_", is_flag=True, help="Every source of a feature view.")
 @click.option(
@@ -164,6 +164,7 @@ def age_in(text: str) -> float:
 @click.option(
     "--target-size",
     "target_bytes",
+    metavar="SIZE",
     default="256MB",
     show_default=True,
     callback=lambda _context, _option, given: size_in(given),
@@ -178,6 +179,7 @@ def age_in(text: str) -> float:
 @click.option(
     "--older-than",
     "older_than_s",
+    metavar="AGE",
     default="24h",
     show_default=True,
     callback=lambda _context, _option, given: age_in(given),
@@ -200,6 +202,7 @@ def compact(
 
     Retrieval then opens fewer files, and only those that can hold what it needs; what it finds is
     the same. Without --buckets or --by-partition the data decides; --dry-run says what and why.
+    The replaced files stay until --remove-replaced, for readers that have them open.
 
     \b
     What would be done to all sources, and why:

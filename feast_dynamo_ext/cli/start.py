@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import runpy
+import shlex
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from feast_dynamo_ext.cli.repo import Output, json_option
 from feast_dynamo_ext.errors import ConfigError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 TEMPLATE = Path(__file__).with_name("template")
 SUFFIX = ".template"
+
+# What Feast takes for a project and DynamoDB for the beginning of a table's name.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 # In an installation the pages are part of the package; in a checkout they are beside it.
 PACKAGE = Path(__file__).parents[1]
 DOCS = (PACKAGE / "docs", PACKAGE.parent / "docs")
+
+# In the order of a reader's needs.
+FOLDERS = (
+    "index",
+    "tutorial",
+    "how-to",
+    "troubleshooting",
+    "glossary",
+    "reference",
+    "explanation",
+)
+MOST_SHOWN = 3
 
 NEXT = (
     "feast-dynamo local up",
@@ -28,15 +51,15 @@ NEXT = (
 )
 
 
-@click.command()
+@click.command(short_help="Make a small feature repo that runs at once.")
 @click.argument("name")
 @json_option
 def init(name: str, output: Output) -> None:
     """Make a small feature repo in a new folder NAME, which is its project too.
 
-    It has one view of a made-up shop's customers with 90 days of history, scripts that read
-    features and write a training set, and runs at once on the embedded AWS, without an account
-    or a bucket. Make it yours by changing definitions.py.
+    It has one view of a made-up shop's customers with 90 days of history, and scripts that read
+    features and write a training set. It runs at once on the embedded AWS, without an account or
+    a bucket; the commands for that are printed. Make it yours by changing definitions.py.
 
     \b
     feast-dynamo init shop
@@ -45,16 +68,20 @@ def init(name: str, output: Output) -> None:
     _check_name(folder)
     try:
         folder.mkdir(parents=True)
-        for source in sorted(TEMPLATE.iterdir()):
-            text = source.read_text(encoding="utf-8").replace("{project}", folder.name)
-            (folder / source.name.removesuffix(SUFFIX)).write_text(text, encoding="utf-8")
     except FileExistsError as error:
         raise ConfigError(f"{folder} is there already. Choose another name.") from error
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error.strerror}.") from error
-    runpy.run_path(str(folder / "history.py"), run_name="__main__")
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}.") from error
+    try:
+        for source in sorted(TEMPLATE.iterdir()):
+            text = source.read_text(encoding="utf-8").replace("{project}", folder.name)
+            (folder / source.name.removesuffix(SUFFIX)).write_text(text, encoding="utf-8")
+        runpy.run_path(str(folder / "history.py"), run_name="__main__")
+    except OSError as error:
+        shutil.rmtree(folder)
+        raise ConfigError(f"{folder} cannot be written: {error}.") from error
     files = sorted(path.name for path in folder.iterdir())
-    steps = "\n".join(f"  {step}" for step in (f"cd {folder}", *NEXT))
+    steps = "\n".join(f"  {step}" for step in (f"cd {shlex.quote(str(folder))}", *NEXT))
     output.show(
         {"folder": str(folder), "files": files},
         f"{folder} is a feature repo: {', '.join(files)}.\nTo run it on an AWS in this machine:\n"
@@ -68,20 +95,21 @@ def _check_name(folder: Path) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    from feast.repo_operations import is_valid_name
-
-    if not is_valid_name(folder.name):
+    name = folder.absolute().name
+    if not NAME.fullmatch(name):
         raise ConfigError(
-            f"`{folder.name}` cannot be a project's name. Use letters, digits, underscores "
+            f"`{name}` cannot be a project's name. Use letters from a to z, digits, underscores "
             "and hyphens, with a letter or digit first."
         )
 
 
-@click.command()
+@click.command(short_help="List the pages of the documentation, or print one.")
 @click.argument("page", required=False)
 @json_option
 def docs(page: str | None, output: Output) -> None:
-    """Print a page of this version's documentation, as Markdown; without PAGE, what there is.
+    """Print a page of this version's documentation, as Markdown; without PAGE, list the pages.
+
+    A page's last word does for its name.
 
     \b
     feast-dynamo docs
@@ -89,20 +117,20 @@ def docs(page: str | None, output: Output) -> None:
     feast-dynamo docs reference/iam
     """  # noqa: D301 - click keeps the lines after \b as they are
     pages = _pages()
+    titles = {name: _title(path) for name, path in pages.items()}
     if page is None:
-        titles = {name: _title(path) for name, path in pages.items()}
-        width = max(map(len, titles))
-        lines = [f"{name:{width}}  {title}" for name, title in titles.items()]
-        output.show(titles, "\n".join(lines))
+        output.show(titles, _list(titles))
         return
-    wanted = page.removeprefix("docs/").removesuffix(".md")
+    wanted = page.removeprefix("docs/").removesuffix(".md").lower()
     found = [name for name in pages if name.rpartition("/")[2] == wanted]
     if wanted in pages:
         found = [wanted]
     if not found:
-        from feast_dynamo_ext.config import did_you_mean
-
-        raise ConfigError(f"There is no page `{page}`. {did_you_mean(wanted, pages, 'There are')}")
+        nearest = _nearest(wanted, pages)
+        if not nearest:
+            output.note(f"{_list(titles)}\n")
+            raise ConfigError(f"There is no page `{page}`. Above are the pages that there are.")
+        raise ConfigError(f"There is no page `{page}`. {nearest} `feast-dynamo docs` lists all.")
     text = pages[found[0]].read_text(encoding="utf-8")
     output.show({"page": found[0], "text": text}, text.rstrip("\n"))
 
@@ -110,10 +138,30 @@ def docs(page: str | None, output: Output) -> None:
 def _pages() -> dict[str, Path]:
     """The pages by name, for example `reference/iam`."""
     folder = next(folder for folder in DOCS if folder.is_dir())
-    return {
-        path.relative_to(folder).with_suffix("").as_posix(): path
-        for path in sorted(folder.rglob("*.md"))
+    pages = {
+        path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.md")
     }
+    return {name: pages[name] for name in sorted(pages, key=_place)}
+
+
+def _place(name: str) -> tuple[int, str]:
+    first = name.partition("/")[0]
+    return FOLDERS.index(first) if first in FOLDERS else len(FOLDERS), name
+
+
+def _list(titles: dict[str, str]) -> str:
+    width = max(map(len, titles))
+    return "\n".join(f"{name:{width}}  {title}" for name, title in titles.items())
+
+
+def _nearest(wanted: str, pages: Iterable[str]) -> str:
+    """The pages that may have been meant: with it in their names, or its like; else empty."""
+    parts = [name for name in pages if wanted in name]
+    if parts:
+        return f"Did you mean {' or '.join(f'`{name}`' for name in parts[:MOST_SHOWN])}?"
+    last = {name.rpartition("/")[2]: name for name in pages}
+    close = difflib.get_close_matches(wanted.rpartition("/")[2], last, n=1)
+    return f"Did you mean `{last[close[0]]}`?" if close else ""
 
 
 def _title(page: Path) -> str:

@@ -20,14 +20,13 @@ class TableConfig(AwsConfigModel):
     """The fields of the `online_store` block that are about tables."""
 
     manage_tables: Literal["create", "verify", "never"] = "create"
-    """What `feast apply` does about tables: `create` them and change them to what is set here,
-    `verify` that each is there and as set, and fail naming all that are not, or `never` look.
-    Whatever it is, rows are not written into a table of another project or view."""
+    """What `feast apply` does about tables: `create` and change them to what is set here, `verify`
+    that each is there and as set, or `never` look. Rows are never written into a table of another
+    project or view."""
 
     on_remove: Literal["retain", "delete"] = "retain"
-    """What `feast apply` does with the table of a view that is gone: keep it and say so, or delete
-    it. `feast teardown` always deletes, with the tables of older versions and those that removed
-    views left."""
+    """What `feast apply` does with the table of a view that is gone. `feast teardown` always
+    deletes."""
 
     tags: dict[str, str] | None = None
     """Tags of every table; a view's own tags win. Tags that others set are never removed."""
@@ -74,19 +73,17 @@ class OnlineSettings(TableConfig):
     whatever is there (cheaper for a first load into an empty table). A view's own setting wins."""
 
     newest_wins_with: Literal["auto", "partiql", "put_item"] = "auto"
-    """How `newest_wins` writes: 25 rows a request with PartiQL, or one row a request with
-    conditional PutItems, at several times the requests and CPU. `auto` takes PartiQL, and PutItem
-    where PartiQL is refused or fails and a PutItem is answered."""
+    """How `newest_wins` writes: 25 rows a request with PartiQL, or one with a conditional PutItem.
+    `auto` takes PartiQL, and PutItem where PartiQL is refused."""
 
     max_future: int | float | None = Field(default=86_400, ge=0)
     """Seconds by which an event time may be ahead of this machine's clock. A row from further
-    ahead would win against all rows to come, so a push with one is refused and a view with one is
-    not materialized. Null for no limit, for feeds of forecasts."""
+    ahead would win against all rows to come: a push with one is refused, a view with one is not
+    materialized. Null for no limit, for feeds of forecasts."""
 
     on_partial: Literal["error", "mark"] = "error"
     """What a read answers when keys are left unread at the deadline: an error that names views and
-    counts, or null values with the status INVALID, so that they are never taken for missing ones
-    (NOT_FOUND)."""
+    counts, or null values with the status INVALID."""
 
     expired: Literal["status", "value"] = "status"
     """What a row older than its view's ttl answers: null with the status OUTSIDE_MAX_AGE, or its
@@ -95,8 +92,8 @@ class OnlineSettings(TableConfig):
 
     hedge_after_ms: int | None = Field(default=None, ge=1)
     """Milliseconds after which the slowest request of a read is sent once more; the first answer
-    wins. Set it near the 99th percentile of your reads: then one read in a hundred sends one
-    request more, which costs its read units again. Default: never."""
+    wins. Near the 99th percentile of your reads, one read in a hundred pays for one request more.
+    Default: never."""
 
     read_deadline_ms: int = Field(default=10_000, ge=1)
     """Milliseconds that a call may read, all its requests together. What is missing then is
@@ -118,16 +115,14 @@ class OnlineSettings(TableConfig):
 
     total_max_retry_attempts: int | None = Field(default=3, ge=1)
     """Attempts of one request that fails outright (timeout, reset, 5xx), the first included; null
-    for no limit but the deadline. Throttling does not count: it ends at the deadline. A process
-    whose requests are rarely answered sends none again, as botocore's standard mode has it."""
+    for no limit but the deadline. Throttling does not count: it ends at the deadline."""
 
     retry_mode: Literal["legacy", "standard", "adaptive"] | None = "adaptive"
-    """botocore's retry mode for calls about tables; reads and writes of rows retry by the
-    deadlines above, with full jitter."""
+    """botocore's retry mode for calls about tables; those about rows retry by the deadlines."""
 
     max_pool_connections: int = Field(default=50, ge=1)
     """Connections to DynamoDB that a process has open at once, of all its threads and event loops;
-    further requests wait for one, which counts as connecting."""
+    further requests wait for one."""
 
     keepalive_timeout: int | float = Field(default=30.0, gt=0)
     """Seconds without a request after which open connections are not used again."""

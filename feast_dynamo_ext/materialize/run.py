@@ -246,14 +246,18 @@ class Run:
 
     def execute(self) -> None:
         """Materialize all views; the errors of those that fail are in their reports."""
-        with ThreadPoolExecutor(len(self.views) + LANES, "feast-dynamo-materialize") as threads:
-            try:
-                self.connection.loops.run(self._all(threads))
-            finally:
-                # On Ctrl-C the loop is gone: what it would have released is released here.
-                self._is_over.set()
-                for lease in self._leases:
-                    lease.release()
+        try:
+            workers = len(self.views) + LANES
+            with ThreadPoolExecutor(workers, "feast-dynamo-materialize") as threads:
+                try:
+                    self.connection.loops.run(self._all(threads))
+                finally:
+                    self._is_over.set()
+        finally:
+            # On Ctrl-C the loop is gone: what it would have released is released here, also what
+            # a thread got meanwhile.
+            for lease in self._leases:
+                lease.release()
 
     async def _all(self, threads: ThreadPoolExecutor) -> None:
         shared = _Shared(

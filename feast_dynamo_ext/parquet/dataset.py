@@ -135,13 +135,28 @@ def _point(number: int, kind: pa.DataType, *, up: bool) -> pa.Scalar:
 
 
 def limits(
-    fragments: Sequence[Any], column: str, kind: pa.DataType, errors: ReadErrors
+    fragments: Sequence[Any],
+    column: str,
+    kind: pa.DataType,
+    errors: ReadErrors,
+    *,
+    is_checked: bool = False,
 ) -> pa.Array | None:
-    """What footers say of a column of times; see `ParquetSource.limits`."""
+    """What footers say of a column of times; see `ParquetSource.limits`.
+
+    Args:
+        fragments: the files.
+        column: the column.
+        kind: its type in the source.
+        errors: names the file in errors.
+        is_checked: whether the footers were checked for this column.
+    """
     found = [pa.array([], kind)]
     for fragment in fragments:
         with errors.of_file(fragment.path):
-            of_file = _file_limits(fragment, column, errors)
+            if not is_checked and column in fragment.physical_schema.names:
+                errors.check_columns(fragment, [column])
+            of_file = _file_limits(fragment, column)
         if of_file is None:
             return None
         try:
@@ -151,8 +166,8 @@ def limits(
     return pa.concat_arrays(found)
 
 
-def _file_limits(fragment: Any, column: str, errors: ReadErrors) -> pa.Array | None:
-    """The limits of a file's row groups, in the file's type; see `ParquetSource.limits`."""
+def _file_limits(fragment: Any, column: str) -> pa.Array | None:
+    """The limits of a file's row groups, in the file's type; its footer was checked."""
     metadata = fragment.metadata
     leaves = [metadata.schema.column(at) for at in range(metadata.num_columns)]
     at = next((at for at, leaf in enumerate(leaves) if leaf.path == column), None)
@@ -161,7 +176,6 @@ def _file_limits(fragment: Any, column: str, errors: ReadErrors) -> pa.Array | N
     kind = fragment.physical_schema.field(column).type
     if pa.types.is_null(kind):
         return pa.array([], kind)
-    errors.check_columns(fragment, [column])
     # As numbers: Python's own times end in the year 9999, and know no nanoseconds.
     numbers: list[int] = []
     for group in fragment.row_groups:
@@ -187,6 +201,9 @@ class SourceDataset:
         settled: whether the schema holds what all files hold.
         repeated: columns whose name a file has several times -> that file.
         of_log: whether a table's log says the types of its columns.
+        checked: columns of which the footers may be asked; see `ReadErrors.check_columns`.
+        left_out: files that have no rows of a range, as their footers said. They count as read: a
+            file that was replaced after it was listed may have had some.
     """
 
     place: Place
@@ -197,6 +214,8 @@ class SourceDataset:
     settled: bool = False
     repeated: Mapping[str, str] = field(default_factory=dict)
     of_log: bool = False
+    checked: frozenset[str] = frozenset()
+    left_out: tuple[FileState, ...] = ()
 
     @classmethod
     def of_files(
@@ -262,9 +281,13 @@ class SourceDataset:
                 file.path for file in self.files if self.periods.may_hold(file, first, last)
             }
             fragments = [fragment for fragment in fragments if fragment.path in may_hold]
-        footers = self._footers(fragments, [] if condition is None else [column])
+        asked = frozenset([] if condition is None else [column])
+        footers = self._footers(fragments, asked - self.checked)
         found = [part_within(footer, column, first, last) for footer in footers]
-        return self._of_footers([part for part in found if part], self._widened(footers))
+        within = self._of_footers([part for part in found if part], self._widened(footers))
+        gone = {footer.path for footer in footers} - {file.path for file in within.files}
+        left_out = tuple(file for file in self.files if file.path in gone)
+        return replace(within, checked=self.checked | asked, left_out=(*self.left_out, *left_out))
 
     def with_folder_types(self, declared: Mapping[str, pa.DataType]) -> SourceDataset:
         """The same with columns of folders' names in the types that they are declared as.
@@ -285,7 +308,8 @@ class SourceDataset:
             [column.with_type(types.get(column.name, column.type)) for column in self.schema]
         )
         parts = _fragments(self.place, self.files, types)
-        return replace(self, dataset=_dataset(parts, schema, self.place))
+        dataset = _dataset(parts, schema, self.place)
+        return replace(self, dataset=dataset, checked=frozenset())
 
     def only(self, paths: Collection[str], schema: pa.Schema | None = None) -> SourceDataset:
         """Some of the files; see `ParquetSource.only`."""
@@ -301,8 +325,13 @@ class SourceDataset:
         parts = self.fragments
         if not self.settled:  # many footers at once, where they are not read yet
             parts = [footer.part for footer in self._footers(parts)]
-        errors = ReadErrors(self.place, self.files)
-        return limits(parts, column, self.schema.field(column).type, errors)
+        return limits(
+            parts,
+            column,
+            self.schema.field(column).type,
+            self._read_errors,
+            is_checked=column in self.checked,
+        )
 
     def readable(self, columns: Collection[str]) -> ds.FileSystemDataset:
         """The dataset, whose schema surely holds what the files have in some columns.
@@ -314,17 +343,23 @@ class SourceDataset:
         _check_single(columns, self.repeated, self.place.uri)
         if not self.settled:
             footers = self._footers(self.fragments)
-            _check_single(columns, _repeated(footers), self.place.uri)
-            _check_inside(footers, self.files, self._inside(), self.place.uri)
-            check_holds(self.schema, footers, self.place.uri, set(columns) - self.of_folders)
+            with self._read_errors.of_schemas():
+                _check_single(columns, _repeated(footers), self.place.uri)
+                _check_inside(footers, self.files, self._inside(), self.place.uri)
+                check_holds(self.schema, footers, self.place.uri, set(columns) - self.of_folders)
         return self.dataset
 
     def _footers(self, fragments: Sequence[Any], checked: Collection[str] = ()) -> list[Footer]:
-        return read_footers(fragments, ReadErrors(self.place, self.files), checked)
+        return read_footers(fragments, self._read_errors, checked)
+
+    @property
+    def _read_errors(self) -> ReadErrors:
+        return ReadErrors(self.place, (*self.files, *self.left_out), is_table=self.of_log)
 
     def _widened(self, footers: Sequence[Footer]) -> pa.Schema:
-        _check_inside(footers, self.files, self._inside(), self.place.uri)
-        return widened(self.schema, footers, self.place.uri, self.of_folders)
+        with self._read_errors.of_schemas():
+            _check_inside(footers, self.files, self._inside(), self.place.uri)
+            return widened(self.schema, footers, self.place.uri, self.of_folders)
 
     def _inside(self) -> set[str]:
         """Columns that files have beside folders of the same name."""

@@ -1,32 +1,58 @@
 """A Delta Lake table as files: which are active, and the schema, come from its log.
 
-The library `deltalake` reads the log; the files are read as all others are.
+The library `deltalake` reads the log; the files are read as all others are. Its own client of S3
+trusts no certificates but the system's and takes credentials that do not renew themselves, so of a
+table on S3 it is given a copy of the log on the local disk.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 
-from feast_dynamo_ext import aws
-from feast_dynamo_ext.errors import DependencyError, SourceNotFoundError, SourceReadError
-from feast_dynamo_ext.parquet.listing import TableFiles
+from feast_dynamo_ext.cancellation import in_threads
+from feast_dynamo_ext.errors import (
+    DependencyError,
+    ResourceNotFoundError,
+    SourceNotFoundError,
+    SourceReadError,
+)
+from feast_dynamo_ext.parquet.listing import TableChangedError, TableFiles, settled
 from feast_dynamo_ext.storage import FileState
 
 if TYPE_CHECKING:
-    from feast_dynamo_ext.aws import AwsSettings
+    from collections.abc import Iterator
+
     from feast_dynamo_ext.parquet.listing import Place
 
 
-def read_delta(place: Place, settings: AwsSettings, source: str) -> TableFiles:
+LOG = "_delta_log"
+
+LAST_CHECKPOINT = f"{LOG}/_last_checkpoint"
+"""Names a version of which the log has a checkpoint: what is older is not needed to read it."""
+
+LOG_FILE = re.compile(rf"{LOG}/(_sidecars/)?\w[\w.-]*", re.ASCII)
+"""What a log consists of. Other names are not copied: with `..` they lead out of the folder."""
+
+COPIED_AT_ONCE = 16
+
+
+def read_delta(place: Place, source: str, folder: str | None = None) -> TableFiles:
     """The newest version of a table.
 
     Args:
         place: the table's folder.
-        settings: how S3 is reached.
         source: the source's name, for messages.
+        folder: where the copy of a log is kept on the disk while it is read; None for the system's
+            folder for temporary files.
 
     Raises:
         DependencyError: `deltalake` is not installed.
@@ -35,23 +61,104 @@ def read_delta(place: Place, settings: AwsSettings, source: str) -> TableFiles:
             vectors, column mapping.
     """
     deltalake = _library(source)
-    try:
-        table = deltalake.DeltaTable(place.uri, storage_options=_storage(place, settings))
-        _check_supported(table, place.uri, source)
-        added = pa.table(table.get_add_actions(flatten=True))
-        schema = pa.schema(table.schema().to_arrow())
-    except deltalake.exceptions.TableNotFoundError as error:
-        raise SourceNotFoundError(
-            f"Source `{source}`: there is no Delta table at {place.uri}: {error}. Check the path, "
-            "the bucket's name and region."
-        ) from error
-    except (deltalake.exceptions.DeltaError, OSError) as error:
-        raise SourceReadError(
-            f"Source `{source}`: the log of the Delta table {place.uri} cannot be read: {error}."
-        ) from error
+    return settled(lambda: _read(deltalake, place, source, folder))
+
+
+def _read(deltalake: Any, place: Place, source: str, folder: str | None) -> TableFiles:
+    with _readable_log(place, source, folder) as path:
+        try:
+            table = deltalake.DeltaTable(path)
+            _check_supported(table, place.uri, source)
+            added = pa.table(table.get_add_actions(flatten=True))
+            schema = pa.schema(table.schema().to_arrow())
+        except deltalake.exceptions.TableNotFoundError as error:
+            raise _no_table(place, source) from error
+        except (deltalake.exceptions.DeltaError, OSError) as error:
+            said = str(error).replace(path, place.uri)
+            raise SourceReadError(
+                f"Source `{source}`: the log of the Delta table {place.uri} cannot be read: "
+                f"{said}."
+            ) from error
     names = [name.partition(".")[2] for name in added.column_names if _is_partition(name)]
     partitions = {name: schema.field(name).type for name in names}
     return TableFiles(_files(place, added, names), schema, partitions)
+
+
+def _chunks(place: Place, uri: str) -> Iterator[bytes]:
+    try:
+        yield from place.storage.chunks(uri)
+    except FileNotFoundError as error:
+        raise TableChangedError(
+            f"{place.uri}: {uri} was removed while the table's log was being read. Run it again."
+        ) from error
+
+
+def _no_table(place: Place, source: str) -> SourceNotFoundError:
+    return SourceNotFoundError(
+        f"Source `{source}`: there is no Delta table at {place.uri}. Check the path, the bucket's "
+        "name and region."
+    )
+
+
+@contextlib.contextmanager
+def _readable_log(place: Place, source: str, folder: str | None) -> Iterator[str]:
+    """Where the library finds the table's log on a disk."""
+    if not place.is_on_s3:
+        yield place.uri
+        return
+    root = f"s3://{place.root}"
+    try:
+        files = place.storage.below(f"{root}/{LOG}")
+        names = {file.path.removeprefix(f"{place.root}/") for file in files}
+    except ResourceNotFoundError as error:
+        raise _no_table(place, source) from error
+    listed = {name for name in names if LOG_FILE.fullmatch(name)}
+    if not listed:
+        raise _no_table(place, source)
+    with contextlib.ExitStack() as undo:
+        try:
+            temporary = tempfile.TemporaryDirectory(prefix="feast-dynamo-delta-", dir=folder)
+            copy = undo.enter_context(temporary)
+            _copy(place, root, _needed(place, root, listed), Path(copy))
+        except OSError as error:
+            raise SourceReadError(
+                f"Source `{source}`: the log of the Delta table {place.uri} cannot be kept in "
+                f"{folder or tempfile.gettempdir()}: {error}. Free space there, or point "
+                "`spill_folder` of the offline store to a larger disk."
+            ) from error
+        yield copy
+
+
+def _needed(place: Place, root: str, listed: set[str]) -> set[str]:
+    """Names of those of a log's files that say the newest version."""
+    if LAST_CHECKPOINT not in listed:
+        return listed
+    found = place.storage.read(f"{root}/{LAST_CHECKPOINT}")
+    try:
+        first = int(json.loads(found.data)["version"]) if found else -1
+    except (ValueError, KeyError, TypeError):
+        first = -1  # it is a hint alone
+    if not any(name.startswith(f"{LOG}/{first:020}.checkpoint") for name in listed):
+        return listed - {LAST_CHECKPOINT}
+    return {
+        name
+        for name in listed
+        if not (at := re.match(rf"{LOG}/(\d{{20}})\.", name)) or int(at[1]) >= first
+    }
+
+
+def _copy(place: Place, root: str, names: set[str], folder: Path) -> None:
+    for parent in {(folder / name).parent for name in names}:
+        parent.mkdir(parents=True, exist_ok=True)
+
+    def copy(name: str) -> None:
+        with (folder / name).open("wb") as file:
+            for chunk in _chunks(place, f"{root}/{name}"):
+                file.write(chunk)
+
+    with ThreadPoolExecutor(COPIED_AT_ONCE) as pool:
+        for _ in pool.map(in_threads(copy), sorted(names)):
+            pass
 
 
 def _library(source: str) -> Any:
@@ -107,7 +214,7 @@ def _files(place: Place, added: pa.Table, partitions: list[str]) -> tuple[FileSt
     for name, size, texts in columns:
         path = f"{place.root}/{unquote(name)}"
         if path not in states or states[path].size != size:
-            raise SourceReadError(
+            raise TableChangedError(
                 f"{place.uri}: {path}, which the table's log names, is not there or not of "
                 f"{size} bytes. Repair the table."
             )
@@ -115,25 +222,3 @@ def _files(place: Place, added: pa.Table, partitions: list[str]) -> tuple[FileSt
         partition = tuple(zip(partitions, texts, strict=True))
         found.append(FileState(path, size, state.mtime_ns, state.etag, partition))
     return tuple(sorted(found, key=lambda file: file.path))
-
-
-def _storage(place: Place, settings: AwsSettings) -> dict[str, str] | None:
-    """What the library needs to reach S3 as the rest of this package does."""
-    if not place.is_on_s3:
-        return None
-    session = aws.session(settings)
-    credentials = session.get_credentials()
-    if credentials is None:
-        raise aws.no_credentials("s3", place.uri)
-    frozen = credentials.get_frozen_credentials()
-    endpoint = aws.endpoint_url("s3", settings, session)
-    options = {
-        "AWS_ACCESS_KEY_ID": frozen.access_key,
-        "AWS_SECRET_ACCESS_KEY": frozen.secret_key,
-        "AWS_SESSION_TOKEN": frozen.token,
-        "AWS_REGION": session.region_name,
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true" if (endpoint or "").startswith("http://") else None,
-        "proxy_url": aws.s3_proxy(settings, session),
-    }
-    return {name: value for name, value in options.items() if value is not None}

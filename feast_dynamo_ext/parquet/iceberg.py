@@ -6,6 +6,7 @@ columns. Iceberg knows columns by number, so a file that has one under another n
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,17 @@ from feast_dynamo_ext.arrow_types import LARGE_TO_PLAIN, map_type
 from feast_dynamo_ext.errors import (
     ConfigError,
     DependencyError,
+    FeastDynamoError,
     SourceNotFoundError,
     SourceReadError,
 )
-from feast_dynamo_ext.parquet.listing import S3_SCHEMES, Place, TableFiles
+from feast_dynamo_ext.parquet.listing import (
+    S3_SCHEMES,
+    Place,
+    TableChangedError,
+    TableFiles,
+    settled,
+)
 from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.storage import FileState
 
@@ -63,10 +71,17 @@ def read_iceberg(source: Any, settings: AwsSettings) -> tuple[Place, TableFiles]
             needs what is not supported: rows deleted in files of their own, columns with another
             name in a file, default values, files that are not Parquet.
     """
+    return settled(lambda: _read(source, settings))
+
+
+def _read(source: Any, settings: AwsSettings) -> tuple[Place, TableFiles]:
     table = _loaded(source, settings)
     schema = table.schema()
     try:
-        tasks = list(table.scan().plan_files())
+        with aws.s3_translated(_name(source)):
+            tasks = list(table.scan().plan_files())
+    except FeastDynamoError:
+        raise
     except Exception as error:
         raise _unreadable(source, error) from error
     _check_supported(source, schema, tasks)
@@ -103,7 +118,13 @@ def _loaded(source: Any, settings: AwsSettings) -> Any:
         ) from error
     properties = _properties(source, settings)
     try:
-        return load_catalog(source.catalog_name, **properties).load_table(_name(source))
+        with (
+            aws.s3_translated(_name(source)),
+            aws.translated(source.catalog_type, _name(source)),
+        ):
+            return load_catalog(source.catalog_name, **properties).load_table(_name(source))
+    except FeastDynamoError:
+        raise
     except (NoSuchNamespaceError, NoSuchTableError) as error:
         raise SourceNotFoundError(
             f"Source `{source.name}`: the catalog has no table {_name(source)}: {error}. Check "
@@ -124,14 +145,15 @@ def _name(source: Any) -> str:
 
 def _unreadable(source: Any, error: Exception) -> SourceReadError:
     said = " ".join(str(error).split()).rstrip(".")
-    return SourceReadError(
+    kind = TableChangedError if isinstance(error, FileNotFoundError) else SourceReadError
+    return kind(
         f"Source `{source.name}`: the Iceberg table {_name(source)} "
         f"cannot be loaded: {type(error).__name__}: {said}. Check the source's catalog, and that "
         "its metadata may be read."
     )
 
 
-def _properties(source: Any, settings: AwsSettings) -> dict[str, str]:
+def _properties(source: Any, settings: AwsSettings) -> dict[str, Any]:
     """What `load_catalog` is given: the source's own properties before those of the config."""
     named = {"type": source.catalog_type, "uri": source.endpoint, "warehouse": source.warehouse}
     if source.token_env_var:
@@ -145,25 +167,60 @@ def _properties(source: Any, settings: AwsSettings) -> dict[str, str]:
     return {**_of_aws(source, settings), **given, **source.catalog_properties}
 
 
-def _of_aws(source: Any, settings: AwsSettings) -> dict[str, str]:
-    """Region, endpoint and credentials, as the rest of this package has them."""
+S3 = "feast-dynamo.s3"
+"""Name of the property that makes the filesystem of `file_io`."""
+
+OWN_ACCESS = re.compile(r"py-io-impl|s3\..*|.*\.(access-key-id|profile-name)|botocore_session")
+"""Properties by which a source says itself how pyiceberg reaches AWS."""
+
+
+def _of_aws(source: Any, settings: AwsSettings) -> dict[str, Any]:
+    """How AWS is reached: as the rest of this package does, unless the source says it itself."""
     if source.warehouse.startswith(("/", "file:")):
         return {}
+    if not any(OWN_ACCESS.fullmatch(name) for name in source.catalog_properties):
+        session = aws.botocore_session(settings)
+        return {
+            "client.region": session.get_config_variable("region"),
+            # Of the catalogs of AWS: its profile's certificates and credentials.
+            "botocore_session": session,
+            "py-io-impl": f"{__name__}.{file_io.__name__}",
+            # One for the metadata and all manifests, and none where they are not on S3.
+            S3: functools.cache(lambda: aws.filesystem("s3://metadata", settings)[0]),
+        }
     session = aws.session(settings)
     found = {
         "client.region": session.region_name,
         "s3.endpoint": aws.endpoint_url("s3", settings, session),
         "s3.proxy-uri": aws.s3_proxy(settings, session),
     }
-    credentials = session.get_credentials()
-    if credentials is not None:
-        frozen = credentials.get_frozen_credentials()
+    with aws.translated("s3", _name(source)):
+        credentials = session.get_credentials()
+        frozen = credentials.get_frozen_credentials() if credentials else None
+    if frozen is not None:
         found |= {
             "client.access-key-id": frozen.access_key,
             "client.secret-access-key": frozen.secret_key,
             "client.session-token": frozen.token,
         }
     return {name: value for name, value in found.items() if value}
+
+
+def file_io(properties: dict[str, Any]) -> Any:
+    """The FileIO of pyiceberg's own, with the S3 of this package; `py-io-impl` names it.
+
+    pyiceberg's S3 takes neither a CA bundle nor credentials that renew themselves.
+    """
+    from pyiceberg.io.pyarrow import PyArrowFileIO
+
+    made = PyArrowFileIO(properties)
+    others = made.fs_by_scheme
+
+    def filesystem(scheme: str, host: str | None = None) -> Any:
+        return properties[S3]() if f"{scheme}://" in S3_SCHEMES else others(scheme, host)
+
+    made.fs_by_scheme = filesystem
+    return made
 
 
 def _check_supported(source: Any, schema: Any, tasks: Iterable[Any]) -> None:
@@ -220,7 +277,7 @@ def _files(source: Any, place: Place, table: Any, tasks: Iterable[Any]) -> Itera
         path, size = _path(task.file.file_path), task.file.file_size_in_bytes
         state = states.get(path)
         if state is None or state.size != size:
-            raise SourceReadError(
+            raise TableChangedError(
                 f"Source `{source.name}`: {path}, which the Iceberg table "
                 f"{_name(source)} names, is not there or not of {size} "
                 "bytes. Repair the table."
@@ -261,7 +318,7 @@ def _may_differ(schema: Any, schemas: Iterable[Any]) -> bool:
 
 def _check_names(source: Any, place: Place, schema: Any, files: tuple[FileState, ...]) -> None:
     wanted = [(number, schema.find_column_name(number)) for number in sorted(schema.field_ids)]
-    reading = ReadErrors(place, files).of_file
+    reading = ReadErrors(place, files, is_table=True).of_file
     for file in files:
         with reading(file.path):
             stored = pq.read_schema(file.path, filesystem=place.filesystem)

@@ -6,6 +6,7 @@ from its longest fixed folder.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import re
@@ -14,7 +15,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -38,7 +39,7 @@ from feast_dynamo_ext.storage import FileState, files_of
 from feast_dynamo_ext.timestamps import LATEST, assume_utc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.storage import Files
@@ -257,6 +258,29 @@ files that `hdfs dfs -put` has not finished."""
 S3_SCHEMES = ("s3://", "s3a://", "s3n://")
 
 GLOB_PARTS = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+
+
+class TableChangedError(SourceReadError):
+    """What a table's log names is not there, or another."""
+
+
+T = TypeVar("T")
+
+LOG_READ_AT_MOST = 3
+
+
+def settled(read: Callable[[], T]) -> T:
+    """What reads a table's log and lists its files.
+
+    A writer may replace files, or clean up, between the two: the newer log does not name them.
+
+    Raises:
+        SourceReadError: the log, read again, names what is not there.
+    """
+    for _ in range(LOG_READ_AT_MOST - 1):
+        with contextlib.suppress(TableChangedError):
+            return read()
+    return read()
 
 
 @dataclass(frozen=True)

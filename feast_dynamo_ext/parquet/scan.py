@@ -21,6 +21,7 @@ from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsError,
     AwsUnavailableError,
+    ColumnTypeError,
     CredentialsError,
     FeastDynamoError,
     SourceReadError,
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     Reading = Callable[[str], AbstractContextManager[object]]
 
 
+GONE = {"PreconditionFailed", "NoSuchKey", "404"}
+"""What S3 says of a file that was replaced or removed, where boto3 reads it."""
+
 # What S3 says of the caller, not of the file.
 REFUSED = (AccessDeniedError, AwsUnavailableError, CredentialsError, ThrottledError)
 
@@ -52,11 +56,13 @@ class ReadErrors:
         place: where the files are.
         files: as they were listed.
         hint: says what else is known of a file, given its path.
+        is_table: whether a table's log says which files count.
     """
 
     place: Place
     files: tuple[FileState, ...]
     hint: Callable[[str], str] = lambda _: ""
+    is_table: bool = False
 
     @contextlib.contextmanager
     def of_file(self, path: str) -> Iterator[None]:
@@ -68,6 +74,10 @@ class ReadErrors:
         """
         try:
             yield
+        except AwsError as error:
+            if error.code in GONE and path in self._listed:
+                raise self._changed(self._listed[path]) from error
+            raise
         except FeastDynamoError:
             raise
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -84,11 +94,11 @@ class ReadErrors:
             SourceReadError: names the file.
         """
         with self.of_file(fragment.path):
-            check_columns(fragment, self._sizes[fragment.path], columns)
+            check_columns(fragment, self._listed[fragment.path].size, columns)
 
     @functools.cached_property
-    def _sizes(self) -> dict[str, int]:
-        return {file.path: file.size for file in self.files}
+    def _listed(self) -> dict[str, FileState]:
+        return {file.path: file for file in self.files}
 
     def check_unchanged(self) -> None:
         """Check that the files are what they were when they were listed.
@@ -100,13 +110,26 @@ class ReadErrors:
         if changed is not None:
             raise self._changed(changed)
 
+    @contextlib.contextmanager
+    def of_schemas(self) -> Iterator[None]:
+        """Errors of bringing files together, unless one is not what was listed.
+
+        Raises:
+            SourceReadError: one was replaced or removed since it was listed; names it.
+        """
+        try:
+            yield
+        except (ColumnTypeError, SourceReadError):
+            self.check_unchanged()
+            raise
+
     def _explained(self, error: Exception, path: str) -> FeastDynamoError:
         refused = _refusal(error, path)
         if isinstance(refused, REFUSED):
             return refused
-        files = [file for file in self.files if file.path == path]
-        if files and self.place.changed(files):
-            return self._changed(files[0])
+        file = self._listed.get(path)
+        if file is not None and self.place.changed([file]):
+            return self._changed(file)
         said = " ".join(str(error).split()).rstrip(".")
         return SourceReadError(
             f"{self.place.uri}: {path} cannot be read: {said}.{self.hint(path)} Check that it is "
@@ -114,9 +137,12 @@ class ReadErrors:
         )
 
     def _changed(self, file: FileState) -> SourceReadError:
+        advice = "write new files beside the old ones instead of replacing them"
+        if self.is_table:
+            advice = "let the table keep what it no longer needs for longer than a read takes"
         return SourceReadError(
             f"{self.place.uri}: {file.path} changed while it was being read: it was replaced or "
-            "removed. Run it again; write new files beside the old ones instead of replacing them."
+            f"removed. Run it again; {advice}."
         )
 
 

@@ -80,7 +80,7 @@ class ParquetSource:
         settings = settings_of(data_source, config)
         place = Place.from_uri(uri_of(data_source, config), settings)
         if isinstance(getattr(data_source, "file_format", None), DeltaFormat):
-            table = read_delta(place, settings, data_source.name)
+            table = read_delta(place, data_source.name, config.offline_store.spill_folder)
             return cls(SourceDataset.of_table(place, table), settings)
         files, current = place.files_and_pointer(data_source.name)
         return cls(
@@ -306,7 +306,9 @@ class ParquetSource:
         yield from scan.batches(dataset, columns, reading)
 
     def _read_errors(self) -> ReadErrors:
-        return ReadErrors(self.parts.place, self.files, self._other_types)
+        parts = self.parts
+        files = (*parts.files, *parts.left_out)
+        return ReadErrors(parts.place, files, self._other_types, is_table=parts.of_log)
 
     def _other_types(self, path: str) -> str:
         """Columns of a file that the source has in other types: what a failed cast is about."""

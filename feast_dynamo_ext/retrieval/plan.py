@@ -6,7 +6,9 @@ A plan names columns and says what counts; the rows that it is run on are not pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import contextlib
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Union
 
 from feast.value_type import ValueType
@@ -199,4 +201,40 @@ def plan_rows(
         created_time=created_time or None,
         features=tuple((name, name) for name in columns),
         ttl=None,
+    )
+
+
+_MATERIALIZED: ContextVar[Any] = ContextVar("materialized_view", default=None)
+
+
+@contextlib.contextmanager
+def materialized_by_feast(view: Any) -> Iterator[None]:
+    """While another engine materializes a view: to an offline store it names columns alone."""
+    token = _MATERIALIZED.set(view)
+    try:
+        yield
+    finally:
+        _MATERIALIZED.reset(token)
+
+
+def with_declared_kinds(plan: ViewPlan) -> ViewPlan:
+    """A plan of `plan_rows` with what the view that is materialized declares; else itself.
+
+    Itself also for a view that transforms or aggregates: it declares what comes out of that.
+    """
+    view = _MATERIALIZED.get()
+    source = getattr(view, "batch_source", None)
+    is_derived = getattr(view, "feature_transformation", None) or getattr(
+        view, "aggregations", None
+    )
+    if source is None or source.name != plan.source.name or is_derived:
+        return plan
+    stored = stored_names(source)
+    columns = [*view.entity_columns, *view.features]
+    kinds = {stored[column.name]: column.dtype.to_value_type() for column in columns}
+    return replace(
+        plan,
+        view=view.name,
+        kinds=tuple(kinds.get(name, ValueType.UNKNOWN) for name, _ in plan.features),
+        folder_types=declared_columns(view),
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import subprocess
-import sys
 import uuid
 from typing import NamedTuple
 
@@ -33,14 +31,6 @@ def run(*arguments: str, cwd) -> Answer:
     given = ["bulk-load", "-c", str(cwd), *arguments]
     result = CliRunner().invoke(main, given, terminal_width=100)
     return Answer(result.exit_code, result.stdout, result.stderr)
-
-
-def run_alone(*arguments: str, cwd) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    command = [sys.executable, "-m", "feast_dynamo_ext.cli.main", "bulk-load", *arguments]
-    return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, check=False, timeout=240
-    )
 
 
 @pytest.fixture
@@ -99,9 +89,10 @@ def test_a_dry_run_for_a_person(repo, project):
     assert "Dollars: on demand, us-east-1, November 2024" in result.stdout
 
 
-def test_all_views_are_loaded_into_empty_tables(repo, project, dynamodb, bucket):
+def test_all_views_are_loaded_into_empty_tables(fork_server, repo, project, dynamodb, bucket):
     output = ["--output", f"s3://{bucket}/load", "--replace-empty"]
-    result = run_alone(*JANUARY, *output, "--json", cwd=repo)
+    command = ("feast-dynamo", "bulk-load", *JANUARY, *output, "--json")
+    result = fork_server.run(*command, cwd=repo, timeout=240)
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
     assert answer["failed"] == {}

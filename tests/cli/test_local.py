@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import boto3
 import pandas as pd
 import psutil
 import pytest
+from click.testing import CliRunner
 
+from feast_dynamo_ext import local
+from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.local import dynamodb_local_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.server  # they start servers of their own
 
@@ -234,16 +242,27 @@ def test_errors_are_one_line_and_usage_errors_are_clicks(tmp_path) -> None:
     assert "Directory 'no-such-folder' does not exist" in usage.stderr
 
 
-@pytest.mark.parametrize("command", ["up", "down", "status", "env", "install"])
-def test_each_command_explains_itself(command: str, tmp_path) -> None:
-    shown = run("local", command, "--help", cwd=tmp_path)
-    assert shown.returncode == 0
-    assert shown.stdout.startswith(f"Usage: feast-dynamo local {command} [OPTIONS]\n")
-    assert "--json" in shown.stdout
+def every_command() -> Iterator[str]:
+    for name, command in main.commands.items():
+        yield name
+        yield from (f"{name} {child}" for child in getattr(command, "commands", ()))
 
 
-def test_the_version(tmp_path) -> None:
-    assert run("--version", cwd=tmp_path).stdout == "feast-dynamo, version 0.1.0\n"
+def test_each_command_explains_itself_with_an_example() -> None:
+    names = list(every_command())
+    assert names[:3] == ["init", "local", "local up"]
+    for name in names:
+        shown = CliRunner().invoke(main, [*name.split(), "--help"], prog_name="feast-dynamo")
+        assert shown.stdout.startswith(f"Usage: feast-dynamo {name} [OPTIONS]"), name
+        assert re.search(rf'^ +(eval "\$\()?feast-dynamo {name}', shown.stdout, re.M), name
+        assert ("--json" in shown.stdout) is (name != "local"), name
+        # In the list of its group, in one line.
+        assert "..." not in shown.stdout.partition("\nCommands:")[2], name
+
+
+def test_the_version() -> None:
+    shown = CliRunner().invoke(main, ["--version"])
+    assert shown.stdout == "feast-dynamo, version 0.1.0\n"
 
 
 @pytest.mark.dynamodb_local
@@ -286,78 +305,139 @@ def test_dynamodb_local_serves_dynamodb_and_moto_the_rest(project: Path, monkeyp
 # A repo to begin with
 
 
-def test_a_new_repo_runs_at_once(tmp_path, monkeypatch) -> None:
-    made = run("init", "shop", cwd=tmp_path)
-    assert (made.returncode, made.stderr) == (0, "")
+# What it says to do is run by tests/contract/test_docs_examples.py.
+def test_a_new_repo_says_what_to_do(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(main, ["init", "shop"])
+    assert (made.exit_code, made.stderr) == (0, "")
     steps = [line.strip() for line in made.stdout.splitlines() if line.startswith("  ")]
     assert steps == [
         "cd shop", "feast-dynamo local up", 'eval "$(feast-dynamo local env)"', "feast apply",
         "feast-dynamo materialize --all", "python read.py", "python training_set.py",
         "feast-dynamo local down",
     ]  # fmt: skip
-    folder = tmp_path / "shop"
-    programs = Path(sys.executable).parent
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    # As it says, on moto, which every machine has.
-    script = "\n".join(["set -e", *steps[1:]]).replace("local up", "local up --moto")
-    try:
-        done = subprocess.run(
-            ["bash", "-c", script],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=280,
-        )
-    finally:
-        assert run("local", "down", cwd=folder).returncode == 0
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "WARNING" not in done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("customer_orders  ")]
-    assert line.split()[1:3] == ["9,000", "100"]
-    history = pd.read_parquet(folder / "history" / "orders")
-    newest = history[history["event_timestamp"] == history["event_timestamp"].max()]
-    expected = newest.set_index("customer_id")["orders_7d"]
-    now = done.stdout.partition("Now:\n")[2].splitlines()[1:4]
-    assert [int(line.split()[1]) for line in now] == [expected[number] for number in (1, 2, 3)]
-    splits = [line.split() for line in done.stdout.splitlines()[-6:]]
-    rows_of = {cells[0]: cells[1] for cells in splits if len(cells) == 3}
-    assert {name: rows_of[name] for name in ("train", "validation", "test")} == {
-        "train": "600", "validation": "200", "test": "200",
-    }  # fmt: skip
-    assert (folder / "training").is_dir()
+    history = pd.read_parquet("shop/history/orders")
+    assert len(history) == 9_000
+    assert history["event_timestamp"].nunique() == 90
+    assert not history.duplicated(["customer_id", "event_timestamp"]).any()
+    assert history["orders_7d"].dtype == "int64"
+
+
+REFUSED = "cannot be a project's name. Use letters from a to z, digits, underscores and hyphens"
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("taken", "taken is there already. Choose another name."),
-        ("my shop", "`my shop` cannot be a project's name. Use letters, digits, underscores"),
-        ("_shop", "`_shop` cannot be a project's name."),
+        ("file/shop", "file/shop cannot be made: Not a directory."),
+        ("my shop", f"`my shop` {REFUSED}"),
+        ("_shop", f"`_shop` {REFUSED}"),
+        # Feast takes it, and DynamoDB refuses its tables.
+        ("café", f"`café` {REFUSED}"),
+        ("s" * 101, f"`{'s' * 101}` {REFUSED}"),
     ],
 )
-def test_a_name_that_a_new_repo_cannot_have(tmp_path, name, message) -> None:
+def test_a_name_that_a_new_repo_cannot_have(tmp_path, monkeypatch, name, message) -> None:
     (tmp_path / "taken").mkdir()
-    made = run("init", name, cwd=tmp_path)
-    assert (made.returncode, made.stdout) == (1, "")
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(main, ["init", name])
+    assert (made.exit_code, made.stdout) == (1, "")
     assert made.stderr.startswith(f"error: {message}")
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
+
+
+def test_a_new_repo_in_a_folder_whose_name_needs_quotes(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(main, ["init", "my shops/first", "--json"])
+    assert json.loads(made.stdout)["files"] == [
+        ".feastignore", ".gitignore", "definitions.py", "feature_store.yaml", "history",
+        "history.py", "read.py", "training_set.py",
+    ]  # fmt: skip
+    assert "\nproject: first\n" in (tmp_path / "my shops/first/feature_store.yaml").read_text()
+    text = CliRunner().invoke(main, ["init", "my shops/second"]).stdout
+    assert "\n  cd 'my shops/second'\n  feast-dynamo local up\n" in text
+
+
+ANSWERS_AT_ONCE = [
+    (["--help"], 0),
+    *(([command, "--help"], 0) for command in main.commands),
+    *((["local", command, "--help"], 0) for command in main.commands["local"].commands),
+    (["init", "my shop"], 1),
+    (["docs"], 0),
+    (["docs", "quickstart"], 0),
+    (["docs", "nosuch"], 1),
+    (["local", "status"], 1),
+    (["local", "env"], 1),
+    (["local", "down"], 0),
+    (["materialize", "2026-01-01", "tomorrow"], 2),
+    (["materialize", "--all", "--version", "v1"], 2),
+    (["materialize", "--all"], 1),
+    (["bulk-load", "2026-01-01", "2026-01-02"], 2),
+    (["bulk-load", "2026-01-01", "2026-01-02", "--output", "load"], 1),
+    (["bulk-load", "2026-01-01", "2026-01-02", "--dry-run"], 1),
+    (["compact"], 2),
+    (["compact", "--all", "--older-than", "7"], 2),
+    (["compact", "--all"], 1),
+    (["init", "shop"], 0),
+]
+
+
+def test_what_needs_no_repo_answers_without_feast(tmp_path) -> None:
+    """Feast takes five seconds to import. One process runs all of them."""
+    code = (
+        "import json, sys\n"
+        "from click.testing import CliRunner\n"
+        "from feast_dynamo_ext.cli.main import main\n"
+        "for arguments, code in json.loads(sys.argv[1]):\n"
+        "    done = CliRunner().invoke(main, arguments)\n"
+        "    assert done.exit_code == code, (arguments, done)\n"
+        "    assert 'feast' not in sys.modules, arguments\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, json.dumps(ANSWERS_AT_ONCE)], cwd=tmp_path, check=True
+    )
 
 
 # Pages
 
 
-def test_the_pages_that_errors_name_are_there(tmp_path) -> None:
-    listed = json.loads(run("docs", "--json", cwd=tmp_path).stdout)
+def test_the_pages_that_errors_name_are_there() -> None:
+    listed = json.loads(CliRunner().invoke(main, ["docs", "--json"]).stdout)
     assert listed["reference/iam"] == "IAM policies"
-    for page in ("configuration", "iam", "reference/iam", "docs/reference/iam.md", "quickstart"):
-        shown = run("docs", page, cwd=tmp_path)
-        assert shown.returncode == 0
+    named = set()
+    for path in Path(local.__file__).parents[1].rglob("*"):
+        if path.suffix in (".py", ".template"):
+            named |= set(re.findall(r"feast-dynamo docs ([a-z/-]+)", path.read_text()))
+    assert {"configuration", "iam", "quickstart"} <= named
+    for page in (*named, "reference/iam", "docs/reference/iam.md", "index"):
+        shown = CliRunner().invoke(main, ["docs", page])
+        assert shown.exit_code == 0, page
         assert shown.stdout.startswith("# ")
-    assert run("docs", "index", cwd=tmp_path).stdout.startswith("# feast-dynamo-ext")
-    missing = run("docs", "configration", cwd=tmp_path)
-    assert (missing.returncode, missing.stdout) == (1, "")
+    assert list(listed)[:2] == ["index", "tutorial/quickstart"]
+
+
+@pytest.mark.parametrize(
+    ("page", "meant"),
+    [
+        ("configration", "`reference/configuration`"),
+        ("move", "`how-to/move-from-feast`"),
+        ("materiali", "`how-to/materialize` or `explanation/materialization`"),
+        ("how-to/serv", "`how-to/serve`"),
+    ],
+)
+def test_a_page_that_is_not_there(page, meant) -> None:
+    missing = CliRunner().invoke(main, ["docs", page])
+    assert (missing.exit_code, missing.stdout) == (1, "")
     assert missing.stderr == (
-        "error: There is no page `configration`. Did you mean `reference/configuration`?\n"
+        f"error: There is no page `{page}`. Did you mean {meant}? `feast-dynamo docs` lists all.\n"
     )
+
+
+def test_a_page_unlike_any_is_answered_with_what_there_is() -> None:
+    missing = CliRunner().invoke(main, ["docs", "nosuch"])
+    assert (missing.exit_code, missing.stdout) == (1, "")
+    pages, error = missing.stderr.split("\n\n")
+    assert f"{pages}\n" == CliRunner().invoke(main, ["docs"]).stdout
+    assert error == "error: There is no page `nosuch`. Above are the pages that there are.\n"

@@ -7,20 +7,19 @@ import signal
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import boto3
 import click
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType, constants
 from feast.types import Float64, Int64
 from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.cli.materialize import Window
-from feast_dynamo_ext.cli.repo import names_in, time_in
+from feast_dynamo_ext.cli.repo import YAML_PATH_VARIABLE, YAML_VARIABLE, names_in, time_in
 from feast_dynamo_ext.dynamo.control_items import ControlItem
 from feast_dynamo_ext.materialize.lease import LEASE
 
@@ -122,6 +121,7 @@ def amounts(folder, feature="orders:amount"):
             ["2026-01-02", "2026-01-01T12:00:00+02:00"],
             "START_TS (2026-01-02 00:00:00+00:00) is after END_TS (2026-01-01 12:00:00+02:00).",
         ),
+        (["--all", "--version", "v1"], "--version takes one view: name it with --views."),
     ],
 )
 def test_wrong_usage(arguments, message):
@@ -215,6 +215,17 @@ def test_no_repo(tmp_path):
     assert error_of(run("--all", "-c", tmp_path)) == (
         f"There is no feature_store.yaml in {tmp_path}. Run this in a feature repo, or name one: "
         "--chdir PATH."
+    )
+
+
+def test_feature_store_yaml_is_looked_for_where_feast_looks(tmp_path, monkeypatch):
+    """The commands look before they import Feast, so they know its names themselves."""
+    assert (YAML_PATH_VARIABLE, YAML_VARIABLE) == (
+        constants.FEAST_FS_YAML_FILE_PATH_ENV_NAME, constants.FEATURE_STORE_YAML_ENV_NAME,
+    )  # fmt: skip
+    monkeypatch.setenv(YAML_PATH_VARIABLE, str(tmp_path / "other.yaml"))
+    assert error_of(run("--all", "-c", tmp_path)).startswith(
+        f"There is no other.yaml in {tmp_path}. "
     )
 
 
@@ -418,19 +429,23 @@ def test_what_is_chosen_for_a_run_is_what_it_would_do(shop):
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)], ids=["ctrl-c", "terminated"]
 )
-def test_an_interrupted_run_leaves_its_views_readable(shop, moto_endpoint, program, sent, code):
+def test_an_interrupted_run_leaves_its_views_readable(
+    shop, moto_endpoint, fork_server, program, sent, code
+):
     window = ["2026-01-01", "2026-01-04"]
     assert run(*window, "--chdir", shop, "--views", "orders,baskets").exit_code == 0
     yaml = shop / "feature_store.yaml"
     slow = "batch_engine:\n  type: feast_dynamo_ext.DynamoComputeEngine\n"
     yaml.write_text(f"{yaml.read_text()}{slow}  max_write_units_per_s: 1\n")
-    command = [str(Path(sys.executable).with_name(program)), "materialize", *window]
     project = FeatureStore(repo_path=str(shop)).project
     client = boto3.client("dynamodb", region_name=REGION, endpoint_url=moto_endpoint)
     leases = [ControlItem(client, f"{project}.{name}", LEASE) for name in ("orders", "baskets")]
     with (shop / "said.txt").open("w") as said:
-        process = subprocess.Popen(
-            [*command, "-v", "orders", "-v", "baskets"], cwd=shop, stdout=said, stderr=said
+        process = fork_server.start(
+            *(program, "materialize", *window, "-v", "orders", "-v", "baskets"),
+            cwd=shop,
+            stdout=said,
+            stderr=said,
         )
         while not all(lease.read() for lease in leases):
             assert process.poll() is None, (shop / "said.txt").read_text()
@@ -445,20 +460,13 @@ def test_an_interrupted_run_leaves_its_views_readable(shop, moto_endpoint, progr
 
 
 @pytest.mark.parametrize("program", ["feast", "feast-dynamo"])
-def test_an_incremental_end_to_come_is_one_line(shop, program):
+def test_an_incremental_end_to_come_is_one_line(shop, fork_server, program):
     """Of every error of ours `feast` shows the message alone, as it is one of click's."""
     command = {
         "feast": ["materialize-incremental"],
         "feast-dynamo": ["materialize", "--incremental"],
     }
-    path = str(Path(sys.executable).with_name(program))
-    done = subprocess.run(
-        [path, *command[program], "2099-01-01"],
-        cwd=shop,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = fork_server.run(program, *command[program], "2099-01-01", cwd=shop)
     assert done.returncode == 1
     text = done.stdout + done.stderr
     assert text.count("The end of the incremental materialization, 2099-01-01T00:00:00") == 1

@@ -12,20 +12,31 @@ import shutil
 import socket
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import boto3
 import pandas as pd
 import pytest
 import urllib3
-from feast import FeatureStore
-from feast.types import Float64
+from feast import (
+    Entity,
+    FeatureService,
+    FeatureStore,
+    FeatureView,
+    Field,
+    FileSource,
+    ValueType,
+)
+from feast.types import Float64, Int64
+from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.local import start_moto, stop
 from feast_dynamo_ext.sagemaker import (
+    TimeSplit,
     create_training_job,
+    create_training_set,
     describe_training_job,
     training_job_request,
 )
@@ -41,6 +52,9 @@ PORT = "6566"
 QUICKSTART = (ROOT / "docs" / "tutorial" / "quickstart.md").read_text()
 _, _, EMBEDDED = QUICKSTART.partition("## 2. On the embedded AWS\n")
 EMBEDDED, _, _ = EMBEDDED.partition("\n## ")
+
+
+CUSTOMERS = [{"customer_id": 4}, {"customer_id": 21}]
 
 
 def blocks(language: str) -> list[str]:
@@ -64,10 +78,9 @@ def small_shop(tmp_path_factory):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """What the quickstart copies from."""
+    """Where the quickstart begins."""
     folder = tmp_path / "checkout"
-    shutil.copytree(ROOT / "feature_repo", folder / "feature_repo")
-    shutil.copytree(SNIPPETS, folder / "docs" / "snippets")
+    folder.mkdir()
     yield folder
     command = [BIN / "feast-dynamo", "local", "down", "--folder", tmp_path / "shop"]
     subprocess.run(command, check=True)
@@ -79,19 +92,21 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def environment(small_shop: Path) -> dict[str, str]:
+def environment(*packages: Path) -> dict[str, str]:
     path = os.pathsep.join([str(BIN), os.environ["PATH"]])
-    return os.environ | {"PATH": path, "PYTHONPATH": str(small_shop)}
+    before = os.environ.get("PYTHONPATH")
+    found = os.pathsep.join([*map(str, packages), *([before] if before else [])])
+    return os.environ | {"PATH": path, "PYTHONPATH": found}
 
 
-def test_the_quickstart_runs_and_prints_what_it_says(checkout, small_shop):
+def test_the_quickstart_runs_and_prints_what_it_says(checkout, tmp_path):
     stop_serve = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"
     script = "set -e\n" + stop_serve + "".join(blocks("bash")).replace(PORT, free_port())
     result = subprocess.run(
         ["bash"],
         input=script,
         cwd=checkout,
-        env=environment(small_shop),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=280,
@@ -102,8 +117,77 @@ def test_the_quickstart_runs_and_prints_what_it_says(checkout, small_shop):
     assert len(outputs) == 2
     assert [output for output in outputs if output not in result.stdout] == []
     served, _ = json.JSONDecoder().raw_decode(result.stdout, result.stdout.index('{"results":'))
-    spend = served["metadata"]["feature_names"].index("lifetime_spend")
-    assert served["results"][spend]["values"] == [100.5, 75.11]
+    spend = served["metadata"]["feature_names"].index("spend_7d")
+    assert served["results"][spend]["values"] == [8.01, 107.82]
+    for word in ("Traceback", "WARNING"):
+        assert word not in result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("customer_orders  ")]
+    assert line.split()[1:3] == ["9,000", "100"]
+    history = pd.read_parquet(tmp_path / "shop" / "history" / "orders")
+    newest = history[history["event_timestamp"] == history["event_timestamp"].max()]
+    assert list(newest["spend_7d"][:3]) == [8.01, 0.0, 107.82]
+    assert (tmp_path / "shop" / "training" / "manifest.json").exists()
+
+
+# Moving from Feast's stores
+
+
+OWN_YAML = """
+project: shop
+provider: local
+registry: registry.db
+online_store: {type: sqlite, path: online.db}
+entity_key_serialization_version: 3
+"""
+
+
+# What Feast's store does with sqlite3.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_answers_of_both_repos_are_compared(tmp_path, moto_endpoint, monkeypatch, capsys):
+    """Customers 1 and 2 are as before, 3 has another value, 4 is missing, 5 past its ttl."""
+    monkeypatch.chdir(tmp_path)
+    now = datetime.now(tz=timezone.utc)
+    customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
+    orders = FeatureView(
+        name="orders",
+        entities=[customer],
+        schema=[Field(name="customer_id", dtype=Int64), Field(name="total", dtype=Int64)],
+        source=FileSource(path=str(tmp_path / "no.parquet"), timestamp_field="event_timestamp"),
+        ttl=timedelta(days=7),
+    )
+    rows = pd.DataFrame(
+        {
+            "customer_id": [1, 2, 3, 4, 5],
+            "event_timestamp": [now] * 4 + [now - timedelta(days=30)],
+            "total": [10, 20, 30, 40, 50],
+        }
+    )
+    Path("feature_repo").mkdir()
+    Path("feature_repo", "feature_store.yaml").write_text(OWN_YAML)
+    Path("packed_repo").mkdir()
+    write_repo_yaml(
+        Path("packed_repo"),
+        project="shop",
+        online={
+            "table_name_template": "{project}.packed.{table_name}",
+            "region": REGION,
+            "endpoint_url": moto_endpoint,
+        },
+    )
+    for folder, written in (
+        ("feature_repo", rows),
+        ("packed_repo", rows[rows["customer_id"] != 4].replace({"total": {30: 31}})),
+    ):
+        store = FeatureStore(folder)
+        store.apply([customer, orders, FeatureService(name="churn", features=[orders])])
+        store.write_to_online_store("orders", written)
+    capsys.readouterr()
+    runpy.run_path(str(SNIPPETS / "compare.py"))
+    first, *_, third, fourth, fifth = capsys.readouterr().out.splitlines()
+    assert first == "3 of 1000 differ"
+    assert [line.split() for line in (third, fourth, fifth)] == [
+        ["3", "30.0", "31.0"], ["4", "40.0", "NaN"], ["5", "50.0", "NaN"],
+    ]  # fmt: skip
 
 
 # IAM policies
@@ -123,7 +207,7 @@ def policy_of(name: str) -> str:
 
 
 @pytest.fixture
-def as_user(tmp_path, small_shop, monkeypatch):
+def as_user(tmp_path, small_shop, monkeypatch, fork_server):
     """A bucket with history on a moto that enforces IAM; acts as the user of a policy."""
     server = start_moto(tmp_path / "moto")
     for name in ("AWS_ENDPOINT_URL", "FEAST_S3_ENDPOINT_URL"):
@@ -136,8 +220,9 @@ def as_user(tmp_path, small_shop, monkeypatch):
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     boto3.client("s3").create_bucket(Bucket="my-features")
     for script in (["history.py"], ["labels.py", "entity_rows.parquet"]):
-        command = [sys.executable, f"feature_repo/{script[0]}", *script[1:]]
-        subprocess.run(command, env=environment(small_shop), check=True)
+        fork_server.run(
+            f"feature_repo/{script[0]}", *script[1:], env=environment(small_shop)
+        ).check_returncode()
     keys = {name: new_user(name) for name in NAMES}
     no_request_is_free = {"Content-Type": "application/octet-stream"}
     urllib3.request(
@@ -175,19 +260,21 @@ def new_user(name: str) -> dict[str, str]:
 
 # Feast's registry on S3 leaves its temporary files to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_each_command_runs_under_its_policy(as_user, small_shop, capsys):
+def test_each_command_runs_under_its_policy(as_user, small_shop, fork_server):
+    def feast(command: str) -> None:
+        run = ("feast", "-c", "feature_repo", command)
+        done = fork_server.run(*run, env=environment(small_shop))
+        assert done.returncode == 0, done.stdout + done.stderr
+
     as_user("apply")
-    apply = [BIN / "feast", "-c", "feature_repo", "apply"]
-    subprocess.run(apply, env=environment(small_shop), check=True)
+    feast("apply")
 
     as_user("plan")
-    plan = [BIN / "feast", "-c", "feature_repo", "plan"]
-    subprocess.run(plan, env=environment(small_shop), check=True)
+    feast("plan")
 
     as_user("materialize")
     start, end = (datetime(year, 7, 2, tzinfo=timezone.utc) for year in (1996, 1998))
     FeatureStore("feature_repo").materialize(start_date=start, end_date=end)
-    capsys.readouterr()
 
     as_user("push")
     store = FeatureStore("feature_repo")
@@ -199,17 +286,35 @@ def test_each_command_runs_under_its_policy(as_user, small_shop, capsys):
     store.write_to_online_store("customer_lifetime", old_row)
 
     as_user("serve")
-    runpy.run_path(str(SNIPPETS / "online.py"))
-    assert capsys.readouterr().out == blocks("text")[0]
+    store = FeatureStore("feature_repo")
+    service = store.get_feature_service("repurchase_v1")
+    served = store.get_online_features(features=service, entity_rows=CUSTOMERS).to_dict()
+    assert (served["orders_90d"], served["lifetime_spend"]) == ([0, 0], [100.5, 75.11])
 
     as_user("historical")
-    runpy.run_path(str(SNIPPETS / "historical.py"))
-    assert capsys.readouterr().out == blocks("text")[1]
+    moments = pd.to_datetime(["1997-03-01", "1997-09-01"], utc=True)
+    rows = pd.DataFrame({"customer_id": [4, 4], "event_timestamp": moments})
+    features = ["customer_90d:orders_90d", "customer_lifetime:lifetime_spend"]
+    history = FeatureStore("feature_repo").get_historical_features(rows, features).to_df()
+    assert list(history["orders_90d"]) == [2, 1]
+    assert list(history["lifetime_spend"]) == [59.06, 74.02]
 
     as_user("training_set")
-    training_set = runpy.run_path(str(SNIPPETS / "training_set.py"))["training_set"]
-    *_, where = capsys.readouterr().out.splitlines()
-    assert where == "s3://my-features/training/repurchase_v1"
+    rows = pd.read_parquet("entity_rows.parquet")
+    # Labels look 60 days ahead: a month between the parts belongs to none of them.
+    between = pd.to_datetime(["1997-10-01", "1998-01-01"], utc=True)
+    training_set = create_training_set(
+        FeatureStore("feature_repo"),
+        entity_rows=rows[~rows["event_timestamp"].isin(between)],
+        features=service,
+        label="bought_again_60d",
+        output="s3://my-features/training/repurchase_v1",
+        split=TimeSplit(
+            validation_from=datetime(1997, 11, 1, tzinfo=timezone.utc),
+            test_from=datetime(1998, 2, 1, tzinfo=timezone.utc),
+        ),
+    )
+    assert training_set.output == "s3://my-features/training/repurchase_v1"
 
     as_user("training_job")
     request = training_job_request(
@@ -224,5 +329,4 @@ def test_each_command_runs_under_its_policy(as_user, small_shop, capsys):
     gc.collect()
 
     as_user("teardown")
-    teardown = [BIN / "feast", "-c", "feature_repo", "teardown"]
-    subprocess.run(teardown, env=environment(small_shop), check=True)
+    feast("teardown")

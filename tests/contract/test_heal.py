@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import subprocess
 import sys
 import time
 import uuid
@@ -154,13 +153,14 @@ def assert_refused(store, read=read):
 
 
 @pytest.fixture
-def dead():
+def dead(fork_server):
     """A process of this machine that has come to its end."""
     code = (
         "from feast_dynamo_ext.materialize.lease import Process as P; me = P.this(); "
         "print(me.host, me.pid, me.born, sep='|')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = fork_server.run("-c", code)
+    assert done.returncode == 0, done.stderr
     host, pid, born = done.stdout.strip().split("|")
     return Process(host, int(pid), born, "feast materialize a b")
 

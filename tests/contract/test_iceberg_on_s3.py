@@ -1,4 +1,4 @@
-"""An Iceberg table on S3 (moto) as a source: `feast apply`, retrieval, materialization.
+"""An Iceberg table on S3 (moto) as a source: apply, retrieval, materialization.
 
 Region, endpoint and credentials come from the config alone; the catalog is a file of SQLite.
 """
@@ -8,46 +8,23 @@ from __future__ import annotations
 import datetime as dt
 import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import boto3
 import pandas as pd
 import pyarrow as pa
 import pytest
-from feast import FeatureStore
+from feast import FeatureStore, FeatureView
+from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
 from pyiceberg.catalog import load_catalog
 from repos import REGION, write_repo_yaml
+from views import CUSTOMER
 
 from feast_dynamo_ext.parquet.source import ParquetSource
 
 UTC = dt.timezone.utc
 SNIPPET = Path(__file__).parents[2] / "docs" / "snippets" / "offline" / "iceberg.py"
 START = dt.datetime(2026, 1, 1, tzinfo=UTC)
-
-REPO = """
-from datetime import timedelta
-
-from feast import Entity, FeatureView, ValueType
-from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
-
-customer = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
-orders = FeatureView(
-    name="orders",
-    entities=[customer],
-    ttl=timedelta(0),
-    source=IcebergSource(
-        name="orders",
-        catalog_type="sql",
-        endpoint="{catalog}",
-        warehouse="s3://{bucket}/lake",
-        namespace="shop",
-        table="orders",
-        timestamp_field="event",
-    ),
-)
-"""
 
 
 def rows(*totals: float, hour: int) -> pa.Table:
@@ -79,14 +56,6 @@ def table_in(moto_endpoint: str, **catalog: str):
     return found.create_table("shop.orders", schema=rows(1.0, hour=0).schema)
 
 
-def feast(folder: Path, *arguments: str) -> None:
-    command = [Path(sys.executable).with_name("feast"), *arguments]
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.mark.slow
 def test_a_table_is_declared_retrieved_and_materialized(tmp_path, bucket, moto_endpoint):
     at = {"uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"s3://{bucket}/lake"}
@@ -94,9 +63,18 @@ def test_a_table_is_declared_retrieved_and_materialized(tmp_path, bucket, moto_e
     table.append(rows(0.5, 1.5, hour=1))
     table.append(rows(2.5, hour=3))
     write_yaml(tmp_path, moto_endpoint)
-    (tmp_path / "repo.py").write_text(REPO.format(catalog=at["uri"], bucket=bucket))
-    feast(tmp_path, "apply")
     store = FeatureStore(str(tmp_path))
+    source = IcebergSource(
+        name="orders",
+        catalog_type="sql",
+        endpoint=at["uri"],
+        warehouse=at["warehouse"],
+        namespace="shop",
+        table="orders",
+        timestamp_field="event",
+    )
+    view = FeatureView(name="orders", entities=[CUSTOMER], ttl=dt.timedelta(0), source=source)
+    store.apply([CUSTOMER, view])
     (field,) = store.get_feature_view("orders").features
     assert (field.name, str(field.dtype)) == ("total", "Float64")
 
@@ -109,7 +87,7 @@ def test_a_table_is_declared_retrieved_and_materialized(tmp_path, bucket, moto_e
     found = store.get_historical_features(asked, ["orders:total"]).to_arrow()
     assert found.column("total").to_pylist() == [0.5, 2.5, 1.5, None]
 
-    feast(tmp_path, "materialize", "2026-01-01T00:00:00", "2026-01-02T00:00:00")
+    store.materialize(START, START + dt.timedelta(days=1))
     online = store.get_online_features(["orders:total"], [{"cid": 0}, {"cid": 1}]).to_dict()
     assert (online["cid"], online["total"]) == ([0, 1], [2.5, 1.5])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import queue
-import subprocess
 import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -297,14 +296,9 @@ input()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it waits for the lease to expire")
 def test_a_run_that_was_killed_on_this_machine_is_taken_over_at_once(
-    run, client, table, dynamodb, caplog
+    run, client, table, dynamodb, caplog, fork_server
 ):
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, dynamodb.endpoint, table],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as first:
+    with fork_server.start("-c", KILLED, dynamodb.endpoint, table) as first:
         assert first.stdout.readline() == "held\n"
         first.kill()
         first.wait()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import boto3
@@ -27,6 +24,8 @@ from feast_dynamo_ext.errors import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from feast import FeatureView
 
 GOOD = ["a_first", "m_middle", "z_last"]
@@ -162,20 +161,14 @@ def test_what_failed_is_done_by_the_same_call_once_it_is_mended(store, tmp_path)
 
 @pytest.mark.parametrize("command", ["feast", "feast-dynamo"])
 def test_the_command_exits_1_names_the_view_and_does_the_others(
-    store, tmp_path, dynamodb, command
+    store, tmp_path, dynamodb, fork_server, command
 ):
     apply(store, tmp_path, no_source(tmp_path))
     online = {"region": REGION, "endpoint_url": dynamodb.endpoint}
     write_repo_yaml(tmp_path, project=store.project, online=online, offline={"region": REGION})
     given = [START.isoformat(), END.isoformat()]
-    result = subprocess.run(
-        [str(Path(sys.executable).parent / command), "materialize", *given],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    result = fork_server.run(command, "materialize", *given, cwd=tmp_path, env=environment)
     assert result.returncode == 1, result.stderr
     assert "bad" in result.stderr + result.stdout
     assert "nowhere" in result.stderr + result.stdout

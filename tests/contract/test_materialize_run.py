@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import os
-import subprocess
-import sys
 import uuid
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pandas as pd
@@ -34,6 +31,10 @@ from views import CUSTOMER
 from feast_dynamo_ext.dynamo.layouts.packed import expiry_s
 from feast_dynamo_ext.errors import ConfigError, WindowError
 from feast_dynamo_ext.view_settings import ViewSettings
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
 
 UTC = dt.timezone.utc
 START = dt.datetime(2025, 1, 1, tzinfo=UTC)
@@ -546,18 +547,16 @@ def yaml_repo(tmp_path, moto_endpoint):
     return open_repo
 
 
-def feast(repo: Repo, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(Path(sys.executable).parent / "feast"), *arguments],
-        cwd=repo.folder,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def feast(fork_server):
+    def feast(repo: Repo, *arguments: str) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        return fork_server.run("feast", *arguments, cwd=repo.folder, env=environment)
+
+    return feast
 
 
-def test_the_settings_of_feature_store_yaml_hold_for_the_feast_command(yaml_repo):
+def test_the_settings_of_feature_store_yaml_hold_for_the_feast_command(yaml_repo, feast):
     repo = yaml_repo(lookback_s=3_600, write_mode="overwrite", rows_per_bucket=10)
     repo.store.apply([CUSTOMER, repo.view()])
     repo.keep([(1, at(5), 1.0)])

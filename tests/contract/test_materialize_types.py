@@ -228,11 +228,14 @@ class Repo:
 
 
 @pytest.fixture
-def repo(open_store, dynamodb, tmp_path):
+def repo(open_store, dynamodb, tmp_path, request):
+    """With the engine that a test's parameter says, or that of the provider."""
+    engine = getattr(request, "param", None)
     online = {"region": "us-east-1", "endpoint_url": dynamodb.endpoint}
     if dynamodb.name == "moto":  # it takes no binary values in PartiQL
         online["newest_wins_with"] = "put_item"
-    store = open_store(f"t{uuid.uuid4().hex[:12]}", online=online)
+    more = {"batch_engine": engine} if engine else {}
+    store = open_store(f"t{uuid.uuid4().hex[:12]}", online=online, **more)
     client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=dynamodb.endpoint)
     yield Repo(store, client, tmp_path)
     store.teardown()
@@ -366,3 +369,47 @@ def test_a_key_over_2048_bytes_fails_the_view_before_anything_is_written(repo):
     with pytest.raises(EntityKeyError, match=r"`orders`.*\['sid'\].* takes 2,\d\d\d bytes"):
         repo.materialize(repo.view("orders", SHOP, total=Float64))
     repo.assert_untouched("orders")
+
+
+# Feast's own engine over our stores, which converts values itself
+
+ROUNDED = {
+    "nulls_beside_2_to_the_53": (Int64, pa.array([1, 2, 3, None, BIG])),
+    "nulls_in_structs": (Struct({"a": Int64}), pa.array([{"a": BIG}, {"a": None}, *[None] * 3])),
+    "two_as_bool": (Bool, pa.array([0, 1, 0, 1, 2])),
+}
+"""What Feast would write as something else, where the engine of the provider is exact."""
+
+CUT = ("fraction", "infinity_of_a_double", "int_that_no_float_holds", "list_of_fractions")
+
+
+@pytest.mark.parametrize("repo", [{"type": "local"}], indirect=True)
+def test_feasts_engine_writes_the_declared_types_or_nothing(repo):
+    rest = {"cid": [1, 2, 3, 4, 5], "t": hours(1, 2, 3, 4, 5)}
+    refused = ROUNDED | {name: MISFITS[name] for name in CUT}
+    fits = {
+        "whole": (Int64, pa.array([1.0, float("nan"), None, 4.0, -0.0])),
+        "large": (Int64, pa.array([BIG, -BIG, 1, 2, 3])),
+        "ratio": (Float32, pa.array([0.1, None, 1.0, 2.0, 3.0])),
+    }
+    declared = refused | fits
+    for name, (_, column) in declared.items():
+        repo.keep(name, **rest, **{f"x_{name}": column})
+    keys = {"cut_keys": 1.5, "large_keys": 2.0**53 + 2}
+    for name, key in keys.items():
+        repo.keep(name, cid=[1.0, key], t=hours(1, 2), x=[1, 2])
+    views = [repo.view(name, **{f"x_{name}": kind}) for name, (kind, _) in declared.items()]
+    repo.store.apply([CUSTOMER, *views, *(repo.view(name, x=Int64) for name in keys)])
+    columns = {name: f"x_{name}" for name in refused} | dict.fromkeys(keys, "cid")
+    for name, column in columns.items():
+        with pytest.raises(ColumnTypeError, match=f"Feature view `{name}`: `{column}`"):
+            repo.store.materialize(START, END, [name])
+        found = repo.client.scan(TableName=f"{repo.store.project}.{name}", ConsistentRead=True)
+        assert (name, found["Items"]) == (name, [])
+    repo.store.materialize(START, END, list(fits))
+    assert repo.served(*(f"{name}:x_{name}" for name in fits)) == {
+        "cid": [1, 2, 3, 4],
+        "x_whole": [1, None, None, 4],
+        "x_large": [BIG, -BIG, 1, 2],
+        "x_ratio": [pytest.approx(0.1), None, 1.0, 2.0],
+    }

@@ -44,6 +44,8 @@ from feast_dynamo_ext.errors import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from programs import ForkServer
+
 pytestmark = [
     pytest.mark.dynamodb_local,
     pytest.mark.filterwarnings("ignore:.* experimental feature.*:RuntimeWarning"),
@@ -136,7 +138,9 @@ class Shop:
         names = [name for page in pages for name in page["TableNames"]]
         return sorted(name.removeprefix(start) for name in names if name.startswith(start))
 
-    def run(self, code: str, host: str = "127.0.0.1") -> str:
+    def run(
+        self, code: str, host: str = "127.0.0.1", fork_server: ForkServer | None = None
+    ) -> str:
         """The last line that a process of its own prints; it has a store of the same registry."""
         endpoint = self.endpoint.replace("127.0.0.1", host)
         write_repo_yaml(
@@ -145,11 +149,15 @@ class Shop:
             registry=str(self.folder / "registry.db"),
             online={"region": "us-east-1", "endpoint_url": endpoint},
         )
-        command = [sys.executable, "-c", code, str(self.folder)]
+        command = ["-c", code, str(self.folder)]
         errors = self.folder / "stderr.txt"
         with (
             errors.open("w") as stderr,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+            fork_server.start(*command, stderr=stderr)
+            if fork_server
+            else subprocess.Popen(
+                [sys.executable, *command], stdout=subprocess.PIPE, stderr=stderr, text=True
+            ) as process,
         ):
             # Importing Feast takes seconds on a busy machine; a hang is one of what comes after.
             said = list(itertools.takewhile(lambda line: line != "ready\n", process.stdout))
@@ -448,7 +456,7 @@ def pushed_shop(shop) -> Shop:
 
 
 @linux
-def test_event_loops_that_end_leave_no_socket(pushed_shop):
+def test_event_loops_that_end_leave_no_socket(pushed_shop, fork_server):
     code = """
 import asyncio
 import gc
@@ -468,12 +476,12 @@ def open_files_after(runs):
 
 print(open_files_after(1), open_files_after(30))
 """
-    first, last = pushed_shop.run(READ + code).split()
+    first, last = pushed_shop.run(READ + code, fork_server=fork_server).split()
     assert last == first
 
 
 @linux
-def test_a_burst_of_threads_is_bounded_and_leaves_no_thread(pushed_shop):
+def test_a_burst_of_threads_is_bounded_and_leaves_no_thread(pushed_shop, fork_server):
     code = """
 import threading
 
@@ -499,13 +507,14 @@ opened = [one for one in process.net_connections("tcp") if one.status == "ESTABL
 print(len(opened), process.num_threads() - before)
 """
     # A name, as AWS's endpoints have: it is looked up in threads.
-    connections, threads_left = pushed_shop.run(READ + code, host="localhost").split()
+    said = pushed_shop.run(READ + code, "localhost", fork_server)
+    connections, threads_left = said.split()
     assert int(connections) <= 50
     assert int(threads_left) <= 0
 
 
 @linux
-def test_a_fork_while_another_thread_opens_the_store_can_read(pushed_shop):
+def test_a_fork_while_another_thread_opens_the_store_can_read(pushed_shop, fork_server):
     # Read through the provider: Feast's registry has locks of its own. All modules are loaded by
     # the first read.
     code = """
@@ -538,7 +547,7 @@ while not children or thread.is_alive():
     thread.join(0.01)
 print({os.waitpid(child, 0)[1] for child in children})
 """
-    assert pushed_shop.run(READ + code) == "{0}"
+    assert pushed_shop.run(READ + code, fork_server=fork_server) == "{0}"
 
 
 def test_greenlets_read(pushed_shop):

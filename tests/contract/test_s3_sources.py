@@ -5,11 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import boto3
 import numpy as np
@@ -36,6 +33,9 @@ from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
 from feast_dynamo_ext.parquet.compaction.snapshot import Target
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.sagemaker.manifest import SourceFile, listed_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.server  # they start servers of their own
 
@@ -416,7 +416,9 @@ orders = FeatureView(
 """
 
 
-def test_feast_apply_infers_its_schema_and_keeps_it(put, moto_endpoint, bucket, tmp_path):
+def test_feast_apply_infers_its_schema_and_keeps_it(
+    put, moto_endpoint, bucket, tmp_path, fork_server
+):
     moment = dt.datetime(2025, 1, 31, 12, tzinfo=UTC)
     event = pa.array([moment], pa.timestamp("us", "UTC"))
     put("orders/dt=2025-01-30/a.parquet", cid=[1], event=event, n=pa.array([1], pa.int32()))
@@ -424,10 +426,7 @@ def test_feast_apply_infers_its_schema_and_keeps_it(put, moto_endpoint, bucket, 
     aws = {"region": REGION, "endpoint_url": moto_endpoint}
     write_repo_yaml(tmp_path, project="shop", online=aws, offline=aws)
     (tmp_path / "repo.py").write_text(REPO.format(path=f"s3://{bucket}/orders"))
-    feast = Path(sys.executable).with_name("feast")
-    done = subprocess.run(
-        [feast, "apply"], cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=False
-    )
+    done = fork_server.run("feast", "apply", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
     store = FeatureStore(str(tmp_path))

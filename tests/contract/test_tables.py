@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
-import sys
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.server  # they start servers of their own
 
 IAM = Path(__file__).parents[2] / "docs" / "snippets" / "iam"
-FEAST = Path(sys.executable).parent / "feast"
 READS = {
     "DescribeTable",
     "DescribeTimeToLive",
@@ -648,7 +645,7 @@ orders = view("orders", billing="provisioned", read_units=5, write_units=6)
 """
 
 
-def test_the_feast_command_plans_applies_and_tears_down(on_moto, tmp_path):
+def test_the_feast_command_plans_applies_and_tears_down(on_moto, tmp_path, fork_server):
     repo = on_moto
     folder = tmp_path / "repo"
     folder.mkdir()
@@ -657,14 +654,8 @@ def test_the_feast_command_plans_applies_and_tears_down(on_moto, tmp_path):
     write_repo_yaml(folder, project=repo.project, online=online)
 
     def feast(command: str, *options: str) -> str:
-        result = subprocess.run(
-            [FEAST, command, *options],
-            cwd=folder,
-            env={**os.environ, "AWS_REGION": REGION},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        environment = {**os.environ, "AWS_REGION": REGION}
+        result = fork_server.run("feast", command, *options, cwd=folder, env=environment)
         assert result.returncode == 0, result.stderr
         return result.stdout + result.stderr
 

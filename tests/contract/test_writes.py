@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import itertools
+import json
 import logging
-import multiprocessing
 import random
+import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import boto3
 import pandas as pd
@@ -201,12 +203,23 @@ def test_threads_end_with_the_newest_row(open_shop):
     assert len(items(stores[0])) == 40
 
 
-def write_in_a_process(settings: dict, start, seed: int, times: list[int]) -> None:
+WRITE = """
+import sys
+
+sys.path.append(sys.argv[1])
+import test_writes
+
+test_writes.write_in_a_process(*sys.argv[2:])
+"""
+
+
+def write_in_a_process(settings: str, seed: str, times: str) -> None:
     """Run by the processes of the test below: write every customer at each of the times."""
-    config = RepoConfig(**settings)
+    config = RepoConfig(**json.loads(settings))
     store, dice = DynamoOnlineStore(), random.Random(seed)  # noqa: S311
-    start.wait(timeout=240)
-    for seconds in times:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for seconds in json.loads(times):
         customers = list(range(20))
         dice.shuffle(customers)
         # Not `at`: this process has a NOW of its own.
@@ -216,11 +229,11 @@ def write_in_a_process(settings: dict, start, seed: int, times: list[int]) -> No
     asyncio.run(store.close())
 
 
-def test_processes_end_with_the_newest_row(open_shop):
+def test_processes_end_with_the_newest_row(open_shop, fork_server):
     store = open_shop()
     settings = {
         "project": store.project,
-        "provider": "local",
+        "provider": "feast_dynamo_ext.DynamoProvider",
         "registry": "unused.db",
         "entity_key_serialization_version": 3,
         "online_store": {
@@ -231,17 +244,20 @@ def test_processes_end_with_the_newest_row(open_shop):
     }
     times = list(range(18))
     random.Random(3).shuffle(times)  # noqa: S311
-    spawn = multiprocessing.get_context("spawn")
-    start = spawn.Barrier(3)
-    processes = [
-        spawn.Process(target=write_in_a_process, args=(settings, start, part, times[part::3]))
+    folder = Path(__file__).parent
+    programs = [
+        fork_server.start(
+            *("-c", WRITE, folder, json.dumps(settings), part, json.dumps(times[part::3]))
+        )
         for part in range(3)
     ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=240)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    for program in programs:
+        assert program.stdout.readline() == "ready\n"
+    for program in programs:
+        program.stdin.write("go\n")
+        program.stdin.flush()
+    ended = [(program.communicate(240), program.returncode) for program in programs]
+    assert ended == [(("", ""), 0)] * 3
     assert numbers(store, range(20)) == [17] * 20
     assert len(items(store)) == 20
 

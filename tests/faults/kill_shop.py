@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import shutil
 import subprocess
-import sys
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,20 @@ from feast_dynamo_ext.dynamo.layouts.packed import RESERVED_PREFIX, SCHEMA_KEY_P
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from programs import ForkServer, Program
+
 START = dt.datetime(2025, 1, 1, tzinfo=dt.timezone.utc)
 END = START + dt.timedelta(days=30)
 SIGKILLED = -9
+RUN = Path(__file__).with_name("kill_run.py")
 VIEWS = ("orders", "rates", "visits")
 
 YAML = """\
 project: {project}
 provider: feast_dynamo_ext.DynamoProvider
-registry: registry.db
+registry:
+  registry_type: sql  # Feast writes that of a file in place: a kill may leave half of it
+  path: sqlite:///{folder}/registry.db
 online_store:
   type: feast_dynamo_ext.DynamoOnlineStore
   region: us-east-1
@@ -123,7 +128,7 @@ class Shop:
         """Make the repo and its tables."""
         project = f"k{uuid.uuid4().hex[:12]}"
         folder.mkdir(parents=True)
-        text = YAML.format(project=project, endpoint=endpoint, way=way)
+        text = YAML.format(project=project, folder=folder, endpoint=endpoint, way=way)
         (folder / "feature_store.yaml").write_text(text)
         client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=endpoint)
         shop = cls(folder, project, client)
@@ -172,11 +177,15 @@ class Shop:
         }
 
     def states(self) -> dict[str, tuple[str, int]]:
-        """State and number of materialized intervals of each view."""
+        """State and number of different materialized intervals of each view.
+
+        A view that was done when another's run was killed is materialized once more.
+        """
         store = self.store()
         views = [store.get_feature_view(name) for name in VIEWS]
         return {
-            view.name: (view.state.name, len(view.materialization_intervals)) for view in views
+            view.name: (view.state.name, len(set(view.materialization_intervals)))
+            for view in views
         }
 
     def close(self) -> None:
@@ -196,58 +205,55 @@ def _is_control(key: bytes) -> bool:
     return key.startswith(RESERVED_PREFIX) and not key.startswith(SCHEMA_KEY_PREFIX)
 
 
-class ForkServer:
-    """Starts and ends runs of materialize in processes of their own; see kill_server.py."""
+@dataclass(frozen=True)
+class Runs:
+    """Starts runs of materialize in processes of their own.
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        program = Path(__file__).with_name("kill_server.py")
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(program)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    Attributes:
+        programs: what starts them.
+        environment: that of the runs.
+    """
+
+    programs: ForkServer
+    environment: Mapping[str, str]
 
     def start(self, shop: Shop, **settings: Any) -> Run:
         """Begin to materialize a shop."""
-        name = uuid.uuid4().hex
-        run = {
-            "repo": str(shop.folder),
-            "answer": str(shop.folder / f"{name}.json"),
-            "log": str(shop.folder / f"{name}.log"),
-            "settings": settings,
-        }
-        return Run(self, self.ask({"run": run})["pid"], Path(run["answer"]), Path(run["log"]))
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One line there, one line back."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return answer
-
-    def close(self) -> None:
-        """End the server."""
-        self._process.communicate(timeout=30)
+        answer, log = (shop.folder / f"{uuid.uuid4().hex}.{kind}" for kind in ("json", "log"))
+        with log.open("w") as said:
+            program = self.programs.start(
+                *(RUN, shop.folder, answer, json.dumps(settings)),
+                env=self.environment,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+        return Run(program, time.monotonic(), answer, log)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run in a process of its own."""
+    """A run in a process of its own, and when it was started."""
 
-    server: ForkServer
-    pid: int
+    program: Program
+    started_s: float
     answer: Path
     log: Path
 
+    @property
+    def pid(self) -> int:
+        return self.program.pid
+
     def end(self, kill_after_s: float | None = None) -> Ended:
         """Wait for its end, at most until it is killed."""
-        found = self.server.ask({"end": self.pid, "kill_after_s": kill_after_s})
+        left = None if kill_after_s is None else self.started_s + kill_after_s - time.monotonic()
+        try:
+            self.program.wait(left)
+        except subprocess.TimeoutExpired:
+            self.program.kill()
+        status = self.program.wait()
+        seconds = time.monotonic() - self.started_s
         counts = json.loads(self.answer.read_text()) if self.answer.exists() else {}
-        return Ended(found["status"], found["seconds"], self.log.read_text(), counts)
+        return Ended(status, seconds, self.log.read_text(), counts)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
+import platform
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -93,10 +95,20 @@ def training_record(folder: Path, endpoint: str) -> dict[str, Any]:
 def _file(path: Path) -> Any:
     data = path.read_bytes()
     if path.suffix == ".json":
-        return json.loads(data)
+        found = json.loads(data)
+        if "libraries" in found:
+            libraries = found["libraries"].items()
+            found["libraries"] = {name: _installed(name, version) for name, version in libraries}
+        return found
     if path.suffix == ".csv":
         return data.decode().split("\n")
     return f"sha256 {_hash(data)}"
+
+
+def _installed(library: str, version: str) -> str:
+    """The version that is installed, as such: the record holds for all of them."""
+    own = platform.python_version() if library == "python" else importlib.metadata.version(library)
+    return "<installed>" if version == own else version
 
 
 def _hash(data: bytes) -> str:

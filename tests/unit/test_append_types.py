@@ -53,6 +53,7 @@ def shop(open_store) -> FeatureStore:
 # Values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stored", "dtype", "appended"),
     [
@@ -202,6 +203,7 @@ def row(cid: int, **columns) -> pd.DataFrame:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "texts", "values"),
     [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -166,13 +164,12 @@ def test_files_appended_while_a_run_is_at_work_stay(path, config):
 
 
 @pytest.mark.slow
-def test_kill_9_at_any_moment_leaves_the_old_files_or_the_new_ones(path, config):
+def test_kill_9_at_any_moment_leaves_the_old_files_or_the_new_ones(path, config, fork_server):
     for number in range(4):
         write(path / f"{number}.parquet", [(key, key % 5, 0, key) for key in range(99)], group=99)
     before = sorted(values(path, config))
     script = Path(compact_cases.__file__).with_name("compact_killed.py")
-    command = [sys.executable, script, path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = fork_server.run(script, path)
     assert done.stdout.split() == ["killed"] * 4, done.stderr
     assert sorted(values(path, config)) == before
     assert [file.path for file in opened(path, config).files] == [

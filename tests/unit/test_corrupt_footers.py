@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-import subprocess
-import sys
+import contextlib
+import datetime as dt
+import multiprocessing
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -12,15 +13,17 @@ import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
 from feast.types import Int64
-from order_files import TIME, day, orders
-from repos import write_repo_yaml
+from order_files import TIME, customers, day, orders
 from views import CUSTOMER
 
+from feast_dynamo_ext import S3ParquetOfflineStore
+from feast_dynamo_ext.errors import SourceReadError
+
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
     from pathlib import Path
 
-# Each test is a process of its own, since what it is about would end that of the tests.
-pytestmark = pytest.mark.slow
+    from feast import FeatureStore
 
 TABLE = pa.table({"cid": [1, 2], "t": pa.array([day(1)] * 2, TIME), "total": [1, 2]})
 
@@ -62,52 +65,45 @@ def corrupt(path: Path, _: str) -> None:
     path.write_bytes(content[:columns] + ending)
 
 
-USES = """
-import datetime as dt
-import sys
-
-import pyarrow as pa
-from feast import FeatureStore
-
-from feast_dynamo_ext import S3ParquetOfflineStore
-from feast_dynamo_ext.errors import SourceReadError
-
-moment = dt.datetime(2026, 1, 3, tzinfo=dt.timezone.utc)
-entities = pa.table({"cid": [1], "event_timestamp": [moment]})
-store = FeatureStore(sys.argv[1])
-source = store.get_feature_view("orders").batch_source
-found = (["cid"], ["total"], "t", None, moment - dt.timedelta(days=9), moment)
-for use in (
-    lambda: store.get_historical_features(entities, ["orders:total"]).to_arrow(),
-    lambda: store.get_historical_features(entities, ["orders:total"]).explain(),
-    lambda: S3ParquetOfflineStore.pull_latest_from_table_or_query(
-        store.config, source, *found
-    ).to_arrow(),
-):
-    try:
-        use()
-    except SourceReadError as error:
-        print(error)
-"""
+def messages_of_uses(store: FeatureStore, found: Connection) -> None:
+    """Send what each use of the view `orders` answers."""
+    moment = day(3)
+    entities = customers(1)
+    source = store.get_feature_view("orders").batch_source
+    columns = (["cid"], ["total"], "t", None, moment - dt.timedelta(days=9), moment)
+    for use in (
+        lambda: store.get_historical_features(entities, ["orders:total"]).to_arrow(),
+        lambda: store.get_historical_features(entities, ["orders:total"]).explain(),
+        lambda: S3ParquetOfflineStore.pull_latest_from_table_or_query(
+            store.config, source, *columns
+        ).to_arrow(),
+    ):
+        with pytest.raises(SourceReadError) as caught:
+            use()
+        found.send(str(caught.value))
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize(
     ("make", "column"),
     [(encrypt, "cid"), (encrypt, "t"), (encrypt, "total"), (corrupt, "")],
     ids=["key encrypted", "time encrypted", "feature encrypted", "corrupt"],
 )
 def test_each_use_is_an_error_that_names_the_file(open_store, tmp_path, make, column):
+    """In a process of its own, which what it is about would end."""
     path = tmp_path / "orders.parquet"
     make(path, column)
     store = open_store(online={"region": "us-east-1"})
     store.apply([CUSTOMER, orders(path, total=Int64)])
-    write_repo_yaml(tmp_path, registry=str(tmp_path / "registry.db"))
-    run = subprocess.run(
-        [sys.executable, "-c", USES, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count(f"{path} cannot be read") == 3
+    context = multiprocessing.get_context("fork")
+    ours, childs = context.Pipe(duplex=False)
+    child = context.Process(target=messages_of_uses, args=(store, childs))
+    child.start()
+    childs.close()
+    messages = []
+    with contextlib.suppress(EOFError), ours:
+        while ours.poll(60):
+            messages.append(ours.recv())
+    child.join(60)
+    assert child.exitcode == 0
+    assert [f"{path} cannot be read" in message for message in messages] == [True] * 3, messages

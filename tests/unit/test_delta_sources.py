@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from feast.data_format import DeltaFormat
 from source_cases import opened, put, rows_of
 
+from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.errors import SourceNotFoundError, SourceReadError
+from feast_dynamo_ext.parquet.delta import read_delta
+from feast_dynamo_ext.parquet.listing import Place
 
 DAY = dt.date(2026, 1, 1)
 
@@ -71,6 +76,39 @@ def test_a_file_that_is_gone_or_another_is_named(tmp_path):
     file.write_bytes(b"")
     with pytest.raises(SourceReadError, match=rf"{file.name}, which the table's log names"):
         table(tmp_path)
+
+
+class Overwritten:
+    """Files of a table that another writer overwrites and cleans before they are listed."""
+
+    def __init__(self, files, folder) -> None:
+        self._files, self._folder, self._is_done = files, folder, False
+
+    def below(self, folder):
+        if not self._is_done:
+            self._is_done = True
+            write_deltalake(self._folder, rows(7), mode="overwrite")
+            DeltaTable(self._folder).vacuum(0, dry_run=False, enforce_retention_duration=False)
+        return self._files.below(folder)
+
+
+def test_files_that_a_newer_version_replaced_meanwhile(tmp_path):
+    path = str(tmp_path / "orders")
+    write_deltalake(path, rows(1))
+    place = Place.from_uri(path, AwsSettings())
+    place = replace(place, storage=Overwritten(place.storage, path))
+    (file,) = read_delta(place, "orders").files
+    assert pq.read_table(file.path).column("x").to_pylist() == [7]
+
+
+def test_a_file_that_is_removed_while_it_is_read(tmp_path):
+    path = str(tmp_path / "orders")
+    write_deltalake(path, rows(1))
+    source = table(tmp_path)
+    write_deltalake(path, rows(7), mode="overwrite")
+    DeltaTable(path).vacuum(0, dry_run=False, enforce_retention_duration=False)
+    with pytest.raises(SourceReadError, match=r"changed while .* let the table keep what it no"):
+        rows_of(source, "x")
 
 
 def test_no_table_is_named(tmp_path):
@@ -139,9 +177,17 @@ def test_deletion_vectors_are_refused_where_there_are_any(tmp_path):
         "sizeInBytes": 40,
         "cardinality": 6,
     }
-    commit(tmp_path, 0, *start, added(tmp_path, deletionVector=vector))
-    with pytest.raises(SourceReadError, match=r"`orders`: the Delta table .* deletion vectors"):
-        table(tmp_path)
+    in_a_file = {
+        "storageType": "u",
+        "pathOrInlineDv": "ab^-aqEH.-t@S}K{vb[*k^",
+        "offset": 4,
+        "sizeInBytes": 40,
+        "cardinality": 6,
+    }
+    for each in (vector, in_a_file):  # the file of the second is not there
+        commit(tmp_path, 0, *start, added(tmp_path, deletionVector=each))
+        with pytest.raises(SourceReadError, match=r"`orders`: the Delta table .*deletion vectors"):
+            table(tmp_path)
 
 
 def test_column_mapping_is_refused(tmp_path):

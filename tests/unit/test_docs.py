@@ -21,6 +21,7 @@ from feast.repo_config import load_repo_config
 
 from feast_dynamo_ext import ViewSettings, errors
 from feast_dynamo_ext.cli.main import main as feast_dynamo
+from feast_dynamo_ext.cli.start import NEXT
 from feast_dynamo_ext.materialize.engine import DynamoComputeEngine, DynamoComputeEngineConfig
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, S3ParquetOfflineStoreConfig
 from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
@@ -126,12 +127,9 @@ def test_python_blocks_compile_and_import_what_exists():
     assert faults_of_pages(failed) == {}
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "docs/tutorial/quickstart.md", "docs/reference/iam.md"]
-)
-def test_json_blocks_are_json(name):
-    for block in blocks((ROOT / name).read_text(), "json"):
-        assert json.loads(block)["Version"] == "2012-10-17"
+def test_json_blocks_are_json():
+    found = blocks((DOCS / "reference" / "iam.md").read_text(), "json")
+    assert {json.loads(block)["Version"] for block in found} == {"2012-10-17"}
 
 
 def side(diff: str, sign: str) -> str:
@@ -149,15 +147,18 @@ def repo_yaml(monkeypatch):
     return {"before": side(diff, "-"), "after": side(diff, "+"), "quickstart": quickstart}
 
 
-@pytest.mark.parametrize("name", ["after", "quickstart"])
-def test_feature_store_yaml_loads_with_our_classes(name, repo_yaml, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "region", "registry"),
+    [("after", "eu-west-1", ""), ("quickstart", None, "registry.db")],
+)
+def test_feature_store_yaml_loads_with_our_classes(name, region, registry, repo_yaml, tmp_path):
     path = tmp_path / "feature_store.yaml"
     path.write_text(repo_yaml[name])
     config = load_repo_config(tmp_path, path)
     assert type(config.online_store) is DynamoOnlineStoreConfig
     assert type(config.offline_store) is S3ParquetOfflineStoreConfig
-    assert config.online_store.region == "eu-west-1"
-    assert config.registry.path == "s3://my-features/registry.db"
+    assert (config.online_store.region, config.registry.path) == (region, registry)
+    assert config.registry.serve_features_while_materializing is True
     provider = DynamoProvider(config)
     assert type(provider.online_store) is DynamoOnlineStore
     assert type(provider.offline_store) is S3ParquetOfflineStore
@@ -173,8 +174,9 @@ def test_five_lines_change_from_feasts_own_stores(repo_yaml):
     # Feast's tables, which may be there, have another key.
     assert after["online_store"].pop("table_name_template") == "{project}.packed.{table_name}"
     assert after["offline_store"].pop("type") == "feast_dynamo_ext.S3ParquetOfflineStore"
-    # Else Feast refuses reads of a view while it is materialized.
-    assert after["registry"].pop("serve_features_while_materializing") is True
+    # Else Feast refuses reads of a view while it is materialized. The path stays as it is.
+    assert after.pop("registry") == {"serve_features_while_materializing": True}
+    assert before.pop("registry") is None
     assert before | {"provider": "aws"} == after | {"provider": "aws"}
 
 
@@ -276,10 +278,20 @@ def test_make_targets_exist():
 
 
 def test_the_readme_names_what_make_does():
-    assert blocks((ROOT / "README.md").read_text(), "bash") == ["make demo\nmake test\n"]
     named = (ROOT / "README.md").read_text()
-    for command in ("make docs", "make test-fast", "make test T=path"):
+    for command in ("make demo", "make test", "make docs", "make test-fast", "make test T=path"):
         assert f"`{command}`" in named
+
+
+def test_the_readme_begins_as_the_quickstart_and_init_do():
+    """The quickstart's commands are run by tests/contract/test_docs_examples.py."""
+    (readme,) = blocks((ROOT / "README.md").read_text(), "bash")
+    quickstart, _, _ = (DOCS / "tutorial" / "quickstart.md").read_text().partition("## 3. On AWS")
+    commands = "".join(blocks(quickstart, "bash")).splitlines()
+    assert [line for line in commands if line in readme.splitlines()] == readme.splitlines()
+    assert [line for line in readme.splitlines() if line in NEXT] == [
+        line for line in NEXT if line != "python training_set.py"
+    ]
 
 
 def is_command(text: str) -> bool:

@@ -142,6 +142,7 @@ KEYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stored", "asked", "theirs", "ours"), KEYS)
 def test_keys_of_rare_types_are_compared(shop, tmp_path, stored, asked, theirs, ours):
     path = write(
@@ -176,6 +177,7 @@ INEXACT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "key"), INEXACT)
 def test_keys_that_may_be_another_integer_are_refused(shop, tmp_path, kind, key):
     ours = write(tmp_path / "ours.parquet", total=[7])

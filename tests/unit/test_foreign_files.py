@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -13,12 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from feast.types import Float64, UnixTimestamp
 from order_files import TIME, customers, day, history, orders
 from repos import write_repo_yaml
 from views import CUSTOMER
 
+from feast_dynamo_ext.cli.main import main
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from feast import FeatureStore
 
 NOT_REFUSED = pytest.fail.Exception  # what `pytest.raises` ends with where nothing was raised
@@ -27,11 +29,6 @@ NOT_REFUSED = pytest.fail.Exception  # what `pytest.raises` ends with where noth
 @pytest.fixture
 def shop(open_store) -> FeatureStore:
     return open_store(online={"region": "us-east-1"})
-
-
-def write_yaml(folder: Path) -> None:
-    """What a process of its own needs to open the shop."""
-    write_repo_yaml(folder, registry=str(folder / "registry.db"))
 
 
 # Bytes
@@ -138,16 +135,10 @@ def test_int96_times_beyond_2262_are_retrieved(shop):
     assert value.replace(tzinfo=dt.timezone.utc) == FAR
 
 
-@pytest.mark.slow
-def test_int96_times_beyond_2262_are_compacted(shop, tmp_path, far_orders):
-    write_yaml(tmp_path)
-    command = Path(sys.executable).with_name("feast-dynamo")
-    subprocess.run(
-        [command, "compact", "orders", "--by-partition", "--chdir", tmp_path],
-        check=True,
-        capture_output=True,
-        timeout=240,
-    )
+def test_int96_times_beyond_2262_are_compacted(tmp_path, far_orders):
+    write_repo_yaml(tmp_path, registry=str(tmp_path / "registry.db"))
+    done = CliRunner().invoke(main, ["compact", "orders", "--by-partition", "-c", str(tmp_path)])
+    assert done.exit_code == 0, done.output
     paths = sorted(far_orders.rglob("*.parquet"))
     assert len(paths) == 3
     # DuckDB reads INT96 as microseconds.

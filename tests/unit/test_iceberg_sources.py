@@ -15,6 +15,7 @@ from feast import Entity, FeatureView, Field, ValueType
 from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
 from feast.types import Float64, Int64, UnixTimestamp
 from pyiceberg.catalog import load_catalog
+from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.schema import Schema
 from pyiceberg.types import DoubleType, LongType, NestedField
 from repos import NoRegistry, repo_config
@@ -275,6 +276,35 @@ def test_a_file_that_is_gone_is_named(tmp_path, catalog):
         opened(tmp_path)
 
 
+class Overwritten(PyArrowFileIO):
+    """Files of a table that another writer overwrites and cleans once its manifests are read."""
+
+    writes = ()
+    """What it does, at first."""
+
+    def new_input(self, location):
+        if location.endswith(".avro") and type(self).writes:
+            write, type(self).writes = type(self).writes, ()
+            write()
+        return super().new_input(location)
+
+
+def test_files_that_a_newer_snapshot_replaced_meanwhile(tmp_path, catalog):
+    table = catalog.create_table("shop.orders", schema=rows(1).schema)
+    table.append(rows(1))
+
+    def overwrite() -> None:
+        table.overwrite(rows(7))
+        gone = min(
+            tmp_path.glob("warehouse/shop/orders/data/*"), key=lambda at: at.stat().st_mtime
+        )
+        gone.unlink()
+
+    Overwritten.writes = overwrite
+    io = {"py-io-impl": f"{__name__}.{Overwritten.__name__}"}
+    assert rows_of(opened(tmp_path, catalog_properties=io), "cid") == {"cid": [7]}
+
+
 def test_metadata_that_cannot_be_read(tmp_path, catalog):
     table = catalog.create_table("shop.orders", schema=rows(1).schema)
     table.append(rows(1))
@@ -330,13 +360,27 @@ def test_credentials_of_the_config_are_given_to_catalogs_that_need_them(tmp_path
         warehouse="s3://lake/warehouse",
         catalog_properties={"client.region": "us-west-2"},
     )
+    found = iceberg._properties(source, settings)
+    assert found["client.region"] == "us-west-2"
+    assert found["py-io-impl"] == "feast_dynamo_ext.parquet.iceberg.file_io"
+    keys = found["botocore_session"].get_credentials().get_frozen_credentials()
+    assert (keys.access_key, keys.secret_key) == ("AKIA-ours", "secret-ours")
+
+
+def test_a_source_may_say_itself_how_pyiceberg_reaches_s3(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA-ours")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-ours")
+    settings = repo_config(tmp_path, region="eu-west-1").offline_store.aws()
+    own = {"s3.endpoint": "http://127.0.0.1:2", "s3.path-style-access": "true"}
+    source = source_of(tmp_path, warehouse="s3://lake/warehouse", catalog_properties=own)
     assert iceberg._properties(source, settings) == {
-        "type": "glue",
+        "type": "sql",
+        "uri": places(tmp_path)["uri"],
         "warehouse": "s3://lake/warehouse",
-        "client.region": "us-west-2",
+        "client.region": "eu-west-1",
         "client.access-key-id": "AKIA-ours",
         "client.secret-access-key": "secret-ours",
-        "s3.endpoint": "http://127.0.0.1:1",
+        **own,
     }
 
 

@@ -51,6 +51,7 @@ def store(open_store, tmp_path):
     return found
 
 
+@pytest.mark.slow
 def test_automatic_metrics_and_baselines_are_computed_kept_and_read_back(store):
     service = MonitoringService(store)
     done = service.auto_compute()

@@ -371,6 +371,7 @@ def found_by_every_way(path) -> list:
     return by_plan[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "files", "expected"),
     [
@@ -519,6 +520,7 @@ SPILLING = {
 KEYS = 400_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", SPILLING)
 def test_a_full_disk_for_what_duckdb_spills_is_named_and_spills_are_removed(
     path, spill, operation

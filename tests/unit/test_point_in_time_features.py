@@ -82,6 +82,7 @@ def view(request, tmp_path_factory) -> FeatureView:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [[3, 1, 9, 2, 1, 3], [2], [9, 9], [1] * 5], ids=str)
 def test_values_and_types_are_those_of_the_file(view, asked):
     """Seen by several entity rows, seen as a null, and not seen at all."""

@@ -37,6 +37,7 @@ def test_integers_from_one_end_of_64_bits_to_the_other(tmp_path):
     check(case_of(asked, keys, (pa.int64(),), (pa.int64(),)), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", INTEGERS, ids=str)
 @pytest.mark.parametrize("theirs", [pa.int64(), pa.uint64()], ids=str)
 def test_integers_of_each_width_meet_those_of_another(tmp_path, kind, theirs):
@@ -44,6 +45,7 @@ def test_integers_of_each_width_meet_those_of_another(tmp_path, kind, theirs):
     check(case_of(ours, [*ours, (2,), (100,)], (theirs,), (kind,)), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_null_joins_null_in_no_type(tmp_path, family):
     for at, kind in enumerate(FAMILIES[family].kinds_of([])[::4]):
@@ -101,6 +103,7 @@ def test_a_key_over_64_bits_with_sign_is_refused_on_either_side(tmp_path):
             check(case_of(asked, history, (unsigned,), (unsigned,)), folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["hot", "skewed", "distinct", "wide"])
 def test_many_rows_of_one_key_and_many_keys(tmp_path, shape):
     """Keys run through batches, row groups and files; entity rows ask in no order."""

@@ -49,6 +49,7 @@ def one_key(history, moments, *, event, entity_event, ttl=None, created=None, kn
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ttl", TTLS, ids=str)
 @pytest.mark.parametrize("base", FAR.values(), ids=FAR)
 def test_a_long_ttl_reaches_back_beyond_the_first_moment(tmp_path, base, ttl):
@@ -58,6 +59,7 @@ def test_a_long_ttl_reaches_back_beyond_the_first_moment(tmp_path, base, ttl):
     check(one_key([(now - HOUR,)], [now], event=kind, entity_event=kind, ttl=ttl), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNIT_NS)
 @pytest.mark.parametrize("entity_unit", UNIT_NS)
 def test_bounds_are_exact_in_each_unit(tmp_path, unit, entity_unit):

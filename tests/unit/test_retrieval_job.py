@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -252,12 +250,10 @@ print("end", flush=True)
 """
 
 
-def test_a_program_may_end_after_a_timeout_inside_duckdb(tmp_path):
+def test_a_program_may_end_after_a_timeout_inside_duckdb(tmp_path, fork_server):
     script = tmp_path / "endless.py"
     script.write_text(ENDLESS)
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = fork_server.run(script, timeout=60)
     assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
     assert done.stderr.count("was not done after the 0.5 s of its `timeout`") == 6
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import subprocess
 import sys
 
+import psutil
 import pytest
 
 from feast_dynamo_ext.materialize.lease import Process
@@ -26,22 +25,17 @@ pytestmark = [
 
 
 @contextlib.contextmanager
-def another_process():
+def another_process(fork_server):
     """Another process of this machine, and what it says of itself."""
-    with subprocess.Popen(
-        [sys.executable, "-c", CODE, "materialize", "a b"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as started:
+    with fork_server.start("-c", CODE, "materialize", "a b") as started:
         host, pid, born, command = started.stdout.readline().rstrip().split("|")
         yield started, Process(host, int(pid), born, command)
         started.kill()
 
 
 @pytest.fixture(scope="module")
-def other():
-    with another_process() as found:
+def other(fork_server):
+    with another_process(fork_server) as found:
         yield found
 
 
@@ -57,10 +51,11 @@ def test_a_process_that_runs_is_not_dead(other):
     assert not Process.this().is_dead()
 
 
-def test_a_killed_process_is_dead_even_while_nobody_has_waited_for_it():
-    with another_process() as (started, process):
+def test_a_killed_process_is_dead_even_while_nobody_has_waited_for_it(fork_server):
+    with another_process(fork_server) as (started, process):
         started.kill()
-        os.waitid(os.P_PID, started.pid, os.WEXITED | os.WNOWAIT)
+        while psutil.Process(started.pid).status() != psutil.STATUS_ZOMBIE:
+            pass
         assert process.is_dead()
         started.wait()
         assert process.is_dead()

@@ -204,6 +204,7 @@ def a_week(first_day: int) -> pd.DataFrame:
     return pd.DataFrame({"cid": [0, 1, 2, 3] * 7, "event_timestamp": pd.to_datetime(moments)})
 
 
+@pytest.mark.slow
 def test_one_week_of_two_years_opens_only_the_files_it_needs(tmp_path):
     history = tmp_path / "history"
     write_days(history, 731)

@@ -6,6 +6,7 @@ import datetime as dt
 import tempfile
 import weakref
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,9 @@ from parquet_history import DAY, HOUR, START_NS, US, Form, Row, open_source, pla
 from feast_dynamo_ext.errors import SourceReadError
 from feast_dynamo_ext.parquet.scan import check_columns
 from feast_dynamo_ext.retrieval.engines.duckdb import DuckDbEngine
+
+if TYPE_CHECKING:
+    from feast_dynamo_ext.parquet.source import ParquetSource
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 AN_HOUR, A_DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
@@ -216,6 +220,60 @@ def test_a_file_that_changed_meanwhile_is_named(tmp_path):
         list(source.fetch(["value"], np.array([0])))
 
 
+def of_other_columns(path: Path) -> None:
+    pq.write_table(pa.table({"other": [1]}), path)
+
+
+def of_other_types(path: Path) -> None:
+    columns = {"k0": ["a"], "event": ["b"], "created": ["c"], "value": ["d"]}
+    pq.write_table(pa.table(columns), path)
+
+
+CHANGES = {
+    "gone": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "no Parquet": lambda path: path.write_bytes(b"x" * 5_000),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "fewer rows": lambda path: write(path, hourly(100, 1), Form()),
+    "more rows": lambda path: write(path, hourly(100, 300), Form()),
+    "other columns": of_other_columns,
+    "other types": of_other_types,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_file_that_changes_at_any_moment_is_one_error(tmp_path, change):
+    paths = [tmp_path / f"{name}.parquet" for name in "abc"]
+
+    def opened() -> ParquetSource:
+        for number, path in enumerate(paths):
+            write(path, hourly(4 * number, 4), Form())
+        return open_source(tmp_path)
+
+    def after_opening() -> None:
+        source = opened()
+        change(paths[1])
+        with DuckDbEngine("128MB", 1).newest(plan(), source, START, START + A_DAY) as found:
+            list(found.source.fetch_each(["value"], found.positions))
+
+    def after_matching() -> None:
+        source = opened()
+        with DuckDbEngine("128MB", 1).newest(plan(), source, START, START + A_DAY) as found:
+            change(paths[1])
+            list(found.source.fetch_each(["value"], found.positions))
+
+    def before_all_rows_are_read() -> None:
+        source = opened()
+        rows = source.fetch(["value"], np.arange(12))
+        next(rows)
+        change(paths[1])
+        list(rows)
+
+    for use in (after_opening, after_matching, before_all_rows_are_read):
+        with pytest.raises(SourceReadError, match=r"b\.parquet changed while"):
+            use()
+
+
 class Held:
     """Something that a caller has."""
 
@@ -231,3 +289,11 @@ def test_a_check_of_a_footer_keeps_nothing_of_its_callers(tmp_path):
         return weakref.ref(held)
 
     assert check()() is None
+
+
+def test_footers_that_were_checked_for_the_range_are_not_for_their_limits(tmp_path):
+    write(tmp_path / "a.parquet", hourly(0, 3), Form())
+    source = open_source(tmp_path)
+    within = source.within("event", START, START + A_DAY)
+    assert (source.parts.checked, within.parts.checked) == (set(), {"event"})
+    assert source.within("event", None, None).parts.checked == set()  # no statistics were needed

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -129,10 +127,9 @@ def test_one_that_cannot_be_removed_is_told(tmp_path, left, monkeypatch, caplog)
 
 
 @pytest.mark.slow
-def test_after_a_kill_the_next_use_removes_what_was_spilled(tmp_path, monkeypatch):
-    command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"spilled\n"
+def test_after_a_kill_the_next_use_removes_what_was_spilled(tmp_path, monkeypatch, fork_server):
+    with fork_server.start("-c", KILLED, tmp_path) as process:
+        assert process.stdout.readline() == "spilled\n"
         monkeypatch.setattr(duckdb_connection, "SETTLED_S", -1)
         with spill_folder(str(tmp_path)):
             spilled = list(tmp_path.glob("feast-dynamo-*/spilled/*tmp*"))

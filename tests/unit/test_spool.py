@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 
 import pyarrow as pa
 import pytest
@@ -264,12 +262,10 @@ print(json.dumps({"buckets": spooled(10, 1), "full": full}))
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory):
+def elsewhere(tmp_path_factory, fork_server):
     """What another process answers, and that it leaves nothing."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder)], capture_output=True, text=True, check=False
-    )
+    result = fork_server.run("-c", SCRIPT, folder)
     assert (result.returncode, result.stderr) == (0, "")
     assert list(folder.iterdir()) == []
     return json.loads(result.stdout)

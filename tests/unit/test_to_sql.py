@@ -366,6 +366,7 @@ def declared(tmp_path, dtype, values):
     return retrieve(tmp_path, [view], ["orders:value"], frame), frame
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "values", "expected"), CAST, ids=str)
 def test_features_are_in_their_declared_type(tmp_path, dtype, values, expected):
     job, frame = declared(tmp_path, dtype, values)

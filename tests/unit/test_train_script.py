@@ -17,6 +17,9 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "feature_repo" / "train.py"
 
 
+pytestmark = pytest.mark.slow  # each training is a process of its own
+
+
 @pytest.fixture(scope="module")
 def script():
     spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
@@ -82,7 +85,6 @@ def test_training_beats_the_base(script, tmp_path, kind):
     assert script.auc(test.labels, scores) == pytest.approx(metrics["test-auc"], abs=1e-12)
 
 
-@pytest.mark.slow
 def test_csv_and_parquet_train_the_same_model(tmp_path):
     models = []
     for kind in ("csv", "parquet"):
