@@ -16,7 +16,8 @@ from feast_dynamo_ext.errors import (
     OfflineStoreError,
     SourceReadError,
 )
-from feast_dynamo_ext.parquet.append import fitted, write_folders
+from feast_dynamo_ext.parquet.append import write_folders
+from feast_dynamo_ext.parquet.fitted import fitted
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
 from feast_dynamo_ext.parquet.source import uri_of
 from feast_dynamo_ext.storage import files_of, settings_of

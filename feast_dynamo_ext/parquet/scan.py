@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 REFUSED = (AccessDeniedError, AwsUnavailableError, CredentialsError, ThrottledError)
 
 
+class FileChangedError(SourceReadError):
+    """A file was replaced or removed while it was being read."""
+
+
 @dataclass(frozen=True)
 class ReadErrors:
     """Explains what Arrow raises.
@@ -114,7 +118,7 @@ class ReadErrors:
         )
 
     def _changed(self, file: FileState) -> SourceReadError:
-        return SourceReadError(
+        return FileChangedError(
             f"{self.place.uri}: {file.path} changed while it was being read: it was replaced or "
             "removed. Run it again; write new files beside the old ones instead of replacing them."
         )
