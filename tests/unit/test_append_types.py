@@ -41,7 +41,7 @@ from views import CUSTOMER
 
 from feast_dynamo_ext import S3ParquetOfflineStore, S3ParquetSource
 from feast_dynamo_ext.cli.compact import targets
-from feast_dynamo_ext.errors import ColumnTypeError
+from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
 from feast_dynamo_ext.parquet.append import append_rows
 from feast_dynamo_ext.parquet.compaction import compaction
 from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
@@ -334,6 +334,21 @@ def test_logs_that_would_not_come_back_equal_are_refused(shop, tmp_path):
             shop.config, pa.table(row), source, logs, shop.registry
         )
     assert not (tmp_path / "logs").exists()
+
+
+def test_logs_of_types_that_feast_has_no_form_for_are_refused_by_type(shop, tmp_path):
+    view = orders(write(tmp_path / "orders.parquet", x=["{}"]), x=Json)
+    logs = LoggingConfig(destination=FileLoggingDestination(path=str(tmp_path / "logs")))
+    service = FeatureService(name="service", features=[view], logging_config=logs)
+    shop.apply([CUSTOMER, view, service])
+    with pytest.raises(OfflineStoreError, match="no form for logs of features of type Json"):
+        S3ParquetOfflineStore.write_logged_features(
+            shop.config,
+            pa.table({}),
+            FeatureServiceLoggingSource(service, "p"),
+            logs,
+            shop.registry,
+        )
 
 
 # Folders
