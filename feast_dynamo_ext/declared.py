@@ -43,6 +43,7 @@ from feast_dynamo_ext.exact import (
     map_of,
     refused,
     with_elements,
+    without_nan,
 )
 
 if TYPE_CHECKING:
@@ -318,7 +319,9 @@ def _fields_exact(array: pa.Array, declared: Struct) -> pa.Array:
     for name, kind in kinds.items():
         # One type of items is of several declared types: they fit, or they do not.
         found = pc.map_lookup(array, pa.scalar(name, own.key_type), "last")
-        if not nested_exact(found, kind).cast(found.type).equals(found):
+        exact = nested_exact(found, kind)
+        back = without_nan(cast_exact(exact, found.type))
+        if exact.null_count > found.null_count or not back.equals(without_nan(found)):
             raise refused(found, name_of(kind))
     return array
 

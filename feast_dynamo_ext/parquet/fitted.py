@@ -9,6 +9,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.value_type import ValueType
@@ -126,21 +127,25 @@ def stored_as(column: Column, declared: Declared, target: pa.DataType) -> Column
     array = plain(column)
     if array.null_count == len(array):
         return pa.nulls(len(array), target)
+    if pa.types.is_dictionary(target):
+        return cast_exact(stored_as(array, declared, target.value_type), target)
     if isinstance(declared, ValueType) and declared in SCALARS:
-        stored = _scalar_stored(array, declared, target)
-    elif is_list(array.type) and is_list(target) and isinstance(declared, ValueType):
-        # Of scalars, or of maps.
-        element = element_kind(declared) or ValueType.UNKNOWN
-        stored = with_elements(
+        return _scalar_stored(array, declared, target)
+    if is_list(array.type) and is_list(target) and isinstance(declared, ValueType):
+        element = MAPS_OF.get(declared) or element_kind(declared) or ValueType.UNKNOWN
+        return with_elements(
             array, lambda part: stored_as(part, element, target.value_type), target
         )
-    else:
-        stored = _collection_stored(array, declared, target)
-    return stored
+    return _collection_stored(array, declared, target)
+
+
+MAPS_OF = {ValueType.MAP_LIST: ValueType.MAP, ValueType.STRUCT_LIST: ValueType.STRUCT}
 
 
 def _collection_stored(array: pa.Array, declared: Declared, target: pa.DataType) -> pa.Array:
-    """Lists, structs and maps, some of which are kept as JSON."""
+    """Lists, structs and maps, some of which are kept as JSON; and what nobody declared."""
+    if declared is ValueType.UNKNOWN:
+        return cast_exact(array, target)
     in_json, to_json = (is_text(kind) or is_bytes(kind) for kind in (array.type, target))
     if not in_json:
         array = any_exact(array, declared)
@@ -226,10 +231,10 @@ def _map_of_struct(array: pa.StructArray, target: pa.MapType) -> pa.Array:
         raise refused(array, target)
     # Of each row the values of all keys, one after the other.
     rows, count = len(array), len(names)
-    order = [name * rows + row for row in range(rows) for name in range(count)]
+    order = np.arange(count * rows).reshape(count, rows).T.ravel()
     items = pa.concat_arrays([cast_exact(part, target.item_type) for part in parts])
     keys = cast_exact(pa.array(names * rows, pa.string()), target.key_type)
-    offsets = pa.array([count * row for row in range(rows + 1)], pa.int32())
+    offsets = pa.array(np.arange(rows + 1) * count, pa.int32())
     missing = array.is_null() if array.null_count else None
     return pa.MapArray.from_arrays(
         offsets, keys, items.take(pa.array(order)), target, mask=missing

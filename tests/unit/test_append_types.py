@@ -27,6 +27,7 @@ from feast.types import (
     Float64,
     Int32,
     Int64,
+    Invalid,
     Json,
     Map,
     Set,
@@ -168,6 +169,10 @@ AS_DECLARED = [
     (pa.array([[[1]]]), Array(Array(Int64)), [[[2.0, None]]], [[[2, None]]]),
     (pa.array([{"a": 1}]), Struct({"a": Int64}), [{"a": 2.0}], [{"a": 2}]),
     (pa.array([[("a", 1)]], A_MAP), Map, [{"a": 2}], [[("a", 2)]]),
+    (pa.array([[[("a", 1)]]], pa.list_(A_MAP)), Array(Map), [[{"a": 2}]], [[[("a", 2)]]]),
+    (pa.array([str(OTHER)]).dictionary_encode(), Uuid, [ID_BYTES], [ID_TEXT]),
+    (pa.array(["[1]"]).dictionary_encode(), Array(Int64), [[2, 3]], ["[2, 3]"]),
+    (pa.array(["a"]), Invalid, ["b"], ["b"]),
     (pa.array([[("a", 1)]], A_MAP), Map, [{"a": 2, "b": 3}, None], [[("a", 2), ("b", 3)], None]),
 ]  # fmt: skip
 

@@ -147,7 +147,7 @@ REFUSED = [
 
 
 def equal(cell, other):
-    if isinstance(cell, list):
+    if isinstance(cell, (list, tuple)):
         return len(cell) == len(other) and all(map(equal, cell, other))
     if isinstance(cell, float) and isinstance(other, float) and math.isnan(cell):
         return math.isnan(other)
@@ -353,6 +353,8 @@ DECLARED = [
      [[("a", 1.0)], None], pa.map_(pa.string(), pa.int64()), [[("a", 1)], None]),
     (Struct({"a": Int64, "b": Float64}), pa.map_(pa.string(), pa.int64()),
      [[("a", 1)], None], pa.map_(pa.string(), pa.int64()), [[("a", 1)], None]),
+    (Struct({"a": Int64, "b": Float64}), pa.map_(pa.string(), pa.float64()),
+     [[("a", 1.0), ("b", NAN)]], pa.map_(pa.string(), pa.float64()), [[("a", 1.0), ("b", NAN)]]),
     (Array(Struct({"a": Bool})), pa.list_(pa.struct({"a": pa.int64()})), [[{"a": 1}], None],
      pa.list_(pa.struct({"a": pa.bool_()})), [[{"a": True}], None]),
     (Struct({"_value": String}), pa.struct({"x": pa.int64()}), [{"x": 1}],
@@ -407,6 +409,8 @@ NOT_DECLARED = [
     (Struct({"a": Int64}), pa.array([[("a", 1.5)]], pa.map_(pa.string(), pa.float64()))),
     (Struct({"a": Int64, "b": Float64}),
      pa.array([[("a", 1.5)]], pa.map_(pa.string(), pa.float64()))),
+    (Struct({"a": Int64, "b": Float64}),
+     pa.array([[("a", NAN)]], pa.map_(pa.string(), pa.float64()))),
     (Struct({"a": Int64}), pa.array([1])),
     (Array(Struct({"a": Json})), pa.array([[{"a": "{"}]])),
 ]  # fmt: skip
