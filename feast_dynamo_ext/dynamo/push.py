@@ -249,14 +249,17 @@ def _array_of_objects(cells: list[Any], kind: ValueType) -> pa.Array:
         pairs = [None if _is_missing(cell) else list(cell.items()) for cell in cells]
         return pa.array(pairs, pa.map_(keys.type, items.type))
     # Of a list: pandas would make floats of integers with a null among them.
-    return one_array(pa.array([_as_plain(cell) for cell in cells], from_pandas=True))
+    try:
+        return one_array(pa.array(cells, from_pandas=True))
+    except pa.ArrowException:
+        return one_array(pa.array([_as_plain(cell) for cell in cells], from_pandas=True))
 
 
 def _array_of_maps(cells: list[Any]) -> pa.Array:
     """Maps as structs, or as JSON, which Feast reads too, where structs would change them."""
     if _are_alike(cells):
         try:
-            return pa.array([_as_plain(cell) for cell in cells], from_pandas=True)
+            return one_array(pa.array(cells, from_pandas=True))
         except pa.ArrowException:
             pass  # values of several types
     return pa.array([_as_json(cell) for cell in cells], pa.string())
@@ -282,7 +285,7 @@ def _are_alike(cells: Any) -> bool:
 
 
 def _as_plain(cell: Any) -> Any:
-    """What Arrow takes for an object."""
+    """What Arrow takes for an object that it does not take itself: UUIDs in lists, frozen sets."""
     if isinstance(cell, uuid.UUID):
         return str(cell)
     if isinstance(cell, (list, tuple, set, frozenset)):
