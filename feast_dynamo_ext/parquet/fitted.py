@@ -79,13 +79,13 @@ def fitted(
         return cast_exact(values, kind)
     except ValueError as error:
         advice = "Cast it, so that you choose what is lost."
-        if declared is not None:
-            column += f", declared as {name_of(declared)},"
-        elif is_time(kind) and is_number(values.type):
+        if is_time(kind) and is_number(values.type) and declared is not ValueType.UNIX_TIMESTAMP:
             advice = (
                 f"Say what the numbers count: `pd.to_datetime(rows['{name}'], unit=\"s\", "
                 "utc=True)`."
             )
+        if declared is not None:
+            column += f", declared as {name_of(declared)},"
         raise ColumnTypeError(
             f"{column} is {values.type}, and does not fit the {kind} of {there}: {error}. {advice}"
         ) from error
