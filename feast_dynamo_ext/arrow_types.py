@@ -418,7 +418,7 @@ REFUSALS = (
 
 
 @contextmanager
-def naming(name: str, kind: ValueType, arrow: pa.DataType, view: str = "") -> Iterator[None]:
+def naming(name: str, kind: ValueType | str, arrow: pa.DataType, view: str = "") -> Iterator[None]:
     """Name the feature or join key, and its view, where one of its values does not fit.
 
     Raises:
@@ -428,8 +428,9 @@ def naming(name: str, kind: ValueType, arrow: pa.DataType, view: str = "") -> It
         yield
     except REFUSALS as error:
         where = f"Feature view `{view}`: " if view else ""
+        declared = kind if isinstance(kind, str) else kind.name
         raise ColumnTypeError(
-            f"{where}`{name}` is declared as {kind.name}, but its column of type {arrow} "
+            f"{where}`{name}` is declared as {declared}, but its column of type {arrow} "
             f"holds a value that does not fit: {error}. Correct the dtype in the view, or cast "
             "the column in the source."
         ) from error

@@ -1,7 +1,11 @@
 """What a feature's declared type makes of a column: the one rule of push, materialize, retrieval.
 
-`cast_exact` knows Arrow's types; here is what Feast's value types mean beyond them: a number of
-seconds is a time, 16 bytes are a UUID, a text is JSON or it is refused.
+`cast_exact` knows Arrow's types; here is what Feast's types mean beyond them: a number of seconds
+is a time, 16 bytes are a UUID, a text is JSON or it is refused.
+
+Most of Feast's types are a value type. Nested types hold more than theirs says: VALUE_LIST is any
+list of lists, STRUCT has no fields. So a declared type is a value type here, or the dtype of a
+field where it is nested: see `declared_as`.
 """
 
 from __future__ import annotations
@@ -9,15 +13,18 @@ from __future__ import annotations
 import json
 import uuid
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from feast.types import Array, ComplexFeastType, Set, String, Struct
 from feast.value_type import ValueType
 
 from feast_dynamo_ext.arrow_types import (
     SCALAR_ARROW,
     UUID_BYTES,
+    UUID_GROUPS,
+    UUID_TEXT,
     is_bytes,
     is_list,
     is_number,
@@ -31,8 +38,12 @@ from feast_dynamo_ext.arrow_types import (
 from feast_dynamo_ext.exact import (
     cast_exact,
     check_json,
+    entry_type,
+    inexact_count,
+    map_of,
     refused,
     with_elements,
+    without_nan,
 )
 
 if TYPE_CHECKING:
@@ -41,25 +52,78 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.exact import Column
 
 
-PLAIN_UUID = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+Nested: TypeAlias = Array | Set | Struct
+Declared: TypeAlias = ValueType | Nested
+
+# What Feast makes of nested columns whose fields or elements nobody declared.
+OPEN_TYPES = (Array(Array(String)), Set(Array(String)), Struct({"_value": String}),
+              Array(Struct({"_value": String})))  # fmt: skip
+
+
+def declared_as(dtype: Any) -> Declared:
+    """What a field is declared as: its dtype where that is nested, else its value type."""
+    if isinstance(dtype, Struct):
+        return dtype if dtype not in OPEN_TYPES else ValueType.STRUCT
+    if isinstance(dtype, (Array, Set)) and isinstance(dtype.base_type, ComplexFeastType):
+        return dtype if dtype not in OPEN_TYPES else dtype.to_value_type()
+    kind: ValueType = dtype.to_value_type()
+    return kind
+
+
+def value_type(declared: Declared) -> ValueType:
+    """The value type of a declared type."""
+    return declared if isinstance(declared, ValueType) else declared.to_value_type()
+
+
+def name_of(declared: Declared) -> str:
+    """A declared type in messages."""
+    return declared.name if isinstance(declared, ValueType) else str(declared)
+
+
+# Of a plain UUID's bytes, as the table below makes them: digits and hyphens.
+UUID_FORM = b"-".join(b"0" * (2 * size) for size in UUID_GROUPS)
+UUID_CHARACTERS = bytes(
+    ord("0") if chr(byte) in "0123456789abcdefABCDEF" else byte if byte == ord("-") else 0
+    for byte in range(256)
+)
 PLAIN_DECIMAL = r"^[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]{1,3})?$"
 
 
-def check_texts(
-    texts: pa.Array, plain_form: str, parse: Callable[[str], object], what: str
-) -> None:
-    """Refuse texts that cannot be parsed; most are in a plain form, which is found at once.
+def _check_decimals(texts: pa.Array) -> None:
+    """Refuse texts that are no decimals; most are in a plain form, which is found at once.
 
     Raises:
         ValueError: counts them.
     """
     if pa.types.is_string_view(texts.type):
         texts = texts.cast(pa.large_string())
-    matched = pc.match_substring_regex(texts, plain_form).fill_null(True)
-    if pc.all(matched).as_py():
-        return
-    others = texts.filter(pc.invert(matched))
-    bad = sum(not _parses(text, parse) for text in others.to_pylist())
+    matched = pc.match_substring_regex(texts, PLAIN_DECIMAL).fill_null(True)
+    if not pc.all(matched).as_py():
+        _check_each(texts, texts.filter(pc.invert(matched)), Decimal, "decimals")
+
+
+def _check_uuids(texts: pa.Array) -> None:
+    """Refuse texts that are no UUIDs.
+
+    All as one run of bytes: a regular expression took three times as long.
+
+    Raises:
+        ValueError: counts them.
+    """
+    cells = texts.cast(pa.large_binary()).drop_null()
+    if pc.all(pc.equal(pc.binary_length(cells), UUID_TEXT)).as_py():
+        fixed = cells.cast(pa.binary(UUID_TEXT))
+        start = fixed.offset * UUID_TEXT
+        data = fixed.buffers()[1][start : start + len(fixed) * UUID_TEXT].to_pybytes()
+        if data.translate(UUID_CHARACTERS) == UUID_FORM * len(fixed):
+            return
+    _check_each(texts, texts, uuid.UUID, "UUIDs")
+
+
+def _check_each(
+    texts: pa.Array, doubtful: pa.Array, parse: Callable[[str], object], what: str
+) -> None:
+    bad = sum(text is not None and not _parses(text, parse) for text in doubtful.to_pylist())
     if bad:
         raise refused(texts, what, bad)
 
@@ -104,7 +168,7 @@ def scalar_exact(array: pa.Array, kind: ValueType) -> pa.Array:
 
 def _as_decimals(array: pa.Array) -> pa.Array:
     if is_text(array.type):
-        check_texts(array, PLAIN_DECIMAL, Decimal, "decimals")
+        _check_decimals(array)
     elif not pa.types.is_decimal(array.type):
         raise refused(array, "decimals")
     return array
@@ -116,7 +180,11 @@ def _as_times(array: pa.Array) -> pa.Array:
         return array
     if not is_number(array.type):
         raise refused(array, "times")
-    return cast_exact(array, pa.int64()).cast(SECONDS)
+    try:
+        return cast_exact(array, pa.int64()).cast(SECONDS)
+    except ValueError as error:
+        bad = inexact_count(array, lambda part: cast_exact(part, pa.int64()))
+        raise refused(array, "times (whole seconds since 1970)", bad) from error
 
 
 def _as_zoned_times(array: pa.Array) -> pa.Array:
@@ -130,17 +198,21 @@ def _as_uuid_texts(array: pa.Array) -> pa.Array:
     if is_uuid(own):
         return uuid_texts(array.storage)
     if is_bytes(own):
-        sizes = pc.binary_length(array)
-        if pc.all(pc.equal(sizes, UUID_BYTES)).as_py():
+        # No text of a UUID has 16 bytes, so that each says of itself what it is.
+        are_bytes = pc.equal(pc.binary_length(array), UUID_BYTES)
+        if pc.all(are_bytes).as_py():
             return uuid_texts(array.cast(pa.binary(UUID_BYTES)))
-        array = cast_exact(array, pa.large_string())
+        array = array.cast(pa.large_binary())
+        in_bytes = pc.if_else(are_bytes, array, None).cast(pa.binary(UUID_BYTES))
+        in_texts = pc.if_else(are_bytes, None, array)
+        array = pc.coalesce(uuid_texts(in_bytes), cast_exact(in_texts, pa.large_string()))
     elif not is_text(own):
         raise refused(array, "UUIDs")
-    check_texts(array, PLAIN_UUID, uuid.UUID, "UUIDs")
+    _check_uuids(array)
     return array
 
 
-def _as_json(array: pa.Array) -> pa.Array:
+def as_json(array: pa.Array) -> pa.Array:
     """Texts that are JSON; numbers, lists, structs and maps are written as such."""
     if pa.types.is_nested(array.type):
         cells = array.to_pylist(maps_as_pydicts="strict")
@@ -160,15 +232,115 @@ SCALARS = {
 }
 """Value types of one value a row."""
 
+OPEN_KINDS = {
+    *(ValueType.MAP, ValueType.MAP_LIST, ValueType.SCALAR_MAP, ValueType.UNKNOWN),
+    *(ValueType.STRUCT, ValueType.STRUCT_LIST, ValueType.VALUE_LIST, ValueType.VALUE_SET),
+}
+"""Value types that do not say what is inside."""
+
+LISTS = {kind for kind in ValueType if kind.name.endswith(("_LIST", "_SET"))}
+
+CHECKED_TEXTS = {*UUIDS, ValueType.JSON, ValueType.DECIMAL}
+"""Value types that say of a text what it must be."""
+
 # Value types that mean more than their Arrow type says.
 SCALAR_RULES: dict[ValueType, Callable[[pa.Array], pa.Array]] = {
     ValueType.UUID: _as_uuid_texts,
     ValueType.TIME_UUID: _as_uuid_texts,
-    ValueType.JSON: _as_json,
+    ValueType.JSON: as_json,
     ValueType.DECIMAL: _as_decimals,
     ValueType.UNIX_TIMESTAMP: _as_times,
     ValueType.ZONED_TIMESTAMP: _as_zoned_times,
 }
+
+
+def nested_exact(array: pa.Array, declared: Declared) -> pa.Array:
+    """A column of lists of lists, structs or lists of structs as their declared types keep it.
+
+    Nulls stay. Fields that are not declared stay as they are, as Feast keeps them too.
+
+    Args:
+        array: the column, or JSON of it in texts or bytes. JSON that fits stays JSON.
+        declared: a nested type; of a value type, see `scalar_exact`.
+
+    Raises:
+        ValueError: says how many values of a part do not fit, and shows none.
+    """
+    array = plain(array)
+    if pa.types.is_null(array.type):
+        return array
+    if isinstance(declared, ValueType):
+        return _part_exact(array, declared)
+    if is_text(array.type) or is_bytes(array.type):
+        parsed = parsed_json(array, lists=not isinstance(declared, Struct))
+        exact = nested_exact(parsed, declared)
+        return array if exact.equals(parsed) else exact
+    if isinstance(declared, Struct):
+        return _fields_exact(array, declared)
+    if not is_list(array.type):
+        raise refused(array, name_of(declared))
+    elements = nested_exact(pc.list_flatten(array), declared_as(declared.base_type))
+    return with_elements(array, lambda _: elements, _list_of(array.type, elements.type))
+
+
+def _part_exact(array: pa.Array, kind: ValueType) -> pa.Array:
+    """Scalars, lists or maps inside of a nested column."""
+    element = element_kind(kind)
+    if element is not None:
+        if not is_list(array.type):
+            raise refused(array, kind.name)
+        elements = _part_exact(plain(pc.list_flatten(array)), element)
+        return with_elements(array, lambda _: elements, _list_of(array.type, elements.type))
+    if kind not in SCALARS or pa.types.is_null(array.type):
+        return array
+    exact = scalar_exact(array, kind)
+    # As whose values Feast reads them: what is inside has no type but its own.
+    return cast_exact(exact, pa.uuid()) if kind in UUIDS else exact
+
+
+def _fields_exact(array: pa.Array, declared: Struct) -> pa.Array:
+    own, kinds = array.type, {name: declared_as(kind) for name, kind in declared.fields.items()}
+    if pa.types.is_struct(own):
+        parts = [
+            nested_exact(part, kinds[field.name]) if field.name in kinds else part
+            for field, part in zip(own, array.flatten(), strict=True)
+        ]
+        names = [field.name for field in own]
+        return pa.StructArray.from_arrays(parts, names=names, mask=array.is_null())
+    if not (pa.types.is_map(own) and is_text(plain_type(own.key_type))):
+        raise refused(array, name_of(declared))
+    if len(set(kinds.values())) == 1:
+        entries = array.cast(pa.large_list(entry_type(own)))
+        keys, items = pc.list_flatten(entries).flatten()
+        items = nested_exact(items, next(iter(kinds.values())))
+        made = pa.StructArray.from_arrays([keys, items], names=["key", "value"])
+        target = pa.map_(own.key_type, items.type)
+        return map_of(with_elements(entries, lambda _: made, pa.list_(entry_type(target))), target)
+    for name, kind in kinds.items():
+        # One type of items is of several declared types: they fit, or they do not.
+        found = pc.map_lookup(array, pa.scalar(name, own.key_type), "last")
+        exact = nested_exact(found, kind)
+        back = without_nan(cast_exact(exact, found.type))
+        if exact.null_count > found.null_count or not back.equals(without_nan(found)):
+            raise refused(found, name_of(kind))
+    return array
+
+
+def parsed_json(array: pa.Array, *, lists: bool) -> pa.Array:
+    """Lists or structs that are kept as JSON in texts or bytes; nulls of no type where all are.
+
+    Raises:
+        ValueError: a text that is something else, or values of several types.
+    """
+    check_json(array)
+    cells = [cell if cell is None else json.loads(cell) for cell in array.to_pylist()]
+    if not all(cell is None or isinstance(cell, list if lists else dict) for cell in cells):
+        raise ValueError(f"its JSON is not {'a list' if lists else 'an object'}")
+    try:
+        return pa.array(cells)
+    except (pa.ArrowException, OverflowError):
+        # Arrow's words show the value.
+        raise ValueError("its JSON holds values of several types") from None
 
 
 def folder_types(columns: Iterable[Any], names: Mapping[str, str]) -> dict[str, pa.DataType]:
@@ -195,40 +367,92 @@ def element_kind(kind: ValueType) -> ValueType | None:
     return None
 
 
-def declared_type(kind: ValueType, column: pa.DataType) -> pa.DataType:
+def declared_type(declared: Declared, column: pa.DataType) -> pa.DataType:
     """The type in which a feature of a column is retrieved.
 
     The column's own, where what it holds is of the declared kind, also if it is wider (a double
-    for a Float32, whose values are then those of a float32), or where the value type leaves the
-    Arrow type open (maps, structs, UNKNOWN).
+    for a Float32, whose values are then those of a float32), or where the declared type leaves
+    the Arrow type open (maps, UNKNOWN).
 
     Args:
-        kind: value type that the feature is declared as.
+        declared: what the feature is declared as.
         column: type of the column.
     """
     own = plain_type(column)
-    element = element_kind(kind)
+    if not isinstance(declared, ValueType):
+        wanted = _nested_type(declared, own)
+        return column if wanted == own else wanted
+    element = element_kind(declared)
     if element is not None:
         if is_text(own) or is_bytes(own):
             return column  # JSON, which Feast parses
         inner = own.value_type if is_list(own) else pa.null()
         wanted = declared_type(element, inner) if is_list(own) else _target(element)
         return column if wanted == inner or pa.types.is_null(own) else _list_of(own, wanted)
-    if kind not in SCALARS or pa.types.is_null(own) or _agrees(kind, own) or is_wider(kind, own):
+    is_open = declared not in SCALARS or pa.types.is_null(own)
+    if is_open or _agrees(declared, own) or is_wider(declared, own):
         return column
-    return _target(kind)
+    return _target(declared)
 
 
-def is_wider(kind: ValueType, column: pa.DataType) -> bool:
+def _nested_type(declared: Nested, own: pa.DataType) -> pa.DataType:
+    if isinstance(declared, Struct):
+        kinds = {name: declared_as(kind) for name, kind in declared.fields.items()}
+        if pa.types.is_struct(own):
+            return pa.struct(
+                [
+                    field.with_type(declared_type(kinds[field.name], field.type))
+                    if field.name in kinds
+                    else field
+                    for field in own
+                ]
+            )
+        if pa.types.is_map(own) and len(set(kinds.values())) == 1:
+            return pa.map_(own.key_type, declared_type(next(iter(kinds.values())), own.item_type))
+    elif is_list(own):
+        wanted = declared_type(declared_as(declared.base_type), own.value_type)
+        return own if wanted == own.value_type else _list_of(own, wanted)
+    return own
+
+
+def is_wider(declared: Declared, column: pa.DataType) -> bool:
     """Whether a type, or that of a list's elements, holds numbers that the value type cannot."""
-    own, element = plain_type(column), element_kind(kind)
+    own = plain_type(column)
+    if not isinstance(declared, ValueType):
+        return any(is_wider(kind, part) for kind, part in _parts(declared, own))
+    element = element_kind(declared)
     if element is not None:
         return is_list(own) and is_wider(element, own.value_type)
-    if kind in WHOLE_NUMBERS:
-        return bool(pa.types.is_integer(own) and own.bit_width > _target(kind).bit_width)
-    return bool(
-        kind in FLOATS and pa.types.is_floating(own) and own.bit_width > _target(kind).bit_width
-    )
+    width = int(_target(declared).bit_width) if declared in WHOLE_NUMBERS | FLOATS else 0
+    test = pa.types.is_integer if declared in WHOLE_NUMBERS else pa.types.is_floating
+    return bool(width and test(own) and own.bit_width > width)
+
+
+def is_checked(declared: Declared, column: pa.DataType) -> bool:
+    """Whether values of a declared kind's own Arrow type may still not be what it says."""
+    own = plain_type(column)
+    if not isinstance(declared, ValueType):
+        if is_text(own) or is_bytes(own):
+            return True
+        parts = _parts(declared, own)
+        # The items of a map are of one type, its keys may be declared as several.
+        return not parts or any(
+            is_checked(kind, part) or declared_type(kind, part) != part for kind, part in parts
+        )
+    element = element_kind(declared)
+    if element is not None:
+        return is_list(own) and is_checked(element, own.value_type)
+    return declared in CHECKED_TEXTS and is_text(own)
+
+
+def _parts(declared: Nested, own: pa.DataType) -> list[tuple[Declared, pa.DataType]]:
+    """What a nested type holds: what each part is declared as, and its Arrow type."""
+    if isinstance(declared, Struct):
+        kinds = {name: declared_as(kind) for name, kind in declared.fields.items()}
+        if pa.types.is_struct(own):
+            return [(kinds[part.name], part.type) for part in own if part.name in kinds]
+        return [(kind, own.item_type) for kind in kinds.values()] if pa.types.is_map(own) else []
+    return [(declared_as(declared.base_type), own.value_type)] if is_list(own) else []
 
 
 def _agrees(kind: ValueType, own: pa.DataType) -> bool:
@@ -260,21 +484,34 @@ def _list_of(kind: pa.DataType, inner: pa.DataType) -> pa.DataType:
     return pa.large_list(inner) if pa.types.is_large_list(kind) else pa.list_(inner)
 
 
-def as_declared(column: Column, kind: ValueType) -> Column:
+def as_declared(column: Column, declared: Declared) -> Column:
     """A column of a feature in its `declared_type`.
 
     Raises:
         ValueError: says how many values do not fit, and shows none.
     """
-    target = declared_type(kind, column.type)
-    if target == column.type and not is_wider(kind, target):
+    target = declared_type(declared, column.type)
+    is_same = target == column.type and not is_wider(declared, target)
+    if is_same and not is_checked(declared, target):
         return column
     if isinstance(column, pa.ChunkedArray):
-        return pa.chunked_array([as_declared(chunk, kind) for chunk in column.chunks], target)
+        chunks = [as_declared(chunk, declared) for chunk in column.chunks]
+        return column if is_same else pa.chunked_array(chunks, target)
     array = plain(column)
-    element = element_kind(kind)
+    if pa.types.is_null(array.type):
+        return column
+    exact = any_exact(array, declared)
+    return column if is_same else cast_exact(exact, target)
+
+
+def any_exact(array: pa.Array, declared: Declared) -> pa.Array:
+    """Values of any declared type as a push takes them."""
+    if not isinstance(declared, ValueType):
+        return nested_exact(array, declared)
+    element = element_kind(declared)
     if element is None:
-        return cast_exact(scalar_exact(array, kind), target)
+        return scalar_exact(array, declared) if declared in SCALARS else array
     if not is_list(array.type):
-        raise refused(array, target)
-    return with_elements(array, lambda elements: scalar_exact(elements, element), target)
+        raise refused(array, name_of(declared))
+    elements = scalar_exact(plain(pc.list_flatten(array)), element)
+    return with_elements(array, lambda _: elements, _list_of(array.type, elements.type))

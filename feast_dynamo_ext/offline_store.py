@@ -19,7 +19,7 @@ from pydantic import Field
 
 from feast_dynamo_ext.arrow_types import is_list, naming
 from feast_dynamo_ext.config import SIZE, AwsConfigModel, warn_of_unknown_keys
-from feast_dynamo_ext.declared import as_declared, declared_type
+from feast_dynamo_ext.declared import as_declared, declared_type, name_of
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
 from feast_dynamo_ext.exact import refuse_inexact_integers
 from feast_dynamo_ext.monitoring.hooks import MonitoringHooks
@@ -381,7 +381,7 @@ def _declared(
     for batch in batches:
         columns = []
         for (_, name, kind), column in zip(view.declared, batch.columns, strict=True):
-            with naming(name, kind, column.type, view.view):
+            with naming(name, name_of(kind), column.type, view.view):
                 if name in keys and pa.types.is_floating(column.type):
                     refuse_inexact_integers(column.drop_null())
                 columns.append(as_declared(column, kind))

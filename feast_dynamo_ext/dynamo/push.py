@@ -26,6 +26,7 @@ from feast_dynamo_ext.arrow_types import (
     one_array,
     without_dictionary,
 )
+from feast_dynamo_ext.declared import declared_as
 from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema
@@ -78,11 +79,17 @@ def rows_of_frame(
     if on_demand:
         # What is read back is computed from the keys too.
         features |= {name: kind for name, kind in sorted(keys.items()) if name in columns}
+    declared = {field.name: declared_as(field.dtype) for field in view.features}
     arrays = {name: columns.array(name, kind) for name, kind in features.items()}
     if any(field.vector_index for field in view.features):
         _feast.check_vectors(pa.table(arrays), view)
     values = (
-        encode_values([*arrays.values()], [*features.values()], [*features], view.name)
+        encode_values(
+            [*arrays.values()],
+            [declared.get(name, kind) for name, kind in features.items()],
+            [*features],
+            view.name,
+        )
         if arrays
         else pa.array([b""] * len(frame), pa.large_binary())
     )
@@ -138,9 +145,7 @@ class _Frame:
         column = self._column(name)
         try:
             if column.dtype == object:
-                plain = _as_json if kind is ValueType.JSON else _as_plain
-                # A list: pandas would make floats of integers with a null among them.
-                column = [plain(cell) for cell in column]
+                return _array_of_objects(list(column), kind)
             return one_array(pa.array(column, from_pandas=True))
         except (pa.ArrowException, OverflowError, TypeError, ValueError, AttributeError):
             # Arrow's words show the value.
@@ -228,17 +233,74 @@ def parsed_times(
     return column
 
 
+MAPS = {ValueType.MAP, ValueType.MAP_LIST, ValueType.STRUCT, ValueType.STRUCT_LIST}
+
+
+def _array_of_objects(cells: list[Any], kind: ValueType) -> pa.Array:
+    """Python's objects as an Arrow array; pandas and Arrow alone would change some of them."""
+    if kind is ValueType.JSON:
+        return pa.array([_as_json(cell) for cell in cells], pa.string())
+    if kind in MAPS:
+        return _array_of_maps(cells)
+    if kind is ValueType.SCALAR_MAP:
+        maps = [cell for cell in cells if not _is_missing(cell)]
+        keys = pa.array([key for cell in maps for key in cell])
+        items = pa.array([item for cell in maps for item in cell.values()])
+        pairs = [None if _is_missing(cell) else list(cell.items()) for cell in cells]
+        return pa.array(pairs, pa.map_(keys.type, items.type))
+    # Of a list: pandas would make floats of integers with a null among them.
+    try:
+        return one_array(pa.array(cells, from_pandas=True))
+    except pa.ArrowException:
+        return one_array(pa.array([_as_plain(cell) for cell in cells], from_pandas=True))
+
+
+def _array_of_maps(cells: list[Any]) -> pa.Array:
+    """Maps as structs, or as JSON, which Feast reads too, where structs would change them."""
+    if _are_alike(cells):
+        try:
+            return one_array(pa.array(cells, from_pandas=True))
+        except pa.ArrowException:
+            pass  # values of several types
+    return pa.array([_as_json(cell) for cell in cells], pa.string())
+
+
+def _are_alike(cells: Any) -> bool:
+    """Whether maps at one place have the same keys: Arrow would give each the keys of all.
+
+    Raises:
+        TypeError: a key that is no text.
+    """
+    cells = [cell for cell in cells if not _is_missing(cell)]
+    if not cells or not isinstance(cells[0], (dict, list, tuple, np.ndarray)):
+        return True
+    if not isinstance(cells[0], dict):
+        return _are_alike([part for cell in cells for part in cell])
+    if not all(isinstance(key, str) for cell in cells for key in cell):
+        raise TypeError
+    keys = cells[0].keys()
+    return all(cell.keys() == keys for cell in cells) and all(
+        _are_alike([cell[key] for cell in cells]) for key in keys
+    )
+
+
 def _as_plain(cell: Any) -> Any:
-    """What Arrow takes for an object."""
+    """What Arrow takes for an object that it does not take itself: UUIDs in lists, frozen sets."""
     if isinstance(cell, uuid.UUID):
         return str(cell)
-    return list(cell) if isinstance(cell, (set, frozenset)) else cell
+    if isinstance(cell, (list, tuple, set, frozenset)):
+        return [_as_plain(part) for part in cell]
+    return cell
+
+
+def _is_missing(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
 
 def _as_json(cell: Any) -> str | None:
     """A text as it is; anything else as the JSON of it."""
-    if cell is None or isinstance(cell, str):
+    if isinstance(cell, str):
         return cell
-    if isinstance(cell, float) and math.isnan(cell):
+    if _is_missing(cell):
         return None
     return json.dumps(cell, default=lambda array: array.tolist())

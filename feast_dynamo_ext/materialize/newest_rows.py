@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext.columns import join_keys, stored_names, stored_times
+from feast_dynamo_ext.declared import declared_as
 from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows, refuse_too_large
 from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
@@ -296,7 +297,7 @@ class Encoder:
             ),
             encode_values(
                 [batch.column(name) for name in columns.features],
-                [field.dtype.to_value_type() for field in features],
+                [declared_as(field.dtype) for field in features],
                 [field.name for field in features],
                 self.view.name,
             ),

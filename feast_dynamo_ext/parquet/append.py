@@ -6,7 +6,7 @@ import contextlib
 import logging
 import re
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -16,28 +16,31 @@ import pyarrow.parquet as pq
 from feast.data_format import DeltaFormat
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.types import from_feast_to_pyarrow_type
+from feast.value_type import ValueType
 
 from feast_dynamo_ext.arrow_types import (
     is_bytes,
-    is_list,
-    is_number,
     is_text,
     is_time,
     one_array,
-    plain_type,
 )
 from feast_dynamo_ext.columns import stored_names, stored_times
-from feast_dynamo_ext.declared import folder_types
+from feast_dynamo_ext.declared import (
+    OPEN_KINDS,
+    declared_as,
+    folder_types,
+)
 from feast_dynamo_ext.errors import (
     ColumnNotFoundError,
     ColumnTypeError,
     OfflineStoreError,
     SourceNotFoundError,
 )
-from feast_dynamo_ext.exact import cast_exact, refused
+from feast_dynamo_ext.exact import cast_exact, refuse_inexact_integers
+from feast_dynamo_ext.parquet.fitted import fitted
 from feast_dynamo_ext.parquet.iceberg import is_iceberg
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
-from feast_dynamo_ext.parquet.scan import ReadErrors
+from feast_dynamo_ext.parquet.scan import FileChangedError, ReadErrors
 from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
 from feast_dynamo_ext.parquet.writer import write_parts
 from feast_dynamo_ext.storage import FileReplacedError, discard, files_of, settings_of
@@ -48,57 +51,21 @@ if TYPE_CHECKING:
     from feast import RepoConfig
     from feast.data_source import DataSource
 
+    from feast_dynamo_ext.declared import Declared
     from feast_dynamo_ext.storage import Files, FileState
 
 
-def fitted(
-    values: pa.ChunkedArray, kind: pa.DataType, name: str, column: str, there: str
-) -> pa.ChunkedArray:
-    """Values in the type of a column that is there, each equal to what it was.
-
-    Args:
-        values: the values.
-        kind: the type of the column.
-        name: of the column.
-        column: what it is called in messages.
-        there: where it is.
-
-    Raises:
-        ColumnTypeError: the type is of another family, or a value would not come back equal.
-    """
-    try:
-        if _is_of_another_family(values.type, kind):
-            raise refused(values, kind)
-        return cast_exact(values, kind)
-    except ValueError as error:
-        advice = "Cast it, so that you choose what is lost."
-        if is_time(kind) and is_number(values.type):
-            advice = (
-                f"Say what the numbers count: `pd.to_datetime(rows['{name}'], unit=\"s\", "
-                "utc=True)`."
-            )
-        raise ColumnTypeError(
-            f"{column} is {values.type}, and does not fit the {kind} of {there}: {error}. {advice}"
-        ) from error
-
-
-def _is_of_another_family(given: pa.DataType, kind: pa.DataType) -> bool:
-    """Whether an exact cast would change what values are: 7 is no text. Inside of lists, too."""
-    given, kind = plain_type(given), plain_type(kind)
-    if is_list(given) and is_list(kind):
-        return _is_of_another_family(given.value_type, kind.value_type)
-    if pa.types.is_struct(given) and pa.types.is_struct(kind):
-        types = {field.name: field.type for field in kind}
-        return any(
-            _is_of_another_family(field.type, types.get(field.name, field.type)) for field in given
-        )
-    if pa.types.is_map(given) and pa.types.is_map(kind):
-        return _is_of_another_family(given.key_type, kind.key_type) or _is_of_another_family(
-            given.item_type, kind.item_type
-        )
-    return is_text(kind) and (
-        is_number(given) or is_time(given) or bool(pa.types.is_boolean(given))
+TIMES = pa.timestamp("us", "UTC")
+DATE = "%Y-%m-%d"
+TIME_FORMS = [
+    (form, re.compile(re.sub("%Y", r"\\d{4}", re.sub("%[mdHMS]", r"\\d\\d", form))))
+    for form in (
+        DATE,
+        "%Y%m%d",
+        *(f"{DATE}{between}%H:%M:%S{end}" for between in " T" for end in ("", "Z")),
     )
+]
+"""How folders write times -> what they then look like."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +168,14 @@ class Folders:
             text = text.zfill(len(padded))
         return quote(text, safe="")
 
+    def time_form(self, name: str) -> str | None:
+        """How the folders that are there write times; None where there are none, or of no form."""
+        known = self.texts.get(name, frozenset()) - {HIVE_NULL}
+        fitting = (
+            form for form, text in TIME_FORMS if all(text.fullmatch(each) for each in known)
+        )
+        return next(fitting, None) if known else None
+
     def period(self, rows: pa.Table, form: str) -> pa.Array:
         """What folders of a format are called for the event times of rows."""
         times = one_array(rows.column(self.event_time))
@@ -231,6 +206,7 @@ class Target:
         types: of the columns of the folders' names, as far as they are known.
         optional: columns that rows may have and may lack: features that no file has yet.
         one_file: the source, where it is one file; None for a folder.
+        declared: what the view's features and join keys are declared as, by their columns.
     """
 
     view: str
@@ -240,6 +216,7 @@ class Target:
     types: Mapping[str, pa.DataType]
     optional: pa.Schema
     one_file: ParquetSource | None = None
+    declared: Mapping[str, Declared] = field(default_factory=dict)
 
     @classmethod
     def from_view(cls, view: Any, config: RepoConfig, table: pa.Table) -> Target:
@@ -267,7 +244,7 @@ class Target:
             )
         stored = stored_names(data_source)
         of_folders = folder_types([*view.entity_columns, *view.features], stored)
-        declared = _declared(view)
+        declared, kinds = _declared(view), _kinds(view)
         try:
             source = ParquetSource.open(data_source, config).with_folder_types(of_folders)
         except SourceNotFoundError:
@@ -276,7 +253,10 @@ class Target:
             names = dict.fromkeys([*_required(view), *_plain(table)])
             schema = pa.schema(_first_type(name, declared, table) for name in names)
             _check_first_times(view, uri, schema)
-            return cls(view.name, uri, folders.without(schema), folders, of_folders, pa.schema([]))
+            of_files = folders.without(schema)
+            return cls(
+                view.name, uri, of_files, folders, of_folders, pa.schema([]), declared=kinds
+            )
         is_file = source.files[0].path.endswith(uri.partition("://")[2] or uri)
         of_files = set(source.schema.names) - source.of_folders
         folders = Folders.from_source(data_source, source.files, of_files)
@@ -292,7 +272,7 @@ class Target:
             if texts <= {HIVE_NULL} and name not in of_folders:
                 types.pop(name, None)  # nobody has said yet what its values are
         one_file = source if is_file else None
-        return cls(view.name, uri, schema, folders, types, pa.schema(new), one_file)
+        return cls(view.name, uri, schema, folders, types, pa.schema(new), one_file, kinds)
 
     def rows(self, table: pa.Table) -> pa.Table:
         """Rows in the columns and types of the files.
@@ -352,12 +332,40 @@ class Target:
             kind = self.types.get(name, table.schema.field(name).type)
             # Bytes are written as the text that they are.
             kind = pa.string() if is_bytes(kind) else kind
-            columns[name] = self._fitted(table, name, kind)
+            is_in_times = is_time(table.schema.field(name).type) or pa.types.is_timestamp(kind)
+            form = self.folders.time_form(name) if is_in_times else None
+            if is_text(kind) and form is None:
+                is_in_times = False  # texts there say nothing of a form
+            columns[name] = self._fitted(table, name, TIMES if is_in_times else kind)
+            if is_in_times:
+                columns[name] = self._folder_times(columns[name], name, form)
         return pa.table(columns)
+
+    def _folder_times(
+        self, times: pa.ChunkedArray, name: str, form: str | None
+    ) -> pa.ChunkedArray:
+        """Times as the names of the folders that are there say them."""
+        plain = times.cast(pa.timestamp("us"))
+        texts = pc.strftime(
+            pc.floor_temporal(plain, unit="second").cast(pa.timestamp("s")), form or DATE
+        )
+        is_same = pc.equal(pc.strptime(texts, form or DATE, "us"), plain)
+        if pc.all(is_same).as_py() is not False:
+            return texts
+        if form is None:
+            return pa.chunked_array(
+                [[value and str(value) for value in times.to_pylist()]], pa.string()
+            )
+        there = next(text for text in self.folders.texts[name] if text != HIVE_NULL)
+        raise ColumnTypeError(
+            f"Feature view `{self.view}`: column `{name}` of the rows to append has times that "
+            f"the folders of {self.uri} do not say: they are named like `{name}={there}`. Round "
+            "them, so that you choose what is lost."
+        )
 
     def _fitted(self, table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
         column = f"Feature view `{self.view}`: column `{name}` of the rows to append"
-        return fitted(table.column(name), kind, name, column, self.uri)
+        return fitted(table.column(name), kind, name, column, self.uri, self.declared.get(name))
 
     def _parsed(self, texts: pa.ChunkedArray, column: pa.Field) -> pa.ChunkedArray:
         """What folders say of a column that files have too."""
@@ -387,27 +395,27 @@ def append_rows(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
         DestinationError: the disk refused; nothing is kept. AwsError: S3 did.
     """
     table = _original_names(view, table)
-    settings = settings_of(view.batch_source, config)
-    left = REWRITES
-    while True:
-        target = Target.from_view(view, config, table)
-        rows, files = target.rows(table), files_of(target.uri, settings)
-        if target.one_file is None:
-            parts = target.folders.split(target.folder_values(table), rows)
-            return write_folders(files, target.uri, rows.schema, parts)
-        _warn_of_one_file(view.name, target.uri)
-        try:
-            _rewrite(files, target.uri, target.one_file, rows)
-        except FileReplacedError:
-            left -= 1
-            if not left:
-                raise
-        else:
-            return [target.uri]
+    _check_keys(view, table)
+    for _ in range(REWRITES):
+        with contextlib.suppress(FileReplacedError, FileChangedError):
+            return _append(view, config, table)
+    return _append(view, config, table)
+
+
+def _append(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
+    target = Target.from_view(view, config, table)
+    rows = target.rows(table)
+    files = files_of(target.uri, settings_of(view.batch_source, config))
+    if target.one_file is None:
+        parts = target.folders.split(target.folder_values(table), rows)
+        return write_folders(files, target.uri, rows.schema, parts)
+    _warn_of_one_file(view.name, target.uri)
+    _rewrite(files, target.uri, target.one_file, rows)
+    return [target.uri]
 
 
 REWRITES = 20
-"""Times that one file is rewritten where other writers keep replacing it meanwhile."""
+"""Times that an append begins anew where other writers keep replacing what it reads."""
 
 _warned: set[str] = set()
 
@@ -512,6 +520,23 @@ def write_folders(
     return written
 
 
+def _check_keys(view: Any, table: pa.Table) -> None:
+    """Refuse floats as join keys that may have been another integer.
+
+    Raises:
+        ColumnTypeError: names the column.
+    """
+    stored = stored_names(view.batch_source)
+    for name in (stored[column.name] for column in view.entity_columns):
+        if name in table.column_names and pa.types.is_floating(table.schema.field(name).type):
+            try:
+                refuse_inexact_integers(one_array(table.column(name)))
+            except ValueError as error:
+                raise ColumnTypeError(
+                    f"Feature view `{view.name}`: column `{name}` of the rows to append: {error}."
+                ) from error
+
+
 def _original_names(view: Any, table: pa.Table) -> pa.Table:
     """Columns under the names that files have: Feast's field mapping undone."""
     stored = stored_names(view.batch_source)
@@ -534,8 +559,18 @@ def _declared(view: Any) -> pa.Schema:
     )
 
 
+def _kinds(view: Any) -> dict[str, Declared]:
+    stored = stored_names(view.batch_source)
+    return {
+        stored[column.name]: declared_as(column.dtype)
+        for column in [*view.entity_columns, *view.features]
+    }
+
+
 def _arrow_type(dtype: Any) -> pa.DataType:
-    """The Arrow type of a declared type; null where Feast names none, for example for decimals."""
+    """The Arrow type of a declared type; null where the rows say it, for example of maps."""
+    if isinstance(declared_as(dtype), ValueType) and dtype.to_value_type() in OPEN_KINDS:
+        return pa.null()
     try:
         return from_feast_to_pyarrow_type(dtype)
     except ValueError:

@@ -16,7 +16,8 @@ from feast_dynamo_ext.errors import (
     OfflineStoreError,
     SourceReadError,
 )
-from feast_dynamo_ext.parquet.append import fitted, write_folders
+from feast_dynamo_ext.parquet.append import write_folders
+from feast_dynamo_ext.parquet.fitted import fitted
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
 from feast_dynamo_ext.parquet.source import uri_of
 from feast_dynamo_ext.storage import files_of, settings_of
@@ -64,7 +65,14 @@ def append_logs(
     data_source = destination.to_data_source()
     uri = uri_of(data_source, config).rstrip("/")
     partition_by = destination.partition_by or []
-    logs = _typed(_table(data), source.get_schema(registry), partition_by, uri)
+    try:
+        schema = source.get_schema(registry)
+    except KeyError as error:  # of Feast's table of types
+        raise OfflineStoreError(
+            f"Feast has no form for logs of features of type {error.args[0]}, for example none "
+            "for Uuid, Json and nested types. Log a feature service without them."
+        ) from error
+    logs = _typed(_table(data), schema, partition_by, uri)
     files = files_of(uri, settings_of(data_source, config))
     return write_folders(files, uri, logs.schema, _split(logs, partition_by))
 

@@ -48,6 +48,10 @@ GONE = {"PreconditionFailed", "NoSuchKey", "404"}
 REFUSED = (AccessDeniedError, AwsUnavailableError, CredentialsError, ThrottledError)
 
 
+class FileChangedError(SourceReadError):
+    """A file was replaced or removed while it was being read."""
+
+
 @dataclass(frozen=True)
 class ReadErrors:
     """Explains what Arrow raises.
@@ -140,7 +144,7 @@ class ReadErrors:
         advice = "write new files beside the old ones instead of replacing them"
         if self.is_table:
             advice = "let the table keep what it no longer needs for longer than a read takes"
-        return SourceReadError(
+        return FileChangedError(
             f"{self.place.uri}: {file.path} changed while it was being read: it was replaced or "
             f"removed. Run it again; {advice}."
         )

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from feast_dynamo_ext.arrow_types import naming
 from feast_dynamo_ext.cancellation import in_threads
-from feast_dynamo_ext.declared import as_declared, declared_type
+from feast_dynamo_ext.declared import as_declared, declared_type, name_of
 from feast_dynamo_ext.errors import EntityRowsError
 from feast_dynamo_ext.parquet.pointer import HASH, bucket_of
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Result, ascending
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from feast.data_source import DataSource
-    from feast.value_type import ValueType
     from numpy.typing import NDArray
 
+    from feast_dynamo_ext.declared import Declared
     from feast_dynamo_ext.parquet.source import ParquetSource
     from feast_dynamo_ext.retrieval.engines.base import Engine
     from feast_dynamo_ext.retrieval.inputs import EntityRows
@@ -177,14 +177,14 @@ class _Block:
 
 
 def _as_declared(
-    view: ViewPlan, name: str, column: pa.Array | pa.ChunkedArray, kind: ValueType
+    view: ViewPlan, name: str, column: pa.Array | pa.ChunkedArray, kind: Declared
 ) -> pa.Array | pa.ChunkedArray:
     """A feature's values in its declared type; the column itself where that is its type.
 
     Raises:
         ColumnTypeError: a value does not fit; names view and column.
     """
-    with naming(name, kind, column.type, view.view):
+    with naming(name, name_of(kind), column.type, view.view):
         return as_declared(column, kind)
 
 

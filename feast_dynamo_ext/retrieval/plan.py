@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Union
 from feast.value_type import ValueType
 
 from feast_dynamo_ext.columns import request_columns, stored_names, stored_times
-from feast_dynamo_ext.declared import folder_types
+from feast_dynamo_ext.declared import declared_as, folder_types
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.timestamps import EARLIEST
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from feast import FeatureView
     from feast.data_source import DataSource
+
+    from feast_dynamo_ext.declared import Declared
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class ViewPlan:
         created_time: the source's column of created time, or None.
         features: (column of the source, column of the result) a feature.
         ttl: how old a row may be at the entity row's time, the bound included; None for no limit.
-        kinds: value type that each feature is declared as; empty for the columns' own types.
+        kinds: what each feature is declared as; empty for the columns' own types.
         folder_types: types of the source's columns as the view declares them, for those that only
             folders' names say; empty where no view is known.
     """
@@ -52,7 +54,7 @@ class ViewPlan:
     created_time: str | None
     features: tuple[tuple[str, str], ...]
     ttl: timedelta | None
-    kinds: tuple[ValueType, ...] = ()
+    kinds: tuple[Declared, ...] = ()
     folder_types: Mapping[str, pa.DataType] = field(default_factory=dict)
 
     @property
@@ -76,8 +78,8 @@ class ViewPlan:
         return list(dict.fromkeys(column for column, _ in self.features))
 
     @property
-    def declared(self) -> Iterator[tuple[str, str, ValueType]]:
-        """(column of the source, column of the result, value type) a feature."""
+    def declared(self) -> Iterator[tuple[str, str, Declared]]:
+        """(column of the source, column of the result, what it is declared as) a feature."""
         kinds = self.kinds or (ValueType.UNKNOWN,) * len(self.features)
         return ((*names, kind) for names, kind in zip(self.features, kinds, strict=True))
 
@@ -150,7 +152,7 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
         )
     named = view.projection.name_to_use()
     wanted = [ref.split(":", 1)[1] for ref in refs if ref.split(":", 1)[0] == named]
-    kinds = {field.name: field.dtype.to_value_type() for field in view.features}
+    kinds = {field.name: declared_as(field.dtype) for field in view.features}
     stored, (event_time, created_time) = stored_names(source), stored_times(source)
     return ViewPlan(
         view=named,
@@ -231,7 +233,7 @@ def with_declared_kinds(plan: ViewPlan) -> ViewPlan:
         return plan
     stored = stored_names(source)
     columns = [*view.entity_columns, *view.features]
-    kinds = {stored[column.name]: column.dtype.to_value_type() for column in columns}
+    kinds = {stored[column.name]: declared_as(column.dtype) for column in columns}
     return replace(
         plan,
         view=view.name,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import http.server
 import io
+import itertools
 import json
 import threading
 from typing import TYPE_CHECKING
@@ -35,6 +37,7 @@ from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.sagemaker.manifest import SourceFile, listed_files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.server  # they start servers of their own
@@ -228,6 +231,77 @@ def test_writers_of_one_object_lose_nothing(put, bucket, moto_endpoint, tmp_path
         thread.join()
     found = values(ParquetSource.open(source, config))
     assert sorted(found) == [0, *(10 * at + more for at in (1, 2, 3) for more in range(3))]
+
+
+@pytest.fixture
+def before_get(moto_endpoint):
+    """Starts a server before moto, which does something before it passes the nth read on."""
+    servers = []
+
+    def start(number: int, act: Callable[[], object]) -> str:
+        pool, reads = urllib3.PoolManager(), itertools.count(1)
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def forward(self) -> None:
+                is_read = self.command == "GET" and ".parquet" in self.path.partition("?")[0]
+                if is_read and next(reads) == number:
+                    act()
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                answer = pool.request(
+                    self.command, moto_endpoint + self.path, body=body, headers=dict(self.headers)
+                )
+                self.send_response(answer.status)
+                for name, value in answer.headers.items():
+                    if name.lower() not in {"transfer-encoding", "connection", "content-length"}:
+                        self.send_header(name, value)
+                of_head = answer.headers.get("Content-Length", "0")
+                length = of_head if self.command == "HEAD" else str(len(answer.data))
+                self.send_header("Content-Length", length)
+                self.end_headers()
+                self.wfile.write(answer.data)
+
+            def do_GET(self) -> None:
+                self.forward()
+
+            def do_HEAD(self) -> None:
+                self.forward()
+
+            def do_PUT(self) -> None:
+                self.forward()
+
+            def log_message(self, *args) -> None:
+                """Nothing."""
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_an_append_starts_over_where_its_object_is_replaced(
+    put, bucket, opened, before_get, tmp_path, number
+):
+    times = pa.array([MOMENT], pa.timestamp("us", "UTC"))
+    put("orders.parquet", cid=[0], event=times, x=[0])
+    again = pa.array([MOMENT] * 3, pa.timestamp("us", "UTC"))
+    endpoint = before_get(
+        number, lambda: put("orders.parquet", cid=[0, 1, 2], event=again, x=[0, 1, 2])
+    )
+    path = f"s3://{bucket}/orders.parquet"
+    source = FileSource(name="orders", path=path, timestamp_field="event")
+    entity = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+    view = FeatureView(name="orders", entities=[entity], schema=SCHEMA, source=source)
+    rows = pa.table({"cid": [9], "event": times, "x": [9]})
+    append_rows(view, config_of(endpoint, tmp_path), rows)
+    assert sorted(values(opened("orders.parquet"))) == [0, 1, 2, 9]
 
 
 @pytest.fixture(scope="module")

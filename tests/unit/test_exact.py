@@ -12,12 +12,30 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from examples import cases
+from feast.types import (
+    Array,
+    Bool,
+    Float32,
+    Float64,
+    Int64,
+    Json,
+    Set,
+    String,
+    Struct,
+    Uuid,
+)
 from feast.value_type import ValueType
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.declared import as_declared, declared_type, is_wider, scalar_exact
-from feast_dynamo_ext.exact import cast_exact
+from feast_dynamo_ext.declared import (
+    as_declared,
+    declared_as,
+    declared_type,
+    is_wider,
+    scalar_exact,
+)
+from feast_dynamo_ext.exact import cast_exact, check_json
 
 NAN, INF = float("nan"), float("inf")
 UTC = dt.timezone.utc
@@ -129,7 +147,7 @@ REFUSED = [
 
 
 def equal(cell, other):
-    if isinstance(cell, list):
+    if isinstance(cell, (list, tuple)):
         return len(cell) == len(other) and all(map(equal, cell, other))
     if isinstance(cell, float) and isinstance(other, float) and math.isnan(cell):
         return math.isnan(other)
@@ -312,18 +330,53 @@ DECLARED = [
     ("MAP", pa.string(), ["{}"], pa.string(), ["{}"]),
     ("UNKNOWN", pa.int8(), [1], pa.int8(), [1]),
     ("INT64", pa.null(), [None], pa.null(), [None]),
+    ("UUID", pa.large_binary(), [UUID.encode(), None, uuid.UUID(UUID).bytes], pa.string(),
+     [UUID, None, UUID]),
+    (Array(Array(Int64)), pa.list_(pa.list_(pa.float64())), [[[1.0, None], None], [], None],
+     pa.list_(pa.list_(pa.int64())), [[[1, None], None], [], None]),
+    (Array(Array(Int64)), pa.list_(pa.list_(pa.int32())), [[[1]]], pa.list_(pa.list_(pa.int32())),
+     [[[1]]]),
+    (Array(Array(Float32)), pa.large_list(pa.list_(pa.float64(), 1)), [[[0.1]]],
+     pa.large_list(pa.list_(pa.float64(), 1)), [[[F32]]]),
+    (Set(Array(Uuid)), pa.list_(pa.list_(pa.binary(16))), [[[uuid.UUID(UUID).bytes]]],
+     pa.list_(pa.list_(pa.string())), [[[UUID]]]),
+    (Array(Array(Array(Bool))), pa.list_(pa.list_(pa.list_(pa.int8()))), [[[[1, 0]]]],
+     pa.list_(pa.list_(pa.list_(pa.bool_()))), [[[[True, False]]]]),
+    (Array(Array(Int64)), pa.string(), ["[[1, 2]]", None], pa.string(), ["[[1, 2]]", None]),
+    (Array(Array(String)), pa.list_(pa.list_(pa.int64())), [[[1]]],
+     pa.list_(pa.list_(pa.int64())), [[[1]]]),
+    (Struct({"a": Int64, "b": Json}), pa.struct({"a": pa.float64(), "c": pa.int8()}),
+     [{"a": 1.0, "c": 1}, {"a": NAN, "c": 2}, None],
+     pa.struct({"a": pa.int64(), "c": pa.int8()}),
+     [{"a": 1, "c": 1}, {"a": None, "c": 2}, None]),
+    (Struct({"a": Int64, "b": Int64}), pa.map_(pa.string(), pa.float64()),
+     [[("a", 1.0)], None], pa.map_(pa.string(), pa.int64()), [[("a", 1)], None]),
+    (Struct({"a": Int64, "b": Float64}), pa.map_(pa.string(), pa.int64()),
+     [[("a", 1)], None], pa.map_(pa.string(), pa.int64()), [[("a", 1)], None]),
+    (Struct({"a": Int64, "b": Float64}), pa.map_(pa.string(), pa.float64()),
+     [[("a", 1.0), ("b", NAN)]], pa.map_(pa.string(), pa.float64()), [[("a", 1.0), ("b", NAN)]]),
+    (Array(Struct({"a": Bool})), pa.list_(pa.struct({"a": pa.int64()})), [[{"a": 1}], None],
+     pa.list_(pa.struct({"a": pa.bool_()})), [[{"a": True}], None]),
+    (Struct({"_value": String}), pa.struct({"x": pa.int64()}), [{"x": 1}],
+     pa.struct({"x": pa.int64()}), [{"x": 1}]),
+    (Struct({"a": Array(Int64), "b": Struct({"c": Bool})}),
+     pa.struct({"a": pa.list_(pa.float64()), "b": pa.struct({"c": pa.int8()})}),
+     [{"a": [1.0], "b": {"c": 1}}],
+     pa.struct({"a": pa.list_(pa.int64()), "b": pa.struct({"c": pa.bool_()})}),
+     [{"a": [1], "b": {"c": True}}]),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "source", "cells", "target", "expected"), DECLARED, ids=str)
 def test_a_column_is_retrieved_as_it_is_declared(kind, source, cells, target, expected):
-    assert declared_type(ValueType[kind], source) == target
+    kind = ValueType[kind] if isinstance(kind, str) else declared_as(kind)
+    assert declared_type(kind, source) == target
     column = pa.chunked_array([pa.array(cells, source)], source)
-    found = as_declared(column, ValueType[kind])
+    found = as_declared(column, kind)
     found.validate(full=True)
     assert found.type == target
     assert equal(found.to_pylist(), expected)
-    is_same = target == source and not is_wider(ValueType[kind], source)
+    is_same = target == source and not is_wider(kind, source)
     assert (found is column) == is_same
 
 
@@ -339,18 +392,72 @@ NOT_DECLARED = [
     ("JSON", pa.array([{"a": DAY}])),
     ("INT64_LIST", pa.array([7])),
     ("INT64_LIST", pa.array([["7"]])),
-]
+    # Texts, of the declared kind's own Arrow type, that are something else.
+    ("UUID", pa.array(["x"])),
+    ("TIME_UUID", pa.array(["x"]).dictionary_encode()),
+    ("JSON", pa.array(["{"], pa.large_string())),
+    ("DECIMAL", pa.array(["x"])),
+    ("UUID_LIST", pa.array([["x"]])),
+    ("JSON_LIST", pa.array([["{"]])),
+    ("DECIMAL_SET", pa.array([["x"]])),
+    (Array(Array(Int64)), pa.array([[[1.5]]])),
+    (Array(Array(Int64)), pa.array([[[2**64 - 1]]], pa.list_(pa.list_(pa.uint64())))),
+    (Array(Array(Uuid)), pa.array([[["x"]]])),
+    (Array(Array(Int64)), pa.array(["[[1.5]]"])),
+    (Array(Array(Int64)), pa.array([[1]])),
+    (Struct({"a": Int64}), pa.array([{"a": 1.5}])),
+    (Struct({"a": Int64}), pa.array([[("a", 1.5)]], pa.map_(pa.string(), pa.float64()))),
+    (Struct({"a": Int64, "b": Float64}),
+     pa.array([[("a", 1.5)]], pa.map_(pa.string(), pa.float64()))),
+    (Struct({"a": Int64, "b": Float64}),
+     pa.array([[("a", NAN)]], pa.map_(pa.string(), pa.float64()))),
+    (Struct({"a": Int64}), pa.array([1])),
+    (Array(Struct({"a": Json})), pa.array([[{"a": "{"}]])),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("kind", "column"), NOT_DECLARED, ids=str)
 def test_a_column_that_is_not_what_is_declared_is_refused(kind, column):
     with pytest.raises(ValueError, match=r"^1 of 1 values of type"):
-        as_declared(column, ValueType[kind])
+        as_declared(column, ValueType[kind] if isinstance(kind, str) else declared_as(kind))
+
+
+def test_json_for_nested_types_is_of_their_form():
+    declared = declared_as(Struct({"a": Int64}))
+    for text, message in (("[1]", "its JSON is not an object"), ('{"a": "x"}', "cannot be int64")):
+        with pytest.raises(ValueError, match=message):
+            as_declared(pa.array([text]), declared)
+    with pytest.raises(ValueError, match="values of several types"):
+        as_declared(pa.array(['{"a": 1}', '{"a": "x"}']), declared)
+
+
+def test_seconds_say_what_was_wanted():
+    with pytest.raises(ValueError, match=r"^1 of 2 .* cannot be times \(whole seconds since 1970"):
+        scalar_exact(pa.array([1.5, 2.0]), ValueType.UNIX_TIMESTAMP)
+
+
+@pytest.mark.parametrize(
+    ("bad", "count"),
+    [
+        (["1,2", "[3", "4]"], 3), (["1,2"], 1), ([""], 1), (['"a', 'b"'], 2),
+        (["{}", "{", "}"], 2),
+        (["[1,]", "1"], 1), (["1", "2", "nan"], 1), (["\ufeff1"], 1), (["1"] * 250 + ["x"], 1),
+    ],
+)  # fmt: skip
+def test_each_text_is_json_of_its_own(bad, count):
+    """All are parsed together: none may be made whole, or broken, by its neighbours."""
+    with pytest.raises(ValueError, match=rf"^{count} of {len(bad)} values of type string"):
+        check_json(pa.array(bad))
+    good = ["[1, 2]", '{"a": "],["}', "null", '"x"', "NaN", None, " 1 "] * 40
+    check_json(pa.array(good))
+    check_json(pa.array(good).slice(3, 150))
+    check_json(pa.array([], pa.string()))
 
 
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
+        ("UUID", [UUID, UUID.upper(), None], [UUID[:-1] + "g", UUID.replace("-", "0")]),
         ("UUID", [UUID, UUID.upper(), UUID.replace("-", ""), f"{{{UUID}}}", None], ["", "x"]),
         ("DECIMAL", ["1", "-1.50", "1E-7", ".5", "NaN", None], ["", "1,5"]),
         ("JSON", ['"a"', "null", "[NaN]", "1e5", None], ["", "{a: 1}"]),

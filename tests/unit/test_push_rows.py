@@ -18,10 +18,13 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.protos.feast.types.Value_pb2 import (
     DoubleList,
     Int64List,
+    MapList,
     RepeatedValue,
     StringList,
     Value,
 )
+from feast.protos.feast.types.Value_pb2 import Map as FeastMap
+from feast.type_map import python_values_to_proto_values
 from feast.types import (
     Array,
     Bool,
@@ -32,8 +35,10 @@ from feast.types import (
     Int64,
     Json,
     Map,
+    ScalarMap,
     Set,
     String,
+    Struct,
     UnixTimestamp,
     Uuid,
 )
@@ -142,6 +147,14 @@ def test_what_feast_keeps_is_written_as_feast_writes_it(push):
         assert RepeatedValue.FromString(row.values) == RepeatedValue.FromString(other.values)
 
 
+def nested(**value) -> Value:
+    return Value(list_val=RepeatedValue(val=[Value(**value)]))
+
+
+def fields(**values) -> Value:
+    return Value(struct_val=FeastMap(val=values))
+
+
 WRITTEN = [
     (Int64, pd.Series([BIG, None], dtype=object), [Value(int64_val=BIG), Value()]),
     (Int64, np.array([5.0, np.nan]), [Value(int64_val=5), Value()]),
@@ -166,12 +179,38 @@ WRITTEN = [
     (Array(Int64), [[BIG, 1], None], [Value(int64_list_val=Int64List(val=[BIG, 1])), Value()]),
     (Array(Float64), [np.array([1, 2])], [Value(double_list_val=DoubleList(val=[1.0, 2.0]))]),
     (Array(String), [["a", ""]], [Value(string_list_val=StringList(val=["a", ""]))]),
+    (Array(Array(Int64)), [[[1.0, 2.0]], None], [
+        nested(int64_list_val=Int64List(val=[1, 2])), Value()]),
+    (Array(Array(Float32)), [[[0.1]]], [
+        nested(double_list_val=DoubleList(val=[float(np.float32(0.1))]))]),
+    (Array(Array(Uuid)), [[[uuid.UUID(UUID)]]], [nested(uuid_list_val=StringList(val=[UUID]))]),
+    (Array(Array(Uuid)), [[[UUID]]], [nested(uuid_list_val=StringList(val=[UUID]))]),
+    (Array(Uuid), [[uuid.UUID(UUID)]], [Value(uuid_list_val=StringList(val=[UUID]))]),
+    (Struct({"a": Int64}), [{"a": 2.0}, None], [fields(a=Value(int64_val=2)), Value()]),
+    (Struct({"a": Int64}), ['{"a": 2}'], [fields(a=Value(int64_val=2))]),
+    (Array(Struct({"a": Bool})), [[{"a": 1}]], [Value(struct_list_val=MapList(
+        val=[fields(a=Value(bool_val=True)).struct_val]))]),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("dtype", "cells", "expected"), WRITTEN, ids=str)
 def test_values_are_exact(dtype, cells, expected):
     assert values(dtype, cells) == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cells"),
+    [
+        (Map, [{"a": 1}, {"b": 2}, None]),
+        (Map, [{"a": 1}, {"a": "x"}]),
+        (Map, [{"a": {"x": 1}}, {"a": {"y": 1}}]),
+        (Array(Map), [[{"a": 1}, {"b": 2}]]),
+        (ScalarMap, [{1: 2.5}, {3: 4.5}, None]),
+    ],
+    ids=str,
+)
+def test_maps_keep_their_own_keys(dtype, cells):
+    assert values(dtype, cells) == python_values_to_proto_values(cells, dtype.to_value_type())
 
 
 def test_a_python_set_is_a_set():
@@ -195,6 +234,14 @@ REFUSED = [
     (DecimalType, ["x"], "cannot be decimals"),
     (Array(Int64), [[1, None]], "1 nulls inside of its lists"),
     (Array(String), [["a", None]], "1 nulls inside of its lists"),
+    (UnixTimestamp, [1.5], r"cannot be times \(whole seconds since 1970\)"),
+    (Array(Array(Int64)), [[[1.5]]], "1 of 1 values of type double"),
+    (Array(Array(Int64)), [[np.array([1.0, np.nan])]], "1 nulls inside of its lists"),
+    (Array(Array(Int64)), [[[2**64 - 1]]], "over 64 bits"),
+    (Struct({"a": Int64}), [{"a": 1.5}], "1 of 1 values of type double"),
+    (Struct({"a": Int64}), ['{"a": 1.5}'], "1 of 1 values of type double"),
+    (Array(Struct({"a": Uuid})), [[{"a": "x"}]], "cannot be UUIDs"),
+    (Map, [{1: 2}, {"a": 2}], "several types"),
     (Int64, pd.Series([2**70], dtype=object), "over 64 bits"),
     (Int64, pd.Series([1, "secret"], dtype=object), "several types"),
     (String, pd.Series([["a"]], dtype=object), "1 of 1 values"),

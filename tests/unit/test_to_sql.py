@@ -16,7 +16,18 @@ from deltalake import write_deltalake
 from examples import cases
 from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.data_format import DeltaFormat
-from feast.types import Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from feast.types import (
+    Array,
+    Bool,
+    Float32,
+    Float64,
+    Int32,
+    Int64,
+    Json,
+    String,
+    UnixTimestamp,
+    Uuid,
+)
 from feast.types import Decimal as DecimalType
 from hypothesis import given
 from hypothesis import strategies as st
@@ -339,6 +350,7 @@ def test_the_days_of_a_delta_table_are_dates(tmp_path):
 
 
 NAN = float("nan")
+UUID = "12345678-9abc-def0-1234-56789abcdef0"
 CAST = [
     (Int64, pa.array([1.0, NAN, None]), [1, None, None]),
     (Int64, pa.array([2**63 - 1, 0, None], pa.uint64()), [2**63 - 1, 0, None]),
@@ -349,6 +361,10 @@ CAST = [
     (Float32, pa.array([20_000_000, 1, None]), [2e7, 1.0, None]),
     (Bool, pa.array([1, 0, None]), [True, False, None]),
     (Bool, pa.array([1.0, NAN, 0.0]), [True, None, False]),
+    (Uuid, pa.array([UUID, UUID.replace("-", ""), None]), [UUID, UUID.replace("-", ""), None]),
+    (DecimalType, pa.array(["-1.50", "1E-7", "NaN"]), ["-1.50", "1E-7", "NaN"]),
+    (Json, pa.array(['{"a": [",]", NaN]}', '"x,]"', None]), ['{"a": [",]", NaN]}', '"x,]"', None]),
+    (Json, pa.array(["true", "-1.5e+3", "[]"]), ["true", "-1.5e+3", "[]"]),
 ]
 
 
@@ -359,7 +375,7 @@ def declared(tmp_path, dtype, values):
         "event_timestamp": pa.array([START] * 3, pa.timestamp("us", "UTC")),
         "value": values,
     }
-    (tmp_path / "orders").mkdir()
+    (tmp_path / "orders").mkdir(parents=True)
     pq.write_table(pa.table(table), tmp_path / "orders" / "part.parquet")
     frame = pd.DataFrame({"cid": [1, 2, 3], "event_timestamp": [START] * 3})
     view = orders(tmp_path / "orders", created="", value=dtype)
@@ -377,6 +393,15 @@ def test_features_are_in_their_declared_type(tmp_path, dtype, values, expected):
     assert len(kinds) == 1
 
 
+def test_lists_are_in_their_declared_type(tmp_path):
+    ids = [[UUID, None], [], None]
+    job, frame = declared(tmp_path / "ids", Array(Uuid), pa.array(ids))
+    assert same(job, frame)["value"] == ids
+    numbers = [[[1]], [], None]
+    job, frame = declared(tmp_path / "numbers", Array(Array(Int64)), pa.array(numbers))
+    assert same(job, frame)["value"] == numbers
+
+
 @pytest.mark.parametrize(
     ("dtype", "values"),
     [
@@ -386,6 +411,12 @@ def test_features_are_in_their_declared_type(tmp_path, dtype, values, expected):
         (Float64, pa.array([2**53 + 1, 1, None])),
         (Float32, pa.array([1e300, 1.0, None])),
         (Bool, pa.array([2, 1, None])),
+        (Uuid, pa.array(["x", UUID, None])),
+        (DecimalType, pa.array(["1,5", "1", None])),
+        (Json, pa.array(["{", "1", None])),
+        (Json, pa.array(["[1,]", "1", None])),
+        (Json, pa.array(["nan", "1", None])),
+        (Array(Uuid), pa.array([["x", UUID], [], None])),
     ],
     ids=str,
 )
@@ -398,7 +429,14 @@ def test_a_value_that_does_not_fit_is_an_error_of_the_statement_too(tmp_path, dt
 
 
 @pytest.mark.parametrize(
-    ("dtype", "values"), [(Int64, pa.array(["7"] * 3)), (String, pa.array([0.5] * 3))], ids=str
+    ("dtype", "values"),
+    [
+        (Int64, pa.array(["7"] * 3)),
+        (String, pa.array([0.5] * 3)),
+        (Array(Array(Int64)), pa.array([[[1.0]]] * 3)),
+        (Array(Array(Uuid)), pa.array([[[UUID]]] * 3)),
+    ],
+    ids=str,
 )
 def test_what_sql_casts_in_another_form_is_refused(tmp_path, dtype, values):
     job, _ = declared(tmp_path, dtype, values)

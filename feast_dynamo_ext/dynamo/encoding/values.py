@@ -15,7 +15,6 @@ and writes zeros and empty texts for nulls inside of lists. Float lists hold NaN
 
 from __future__ import annotations
 
-import json
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -44,7 +43,15 @@ from feast_dynamo_ext.arrow_types import (
     texts,
     uuid_texts,
 )
-from feast_dynamo_ext.declared import SCALARS, element_kind, scalar_exact
+from feast_dynamo_ext.declared import (
+    SCALARS,
+    element_kind,
+    name_of,
+    nested_exact,
+    parsed_json,
+    scalar_exact,
+    value_type,
+)
 from feast_dynamo_ext.dynamo.encoding.protobuf import (
     FIXED32,
     FIXED64,
@@ -62,6 +69,7 @@ from feast_dynamo_ext.dynamo.encoding.protobuf import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from feast_dynamo_ext.declared import Declared
     from feast_dynamo_ext.dynamo.encoding.protobuf import Integers, Slots
 
     Column: TypeAlias = pa.Array | pa.ChunkedArray
@@ -228,14 +236,7 @@ def _as_written(elements: pa.Array, kind: ValueType) -> pa.Array:
 
 def _from_json(array: pa.Array, kind: ValueType) -> Message:
     """Lists that are kept as JSON in texts or bytes."""
-    cells = [cell if cell is None else json.loads(cell) for cell in array.to_pylist()]
-    if not all(cell is None or isinstance(cell, list) for cell in cells):
-        raise ValueError("its JSON is not a list")
-    try:
-        lists = pa.array(cells)
-    except pa.ArrowException:
-        # Arrow's words show the value.
-        raise ValueError("a list of its JSON holds values of several types") from None
+    lists = parsed_json(array, lists=True)
     return collection(lists, kind) if is_list(lists.type) else _missing(len(lists))
 
 
@@ -454,13 +455,13 @@ def _map_key(keys: pa.Array) -> Message:
 
 
 def encode_column(
-    column: Column, kind: ValueType, name: str, view: str = ""
+    column: Column, kind: Declared, name: str, view: str = ""
 ) -> pa.LargeBinaryArray:
     """A column as serialized Value messages, an empty one for each null.
 
     Args:
         column: any Arrow column.
-        kind: value type of the feature.
+        kind: what the feature is declared as.
         name: name of the feature, for errors.
         view: name of its view, for errors.
 
@@ -475,13 +476,13 @@ def encode_column(
 
 
 def encode_values(
-    columns: Sequence[Column], kinds: Sequence[ValueType], names: Sequence[str], view: str = ""
+    columns: Sequence[Column], kinds: Sequence[Declared], names: Sequence[str], view: str = ""
 ) -> pa.LargeBinaryArray:
     """Rows as serialized `RepeatedValue` messages: the values of an item.
 
     Args:
         columns: one Arrow column a feature, at least one, all of the same length.
-        kinds: value type of each feature.
+        kinds: what each feature is declared as: see `declared.declared_as`.
         names: name of each feature, for errors.
         view: name of their view, for errors.
 
@@ -505,9 +506,12 @@ def encode_values(
     )
 
 
-def _values(array: pa.Array, kind: ValueType, name: str, view: str) -> Message:
+def _values(array: pa.Array, declared: Declared, name: str, view: str) -> Message:
     array = plain(array)
-    with naming(name, kind, array.type, view):
+    with naming(name, name_of(declared), array.type, view):
+        if not isinstance(declared, ValueType):
+            array = nested_exact(array, declared)
+        kind = value_type(declared)
         message = _by_column(array, kind)
         return _cell_by_cell(array, kind) if message is None else message
 

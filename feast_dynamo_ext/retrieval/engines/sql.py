@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from feast.infra.offline_stores.file_source import FileSource
+from feast.value_type import ValueType
 
 from feast_dynamo_ext.arrow_types import (
     EXACT_BITS,
@@ -36,7 +37,14 @@ from feast_dynamo_ext.arrow_types import (
     is_uuid,
     without_dictionary,
 )
-from feast_dynamo_ext.declared import declared_type, element_kind, is_wider
+from feast_dynamo_ext.declared import (
+    UUIDS,
+    declared_type,
+    element_kind,
+    is_checked,
+    is_wider,
+    name_of,
+)
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
 from feast_dynamo_ext.key_types import family
 from feast_dynamo_ext.parquet.listing import partition_value
@@ -50,8 +58,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from feast.data_source import DataSource
-    from feast.value_type import ValueType
 
+    from feast_dynamo_ext.declared import Declared
     from feast_dynamo_ext.parquet.source import ParquetSource
     from feast_dynamo_ext.retrieval.inputs import EntityRows
     from feast_dynamo_ext.retrieval.plan import Plan, RowsPlan, ViewPlan
@@ -473,7 +481,7 @@ class _Files:
         """Our name of a feature's column."""
         return f"f{self.view.feature_columns.index(column)}"
 
-    def declared(self, history: str, column: str, kind: ValueType) -> str:
+    def declared(self, history: str, column: str, kind: Declared) -> str:
         """A feature in its declared type.
 
         Raises:
@@ -482,16 +490,20 @@ class _Files:
         stored = self.source.schema.field(column).type
         target = declared_type(kind, stored)
         expression = f"{history}.{self.feature(column)}"
-        if is_wider(kind, target):
+        not_of_kind = f"`{column}` is not {name_of(kind)}"
+        wider, checked = is_wider(kind, target), is_checked(kind, target)
+        if isinstance(kind, ValueType) and wider:
             return _narrowed(expression, target, kind)
-        if target == stored:
+        if isinstance(kind, ValueType) and target == stored:
+            return _checked(expression, kind, not_of_kind) if checked else expression
+        if target == stored and not (wider or checked):
             return expression
-        cast = exact_cast(expression, stored, target, f"`{column}` is not {kind.name}")
+        cast = exact_cast(expression, stored, target, not_of_kind)
         if cast is None:
             raise ColumnTypeError(
-                f"Feature view `{self.view.view}`: `{column}` is declared as {kind.name}, but its "
-                f"column is {stored}, which SQL does not turn into {target} as a retrieval does. "
-                "Correct the dtype in the view, or use `to_arrow()`."
+                f"Feature view `{self.view.view}`: `{column}` is declared as {name_of(kind)}, but "
+                f"its column is {stored}, which SQL does not turn into {target} as a retrieval "
+                "does. Correct the dtype in the view, or use `to_arrow()`."
             )
         return cast
 
@@ -535,6 +547,34 @@ def _narrowed(expression: str, kind: pa.DataType, declared: ValueType) -> str:
     wide = str(_type_name(own.value_type if element else own))
     brackets = "[]" if element else ""
     return f"CAST(CAST({expression} AS {narrow}{brackets}) AS {wide}{brackets})"
+
+
+UUID_TEXT = r"^(urn:uuid:)?\{?[0-9a-fA-F]{8}-?([0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}\}?$"
+DECIMAL_TEXT = r"(?i)^[-+]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?|inf(inity)?|s?nan[0-9]*)$"
+# DuckDB takes commas before a closing bracket, and any writing of NaN and infinity. What is left
+# of JSON without its texts and words shows them.
+JSON_PARTS = r'"(\\.|[^"\\])*"|true|false|null|NaN|Infinity'
+NO_JSON = r"[A-DF-Za-df-z]|,\s*[\]}]"
+
+
+def _checked(expression: str, kind: ValueType, message: str) -> str:
+    """Texts, or lists of them, that must be UUIDs, decimals or JSON; or an error."""
+    element = element_kind(kind)
+
+    def fits(cell: str) -> str:
+        text = f"CAST({cell} AS VARCHAR)"
+        if (element or kind) in UUIDS:
+            return f"regexp_matches({text}, {literal(UUID_TEXT)})"
+        if (element or kind) is ValueType.DECIMAL:
+            return f"regexp_matches({text}, {literal(DECIMAL_TEXT)})"
+        rest = f"regexp_replace({text}, {literal(JSON_PARTS)}, '0', 'g')"
+        return f"json_valid({text}) AND NOT regexp_matches({rest}, {literal(NO_JSON)})"
+
+    bad = f"NOT ({fits(expression)})"
+    if element:
+        others = f"list_filter({expression}, lambda cell: NOT ({fits('cell')}))"
+        bad = f"len({others}) > 0"
+    return f"CASE WHEN {bad} THEN error({literal(message)}) ELSE {expression} END"
 
 
 def exact_cast(
