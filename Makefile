@@ -16,9 +16,9 @@ help: ## list the targets
 demo: $(VENV)/.demo $(VENV)/.dynamodb-local ## the whole job on a real shop's purchases, on an embedded AWS
 	@$(BIN)/python feature_repo/demo.py
 
-# Two at once, a file at a time: most tests wait for the servers that they run on.
+# Two at once, which take tests from each other: the longest files have the fewest tests.
 test: $(VENV)/.dev $(VENV)/.dynamodb-local $(if $(filter pre,$(FEAST)),feast-pre) ## run all tests, or those of T=path (FEAST=pre: on Feast's pre-release)
-	@$(BIN)/python -m pytest $(or $(T),--numprocesses 2 --dist loadfile) $(ARGS)
+	@$(BIN)/python -m pytest $(or $(T),--numprocesses 2 --dist worksteal) $(ARGS)
 
 # A tenth of the usual cases for generated tests.
 test-fast: $(VENV)/.dev ## tests without servers, in under a minute

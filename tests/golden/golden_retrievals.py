@@ -361,7 +361,8 @@ def _metrics(store: FeatureStore) -> dict[str, Any]:
     computed = service.compute_baseline("p", "ties")
     found["baseline of ties"] = {**computed, "duration_ms": "<now>"}
     found["baseline read back"] = [
-        {**row, "computed_at": "<now>"} for row in service.get_baseline("p", "ties")
+        {**row, "computed_at": "<now>", "metric_date": "<today>"}
+        for row in service.get_baseline("p", "ties")
     ]
     return found
 
