@@ -7,6 +7,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Amazon's DynamoDB Local comes through npm and runs on Java; without them moto stands in.
 JAVA_AND_NPM := $(shell command -v java >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 && echo yes)
 
+# pytest keeps the tests that it has rewritten, which takes nine seconds a process: here too, where
+# an environment has Python write nothing.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast feast-pre lint types bench soak fuzz walks docs clean
 

@@ -221,6 +221,7 @@ def numbers_of(source: Any, folder: Path, endpoint: str, **offline: str) -> list
     return sorted(pa.chunked_array(batches).to_pylist())
 
 
+@pytest.mark.slow
 def test_tables_are_read_with_the_bundle_of_a_profile(
     table_source, s3_server, tls_server, tmp_path, monkeypatch
 ):
@@ -237,6 +238,7 @@ def test_tables_are_read_with_the_bundle_of_a_profile(
     assert f"{0:020}.json" not in server.names
 
 
+@pytest.mark.slow
 def test_tables_are_read_through_a_proxy(
     table_source, s3_server, tls_server, connect_proxy, tmp_path, monkeypatch
 ):
@@ -249,6 +251,7 @@ def test_tables_are_read_through_a_proxy(
     assert connect_proxy.requests
 
 
+@pytest.mark.slow
 def test_tables_are_read_with_credentials_of_the_moment(
     table_source, s3_server, short_lived, tmp_path
 ):

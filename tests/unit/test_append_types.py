@@ -428,6 +428,7 @@ def test_a_folder_whose_text_is_not_of_the_declared_type_is_named(shop, tmp_path
     assert history(shop, customers(1, 2), "total") == [10, 20]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "texts", "value", "folder"),
     [

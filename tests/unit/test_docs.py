@@ -226,6 +226,7 @@ def messages() -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_troubleshooting_finds_errors_by_texts_that_the_package_prints():
     page, _, _ = (DOCS / "troubleshooting.md").read_text().partition("## Messages of Feast")
     entries = re.findall(r"^### (.+)\n\n`(\w+)`\. ", page, re.MULTILINE)

@@ -23,6 +23,7 @@ def many(view, rows, write_mode="overwrite"):
     return estimate.estimate_view(view, f"shop.{view}", sizes, write_mode, read=5 * rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "units"),
     [(1, 1), (KB, 1), (KB + 1, 2), (2 * KB, 2), (2 * KB + 1, 3), (400 * KB, 400)],

@@ -96,6 +96,7 @@ def test_the_scan_sees_each_form():
     ]
 
 
+@pytest.mark.slow
 def test_private_names_are_taken_by_one_module():
     taken = [
         (str(module.relative_to(PACKAGE)), name)

@@ -176,6 +176,7 @@ def test_the_test_channel_is_there_when_asked_for(tmp_path, training_set):
     assert sorted(run.channels) == ["test", "train", "validation"]
 
 
+@pytest.mark.slow
 def test_a_real_model_is_trained_from_the_files(tmp_path, training_set):
     run = run_locally(
         script(tmp_path, TRAIN_XGBOOST),

@@ -237,6 +237,7 @@ def test_one_week_of_two_years_opens_only_the_files_it_needs(tmp_path):
     assert pruned.rows == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ttl", [dt.timedelta(0), 5 * HOUR, 2 * DAY])
 @pytest.mark.parametrize("first_day", [-3, 4, 9])
 def test_what_is_retrieved_does_not_depend_on_pruning(tmp_path, ttl, first_day):

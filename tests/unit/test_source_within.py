@@ -241,6 +241,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_file_that_changes_at_any_moment_is_one_error(tmp_path, change):
     paths = [tmp_path / f"{name}.parquet" for name in "abc"]

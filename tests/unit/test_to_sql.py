@@ -402,6 +402,7 @@ def test_lists_are_in_their_declared_type(tmp_path):
     assert same(job, frame)["value"] == numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "values"),
     [
@@ -476,6 +477,7 @@ PARTITIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "values"), PARTITIONS)
 def test_partitions_of_a_delta_table_have_its_types(tmp_path, kind, values):
     times = pa.array([START] * 3, pa.timestamp("us", "UTC"))
