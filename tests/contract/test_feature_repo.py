@@ -200,6 +200,7 @@ def test_row_counts_of_the_real_shop(cdnow_history):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["customer_90d", "customer_lifetime"])
 def test_history_of_200_customers_equals_counting_by_hand(cdnow_history, sampled, view):
     table = cdnow_history[view]

@@ -121,6 +121,7 @@ def test_times_are_in_utc_and_keep_their_unit(shop, tmp_path):
 # What is refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sql", "message"),
     [

@@ -268,6 +268,7 @@ def test_a_half_and_a_decimal_of_76_digits_are_retrieved(shop, tmp_path):
 # Names
 
 
+@pytest.mark.slow
 def test_two_columns_of_one_name_are_refused_where_they_are_asked_for(shop, tmp_path):
     times = pa.array([day(1)], TIME)
     columns = [pa.array([1]), times, pa.array([5]), pa.array([6]), pa.array([7])]

@@ -244,6 +244,7 @@ def test_an_old_row_does_not_hide_behind_the_window(tmp_path):
     assert newest(tmp_path, (START, START)) == Found(1, 0, [1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", [pa.date32(), pa.date64()])
 @pytest.mark.parametrize("created", [pa.date32(), pa.timestamp("us")])
 def test_dates_are_the_starts_of_their_days(tmp_path, event, created):
@@ -422,6 +423,7 @@ def many_keys(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_with_little_memory_it_spills_and_is_right(many_keys, tmp_path):
     engine = DuckDbEngine("24MB", 1, str(tmp_path))
     with engine.newest(plan(), open_source(many_keys), *FAR) as found:

@@ -216,6 +216,7 @@ def test_a_truncated_file_is_named(path, operation):
     assert isinstance(got.value.__cause__, pa.ArrowInvalid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", READ_ROWS)
 def test_a_file_with_a_bad_page_is_named(path, operation):
     bad = path / "b.parquet"

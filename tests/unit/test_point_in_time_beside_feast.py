@@ -81,6 +81,7 @@ def of_feast(folder: str, views, refs, frame, **kwargs) -> pa.Table:
 
 
 # Of ibis, with DuckDB 2.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning")
 @cases(5)
 @given(

@@ -124,6 +124,7 @@ def expected(found: list, position: int, oldest_us: float, with_expired: bool):
     return vector
 
 
+@pytest.mark.slow
 @given(found=entities(), oldest_us=MICROS | st.just(float("-inf")), with_expired=st.booleans())
 def test_vectors_become_the_answer_that_protobuf_would_build(found, oldest_us, with_expired):
     vectors = []

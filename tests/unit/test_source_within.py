@@ -69,6 +69,7 @@ def test_files_outside_of_the_window_are_not_read(tmp_path):
         values(tmp_path, start, end + AN_HOUR)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_row_groups_outside_of_the_window_are_not_read(tmp_path, unit):
     path = tmp_path / "all.parquet"

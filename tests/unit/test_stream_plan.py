@@ -19,6 +19,7 @@ from feast_dynamo_ext.retrieval.plan import ViewPlan
 KEYS = 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1_000, one_pass.MOST_EQUAL + 5_000])
 def test_of_rows_of_one_event_time_the_last_created_wins(tmp_path, rows):
     generator = np.random.default_rng(6)

@@ -85,6 +85,7 @@ def test_parquet_shards_streams_and_other_names(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -313,6 +313,7 @@ def test_many_batches_keep_order_values_and_bytes_whatever_the_chunks(tmp_path):
     assert lines[0] == f"{first['churned']!r},{first['spend']!r},{first['visits']}".encode()
 
 
+@pytest.mark.slow
 def test_python_memory_does_not_grow_with_the_rows(tmp_path):
     table = many_rows(400_000)
     tracemalloc.start()
