@@ -114,7 +114,7 @@ class AwsConfigModel(FeastConfigBaseModel):
     @field_validator("endpoint_url")
     @classmethod
     def _endpoint_is_a_url(cls, url: str | None) -> str | None:
-        if url:
+        if url is not None:
             refuse_no_url(url, f"{_block(cls)} of feature_store.yaml: `endpoint_url`")
         return url
 

@@ -174,6 +174,10 @@ def _as_decimals(array: pa.Array) -> pa.Array:
     return array
 
 
+# The years 1 to 9999: readers are given Python's datetimes.
+FIRST_S, LAST_S = -62_135_596_800, 253_402_300_799
+
+
 def _as_times(array: pa.Array) -> pa.Array:
     """Times, or numbers of seconds since 1970 UTC."""
     if is_time(array.type):
@@ -181,10 +185,14 @@ def _as_times(array: pa.Array) -> pa.Array:
     if not is_number(array.type):
         raise refused(array, "times")
     try:
-        return cast_exact(array, pa.int64()).cast(SECONDS)
+        whole = cast_exact(array, pa.int64())
     except ValueError as error:
         bad = inexact_count(array, lambda part: cast_exact(part, pa.int64()))
         raise refused(array, "times (whole seconds since 1970)", bad) from error
+    beyond = pc.or_(pc.less(whole, FIRST_S), pc.greater(whole, LAST_S))
+    if bad := pc.sum(beyond).as_py():
+        raise refused(array, "times of the years 1 to 9999 (seconds since 1970)", bad)
+    return whole.cast(SECONDS)
 
 
 def _as_zoned_times(array: pa.Array) -> pa.Array:

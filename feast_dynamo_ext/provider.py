@@ -253,6 +253,8 @@ class DynamoProvider(PassthroughProvider):
     def update_infra(self, *args: Any, **kwargs: Any) -> None:
         """Make tables as they should be, at `feast apply`."""
         self._registry = None
+        # Settings of the engine that cannot work are refused before a table is made.
+        _ = self.batch_engine
         super().update_infra(*args, **kwargs)
 
     def precompute_feature_service(self, feature_service_name: str | None = None) -> int:

@@ -188,8 +188,8 @@ def materialize(
     request = MaterializeRequest(window, views or None, version)
     with _stdout_kept_for_json(output):
         store = open_store(repo)
-        tasks = _tasks(store, request)
         engine = _engine(store, choices)
+        tasks = _tasks(store, request)
         if dry_run:
             estimates = _estimates(engine, tasks, output, is_incremental=window.start is None)
         else:
@@ -242,12 +242,17 @@ def _tasks(store: FeatureStore, request: MaterializeRequest) -> list[Materializa
     """The windows of the views, by Feast's rules; on-demand views have none.
 
     Raises:
-        ConfigError: a view that cannot be materialized.
+        ConfigError: a view that cannot be materialized, or there is none at all.
     """
     from feast import OnDemandFeatureView
     from feast.infra.common.materialization_job import MaterializationTask
 
-    now = _now()
+    now, chosen = _now(), chosen_views(store, request.names, request.version)
+    if not chosen:
+        raise ConfigError(
+            f"Project {store.project} has no feature view that is served online. Run `feast "
+            "apply` first, which registers what the repo defines."
+        )
     return [
         MaterializationTask(
             project=store.project,
@@ -256,7 +261,7 @@ def _tasks(store: FeatureStore, request: MaterializeRequest) -> list[Materializa
             end_time=request.window.end,
             disable_event_timestamp=request.window.is_all,
         )
-        for view in chosen_views(store, request.names, request.version)
+        for view in chosen
         if not isinstance(view, OnDemandFeatureView)
     ]
 

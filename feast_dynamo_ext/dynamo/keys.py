@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from binascii import b2a_base64
-from datetime import datetime
+from datetime import date, datetime
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -221,8 +221,16 @@ def _why_no_key(value: Any, kind: str) -> str:
     if kind in BITS:
         return _why_no_integer(value, kind)
     if kind == "STRING":
-        return "bytes" if isinstance(value, (bytes, bytearray)) else ""
+        # What Feast makes of these is another text than the one that is written of a column.
+        is_other = _is_bool(value) or isinstance(
+            value, (bytes, bytearray, float, np.floating, date, np.datetime64)
+        )
+        return f"of type {type(value).__name__}" if is_other else ""
     return "" if isinstance(value, bytes) else f"of type {type(value).__name__}"
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, (bool, np.bool_))
 
 
 def _why_no_integer(value: Any, kind: str) -> str:
@@ -232,8 +240,10 @@ def _why_no_integer(value: Any, kind: str) -> str:
         # Whole seconds, as everywhere in Feast.
         is_time = kind == "UNIX_TIMESTAMP" or not getattr(value, "microsecond", 1)
         return "" if is_time else "a time"
-    if isinstance(value, (bool, np.bool_)):
+    if _is_bool(value):
         return "a Bool"
+    if kind == "UNIX_TIMESTAMP" and isinstance(value, (float, np.floating)):
+        return "a float, of which Feast makes no time"
     try:
         number = int(value)  # as Feast does, of text too
     except (ArithmeticError, TypeError, ValueError):

@@ -283,6 +283,13 @@ def test_a_repo_of_another_provider(before, after, message, empty):
     assert error_of(run("--all", "-c", empty)) == message
 
 
+def test_a_repo_that_nobody_has_applied(empty):
+    assert error_of(run("--all", "-c", empty)) == (
+        "Project shop has no feature view that is served online. Run `feast apply` first, which "
+        "registers what the repo defines."
+    )
+
+
 def test_a_view_in_a_repo_that_has_none(empty):
     assert error_of(run("--all", "-c", empty, "-v", "orders")) == (
         "Feature view orders does not exist in project shop. It has no feature view at all: run "

@@ -590,3 +590,13 @@ def test_a_setting_that_cannot_be_is_one_clear_error(yaml_repo, settings, messag
     told = str(caught.value)
     assert told.startswith(f"feature_store.yaml, batch_engine: {message}")
     assert "\n" not in told
+
+
+def test_settings_that_cannot_be_are_refused_before_a_table_is_made(yaml_repo, moto_endpoint):
+    repo = yaml_repo(if_runing="wait")
+    with pytest.raises(ConfigError, match="Did you mean `if_running`"):
+        repo.store.apply([CUSTOMER, repo.view()])
+    client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=moto_endpoint)
+    tables = client.list_tables()["TableNames"]
+    client.close()
+    assert not any(name.startswith(f"{repo.store.project}.") for name in tables)

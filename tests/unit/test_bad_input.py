@@ -107,7 +107,7 @@ def test_names_of_feasts_own_dynamodb_store_are_taken(tmp_path):
         ("region: ${NO_SUCH_VARIABLE}", "", r"`region`.*NO_SUCH_VARIABLE is not set"),
         *(
             (f"endpoint_url: '{url}'", "", rf"online_store.*`endpoint_url` is `{url}`.*scheme")
-            for url in ("localhost:8000", "localhost", "http//x:1", "http://", "http://a b:1")
+            for url in ("", "localhost:8000", "localhost", "http//x:1", "http://", "http://a b:1")
         ),
         *(
             ("", f"endpoint_url: '{url}'", rf"offline_store.*`endpoint_url` is `{url}`.*scheme")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
+import numpy as np
 import pytest
 from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
@@ -9,7 +12,7 @@ from feast.protos.feast.types.Value_pb2 import Null, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.dynamo.keys import KeyEncoder
+from feast_dynamo_ext.dynamo.keys import KeyEncoder, refuse_inexact
 from feast_dynamo_ext.errors import EntityKeyError
 
 int32 = st.integers(-(2**31), 2**31 - 1)
@@ -91,3 +94,39 @@ def test_a_value_that_the_declared_type_cannot_hold_is_refused_by_name(kind, val
         encode = KeyEncoder(names, "orders", (kind, "INT64")[: len(names)])
         with pytest.raises(EntityKeyError, match=f"`orders` declares its join key `user` {words}"):
             encode([value, Value(int64_val=1)][: len(names)])
+
+
+MOMENT = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "what"),
+    [
+        # Feast looks up 'True', '1.0' and '2026-01-01 00:00:00+00:00'; none is what is written.
+        ("STRING", True, "of type bool"),
+        ("STRING", np.bool_(True), "of type bool"),
+        ("STRING", 1.0, "of type float"),
+        ("STRING", MOMENT, "of type datetime"),
+        ("STRING", MOMENT.date(), "of type date"),
+        ("STRING", np.datetime64("2026-01-01"), "of type datetime64"),
+        # Feast makes a null of it.
+        ("UNIX_TIMESTAMP", 1767225600.0, "a float, of which Feast makes no time"),
+        ("UNIX_TIMESTAMP", np.float64(1767225600), "a float, of which Feast makes no time"),
+    ],
+)
+def test_keys_of_which_feast_makes_others_are_refused(kind, value, what):
+    with pytest.raises(
+        EntityKeyError, match=rf"`k` is declared as {kind}, but in row 1 .* {what}"
+    ):
+        refuse_inexact([None, value], kind, "k")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("STRING", "1"), ("STRING", 1), ("STRING", np.int64(1)),
+        ("UNIX_TIMESTAMP", MOMENT), ("UNIX_TIMESTAMP", 1767225600),
+    ],
+)  # fmt: skip
+def test_keys_that_are_read_as_they_are_written_are_taken(kind, value):
+    refuse_inexact([value], kind, "k")

@@ -171,6 +171,8 @@ WRITTEN = [
     (UnixTimestamp, [pd.Timestamp(MOMENT), pd.NaT], [
         Value(unix_timestamp_val=1_767_323_045), Value()]),
     (UnixTimestamp, [5.0, np.nan], [Value(unix_timestamp_val=5), Value()]),
+    (UnixTimestamp, [-62_135_596_800, 253_402_300_799], [
+        Value(unix_timestamp_val=-62_135_596_800), Value(unix_timestamp_val=253_402_300_799)]),
     (Uuid, [uuid.UUID(UUID), None], [Value(uuid_val=UUID), Value()]),
     (Uuid, [uuid.UUID(UUID).bytes], [Value(uuid_val=UUID)]),
     (Json, [{"a": 1}, [1], None, "2"], [
@@ -213,6 +215,20 @@ def test_maps_keep_their_own_keys(dtype, cells):
     assert values(dtype, cells) == python_values_to_proto_values(cells, dtype.to_value_type())
 
 
+@pytest.mark.parametrize(
+    ("dtype", "text", "expected"),
+    [
+        (Array(Array(Int64)), "[[1, 2], [3]]", [[1, 2], [3]]),
+        (Array(Array(String)), '[["a"], ["b", "c"]]', [["a"], ["b", "c"]]),
+        (Array(Array(String)), b'[["a"]]', [["a"]]),
+    ],
+)
+def test_json_of_lists_of_lists_is_no_list_of_characters(dtype, text, expected):
+    (from_json,), (from_lists,) = values(dtype, [text]), values(dtype, [expected])
+    assert from_json == from_lists
+    assert len(from_json.list_val.val) == len(expected)
+
+
 def test_a_python_set_is_a_set():
     (value,) = values(Set(Int64), [{3, 1}])
     assert sorted(value.int64_set_val.val) == [1, 3]
@@ -235,6 +251,9 @@ REFUSED = [
     (Array(Int64), [[1, None]], "1 nulls inside of its lists"),
     (Array(String), [["a", None]], "1 nulls inside of its lists"),
     (UnixTimestamp, [1.5], r"cannot be times \(whole seconds since 1970\)"),
+    (UnixTimestamp, [1_767_312_000_000, 5], "1 of 2 .* cannot be times of the years 1 to 9999"),
+    (UnixTimestamp, [253_402_300_800], "cannot be times of the years 1 to 9999"),
+    (Array(Array(String)), ["[5]"], "its JSON is not a list of lists"),
     (Array(Array(Int64)), [[[1.5]]], "1 of 1 values of type double"),
     (Array(Array(Int64)), [[np.array([1.0, np.nan])]], "1 nulls inside of its lists"),
     (Array(Array(Int64)), [[[2**64 - 1]]], "over 64 bits"),

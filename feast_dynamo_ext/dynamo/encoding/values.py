@@ -235,9 +235,18 @@ def _as_written(elements: pa.Array, kind: ValueType) -> pa.Array:
 
 
 def _from_json(array: pa.Array, kind: ValueType) -> Message:
-    """Lists that are kept as JSON in texts or bytes."""
+    """Lists, or lists of lists, that are kept as JSON in texts or bytes."""
     lists = parsed_json(array, lists=True)
-    return collection(lists, kind) if is_list(lists.type) else _missing(len(lists))
+    if not is_list(lists.type):
+        return _missing(len(lists))
+    if kind in COLLECTIONS:
+        return collection(lists, kind)
+    if pa.types.is_null(lists.type.value_type):
+        lists = lists.cast(pa.list_(pa.list_(pa.null())))  # empty ones
+    if not is_nested(lists.type, kind):
+        # Feast would take a text for a list of its characters.
+        raise ValueError("its JSON is not a list of lists")
+    return nested(lists, kind)
 
 
 def _missing(rows: int) -> Message:
@@ -549,11 +558,11 @@ def _by_column(array: pa.Array, kind: ValueType) -> Message | None:
         return _missing(len(array))
     if kind in SCALARS:
         return scalar(array, kind)
-    if kind in COLLECTIONS:
-        if is_list(array.type):
-            return collection(array, kind)
-        has_json = is_text(array.type) or is_bytes(array.type)
-        return _from_json(array, kind) if has_json else None
+    if kind in COLLECTIONS or kind in LISTS_OF_LISTS:
+        if is_text(array.type) or is_bytes(array.type):
+            return _from_json(array, kind)
+        if kind in COLLECTIONS:
+            return collection(array, kind) if is_list(array.type) else None
     if kind is ValueType.UNKNOWN:
         # As Feast infers it, from the Arrow type in place of the first value.
         return _inner_values(array) if _is_inner_type(array.type) else None
