@@ -165,6 +165,11 @@ class Permit:
     expected: float
     units: float = 0.0
 
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether requests stay on this machine, as those to a stand-in of DynamoDB do."""
+        return bool(getattr(self.transport, "is_on_loopback", False))
+
     async def call(
         self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
     ) -> Answer:

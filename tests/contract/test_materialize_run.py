@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import logging
 import os
 import uuid
 from collections import Counter
@@ -590,6 +591,22 @@ def test_a_setting_that_cannot_be_is_one_clear_error(yaml_repo, settings, messag
     told = str(caught.value)
     assert told.startswith(f"feature_store.yaml, batch_engine: {message}")
     assert "\n" not in told
+
+
+def test_of_a_stand_in_where_partiql_does_not_work_nothing_is_said(
+    tmp_path, moto_endpoint, caplog
+):
+    aws = {"region": "us-east-1", "endpoint_url": moto_endpoint}
+    write_repo_yaml(tmp_path, project=f"y{uuid.uuid4().hex[:12]}", online=aws)
+    repo = Repo(FeatureStore(repo_path=str(tmp_path)), None, tmp_path)
+    repo.store.apply([CUSTOMER, repo.view()])
+    repo.keep([(1, at(5), 1.0)])
+    with caplog.at_level(logging.WARNING, logger="feast_dynamo_ext"):
+        repo.materialize()
+    assert repo.totals(1) == [1.0]
+    assert [record.message for record in caplog.records if "PartiQL" in record.message] == []
+    repo.store.teardown()
+    asyncio.run(repo.store.close())
 
 
 def test_settings_that_cannot_be_are_refused_before_a_table_is_made(yaml_repo, moto_endpoint):
