@@ -10,9 +10,10 @@ brought onto that axis by rounding inwards, which keeps every comparison exact::
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING
+from datetime import date, datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,8 @@ import pyarrow as pa
 from feast_dynamo_ext.errors import ColumnTypeError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
 
@@ -158,3 +161,24 @@ def moment_of(micros: int) -> datetime:
         OverflowError: a moment outside the years 1 to 9999.
     """
     return EPOCH + timedelta(microseconds=micros)
+
+
+def has_mixed_times(cells: Collection[Any]) -> bool:
+    """Whether Python's times stand beside other objects, or dates beside moments.
+
+    Arrow takes the type of the first: it makes microseconds of a number of seconds, and cuts off
+    the hours of a moment.
+    """
+    types = {kind for kind in set(map(type, cells)) if kind.__name__ not in MISSING_TYPES}
+    times = {kind for kind in types if issubclass(kind, (date, np.datetime64))}
+    dates = {kind for kind in times if not issubclass(kind, (datetime, np.datetime64))}
+    others = types - times
+    if dates and dates != times:
+        return True
+    return bool(times and others) and any(
+        type(cell) in others and not (isinstance(cell, float) and math.isnan(cell))
+        for cell in cells
+    )
+
+
+MISSING_TYPES = {"NoneType", "NaTType", "NAType"}

@@ -31,10 +31,10 @@ from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema
 from feast_dynamo_ext.errors import ColumnNotFoundError, ColumnTypeError, ConfigError
-from feast_dynamo_ext.timestamps import check_time, micros, micros_of
+from feast_dynamo_ext.timestamps import check_time, has_mixed_times, micros, micros_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import pandas as pd
 
@@ -145,7 +145,10 @@ class _Frame:
         column = self._column(name)
         try:
             if column.dtype == object:
-                return _array_of_objects(list(column), kind)
+                cells = list(column)
+                lists = cells if kind in LISTS_OF_TIMES else ()
+                _refuse_mixed_times(cells, *(cell for cell in lists if not _is_missing(cell)))
+                return _array_of_objects(cells, kind)
             return one_array(pa.array(column, from_pandas=True))
         except (pa.ArrowException, OverflowError, TypeError, ValueError, AttributeError):
             # Arrow's words show the value.
@@ -216,6 +219,8 @@ def parsed_times(
 
     try:
         if isinstance(column, pd.Series):
+            if column.dtype == object:
+                _refuse_mixed_times(column)
             column = one_array(pa.array(column, from_pandas=True))
         if is_text(without_dictionary(column.type)):
             texts = column.to_pandas().astype(object)
@@ -233,6 +238,12 @@ def parsed_times(
     return column
 
 
+def _refuse_mixed_times(*several: Collection[Any]) -> None:
+    if any(map(has_mixed_times, several)):
+        raise TypeError
+
+
+LISTS_OF_TIMES = {ValueType.UNIX_TIMESTAMP_LIST, ValueType.UNIX_TIMESTAMP_SET}
 MAPS = {ValueType.MAP, ValueType.MAP_LIST, ValueType.STRUCT, ValueType.STRUCT_LIST}
 
 

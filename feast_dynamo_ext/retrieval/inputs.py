@@ -28,7 +28,15 @@ from feast_dynamo_ext.arrow_types import (
 from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
 from feast_dynamo_ext.key_types import check_joinable, comparable, compared_type, family
 from feast_dynamo_ext.parquet.source import ROW
-from feast_dynamo_ext.timestamps import EPOCH, HIGHEST, LOWEST, MICROSECOND, Axis, check_time
+from feast_dynamo_ext.timestamps import (
+    EPOCH,
+    HIGHEST,
+    LOWEST,
+    MICROSECOND,
+    Axis,
+    check_time,
+    has_mixed_times,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -91,6 +99,12 @@ def _pandas(frame: pd.DataFrame) -> pa.Table:
             f"Entity rows: `{DEFAULT_EVENT_TIME}` is an index of the DataFrame, not a column. "
             "Make columns of the index with `frame.reset_index()`."
         )
+    for name in frame.select_dtypes(object):
+        if has_mixed_times(frame[name]):
+            raise EntityRowsError(
+                f"Entity rows: column `{name}` holds times beside other objects, or dates beside "
+                "times of day. Give the column one type, for example with `pd.to_datetime`."
+            )
     try:
         return pa.Table.from_pandas(frame, preserve_index=False)
     except NOT_HELD as error:

@@ -224,6 +224,16 @@ def test_times_that_are_text_or_numbers(times, advice):
     refused(rows, re.escape(parse + advice), ColumnTypeError)
 
 
+@pytest.mark.parametrize("other", [1_767_225_600, dt.date(2026, 1, 1), "2026-01-01"])
+def test_times_beside_other_objects(other):
+    """Arrow would make 1970 of the number, and cut off the hour beside a date."""
+    moment = dt.datetime(2026, 1, 2, 5, tzinfo=dt.timezone.utc)
+    for cells in ([moment, other], [other, moment]):
+        rows = pd.DataFrame({"cid": [1, 2]})
+        rows["event_timestamp"] = pd.Series(cells, dtype=object)
+        refused(rows, "column `event_timestamp` holds times beside other objects")
+
+
 def test_several_columns_of_one_name():
     refused(pa.table([[1], [2]], names=["cid", "cid"]), r"several columns named \['cid'\]")
     refused(pd.DataFrame([[1, 2]], columns=["cid", "cid"]), r"several columns named \['cid'\]")

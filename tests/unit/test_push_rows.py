@@ -252,6 +252,9 @@ REFUSED = [
     (Array(String), [["a", None]], "1 nulls inside of its lists"),
     (UnixTimestamp, [1.5], r"cannot be times \(whole seconds since 1970\)"),
     (UnixTimestamp, [1_767_312_000_000, 5], "1 of 2 .* cannot be times of the years 1 to 9999"),
+    (UnixTimestamp, pd.Series([MOMENT, 1_767_312_000], dtype=object), "several types"),
+    (UnixTimestamp, pd.Series([MOMENT.date(), MOMENT], dtype=object), "several types"),
+    (Array(UnixTimestamp), [[MOMENT, 5]], "several types"),
     (UnixTimestamp, [253_402_300_800], "cannot be times of the years 1 to 9999"),
     (Array(Array(String)), ["[5]"], "its JSON is not a list of lists"),
     (Array(Array(Int64)), [[[1.5]]], "1 of 1 values of type double"),
@@ -272,6 +275,14 @@ def test_what_does_not_fit_is_refused_by_view_and_column(dtype, cells, message):
     with pytest.raises(ColumnTypeError, match=rf"^Feature view `orders`: `n`.*{message}") as told:
         values(dtype, cells)
     assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("other", [1_767_312_000, MOMENT.date()])
+def test_event_times_of_several_types_are_refused(other):
+    rows = frame(n=[1, 2])
+    rows["t"] = pd.Series([MOMENT, other], dtype=object)
+    with pytest.raises(ColumnTypeError, match=r"`orders`: column `t` .* objects of several types"):
+        rows_of_frame(view(n=Int64), rows)
 
 
 def test_keys_are_exact_too():
