@@ -9,12 +9,13 @@ Feast finds the engine's config through the engine's name, so both stand here.
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import sys
 import threading
 import time
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,6 +117,11 @@ def _job(task: MaterializationTask, error: BaseException | None) -> LocalMateria
     return LocalMaterializationJob(_feast.job_id(task), status, error=error)
 
 
+logger = logging.getLogger(__name__)
+
+CLOCKS_APART = timedelta(minutes=1)
+
+
 @contextlib.contextmanager
 def sigterm_as_exit() -> Iterator[None]:
     """End the block by SystemExit at SIGTERM, so that what has to be undone is, as after Ctrl-C.
@@ -194,9 +200,17 @@ class DynamoComputeEngine(LocalComputeEngine):
             WindowError: an incremental run to a time that has not come.
         """
         several = [tasks] if isinstance(tasks, MaterializationTask) else tasks
+        now = datetime.now(tz=timezone.utc)
         if any(map(_feast.is_incremental, several)):
             with _feast.HTTP_STATUS:
-                refuse_end_to_come(several[0].end_time, datetime.now(tz=timezone.utc))
+                refuse_end_to_come(several[0].end_time, now)
+        elif several and several[0].end_time > now + CLOCKS_APART:
+            logger.warning(
+                "the window ends in the future. Feast notes all up to %s as materialized, so "
+                "incremental runs are refused until then: end at the present, unless rows to come "
+                "are meant",
+                several[0].end_time.isoformat(),
+            )
         self._reset_stale_states(registry, several)
         report = self.report = RunReport()
         try:

@@ -190,12 +190,15 @@ def test_an_incremental_run_into_the_future_writes_and_records_nothing(store):
     assert totals(store) == [None, None, None]
 
 
-def test_a_plain_run_into_the_future_that_begins_at_the_ttl(store):
+def test_a_plain_run_into_the_future_that_begins_at_the_ttl(store, caplog):
+    store.materialize(late(24), late(0))
+    assert caplog.messages == []
     store.materialize(late(24), late(-1))
+    assert "the window ends in the future. Feast notes all up to" in caplog.text
     assert totals(store) == [1.0, None, None]
     store.materialize(late(-1), late(-2))
     intervals = store.get_feature_view("orders").materialization_intervals
-    assert len(intervals) == 2
+    assert len(intervals) == 3
 
 
 def test_an_incremental_run_before_the_last_one_records_nothing(store):
