@@ -45,6 +45,7 @@ from feast_dynamo_ext.exact import (
     with_elements,
     without_nan,
 )
+from feast_dynamo_ext.timestamps import EARLIEST, LATEST, micros_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -175,7 +176,7 @@ def _as_decimals(array: pa.Array) -> pa.Array:
 
 
 # The years 1 to 9999: readers are given Python's datetimes.
-FIRST_S, LAST_S = -62_135_596_800, 253_402_300_799
+FIRST_S, LAST_S = (micros_of(time) // 1_000_000 for time in (EARLIEST, LATEST))
 
 
 def _as_times(array: pa.Array) -> pa.Array:

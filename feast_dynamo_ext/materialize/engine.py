@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +38,7 @@ from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
 from feast_dynamo_ext.materialize.newest_rows import (
     ViewReading,
     Window,
+    is_to_come,
     refuse_end_to_come,
     say_if_all_expired,
     window_of,
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.cost.estimate import ViewEstimate
     from feast_dynamo_ext.dynamo.write import FeastRow, WriteMethod
+
+logger = logging.getLogger(__name__)
 
 
 class CountedStore:
@@ -115,11 +118,6 @@ def _naming(view: str, error: BaseException) -> BaseException:
 def _job(task: MaterializationTask, error: BaseException | None) -> LocalMaterializationJob:
     status = MaterializationJobStatus.ERROR if error else MaterializationJobStatus.SUCCEEDED
     return LocalMaterializationJob(_feast.job_id(task), status, error=error)
-
-
-logger = logging.getLogger(__name__)
-
-CLOCKS_APART = timedelta(minutes=1)
 
 
 @contextlib.contextmanager
@@ -204,7 +202,7 @@ class DynamoComputeEngine(LocalComputeEngine):
         if any(map(_feast.is_incremental, several)):
             with _feast.HTTP_STATUS:
                 refuse_end_to_come(several[0].end_time, now)
-        elif several and several[0].end_time > now + CLOCKS_APART:
+        elif several and is_to_come(several[0].end_time, now):
             logger.warning(
                 "the window ends in the future. Feast notes all up to %s as materialized, so "
                 "incremental runs are refused until then: end at the present, unless rows to come "

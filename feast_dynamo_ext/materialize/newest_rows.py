@@ -56,13 +56,18 @@ class Window:
         return micros_of(self.start), micros_of(self.end)
 
 
+def is_to_come(end: datetime, now: datetime) -> bool:
+    """Whether a time has not come, by more than clocks may differ."""
+    return assume_utc(end) > now + CLOCK_TOLERANCE
+
+
 def refuse_end_to_come(end: datetime, now: datetime) -> None:
     """Refuse the end of an incremental run that has not come.
 
     Raises:
-        WindowError: it has not, by more than clocks may differ.
+        WindowError: it has not, see `is_to_come`.
     """
-    if assume_utc(end) > now + CLOCK_TOLERANCE:
+    if is_to_come(end, now):
         raise WindowError(
             f"The end of the incremental materialization, {assume_utc(end).isoformat()}, is in "
             f"the future: it is {now.isoformat(timespec='seconds')}. Feast would note all up to "

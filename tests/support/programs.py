@@ -19,7 +19,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
 MOST_BYTES = 1 << 16
 POLL_S = 0.005
@@ -54,7 +53,7 @@ class Program:
         while self.poll() is None:
             if timeout is not None and time.monotonic() - began >= timeout:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
-            time.sleep(POLL_S)
+            time.sleep(POLL_S)  # only the server is told of its end
         return self.returncode  # type: ignore[return-value]
 
     def send_signal(self, number: int) -> None:
@@ -91,12 +90,7 @@ class Program:
     def __enter__(self) -> Program:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
         if error is not None:
             self.kill()
         self.communicate()
