@@ -297,6 +297,11 @@ def refuse_no_url(url: str, setting: str) -> None:
         )
 
 
+def is_on_loopback(url: str | None) -> bool:
+    """Whether requests to a URL stay on this machine, as those to a stand-in of AWS do."""
+    return urlsplit(url or "").hostname in {"127.0.0.1", "::1", "localhost"}
+
+
 def ca_bundle(aws_session: boto3.Session) -> str:
     """The file of certificates that TLS connections of a session trust."""
     found: str = _botocore(aws_session).get_config_variable("ca_bundle") or get_cert_path(True)

@@ -38,6 +38,7 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   ├── DestinationExistsError       something is there already             (FileExistsError)
     │   ├── RetrievalTimeoutError        a retrieval that took too long         (TimeoutError)
     │   ├── EntityRowsError              entity rows that cannot be joined      (ValueError)
+    │   ├── NotCommittedError            a change of a table that was not made
     │   ├── CompactionError              a source that cannot be compacted so   (ValueError)
     │   └── CompactionConflictError      another run compacted it meanwhile
     ├── UnsupportedTypeError             a value or type that cannot be kept    (TypeError)
@@ -305,6 +306,12 @@ class EntityRowsError(OfflineStoreError, ValueError):
     """Entity rows that cannot be joined."""
 
     http_status: ClassVar[int] = BAD_REQUEST
+
+
+class NotCommittedError(OfflineStoreError):
+    """A change of an Iceberg table that is surely not in it: other writers came first."""
+
+    http_status = CONFLICT
 
 
 class CompactionError(OfflineStoreError, ValueError):

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalMetadata
 from feast.on_demand_feature_view import OnDemandFeatureView
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from feast_dynamo_ext.arrow_types import is_list, naming
 from feast_dynamo_ext.config import SIZE, AwsConfigModel, warn_of_unknown_keys
@@ -24,6 +24,7 @@ from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
 from feast_dynamo_ext.exact import refuse_inexact_integers
 from feast_dynamo_ext.monitoring.hooks import MonitoringHooks
 from feast_dynamo_ext.parquet.append import append_rows
+from feast_dynamo_ext.parquet.iceberg.catalog import CatalogConfig
 from feast_dynamo_ext.parquet.logged import append_logs
 from feast_dynamo_ext.parquet.saved import event_time_of
 from feast_dynamo_ext.parquet.source import ParquetSource, check_times, columns_of
@@ -112,6 +113,20 @@ class S3ParquetOfflineStoreConfig(AwsConfigModel):
     monitoring_location: str | None = None
     """Folder or s3:// URI for the metrics of `feast monitor`; a relative path counts from the
     feature repo. Default: the folder `feast_monitoring` of the feature repo."""
+
+    catalog: CatalogConfig | None = None
+    """Where `feast-dynamo table` makes Iceberg tables: `{type: glue, warehouse: s3://...}`,
+    `{type: sql}` (a file on this machine) or `{type: rest, uri: https://...}`; `sql` alone is
+    short for `{type: sql}`. Sources name their catalog themselves. Default: Glue's."""
+
+    @field_validator("catalog", mode="before")
+    @classmethod
+    def _catalog_by_its_type(cls, catalog: Any) -> Any:
+        return {"type": catalog} if isinstance(catalog, str) else catalog
+
+    def catalog_config(self) -> CatalogConfig:
+        """The `catalog`, or its defaults."""
+        return self.catalog or CatalogConfig()
 
     def engine(self) -> OnePassEngine | DuckDbEngine:
         """The engine that matches entity rows, with these settings."""
@@ -340,8 +355,8 @@ def _opener(
 
 
 def _columns_of(data_source: DataSource, config: RepoConfig) -> list[str]:
-    names: list[str] = ParquetSource.open(data_source, config).schema.names
-    return names
+    source = ParquetSource.open(data_source, config)
+    return [name for name in source.schema.names if name not in source.internal]
 
 
 def _row_job(

@@ -89,6 +89,11 @@ class FileState:
         """What is another when the file is replaced."""
         return self.size, self.etag or self.mtime_ns
 
+    @property
+    def is_of_log(self) -> bool:
+        """Whether a table's log named it, which says nothing else of it than its size."""
+        return self.etag is None and self.mtime_ns is None
+
 
 @dataclass(frozen=True)
 class Content:

@@ -138,7 +138,7 @@ class DynamoTransport:
     @property
     def is_on_loopback(self) -> bool:
         """Whether requests stay on this machine, as those to a stand-in of DynamoDB do."""
-        return urlsplit(self._endpoint.url).hostname in {"127.0.0.1", "::1", "localhost"}
+        return aws.is_on_loopback(self._endpoint.url)
 
     async def call(
         self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")

@@ -38,7 +38,7 @@ from feast_dynamo_ext.errors import (
 )
 from feast_dynamo_ext.exact import cast_exact, refuse_inexact_integers
 from feast_dynamo_ext.parquet.fitted import fitted
-from feast_dynamo_ext.parquet.iceberg import is_iceberg
+from feast_dynamo_ext.parquet.iceberg.catalog import is_iceberg
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
 from feast_dynamo_ext.parquet.scan import FileChangedError, ReadErrors
 from feast_dynamo_ext.parquet.source import ParquetSource, uri_of

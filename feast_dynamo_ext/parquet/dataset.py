@@ -10,12 +10,14 @@ that no value is ever read in a type that does not hold it.
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from feast_dynamo_ext.arrow_types import common_type, is_time, without_view_layouts
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from feast_dynamo_ext.parquet.listing import Periods, Place, TableFiles
+    from feast_dynamo_ext.parquet.listing import FileView, Periods, Place, TableFiles, Views
     from feast_dynamo_ext.storage import FileState
 
 
@@ -200,7 +202,7 @@ class SourceDataset:
         periods: what the folders' names say of event times, or None.
         settled: whether the schema holds what all files hold.
         repeated: columns whose name a file has several times -> that file.
-        of_log: whether a table's log says the types of its columns.
+        table: what a table's log says; None where there is none.
         checked: columns of which the footers may be asked; see `ReadErrors.check_columns`.
         left_out: files that have no rows of a range, as their footers said. They count as read: a
             file that was replaced after it was listed may have had some.
@@ -213,7 +215,7 @@ class SourceDataset:
     periods: Periods | None = None
     settled: bool = False
     repeated: Mapping[str, str] = field(default_factory=dict)
-    of_log: bool = False
+    table: TableFiles | None = None
     checked: frozenset[str] = frozenset()
     left_out: tuple[FileState, ...] = ()
 
@@ -250,8 +252,19 @@ class SourceDataset:
         fragments = _fragments(place, table.files, table.partitions)
         dataset = _dataset(fragments, without_view_layouts(table.schema), place)
         return cls(
-            place, table.files, dataset, frozenset(table.partitions), settled=True, of_log=True
+            place, table.files, dataset, frozenset(table.partitions), settled=True, table=table
         )
+
+    @property
+    def of_log(self) -> bool:
+        """Whether a table's log says the types of its columns."""
+        return self.table is not None
+
+    @property
+    def views(self) -> Views | None:
+        """How each file is read; None for as they all stand."""
+        views = self.table.views if self.table else None
+        return None if views is None or views.are_plain else views
 
     @property
     def schema(self) -> pa.Schema:
@@ -281,13 +294,56 @@ class SourceDataset:
                 file.path for file in self.files if self.periods.may_hold(file, first, last)
             }
             fragments = [fragment for fragment in fragments if fragment.path in may_hold]
+        if condition is not None:
+            fragments = self._bounded(fragments, column, first, last)
         asked = frozenset([] if condition is None else [column])
         footers = self._footers(fragments, asked - self.checked)
-        found = [part_within(footer, column, first, last) for footer in footers]
+        found = [
+            # Under another name in a file, its statistics are not asked.
+            part_within(footer, "" if self._view(footer.part) else column, first, last)
+            for footer in footers
+        ]
         within = self._of_footers([part for part in found if part], self._widened(footers))
         gone = {footer.path for footer in footers} - {file.path for file in within.files}
         left_out = tuple(file for file in self.files if file.path in gone)
         return replace(within, checked=self.checked | asked, left_out=(*self.left_out, *left_out))
+
+    def _bounded(
+        self, fragments: list[Any], column: str, first: datetime | None, last: datetime | None
+    ) -> list[Any]:
+        """Without the files that hold no time of a range, as a table's log says."""
+        bounds = self.table.bounds if self.table else None
+        if bounds is None:
+            return fragments
+        kind = self.schema.field(column).type
+        axis, unit = Axis.from_type(kind), DAY_S if pa.types.is_date(kind) else 1
+        least = None if first is None else axis.first_at_or_after(first)
+        greatest = None if last is None else axis.last_at_or_before(last)
+
+        def may_hold(path: str) -> bool:
+            said = bounds.range(path, column)
+            if said is None:
+                return not bounds.is_all_null(path, column)
+            return (greatest is None or said[0] * unit <= greatest) and (
+                least is None or said[1] * unit >= least
+            )
+
+        return [fragment for fragment in fragments if may_hold(fragment.path)]
+
+    def with_keys(self, keys: Mapping[str, pa.Array | pa.ChunkedArray]) -> SourceDataset:
+        """Without the files that hold none of some keys; see `ParquetSource.with_keys`."""
+        bounds = self.table.bounds if self.table else None
+        if bounds is None or len(self.files) < 2:  # noqa: PLR2004 - one file may hold anything
+            return self
+        kept = {file.path for file in self.files}
+        for name, column in keys.items():
+            values = _sorted_values(column)
+            if values is not None:
+                kept = {path for path in kept if _may_hold(values, bounds.range(path, name))}
+        return self if len(kept) == len(self.files) else self.only(kept)
+
+    def _view(self, fragment: Any) -> FileView | None:
+        return self.views.of(fragment) if self.views else None
 
     def with_folder_types(self, declared: Mapping[str, pa.DataType]) -> SourceDataset:
         """The same with columns of folders' names in the types that they are declared as.
@@ -322,6 +378,9 @@ class SourceDataset:
 
     def limits(self, column: str) -> pa.Array | None:
         """What footers say of a column of times; see `ParquetSource.limits`."""
+        said = self._said_limits(column)
+        if said is not None:
+            return said
         parts = self.fragments
         if not self.settled:  # many footers at once, where they are not read yet
             parts = [footer.part for footer in self._footers(parts)]
@@ -332,6 +391,22 @@ class SourceDataset:
             self._read_errors,
             is_checked=column in self.checked,
         )
+
+    def _said_limits(self, column: str) -> pa.Array | None:
+        """The limits of a column of times as a table's log says them of all files."""
+        bounds = self.table.bounds if self.table else None
+        if bounds is None:
+            return None
+        kind = self.schema.field(column).type
+        if not (pa.types.is_timestamp(kind) and kind.unit == "us"):
+            return None
+        found: list[int] = []
+        for file in self.files:
+            said = bounds.range(file.path, column)
+            if said is None and not bounds.is_all_null(file.path, column):
+                return None
+            found += said or ()
+        return pa.array(found, pa.int64()).cast(kind)
 
     def readable(self, columns: Collection[str]) -> ds.FileSystemDataset:
         """The dataset, whose schema surely holds what the files have in some columns.
@@ -357,6 +432,8 @@ class SourceDataset:
         return ReadErrors(self.place, (*self.files, *self.left_out), is_table=self.of_log)
 
     def _widened(self, footers: Sequence[Footer]) -> pa.Schema:
+        if self.of_log:
+            return self.schema  # files may have columns that were dropped
         with self._read_errors.of_schemas():
             _check_inside(footers, self.files, self._inside(), self.place.uri)
             return widened(self.schema, footers, self.place.uri, self.of_folders)
@@ -375,6 +452,37 @@ class SourceDataset:
             settled=True,
             repeated=_repeated(parts),
         )
+
+
+MOST_KEYS = 100_000
+"""Of entity rows, for each to be looked for in what files may hold; of more the ends alone."""
+
+
+def _sorted_values(column: pa.Array | pa.ChunkedArray) -> list[Any] | None:
+    """Keys in the order of a table's bounds; None for types that are not compared."""
+    if not (pa.types.is_int64(column.type) or pa.types.is_string(column.type)):
+        return None
+    if len(column) > MOST_KEYS:
+        ends = pc.min_max(column).as_py()
+        return [] if ends["min"] is None else [Ends(ends["min"], ends["max"])]
+    return sorted(pc.unique(column).drop_null().to_pylist())
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The least and the greatest of many keys."""
+
+    least: Any
+    greatest: Any
+
+
+def _may_hold(values: list[Any], said: tuple[Any, Any] | None) -> bool:
+    if said is None:
+        return True
+    if values and isinstance(values[0], Ends):
+        return bool(values[0].least <= said[1] and said[0] <= values[0].greatest)
+    at = bisect.bisect_left(values, said[0])
+    return at < len(values) and bool(values[at] <= said[1])
 
 
 def _fragments(

@@ -15,7 +15,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -40,6 +40,9 @@ from feast_dynamo_ext.timestamps import LATEST, assume_utc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.storage import Files
@@ -283,19 +286,84 @@ def settled(read: Callable[[], T]) -> T:
     return read()
 
 
+class Bounds(Protocol):
+    """What a table's log says of the values in its files."""
+
+    def range(self, path: str, column: str) -> tuple[Any, Any] | None:
+        """(least, greatest) of a file's values, whole numbers or texts; None where not said."""
+        ...
+
+    def is_all_null(self, path: str, column: str) -> bool:
+        """Whether a file surely has no value of a column."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileView:
+    """How one file of a table is read.
+
+    Attributes:
+        columns: names of the table's columns -> their names in the file, where these are others;
+            None where the file lacks the column, whatever it has under its name.
+        deleted: ascending numbers of the rows that no longer count.
+    """
+
+    columns: Mapping[str, str | None]
+    deleted: NDArray[np.int64]
+
+    def name(self, column: str) -> str | None:
+        """What a column is called in the file; None where it has none."""
+        return self.columns.get(column, column)
+
+
+class Views(Protocol):
+    """How the files of a table are read."""
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether all of them are read as they stand."""
+        ...
+
+    def of(self, fragment: Any) -> FileView | None:
+        """How a file is read, given its fragment; None for as it stands."""
+        ...
+
+
+@dataclass(frozen=True)
+class TieBreak:
+    """Decides between rows of equal keys, event and created time, where positions do not.
+
+    Attributes:
+        sequence: the column whose greatest value wins; rows that are equal in it too, and all rows
+            where it is None, are decided by what they hold.
+    """
+
+    sequence: str | None
+
+
 @dataclass(frozen=True)
 class TableFiles:
     """One version of a table whose log says which files count.
 
     Attributes:
-        files: these, by path.
+        files: these, in the order of their rows' positions.
         schema: names and types of all columns.
         partitions: names and types of those that the log says instead of the files.
+        bounds: what the files may hold; None where the log does not say.
+        views: how each file is read; None for as they stand.
+        ties: decides between equal rows; None where the later position wins.
+        internal: columns of the table that are no one's features.
+        version: names the version in the log; empty where it has no name.
     """
 
     files: tuple[FileState, ...]
     schema: pa.Schema
     partitions: dict[str, pa.DataType]
+    bounds: Bounds | None = None
+    views: Views | None = None
+    ties: TieBreak | None = None
+    internal: frozenset[str] = frozenset()
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -397,14 +465,7 @@ class Place:
     def changed(self, files: Sequence[FileState]) -> FileState | None:
         """The first of some files that is no more what it was when it was listed."""
         now = self.storage.current(files)
-        return next(
-            (
-                file
-                for file in files
-                if file.path not in now or now[file.path].version != file.version
-            ),
-            None,
-        )
+        return next((file for file in files if not _is_same(file, now.get(file.path))), None)
 
     def everything(self) -> Iterator[FileState]:
         """All files there, hidden ones too, in no order."""
@@ -428,6 +489,13 @@ class Place:
             "counts from the feature repo), the bucket's name and region, or write the history "
             "first."
         )
+
+
+def _is_same(listed: FileState, now: FileState | None) -> bool:
+    if now is None:
+        return False
+    # Of a file that a log names, it says the size alone: such files are written once.
+    return listed.size == now.size if listed.is_of_log else listed.version == now.version
 
 
 def is_hidden(path: str) -> bool:

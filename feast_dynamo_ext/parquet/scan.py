@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from feast_dynamo_ext.parquet.listing import Place
+    from feast_dynamo_ext.parquet.listing import FileView, Place, Views
     from feast_dynamo_ext.storage import FileState
 
     Reading = Callable[[str], AbstractContextManager[object]]
@@ -110,7 +110,9 @@ class ReadErrors:
         Raises:
             SourceReadError: one was replaced or removed; names it.
         """
-        changed = self.place.changed(self.files) if self.files else None
+        # Files that a table's log names are written once; to ask for each would cost a request.
+        files = [file for file in self.files if not file.is_of_log]
+        changed = self.place.changed(files) if files else None
         if changed is not None:
             raise self._changed(changed)
 
@@ -231,8 +233,97 @@ GROUPS_AHEAD = 1
 slow consumer: finding the newest of 10 million rows it held 210 MB more than this does."""
 
 
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a file, as the file is read.
+
+    Attributes:
+        fragment: pyarrow's, of this row group alone.
+        view: how the file is read; None for as it stands.
+        first: number of its first row in the file.
+    """
+
+    fragment: Any
+    view: FileView | None = None
+    first: int = 0
+
+    @property
+    def path(self) -> str:
+        """Path of the file."""
+        path: str = self.fragment.path
+        return path
+
+    @property
+    def rows(self) -> int:
+        """How many of its rows count."""
+        (info,) = self.fragment.row_groups
+        return int(info.num_rows) - len(self._deleted(info.num_rows))
+
+    def batches(
+        self, schema: pa.Schema, columns: Sequence[str], **options: Any
+    ) -> Iterator[pa.RecordBatch]:
+        """Its rows that count, in order."""
+        view = self.view
+        options |= {"batch_size": _batch_rows(self.fragment), **READ_AHEAD}
+        if view is None:
+            yield from self.fragment.scanner(
+                schema=schema, columns=list(columns), **options
+            ).to_batches()
+            return
+        scanner = self.fragment.scanner(
+            schema=_stored_schema(schema, view), columns=_stored(schema, columns, view), **options
+        )
+        start = self.first
+        for batch in scanner.to_batches():
+            gone = _between(view.deleted, start, start + batch.num_rows) - start
+            start += batch.num_rows
+            if not len(gone):
+                yield batch
+                continue
+            counts = np.ones(batch.num_rows, dtype=bool)
+            counts[gone] = False
+            if counts.any():
+                yield batch.filter(pa.array(counts))
+
+    def _deleted(self, rows: int) -> NDArray[np.int64]:
+        if self.view is None:
+            return NONE
+        return _between(self.view.deleted, self.first, self.first + rows)
+
+
+NONE = np.empty(0, dtype=np.int64)
+
+
+def _between(numbers: NDArray[np.int64], first: int, end: int) -> NDArray[np.int64]:
+    start, stop = np.searchsorted(numbers, [first, end])
+    return numbers[start:stop]
+
+
+def _stored_schema(schema: pa.Schema, view: FileView) -> pa.Schema:
+    """The columns under their names in a file."""
+    fields = [(view.name(column.name), column) for column in schema]
+    return pa.schema([column.with_name(name) for name, column in fields if name is not None])
+
+
+def _stored(schema: pa.Schema, columns: Sequence[str], view: FileView) -> dict[str, Any]:
+    """For each column what it is in a file."""
+    names = {name: view.name(name) for name in columns}
+    return {
+        name: _null(schema.field(name).type) if inside is None else ds.field(inside)
+        for name, inside in names.items()
+    }
+
+
+def _null(kind: pa.DataType) -> ds.Expression:
+    """A null of a type, for all rows."""
+    return ds.scalar(pa.scalar(None, kind))
+
+
 def batches(
-    dataset: ds.FileSystemDataset, columns: Sequence[str], reading: Reading
+    dataset: ds.FileSystemDataset,
+    columns: Sequence[str],
+    reading: Reading,
+    views: Views | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """All rows in the order of the files, in batches of bounded size.
 
@@ -240,26 +331,21 @@ def batches(
         dataset: the files.
         columns: names of the columns to read.
         reading: what a file is read in, given its path; names the file in errors.
+        views: how each file is read; None for as they stand.
     """
 
-    def rows_of(group: Any) -> Iterator[pa.RecordBatch]:
+    def rows_of(group: RowGroup) -> Iterator[pa.RecordBatch]:
         with reading(group.path):
-            scanner = group.scanner(
-                schema=dataset.schema,
-                columns=list(columns),
-                batch_size=_batch_rows(group),
-                **READ_AHEAD,
-            )
-            yield from scanner.to_batches()
+            yield from group.batches(dataset.schema, columns)
 
-    def opened(group: Any) -> tuple[pa.RecordBatch | None, Iterator[pa.RecordBatch]]:
+    def opened(group: RowGroup) -> tuple[pa.RecordBatch | None, Iterator[pa.RecordBatch]]:
         found = rows_of(group)
         return next(found, None), found
 
     opened = cancellation.in_threads(opened)
     with ThreadPoolExecutor(1) as threads:
         ahead: deque[Future[Any]] = deque()
-        for group in _row_groups(dataset, reading):
+        for group in row_groups(dataset, reading, views):
             ahead.append(threads.submit(opened, group))
             if len(ahead) > GROUPS_AHEAD:
                 cancellation.check()
@@ -276,6 +362,7 @@ def each(
     reading: Reading,
     wanted: NDArray[np.int64] | None = None,
     together: int = 0,
+    views: Views | None = None,
 ) -> Iterator[T]:
     """What a function makes of all batches, several row groups at a time.
 
@@ -288,12 +375,13 @@ def each(
         wanted: ascending positions; row groups that hold none of them are not read. None for all.
         together: row groups that follow each other are one batch up to so many rows; 0 for small
             batches.
+        views: how each file is read; None for as they stand.
 
     Returns:
         What was made of the batches, in the order of the files.
     """
 
-    def of_groups(groups: list[Any], start: int) -> list[T]:
+    def of_groups(groups: list[RowGroup], start: int) -> list[T]:
         made = []
         for batch in _large(_read(groups, columns, dataset, reading), together):
             cancellation.check()
@@ -304,7 +392,9 @@ def each(
     of_groups = cancellation.in_threads(of_groups)
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[list[T]]] = deque()
-        for groups, start in _runs(_groups_with(dataset, wanted, reading), together):
+        for groups, start in _runs(
+            _groups_with(row_groups(dataset, reading, views), wanted), together
+        ):
             ahead.append(pool.submit(of_groups, groups, start))
             if len(ahead) > threads:
                 yield from ahead.popleft().result()
@@ -312,31 +402,49 @@ def each(
             yield from first.result()
 
 
-def _row_groups(dataset: ds.FileSystemDataset, reading: Reading) -> Iterator[Any]:
+def row_groups(
+    dataset: ds.FileSystemDataset, reading: Reading, views: Views | None = None
+) -> Iterator[RowGroup]:
+    """The row groups of files that count, in their order.
+
+    Args:
+        dataset: the files.
+        reading: what a file is read in, given its path; names the file in errors.
+        views: how each file is read; None for as they stand.
+    """
     for file in dataset.get_fragments():
         with reading(file.path):
             groups = file.split_by_row_group()
-        yield from groups
+            view = views.of(file) if views is not None else None
+        if view is None:
+            yield from map(RowGroup, groups)
+            continue
+        rows = [file.metadata.row_group(at).num_rows for at in range(file.metadata.num_row_groups)]
+        starts = np.cumsum([0, *rows])
+        for group in groups:
+            yield RowGroup(group, view, int(starts[group.row_groups[0].id]))
 
 
 def _groups_with(
-    dataset: ds.FileSystemDataset, wanted: NDArray[np.int64] | None, reading: Reading
-) -> Iterator[tuple[Any, int]]:
+    groups: Iterator[RowGroup], wanted: NDArray[np.int64] | None
+) -> Iterator[tuple[RowGroup, int]]:
     """Row groups with the positions of their first rows: all, or those that hold wanted ones."""
     start = 0
-    for group in _row_groups(dataset, reading):
-        end = start + group.row_groups[0].num_rows
+    for group in groups:
+        end = start + group.rows
         if wanted is None or np.searchsorted(wanted, start) < np.searchsorted(wanted, end):
             yield group, start
         start = end
 
 
-def _runs(groups: Iterator[tuple[Any, int]], most: int) -> Iterator[tuple[list[Any], int]]:
+def _runs(
+    groups: Iterator[tuple[RowGroup, int]], most: int
+) -> Iterator[tuple[list[RowGroup], int]]:
     """Row groups that follow each other, up to so many rows together; at least one."""
-    run: list[Any] = []
+    run: list[RowGroup] = []
     start = end = 0
     for group, at in groups:
-        rows = group.row_groups[0].num_rows
+        rows = group.rows
         if run and (at != end or end + rows - start > most):
             yield run, start
             run = []
@@ -348,7 +456,10 @@ def _runs(groups: Iterator[tuple[Any, int]], most: int) -> Iterator[tuple[list[A
 
 
 def _read(
-    groups: list[Any], columns: Sequence[str], dataset: ds.FileSystemDataset, reading: Reading
+    groups: list[RowGroup],
+    columns: Sequence[str],
+    dataset: ds.FileSystemDataset,
+    reading: Reading,
 ) -> Iterator[pa.RecordBatch]:
     # Far away, a row group's columns are fetched together. What is on this machine is read as it
     # is needed, which takes a sixth less time, and never a whole column of a row group at once.
@@ -358,15 +469,9 @@ def _read(
     )
     for group in groups:
         with reading(group.path):
-            scanner = group.scanner(
-                schema=dataset.schema,
-                columns=list(columns),
-                batch_size=_batch_rows(group),
-                use_threads=False,
-                fragment_scan_options=options,
-                **READ_AHEAD,
+            yield from group.batches(
+                dataset.schema, columns, use_threads=False, fragment_scan_options=options
             )
-            yield from scanner.to_batches()
 
 
 def _large(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:

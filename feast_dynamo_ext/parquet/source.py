@@ -21,7 +21,8 @@ from feast_dynamo_ext.errors import ColumnNotFoundError, OfflineStoreError
 from feast_dynamo_ext.parquet import scan
 from feast_dynamo_ext.parquet.dataset import SourceDataset
 from feast_dynamo_ext.parquet.delta import read_delta
-from feast_dynamo_ext.parquet.iceberg import iceberg_columns, is_iceberg, read_iceberg
+from feast_dynamo_ext.parquet.iceberg.catalog import is_iceberg
+from feast_dynamo_ext.parquet.iceberg.table_files import iceberg_columns, read_iceberg
 from feast_dynamo_ext.parquet.listing import DatePartitioned, Periods, Place
 from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.storage import settings_of
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pyarrow import fs
 
     from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.parquet.listing import TieBreak
     from feast_dynamo_ext.parquet.pointer import Current
     from feast_dynamo_ext.storage import FileState
 
@@ -76,7 +78,7 @@ class ParquetSource:
         settings = config.offline_store.aws()
         if is_iceberg(data_source):
             _check_own_credentials(data_source)
-            return cls(SourceDataset.of_table(*read_iceberg(data_source, settings)), settings)
+            return cls(SourceDataset.of_table(*read_iceberg(data_source, config)), settings)
         settings = settings_of(data_source, config)
         place = Place.from_uri(uri_of(data_source, config), settings)
         if isinstance(getattr(data_source, "file_format", None), DeltaFormat):
@@ -126,9 +128,22 @@ class ParquetSource:
     def rows(self) -> int:
         """How many rows the files say they have."""
         # Arrow's own count is of whole files, also where some of their row groups are left out.
+        if self.parts.views is not None:
+            groups = scan.row_groups(self.dataset, self._read_errors().of_file, self.parts.views)
+            return sum(group.rows for group in groups)
         return sum(
             group.num_rows for fragment in self.parts.fragments for group in fragment.row_groups
         )
+
+    @property
+    def ties(self) -> TieBreak | None:
+        """Decides between equal rows; None where the later position wins."""
+        return self.parts.table.ties if self.parts.table else None
+
+    @property
+    def internal(self) -> frozenset[str]:
+        """Columns that are no one's features, as the sequence of a history table."""
+        return self.parts.table.internal if self.parts.table else frozenset()
 
     def with_columns(
         self, names: Sequence[str], wanted_by: str, times: Sequence[str] = ()
@@ -193,6 +208,15 @@ class ParquetSource:
         """
         return replace(self, parts=self.parts.within(column, first, last))
 
+    def with_keys(self, keys: Mapping[str, pa.Array | pa.ChunkedArray]) -> ParquetSource:
+        """This source without the files that hold none of some keys, as a table's log says.
+
+        Args:
+            keys: join keys by the source's columns, in the types that are compared; see
+                `key_types.comparable`. No file is opened.
+        """
+        return replace(self, parts=self.parts.with_keys(keys))
+
     def only(self, paths: Collection[str], schema: pa.Schema | None = None) -> ParquetSource:
         """This source with some of its files alone; positions count in these.
 
@@ -248,7 +272,9 @@ class ParquetSource:
             SourceReadError: a file cannot be read.
         """
         dataset, reading = self.parts.readable(columns), self._read_errors().of_file
-        yield from scan.each(dataset, columns, work, threads, reading, wanted, together)
+        yield from scan.each(
+            dataset, columns, work, threads, reading, wanted, together, self.parts.views
+        )
 
     def fetch(
         self, columns: Sequence[str], positions: NDArray[np.int64], threads: int = 1
@@ -303,7 +329,7 @@ class ParquetSource:
 
     def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         dataset, reading = self.parts.readable(columns), self._read_errors().of_file
-        yield from scan.batches(dataset, columns, reading)
+        yield from scan.batches(dataset, columns, reading, self.parts.views)
 
     def _read_errors(self) -> ReadErrors:
         parts = self.parts
@@ -375,7 +401,7 @@ def columns_of(data_source: DataSource, config: RepoConfig) -> list[tuple[str, s
     """
     if is_iceberg(data_source):
         _check_own_credentials(data_source)
-        return iceberg_columns(data_source, config.offline_store.aws())
+        return iceberg_columns(data_source, config)
     schema = ParquetSource.open(data_source, config).with_all_types().schema
     derived = getattr(data_source, "derived_columns", {})
     return [(column.name, str(column.type)) for column in schema if column.name not in derived]

@@ -41,11 +41,12 @@ class PartSize:
 
 @dataclass(frozen=True)
 class Part:
-    """One file that was written: its URI, bytes and rows."""
+    """One file that was written: its URI, bytes, rows, and pyarrow's footer of it."""
 
     uri: str
     size: int
     rows: int
+    footer: pq.FileMetaData
 
 
 def zstd(_: pa.Table) -> dict[str, Any]:
@@ -85,6 +86,7 @@ class PartWriter:
         self._opened = contextlib.ExitStack()
         self._file: NewFile | None = None
         self._writer: Any = None
+        self._footers: list[pq.FileMetaData] = []
         self._rows = 0
 
     def write(self, rows: pa.RecordBatch | pa.Table) -> None:
@@ -148,7 +150,13 @@ class PartWriter:
         group = cast(rows, self._schema)
         if self._file is None:
             self._file = self._opened.enter_context(self._files.new_file(self._next_uri()))
-            self._writer = pq.ParquetWriter(self._file, self._schema, **self._options(group))
+            self._footers = []
+            self._writer = pq.ParquetWriter(
+                self._file,
+                self._schema,
+                metadata_collector=self._footers,
+                **self._options(group),
+            )
         self._writer.write_table(group, row_group_size=max(1, rows.num_rows))
         self._rows += rows.num_rows
         if self._file.written >= self._size.file_bytes:
@@ -162,7 +170,8 @@ class PartWriter:
             return
         self._writer.close()
         self._opened.close()
-        self.written.append(Part(self._next_uri(), self._file.written, self._rows))
+        (footer,) = self._footers
+        self.written.append(Part(self._next_uri(), self._file.written, self._rows, footer))
         self._file, self._writer, self._rows = None, None, 0
 
 

@@ -135,7 +135,8 @@ def prune(view: ViewPlan, source: ParquetSource, entities: EntityRows) -> Parque
         theirs: entity_key(entities, view.view, ours, theirs, source.schema.field(theirs).type)
         for ours, theirs in view.keys
     }
-    return prune_buckets(source, keys).within(view.event_time, *view.visible(*entities.range()))
+    source = prune_buckets(source, keys).with_keys(keys)
+    return source.within(view.event_time, *view.visible(*entities.range()))
 
 
 class _Block:

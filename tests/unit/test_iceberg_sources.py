@@ -29,9 +29,9 @@ from feast_dynamo_ext.errors import (
     SourceReadError,
 )
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
-from feast_dynamo_ext.parquet import iceberg
+from feast_dynamo_ext.parquet.iceberg import catalog as iceberg
 from feast_dynamo_ext.parquet.append import append_rows
-from feast_dynamo_ext.parquet.compaction.snapshot import Target, folder_of
+
 from feast_dynamo_ext.parquet.source import ParquetSource, columns_of
 
 UTC = dt.timezone.utc

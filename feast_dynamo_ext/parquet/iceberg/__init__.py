@@ -1,0 +1,1 @@
+"""Iceberg tables through `pyiceberg`: their catalogs, reading, commits and upkeep."""

@@ -1,0 +1,344 @@
+"""Where Iceberg tables are kept: the catalog of a source, or of the offline store's block.
+
+All catalogs reach AWS as the rest of this package does (credentials that renew themselves, role,
+endpoint, certificates, proxy), unless a source says itself how.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
+from pydantic import Field
+
+from feast_dynamo_ext import aws
+from feast_dynamo_ext.config import SettingsModel
+from feast_dynamo_ext.errors import (
+    ConfigError,
+    DependencyError,
+    FeastDynamoError,
+    SourceNotFoundError,
+    SourceReadError,
+)
+from feast_dynamo_ext.parquet.listing import S3_SCHEMES, TableChangedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from feast import RepoConfig
+    from feast.data_source import DataSource
+
+    from feast_dynamo_ext.aws import AwsSettings
+
+
+INSTALL = "pip install 'feast-dynamo-ext[iceberg]'"
+
+CATALOG_NAME = "feast_iceberg"
+"""Feast's own default; an SQL catalog keeps its tables under it."""
+
+
+class CatalogConfig(SettingsModel):
+    """The `catalog` of the offline store's block: where `feast-dynamo table` makes tables.
+
+    Sources name their catalog themselves (Feast's `IcebergSource`); `feast-dynamo table create`
+    prints the lines.
+    """
+
+    type: Literal["glue", "sql", "rest"] = "glue"
+    """`glue`: AWS Glue's catalog. `sql`: a database, by default a file of SQLite. `rest`: Iceberg's
+    REST protocol, which S3 Tables and others speak."""
+
+    uri: str | None = None
+    """Of `sql`: a URL of SQLAlchemy; a relative path of SQLite counts from the feature repo.
+    Default: `sqlite:///data/iceberg.db`. Of `rest`: the endpoint. Of `glue`: none."""
+
+    warehouse: str | None = None
+    """Where new tables are put: an s3:// URI, or a folder, which counts from the feature repo. Of
+    `rest` what its server calls a warehouse. Default: of `sql` the folder `data/warehouse`; of the
+    others none."""
+
+    namespace: str | None = None
+    """Database of Glue, namespace of others. Default: the project's name."""
+
+    token_env_var: str | None = None
+    """Environment variable with the token of a REST catalog. Default: none."""
+
+    properties: dict[str, str] = Field(default_factory=dict)
+    """Further properties for pyiceberg, such as `rest.signing-name: s3tables`."""
+
+    _expected = {
+        "type": "`glue`, `sql` or `rest`",
+        "uri": "text",
+        "warehouse": "text",
+        "namespace": "text",
+        "token_env_var": "text",
+        "properties": "a mapping of texts",
+    }
+
+
+@dataclass(frozen=True)
+class CatalogAddress:
+    """A catalog, and what it is called in messages.
+
+    Attributes:
+        kind: pyiceberg's type of it.
+        name: pyiceberg's name of it.
+        uri: endpoint or database; empty where the kind has none.
+        warehouse: where new tables are put.
+        token_env_var: environment variable of its token, or None.
+        properties: further ones.
+        subject: who names it, for messages.
+    """
+
+    kind: str
+    name: str
+    uri: str
+    warehouse: str
+    token_env_var: str | None
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    subject: str = "the catalog"
+
+    @classmethod
+    def from_source(cls, source: Any, config: RepoConfig) -> CatalogAddress:
+        """The catalog of Feast's `IcebergSource`."""
+        return cls(
+            source.catalog_type,
+            source.catalog_name,
+            _database(source.endpoint or "", config),
+            _folder(source.warehouse or "", source.catalog_type, config),
+            source.token_env_var,
+            source.catalog_properties,
+            f"Source `{source.name}`",
+        )
+
+    @classmethod
+    def from_config(cls, config: RepoConfig) -> CatalogAddress:
+        """The catalog of the offline store's block.
+
+        Raises:
+            ConfigError: there is none, or it lacks its address.
+        """
+        found: CatalogConfig = config.offline_store.catalog_config()
+        uri, warehouse = source_fields(found, config)
+        return cls(
+            found.type,
+            CATALOG_NAME,
+            _database(uri, config),
+            _folder(warehouse, found.type, config),
+            found.token_env_var,
+            found.properties,
+            "`catalog` of feature_store.yaml",
+        )
+
+
+def source_fields(found: CatalogConfig, config: RepoConfig) -> tuple[str, str]:
+    """(endpoint, warehouse) as a source writes them.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    uri, warehouse = found.uri or "", found.warehouse or ""
+    if found.type == "sql":
+        return uri or "sqlite:///data/iceberg.db", warehouse or "data/warehouse"
+    missing = "uri" if found.type == "rest" and not uri else "warehouse" if not warehouse else ""
+    if missing:
+        what = "the endpoint of the catalog" if missing == "uri" else "where tables are put"
+        raise ConfigError(
+            f"offline_store of feature_store.yaml: `catalog` is of the type `{found.type}` and "
+            f"lacks `{missing}`, {what}. Set it: `catalog: {{type: {found.type}, {missing}: "
+            f"{'https://...' if missing == 'uri' else 's3://bucket/prefix'}}}`, or "
+            "`catalog: {type: sql}` for a file on this machine."
+        )
+    return uri, warehouse
+
+
+SQLITE = "sqlite:///"
+
+
+def _database(uri: str, config: RepoConfig) -> str:
+    """A URL of SQLite whose relative path counts from the repo, and which waits for its turn."""
+    if not uri.startswith(SQLITE):
+        return uri
+    path, _, options = uri.removeprefix(SQLITE).partition("?")
+    if path and not path.startswith((":memory:", "file:")):
+        path = str(Path(config.repo_path or "", path).absolute())
+    if "timeout" not in options:
+        options = f"{options}&timeout=60".lstrip("&")
+    return f"{SQLITE}{path}?{options}"
+
+
+def _folder(warehouse: str, kind: str, config: RepoConfig) -> str:
+    """A warehouse as a URI; a relative folder counts from the repo."""
+    if kind == "rest" or not warehouse or "://" in warehouse or warehouse.startswith("file:"):
+        return warehouse
+    return f"file://{Path(config.repo_path or '', warehouse).absolute()}"
+
+
+def is_iceberg(source: DataSource) -> bool:
+    """Whether a source is Feast's `IcebergSource`, or one that is made of it."""
+    return bool(source.source_type() == DataSourceProto.BATCH_ICEBERG)
+
+
+def table_name(source: Any) -> str:
+    """Namespace and table of a source."""
+    return f"{source.namespace}.{source.iceberg_table}"
+
+
+def load_table(source: Any, config: RepoConfig) -> Any:
+    """The table of a source, as pyiceberg has it.
+
+    Args:
+        source: Feast's `IcebergSource`.
+        config: the repo's config.
+
+    Raises:
+        DependencyError: `pyiceberg` is not installed, or what it needs for the catalog.
+        ConfigError: the environment variable of the catalog's token is not set.
+        SourceNotFoundError: there is no such table.
+        SourceReadError: catalog or metadata cannot be read.
+    """
+    address, name = CatalogAddress.from_source(source, config), table_name(source)
+    with catalog_errors(address, name):
+        return opened(address, config.offline_store.aws()).load_table(name)
+
+
+def opened(address: CatalogAddress, settings: AwsSettings) -> Any:
+    """A catalog of pyiceberg's; to be called, and used, in `catalog_errors`."""
+    try:
+        from pyiceberg.catalog import load_catalog
+    except ImportError as error:
+        raise DependencyError(
+            f"{address.subject} is of Iceberg tables, which the library `pyiceberg` reads and "
+            f"writes. Run `{INSTALL}`."
+        ) from error
+    if address.uri.startswith(SQLITE):
+        with contextlib.suppress(OSError):  # then the database says that it cannot be opened
+            Path(address.uri.removeprefix(SQLITE).partition("?")[0]).parent.mkdir(exist_ok=True)
+    return load_catalog(address.name, **_properties(address, settings))
+
+
+@contextlib.contextmanager
+def catalog_errors(address: CatalogAddress, name: str) -> Iterator[None]:
+    """Errors of a catalog and of the files of a table as ours.
+
+    Raises: as `load_table`.
+    """
+    try:
+        from pyiceberg.exceptions import (
+            NoSuchNamespaceError,
+            NoSuchTableError,
+            NotInstalledError,
+        )
+    except ImportError:
+        yield  # `opened` says what is missing
+        return
+    try:
+        with aws.s3_translated(name), aws.translated(address.kind, name):
+            yield
+    except FeastDynamoError:
+        raise
+    except (NoSuchNamespaceError, NoSuchTableError) as error:
+        raise SourceNotFoundError(
+            f"{address.subject}: the catalog has no table {name}: {error}. Check "
+            "`namespace`, `table` and `warehouse`, or make it with `feast-dynamo table create`."
+        ) from error
+    except (NotInstalledError, ImportError) as error:
+        raise DependencyError(
+            f"{address.subject}: pyiceberg needs more for a catalog of the type "
+            f"`{address.kind}`: {error}. Run `{INSTALL}`."
+        ) from error
+    except Exception as error:  # each kind of catalog raises errors of its own
+        raise unreadable(address, name, error) from error
+
+
+def unreadable(address: CatalogAddress, name: str, error: Exception) -> SourceReadError:
+    """What a catalog or a table's metadata raised, as our error."""
+    said = " ".join(str(error).split()).rstrip(".")
+    kind = TableChangedError if isinstance(error, FileNotFoundError) else SourceReadError
+    return kind(
+        f"{address.subject}: the Iceberg table {name} cannot be used: {type(error).__name__}: "
+        f"{said}. Check the catalog, and that the table's files may be read."
+    )
+
+
+def _properties(address: CatalogAddress, settings: AwsSettings) -> dict[str, Any]:
+    """What `load_catalog` is given: the address's own properties before those of the config."""
+    named = {"type": address.kind, "uri": address.uri, "warehouse": address.warehouse}
+    if address.token_env_var:
+        named["token"] = os.environ.get(address.token_env_var, "")
+        if not named["token"]:
+            raise ConfigError(
+                f"{address.subject} takes the catalog's token from the environment variable "
+                f"`{address.token_env_var}`, which is not set. Set it."
+            )
+    given = {name: value for name, value in named.items() if value}
+    return {**_of_aws(address, settings), **given, **address.properties}
+
+
+S3 = "feast-dynamo.s3"
+"""Name of the property that makes the filesystem of `file_io`."""
+
+OWN_ACCESS = re.compile(r"py-io-impl|s3\..*|.*\.(access-key-id|profile-name)|botocore_session")
+"""Properties by which a source says itself how pyiceberg reaches AWS."""
+
+
+def _of_aws(address: CatalogAddress, settings: AwsSettings) -> dict[str, Any]:
+    """How AWS is reached: as the rest of this package does, unless the source says it itself."""
+    if address.warehouse.startswith(("/", "file:")):
+        return {}
+    if not any(OWN_ACCESS.fullmatch(name) for name in address.properties):
+        session = aws.botocore_session(settings)
+        found = {
+            "client.region": session.get_config_variable("region"),
+            # Of the catalogs of AWS: its profile's certificates and credentials.
+            "botocore_session": session,
+            "py-io-impl": f"{__name__}.{file_io.__name__}",
+            # One for the metadata and all manifests, and none where they are not on S3.
+            S3: functools.cache(lambda: aws.filesystem("s3://metadata", settings)[0]),
+        }
+        if address.kind == "glue":
+            # That of S3, where one server on this machine stands for all of AWS; else its own.
+            endpoint = settings.endpoint_url
+            found |= {"glue.endpoint": endpoint} if aws.is_on_loopback(endpoint) else {}
+        if address.kind == "rest":
+            found["ssl"] = {"cabundle": aws.ca_bundle(aws.session(settings))}
+        return found
+    session = aws.session(settings)
+    found = {
+        "client.region": session.region_name,
+        "s3.endpoint": aws.endpoint_url("s3", settings, session),
+        "s3.proxy-uri": aws.s3_proxy(settings, session),
+    }
+    with aws.translated("s3", address.subject):
+        credentials = session.get_credentials()
+        frozen = credentials.get_frozen_credentials() if credentials else None
+    if frozen is not None:
+        found |= {
+            "client.access-key-id": frozen.access_key,
+            "client.secret-access-key": frozen.secret_key,
+            "client.session-token": frozen.token,
+        }
+    return {name: value for name, value in found.items() if value}
+
+
+def file_io(properties: dict[str, Any]) -> Any:
+    """The FileIO of pyiceberg's own, with the S3 of this package; `py-io-impl` names it.
+
+    pyiceberg's S3 takes neither a CA bundle nor credentials that renew themselves.
+    """
+    from pyiceberg.io.pyarrow import PyArrowFileIO
+
+    made = PyArrowFileIO(properties)
+    others = made.fs_by_scheme
+
+    def filesystem(scheme: str, host: str | None = None) -> Any:
+        return properties[S3]() if f"{scheme}://" in S3_SCHEMES else others(scheme, host)
+
+    made.fs_by_scheme = filesystem
+    return made

@@ -1,0 +1,246 @@
+"""Commits to Iceberg tables that happen once: never twice, never lost, with other writers about.
+
+A commit has an id, which is kept in the summary of its snapshot::
+
+    write files -> load the table -> is the id there? -> commit -> done
+                        ^                                  |
+                        +---- another writer was first, or no answer came
+
+Whatever a catalog answered, the table says whether a commit is in it. Files of a writer that is
+killed before are in no snapshot, so nobody reads them.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from feast_dynamo_ext.errors import (
+    AccessDeniedError,
+    ConfigError,
+    CredentialsError,
+    FeastDynamoError,
+    NotCommittedError,
+)
+from feast_dynamo_ext.parquet.iceberg.catalog import (
+    CatalogAddress,
+    catalog_errors,
+    opened,
+    table_name,
+)
+from feast_dynamo_ext.parquet.iceberg.data_files import DataFiles, in_order, partitions_of
+from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, new_sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import pyarrow as pa
+    from feast import RepoConfig
+
+    from feast_dynamo_ext.aws import AwsSettings
+
+
+COMMIT_ID = "feast-dynamo.commit-id"
+"""Name of a commit's id in the summary of its snapshot."""
+
+ATTEMPTS = 60
+"""Where other writers come first; each loads the table anew."""
+
+UNANSWERED = 5
+"""Attempts that may end without an answer, or with an error that may pass."""
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 2.0
+
+
+REFUSED = (AccessDeniedError, CredentialsError, ConfigError)
+"""Errors that no repetition mends."""
+
+
+def new_commit_id() -> str:
+    """An id that no other commit has."""
+    return uuid.uuid4().hex
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a commit does to a table.
+
+    Attributes:
+        added: descriptions of new data files.
+        removed: plans of data files that no longer count, as `planned` gave them.
+        summary: further entries of the snapshot's summary.
+    """
+
+    added: Sequence[Any] = ()
+    removed: Sequence[Any] = ()
+    summary: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TableHandle:
+    """A table by its name, to be loaded as it is now.
+
+    Attributes:
+        address: its catalog.
+        name: namespace and table.
+        settings: how AWS is reached.
+    """
+
+    address: CatalogAddress
+    name: str
+    settings: AwsSettings
+
+    @classmethod
+    def from_source(cls, source: Any, config: RepoConfig) -> TableHandle:
+        """The table of Feast's `IcebergSource`."""
+        address = CatalogAddress.from_source(source, config)
+        return cls(address, table_name(source), config.offline_store.aws())
+
+    def load(self) -> Any:
+        """The table, as pyiceberg has it.
+
+        Raises: as `catalog.load_table`.
+        """
+        with catalog_errors(self.address, self.name):
+            return opened(self.address, self.settings).load_table(self.name)
+
+    def append(self, rows: pa.Table, commit_id: str | None = None) -> Any:
+        """Add rows, once.
+
+        Args:
+            rows: in the columns and types of the table, without its sequence column.
+            commit_id: the same for the same rows, whoever writes them; by default a new one.
+
+        Returns:
+            The table with them.
+
+        Raises: as `commit`.
+        """
+        table, commit_id = self.load(), commit_id or new_commit_id()
+        if has_commit(table, commit_id) or not rows.num_rows:
+            return table
+        layout, files = TableLayout.from_table(table), DataFiles(table, self.settings)
+        if layout is not None:
+            sequence = new_sequence(table.metadata.last_sequence_number, rows.num_rows)
+            rows = in_order(rows.append_column(layout.sequence, sequence), layout)
+        written: list[Any] = []
+        try:
+            with catalog_errors(self.address, self.name):
+                for partition, part in partitions_of(table, rows):
+                    written += files.write(partition, [part], is_sorted=layout is not None)
+        except BaseException:
+            files.discard(written)
+            raise
+        return self.commit_files(files, Change(written), commit_id)
+
+    def commit_files(self, files: DataFiles, change: Change, commit_id: str) -> Any:
+        """`commit`; where the change is surely not in the table, its new files are deleted."""
+        try:
+            return self.commit(change, commit_id)
+        except (NotCommittedError, *REFUSED):
+            files.discard(change.added)
+            raise
+
+    def commit(self, change: Change, commit_id: str) -> Any:
+        """Make a change once.
+
+        Returns:
+            The table with it.
+
+        Raises:
+            NotCommittedError: it is surely not in the table: others kept coming first, or have
+                replaced a file that it removes, or have deleted rows of it.
+            FeastDynamoError: it may be in the table; the same id, tried again, finds out.
+        """
+        return self.attempt(lambda table: _commit(table, change, commit_id), commit_id)
+
+    def attempt(self, work: Callable[[Any], None], commit_id: str) -> Any:
+        """Work on the table as it is now, until its commit is in it.
+
+        Args:
+            work: is given the table; commits with the id in the summary.
+            commit_id: the id.
+
+        Raises: as `commit`.
+        """
+        from pyiceberg.exceptions import CommitFailedException, ValidationException
+
+        failure: Exception = NotCommittedError("nothing was tried")
+        unanswered = 0
+        for attempt in range(ATTEMPTS):
+            table = self.load()
+            if has_commit(table, commit_id):
+                return table
+            try:
+                with catalog_errors(self.address, self.name):
+                    try:
+                        work(table)
+                    except (CommitFailedException, ValidationException) as error:
+                        failure = error  # surely not committed
+                    else:
+                        return table
+            except (NotCommittedError, *REFUSED):
+                raise
+            except FeastDynamoError:
+                unanswered += 1
+                if unanswered == UNANSWERED:
+                    raise
+            wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(attempt, 10))
+            time.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 - no secret
+        raise NotCommittedError(
+            f"The Iceberg table {self.name}: other writers came first {ATTEMPTS} times, the last "
+            f"with {type(failure).__name__}: {' '.join(str(failure).split())}. Nothing of it is "
+            "in the table. Run it again when fewer are at work."
+        ) from failure
+
+
+def has_commit(table: Any, commit_id: str) -> bool:
+    """Whether a commit is in a table."""
+    return any(
+        (snapshot.summary or {}).get(COMMIT_ID) == commit_id for snapshot in table.snapshots()
+    )
+
+
+def planned(table: Any) -> dict[str, Any]:
+    """pyiceberg's plans of the data files of a table, by the files' paths."""
+    return {task.file.file_path: task for task in table.scan().plan_files()}
+
+
+def _commit(table: Any, change: Change, commit_id: str) -> None:
+    summary = {COMMIT_ID: commit_id, **change.summary}
+    if change.removed:
+        _check_unchanged(planned(table), change.removed)
+    with table.transaction() as transaction:
+        update = transaction.update_snapshot(snapshot_properties=summary)
+        producer = update.overwrite() if change.removed else update.merge_append()
+        for task in change.removed:
+            producer.delete_data_file(task.file)
+        for file in change.added:
+            producer.append_data_file(file)
+        producer.commit()
+
+
+def _check_unchanged(there: Mapping[str, Any], removed: Sequence[Any]) -> None:
+    """Refuse to replace files that others have replaced, or of which they deleted rows.
+
+    Raises:
+        NotCommittedError: counts them.
+    """
+
+    def is_changed(task: Any) -> bool:
+        now = there.get(task.file.file_path)
+        return now is None or _deletes(now) != _deletes(task)
+
+    changed = sum(map(is_changed, removed))
+    if changed:
+        raise NotCommittedError(
+            f"{changed:,} of {len(removed):,} data files to replace were replaced by another "
+            "writer meanwhile, or rows of them deleted. Nothing was changed; run it again."
+        )
+
+
+def _deletes(task: Any) -> set[str]:
+    return {file.file_path for file in task.delete_files}
