@@ -12,7 +12,7 @@ import operator
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -354,6 +354,7 @@ class TableFiles:
         ties: decides between equal rows; None where the later position wins.
         internal: columns of the table that are no one's features.
         version: names the version in the log; empty where it has no name.
+        summary: what the log says of the version besides.
     """
 
     files: tuple[FileState, ...]
@@ -364,6 +365,7 @@ class TableFiles:
     ties: TieBreak | None = None
     internal: frozenset[str] = frozenset()
     version: str = ""
+    summary: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def _content(history: History, row: Numbers, threads: int) -> Numbers:
     names = [name for name in source.schema.names if name not in source.internal]
     positions, index = np.unique(row, return_inverse=True)
     rows = source.fetch(names, positions, threads)
-    return content_ranks(pa.Table.from_batches(rows, source.schema_of(names)))[index]
+    ranks: Numbers = content_ranks(pa.Table.from_batches(rows, source.schema_of(names)))[index]
+    return ranks
 
 
 def _warn(history: History, group: Numbers, content: Numbers) -> None:
