@@ -37,9 +37,7 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   ├── DestinationError             a file that cannot be written          (OSError)
     │   ├── DestinationExistsError       something is there already             (FileExistsError)
     │   ├── RetrievalTimeoutError        a retrieval that took too long         (TimeoutError)
-    │   ├── EntityRowsError              entity rows that cannot be joined      (ValueError)
-    │   ├── CompactionError              a source that cannot be compacted so   (ValueError)
-    │   └── CompactionConflictError      another run compacted it meanwhile
+    │   └── EntityRowsError              entity rows that cannot be joined      (ValueError)
     ├── UnsupportedTypeError             a value or type that cannot be kept    (TypeError)
     ├── TrainingSetError                 a training set SageMaker cannot read   (ValueError)
     ├── ViewsFailedError                 feature views that failed, each named  (RuntimeError)
@@ -305,14 +303,6 @@ class EntityRowsError(OfflineStoreError, ValueError):
     """Entity rows that cannot be joined."""
 
     http_status: ClassVar[int] = BAD_REQUEST
-
-
-class CompactionError(OfflineStoreError, ValueError):
-    """A source that cannot be compacted, or not as asked."""
-
-
-class CompactionConflictError(OfflineStoreError):
-    """Another run compacted the source meanwhile; this one changed nothing."""
 
 
 class UnsupportedTypeError(FeastDynamoError, TypeError):

@@ -311,15 +311,6 @@ class SourceDataset:
         dataset = _dataset(parts, schema, self.place)
         return replace(self, dataset=dataset, checked=frozenset())
 
-    def only(self, paths: Collection[str], schema: pa.Schema | None = None) -> SourceDataset:
-        """Some of the files; see `ParquetSource.only`."""
-        kept = [part for part in self.fragments if part.path in paths]
-        return replace(
-            self,
-            files=tuple(file for file in self.files if file.path in paths),
-            dataset=_dataset(kept, schema or self.schema, self.place),
-        )
-
     def limits(self, column: str) -> pa.Array | None:
         """What footers say of a column of times; see `ParquetSource.limits`."""
         parts = self.fragments

@@ -31,7 +31,6 @@ from feast_dynamo_ext.errors import (
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 from feast_dynamo_ext.parquet import iceberg
 from feast_dynamo_ext.parquet.append import append_rows
-from feast_dynamo_ext.parquet.compaction.snapshot import Target, folder_of
 from feast_dynamo_ext.parquet.source import ParquetSource, columns_of
 
 UTC = dt.timezone.utc
@@ -437,14 +436,12 @@ def test_feast_is_told_iceberg_s_types(tmp_path, catalog):
     )
 
 
-def test_its_own_writers_append_to_it_and_compact_it(tmp_path, catalog):
+def test_its_own_writers_append_to_it(tmp_path, catalog):
     catalog.create_table("shop.orders", schema=rows(1, n=[0.5]).schema)
     view = FeatureView(source=source_of(tmp_path), **VIEW)
     config = repo_config(tmp_path)
     with pytest.raises(OfflineStoreError, match=r"`orders`: its source is an Iceberg table"):
         append_rows(view, config, rows(1, n=[0.5]))
-    with pytest.raises(OfflineStoreError, match=r"is an Iceberg table.*rewrite_data_files"):
-        folder_of(Target(view.batch_source, "event", None, (), ()), config)
 
 
 def test_a_path_is_taken_literally(tmp_path, catalog):
