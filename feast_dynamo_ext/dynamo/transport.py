@@ -19,13 +19,19 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 from yarl import URL
 
-from feast_dynamo_ext.aws import aws_error, ca_bundle, no_credentials, proxy_of, translated
+from feast_dynamo_ext.aws import (
+    aws_error,
+    ca_bundle,
+    is_on_loopback,
+    no_credentials,
+    proxy_of,
+    translated,
+)
 from feast_dynamo_ext.dynamo.event_loops import ConnectionLimit, LoopShare
 from feast_dynamo_ext.dynamo.signing import Endpoint, Signer
 from feast_dynamo_ext.errors import AwsError, AwsUnavailableError
@@ -138,7 +144,7 @@ class DynamoTransport:
     @property
     def is_on_loopback(self) -> bool:
         """Whether requests stay on this machine, as those to a stand-in of DynamoDB do."""
-        return aws.is_on_loopback(self._endpoint.url)
+        return is_on_loopback(self._endpoint.url)
 
     async def call(
         self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")

@@ -39,6 +39,7 @@ from feast_dynamo_ext.errors import (
 from feast_dynamo_ext.exact import cast_exact, refuse_inexact_integers
 from feast_dynamo_ext.parquet.fitted import fitted
 from feast_dynamo_ext.parquet.iceberg.catalog import is_iceberg
+from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
 from feast_dynamo_ext.parquet.scan import FileChangedError, ReadErrors
 from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
@@ -223,18 +224,13 @@ class Target:
         """The history of a view; where there is none yet, as the view declares it.
 
         Raises:
-            OfflineStoreError: the source is a glob, or a Delta or Iceberg table.
+            OfflineStoreError: the source is a glob, or a Delta table.
         """
         data_source = view.batch_source
         if isinstance(getattr(data_source, "file_format", None), DeltaFormat):
             raise OfflineStoreError(
                 f"Feature view `{view.name}`: its source is a Delta table, whose log would not "
                 "know a file beside it. Append with Delta's own writer."
-            )
-        if is_iceberg(data_source):
-            raise OfflineStoreError(
-                f"Feature view `{view.name}`: its source is an Iceberg table, whose metadata "
-                "would not know a file beside it. Append with a writer of Iceberg."
             )
         uri = uri_of(data_source, config).rstrip("/")
         if re.search(r"[*?]", uri):
@@ -273,6 +269,19 @@ class Target:
                 types.pop(name, None)  # nobody has said yet what its values are
         one_file = source if is_file else None
         return cls(view.name, uri, schema, folders, types, pa.schema(new), one_file, kinds)
+
+    @classmethod
+    def from_table(cls, view: Any, name: str, columns: pa.Schema) -> Target:
+        """The history of a view that is an Iceberg table.
+
+        Args:
+            view: the view.
+            name: of the table.
+            columns: names and types of its columns, without its sequence.
+        """
+        event_time, _ = stored_times(view.batch_source)
+        folders = Folders((), {}, "", (), event_time, {})
+        return cls(view.name, name, columns, folders, {}, pa.schema([]), declared=_kinds(view))
 
     def rows(self, table: pa.Table) -> pa.Table:
         """Rows in the columns and types of the files.
@@ -386,7 +395,7 @@ def append_rows(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
     that is one file is rewritten with them.
 
     Returns:
-        URIs of the new files, or of the one file.
+        URIs of the new files, or of the one file; the name of an Iceberg table.
 
     Raises:
         ColumnNotFoundError: a column is missing.
@@ -396,6 +405,8 @@ def append_rows(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
     """
     table = _original_names(view, table)
     _check_keys(view, table)
+    if is_iceberg(view.batch_source):
+        return _append_to_table(view, config, table)
     for _ in range(REWRITES):
         with contextlib.suppress(FileReplacedError, FileChangedError):
             return _append(view, config, table)
@@ -412,6 +423,13 @@ def _append(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
     _warn_of_one_file(view.name, target.uri)
     _rewrite(files, target.uri, target.one_file, rows)
     return [target.uri]
+
+
+def _append_to_table(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
+    handle = TableHandle.from_source(view.batch_source, config)
+    target = Target.from_table(view, f"the Iceberg table {handle.name}", handle.columns())
+    handle.append(target.rows(table))
+    return [handle.name]
 
 
 REWRITES = 20

@@ -110,8 +110,10 @@ class ReadErrors:
         Raises:
             SourceReadError: one was replaced or removed; names it.
         """
-        # Files that a table's log names are written once; to ask for each would cost a request.
-        files = [file for file in self.files if not file.is_of_log]
+        # Files that a table's log names are written once; on S3 each would cost a request, and
+        # one of another size cannot be read there.
+        far = self.place.is_on_s3
+        files = [file for file in self.files if not (far and file.is_of_log)]
         changed = self.place.changed(files) if files else None
         if changed is not None:
             raise self._changed(changed)

@@ -12,7 +12,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
 from pydantic import Field
@@ -51,8 +51,8 @@ class CatalogConfig(SettingsModel):
     """
 
     type: Literal["glue", "sql", "rest"] = "glue"
-    """`glue`: AWS Glue's catalog. `sql`: a database, by default a file of SQLite. `rest`: Iceberg's
-    REST protocol, which S3 Tables and others speak."""
+    """`glue`: AWS Glue's catalog. `sql`: a database, by default a file of SQLite. `rest`:
+    Iceberg's REST protocol, which S3 Tables and others speak."""
 
     uri: str | None = None
     """Of `sql`: a URL of SQLAlchemy; a relative path of SQLite counts from the feature repo.
@@ -72,7 +72,7 @@ class CatalogConfig(SettingsModel):
     properties: dict[str, str] = Field(default_factory=dict)
     """Further properties for pyiceberg, such as `rest.signing-name: s3tables`."""
 
-    _expected = {
+    _expected: ClassVar[dict[str, str]] = {
         "type": "`glue`, `sql` or `rest`",
         "uri": "text",
         "warehouse": "text",
@@ -125,7 +125,7 @@ class CatalogAddress:
             ConfigError: there is none, or it lacks its address.
         """
         found: CatalogConfig = config.offline_store.catalog_config()
-        uri, warehouse = source_fields(found, config)
+        uri, warehouse = source_fields(found)
         return cls(
             found.type,
             CATALOG_NAME,
@@ -137,7 +137,7 @@ class CatalogAddress:
         )
 
 
-def source_fields(found: CatalogConfig, config: RepoConfig) -> tuple[str, str]:
+def source_fields(found: CatalogConfig) -> tuple[str, str]:
     """(endpoint, warehouse) as a source writes them.
 
     Raises:

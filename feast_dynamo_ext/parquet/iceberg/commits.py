@@ -18,8 +18,11 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
+    ColumnTypeError,
     ConfigError,
     CredentialsError,
     FeastDynamoError,
@@ -31,13 +34,17 @@ from feast_dynamo_ext.parquet.iceberg.catalog import (
     opened,
     table_name,
 )
-from feast_dynamo_ext.parquet.iceberg.data_files import DataFiles, in_order, partitions_of
+from feast_dynamo_ext.parquet.iceberg.data_files import (
+    DataFiles,
+    in_order,
+    partitions_of,
+    table_columns,
+)
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, new_sequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import pyarrow as pa
     from feast import RepoConfig
 
     from feast_dynamo_ext.aws import AwsSettings
@@ -107,6 +114,15 @@ class TableHandle:
         with catalog_errors(self.address, self.name):
             return opened(self.address, self.settings).load_table(self.name)
 
+    def columns(self) -> pa.Schema:
+        """Names and types of the columns that rows bring: all but the sequence."""
+        table = self.load()
+        layout = TableLayout.from_table(table)
+        internal = layout.sequence if layout else None
+        return pa.schema(
+            [column for column in table_columns(table.schema()) if column.name != internal]
+        )
+
     def append(self, rows: pa.Table, commit_id: str | None = None) -> Any:
         """Add rows, once.
 
@@ -122,6 +138,7 @@ class TableHandle:
         table, commit_id = self.load(), commit_id or new_commit_id()
         if has_commit(table, commit_id) or not rows.num_rows:
             return table
+        _check_required(table, rows)
         layout, files = TableLayout.from_table(table), DataFiles(table, self.settings)
         if layout is not None:
             sequence = new_sequence(table.metadata.last_sequence_number, rows.num_rows)
@@ -197,6 +214,21 @@ class TableHandle:
         ) from failure
 
 
+def _check_required(table: Any, rows: pa.Table) -> None:
+    """Refuse nulls in columns that a table requires values in.
+
+    Raises:
+        ColumnTypeError: names the column.
+    """
+    for column in table.schema().fields:
+        if column.required and rows.column(column.name).null_count:
+            raise ColumnTypeError(
+                f"The Iceberg table {'.'.join(table.name())} requires a value of "
+                f"`{column.name}` in each row; {rows.column(column.name).null_count:,} of the "
+                "rows to append have none. Drop or fill them."
+            )
+
+
 def has_commit(table: Any, commit_id: str) -> bool:
     """Whether a commit is in a table."""
     return any(
@@ -205,7 +237,7 @@ def has_commit(table: Any, commit_id: str) -> bool:
 
 
 def planned(table: Any) -> dict[str, Any]:
-    """pyiceberg's plans of the data files of a table, by the files' paths."""
+    """Pyiceberg's plans of the data files of a table, by the files' paths."""
     return {task.file.file_path: task for task in table.scan().plan_files()}
 
 

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext.arrow_types import LARGE_TO_PLAIN, map_type
-from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout
 from feast_dynamo_ext.parquet.writer import PartSize, PartWriter, zstd
 from feast_dynamo_ext.storage import discard, files_of
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout
     from feast_dynamo_ext.parquet.writer import Part
 
 

@@ -305,7 +305,7 @@ MOST_OVERLAPPING = 32
 
 
 def _decides(tasks: list[Any], table: Any, schema: Any, layout: TableLayout | None) -> bool:
-    """Whether, of rows that are equal in keys and times, the later position has the later sequence.
+    """Whether, of rows equal in keys and times, the later position has the later sequence.
 
     So it is where each file is sorted as the table is, and no two files that may hold equal rows
     overlap in their sequences; then positions say who wins, and nothing more is read.
@@ -332,7 +332,7 @@ def _decides(tasks: list[Any], table: Any, schema: Any, layout: TableLayout | No
 def _are_apart(
     files: Sequence[Any], number: int, bounds: ManifestBounds, columns: Sequence[str]
 ) -> bool:
-    """Whether files of one partition, by their first sequence, cannot hold equal rows out of it."""
+    """Whether files of a partition, by first sequence, cannot hold equal rows out of order."""
     open_: list[Any] = []
     for file in files:
         first = _bound(file, number)
@@ -439,11 +439,9 @@ class FileViews:
         columns: dict[str, str | None] = {}
         for column in self.schema.fields:
             inside = found.get(column.field_id)
-            if inside == column.name or (inside is None and column.name not in by_name):
-                self._check_nested(column, stored, found, fragment.path)
-                continue
-            columns[column.name] = inside
-            self._check_nested(column, stored, found, fragment.path)
+            if inside != column.name and (inside is not None or column.name in by_name):
+                columns[column.name] = inside
+            self._check_nested(column, found, fragment.path)
         return columns
 
     def _by_mapping(self, stored: pa.Schema) -> dict[int, str]:
@@ -454,9 +452,7 @@ class FileViews:
         numbers = {name: part.field_id for part in mapping.root for name in part.names}
         return {numbers[name]: name for name in stored.names if name in numbers}
 
-    def _check_nested(
-        self, column: Any, stored: pa.Schema, found: Mapping[int, str], path: str
-    ) -> None:
+    def _check_nested(self, column: Any, found: Mapping[int, str], path: str) -> None:
         """Refuse columns whose fields have other names in a file.
 
         Raises:
