@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from feast_dynamo_ext.parquet.content_order import content_ranks
+from feast_dynamo_ext.parquet.iceberg.content_order import content_ranks
 from feast_dynamo_ext.timestamps import LOWEST
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def _equal(*columns: Numbers) -> Numbers:
     for column in columns:
         ordered = column[order]
         same &= ordered[1:] == ordered[:-1]
-    return order[np.append(same, False) | np.append(False, same)]
+    found: Numbers = order[np.append(same, False) | np.append(False, same)]
+    return found
 
 
 def _sequence(history: History, positions: Numbers, threads: int) -> Numbers:

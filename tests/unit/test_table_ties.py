@@ -146,7 +146,7 @@ def shuffled(handle, chance):
 @pytest.mark.parametrize("partition", ["day", "none"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_any_layout_gives_the_same_answers(tmp_path, created, partition, seed):
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311 - cases, no secrets
     handle = made(tmp_path, created, partition=partition)
     rows = [
         (chance.randrange(4), chance.randrange(0, 60, 12), chance.choice([None, 1, 70]), value)
@@ -186,7 +186,7 @@ def test_a_table_without_a_sequence_is_decided_by_content_and_says_so(tmp_path, 
     assert first[0] in (5, 6, 7)
     # One key and time differs: two equal rows are no question.
     assert "for 1 keys and event times" in caplog.text
-    chance = random.Random(3)
+    chance = random.Random(3)  # noqa: S311 - as above
     for _ in range(3):
         shuffled(handle, chance)
         assert answers(tmp_path, entity_rows, "stream") == first
