@@ -38,10 +38,14 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   ├── DestinationExistsError       something is there already             (FileExistsError)
     │   ├── RetrievalTimeoutError        a retrieval that took too long         (TimeoutError)
     │   ├── EntityRowsError              entity rows that cannot be joined      (ValueError)
+<<<<<<< HEAD
     │   ├── NotCommittedError            a change of a table that was not made
     │   ├── TableImportError             files that a table cannot take         (ValueError)
     │   ├── CompactionError              a source that cannot be compacted so   (ValueError)
     │   └── CompactionConflictError      another run compacted it meanwhile
+=======
+    │   └── NotCommittedError            a change of a table that was not made
+>>>>>>> i13
     ├── UnsupportedTypeError             a value or type that cannot be kept    (TypeError)
     ├── TrainingSetError                 a training set SageMaker cannot read   (ValueError)
     ├── ViewsFailedError                 feature views that failed, each named  (RuntimeError)
@@ -315,6 +319,7 @@ class NotCommittedError(OfflineStoreError):
     http_status = CONFLICT
 
 
+<<<<<<< HEAD
 class TableImportError(OfflineStoreError, ValueError):
     """Files of a history that an Iceberg table cannot take; all reasons at once.
 
@@ -337,6 +342,8 @@ class CompactionConflictError(OfflineStoreError):
     """Another run compacted the source meanwhile; this one changed nothing."""
 
 
+=======
+>>>>>>> i13
 class UnsupportedTypeError(FeastDynamoError, TypeError):
     """A value or a type that cannot be kept without loss."""
 

@@ -117,6 +117,9 @@ def _read(source: Any, config: RepoConfig) -> tuple[Place, TableFiles]:
         ties=None if _decides(tasks, table, schema, layout) else _ties(schema, layout),
         internal=frozenset([layout.sequence] if layout else []),
         version=str(snapshot.snapshot_id) if snapshot else "",
+        summary=dict(snapshot.summary.additional_properties)
+        if snapshot and snapshot.summary
+        else {},
     )
 
 
@@ -154,6 +157,12 @@ def _snapshot(source: Any, table: Any) -> Any:
             f"Tags and branches there: {known}. `feast-dynamo table history` lists snapshots."
         )
     return found
+
+
+def _summary(snapshot: Any) -> dict[str, str]:
+    if snapshot is None or snapshot.summary is None:
+        return {}
+    return dict(snapshot.summary.additional_properties)
 
 
 def _schema(table: Any, snapshot: Any) -> Any:

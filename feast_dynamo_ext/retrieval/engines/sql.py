@@ -355,7 +355,9 @@ def match(
     )
 
 
-def newest(view: ViewPlan, rows: str, condition: str, rank: str) -> str:
+def newest(
+    view: ViewPlan, rows: str, condition: str, rank: str, *, with_keys: bool = False
+) -> str:
     """Of each key the position r and the event time t of its newest row, and n, its rows.
 
     Args:
@@ -363,11 +365,36 @@ def newest(view: ViewPlan, rows: str, condition: str, rank: str) -> str:
         rows: the relation of all rows.
         condition: of columns of ``h``.
         rank: `winner` of the view's ranks.
+        with_keys: whether the keys are columns too.
     """
     keys = ", ".join(f"h.{key}" for key in key_names(view))
+    first = f"{keys}, " if with_keys else ""
     return (
-        f"SELECT {rank} AS r, max(h.t) AS t, count(*) AS n FROM {rows} AS h\n"  # noqa: S608 - names of our own
+        f"SELECT {first}{rank} AS r, max(h.t) AS t, count(*) AS n FROM {rows} AS h\n"  # noqa: S608 - names of our own
         f"  WHERE {usable(view)} AND {condition} GROUP BY {keys}"
+    )
+
+
+def tied_in_match(
+    view: ViewPlan, matched: str, entities: str, history: str, *, known: bool
+) -> str:
+    """Rows equal to a winner of `match` in keys and event time, and it: group g, row r."""
+    knows = f" JOIN {entities} AS e ON e.r = w.entity" if known else ""
+    is_known = " AND h.c <= e.known" if known else ""
+    return (
+        f"SELECT w.entity AS g, h.r FROM {matched} AS w\n"  # noqa: S608 - names of our own
+        f"  JOIN {history} AS n ON n.r = w.position\n"
+        f"  JOIN {history} AS h ON {_equal('n', 'h', view)} AND n.t = h.t{knows}\n"
+        f"  WHERE true{is_known} QUALIFY count(*) OVER (PARTITION BY w.entity) > 1"
+    )
+
+
+def tied_in_newest(view: ViewPlan, rows: str, found: str) -> str:
+    """Rows that are equal to one of `newest` in keys and event time, and it: group g, row r."""
+    return (
+        f"SELECT n.r AS g, h.r FROM {rows} AS h JOIN {found} AS n\n"  # noqa: S608 - names of our own
+        f"  ON {_equal('n', 'h', view)} AND n.t = h.t\n"
+        f"  QUALIFY count(*) OVER (PARTITION BY n.r) > 1"
     )
 
 
@@ -614,6 +641,14 @@ def _check_columns(view: ViewPlan, source: ParquetSource) -> None:
     Raises:
         OfflineStoreError: names the column.
     """
+    if source.parts.views is not None or source.ties is not None:
+        why = "whose files hold deleted rows or older names of columns"
+        if source.parts.views is None:
+            why = "of whose equal rows neither keys nor times say which is newest"
+        raise OfflineStoreError(
+            f"Feature view `{view.view}` has no SQL: its source is an Iceberg table, {why}. Use "
+            "`to_arrow()`, or rewrite the table first (`feast-dynamo table optimize`)."
+        )
     names = Counter(name.lower() for name in [*source.schema.names, "file_index", ROW_NUMBER])
     for column in dict.fromkeys([*view.narrow_columns, *view.feature_columns]):
         kind = source.schema.field(column).type
