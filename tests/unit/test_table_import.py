@@ -80,6 +80,7 @@ def put(path: Path, **columns) -> None:
     table = history([(1, 0, 0, 7)])
     for name, column in columns.items():
         at = table.schema.get_field_index(name)
+        column = pa.array(column) if isinstance(column, list) else column
         table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
     write(path, table)
 
@@ -146,7 +147,7 @@ file_rows = st.lists(st.tuples(st.sampled_from(KEYS), hours, hours), max_size=8)
 files = st.lists(file_rows, min_size=1, max_size=4)
 
 
-@cases(12)
+@cases(6)
 @given(
     first=files,
     more=files,
@@ -170,7 +171,7 @@ def test_retrievals_find_the_same_in_the_table(first, more, partition, room):
                 assert seen(table_view(view, config), config, KEYS, HOURS) == seen(
                     view, config, KEYS, HOURS
                 )
-        assert in_table(view, config, "value") == [(number,) for number in range(count)]
+        assert sorted(in_table(view, config, "value")) == [(number,) for number in range(count)]
 
 
 def test_of_equal_rows_the_later_path_wins_then_the_later_row(path, config):
@@ -197,7 +198,7 @@ def test_the_table_is_read_by_position_alone_after_a_copy(path, config):
         rows = [(key, hour * 24, 0, key) for key in range(9) for hour in range(3)]
         write(path / f"{number}.parquet", rows)
     view = orders(path)
-    done = imported(view, config, Room(chunk_bytes=2_000, spill_bytes=4_000), partition="day")
+    done = imported(view, config, Room(chunk_bytes=500, spill_bytes=1_500), partition="day")
     assert done.written > 3
     assert ParquetSource.open(table_view(view, config).batch_source, config).ties is None
 
@@ -539,6 +540,6 @@ def test_memory_is_that_of_a_chunk_not_of_the_source(path, config):
     assert whole == 50_400_000
     assert most < whole // 3
     assert done.rows == rows
-    # Of each month one file of all that was kept on the disk.
-    assert done.written == 10
+    # Of ten months' 5 MB each, in three chunks.
+    assert done.written == 30
     assert len(in_table(orders(path), config, "value")) == rows

@@ -101,9 +101,10 @@ class History:
             return Extent()
         size = sum(file.size for file in self.files)
         event_time, _ = stored_times(self.view.batch_source)
-        known = event_time in self.source.schema.names
-        found = self.source.limits(event_time) if known else None
-        if found is None or not is_time(found.type) or not len(found):
+        schema = self.source.schema
+        is_there = event_time in schema.names and is_time(schema.field(event_time).type)
+        found = self.source.limits(event_time) if is_there else None
+        if found is None or not len(found):
             return Extent(size)
         numbers = found.cast(TIMES, safe=False).cast(pa.int64())
         ends = pc.min_max(numbers).as_py()
@@ -421,7 +422,7 @@ def _without_imported(plan: ImportPlan, problems: list[str]) -> ImportPlan:
         plan.history,
         files=tuple(left),
         footers=tuple(each for each in plan.history.footers if each.path in paths),
-        source=source.only(paths) if source is not None else None,
+        source=source and replace(source, parts=source.parts.only(paths)),
     )
     return replace(plan, history=history, imported=imported)
 
