@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.materialize.engine import DynamoComputeEngine, DynamoComputeEngineConfig
     from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, S3ParquetOfflineStoreConfig
     from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
+    from feast_dynamo_ext.parquet.iceberg.destinations import (
+        IcebergLoggingDestination,
+        SavedDatasetIcebergStorage,
+    )
     from feast_dynamo_ext.parquet.s3_parquet_source import S3ParquetSource
     from feast_dynamo_ext.provider import DynamoProvider
     from feast_dynamo_ext.view_settings import TableSettings, ViewSettings
@@ -25,9 +29,11 @@ __all__ = [
     "DynamoOnlineStore",
     "DynamoOnlineStoreConfig",
     "DynamoProvider",
+    "IcebergLoggingDestination",
     "S3ParquetOfflineStore",
     "S3ParquetOfflineStoreConfig",
     "S3ParquetSource",
+    "SavedDatasetIcebergStorage",
     "TableSettings",
     "ViewSettings",
 ]
@@ -38,9 +44,11 @@ _MODULE_OF = {
     "DynamoOnlineStore": "online_store",
     "DynamoOnlineStoreConfig": "online_store",
     "DynamoProvider": "provider",
+    "IcebergLoggingDestination": "parquet.iceberg.destinations",
     "S3ParquetOfflineStore": "offline_store",
     "S3ParquetOfflineStoreConfig": "offline_store",
     "S3ParquetSource": "parquet.s3_parquet_source",
+    "SavedDatasetIcebergStorage": "parquet.iceberg.destinations",
     "TableSettings": "view_settings",
     "ViewSettings": "view_settings",
 }

@@ -38,9 +38,7 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   ├── DestinationExistsError       something is there already             (FileExistsError)
     │   ├── RetrievalTimeoutError        a retrieval that took too long         (TimeoutError)
     │   ├── EntityRowsError              entity rows that cannot be joined      (ValueError)
-    │   ├── NotCommittedError            a change of a table that was not made
-    │   ├── CompactionError              a source that cannot be compacted so   (ValueError)
-    │   └── CompactionConflictError      another run compacted it meanwhile
+    │   └── NotCommittedError            a change of a table that was not made
     ├── UnsupportedTypeError             a value or type that cannot be kept    (TypeError)
     ├── TrainingSetError                 a training set SageMaker cannot read   (ValueError)
     ├── ViewsFailedError                 feature views that failed, each named  (RuntimeError)
@@ -312,14 +310,6 @@ class NotCommittedError(OfflineStoreError):
     """A change of an Iceberg table that is surely not in it: other writers came first."""
 
     http_status = CONFLICT
-
-
-class CompactionError(OfflineStoreError, ValueError):
-    """A source that cannot be compacted, or not as asked."""
-
-
-class CompactionConflictError(OfflineStoreError):
-    """Another run compacted the source meanwhile; this one changed nothing."""
 
 
 class UnsupportedTypeError(FeastDynamoError, TypeError):

@@ -62,10 +62,6 @@ class FileReplacedError(DestinationError):
     """Another writer replaced a file that was being rewritten."""
 
 
-LOCK = "lock"
-"""Name of the file by which writers of a local folder take turns at `Files.put_if`."""
-
-
 @dataclass(frozen=True)
 class FileState:
     """One file as it was listed.
@@ -93,19 +89,6 @@ class FileState:
     def is_of_log(self) -> bool:
         """Whether a table's log named it, which says nothing else of it than its size."""
         return self.etag is None and self.mtime_ns is None
-
-
-@dataclass(frozen=True)
-class Content:
-    """A small file as it was read.
-
-    Attributes:
-        data: its bytes.
-        token: tells it from any other for `Files.put_if`: its ETag on S3, its bytes on a disk.
-    """
-
-    data: bytes
-    token: bytes | str
 
 
 class NewFile(Protocol):
@@ -164,24 +147,8 @@ class Files(Protocol):
         """
         ...
 
-    def read(self, uri: str) -> Content | None:
+    def read(self, uri: str) -> bytes | None:
         """A small file in one piece; None where there is none."""
-        ...
-
-    def put_if(
-        self, uri: str, data: bytes, token: bytes | str | None, content_type: str | None = None
-    ) -> bool:
-        """Write a small file if it still is what was read, or still is not there.
-
-        Args:
-            uri: the file.
-            data: its new content.
-            token: of the `Content` that was read; None where there was none.
-            content_type: for S3.
-
-        Returns:
-            Whether it was written; False where another writer came first.
-        """
         ...
 
     def rewriting(self, uri: str) -> AbstractContextManager[tuple[FileState, NewFile]]:
@@ -286,28 +253,12 @@ class LocalFiles:
             while chunk := file.read(READ_BYTES):
                 yield chunk
 
-    def read(self, uri: str) -> Content | None:
+    def read(self, uri: str) -> bytes | None:
         """See `Files.read`."""
         try:
-            data = _local(uri).read_bytes()
+            return _local(uri).read_bytes()
         except FileNotFoundError:
             return None
-        return Content(data, data)
-
-    def put_if(
-        self, uri: str, data: bytes, token: bytes | str | None, content_type: str | None = None
-    ) -> bool:
-        """See `Files.put_if`; writers of one folder take turns."""
-        with _refusals(uri, "written"):
-            folder = _local(uri).parent
-            folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder / LOCK):
-                found = self.read(uri)
-                if (found.token if found else None) != token:
-                    return False
-                with self.new_file(uri, content_type) as file:
-                    file.write(data)
-        return True
 
     @contextlib.contextmanager
     def rewriting(self, uri: str) -> Iterator[tuple[FileState, NewFile]]:
@@ -517,34 +468,17 @@ class S3Files:
             else:
                 return
 
-    def read(self, uri: str) -> Content | None:
+    def read(self, uri: str) -> bytes | None:
         """See `Files.read`."""
         bucket, key = _bucket_and_key(uri)
         try:
             with aws.translated("s3", uri):
                 answer = self.client.get_object(Bucket=bucket, Key=key)
-                return Content(answer["Body"].read(), answer["ETag"])
+                return bytes(answer["Body"].read())
         except ResourceNotFoundError as error:
             if error.code == "NoSuchBucket":
                 raise
             return None
-
-    def put_if(
-        self, uri: str, data: bytes, token: bytes | str | None, content_type: str | None = None
-    ) -> bool:
-        """See `Files.put_if`."""
-        bucket, key = _bucket_and_key(uri)
-        condition = {"IfMatch": token} if token else {"IfNoneMatch": "*"}
-        try:
-            with aws.translated("s3", uri):
-                self.client.put_object(
-                    Bucket=bucket, Key=key, Body=data, **_typed(content_type), **condition
-                )
-        except AwsError as error:
-            if error.code in CHANGED:
-                return False
-            raise
-        return True
 
     @contextlib.contextmanager
     def rewriting(self, uri: str) -> Iterator[tuple[FileState, NewFile]]:

@@ -8,7 +8,6 @@ import click
 
 from feast_dynamo_ext import __version__
 from feast_dynamo_ext.cli.bulk_load import bulk_load
-from feast_dynamo_ext.cli.compact import compact
 from feast_dynamo_ext.cli.local import local
 from feast_dynamo_ext.cli.materialize import materialize
 from feast_dynamo_ext.cli.repo import InOrder
@@ -46,7 +45,6 @@ main.add_command(init)
 main.add_command(local)
 main.add_command(materialize)
 main.add_command(bulk_load)
-main.add_command(compact)
 main.add_command(docs)
 
 if __name__ == "__main__":

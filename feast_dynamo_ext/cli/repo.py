@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from datetime import datetime
@@ -136,6 +137,37 @@ def time_in(text: str) -> datetime:
     from feast_dynamo_ext.timestamps import assume_utc
 
     return assume_utc(first)
+
+
+SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?))?B")
+AGE = re.compile(r"(\d+)([smhd])")
+SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def size_in(text: str) -> int:
+    """Bytes of a size such as 256MB, 1.5 GiB.
+
+    Raises:
+        click.BadParameter: it is none.
+    """
+    found = SIZE.fullmatch(text)
+    if found is None:
+        raise click.BadParameter(f"`{text}` is no size. Write it as 256MB or 1GiB.")
+    number, letter, binary = found.groups()
+    power = "KMGT".index(letter) + 1 if letter else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+def age_in(text: str) -> float:
+    """Seconds of an age such as 24h or 7d.
+
+    Raises:
+        click.BadParameter: it is none.
+    """
+    found = AGE.fullmatch(text)
+    if found is None:
+        raise click.BadParameter(f"`{text}` is no age. Write it as 90s, 30m, 24h or 7d.")
+    return float(int(found[1]) * SECONDS[found[2]])
 
 
 def open_store(repo: Path) -> FeatureStore:

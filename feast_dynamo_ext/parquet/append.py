@@ -104,7 +104,7 @@ class Folders:
         """
         pattern: str = getattr(data_source, "folder_format", "")
         derived: Mapping[str, str] = getattr(data_source, "derived_columns", {})
-        # Files that `compact` wrote may say less in their folders' names.
+        # Not all files need be as deep.
         deepest = max((file.partition for file in files), key=len, default=())
         there = [name for name, _ in deepest] if files else list(derived)
         stored = stored_names(data_source)

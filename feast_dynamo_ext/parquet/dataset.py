@@ -340,7 +340,15 @@ class SourceDataset:
             values = _sorted_values(column)
             if values is not None:
                 kept = {path for path in kept if _may_hold(values, bounds.range(path, name))}
-        return self if len(kept) == len(self.files) else self.only(kept)
+        if len(kept) == len(self.files):
+            return self
+        return replace(
+            self,
+            files=tuple(file for file in self.files if file.path in kept),
+            dataset=_dataset(
+                [part for part in self.fragments if part.path in kept], self.schema, self.place
+            ),
+        )
 
     def _view(self, fragment: Any) -> FileView | None:
         return self.views.of(fragment) if self.views else None
@@ -366,15 +374,6 @@ class SourceDataset:
         parts = _fragments(self.place, self.files, types)
         dataset = _dataset(parts, schema, self.place)
         return replace(self, dataset=dataset, checked=frozenset())
-
-    def only(self, paths: Collection[str], schema: pa.Schema | None = None) -> SourceDataset:
-        """Some of the files; see `ParquetSource.only`."""
-        kept = [part for part in self.fragments if part.path in paths]
-        return replace(
-            self,
-            files=tuple(file for file in self.files if file.path in paths),
-            dataset=_dataset(kept, schema or self.schema, self.place),
-        )
 
     def limits(self, column: str) -> pa.Array | None:
         """What footers say of a column of times; see `ParquetSource.limits`."""

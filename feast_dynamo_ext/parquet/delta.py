@@ -135,7 +135,7 @@ def _needed(place: Place, root: str, listed: set[str]) -> set[str]:
         return listed
     found = place.storage.read(f"{root}/{LAST_CHECKPOINT}")
     try:
-        first = int(json.loads(found.data)["version"]) if found else -1
+        first = int(json.loads(found)["version"]) if found else -1
     except (ValueError, KeyError, TypeError):
         first = -1  # it is a hint alone
     if not any(name.startswith(f"{LOG}/{first:020}.checkpoint") for name in listed):

@@ -12,7 +12,7 @@ import operator
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -33,8 +33,6 @@ from feast_dynamo_ext.errors import (
     SourceReadError,
 )
 from feast_dynamo_ext.exact import cast_exact
-from feast_dynamo_ext.parquet.pointer import FOLDER as COMPACTED
-from feast_dynamo_ext.parquet.pointer import POINTER, Current, visible
 from feast_dynamo_ext.storage import FileState, files_of
 from feast_dynamo_ext.timestamps import LATEST, assume_utc
 
@@ -78,9 +76,8 @@ class DatePartitioned(ABC):
 
 
 def folders_below(path: str, root: str) -> list[str]:
-    """Names of the folders between a source's folder and a file; those of compaction left out."""
-    folders = path[len(root) :].lstrip("/").split("/")[:-1]
-    return folders[2:] if folders[:1] == [COMPACTED] else folders
+    """Names of the folders between a source's folder and a file."""
+    return path[len(root) :].lstrip("/").split("/")[:-1]
 
 
 def partition_of(path: str, root: str) -> tuple[tuple[str, str | None], ...]:
@@ -252,6 +249,10 @@ def _end(start: datetime, length: str) -> datetime:
         return LATEST
 
 
+COMPACTED = "_feast_dynamo"
+POINTER = f"{COMPACTED}/current.json"
+"""What `feast-dynamo compact` of earlier versions left in a folder: which files count there."""
+
 HIDDEN = ("_", ".")  # _SUCCESS, _metadata, .crc and the like, by the convention of Hive and Spark
 
 MARKERS = ("_$folder$", "_COPYING_")
@@ -354,6 +355,8 @@ class TableFiles:
         ties: decides between equal rows; None where the later position wins.
         internal: columns of the table that are no one's features.
         version: names the version in the log; empty where it has no name.
+        summary: what the log says of the version besides.
+        name: of the table in its catalog; empty where it has none.
     """
 
     files: tuple[FileState, ...]
@@ -364,6 +367,8 @@ class TableFiles:
     ties: TieBreak | None = None
     internal: frozenset[str] = frozenset()
     version: str = ""
+    summary: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -414,25 +419,18 @@ class Place:
         return not isinstance(self.filesystem, fs.LocalFileSystem)
 
     def files(self, source: str) -> tuple[FileState, ...]:
-        """The files there without hidden ones; see `files_and_pointer`."""
-        return self.files_and_pointer(source)[0]
-
-    def files_and_pointer(self, source: str) -> tuple[tuple[FileState, ...], Current | None]:
-        """The files there without hidden ones, in the order of their rows' positions.
+        """The files there without hidden ones, by path: the order of their rows' positions.
 
         Args:
             source: the source's name, for messages.
 
-        Returns:
-            The files, by path; those of a compacted folder as its pointer says, and the pointer.
-
         Raises:
             SourceNotFoundError: no such file, folder or bucket, or no file in it.
-            SourceReadError: a local folder cannot be listed, or a compacted one not be read whole.
+            SourceReadError: a local folder cannot be listed, or an earlier version compacted one.
             AccessDeniedError: AWS does not allow to list it.
         """
         try:
-            found, current = self._visible()
+            listed = sorted(self.everything(), key=lambda file: file.path)
         except ResourceNotFoundError as error:
             raise self._nothing(source) from error
         except FeastDynamoError:
@@ -441,26 +439,24 @@ class Place:
             raise SourceReadError(
                 f"Source `{source}`: {self.uri} cannot be listed: {error}."
             ) from error
+        self._check_not_compacted(source, listed)
+        found = tuple(file for file in listed if self._is_meant(file.path))
         if not found:
             raise self._nothing(source)
-        return tuple(found), current
+        return found
 
-    def _visible(self) -> tuple[list[FileState], Current | None]:
-        listed = list(self.everything())
+    def _check_not_compacted(self, source: str, listed: Iterable[FileState]) -> None:
         for file in listed:
-            folder, is_pointer, _ = file.path.partition(f"/{POINTER}")
-            if is_pointer and (self.pattern is not None or folder != self.root):
-                raise SourceReadError(
-                    f"{self.uri} takes in {folder}, which was compacted: its files alone are not "
-                    "its rows. Make a source of that folder."
-                )
-        counting, current = visible(
-            listed, self.root, self.filesystem, lambda: list(self.everything())
-        )
-        generation = {f"{self.root}/{file.path}" for file in current.files} if current else ()
-        return [
-            file for file in counting if file.path in generation or self._is_meant(file.path)
-        ], current
+            folder = file.path.removesuffix(f"/{POINTER}")
+            if folder == file.path or is_hidden(folder[len(self.root) :]):
+                continue
+            raise SourceReadError(
+                f"Source `{source}`: {folder} was compacted by `feast-dynamo compact` of an "
+                f"earlier version, whose pointer ({POINTER}) is no longer read: the plain files "
+                "alone may not be all of its rows. Write these out as a plain folder with that "
+                "version, for example by `pull_all_from_table_or_query(...).persist(...)` of its "
+                "offline store, and point the source there."
+            )
 
     def changed(self, files: Sequence[FileState]) -> FileState | None:
         """The first of some files that is no more what it was when it was listed."""

@@ -18,6 +18,12 @@ from feast_dynamo_ext.errors import (
 )
 from feast_dynamo_ext.parquet.append import write_folders
 from feast_dynamo_ext.parquet.fitted import fitted
+from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
+from feast_dynamo_ext.parquet.iceberg.destinations import (
+    IcebergLoggingDestination,
+    found_or_made,
+)
+from feast_dynamo_ext.parquet.iceberg.table_schema import storable
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
 from feast_dynamo_ext.parquet.source import uri_of
 from feast_dynamo_ext.storage import files_of, settings_of
@@ -57,14 +63,19 @@ def append_logs(
         ColumnTypeError: a value does not fit the schema.
     """
     destination = logging_config.destination
-    if not isinstance(destination, FileLoggingDestination):
+    if not isinstance(destination, FileLoggingDestination | IcebergLoggingDestination):
         raise OfflineStoreError(
             f"Features are logged to a {type(destination).__name__}; S3ParquetOfflineStore "
-            "writes to Feast's `FileLoggingDestination`."
+            "writes to Feast's `FileLoggingDestination` and to `IcebergLoggingDestination`."
         )
     data_source = destination.to_data_source()
-    uri = uri_of(data_source, config).rstrip("/")
-    partition_by = destination.partition_by or []
+    handle, partition_by = None, []
+    if isinstance(destination, IcebergLoggingDestination):
+        handle = TableHandle.from_source(data_source, config)
+        uri = handle.name
+    else:
+        uri = uri_of(data_source, config).rstrip("/")
+        partition_by = destination.partition_by or []
     try:
         schema = source.get_schema(registry)
     except KeyError as error:  # of Feast's table of types
@@ -73,8 +84,35 @@ def append_logs(
             "for Uuid, Json and nested types. Log a feature service without them."
         ) from error
     logs = _typed(_table(data), schema, partition_by, uri)
+    if handle is not None:
+        return _append_to_table(handle, logs.select(schema.names))
     files = files_of(uri, settings_of(data_source, config))
     return write_folders(files, uri, logs.schema, _split(logs, partition_by))
+
+
+def _append_to_table(handle: TableHandle, logs: pa.Table) -> list[str]:
+    found_or_made(handle, storable(logs.schema))
+    columns = handle.columns()
+    missing = [name for name in logs.column_names if name not in columns.names]
+    if missing:
+        raise ColumnNotFoundError(
+            f"The Iceberg table {handle.name} lacks the columns {missing} of the logs; it has "
+            f"{columns.names}. Add them to the table, or log to another one."
+        )
+    typed = {
+        column.name: fitted(
+            logs.column(column.name),
+            column.type,
+            column.name,
+            f"The logs for {handle.name}: column `{column.name}`",
+            "the table",
+        )
+        if column.name in logs.column_names
+        else pa.nulls(len(logs), column.type)
+        for column in columns
+    }
+    handle.append(pa.table(typed, columns))
+    return [handle.name]
 
 
 def _table(data: pa.Table | Path) -> pa.Table:

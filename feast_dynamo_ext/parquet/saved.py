@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from feast_dynamo_ext._feast import SAVED_DATASET_EVENT_TIME
 from feast_dynamo_ext.errors import DestinationExistsError
+from feast_dynamo_ext.parquet.iceberg.catalog import EVENT_TIME_PROPERTY
 from feast_dynamo_ext.parquet.listing import is_hidden
 from feast_dynamo_ext.parquet.source import uri_of
 from feast_dynamo_ext.parquet.writer import write_file, write_parts
@@ -95,6 +96,8 @@ def event_time_of(source: ParquetSource, column: str) -> str:
     """The event time of a saved dataset, which Feast always asks by the same name."""
     if column != SAVED_DATASET_EVENT_TIME or column in source.schema.names:
         return column
+    if source.parts.table is not None:
+        return source.parts.table.summary.get(EVENT_TIME_PROPERTY) or column
     first = next(iter(source.dataset.get_fragments()))
     kept = (first.physical_schema.metadata or {}).get(EVENT_TIME_KEY)
     return kept.decode() if kept else column

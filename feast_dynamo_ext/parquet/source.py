@@ -1,8 +1,8 @@
 """The Parquet files behind a data source: a file, a folder, a glob, hive partitions, Delta.
 
-Rows have positions: 0, 1, 2 ... over all files in the order of their paths (of a compacted folder:
-in its pointer's order, then what was appended since). The join matches on keys and times alone and
-keeps positions; then only the matched rows' features are read, in the types the files have.
+Rows have positions: 0, 1, 2 ... over all files in the order of their paths. The join matches on
+keys and times alone and keeps positions; then only the matched rows' features are read, in the
+types the files have.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.storage import settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     import pyarrow.dataset as ds
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.parquet.listing import TieBreak
-    from feast_dynamo_ext.parquet.pointer import Current
     from feast_dynamo_ext.storage import FileState
 
 
@@ -56,12 +55,10 @@ class ParquetSource:
     Attributes:
         parts: its files, and their row groups that count.
         settings: how S3 was reached.
-        current: the pointer of a compacted folder, or None.
     """
 
     parts: SourceDataset
     settings: AwsSettings
-    current: Current | None = None
 
     @classmethod
     def open(cls, data_source: DataSource, config: RepoConfig) -> ParquetSource:
@@ -84,10 +81,8 @@ class ParquetSource:
         if isinstance(getattr(data_source, "file_format", None), DeltaFormat):
             table = read_delta(place, data_source.name, config.offline_store.spill_folder)
             return cls(SourceDataset.of_table(place, table), settings)
-        files, current = place.files_and_pointer(data_source.name)
-        return cls(
-            SourceDataset.of_files(place, files, _periods(data_source, place)), settings, current
-        )
+        files = place.files(data_source.name)
+        return cls(SourceDataset.of_files(place, files, _periods(data_source, place)), settings)
 
     @property
     def place(self) -> Place:
@@ -208,6 +203,11 @@ class ParquetSource:
         """
         return replace(self, parts=self.parts.within(column, first, last))
 
+    @property
+    def has_bounds(self) -> bool:
+        """Whether a table's log says what its files may hold."""
+        return self.parts.table is not None and self.parts.table.bounds is not None
+
     def with_keys(self, keys: Mapping[str, pa.Array | pa.ChunkedArray]) -> ParquetSource:
         """This source without the files that hold none of some keys, as a table's log says.
 
@@ -216,15 +216,6 @@ class ParquetSource:
                 `key_types.comparable`. No file is opened.
         """
         return replace(self, parts=self.parts.with_keys(keys))
-
-    def only(self, paths: Collection[str], schema: pa.Schema | None = None) -> ParquetSource:
-        """This source with some of its files alone; positions count in these.
-
-        Args:
-            paths: paths of the files within the filesystem.
-            schema: names and types of the columns; this source's by default.
-        """
-        return replace(self, parts=self.parts.only(paths, schema))
 
     def limits(self, column: str) -> pa.Array | None:
         """What footers say of a column of times: the least and the greatest value of row groups.
@@ -357,7 +348,7 @@ def uri_of(data_source: DataSource, config: RepoConfig) -> str:
     if is_iceberg(data_source):
         raise OfflineStoreError(
             f"Source `{data_source.name}` is an Iceberg table, whose files are those that its "
-            "metadata names. Compact it with Iceberg's own `rewrite_data_files`."
+            "metadata names. Here a folder is needed: a `FileSource` or an `S3ParquetSource`."
         )
     if not isinstance(data_source, (FileSource, DatePartitioned)):
         raise OfflineStoreError(

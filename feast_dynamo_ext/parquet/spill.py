@@ -40,7 +40,7 @@ class BinSpool:
         """Nothing is on the disk yet.
 
         Args:
-            schema: of the rows; without dictionaries, see `sorted_files.plain_schema`.
+            schema: of the rows; without dictionaries, which differ from batch to batch.
             bins: number of bins.
             bin_of: the bin of each row of a batch; not called where there is one bin.
             held_bytes: of rows that are in memory before they are written.

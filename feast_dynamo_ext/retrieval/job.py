@@ -16,6 +16,8 @@ from feast_dynamo_ext.cancellation import within
 from feast_dynamo_ext.errors import ConfigError, OfflineStoreError
 from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.parquet import saved
+from feast_dynamo_ext.parquet.iceberg.catalog import is_iceberg
+from feast_dynamo_ext.parquet.iceberg.destinations import SavedTable
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.parquet.writer import write_parts
 from feast_dynamo_ext.retrieval.engines import sql
@@ -281,7 +283,8 @@ class ParquetRetrievalJob(RetrievalJob):
         files, which are then deleted: a reader meanwhile sees both, but never neither.
 
         Args:
-            storage: Feast's `SavedDatasetFileStorage`, S3 or local.
+            storage: Feast's `SavedDatasetFileStorage`, S3 or local, or
+                `SavedDatasetIcebergStorage`: an Iceberg table, replaced in one commit.
             allow_overwrite: replace what is there.
             timeout: seconds to find the rows; writing them is not counted.
 
@@ -290,7 +293,12 @@ class ParquetRetrievalJob(RetrievalJob):
                 or something that is no Parquet.
             RetrievalTimeoutError: the rows were not found in time.
         """
-        place = saved.SavedPlace.from_source(storage.to_data_source(), self.config)
+        source = storage.to_data_source()
+        place = (
+            SavedTable.from_source(source, self.config)
+            if is_iceberg(source)
+            else saved.SavedPlace.from_source(source, self.config)
+        )
         old = place.checked(allow_overwrite=allow_overwrite)
         rows = self._rows(timeout)
         place.write(old, rows.schema, rows.batches(), self._event_time())

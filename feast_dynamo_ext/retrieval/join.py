@@ -21,12 +21,11 @@ from feast_dynamo_ext.arrow_types import naming
 from feast_dynamo_ext.cancellation import in_threads
 from feast_dynamo_ext.declared import as_declared, declared_type, name_of
 from feast_dynamo_ext.errors import EntityRowsError
-from feast_dynamo_ext.parquet.pointer import HASH, bucket_of
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Result, ascending
 from feast_dynamo_ext.retrieval.inputs import checked_source, entity_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from feast.data_source import DataSource
     from numpy.typing import NDArray
@@ -36,52 +35,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.retrieval.engines.base import Engine
     from feast_dynamo_ext.retrieval.inputs import EntityRows
     from feast_dynamo_ext.retrieval.plan import PitPlan, ViewPlan
-
-
-FIRST_ROWS = 64
-"""For each bucket: many entity rows need every bucket, as the first of them show."""
-
-
-def prune_buckets(
-    source: ParquetSource, keys: Mapping[str, pa.Array | pa.ChunkedArray]
-) -> ParquetSource:
-    """The source without the files whose buckets hold none of the keys.
-
-    Files that were appended since the source was compacted remain, as do all where it has no
-    buckets, or buckets of columns that are not among the keys. No file is opened.
-
-    Args:
-        source: the history.
-        keys: the entity rows' join keys by the source's names of their columns, in any types that
-            can be compared with the source's; null keys match nothing.
-
-    Returns:
-        The pruned source; positions count in its files.
-
-    Raises:
-        pyarrow.ArrowInvalid: a key that cannot be compared exactly, see `key_types.comparable`.
-    """
-    current = source.current
-    buckets = current.buckets if current else None
-    if current is None or buckets is None or buckets.hash != HASH:
-        return source
-    if not set(buckets.columns) <= keys.keys():
-        return source
-    columns = [keys[name] for name in buckets.columns]
-    first = [column.slice(0, FIRST_ROWS * buckets.count) for column in columns]
-    if len(_buckets(first, buckets.count)) == buckets.count:
-        return source
-    needed = _buckets(columns, buckets.count)
-    if len(needed) == buckets.count:
-        return source
-    root = source.place.root
-    wanted = set(needed.tolist())
-    left_out = {f"{root}/{file.path}" for file in current.files if file.bucket not in wanted}
-    return source.only({file.path for file in source.files} - left_out)
-
-
-def _buckets(columns: Sequence[pa.Array | pa.ChunkedArray], count: int) -> NDArray[np.int64]:
-    return np.flatnonzero(np.bincount(bucket_of(columns, count)))
 
 
 SLOT_BYTES = 160
@@ -128,14 +81,14 @@ def prune(view: ViewPlan, source: ParquetSource, entities: EntityRows) -> Parque
     """The source without the files and row groups that none of the entity rows can see.
 
     Raises:
-        EntityRowsError: a join key is missing, or cannot be compared.
         SourceReadError: a file cannot be read.
     """
-    keys = {
-        theirs: entity_key(entities, view.view, ours, theirs, source.schema.field(theirs).type)
-        for ours, theirs in view.keys
-    }
-    source = prune_buckets(source, keys).with_keys(keys)
+    if source.has_bounds:
+        keys = {
+            theirs: entity_key(entities, view.view, ours, theirs, source.schema.field(theirs).type)
+            for ours, theirs in view.keys
+        }
+        source = source.with_keys(keys)
     return source.within(view.event_time, *view.visible(*entities.range()))
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bars import BASE, OURS
 from harness import Command
 from offline_data import Dataset
-from offline_files import COMPACTED, Place, compact, written
+from offline_files import Place, written
 from offline_limits import Limits, watched
 from offline_s3 import BUCKET, SERVERS
 
@@ -39,7 +39,6 @@ CONTENDERS = {  # what `offline_client.py` calls them
     SCANS[0]: "scan_pyarrow",
     SCANS[1]: "scan_duckdb",
 }
-BUCKETS = 32
 FREE_DISK_MB = 5_000
 MEMORY_MB, SPARE_MB = 20_000, 1_500
 TIME_S, FULL_TIME_S = 120.0, 1_200.0
@@ -64,7 +63,6 @@ class OfflineCase:
         dataset: history and entity rows.
         contenders: who makes it; those of `once` in the first round alone.
         views: how many of the dataset's views; 0: all.
-        buckets: compacted into so many before; 0: not compacted.
         on: where the history is: `disk`, `S3` (a server with a delay to the first byte), `moto`.
         to_parquet: from entity rows in a file to Parquet files, rather than to an Arrow table.
         once: contenders of one round.
@@ -74,7 +72,6 @@ class OfflineCase:
     dataset: Dataset
     contenders: tuple[str, ...]
     views: int = 0
-    buckets: int = 0
     on: str = "disk"
     to_parquet: bool = False
     once: tuple[str, ...] = (DASK,)
@@ -130,7 +127,6 @@ def cases(*, full: bool = False, scale: float = 1.0) -> list[OfflineCase]:
     hot = (OURS, DUCKDB) if full else (OURS,)
     todo = [
         OfflineCase("3 views", YEAR, year),
-        OfflineCase("3 views, compacted", YEAR, (OURS,), buckets=BUCKETS),
         OfflineCase("3 views, S3", YEAR, (OURS, DASK, SCANS[0]), on="S3"),
         OfflineCase("even keys", YEAR, (OURS,), views=1),
         OfflineCase("1% of keys hot", SKEWED, hot, once=(DUCKDB,)),
@@ -177,9 +173,6 @@ def _run_cases(
     place: Place, todo: list[OfflineCase], rounds: int, limits: Limits, runs: OfflineRuns
 ) -> None:
     turns = [(case, contender) for case in todo for contender in case.contenders]
-    for case in todo:
-        if case.buckets:
-            compact(place, case.buckets)
     names = [place.warm.name, place.measured.name]
     with contextlib.ExitStack() as stack:
         endpoints = {
@@ -197,7 +190,6 @@ def _run_cases(
 def _run_one(
     place: Place, case: OfflineCase, contender: str, limits: Limits, endpoint: str | None
 ) -> Joined:
-    copy = COMPACTED if case.buckets else ""
     with tempfile.TemporaryDirectory(dir=place.folder) as scratch:
         settings = {
             "contender": CONTENDERS[contender],
@@ -208,7 +200,7 @@ def _run_one(
             "bucket": BUCKET,
             "is_join": contender not in SCANS,
             "warm": place.settings(place.warm),
-            "measured": place.settings(place.measured, copy),
+            "measured": place.settings(place.measured),
         }
         python = FEAST_PYTHON if contender in (DUCKDB, DASK) else OUR_PYTHON
         script = (str(HERE / "offline_client.py"), json.dumps(settings))

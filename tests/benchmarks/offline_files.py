@@ -1,4 +1,4 @@
-"""The history on disk: written once for all cases on it, compacted where a case wants that."""
+"""The history on disk: written once for all cases on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,6 @@ HERE = Path(__file__).parent
 DATA = "BENCH_DATA"
 """Environment variable: a folder where the history is kept for the next run."""
 
-COMPACTED = "-compacted"
 WARM = {"files": 1, "rows": 1_000, "keys": 100, "entities": 100}
 
 
@@ -37,9 +35,8 @@ class Place:
     warm: Dataset
     measured: Dataset
 
-    def settings(self, dataset: Dataset, copy: str = "") -> dict[str, Any]:
-        folder = str(self.folder / f"{dataset.name}{copy}")
-        return {"dataset": dataclasses.asdict(dataset), "folder": folder}
+    def settings(self, dataset: Dataset) -> dict[str, Any]:
+        return {"dataset": dataclasses.asdict(dataset), "folder": str(self.folder / dataset.name)}
 
 
 @contextlib.contextmanager
@@ -53,7 +50,6 @@ def written(dataset: Dataset) -> Iterator[Place]:
         missing = [one for one in (place.warm, dataset) if not (folder / one.name).exists()]
         if missing:
             _write(folder, missing)
-        stack.callback(shutil.rmtree, _compacted(place), ignore_errors=True)
         yield place
 
 
@@ -73,24 +69,3 @@ def _write(folder: Path, datasets: Sequence[Dataset]) -> None:
         Command("history", Path(sys.executable), script).finish()
         for dataset in datasets:
             (Path(unfinished) / dataset.name).rename(folder / dataset.name)
-
-
-def compact(place: Place, buckets: int) -> None:
-    """A compacted copy beside the files: hard links, which compaction replaces."""
-    copy = _compacted(place)
-    shutil.rmtree(copy, ignore_errors=True)  # of a run that was killed
-    shutil.copytree(place.folder / place.measured.name, copy, copy_function=os.link)
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=place.folder) as name:
-        repo = str(Path(name) / "repo")
-        dataset = json.dumps(dataclasses.asdict(place.measured))
-        made = (str(HERE / "offline_stores.py"), repo, str(copy), dataset)
-        Command("feature repo", Path(sys.executable), made).finish()
-        options = ("compact", "--chdir", repo, "--all", "--buckets", str(buckets), "--json")
-        command = ("-m", "feast_dynamo_ext.cli.main", *options)
-        Command("feast-dynamo compact", Path(sys.executable), command).finish()
-    print(f"compacted in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-
-
-def _compacted(place: Place) -> Path:
-    return place.folder / f"{place.measured.name}{COMPACTED}"

@@ -1,14 +1,8 @@
-"""Training sets through Feast: our offline store, or one of Feast's own.
-
-`offline_stores.py REPO HISTORY DATASET` makes a feature repo for `feast-dynamo compact`.
-"""
+"""Training sets through Feast: our offline store, or one of Feast's own."""
 
 from __future__ import annotations
 
 import datetime as dt
-import json
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -20,6 +14,8 @@ from offline_data import CREATED_TIME, EVENT_TIME, TTL_DAYS, Dataset
 from workload import JOIN_KEY
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
     from offline_client import Run, Task
 
@@ -71,7 +67,11 @@ def config(
     store: str, folder: Path, out: Path | None = None, more: dict[str, Any] | None = None
 ) -> RepoConfig:
     made = RepoConfig(
-        **block(store, folder),
+        project="bench",
+        provider="local",
+        registry=str(folder / "registry.db"),
+        online_store={"type": "sqlite", "path": str(folder / "online.db")},
+        entity_key_serialization_version=3,
         offline_store={
             "type": store,
             **({"staging_location": str(out)} if out and store == OURS else {}),
@@ -80,22 +80,6 @@ def config(
     )
     made.repo_path = folder
     return made
-
-
-def block(store: str, folder: Path) -> dict[str, Any]:
-    """What feature_store.yaml says, but for the offline store."""
-    return {
-        "project": "bench",
-        "provider": "local",
-        "registry": str(folder / "registry.db"),
-        "online_store": {"type": "sqlite", "path": str(folder / "online.db")},
-        "entity_key_serialization_version": 3,
-    }
-
-
-def objects(dataset: Dataset, folder: Path) -> list[Any]:
-    views = (view_of(dataset, name, str(folder / name)) for name in dataset.view_names())
-    return [CUSTOMER, *views]
 
 
 def view_of(dataset: Dataset, name: str, path: str, endpoint: str | None = None) -> FeatureView:
@@ -114,17 +98,3 @@ def view_of(dataset: Dataset, name: str, path: str, endpoint: str | None = None)
         ),
         ttl=dt.timedelta(days=TTL_DAYS),
     )
-
-
-def main() -> None:
-    repo, folder = map(Path, sys.argv[1:3])
-    dataset = Dataset(**json.loads(sys.argv[3]))
-    repo.mkdir()
-    text = {**block(OURS, repo), "offline_store": {"type": OURS}}
-    # JSON is YAML.
-    (repo / "feature_store.yaml").write_text(json.dumps(text, indent=2))
-    FeatureStore(config=config(OURS, repo)).apply(objects(dataset, folder))
-
-
-if __name__ == "__main__":
-    main()

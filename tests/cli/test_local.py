@@ -377,9 +377,6 @@ ANSWERS_AT_ONCE = [
     (["bulk-load", "2026-01-01", "2026-01-02"], 2),
     (["bulk-load", "2026-01-01", "2026-01-02", "--output", "load"], 1),
     (["bulk-load", "2026-01-01", "2026-01-02", "--dry-run"], 1),
-    (["compact"], 2),
-    (["compact", "--all", "--older-than", "7"], 2),
-    (["compact", "--all"], 1),
     (["init", "shop"], 0),
 ]
 

@@ -19,7 +19,14 @@ from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.cli.materialize import Window
-from feast_dynamo_ext.cli.repo import YAML_PATH_VARIABLE, YAML_VARIABLE, names_in, time_in
+from feast_dynamo_ext.cli.repo import (
+    YAML_PATH_VARIABLE,
+    YAML_VARIABLE,
+    age_in,
+    names_in,
+    size_in,
+    time_in,
+)
 from feast_dynamo_ext.dynamo.control_items import ControlItem
 from feast_dynamo_ext.materialize.lease import LEASE
 
@@ -164,6 +171,38 @@ def test_what_is_no_time(text, message):
 )
 def test_times(text, expected):
     assert time_in(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0B", 0),
+        ("256MB", 256_000_000),
+        ("1.5 GiB", 1_610_612_736),
+        ("2KB", 2_000),
+        ("1TiB", 1_099_511_627_776),
+    ],
+)
+def test_sizes(text, expected):
+    assert size_in(text) == expected
+
+
+@pytest.mark.parametrize("text", ["many", "", "256", "-1MB", "1mb", "1iB", "1MB each"])
+def test_what_is_no_size(text):
+    with pytest.raises(click.BadParameter) as raised:
+        size_in(text)
+    assert raised.value.message == f"`{text}` is no size. Write it as 256MB or 1GiB."
+
+
+def test_ages():
+    assert list(map(age_in, ("0s", "90s", "30m", "24h", "7d"))) == [0, 90, 1_800, 86_400, 604_800]
+
+
+@pytest.mark.parametrize("text", ["7", "1y", "", "1.5h", "-1h"])
+def test_what_is_no_age(text):
+    with pytest.raises(click.BadParameter) as raised:
+        age_in(text)
+    assert raised.value.message == f"`{text}` is no age. Write it as 90s, 30m, 24h or 7d."
 
 
 def test_names_of_views():

@@ -15,11 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import urllib3
 import yaml
-from click.testing import CliRunner
 from feast import FeatureStore
 from feast.monitoring.monitoring_service import MonitoringService
 
-from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.local import start_moto, stop
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStoreConfig
 
@@ -41,7 +39,6 @@ USERS = {
     "historical": ("historical",),
     "results": ("export", "saved_dataset"),
     "append": ("append",),
-    "compact": ("compact",),
     "monitor": ("monitor",),
 }
 CUSTOMERS = (4, 21, 33)
@@ -173,11 +170,6 @@ def test_each_example_runs_under_its_policy(as_user, capsys):
 
     as_user("append")
     runpy.run_path(str(OFFLINE / "append.py"))
-
-    as_user("compact")
-    for words in ([], ["--remove-replaced", "--older-than", "0s"]):
-        done = CliRunner().invoke(main, ["compact", "-c", "feature_repo", "orders", *words])
-        assert done.exit_code == 0, done.output
 
     as_user("monitor")
     service = MonitoringService(FeatureStore("feature_repo"))

@@ -30,9 +30,7 @@ from feast_dynamo_ext.local import start_moto, stop
 from feast_dynamo_ext.materialize.newest_rows import Columns, History
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 from feast_dynamo_ext.parquet.append import append_rows
-from feast_dynamo_ext.parquet.compaction import compaction
-from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
-from feast_dynamo_ext.parquet.compaction.snapshot import Target
+from feast_dynamo_ext.parquet.listing import Place
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.sagemaker.manifest import SourceFile, listed_files
 
@@ -330,8 +328,7 @@ def half_allowed(tmp_path_factory):
                     "Effect": "Allow",
                     "Action": "s3:GetObject",
                     "Resource": [
-                        f"arn:aws:s3:::history/{prefix}/*"
-                        for prefix in ("a", "aa/open", "aa/_feast_dynamo")
+                        f"arn:aws:s3:::history/{prefix}/*" for prefix in ("a", "aa/open")
                     ],
                 },
             ],
@@ -390,10 +387,6 @@ def sales(half_allowed, tmp_path, monkeypatch):
                 config, [view], ["sales:x"], entity_rows, NoRegistry(), "p"
             )
 
-        def compact():
-            target = Target(source, "event", None, ("cid",), ("sales",))
-            compaction.run(compaction.plan(target, config, LayoutRequest(buckets=1)))
-
         return {
             "stream": lambda: retrieval("stream").to_arrow(),
             "duckdb": lambda: retrieval("duckdb").to_arrow(),
@@ -410,7 +403,6 @@ def sales(half_allowed, tmp_path, monkeypatch):
             "persist": lambda: retrieval().persist(
                 SavedDatasetFileStorage(path="s3://history/saved")
             ),
-            "compact": compact,
         }
 
     return uses
@@ -430,7 +422,6 @@ def test_a_prefix_that_may_not_be_written_is_named_and_nothing_is_left(sales, ha
     for name, key in (
         ("export", "exports/p/"),
         ("persist", "saved/part-"),
-        ("compact", "aa/open/_feast_dynamo/"),
     ):
         with pytest.raises(AccessDeniedError, match=rf"PutObject on s3://history/{key}.*IAM pol"):
             uses[name]()
@@ -464,6 +455,84 @@ def test_more_files_than_one_page_of_a_listing(half_allowed, tmp_path, monkeypat
     ]
     (rows,) = found.fetch(["x"], np.array([2]))
     assert rows.to_pydict() == {"x": [3]}
+
+
+# Folders that earlier versions compacted
+
+
+@pytest.fixture(params=["disk", "S3"])
+def at(request, tmp_path):
+    """A place for files: its URI, what writes one there, and the config that reads them."""
+    if request.param == "S3":
+        put, bucket = request.getfixturevalue("put"), request.getfixturevalue("bucket")
+        config = config_of(request.getfixturevalue("moto_endpoint"), tmp_path)
+        return f"s3://{bucket}", put, config
+
+    def write(name: str, body: bytes) -> None:
+        path = tmp_path / "disk" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+
+    return str(tmp_path / "disk"), write, repo_config(tmp_path)
+
+
+POINTER = "shop/orders/_feast_dynamo/current.json"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "shop/orders",
+        "shop/orders/",
+        "shop",
+        "",
+        "shop/orders/*.parquet",
+        "shop/*/",
+        "**/*.parquet",
+    ],
+)
+def test_a_folder_with_the_pointer_of_an_earlier_version_is_refused(at, path):
+    root, put, config = at
+    put("shop/orders/_feast_dynamo/20260131T120000Z-1f/part-000-00000.parquet", parquet(x=[1]))
+    put("shop/visits/a.parquet", parquet(x=[2]))
+    put(POINTER, b"{}")
+    folder = f"{root}/shop/orders".removeprefix("s3://")
+    message = rf"`orders`: {folder} was compacted by `feast-dynamo compact` of an earlier version"
+
+    def source():
+        return FileSource(name="orders", path=f"{root}/{path}", timestamp_field="event")
+
+    # As cleaned after its last run, and with what was appended since.
+    for appended in (False, True):
+        if appended:
+            put("shop/orders/b.parquet", parquet(x=[3]))
+        with pytest.raises(SourceReadError, match=message):
+            ParquetSource.open(source(), config)
+
+
+def test_nothing_is_appended_to_a_folder_with_the_pointer_of_an_earlier_version(at):
+    root, put, config = at
+    put(POINTER, b"{}")
+    path = f"{root}/shop/orders"
+    source = FileSource(name="orders", path=path, timestamp_field="event")
+    entity = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+    view = FeatureView(name="orders", entities=[entity], schema=SCHEMA, source=source)
+    rows = pa.table({"cid": [9], "event": pa.array([0], pa.timestamp("us", "UTC")), "x": [9]})
+    with pytest.raises(SourceReadError, match="was compacted by"):
+        append_rows(view, config, rows)
+    place = Place.from_uri(path, config.offline_store.aws())
+    assert [file.path for file in place.everything()] == [
+        f"{root}/{POINTER}".removeprefix("s3://")
+    ]
+
+
+def test_a_pointer_beside_what_a_source_means_is_passed_over(at):
+    root, put, config = at
+    for name in (f"_old/{POINTER}", "shop/orders/_feast_dynamo/current.json.old"):
+        put(name, b"{}")
+    put("shop/orders/a.parquet", parquet(x=[1]))
+    source = FileSource(name="orders", path=root, timestamp_field="event")
+    assert values(ParquetSource.open(source, config)) == [1]
 
 
 # The real command

@@ -15,7 +15,6 @@ from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueTyp
 from feast.types import Float64, Int64, String
 from golden_history import CENTURY, hours, put
 from golden_record import replaced
-from golden_retrievals import tree_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +39,7 @@ entity_key_serialization_version: 3
 """
 BUCKET = "golden-cli"
 JANUARY = ("2025-01-01", "2025-02-01")
-# Durations, ids and sizes of files whose bytes have times in them.
+# Durations and ids.
 RULES: dict[str, Any] = {
     r"\b\d+\.\d+ s\b": "<time> s",
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\b[0-9a-f]{32}\b": "<id>",
@@ -179,24 +178,12 @@ def cli_record(folder: Path, endpoint: str) -> dict[str, Any]:
         ("bulk-load", *month, *at, "-v", "orders", "--output", "nowhere"),
         ("bulk-load", *month, *at, "-v", "orders", "--output", f"s3://{BUCKET}/a",
          "--way", "import"),
-        ("compact",),
-        ("compact", "nothing", *at),
-        ("compact", "--all", "--dry-run", *at),
-        ("compact", "orders_source", "visits", "--dry-run", "--json", *at),
-        ("compact", "orders", "--buckets", "2", *at),
-        ("compact", "visits", "--by-partition", "--json", *at),
-        ("compact", "visits", "--by-partition", *at),
-        ("compact", "orders", "--remove-replaced", "--older-than", "0s", *at),
-        ("compact", "orders", "--buckets", "0", *at),
     ]  # fmt: skip
     found = helps(command())
     for line in lines:
         found[" ".join(["feast-dynamo", *line])] = run(*line)
     rows = dynamodb.scan(TableName="golden_cli.baskets")["Items"]
     found["keys of baskets"] = sorted(row["k"]["B"].hex() for row in rows)
-    found["files after compact"] = {
-        name: _files_after(repo / name) for name in ("history", "daily")
-    }
     dynamodb.delete_table(TableName="golden_cli.orders")
     load = (
         "bulk-load",
@@ -226,18 +213,6 @@ def cli_record(folder: Path, endpoint: str) -> dict[str, Any]:
     names = {str(repo): "<repo>", str(folder): "<folder>", endpoint: "<aws>"}
     answer: dict[str, Any] = replaced(found, names, RULES)
     return answer
-
-
-def _files_after(folder: Path) -> Any:
-    """What compaction leaves; JSON of its own is read, and its times are replaced."""
-    found = tree_record(folder)
-    for name, files in found.items():
-        if not name.endswith(".parquet"):
-            found[name] = [json.loads(one or "null") for one in files]
-    for manifest in found["_feast_dynamo/current.json"]:
-        for replaced_file in manifest["replaced"]:
-            replaced_file["since"] = "<now>"
-    return found
 
 
 def _objects(s3: Any) -> dict[str, Any]:

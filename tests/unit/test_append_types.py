@@ -41,11 +41,8 @@ from repos import repo_config
 from views import CUSTOMER
 
 from feast_dynamo_ext import S3ParquetOfflineStore, S3ParquetSource
-from feast_dynamo_ext.cli.compact import targets
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
 from feast_dynamo_ext.parquet.append import append_rows
-from feast_dynamo_ext.parquet.compaction import compaction
-from feast_dynamo_ext.parquet.compaction.layout import LayoutRequest
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
 
 if TYPE_CHECKING:
@@ -472,15 +469,6 @@ def test_rows_that_would_change_a_folder_column_are_refused(shop, tmp_path, dtyp
     with pytest.raises(ColumnTypeError, match="column `shop` of the rows to append"):
         shop.write_to_offline_store("orders", row(3, shop=value))
     assert sorted((tmp_path / "orders").rglob("*")) == files
-
-
-def test_buckets_keep_the_declared_texts_of_folders(shop, tmp_path):
-    folder = tmp_path / "orders"
-    in_folders(folder, "zip", "02134", "10001")
-    shop.apply([CUSTOMER, orders(folder, total=Int64, zip=String)])
-    (target,) = targets(shop, ["orders"])
-    compaction.run(compaction.plan(target, shop.config, LayoutRequest(buckets=2)))
-    assert history(shop, customers(1, 2), "zip", "total") == (["02134", "10001"], [10, 20])
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.date32()], ids=str)

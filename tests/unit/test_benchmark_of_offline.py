@@ -213,7 +213,6 @@ RUNS = {
         SCANS[0]: joined("3 views", SCANS[0], [1.0, 2.0, 2.0], 500.0),
         SCANS[1]: joined("3 views", SCANS[1], [2.0, 1.0, 3.0], 500.0),
     },
-    "3 views, compacted": {OURS: joined("3 views, compacted", OURS, [3.0, 3.0, 3.0], 900.0)},
     "even keys": {OURS: joined("even keys", OURS, [2.0, 2.0, 2.0], 500.0)},
     "one key hot": {OURS: joined("one key hot", OURS, [3.0, 5.0, 5.0], 500.0)},
     "1,000 features": {OURS: joined("1,000 features", OURS, [9.0, 9.5, 9.9], 1_600.0)},

@@ -5,18 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 from feast.types import Float64, UnixTimestamp
 from order_files import TIME, customers, day, history, orders
-from repos import write_repo_yaml
 from views import CUSTOMER
-
-from feast_dynamo_ext.cli.main import main
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,15 +128,3 @@ def far_orders(shop, tmp_path) -> Path:
 def test_int96_times_beyond_2262_are_retrieved(shop):
     (value,) = history(shop, customers(1), "paid_until")
     assert value.replace(tzinfo=dt.timezone.utc) == FAR
-
-
-def test_int96_times_beyond_2262_are_compacted(tmp_path, far_orders):
-    write_repo_yaml(tmp_path, registry=str(tmp_path / "registry.db"))
-    done = CliRunner().invoke(main, ["compact", "orders", "--by-partition", "-c", str(tmp_path)])
-    assert done.exit_code == 0, done.output
-    paths = sorted(far_orders.rglob("*.parquet"))
-    assert len(paths) == 3
-    # DuckDB reads INT96 as microseconds.
-    files = [duckdb.read_parquet(str(path)) for path in paths]
-    years = [file.project("year(paid_until)").fetchall() for file in files]
-    assert years == [[(9999,)], [(9999,)], [(9999,), (9999,)]]

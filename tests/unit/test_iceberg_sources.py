@@ -37,14 +37,11 @@ from source_cases import rows_of
 from feast_dynamo_ext.errors import (
     ConfigError,
     DependencyError,
-    OfflineStoreError,
     SourceNotFoundError,
     SourceReadError,
 )
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 from feast_dynamo_ext.parquet.iceberg import catalog as iceberg
-from feast_dynamo_ext.parquet.append import append_rows
-
 from feast_dynamo_ext.parquet.source import ParquetSource, columns_of
 
 UTC = dt.timezone.utc

@@ -16,11 +16,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from compact_cases import HOUR, START, UTC, compact, file_source, history, opened, orders, write
-from feast import FileSource
+from feast import FeatureView, FileSource
 from feast.credentials import ConnectionRef
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
+from feast.types import Int64
 from repos import NoRegistry, repo_config
+from views import customer_view
 
 from feast_dynamo_ext import S3ParquetSource
 from feast_dynamo_ext.errors import (
@@ -31,14 +32,52 @@ from feast_dynamo_ext.errors import (
 )
 from feast_dynamo_ext.materialize.newest_rows import Columns, History, Window
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
-from feast_dynamo_ext.parquet.source import uri_of
+from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
+HOUR = dt.timedelta(hours=1)
+UTC = pa.timestamp("us", "UTC")
 ROWS = 60
 END = START + 1_000 * HOUR
 STORE = S3ParquetOfflineStore
+
+
+def file_source(path) -> FileSource:
+    return FileSource(
+        name="orders",
+        path=str(path),
+        timestamp_field="event_timestamp",
+        created_timestamp_column="created",
+    )
+
+
+def orders(path) -> FeatureView:
+    return customer_view(source=file_source(path), value=Int64)
+
+
+def opened(path, config) -> ParquetSource:
+    return ParquetSource.open(file_source(path), config)
+
+
+def history(rows) -> pa.Table:
+    """A table of (key, hours after START, created likewise, value)."""
+    keys, event, created, values = zip(*rows, strict=True)
+    return pa.table(
+        {
+            "cid": pa.array(keys, pa.int64()),
+            "event_timestamp": pa.array([START + at * HOUR for at in event], UTC),
+            "created": pa.array([START + at * HOUR for at in created], UTC),
+            "value": pa.array(values, pa.int64()),
+        }
+    )
+
+
+def write(path: Path, rows, group: int = 3) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(history(rows), path, row_group_size=group)
 
 
 def rows(first: int) -> list:
@@ -176,7 +215,6 @@ READ_ROWS = {
     "all": lambda path: pull_all(path).to_arrow(),
     "entity rows": joined_to_another,
     "entity sql": by_sql,
-    "compact": lambda path: compact(path, config_of(path), buckets=2),
     "monitor": metrics,
     "materialize": materialized,
 }
@@ -189,9 +227,9 @@ READ_FOOTERS = {
 
 
 def tree(folder: Path) -> list[str]:
-    """What there is, but for the history of `joined_to_another` and the lock of compaction."""
+    """What there is, but for the history of `joined_to_another`."""
     files = (str(found.relative_to(folder)) for found in folder.rglob("*") if found.is_file())
-    return sorted(name for name in files if not name.startswith("other/") and "/lock" not in name)
+    return sorted(name for name in files if not name.startswith("other/"))
 
 
 @contextlib.contextmanager
@@ -389,9 +427,6 @@ def test_a_column_without_any_value_is_null(path, column, files, expected):
     for name in files:
         put(path, name, **{column: pa.nulls(ROWS)})
     assert found_by_every_way(path) == expected
-    compact(path, config_of(path), buckets=2)
-    assert found_by_every_way(path) == expected
-    assert sum(batch.num_rows for batch in opened(path, config_of(path)).scan(["cid"])) == 3 * ROWS
 
 
 def test_rows_whose_created_time_is_nowhere_known_are_not_known_at_any_time(path):
@@ -475,39 +510,6 @@ def test_a_full_disk_for_results_is_named_and_what_was_there_stays(path, name):
         with refused(path, DestinationError, r"staging/p/.*\.parquet cannot be written: File too"):
             retrieval(path, asked).to_remote_storage()
     assert pq.read_table(path.parent / name).column("value").to_pylist() == [1, 61, 121]
-
-
-def test_a_full_disk_for_compacted_files_is_named_and_the_old_ones_count(path):
-    long_history(path, 5_000)
-    config = config_of(path)
-    with (
-        disk_of(10_000),
-        refused(path, DestinationError, r"orders/_feast_dynamo/.*parquet cannot be written: File"),
-    ):
-        compact(path, config, buckets=1)
-    assert opened(path, config).current is None
-    assert opened(path, config).rows == 5_000
-
-
-def test_a_full_disk_for_the_pointer_is_named_and_the_old_files_count(path):
-    for at in range(40):
-        write(path / f"{at}.parquet", [(at, 0, 0, at)])
-    config = config_of(path)
-    with (
-        disk_of(4_000),
-        refused(path, DestinationError, r"_feast_dynamo/current\.json cannot be written: File"),
-    ):
-        compact(path, config, buckets=1)
-    assert len(opened(path, config).files) == 43
-
-
-def test_a_full_disk_for_rows_to_sort_is_named(path, spill):
-    long_history(path, 5_000)
-    with (
-        disk_of(10_000),
-        refused(path, OfflineStoreError, r"rows to sort cannot be kept in .*spill: .*too large"),
-    ):
-        compact(path, config_of(path), buckets=2, spill_folder=str(spill))
 
 
 SPILLING = {

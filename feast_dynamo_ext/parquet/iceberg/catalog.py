@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'feast-dynamo-ext[iceberg]'"
 
+EVENT_TIME_PROPERTY = "feast-dynamo.saved-event-time"
+"""Entry of a snapshot's summary: the event time of a saved dataset, which Feast does not keep."""
+
 CATALOG_NAME = "feast_iceberg"
 """Feast's own default; an SQL catalog keeps its tables under it."""
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from feast_dynamo_ext.arrow_types import map_schema, without_dictionary
 from feast_dynamo_ext.errors import OfflineStoreError
 
 SEQUENCE = "_feast_sequence"
@@ -28,7 +29,7 @@ PARTITIONS = ("day", "month", "none")
 
 TARGET_FILE_BYTES = 128 << 20
 
-PROPERTIES = {
+TABLE_PROPERTIES = {
     "format-version": "2",
     # A commit is tried again by `commit`, which looks first whether it is there already.
     "commit.retry.num-retries": "0",
@@ -40,7 +41,7 @@ PROPERTIES = {
     "write.parquet.compression-codec": "zstd",
     "write.target-file-size-bytes": str(TARGET_FILE_BYTES),
 }
-"""Of every table that we make; see the reference of tables for what each does."""
+"""Of every table that we make, also of logs and of saved datasets."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class TableLayout:
 
 
 def create_table(catalog: Any, name: str, columns: pa.Schema, layout: TableLayout) -> Any:
-    """Make a history table; see `PROPERTIES`.
+    """Make a history table; see `TABLE_PROPERTIES`.
 
     Args:
         catalog: pyiceberg's.
@@ -123,7 +124,7 @@ def create_table(catalog: Any, name: str, columns: pa.Schema, layout: TableLayou
         for column in layout.order
     ]
     properties = {
-        **PROPERTIES,
+        **TABLE_PROPERTIES,
         KEYS_PROPERTY: str(len(layout.keys)),
         # By which files are left out, whole: by default only the first 16 characters are kept.
         **{f"write.metadata.metrics.column.{column}": "full" for column in layout.order},
@@ -136,6 +137,37 @@ def create_table(catalog: Any, name: str, columns: pa.Schema, layout: TableLayou
         sort_order=SortOrder(*order),
         properties=properties,
     )
+
+
+WIDER = {
+    pa.int8(): pa.int32(),
+    pa.int16(): pa.int32(),
+    pa.uint8(): pa.int32(),
+    pa.uint16(): pa.int32(),
+    pa.uint32(): pa.int64(),
+    pa.uint64(): pa.int64(),
+    pa.float16(): pa.float32(),
+    pa.date64(): pa.date32(),
+    pa.time64("ns"): pa.time64("us"),
+    pa.time32("s"): pa.time64("us"),
+    pa.time32("ms"): pa.time64("us"),
+}
+"""Types that Iceberg has not -> those that hold their values; a value that is not held is refused
+when it is written."""
+
+
+def storable(schema: pa.Schema) -> pa.Schema:
+    """Columns in types that Iceberg has, nested ones included."""
+    plain = map_schema(schema.remove_metadata(), without_dictionary)
+    return map_schema(plain, _storable)
+
+
+def _storable(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", None if kind.tz is None else "UTC")
+    if pa.types.is_null(kind):
+        return pa.string()
+    return WIDER.get(kind, kind)
 
 
 def new_sequence(last_sequence_number: int, rows: int) -> pa.Array:

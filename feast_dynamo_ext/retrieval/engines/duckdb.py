@@ -23,6 +23,7 @@ from feast_dynamo_ext.retrieval.engines import sql
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Newest
 from feast_dynamo_ext.retrieval.engines.sql import DUCKDB
 from feast_dynamo_ext.retrieval.inputs import History, MatchInput
+from feast_dynamo_ext.retrieval.ties import ranked_by_ties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -58,13 +59,13 @@ class DuckDbEngine(Limits):
     def matcher(self, entities: EntityRows, *, created_by_entity_time: bool) -> Matcher:
         """See `Engine.matcher`. DuckDB has threads of its own, `threads` of the settings."""
 
-        def matched(view: ViewPlan, source: ParquetSource, _: int) -> NDArray[np.int64]:
+        def matched(view: ViewPlan, source: ParquetSource, threads: int) -> NDArray[np.int64]:
             history = History.from_view(view, source)
             rows = MatchInput.from_entities(
                 entities, history, created_by_entity_time=created_by_entity_time
             )
             with connected(self, "The join") as connection:
-                return _match(connection, rows, history)
+                return _match(connection, rows, history, threads)
 
         return matched
 
@@ -82,13 +83,16 @@ class DuckDbEngine(Limits):
         source = source.within(view.event_time, start, end)
         history = replace(History.from_view(view, source), scanned=scanned)
         rank = sql.winner_within(history, start, end, DUCKDB)
-        newest = sql.newest(view, NARROW, _between(history, start, end), rank)
+        has_ties = source.ties is not None
+        newest = sql.newest(view, NARROW, _between(history, start, end), rank, with_keys=has_ties)
         with connected(self, "The join") as connection:
             incomplete = IncompleteRows(
                 history.axis.first_at_or_after(start), history.axis.last_at_or_before(end)
             )
             text = f"CREATE TEMP TABLE newest AS {newest}"
             _read_history(connection, history, text, incomplete.count)
+            if has_ties:
+                _decide_newest(connection, history, self.workers)
             alive = f"t >= {history.axis.first_at_or_after(not_before)}" if not_before else "true"
             ((read, keys_seen, kept),) = connection.execute(
                 f"SELECT coalesce(sum(n), 0), count(*), count(*) FILTER ({alive}) FROM newest"  # noqa: S608 - names of our own
@@ -112,17 +116,46 @@ class DuckDbEngine(Limits):
 
 
 def _match(
-    connection: duckdb.DuckDBPyConnection, rows: MatchInput, history: History
+    connection: duckdb.DuckDBPyConnection, rows: MatchInput, history: History, threads: int
 ) -> NDArray[np.int64]:
     connection.register("entity_rows", rows.table())
     connection.execute("CREATE TEMP TABLE e AS FROM entity_rows")
     _load(connection, history, sql.needed(history.view, "e"))
-    matched = connection.execute(
-        sql.match(history.view, "e", "h", DUCKDB, known=rows.known is not None)
-    ).fetchnumpy()
+    known = rows.known is not None
+    matching = sql.match(history.view, "e", "h", DUCKDB, known=known)
+    connection.execute(f"CREATE TEMP TABLE w AS {matching}")
+    matched = connection.execute("SELECT entity, position FROM w").fetchnumpy()
     found = np.full(len(rows.latest), NO_ROW, dtype=np.int64)
     found[matched["entity"]] = matched["position"]
+    if history.source.ties is not None:
+        tied = sql.tied_in_match(history.view, "w", "e", "h", known=known)
+        entity, row = _decided(connection, tied, history, threads)
+        found[entity] = row
     return found
+
+
+def _decided(
+    connection: duckdb.DuckDBPyConnection, tied: str, history: History, threads: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of groups of equal rows each, and the row that wins."""
+    pairs = connection.execute(tied).fetchnumpy()
+    group, row = (np.asarray(pairs[name], dtype=np.int64) for name in "gr")
+    order = np.lexsort((ranked_by_ties(history, threads)(group, row), group))
+    group, row = group[order], row[order]
+    last = np.append(group[1:] != group[:-1], True)[: len(group)]
+    return group[last], row[last]
+
+
+def _decide_newest(connection: duckdb.DuckDBPyConnection, history: History, threads: int) -> None:
+    """Put the rows that `ties` decides for into the table of the newest rows."""
+    _read_history(
+        connection,
+        history,
+        f"CREATE TEMP TABLE tied AS {sql.tied_in_newest(history.view, NARROW, 'newest')}",
+    )
+    group, row = _decided(connection, "SELECT g, r FROM tied", history, threads)
+    connection.register("decided", pa.table({"g": group, "new": row}))
+    connection.execute("UPDATE newest SET r = new FROM decided WHERE r = g")
 
 
 def _load(connection: duckdb.DuckDBPyConnection, history: History, condition: str) -> None:

@@ -26,6 +26,7 @@ from feast_dynamo_ext.duckdb_connection import Limits
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Gap
 from feast_dynamo_ext.retrieval.engines.slots import NONE, Order, Orders, Slots
 from feast_dynamo_ext.retrieval.inputs import History, MatchInput
+from feast_dynamo_ext.retrieval.ties import ranked_by_created, ranked_by_ties
 from feast_dynamo_ext.timestamps import LOWEST
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.retrieval.engines.base import Matcher
     from feast_dynamo_ext.retrieval.inputs import EntityRows
     from feast_dynamo_ext.retrieval.plan import ViewPlan
+    from feast_dynamo_ext.retrieval.ties import Ranked
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,10 @@ def match(
 ) -> NDArray[np.int64]:
     """For each entity row the position of the row of history it sees, or NO_ROW."""
     slots = Slots.from_input(rows, orders or Orders())
-    newest = None
-    if history.created_axis is not None and slots.known is None:
+    newest: _Newest | None = None
+    if history.source.ties is not None:
+        newest = _with_ties(slots, history, threads)
+    elif history.created_axis is not None and slots.known is None:
         newest = _without_created(slots, history, threads)
     if newest is None:
         newest = _Newest(slots)
@@ -195,12 +199,24 @@ def _without_created(slots: Slots, history: History, threads: int) -> _Newest | 
         None where too many are.
     """
     plain = history.without_created()
-    newest = _NewestByTime(slots)
+    newest = _NewestByTime(slots, ranked_by_created(history, threads))
     for rows in plain.each(partial(_visible, slots=slots, ties=True), threads):
         newest.take_in(rows)
         if newest.equal_rows > MOST_EQUAL:
             return None
-    newest.decide(lambda positions: history.created(positions, threads))
+    newest.decide()
+    return newest
+
+
+def _with_ties(slots: Slots, history: History, threads: int) -> _Newest:
+    """The newest rows, of which `ties` decides between those of equal event times."""
+    read = history if slots.known is not None else history.without_created()
+    newest = _NewestByTime(slots, ranked_by_ties(history, threads))
+    for rows in read.each(partial(_visible, slots=slots, ties=True), threads):
+        newest.take_in(rows)
+        if newest.equal_rows > MOST_EQUAL:
+            newest.decide()
+    newest.decide()
     return newest
 
 
@@ -338,7 +354,7 @@ class _Newest:
 
         A newer row may have become known earlier, and so be in an earlier slot.
         """
-        order = np.lexsort((self._row, self._created, self._time))
+        order = np.lexsort(self._ranks())
         order = order[self._row[order] != NO_ROW]
         rank = np.zeros(len(self._row), dtype=np.int64)
         rank[order] = np.arange(1, len(order) + 1)
@@ -348,12 +364,17 @@ class _Newest:
         slots: NDArray[np.int64] = np.append(-1, order)[best]
         return slots
 
+    def _ranks(self) -> tuple[NDArray[np.int64], ...]:
+        """Columns in whose order rows of slots get newer; the last counts most."""
+        return self._row, self._created, self._time
+
 
 class _NewestByTime(_Newest):
     """The same by event time; rows of equal times are kept until `decide`."""
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slots, ranked: Ranked) -> None:
         super().__init__(slots)
+        self._ranked = ranked
         self._equal: list[_Rows] = []
         self.equal_rows = 0
 
@@ -361,22 +382,30 @@ class _NewestByTime(_Newest):
         self._equal.append(rows)
         self.equal_rows += len(rows.slot)
 
-    def decide(self, created: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> None:
-        """Let the latest created win, then the last position.
-
-        Args:
-            created: the created times of rows at ascending positions.
-        """
+    def decide(self) -> None:
+        """Of rows of equal times let the one of the greatest rank win."""
         found = [(rows.slot, rows.row) for rows in map(self._of_newest_time, self._equal)]
+        self._equal, self.equal_rows = [], 0
         if not sum(len(slot) for slot, _ in found):
             return
         slot, row = (np.concatenate(columns) for columns in zip(*found, strict=True))
         with_equal = np.unique(slot)
         slot, row = np.append(slot, with_equal), np.append(row, self._row[with_equal])
-        positions, index = np.unique(row, return_inverse=True)
-        order = np.lexsort((row, created(positions)[index], slot))
+        order = np.lexsort((self._ranked(slot, row), slot))
         last = np.append(slot[order][1:] != slot[order][:-1], True)
         self._row[slot[order][last]] = row[order][last]
+
+    def _ranks(self) -> tuple[NDArray[np.int64], ...]:
+        """Rows of several slots of a key may have equal times too."""
+        there = np.flatnonzero(self._row != NO_ROW)
+        key, time = self._slots.order.key[there], self._time[there]
+        _, group = np.unique(np.stack([key, time]), axis=1, return_inverse=True)
+        rank = np.zeros(len(self._row), dtype=np.int64)
+        counts = np.bincount(group)
+        equal = np.flatnonzero(counts[group] > 1)
+        if len(equal):
+            rank[there[equal]] = self._ranked(group[equal], self._row[there[equal]])
+        return rank, self._time
 
     def _of_newest_time(self, rows: _Rows) -> _Rows:
         return rows.only(np.flatnonzero(rows.time == self._time.take(rows.slot)))

@@ -199,8 +199,13 @@ def _create_view(
         f"{_expression(column, refused)} AS {_quoted(renamed.get(column, column))}"
         for column in files.schema.names
     )
-    # As a dataset, of which DuckDB reads the columns and row groups alone that it needs.
-    duck.register(f"files of {name}", files.dataset.replace_schema(known))
+    # As a dataset, of which DuckDB reads the columns and row groups alone that it needs; where
+    # rows of a table are deleted or columns renamed, as the rows that are left.
+    read = files.dataset.replace_schema(known)
+    if files.parts.views is not None:
+        batches = [batch.select(known.names) for batch in files.scan(known.names)]
+        read = pa.Table.from_batches(batches, known)
+    duck.register(f"files of {name}", read)
     duck.execute(
         f"CREATE TEMP VIEW {_quoted(name)} AS SELECT {columns} FROM {_quoted(f'files of {name}')}"  # noqa: S608 - quoted
     )

@@ -1,1 +1,0 @@
-"""Small files of a source made into sorted, sized ones."""

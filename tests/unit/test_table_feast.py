@@ -1,0 +1,340 @@
+"""Feast's own calls on Iceberg tables: appends, pushes, logs, saved datasets, other snapshots."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from decimal import Decimal
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, PushSource, ValueType
+from feast.data_source import PushMode
+from feast.feature_logging import LoggingConfig
+from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
+from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from repos import open_repo_config
+
+from feast_dynamo_ext import IcebergLoggingDestination, SavedDatasetIcebergStorage
+from feast_dynamo_ext.errors import (
+    ColumnTypeError,
+    ConfigError,
+    DestinationExistsError,
+)
+from feast_dynamo_ext.parquet.iceberg.catalog import opened
+from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
+from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE, TableLayout, create_table
+from feast_dynamo_ext.sagemaker import TimeSplit, create_training_set, load_manifest
+
+UTC = dt.timezone.utc
+START = dt.datetime(2026, 1, 1, tzinfo=UTC)
+HOUR = dt.timedelta(hours=1)
+CUSTOMER = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
+COLUMNS = pa.schema(
+    [
+        ("cid", pa.int64()),
+        ("event", pa.timestamp("us", "UTC")),
+        ("n", pa.int64()),
+        ("ratio", pa.float32()),
+        ("name", pa.string()),
+        ("tags", pa.list_(pa.string())),
+        ("seen", pa.timestamp("us", "UTC")),
+        ("on", pa.bool_()),
+    ]
+)
+
+
+def source_of(folder, table="orders", **more) -> IcebergSource:
+    return IcebergSource(
+        name=table,
+        catalog_type="sql",
+        endpoint=f"sqlite:///{folder}/catalog.db",
+        warehouse=f"file://{folder}/warehouse",
+        namespace="shop",
+        table=table,
+        timestamp_field="event",
+        **more,
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    config = open_repo_config(
+        tmp_path,
+        provider="local",
+        online_store={"type": "sqlite", "path": f"{tmp_path}/online.db"},
+    )
+    store = FeatureStore(config=config)
+    handle = TableHandle.from_source(source_of(tmp_path), config)
+    catalog = opened(handle.address, handle.settings)
+    create_table(catalog, "shop.orders", COLUMNS, TableLayout(("cid",), "event", None, "day"))
+    store.apply([CUSTOMER, *view_of(tmp_path)])
+    return store
+
+
+def view_of(folder, **more):
+    source = source_of(folder, **more)
+    pushed = PushSource(name="pushed", batch_source=source)
+    fields = {
+        "cid": Int64,
+        "n": Int64,
+        "ratio": Float32,
+        "name": String,
+        "tags": Array(String),
+        "seen": UnixTimestamp,
+        "on": Bool,
+    }
+    view = FeatureView(
+        name="orders",
+        entities=[CUSTOMER],
+        schema=[Field(name=name, dtype=dtype) for name, dtype in fields.items()],
+        source=pushed,
+        ttl=dt.timedelta(0),
+    )
+    return [view, FeatureService(name="all", features=[view])]
+
+
+def frame(*values, hour=0, **more):
+    return pd.DataFrame(
+        {
+            "cid": list(values),
+            "event": [START + hour * HOUR] * len(values),
+            "n": [10 * value for value in values],
+            "ratio": [value / 2 for value in values],
+            "name": [f"name {value}" for value in values],
+            "tags": [["a", str(value)] for value in values],
+            "seen": [START + value * HOUR for value in values],
+            "on": [value % 2 == 0 for value in values],
+            **more,
+        }
+    )
+
+
+def known(store, *cids, hour=5, features=("orders:n",)):
+    rows = pd.DataFrame({"cid": cids, "event_timestamp": [START + hour * HOUR] * len(cids)})
+    return store.get_historical_features(rows, list(features)).to_arrow()
+
+
+def table_of(store):
+    return TableHandle.from_source(source_of(store.config.repo_path), store.config).load()
+
+
+def test_rows_are_appended_and_retrieved_and_read_by_others(store, monkeypatch):
+    monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")
+    store.write_to_offline_store("orders", frame(1, 2))
+    store.push("pushed", frame(2, 3, hour=1, n=[7, 8]), to=PushMode.OFFLINE)
+    assert known(store, 1, 2, 3, 4).column("n").to_pylist() == [10, 7, 8, None]
+    assert known(store, 2, hour=0).column("n").to_pylist() == [20]
+    table = table_of(store)
+    rows = table.scan().to_arrow()
+    ordered = rows.sort_by([("cid", "ascending"), ("event", "ascending")])
+    assert ordered.column("n").to_pylist() == [10, 20, 7, 8]
+    others = pl.scan_iceberg(table).sort("cid", "event").collect()
+    assert others["tags"].to_list() == [["a", "1"], ["a", "2"], ["a", "2"], ["a", "3"]]
+    assert len(set(rows.column(SEQUENCE).to_pylist())) == 4
+    assert all(snapshot.summary["operation"].value == "append" for snapshot in table.snapshots())
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("n", [2.5], "`n` of the rows to append"),
+        ("n", ["7"], "`n` of the rows to append"),
+        ("ratio", [1e300], "`ratio` of the rows to append"),
+        ("on", [2], "`on` of the rows to append"),
+        ("event", [1_700_000_000], "`event` of the rows to append"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused_whole(store, column, values, said):
+    before = table_of(store).metadata_location
+    with pytest.raises(ColumnTypeError, match=said):
+        store.write_to_offline_store("orders", frame(1, **{column: values}))
+    assert table_of(store).metadata_location == before
+
+
+def test_rows_without_a_required_value_are_refused(tmp_path, store):
+    handle = TableHandle.from_source(source_of(tmp_path, "strict"), store.config)
+    catalog = opened(handle.address, handle.settings)
+    columns = pa.schema(
+        [pa.field("cid", pa.int64(), nullable=False), ("event", pa.timestamp("us", "UTC"))]
+    )
+    catalog.create_table("shop.strict", columns)
+    rows = pa.table({"cid": pa.array([1, None], pa.int64()), "event": [START, START]})
+    with pytest.raises(ColumnTypeError, match=r"shop\.strict requires a value of `cid`.*1 of the"):
+        handle.append(rows)
+
+
+def test_an_append_with_the_same_id_happens_once(store):
+    handle = TableHandle.from_source(source_of(store.config.repo_path), store.config)
+    rows = (
+        pa.Table.from_pandas(frame(1, 2), preserve_index=False).select(COLUMNS.names).cast(COLUMNS)
+    )
+    for _ in range(3):
+        handle.append(rows, "batch 7")
+    assert known(store, 1, 2).column("n").to_pylist() == [10, 20]
+    assert table_of(store).scan().count() == 2
+
+
+def test_many_threads_append_at_once(store):
+    handle = TableHandle.from_source(source_of(store.config.repo_path), store.config)
+    failures = []
+
+    def work(cid):
+        rows = pa.Table.from_pandas(frame(cid), preserve_index=False).select(COLUMNS.names)
+        try:
+            for _ in range(3):
+                handle.append(rows.cast(COLUMNS))
+        except Exception as error:  # noqa: BLE001 - shown below
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(cid,)) for cid in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    counts = table_of(store).scan().to_arrow().group_by("cid").aggregate([([], "count_all")])
+    assert sorted(counts.to_pylist(), key=lambda row: row["cid"]) == [
+        {"cid": cid, "count_all": 3} for cid in range(4)
+    ]
+
+
+def test_a_source_may_name_another_snapshot(tmp_path, store):
+    store.write_to_offline_store("orders", frame(1))
+    table = table_of(store)
+    first = table.current_snapshot().snapshot_id
+    table.manage_snapshots().create_tag(first, "first").commit()
+    store.write_to_offline_store("orders", frame(1, hour=1, n=[99]))
+    assert known(store, 1).column("n").to_pylist() == [99]
+    for name in ("first", str(first)):
+        store.apply(view_of(tmp_path, tags={"feast-dynamo.snapshot": name}))
+        assert known(store, 1).column("n").to_pylist() == [10]
+    store.apply(view_of(tmp_path, tags={"feast-dynamo.snapshot": "gone"}))
+    with pytest.raises(ConfigError, match=r"`orders`: .*no snapshot `gone`.*first, main"):
+        known(store, 1)
+
+
+def test_logs_are_rows_of_a_table(tmp_path, store):
+    destination = IcebergLoggingDestination(source=source_of(tmp_path, "logs"))
+    view, _ = view_of(tmp_path)
+    simple = view[["n", "name"]]
+    service = FeatureService(
+        name="logged", features=[simple], logging_config=LoggingConfig(destination=destination)
+    )
+    store.apply([service])
+    kept = store.get_feature_service("logged")
+    assert kept.logging_config.destination.source == destination.source
+    logs = pa.table(
+        {
+            "cid": pa.array([1, 2], pa.int64()),
+            "orders__n": pa.array([10, None], pa.int64()),
+            "orders__n__timestamp": pa.array([START, START], pa.timestamp("us", "UTC")),
+            "orders__n__status": pa.array([2, 1], pa.int32()),
+            "orders__name": pa.array(["a", None]),
+            "orders__name__timestamp": pa.array([START, START], pa.timestamp("us", "UTC")),
+            "orders__name__status": pa.array([2, 1], pa.int32()),
+            "__log_timestamp": pa.array([START, START], pa.timestamp("us", "UTC")),
+            "__log_date": pa.array([START.date()] * 2, pa.date32()),
+            "__request_id": pa.array(["r1", "r2"]),
+        }
+    )
+    for _ in range(2):
+        store.write_logged_features(logs, kept)
+    found = TableHandle.from_source(destination.source, store.config).load().scan().to_arrow()
+    assert sorted(found.column("__request_id").to_pylist()) == ["r1", "r1", "r2", "r2"]
+    assert found.schema.field("orders__n").type == pa.int64()
+
+
+def test_a_saved_dataset_is_a_table_that_is_replaced_in_one_commit(tmp_path, store):
+    store.write_to_offline_store("orders", frame(1, 2))
+    rows = pd.DataFrame({"cid": [1, 2], "event_timestamp": [START + HOUR] * 2})
+    job = store.get_historical_features(rows, ["orders:n", "orders:tags"])
+    storage = SavedDatasetIcebergStorage(source=source_of(tmp_path, "training"))
+    store.create_saved_dataset(from_=job, name="training", storage=storage)
+    found = store.get_saved_dataset("training").to_df()
+    assert sorted(found["n"]) == [10, 20]
+    with pytest.raises(DestinationExistsError, match=r"shop\.training has rows already"):
+        job.persist(storage)
+    job.persist(storage, allow_overwrite=True)
+    table = TableHandle.from_source(storage.source, store.config).load()
+    assert table.scan().count() == 2
+    assert len(table.snapshots()) == 2
+    other = store.get_historical_features(rows, ["orders:name"])
+    with pytest.raises(ColumnTypeError, match=r"shop\.training has the columns"):
+        other.persist(storage, allow_overwrite=True)
+
+
+def test_a_training_set_is_built_again_as_of_then(tmp_path, store):
+    config = open_repo_config(tmp_path, registry=store.config.registry.path)
+    built = FeatureStore(config=config)
+    store.write_to_offline_store("orders", frame(*range(1, 10)))
+    hours = [START + hour * HOUR for hour in range(1, 10)]
+    examples = pd.DataFrame(
+        {"cid": range(1, 10), "event_timestamp": hours, "bought": [0, 1, 1] * 3}
+    )
+
+    def build(output, **more):
+        return create_training_set(
+            built,
+            entity_rows=examples,
+            features=["orders:n"],
+            label="bought",
+            output=str(tmp_path / output),
+            split=TimeSplit(hours[5], hours[7]),
+            **more,
+        )
+
+    first = build("first").manifest
+    (found,) = first.provenance.snapshots.values()
+    assert found.table == "shop.orders"
+    store.write_to_offline_store("orders", frame(*range(1, 10), n=[7] * 9))
+    again = build("again", snapshots={"orders": found.snapshot}).manifest
+    newest = build("newest").manifest
+    assert again.files == first.files
+    assert again.provenance == first.provenance
+    assert newest.files != first.files
+    assert load_manifest(str(tmp_path / "again"), config.offline_store.aws()) == again
+
+
+def test_types_of_iceberg_round_trip(tmp_path, store):
+    """What a table holds is what retrieval answers, for each type that Feast declares."""
+    columns = pa.schema(
+        [
+            ("cid", pa.int64()),
+            ("event", pa.timestamp("us", "UTC")),
+            ("i", pa.int32()),
+            ("d", pa.float64()),
+            ("price", pa.decimal128(20, 2)),
+            ("raw", pa.binary()),
+        ]
+    )
+    handle = TableHandle.from_source(source_of(tmp_path, "typed"), store.config)
+    catalog = opened(handle.address, handle.settings)
+    create_table(catalog, "shop.typed", columns, TableLayout(("cid",), "event", None, "month"))
+    rows = pa.table(
+        {
+            "cid": [1],
+            "event": [START],
+            "i": [2**31 - 1],
+            "d": [0.1],
+            "price": [Decimal("123456789012345678.25")],
+            "raw": [b"\x00\xff"],
+        }
+    ).cast(columns)
+    handle.append(rows)
+    view = FeatureView(
+        name="typed",
+        entities=[CUSTOMER],
+        schema=[
+            Field(name="cid", dtype=Int64),
+            Field(name="i", dtype=Int32),
+            Field(name="d", dtype=Float64),
+        ],
+        source=source_of(tmp_path, "typed"),
+    )
+    store.apply([view])
+    found = known(store, 1, features=["typed:i", "typed:d"])
+    assert found.select(["i", "d"]).to_pylist() == [{"i": 2**31 - 1, "d": 0.1}]
+    assert handle.load().scan().to_arrow().select(columns.names).to_pylist() == rows.to_pylist()
