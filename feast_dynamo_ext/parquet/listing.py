@@ -356,6 +356,7 @@ class TableFiles:
         internal: columns of the table that are no one's features.
         version: names the version in the log; empty where it has no name.
         summary: what the log says of the version besides.
+        name: of the table in its catalog; empty where it has none.
     """
 
     files: tuple[FileState, ...]
@@ -367,6 +368,7 @@ class TableFiles:
     internal: frozenset[str] = frozenset()
     version: str = ""
     summary: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
 
 
 @dataclass(frozen=True)

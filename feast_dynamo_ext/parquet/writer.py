@@ -155,6 +155,21 @@ class PartWriter:
             held = held.slice(group_rows)
         self._held, self._held_rows, self._held_bytes = [held], held.num_rows, held.nbytes
 
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file that is being written, without the rows of its last row group."""
+        return self._file.written if self._file is not None else 0
+
+    def end_file(self) -> None:
+        """Write all rows that were added; those to come begin another file.
+
+        Raises: as `write`.
+        """
+        if self._held_rows:
+            self._write_group(pa.concat_tables(self._held))
+        self._held, self._held_rows, self._held_bytes = [], 0, 0
+        self._end_file()
+
     def write_empty(self) -> None:
         """A file without rows, which keeps the columns where there are none."""
         self._write_group(self._schema.empty_table())
@@ -170,9 +185,7 @@ class PartWriter:
     ) -> None:
         try:
             if error is None:
-                if self._held_rows:
-                    self._write_group(pa.concat_tables(self._held))
-                self._end_file()
+                self.end_file()
         except BaseException as failed:
             self._give_up(failed)
             raise

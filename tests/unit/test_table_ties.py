@@ -6,6 +6,7 @@ import datetime as dt
 import logging
 import random
 
+import duckdb
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -73,7 +74,7 @@ def table_of(rows) -> pa.Table:
 
 
 def answers(folder, entity_rows, plan, created=True, known=False):
-    """What each (customer, hour) sees."""
+    """What each (customer, hour) sees, in a plan of the store or by its SQL."""
     view = FeatureView(
         name="orders",
         entities=[Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)],
@@ -88,7 +89,7 @@ def answers(folder, entity_rows, plan, created=True, known=False):
         }
     )
     job = S3ParquetOfflineStore.get_historical_features(
-        repo_config(folder, join_plan=plan),
+        repo_config(folder, join_plan="auto" if plan == "sql" else plan),
         [view],
         ["orders:n"],
         frame,
@@ -96,6 +97,10 @@ def answers(folder, entity_rows, plan, created=True, known=False):
         "p",
         filter_by_created_timestamp=known,
     )
+    if plan == "sql":
+        with duckdb.connect(":memory:") as duck:
+            duck.register("entity_df", frame)
+            return duck.sql(job.to_sql()).to_arrow_table().column("n").to_pylist()
     return job.to_arrow().column("n").to_pylist()
 
 
@@ -161,7 +166,7 @@ def test_any_layout_gives_the_same_answers(tmp_path, created, partition, seed):
     opened_ = ParquetSource.open(source_of(tmp_path, created), repo_config(tmp_path))
     assert opened_.ties is None
     for _ in range(2):
-        for plan in ("stream", "duckdb"):
+        for plan in ("stream", "duckdb", "sql"):
             assert answers(tmp_path, entity_rows, plan, created) == expected
             if created:
                 assert answers(tmp_path, entity_rows, plan, known=True) == seen(
@@ -191,6 +196,7 @@ def test_a_table_without_a_sequence_is_decided_by_content_and_says_so(tmp_path, 
         shuffled(handle, chance)
         assert answers(tmp_path, entity_rows, "stream") == first
         assert answers(tmp_path, entity_rows, "duckdb") == first
+        assert answers(tmp_path, entity_rows, "sql") == first
         assert newest(tmp_path) == {1: first[0], 2: 1, 3: 9}
 
 

@@ -40,6 +40,7 @@ from feast_dynamo_ext.parquet.iceberg.data_files import (
     partitions_of,
     table_columns,
 )
+from feast_dynamo_ext.parquet.iceberg.snapshot_files import tidy_after_append
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, new_sequence
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
 
 COMMIT_ID = "feast-dynamo.commit-id"
 """Name of a commit's id in the summary of its snapshot."""
+
+OPERATION = "feast-dynamo.operation"
+"""Name of what a commit is for, in the summary of its snapshot."""
 
 ATTEMPTS = 60
 """Where other writers come first; each loads the table anew."""
@@ -79,11 +83,13 @@ class Change:
         added: descriptions of new data files.
         removed: plans of data files that no longer count, as `planned` gave them.
         summary: further entries of the snapshot's summary.
+        is_rewrite: whether the rows stay the same, so that readers of changes may pass it over.
     """
 
     added: Sequence[Any] = ()
     removed: Sequence[Any] = ()
     summary: Mapping[str, str] = field(default_factory=dict)
+    is_rewrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,9 @@ class TableHandle:
         except BaseException:
             files.discard(written)
             raise
-        return self.commit_files(files, Change(written), commit_id)
+        table = self.commit_files(files, Change(written), commit_id)
+        tidy_after_append(table, self.settings)
+        return table
 
     def commit_files(self, files: DataFiles, change: Change, commit_id: str) -> Any:
         """`commit`; where the change is surely not in the table, its new files are deleted."""
@@ -247,7 +255,12 @@ def _commit(table: Any, change: Change, commit_id: str) -> None:
         _check_unchanged(planned(table), change.removed)
     with table.transaction() as transaction:
         update = transaction.update_snapshot(snapshot_properties=summary)
-        producer = update.overwrite() if change.removed else update.merge_append()
+        if change.is_rewrite:
+            from feast_dynamo_ext.parquet.iceberg.producers import ReplaceFiles
+
+            producer = ReplaceFiles.within(transaction, summary)
+        else:
+            producer = update.overwrite() if change.removed else update.merge_append()
         for task in change.removed:
             producer.delete_data_file(task.file)
         for file in change.added:

@@ -11,15 +11,19 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext.arrow_types import LARGE_TO_PLAIN, map_type
+from feast_dynamo_ext.parquet.iceberg.table_schema import TARGET_FILE_BYTES
 from feast_dynamo_ext.parquet.writer import PartSize, PartWriter, zstd
 from feast_dynamo_ext.storage import discard, files_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout
@@ -66,6 +70,32 @@ def partitions_of(table: Any, rows: pa.Table) -> Iterator[tuple[Any, pa.Table]]:
 
 
 @dataclass(frozen=True)
+class KnownPartition:
+    """The partition of a file that is there, as pyiceberg's key of one.
+
+    Attributes:
+        partition: pyiceberg's record of its values.
+        spec: pyiceberg's partitioning.
+        schema: pyiceberg's, of the table.
+    """
+
+    partition: Any
+    spec: Any
+    schema: Any
+
+    @classmethod
+    def from_file(cls, table: Any, file: Any) -> KnownPartition | None:
+        """That of a file; None where its partitioning has no columns."""
+        spec = table.specs()[file.spec_id]
+        return None if spec.is_unpartitioned() else cls(file.partition, spec, table.schema())
+
+    def to_path(self) -> str:
+        """What the folders of its files are called."""
+        path: str = self.spec.partition_to_path(self.partition, self.schema)
+        return path
+
+
+@dataclass(frozen=True)
 class DataFiles:
     """Writes files of a table.
 
@@ -80,7 +110,12 @@ class DataFiles:
     options: Callable[[pa.Table], dict[str, Any]] = zstd
 
     def write(
-        self, partition: Any, batches: Iterable[pa.RecordBatch | pa.Table], *, is_sorted: bool
+        self,
+        partition: Any,
+        batches: Iterable[pa.RecordBatch | pa.Table],
+        *,
+        is_sorted: bool,
+        may_end: Callable[[pa.RecordBatch | pa.Table, int], bool] | None = None,
     ) -> list[Any]:
         """Write rows of one partition as new files; nobody reads them before they are committed.
 
@@ -88,6 +123,8 @@ class DataFiles:
             partition: pyiceberg's key of it, or None.
             batches: the rows, in the table's schema.
             is_sorted: whether they are in the table's sort order.
+            may_end: whether a file may end before a batch, given the file's bytes so far; by
+                default it ends where it is full.
 
         Returns:
             pyiceberg's descriptions of the files, in the order of the rows.
@@ -98,12 +135,14 @@ class DataFiles:
         location = self.table.location_provider().new_data_location(uuid.uuid4().hex, partition)
         files = files_of(location, self.settings)
         size = PartSize(
-            file_bytes=int(self.table.properties.get("write.target-file-size-bytes", 128 << 20)),
+            file_bytes=sys.maxsize if may_end else target_bytes(self.table),
             file_rows=sys.maxsize,
             group_rows=GROUP_ROWS,
         )
         with PartWriter(files, location, file_schema(self.table), size, self.options) as writer:
             for batch in batches:
+                if may_end is not None and may_end(batch, writer.file_bytes):
+                    writer.end_file()
                 writer.write(batch)
         order = self.table.sort_order().order_id if is_sorted else None
         return [self._described(part, partition, order) for part in writer.written]
@@ -145,6 +184,13 @@ class DataFiles:
 
 def in_order(rows: pa.Table, layout: TableLayout) -> pa.Table:
     """Rows in the sort order of a table that we made: ascending, nulls first."""
+    order = order_of(rows, layout)
+    is_ordered = bool((order[1:] > order[:-1]).all())
+    return rows if is_ordered else rows.take(pa.array(order))
+
+
+def order_of(rows: pa.Table, layout: TableLayout) -> NDArray[np.int64]:
+    """Numbers of the rows as `in_order` has them; rows that are equal keep their order."""
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
     for name in layout.order:
         column = rows.column(name)
@@ -152,6 +198,10 @@ def in_order(rows: pa.Table, layout: TableLayout) -> pa.Table:
             columns[f"has {name}"] = column.is_valid()
         columns[name] = column
     order = pc.sort_indices(pa.table(columns), [(name, "ascending") for name in columns])
-    numbers = order.to_numpy()
-    is_ordered = bool((numbers[1:] > numbers[:-1]).all())
-    return rows if is_ordered else rows.take(order)
+    numbers: NDArray[np.int64] = order.to_numpy().astype(np.int64)
+    return numbers
+
+
+def target_bytes(table: Any) -> int:
+    """Of a file, after which the next one is begun."""
+    return int(table.properties.get("write.target-file-size-bytes", TARGET_FILE_BYTES))

@@ -273,10 +273,13 @@ def winner(ranks: Sequence[Rank], dialect: Dialect) -> str:
     return f"{dialect.max_by}({position}, {dialect.row}({values}))"
 
 
-def _ranks(view: ViewPlan, lowest: int = LOWEST, *, time: bool = True) -> list[Rank]:
-    """Event time, the plan's tie-breaks, position."""
+def _ranks(
+    view: ViewPlan, lowest: int = LOWEST, *, time: bool = True, ties: bool = False
+) -> list[Rank]:
+    """Event time, the plan's tie-breaks, those of the source (x), position."""
     event = [Rank("h.t")] if time else []
-    return [*event, *(Rank("h.c", lowest) for _ in view.tie_breaks), Rank("h.r")]
+    created = [Rank("h.c", lowest) for _ in view.tie_breaks]
+    return [*event, *created, *([Rank("h.x")] if ties else []), Rank("h.r")]
 
 
 # Statements on narrow columns
@@ -322,6 +325,7 @@ def match(
     *,
     known: bool,
     lowest: int = LOWEST,
+    ties: bool = False,
 ) -> str:
     """The as-of join: each entity row that sees a row, and the position of the row it sees.
 
@@ -336,18 +340,21 @@ def match(
         dialect: the SQL engine's.
         known: only rows that were created by `known` of the entity row count.
         lowest: what a null created time counts as.
+        ties: whether the history has a column x, which decides before positions do.
     """
     alive = " AND h.t >= e.lo" if view.ttl else ""
     if known:
+        wins = winner(_ranks(view, lowest, ties=ties), dialect)
         return (
-            f"SELECT e.r AS entity, {winner(_ranks(view, lowest), dialect)} AS position\n"  # noqa: S608 - names of our own
+            f"SELECT e.r AS entity, {wins} AS position\n"  # noqa: S608 - names of our own
             f"  FROM {entities} AS e JOIN {history} AS h\n"
             f"  ON {_equal('e', 'h', view)} AND h.t <= e.hi{alive} AND h.c <= e.known\n"
             f"  GROUP BY e.r"
         )
     keys = ", ".join(f"e.{key}" for key in key_names(view))
+    ranks = _ranks(view, lowest, time=False, ties=ties)
     return (
-        f"SELECT s.entity, {winner(_ranks(view, lowest, time=False), dialect)} AS position\n"  # noqa: S608 - as above
+        f"SELECT s.entity, {winner(ranks, dialect)} AS position\n"  # noqa: S608 - as above
         f"  FROM (\n    SELECT e.r AS entity, {keys}, h.t\n"
         f"    FROM {entities} AS e {dialect.asof_join} {history} AS h\n"
         f"    ON {_equal('e', 'h', view)} AND e.hi >= h.t\n    WHERE true{alive}\n  ) AS s\n"
@@ -499,10 +506,29 @@ class _Files:
         columns.append(f"{self.time(view.event_time)} AS t")
         created = self.time(view.created_time) if view.created_time else "NULL"
         columns += [f"{created} AS c", f"{self.dialect.position} AS r"]
+        columns += [f"{self.tie()} AS x"] if self.has_ties else []
         columns += [f"{quoted(name)} AS {self.feature(name)}" for name in view.feature_columns]
         read = self.dialect.read_files(self.source)
         # Around it, so that no column of the files is taken for one of ours.
         return f"SELECT * FROM (SELECT {_list(columns)}\n  FROM {read}) AS h WHERE {usable(view)}"  # noqa: S608 - quoted
+
+    @property
+    def has_ties(self) -> bool:
+        """Whether positions do not say which of equal rows wins."""
+        return self.source.ties is not None
+
+    def tie(self) -> str:
+        """What decides between equal rows: the sequence, then what they hold; as `ties` does."""
+        schema, ties = self.source.schema, self.source.ties
+        sequence = [ties.sequence] if ties is not None and ties.sequence else []
+        content = sorted(name for name in schema.names if name not in self.source.internal)
+        parts = []
+        for name in [*sequence, *content]:
+            column = self.dialect.quoted(name)
+            parts += [f"{column} IS NOT NULL", column]
+            if pa.types.is_floating(schema.field(name).type):
+                parts.append(f"CASE WHEN {column} = 0 THEN NOT signbit({column}) END")
+        return f"{self.dialect.row}({', '.join(parts)})"
 
     def feature(self, column: str) -> str:
         """Our name of a feature's column."""
@@ -641,10 +667,11 @@ def _check_columns(view: ViewPlan, source: ParquetSource) -> None:
     Raises:
         OfflineStoreError: names the column.
     """
-    if source.parts.views is not None or source.ties is not None:
+    nested = [column.name for column in source.schema if pa.types.is_nested(column.type)]
+    if source.parts.views is not None or (source.ties is not None and nested):
         why = "whose files hold deleted rows or older names of columns"
         if source.parts.views is None:
-            why = "of whose equal rows neither keys nor times say which is newest"
+            why = f"of whose equal rows the nested columns {nested} would have to decide"
         raise OfflineStoreError(
             f"Feature view `{view.view}` has no SQL: its source is an Iceberg table, {why}. Use "
             "`to_arrow()`, or rewrite the table first (`feast-dynamo table optimize`)."
@@ -707,7 +734,15 @@ def _point_in_time(
         files = _Files.opened(name, view, opened, window, entities.unit, dialect)
         known = plan.created_by_entity_time and view.created_time is not None
         keys = f"requested_{at}"
-        matched = match(view, keys, files.name, dialect, known=known, lowest=files.lowest)
+        matched = match(
+            view,
+            keys,
+            files.name,
+            dialect,
+            known=known,
+            lowest=files.lowest,
+            ties=files.has_ties,
+        )
         parts.append(f"{files.name} {dialect.inlined} (\n  {files.sql()}\n)")
         parts.append(f"{keys} AS (\n  {_narrow_entities(files, entities)}\n)")
         parts.append(f"seen_{at} AS (\n  {matched}\n)")
@@ -769,7 +804,7 @@ def _rows_of_source(
     parts = [f"history {dialect.inlined} (\n  {files.sql()}\n)"]
     rest = f"WHERE {condition}"
     if plan.newest:
-        rank = winner(_ranks(view, files.lowest), dialect)
+        rank = winner(_ranks(view, files.lowest, ties=files.has_ties), dialect)
         parts.append(f"newest AS (\n  {newest(view, 'history', condition, rank)}\n)")
         rest = "JOIN newest ON newest.r = h.r"
     return (

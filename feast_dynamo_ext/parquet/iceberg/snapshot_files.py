@@ -1,0 +1,220 @@
+"""Which files the snapshots of a table list, and what is left of them where some are expired.
+
+No file is found by listing a folder: what is deleted was listed by a snapshot that is expired, and
+is listed by none that is left.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from feast_dynamo_ext.errors import FeastDynamoError
+from feast_dynamo_ext.storage import files_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from feast_dynamo_ext.aws import AwsSettings
+
+logger = logging.getLogger(__name__)
+
+READ_AT_ONCE = 8
+"""Manifests and lists of them."""
+
+MOST_APPENDS = 100
+"""Snapshots of plain appends, after which the oldest are expired by the next append."""
+
+KEPT_APPENDS = 50
+"""Of these, the newest that are kept."""
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """Files that no snapshot of a table lists any more.
+
+    Attributes:
+        data: data files.
+        deletes: files of deleted rows.
+        metadata: manifests, lists of manifests, and statistics.
+    """
+
+    data: frozenset[str] = frozenset()
+    deletes: frozenset[str] = frozenset()
+    metadata: frozenset[str] = frozenset()
+
+    def uris(self) -> list[str]:
+        """All of them; what names others comes last, so that less is lost sight of."""
+        return [*sorted(self.data), *sorted(self.deletes), *sorted(self.metadata)]
+
+
+@dataclass
+class _Listed:
+    """What some snapshots list."""
+
+    lists: set[str] = field(default_factory=set)
+    manifests: dict[str, Any] = field(default_factory=dict)
+
+
+def leftovers(table: Any, expired: Sequence[Any], living: Sequence[Any]) -> Leftovers:
+    """Files that only expired snapshots list.
+
+    Files that others removed already are passed over.
+
+    Args:
+        table: pyiceberg's; only used to read.
+        expired: pyiceberg's snapshots.
+        living: all that are left.
+
+    Raises:
+        FileNotFoundError: a living snapshot's manifest is missing; then nobody knows what it
+            lists.
+    """
+    dead, alive = _listed(table, expired, must_exist=False), _listed(table, living)
+    only_dead = [found for path, found in dead.manifests.items() if path not in alive.manifests]
+    data, deletes = _files(table, only_dead, living=False)
+    if data or deletes:
+        live_data, live_deletes = _files(table, alive.manifests.values(), living=True)
+        data, deletes = data - live_data, deletes - live_deletes
+    metadata = {found.manifest_path for found in only_dead} | (dead.lists - alive.lists)
+    return Leftovers(frozenset(data), frozenset(deletes), frozenset(metadata))
+
+
+def _listed(table: Any, snapshots: Iterable[Any], *, must_exist: bool = True) -> _Listed:
+    def read(snapshot: Any) -> list[Any]:
+        try:
+            found: list[Any] = snapshot.manifests(table.io)
+        except FileNotFoundError:
+            if must_exist:
+                raise
+            return []
+        return found
+
+    found = _Listed()
+    snapshots = list(snapshots)
+    with ThreadPoolExecutor(READ_AT_ONCE) as threads:
+        for snapshot, manifests in zip(snapshots, threads.map(read, snapshots), strict=True):
+            found.lists.add(snapshot.manifest_list)
+            found.manifests |= {manifest.manifest_path: manifest for manifest in manifests}
+    return found
+
+
+def _files(table: Any, manifests: Iterable[Any], *, living: bool) -> tuple[set[str], set[str]]:
+    """Data files and files of deleted rows of manifests; of living ones those that count."""
+
+    def read(manifest: Any) -> list[tuple[str, bool]]:
+        try:
+            entries = manifest.fetch_manifest_entry(table.io, discard_deleted=living)
+        except FileNotFoundError:
+            if living:
+                raise
+            return []
+        return [
+            (entry.data_file.file_path, entry.data_file.content.value == 0) for entry in entries
+        ]
+
+    data: set[str] = set()
+    deletes: set[str] = set()
+    with ThreadPoolExecutor(READ_AT_ONCE) as threads:
+        for found in threads.map(read, manifests):
+            for path, is_data in found:
+                (data if is_data else deletes).add(path)
+    return data, deletes
+
+
+def statistics_of(table: Any) -> set[str]:
+    """Files of statistics, which a table's metadata names itself."""
+    metadata = table.metadata
+    return {
+        found.statistics_path for found in [*metadata.statistics, *metadata.partition_statistics]
+    }
+
+
+def delete_files(uris: Iterable[str], settings: AwsSettings) -> None:
+    """Delete files, wherever they are; those that are gone already are passed over.
+
+    Raises:
+        AwsError: S3 refused. DestinationError: a disk did.
+    """
+    by_bucket: dict[str, list[str]] = defaultdict(list)
+    for uri in uris:
+        scheme, is_uri, rest = uri.partition("://")
+        by_bucket[f"{scheme}://{rest.partition('/')[0]}" if is_uri else ""].append(uri)
+    for some in by_bucket.values():
+        files_of(some[0], settings).delete(some)
+
+
+def remove_snapshots(table: Any, expired: Collection[int]) -> None:
+    """Remove snapshots from a table's metadata, in one commit.
+
+    Raises:
+        CommitFailedException: pyiceberg's: another writer came first, or a tag or a branch was set
+            to one of them.
+    """
+    from pyiceberg.table.update import AssertRefSnapshotId, RemoveSnapshotsUpdate
+
+    from feast_dynamo_ext.parquet.iceberg.producers import NoRefsTo, is_checked_here
+
+    current = table.current_snapshot()
+    at = current.snapshot_id if current else None
+    head = AssertRefSnapshotId.model_validate({"ref": "main", "snapshot-id": at})
+    removal = RemoveSnapshotsUpdate.model_validate({"snapshot-ids": sorted(expired)})
+    unnamed = NoRefsTo(snapshot_ids=sorted(expired))
+    with table.transaction() as transaction:
+        transaction._apply(
+            (removal,),
+            (unnamed,) if is_checked_here(table) else (head,),
+        )
+
+
+def tidy_after_append(table: Any, settings: AwsSettings) -> None:
+    """Keep appends cheap: each writes a table's metadata anew, with all snapshots.
+
+    Where more than `MOST_APPENDS` snapshots of plain appends have come since the last commit that
+    removed files, the oldest beyond the newest `KEPT_APPENDS` are expired. All their data files
+    count still, so only lists and manifests are deleted. Snapshots with a tag or a branch stay.
+    Best effort: where another writer comes first, it or the next append does it.
+
+    Args:
+        table: pyiceberg's, after an append.
+        settings: how S3 is reached.
+    """
+    appends = _appends(table)
+    if len(appends) <= MOST_APPENDS:
+        return
+    named = {ref.snapshot_id for ref in table.refs().values()}
+    expired = [found for found in appends[KEPT_APPENDS:] if found.snapshot_id not in named]
+    gone = {found.snapshot_id for found in expired}
+    living = [found for found in table.snapshots() if found.snapshot_id not in gone]
+    if not expired:
+        return
+    from pyiceberg.exceptions import CommitFailedException
+
+    try:
+        remove_snapshots(table, gone)
+    except (CommitFailedException, ValueError) as error:
+        logger.debug("another writer came before the upkeep after an append: %s", error)
+        return
+    try:
+        dead, alive = _listed(table, expired, must_exist=False), _listed(table, living)
+        manifests = dead.manifests.keys() - alive.manifests.keys()
+        delete_files([*sorted(manifests), *sorted(dead.lists - alive.lists)], settings)
+    except (FeastDynamoError, OSError) as error:
+        # The append is in the table: what is left over is garbage, and nothing is lost.
+        logger.warning("manifests of %d expired snapshots are left: %s", len(gone), error)
+
+
+def _appends(table: Any) -> list[Any]:
+    """Snapshots of plain appends since files were last removed, the newest first."""
+    found = []
+    by_id = {snapshot.snapshot_id: snapshot for snapshot in table.snapshots()}
+    snapshot = table.current_snapshot()
+    while snapshot is not None and snapshot.summary is not None:
+        if snapshot.summary.operation.value != "append":
+            break
+        found.append(snapshot)
+        snapshot = by_id.get(snapshot.parent_snapshot_id)
+    return found
