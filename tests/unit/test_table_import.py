@@ -80,8 +80,8 @@ def put(path: Path, **columns) -> None:
     table = history([(1, 0, 0, 7)])
     for name, column in columns.items():
         at = table.schema.get_field_index(name)
-        column = pa.array(column) if isinstance(column, list) else column
-        table = table.append_column(name, column) if at < 0 else table.set_column(at, name, column)
+        cells = pa.array(column) if isinstance(column, list) else column
+        table = table.append_column(name, cells) if at < 0 else table.set_column(at, name, cells)
     write(path, table)
 
 

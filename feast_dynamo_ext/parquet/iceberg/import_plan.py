@@ -5,6 +5,7 @@ The footers of all files are read before anything is made, and all that they sho
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections import defaultdict
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from feast import FileSource
+from feast.data_format import DeltaFormat
 
 from feast_dynamo_ext.arrow_types import common_type, is_time
 from feast_dynamo_ext.cancellation import in_threads
@@ -34,6 +37,7 @@ from feast_dynamo_ext.parquet.dataset import (
     limits,
     read_footers,
 )
+from feast_dynamo_ext.parquet.iceberg.catalog import is_iceberg
 from feast_dynamo_ext.parquet.iceberg.data_files import plain_layouts, table_columns
 from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE, TableLayout
 from feast_dynamo_ext.parquet.iceberg.view_table import (
@@ -120,6 +124,14 @@ def read_history(view: Any, config: RepoConfig) -> History:
     """
     source = view.batch_source
     settings = settings_of(source, config)
+    if is_iceberg(source):
+        return History(view)
+    if isinstance(getattr(source, "file_format", None), DeltaFormat):
+        said = (
+            f"source `{source.name}` is a Delta table, whose log says which of its files count; "
+            "write a plain copy of it, and name that"
+        )
+        return History(view, problems=(said,))
     place = Place.from_uri(uri_of(source, config), settings)
     pointers = [file.path for file in place.everything() if file.path.endswith(f"/{OLD_POINTER}")]
     if pointers:
@@ -336,6 +348,20 @@ def plan_import(
     if problems:
         raise _refused(view, place, problems)
     return plan
+
+
+def with_folder(view: Any, path: str) -> Any:
+    """A view whose source are the files at a path, with the columns of its own source."""
+    own = view.batch_source
+    found = copy.copy(view)
+    found.batch_source = FileSource(
+        name=path,
+        path=path,
+        timestamp_field=own.timestamp_field,
+        created_timestamp_column=own.created_timestamp_column,
+        field_mapping=own.field_mapping,
+    )
+    return found
 
 
 def _loaded(new: NewTable) -> Any:
