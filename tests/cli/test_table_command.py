@@ -113,6 +113,7 @@ IcebergSource(
 """
 
 
+@pytest.mark.slow
 def test_from_a_folder_to_a_table_and_back(repo):
     assert repo.seen(0, 1) == [1.0, 2.0]
     answer = repo.run("import", "orders", "--dry-run")
@@ -164,7 +165,8 @@ def test_from_a_folder_to_a_table_and_back(repo):
     assert repo.seen(0) == [7.0]
     assert repo.run("tag", "orders", "then", "--remove").returncode == 0
     expired = repo.run("expire", "orders", "--older-than", "0s", "--json").json
-    assert len(expired["expired"]) >= 3
+    # The first one and what was appended; the newest stays whatever its age.
+    assert len(expired["expired"]) == 2
     assert repo.seen(0, 1) == [7.0, 2.0]
 
     answer = repo.run("drop", "orders")
@@ -205,6 +207,7 @@ def test_create_makes_an_empty_table_and_says_what_to_change(repo):
     assert repo.run("drop", "shop.orders").stderr.startswith("error:")
 
 
+@pytest.mark.slow
 def test_erase_takes_keys_or_a_file_of_them(repo):
     repo.run("import", "orders")
     answer = repo.run("erase", "orders", "--key", "cid=1", "--dry-run")
