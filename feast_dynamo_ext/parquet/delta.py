@@ -204,7 +204,7 @@ ESCAPED = re.compile(r"\\u([0-9A-Fa-f]{4})")
 
 
 def _bytes_text(text: str | None) -> str | None:
-    """Bytes of a partition as a text; the log has them as `\\u0001\\u00ff`, one a byte."""
+    """Bytes of a partition as a text; the log has an escape such as `U+0001` of each byte."""
     if text is None:
         return None
     plain = ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
