@@ -62,9 +62,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.storage import FileState
 
 
-OLD_POINTER = "_feast_dynamo/current.json"
-"""Of a folder that was compacted by earlier versions: its files alone are not its rows."""
-
 MOST_NAMED = 20
 """Of what stands in the way, in one message."""
 
@@ -133,14 +130,6 @@ def read_history(view: Any, config: RepoConfig) -> History:
         )
         return History(view, problems=(said,))
     place = Place.from_uri(uri_of(source, config), settings)
-    pointers = [file.path for file in place.everything() if file.path.endswith(f"/{OLD_POINTER}")]
-    if pointers:
-        said = (
-            f"{pointers[0]} says that the folder was compacted by `feast-dynamo compact` of an "
-            "earlier version, so that its files alone are not its rows. Write a plain copy of it "
-            "with that version first"
-        )
-        return History(view, problems=(said,))
     failure: OfflineStoreError | None = None
     of_folders = folder_types([*view.entity_columns, *view.features], stored_names(source))
     opened: ParquetSource | None = None
@@ -150,7 +139,11 @@ def read_history(view: Any, config: RepoConfig) -> History:
     except SourceNotFoundError:
         return History(view)
     except (SourceReadError, ColumnTypeError) as error:
-        failure, files = error, place.files(source.name)
+        failure = error
+        try:
+            files = place.files(source.name)
+        except SourceReadError as of_folder:  # compacted by an earlier version
+            return History(view, problems=(str(of_folder).rstrip("."),))
         fragments = [
             FORMAT.make_fragment(file.path, place.filesystem, file_size=file.size)
             for file in files
