@@ -15,6 +15,7 @@ import uuid
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.types import Array, ComplexFeastType, Set, String, Struct
@@ -38,6 +39,7 @@ from feast_dynamo_ext.arrow_types import (
 from feast_dynamo_ext.exact import (
     cast_exact,
     check_json,
+    elements_of,
     entry_type,
     inexact_count,
     map_of,
@@ -157,7 +159,7 @@ def scalar_exact(array: pa.Array, kind: ValueType) -> pa.Array:
         ValueError: says how many values do not fit, and shows none.
     """
     if array.null_count == len(array):
-        return pa.nulls(len(array), _target(kind))
+        return pa.nulls(len(array), declared_arrow(kind))
     rule = SCALAR_RULES.get(kind)
     if rule is not None:
         return rule(array)
@@ -247,6 +249,10 @@ OPEN_KINDS = {
 }
 """Value types that do not say what is inside."""
 
+MAPS = {ValueType.MAP, ValueType.STRUCT}
+LISTS_OF_MAPS = {ValueType.MAP_LIST, ValueType.STRUCT_LIST}
+LISTS_OF_LISTS = {ValueType.VALUE_LIST, ValueType.VALUE_SET}
+
 LISTS = {kind for kind in ValueType if kind.name.endswith(("_LIST", "_SET"))}
 
 CHECKED_TEXTS = {*UUIDS, ValueType.JSON, ValueType.DECIMAL}
@@ -266,10 +272,12 @@ SCALAR_RULES: dict[ValueType, Callable[[pa.Array], pa.Array]] = {
 def nested_exact(array: pa.Array, declared: Declared) -> pa.Array:
     """A column of lists of lists, structs or lists of structs as their declared types keep it.
 
-    Nulls stay. Fields that are not declared stay as they are, as Feast keeps them too.
+    Nulls stay. Fields that are not declared stay as they are, as Feast keeps them too. An object
+    of JSON has all declared fields, those that it lacks as nulls.
 
     Args:
-        array: the column, or JSON of it in texts or bytes. JSON that fits stays JSON.
+        array: the column, or JSON of it in texts or bytes. JSON stays JSON where maps have
+            several sets of keys.
         declared: a nested type; of a value type, see `scalar_exact`.
 
     Raises:
@@ -281,15 +289,97 @@ def nested_exact(array: pa.Array, declared: Declared) -> pa.Array:
     if isinstance(declared, ValueType):
         return _part_exact(array, declared)
     if is_text(array.type) or is_bytes(array.type):
-        parsed = parsed_json(array, lists=not isinstance(declared, Struct))
-        exact = nested_exact(parsed, declared)
-        return array if exact.equals(parsed) else exact
+        return _parsed_exact(array, declared)
     if isinstance(declared, Struct):
         return _fields_exact(array, declared)
     if not is_list(array.type):
         raise refused(array, name_of(declared))
-    elements = nested_exact(pc.list_flatten(array), declared_as(declared.base_type))
-    return with_elements(array, lambda _: elements, _list_of(array.type, elements.type))
+    elements = nested_exact(elements_of(array), declared_as(declared.base_type))
+    return with_elements(array, elements, _list_of(array.type, elements.type))
+
+
+def _parsed_exact(array: pa.Array, declared: Nested) -> pa.Array:
+    cells = _documents(array, lists=not isinstance(declared, Struct))
+    filled = [with_fields(cell, declared) for cell in cells]
+    parsed = _array_of(filled)
+    exact = nested_exact(parsed, declared)
+    if not may_have_more(exact, declared):
+        return exact
+    if exact.equals(parsed):
+        # Each map with its own keys, which Feast reads.
+        return pa.array([cell and json.dumps(cell) for cell in filled], pa.large_string())
+    raise ValueError("its JSON has keys that are not declared, and are not in every row")
+
+
+class UndeclaredFieldsError(ValueError):
+    """A value has fields that its type does not declare."""
+
+
+def with_fields(cell: Any, declared: Declared, *, strict: bool = False) -> Any:
+    """A value of a nested type with all fields that are declared, None where it lacks them.
+
+    Args:
+        cell: dicts and lists of Python.
+        declared: what it is declared as.
+        strict: refuse fields that are not declared.
+
+    Raises:
+        UndeclaredFieldsError: names such fields.
+    """
+    if isinstance(declared, Struct) and isinstance(cell, dict):
+        unknown = sorted(map(str, cell.keys() - declared.fields.keys()))
+        if strict and unknown:
+            raise UndeclaredFieldsError(
+                f"its fields {unknown} are not declared. Declare them, or leave them out"
+            )
+        kinds = {name: declared_as(kind) for name, kind in declared.fields.items()}
+        made = {name: with_fields(cell.get(name), kinds[name], strict=strict) for name in kinds}
+        return cell | made
+    if isinstance(declared, (Array, Set)) and isinstance(cell, (list, tuple, np.ndarray)):
+        inner = declared_as(declared.base_type)
+        if isinstance(declared.base_type, ComplexFeastType) and not isinstance(inner, ValueType):
+            return [with_fields(part, inner, strict=strict) for part in cell]
+    return cell
+
+
+def may_have_more(array: pa.Array, declared: Declared, *, where_open: bool = False) -> bool:
+    """Whether Arrow may have given a map a key, with a null, that another row's map has.
+
+    Args:
+        array: the column.
+        declared: what it is declared as; its own fields may be null.
+        where_open: look at maps of no declared fields alone, not at fields beside declared ones.
+    """
+    array = plain(array)
+    if isinstance(declared, ValueType):
+        return declared in MAPS | LISTS_OF_MAPS and _has_null_fields(array)
+    if not isinstance(declared, Struct):
+        inner = declared_as(declared.base_type)
+        is_flat = not is_list(array.type)
+        return not is_flat and may_have_more(elements_of(array), inner, where_open=where_open)
+    if not pa.types.is_struct(array.type):
+        return False
+    there = array.filter(array.is_valid())
+    return any(
+        may_have_more(part, declared_as(declared.fields[field.name]), where_open=where_open)
+        if field.name in declared.fields
+        else not where_open and part.null_count > 0
+        for field, part in zip(there.type, there.flatten(), strict=True)
+    )
+
+
+def _has_null_fields(array: pa.Array) -> bool:
+    array = plain(array)
+    if is_list(array.type):
+        return _has_null_fields(elements_of(array))
+    if not pa.types.is_struct(array.type):
+        return False
+    there = array.filter(array.is_valid())
+    # All keys of a single map are its own.
+    return any(
+        (part.null_count > 0 and len(there) > 1) or _has_null_fields(part)
+        for part in there.flatten()
+    )
 
 
 def _part_exact(array: pa.Array, kind: ValueType) -> pa.Array:
@@ -298,9 +388,9 @@ def _part_exact(array: pa.Array, kind: ValueType) -> pa.Array:
     if element is not None:
         if not is_list(array.type):
             raise refused(array, kind.name)
-        elements = _part_exact(plain(pc.list_flatten(array)), element)
-        return with_elements(array, lambda _: elements, _list_of(array.type, elements.type))
-    if kind not in SCALARS or pa.types.is_null(array.type):
+        elements = _part_exact(elements_of(array), element)
+        return with_elements(array, elements, _list_of(array.type, elements.type))
+    if kind not in SCALARS:
         return array
     exact = scalar_exact(array, kind)
     # As whose values Feast reads them: what is inside has no type but its own.
@@ -324,7 +414,7 @@ def _fields_exact(array: pa.Array, declared: Struct) -> pa.Array:
         items = nested_exact(items, next(iter(kinds.values())))
         made = pa.StructArray.from_arrays([keys, items], names=["key", "value"])
         target = pa.map_(own.key_type, items.type)
-        return map_of(with_elements(entries, lambda _: made, pa.list_(entry_type(target))), target)
+        return map_of(with_elements(entries, made, pa.list_(entry_type(target))), target)
     for name, kind in kinds.items():
         # One type of items is of several declared types: they fit, or they do not.
         found = pc.map_lookup(array, pa.scalar(name, own.key_type), "last")
@@ -341,10 +431,18 @@ def parsed_json(array: pa.Array, *, lists: bool) -> pa.Array:
     Raises:
         ValueError: a text that is something else, or values of several types.
     """
+    return _array_of(_documents(array, lists=lists))
+
+
+def _documents(array: pa.Array, *, lists: bool) -> list[Any]:
     check_json(array)
     cells = [cell if cell is None else json.loads(cell) for cell in array.to_pylist()]
     if not all(cell is None or isinstance(cell, list if lists else dict) for cell in cells):
         raise ValueError(f"its JSON is not {'a list' if lists else 'an object'}")
+    return cells
+
+
+def _array_of(cells: list[Any]) -> pa.Array:
     try:
         return pa.array(cells)
     except (pa.ArrowException, OverflowError):
@@ -361,10 +459,35 @@ def folder_types(columns: Iterable[Any], names: Mapping[str, str]) -> dict[str, 
     """
     kinds = {names[column.name]: column.dtype.to_value_type() for column in columns}
     return {
-        name: pa.timestamp("us", "UTC") if _target(kind) == SECONDS else _target(kind)
+        name: pa.timestamp("us", "UTC")
+        if declared_arrow(kind) == SECONDS
+        else declared_arrow(kind)
         for name, kind in kinds.items()
         if kind in SCALARS
     }
+
+
+def has_form(arrow: pa.DataType, kind: ValueType) -> bool:
+    """Whether a column of an Arrow type may be lists, maps or lists of maps, as is declared.
+
+    Texts and bytes may be JSON of them. Of a scalar value type, see `scalar_exact`.
+    """
+    arrow = plain_type(arrow)
+    in_json = kind is not ValueType.SCALAR_MAP and (is_text(arrow) or is_bytes(arrow))
+    if in_json or kind is ValueType.UNKNOWN or pa.types.is_null(arrow):
+        return True
+    if kind in MAPS or kind is ValueType.SCALAR_MAP:
+        has_texts = pa.types.is_struct(arrow)
+        if pa.types.is_map(arrow):
+            has_texts = is_text(plain_type(arrow.key_type))
+        is_map = pa.types.is_struct(arrow) or pa.types.is_map(arrow)
+        return bool(is_map and has_texts == (kind in MAPS))
+    if not is_list(arrow):
+        return False
+    inner = plain_type(arrow.value_type)
+    if kind in LISTS_OF_MAPS:
+        return not (is_text(inner) or is_bytes(inner)) and has_form(inner, ValueType.MAP)
+    return kind not in LISTS_OF_LISTS or is_list(inner) or bool(pa.types.is_null(inner))
 
 
 def element_kind(kind: ValueType) -> ValueType | None:
@@ -396,12 +519,12 @@ def declared_type(declared: Declared, column: pa.DataType) -> pa.DataType:
         if is_text(own) or is_bytes(own):
             return column  # JSON, which Feast parses
         inner = own.value_type if is_list(own) else pa.null()
-        wanted = declared_type(element, inner) if is_list(own) else _target(element)
+        wanted = declared_type(element, inner) if is_list(own) else declared_arrow(element)
         return column if wanted == inner or pa.types.is_null(own) else _list_of(own, wanted)
     is_open = declared not in SCALARS or pa.types.is_null(own)
     if is_open or _agrees(declared, own) or is_wider(declared, own):
         return column
-    return _target(declared)
+    return declared_arrow(declared)
 
 
 def _nested_type(declared: Nested, own: pa.DataType) -> pa.DataType:
@@ -432,7 +555,7 @@ def is_wider(declared: Declared, column: pa.DataType) -> bool:
     element = element_kind(declared)
     if element is not None:
         return is_list(own) and is_wider(element, own.value_type)
-    width = int(_target(declared).bit_width) if declared in WHOLE_NUMBERS | FLOATS else 0
+    width = int(declared_arrow(declared).bit_width) if declared in WHOLE_NUMBERS | FLOATS else 0
     test = pa.types.is_integer if declared in WHOLE_NUMBERS else pa.types.is_floating
     return bool(width and test(own) and own.bit_width > width)
 
@@ -451,6 +574,8 @@ def is_checked(declared: Declared, column: pa.DataType) -> bool:
     element = element_kind(declared)
     if element is not None:
         return is_list(own) and is_checked(element, own.value_type)
+    if declared in OPEN_KINDS:
+        return not has_form(own, declared)
     return declared in CHECKED_TEXTS and is_text(own)
 
 
@@ -466,7 +591,7 @@ def _parts(declared: Nested, own: pa.DataType) -> list[tuple[Declared, pa.DataTy
 
 def _agrees(kind: ValueType, own: pa.DataType) -> bool:
     """Whether any value of an Arrow type is one of a scalar value type, and written like it."""
-    target = _target(kind)
+    target = declared_arrow(kind)
     if kind in WHOLE_NUMBERS:
         if not pa.types.is_integer(own):
             return False
@@ -481,7 +606,8 @@ def _agrees(kind: ValueType, own: pa.DataType) -> bool:
     return own == target if same_kind is None else same_kind(own)
 
 
-def _target(kind: ValueType) -> pa.DataType:
+def declared_arrow(kind: ValueType) -> pa.DataType:
+    """The Arrow type of a scalar value type; texts where it has none of its own."""
     if kind in {ValueType.UNIX_TIMESTAMP, ValueType.ZONED_TIMESTAMP}:
         return SECONDS
     return SCALAR_ARROW.get(kind, pa.string())
@@ -518,9 +644,12 @@ def any_exact(array: pa.Array, declared: Declared) -> pa.Array:
     if not isinstance(declared, ValueType):
         return nested_exact(array, declared)
     element = element_kind(declared)
-    if element is None:
-        return scalar_exact(array, declared) if declared in SCALARS else array
-    if not is_list(array.type):
+    if element is None and declared in SCALARS:
+        return scalar_exact(array, declared)
+    is_right = has_form(array.type, declared) if element is None else is_list(array.type)
+    if not is_right:
         raise refused(array, name_of(declared))
-    elements = scalar_exact(plain(pc.list_flatten(array)), element)
-    return with_elements(array, lambda _: elements, _list_of(array.type, elements.type))
+    if element is None:
+        return array
+    elements = scalar_exact(elements_of(array), element)
+    return with_elements(array, elements, _list_of(array.type, elements.type))

@@ -11,11 +11,13 @@ import json
 import math
 import uuid
 from datetime import datetime, timezone
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from feast.feature_view import DUMMY_ENTITY_ID
+from feast.types import Array, Set
 from feast.value_type import ValueType
 
 from feast_dynamo_ext import _feast
@@ -26,7 +28,13 @@ from feast_dynamo_ext.arrow_types import (
     one_array,
     without_dictionary,
 )
-from feast_dynamo_ext.declared import declared_as
+from feast_dynamo_ext.declared import (
+    LISTS_OF_MAPS,
+    MAPS,
+    UndeclaredFieldsError,
+    declared_as,
+    with_fields,
+)
 from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema
@@ -37,6 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     import pandas as pd
+
+    from feast_dynamo_ext.declared import Declared, Nested
 
 MOST_NAMED = 5
 """Rows that an error names."""
@@ -80,7 +90,9 @@ def rows_of_frame(
         # What is read back is computed from the keys too.
         features |= {name: kind for name, kind in sorted(keys.items()) if name in columns}
     declared = {field.name: declared_as(field.dtype) for field in view.features}
-    arrays = {name: columns.array(name, kind) for name, kind in features.items()}
+    arrays = {
+        name: columns.array(name, kind, declared.get(name)) for name, kind in features.items()
+    }
     if any(field.vector_index for field in view.features):
         _feast.check_vectors(pa.table(arrays), view)
     values = (
@@ -133,12 +145,12 @@ class _Frame:
     def __contains__(self, name: str) -> bool:
         return name in self._stored
 
-    def array(self, name: str, kind: ValueType) -> pa.Array:
+    def array(self, name: str, kind: ValueType, declared: Declared | None = None) -> pa.Array:
         """A column; NaN is null, as pandas means it.
 
         Raises:
             ColumnNotFoundError: there is none.
-            ColumnTypeError: its objects are of several types.
+            ColumnTypeError: its objects are of several types, or have fields that nobody declared.
         """
         if name not in self._stored and self._may_lack:
             return pa.nulls(len(self._frame))
@@ -148,8 +160,15 @@ class _Frame:
                 cells = list(column)
                 lists = cells if kind in LISTS_OF_TIMES else ()
                 _refuse_mixed_times(cells, *(cell for cell in lists if not _is_missing(cell)))
-                return _array_of_objects(cells, kind)
-            return one_array(pa.array(column, from_pandas=True))
+                if declared is None or isinstance(declared, ValueType):
+                    return _array_of_objects(cells, kind)
+                return _array_of_parts(cells, declared)
+            array = one_array(pa.array(column, from_pandas=True))
+            if declared is None or isinstance(declared, ValueType):
+                return array
+            return _array_of_parts(array.to_pylist(maps_as_pydicts="strict"), declared)
+        except UndeclaredFieldsError as error:
+            raise ColumnTypeError(f"Feature view `{self._view}`: `{name}`: {error}.") from error
         except (pa.ArrowException, OverflowError, TypeError, ValueError, AttributeError):
             # Arrow's words show the value.
             raise ColumnTypeError(
@@ -244,21 +263,40 @@ def _refuse_mixed_times(*several: Collection[Any]) -> None:
 
 
 LISTS_OF_TIMES = {ValueType.UNIX_TIMESTAMP_LIST, ValueType.UNIX_TIMESTAMP_SET}
-MAPS = {ValueType.MAP, ValueType.MAP_LIST, ValueType.STRUCT, ValueType.STRUCT_LIST}
 
 
 def _array_of_objects(cells: list[Any], kind: ValueType) -> pa.Array:
     """Python's objects as an Arrow array; pandas and Arrow alone would change some of them."""
     if kind is ValueType.JSON:
         return pa.array([_as_json(cell) for cell in cells], pa.string())
-    if kind in MAPS:
+    if kind in MAPS | LISTS_OF_MAPS:
         return _array_of_maps(cells)
     if kind is ValueType.SCALAR_MAP:
         maps = [cell for cell in cells if not _is_missing(cell)]
-        keys = pa.array([key for cell in maps for key in cell])
-        items = pa.array([item for cell in maps for item in cell.values()])
+        names = [key for cell in maps for key in cell]
+        parts = [part for cell in maps for part in cell.values()]
+        _refuse_mixed_times(names, parts)
+        keys, items = pa.array(names), pa.array(parts)
         pairs = [None if _is_missing(cell) else list(cell.items()) for cell in cells]
         return pa.array(pairs, pa.map_(keys.type, items.type))
+    return _array_of_lists(cells)
+
+
+def _array_of_parts(cells: list[Any], declared: Nested) -> pa.Array:
+    """Values of a nested type; as JSON where maps of no declared fields differ in their keys."""
+    cells = [json.loads(cell) if isinstance(cell, (str, bytes)) else cell for cell in cells]
+    cells = [with_fields(cell, declared, strict=True) for cell in cells]
+    innermost: Declared = declared
+    while isinstance(innermost, (Array, Set)):
+        innermost = declared_as(innermost.base_type)
+    # Numbers and texts, of which there may be many, are as Arrow takes them.
+    is_plain = isinstance(innermost, ValueType) and innermost not in LISTS_OF_TIMES | LISTS_OF_MAPS
+    if is_plain or _are_alike(cells):
+        return _array_of_lists(cells)
+    return pa.array([_as_json(cell) for cell in cells], pa.string())
+
+
+def _array_of_lists(cells: list[Any]) -> pa.Array:
     # Of a list: pandas would make floats of integers with a null among them.
     try:
         return one_array(pa.array(cells, from_pandas=True))
@@ -280,10 +318,11 @@ def _are_alike(cells: Any) -> bool:
     """Whether maps at one place have the same keys: Arrow would give each the keys of all.
 
     Raises:
-        TypeError: a key that is no text.
+        TypeError: a key that is no text, or times beside other objects.
     """
     cells = [cell for cell in cells if not _is_missing(cell)]
     if not cells or not isinstance(cells[0], (dict, list, tuple, np.ndarray)):
+        _refuse_mixed_times(cells)
         return True
     if not isinstance(cells[0], dict):
         return _are_alike([part for cell in cells for part in cell])
@@ -301,17 +340,23 @@ def _as_plain(cell: Any) -> Any:
         return str(cell)
     if isinstance(cell, (list, tuple, set, frozenset)):
         return [_as_plain(part) for part in cell]
+    if isinstance(cell, dict):
+        return {key: _as_plain(part) for key, part in cell.items()}
     return cell
 
 
 def _is_missing(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+    return cell is None or (isinstance(cell, (float, Decimal)) and math.isnan(cell))
 
 
 def _as_json(cell: Any) -> str | None:
-    """A text as it is; anything else as the JSON of it."""
+    """Text as it is, in bytes too; anything else as the JSON of it."""
     if isinstance(cell, str):
         return cell
+    if isinstance(cell, bytes):
+        return cell.decode()
     if _is_missing(cell):
         return None
+    if isinstance(cell, Decimal) and cell.is_finite():
+        return format(cell, "f")
     return json.dumps(cell, default=lambda array: array.tolist())

@@ -15,8 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast.data_format import DeltaFormat
 from feast.feature_view import DUMMY_ENTITY_ID
-from feast.types import from_feast_to_pyarrow_type
-from feast.value_type import ValueType
 
 from feast_dynamo_ext.arrow_types import (
     is_bytes,
@@ -25,11 +23,7 @@ from feast_dynamo_ext.arrow_types import (
     one_array,
 )
 from feast_dynamo_ext.columns import stored_names, stored_times
-from feast_dynamo_ext.declared import (
-    OPEN_KINDS,
-    declared_as,
-    folder_types,
-)
+from feast_dynamo_ext.declared import declared_as, folder_types
 from feast_dynamo_ext.errors import (
     ColumnNotFoundError,
     ColumnTypeError,
@@ -37,7 +31,7 @@ from feast_dynamo_ext.errors import (
     SourceNotFoundError,
 )
 from feast_dynamo_ext.exact import cast_exact, refuse_inexact_integers
-from feast_dynamo_ext.parquet.fitted import fitted
+from feast_dynamo_ext.parquet.fitted import TIMES, first_type, fitted, grown_type
 from feast_dynamo_ext.parquet.iceberg import is_iceberg
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
 from feast_dynamo_ext.parquet.scan import FileChangedError, ReadErrors
@@ -55,7 +49,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.storage import Files, FileState
 
 
-TIMES = pa.timestamp("us", "UTC")
 DATE = "%Y-%m-%d"
 TIME_FORMS = [
     (form, re.compile(re.sub("%Y", r"\\d{4}", re.sub("%[mdHMS]", r"\\d\\d", form))))
@@ -251,7 +244,11 @@ class Target:
             folders = Folders.from_source(data_source, ())
             # The first file says what the columns are, so they are those of the rows.
             names = dict.fromkeys([*_required(view), *_plain(table)])
-            schema = pa.schema(_first_type(name, declared, table) for name in names)
+            schema = pa.schema(_first_type(name, kinds, table) for name in names)
+            for name in filter(None, stored_times(data_source)):
+                if pa.types.is_date(schema.field(name).type):
+                    # Later rows may have hours.
+                    schema = schema.set(schema.names.index(name), pa.field(name, TIMES))
             _check_first_times(view, uri, schema)
             of_files = folders.without(schema)
             return cls(
@@ -263,7 +260,7 @@ class Target:
         if is_file:
             folders = replace(folders, columns=(), derived={}, plain="", order=())
         schema = pa.schema(
-            _first_type(column.name, declared, table) if pa.types.is_null(column.type) else column
+            _grown(column, kinds, table)
             for column in folders.without(source.schema.remove_metadata())
         )
         new = [column for column in declared if column.name not in source.schema.names]
@@ -291,7 +288,7 @@ class Target:
                 f"{self.uri}; they have {given}."
             )
         new = [
-            _first_type(name, self.optional, table)
+            _first_type(name, self.declared, table)
             for name in self.optional.names
             if name in given
         ]
@@ -553,7 +550,7 @@ def _declared(view: Any) -> pa.Schema:
     stored = stored_names(view.batch_source)
     columns = {column.name: column for column in [*view.entity_columns, *view.features]}
     return pa.schema(
-        (stored[name], _arrow_type(column.dtype))
+        (stored[name], first_type(declared_as(column.dtype), pa.null()))
         for name, column in columns.items()
         if name != DUMMY_ENTITY_ID
     )
@@ -565,16 +562,6 @@ def _kinds(view: Any) -> dict[str, Declared]:
         stored[column.name]: declared_as(column.dtype)
         for column in [*view.entity_columns, *view.features]
     }
-
-
-def _arrow_type(dtype: Any) -> pa.DataType:
-    """The Arrow type of a declared type; null where the rows say it, for example of maps."""
-    if isinstance(declared_as(dtype), ValueType) and dtype.to_value_type() in OPEN_KINDS:
-        return pa.null()
-    try:
-        return from_feast_to_pyarrow_type(dtype)
-    except ValueError:
-        return pa.null()
 
 
 def _required(view: Any) -> list[str]:
@@ -598,8 +585,19 @@ def _check_first_times(view: Any, uri: str, schema: pa.Schema) -> None:
             )
 
 
-def _first_type(name: str, declared: pa.Schema, table: pa.Table) -> pa.Field:
-    if name in declared.names and not pa.types.is_null(declared.field(name).type):
-        return declared.field(name)
-    kind = table.schema.field(name).type if name in table.column_names else pa.null()
-    return pa.field(name, kind)
+def _first_type(name: str, kinds: Mapping[str, Declared], table: pa.Table) -> pa.Field:
+    kind = _type_in(table, name)
+    return pa.field(name, first_type(kinds[name], kind) if name in kinds else kind)
+
+
+def _grown(column: pa.Field, kinds: Mapping[str, Declared], table: pa.Table) -> pa.Field:
+    if pa.types.is_null(column.type):
+        return _first_type(column.name, kinds, table)
+    if column.name not in kinds:
+        return column
+    given = _type_in(table, column.name)
+    return column.with_type(grown_type(column.type, kinds[column.name], given))
+
+
+def _type_in(table: pa.Table, name: str) -> pa.DataType:
+    return table.schema.field(name).type if name in table.column_names else pa.null()

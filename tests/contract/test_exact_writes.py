@@ -219,6 +219,17 @@ def test_push_materialize_and_retrieval_refuse_alike(open_repo, tmp_path, dtype,
     assert answer(store, "orders:x") == [None]
 
 
+def test_a_set_of_floats_holds_nan(open_repo, tmp_path):
+    store = open_repo()
+    store.apply([CUSTOMER, view(tmp_path, sizes=(Set(Float64), [[float("nan")]]))])
+    store.materialize(START, NOW)
+    ((number,),) = answer(store, "orders:sizes")
+    assert math.isnan(number)
+    store.push("orders_push", frame(sizes=[{2.5, float("nan")}]))
+    (found,) = answer(store, "orders:sizes")
+    assert sorted(map(str, found)) == ["2.5", "nan"]
+
+
 def test_nulls_inside_of_lists(open_repo, tmp_path):
     store = open_repo()
     lists = {"sizes": (Array(Float64), [[1.5, None]]), "tags": (Array(String), [["a", "b"]])}
@@ -262,6 +273,15 @@ BOTH = [
     (String, pa.array(["x"]), [7], "7", "7"),
     (Map, pa.array([{"a": 1}]), [{"a": 2}], {"a": 2}, {"a": 2}),
     (Array(Array(Int64)), pa.array([[[1]]]), [[[2.0]]], [[2]], [[2]]),
+    (Array(Array(Int64)), pa.array([[[1]]]), [[[2], []]], [[2], []], [[2], []]),
+    (Array(Array(Int64)), pa.array([[[1]]]), ["[[2], []]"], [[2], []], [[2], []]),
+    (Map, pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), ['{"b": 2}'], {"b": 2},
+     [("b", 2)]),
+    (Struct({"a": Int64, "b": Int64}), pa.array([{"a": 1}]), [{"a": 2}], {"a": 2, "b": None},
+     {"a": 2, "b": None}),
+    (Json, pa.array(["{}"]), [{"a": None}], {"a": None}, '{"a": null}'),
+    (Json, pa.array(["{}"]), [b'{"a": 2}'], {"a": 2}, '{"a": 2}'),
+    (Json, pa.array(["{}"]), [Decimal("2.50")], 2.5, "2.50"),
 ]  # fmt: skip
 
 

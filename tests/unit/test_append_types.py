@@ -212,7 +212,6 @@ NOT_AS_DECLARED = [
     (pa.array([[[1]]]), Array(Array(Int64)), [[[1.5]]], "1 of 1 values of type double"),
     (pa.array([[[1.0]]]), Array(Array(Int64)), [[[1.5]]], "1 of 1 values of type double"),
     (pa.array([{"a": 1.0}]), Struct({"a": Int64}), [{"a": 1.5}], "1 of 1 values of type double"),
-    (pa.array([[("a", 1)]], A_MAP), Map, [{"a": 2}, {"b": 3}], "lists of pairs"),
     (pa.array([[("a", "1")]], pa.map_(pa.string(), pa.string())), Map, [{"a": 2}], "without a"),
 ]  # fmt: skip
 
@@ -222,13 +221,6 @@ def test_values_that_are_not_as_declared_are_not_appended(tmp_path, stored, dtyp
     with pytest.raises(ColumnTypeError, match=rf"column `x` of the rows.*{message}"):
         appended(tmp_path, stored, dtype, cells)
     assert [path.name for path in (tmp_path / "orders").iterdir()] == ["old.parquet"]
-
-
-def test_a_first_file_has_maps_in_the_type_of_the_rows(tmp_path):
-    view = orders(tmp_path / "orders", x=Map)
-    rows = pd.DataFrame({"cid": [1], "t": [day(2)], "x": [{"a": 2}]})
-    (new,) = append_rows(view, repo_config(tmp_path), pa.Table.from_pandas(rows))
-    assert pq.read_table(new)["x"].to_pylist() == [{"a": 2}]
 
 
 def test_float_keys_that_may_be_another_customer_are_not_appended(tmp_path):

@@ -38,6 +38,7 @@ from feast_dynamo_ext.arrow_types import (
     without_dictionary,
 )
 from feast_dynamo_ext.declared import (
+    OPEN_KINDS,
     UUIDS,
     declared_type,
     element_kind,
@@ -494,11 +495,13 @@ class _Files:
         wider, checked = is_wider(kind, target), is_checked(kind, target)
         if isinstance(kind, ValueType) and wider:
             return _narrowed(expression, target, kind)
-        if isinstance(kind, ValueType) and target == stored:
+        if isinstance(kind, ValueType) and kind not in OPEN_KINDS and target == stored:
             return _checked(expression, kind, not_of_kind) if checked else expression
         if target == stored and not (wider or checked):
             return expression
-        cast = exact_cast(expression, stored, target, not_of_kind)
+        # Of an open value type, the column is of another form.
+        is_open = isinstance(kind, ValueType) and kind in OPEN_KINDS
+        cast = None if is_open else exact_cast(expression, stored, target, not_of_kind)
         if cast is None:
             raise ColumnTypeError(
                 f"Feature view `{self.view.view}`: `{column}` is declared as {name_of(kind)}, but "
