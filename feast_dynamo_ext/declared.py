@@ -300,7 +300,7 @@ def nested_exact(array: pa.Array, declared: Declared) -> pa.Array:
 
 def _parsed_exact(array: pa.Array, declared: Nested) -> pa.Array:
     cells = _documents(array, lists=not isinstance(declared, Struct))
-    filled = [with_fields(cell, declared) for cell in cells]
+    filled = with_fields(cells, declared)
     parsed = _array_of(filled)
     exact = nested_exact(parsed, declared)
     if not may_have_more(exact, declared):
@@ -315,31 +315,52 @@ class UndeclaredFieldsError(ValueError):
     """A value has fields that its type does not declare."""
 
 
-def with_fields(cell: Any, declared: Declared, *, strict: bool = False) -> Any:
-    """A value of a nested type with all fields that are declared, None where it lacks them.
+def with_fields(cells: list[Any], declared: Declared, *, strict: bool = False) -> list[Any]:
+    """Values of a nested type with all fields that are declared, None where they lack them.
 
     Args:
-        cell: dicts and lists of Python.
-        declared: what it is declared as.
+        cells: dicts and lists of Python.
+        declared: what they are declared as.
         strict: refuse fields that are not declared.
 
     Raises:
         UndeclaredFieldsError: names such fields.
     """
-    if isinstance(declared, Struct) and isinstance(cell, dict):
-        unknown = sorted(map(str, cell.keys() - declared.fields.keys()))
-        if strict and unknown:
+    fill = _filling(declared, strict=strict)
+    return cells if fill is None else [fill(cell) for cell in cells]
+
+
+def _filling(declared: Declared, *, strict: bool) -> Callable[[Any], Any] | None:
+    """What fills the structs of one value; None where the type has no structs."""
+    if isinstance(declared, ValueType):
+        return None
+    if not isinstance(declared, Struct):
+        inner = _filling(declared_as(declared.base_type), strict=strict)
+        sequences = (list, tuple, np.ndarray)
+        return inner and (
+            lambda cell: [inner(part) for part in cell] if isinstance(cell, sequences) else cell
+        )
+    missing = dict.fromkeys(declared.fields)
+    found = (
+        (name, _filling(declared_as(kind), strict=strict))
+        for name, kind in declared.fields.items()
+    )
+    inside = [(name, fill) for name, fill in found if fill is not None]
+
+    def fill_struct(cell: Any) -> Any:
+        if not isinstance(cell, dict):
+            return cell
+        made = missing | cell
+        if strict and len(made) > len(missing):
+            unknown = sorted(map(str, made.keys() - missing.keys()))
             raise UndeclaredFieldsError(
                 f"its fields {unknown} are not declared. Declare them, or leave them out"
             )
-        kinds = {name: declared_as(kind) for name, kind in declared.fields.items()}
-        made = {name: with_fields(cell.get(name), kinds[name], strict=strict) for name in kinds}
-        return cell | made
-    if isinstance(declared, (Array, Set)) and isinstance(cell, (list, tuple, np.ndarray)):
-        inner = declared_as(declared.base_type)
-        if isinstance(declared.base_type, ComplexFeastType) and not isinstance(inner, ValueType):
-            return [with_fields(part, inner, strict=strict) for part in cell]
-    return cell
+        for name, fill in inside:
+            made[name] = fill(made[name])
+        return made
+
+    return fill_struct
 
 
 def may_have_more(array: pa.Array, declared: Declared, *, where_open: bool = False) -> bool:
@@ -435,11 +456,23 @@ def parsed_json(array: pa.Array, *, lists: bool) -> pa.Array:
 
 
 def _documents(array: pa.Array, *, lists: bool) -> list[Any]:
-    check_json(array)
-    cells = [cell if cell is None else json.loads(cell) for cell in array.to_pylist()]
+    cells = documents(array)
     if not all(cell is None or isinstance(cell, list if lists else dict) for cell in cells):
         raise ValueError(f"its JSON is not {'a list' if lists else 'an object'}")
     return cells
+
+
+def documents(array: pa.Array) -> list[Any]:
+    """What texts or bytes say as JSON.
+
+    Raises:
+        ValueError: counts the texts that are none.
+    """
+    try:
+        return [cell if cell is None else json.loads(cell) for cell in array.to_pylist()]
+    except (ValueError, RecursionError):
+        check_json(array)
+        raise ValueError("its JSON is nested too deeply") from None
 
 
 def _array_of(cells: list[Any]) -> pa.Array:
@@ -633,7 +666,11 @@ def as_declared(column: Column, declared: Declared) -> Column:
         chunks = [as_declared(chunk, declared) for chunk in column.chunks]
         return column if is_same else pa.chunked_array(chunks, target)
     array = plain(column)
-    if pa.types.is_null(array.type):
+    own = array.type
+    if pa.types.is_null(own):
+        return column
+    if is_same and not isinstance(declared, ValueType) and (is_text(own) or is_bytes(own)):
+        nested_exact(parsed_json(array, lists=not isinstance(declared, Struct)), declared)
         return column
     exact = any_exact(array, declared)
     return column if is_same else cast_exact(exact, target)

@@ -285,7 +285,7 @@ def _array_of_objects(cells: list[Any], kind: ValueType) -> pa.Array:
 def _array_of_parts(cells: list[Any], declared: Nested) -> pa.Array:
     """Values of a nested type; as JSON where maps of no declared fields differ in their keys."""
     cells = [json.loads(cell) if isinstance(cell, (str, bytes)) else cell for cell in cells]
-    cells = [with_fields(cell, declared, strict=True) for cell in cells]
+    cells = with_fields(cells, declared, strict=True)
     innermost: Declared = declared
     while isinstance(innermost, (Array, Set)):
         innermost = declared_as(innermost.base_type)

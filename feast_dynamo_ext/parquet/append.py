@@ -36,7 +36,7 @@ from feast_dynamo_ext.parquet.iceberg import is_iceberg
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
 from feast_dynamo_ext.parquet.scan import FileChangedError, ReadErrors
 from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
-from feast_dynamo_ext.parquet.writer import write_parts
+from feast_dynamo_ext.parquet.writer import open_writer, write_parts
 from feast_dynamo_ext.storage import FileReplacedError, discard, files_of, settings_of
 
 if TYPE_CHECKING:
@@ -452,10 +452,10 @@ def _rewrite(files: Files, uri: str, source: ParquetSource, rows: pa.Table) -> N
             if writer is None:
                 # After a read: asked for a column of a corrupt footer, pyarrow ends the process.
                 codec = old.metadata.row_group(group).column(0).compression
-                writer = opened.enter_context(pq.ParquetWriter(new, schema, compression=codec))
+                writer = opened.enter_context(open_writer(new, schema, uri, compression=codec))
             writer.write_table(_with_columns(kept, schema))
         if writer is None:
-            writer = opened.enter_context(pq.ParquetWriter(new, schema, compression="zstd"))
+            writer = opened.enter_context(open_writer(new, schema, uri, compression="zstd"))
         writer.write_table(rows.replace_schema_metadata(schema.metadata))
 
 

@@ -6,7 +6,6 @@ is a time. Read back by its declared type, a value is what the push wrote to the
 
 from __future__ import annotations
 
-import json
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ from feast_dynamo_ext.declared import (
     as_json,
     declared_arrow,
     declared_as,
+    documents,
     element_kind,
     has_form,
     may_have_more,
@@ -46,7 +46,7 @@ from feast_dynamo_ext.declared import (
     value_type,
 )
 from feast_dynamo_ext.errors import ColumnTypeError
-from feast_dynamo_ext.exact import cast_exact, check_json, elements_of, refused, with_elements
+from feast_dynamo_ext.exact import cast_exact, elements_of, refused, with_elements
 
 if TYPE_CHECKING:
     from feast_dynamo_ext.declared import Declared
@@ -267,7 +267,7 @@ def _collection_stored(array: pa.Array, declared: Declared, target: pa.DataType)
         array = any_exact(array, declared)
         return cast_exact(as_json(array), target) if to_json else _as_item(array, target)
     if is_open:
-        cells = _documents(array, lists=declared in LISTS_OF_MAPS)
+        cells = _maps_of(array, lists=declared in LISTS_OF_MAPS)
         return cast_exact(array, target) if to_json else _of_documents(array, cells, target)
     parsed = parsed_json(array, lists=is_list(target) or value_type(declared) in LISTS)
     exact = any_exact(parsed, declared) if not pa.types.is_null(parsed.type) else parsed
@@ -277,22 +277,22 @@ def _collection_stored(array: pa.Array, declared: Declared, target: pa.DataType)
     return _as_item(exact, target)
 
 
-def _documents(array: pa.Array, *, lists: bool) -> list[Any]:
+def _maps_of(array: pa.Array, *, lists: bool) -> list[Any]:
     """What JSON of maps, or of lists of maps, says.
 
     Raises:
         ValueError: counts the texts that are something else.
     """
-    check_json(array)
-    cells = [cell if cell is None else json.loads(cell) for cell in array.to_pylist()]
-    bad = sum(
-        not (isinstance(cell, dict) if not lists else _is_list_of_maps(cell))
-        for cell in cells
-        if cell is not None
-    )
+    cells = documents(array)
+    is_right = _is_list_of_maps if lists else _is_map
+    bad = sum(cell is not None and not is_right(cell) for cell in cells)
     if bad:
         raise refused(array, "JSON of lists of maps" if lists else "JSON of maps", bad)
     return cells
+
+
+def _is_map(cell: Any) -> bool:
+    return isinstance(cell, dict)
 
 
 def _is_list_of_maps(cell: Any) -> bool:
@@ -346,8 +346,7 @@ def _json_stored(array: pa.Array, texts: pa.Array, target: pa.DataType) -> pa.Ar
         _refuse_added_keys(array, ValueType.MAP, None)
         return texts
     if is_text(own) or is_bytes(own):
-        cells = [cell if cell is None else json.loads(cell) for cell in array.to_pylist()]
-        return _of_documents(array, cells, target)
+        return _of_documents(array, documents(array), target)
     _refuse_added_keys(array, ValueType.MAP, target)
     return array
 

@@ -314,6 +314,20 @@ def test_a_push_that_history_refused_is_whole_once_it_is_pushed_again(open_repo,
         assert (answer(store, "orders:a"), history(store, "orders:a")) == ([2], [2])
 
 
+def test_history_may_judge_a_push_first(open_repo, tmp_path):
+    store = open_repo()
+    store.apply([CUSTOMER, view(tmp_path, x=(Map, pa.array([{"a": 1, "b": 1}])))])
+    times = (NOW, NOW)
+    # Arrow makes {"a": 2, "b": None} of the first.
+    with pytest.raises(ColumnTypeError, match="json.dumps"):
+        store.push("orders_push", frame(times, x=[{"a": 2}, {"b": 3}]), to=PushMode.OFFLINE)
+    assert answer(store, "orders:x", 1, 2) == [None, None]
+    for to in (PushMode.OFFLINE, PushMode.ONLINE):
+        store.push("orders_push", frame(times, x=[{"a": 2, "b": 3}] * 2), to=to)
+    assert answer(store, "orders:x", 1, 2) == [{"a": 2, "b": 3}] * 2
+    assert history(store, "orders:x") == [{"a": 2, "b": 3}]
+
+
 # Times
 
 
