@@ -11,6 +11,7 @@ field where it is nested: see `declared_as`.
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -253,6 +254,8 @@ MAPS = {ValueType.MAP, ValueType.STRUCT}
 LISTS_OF_MAPS = {ValueType.MAP_LIST, ValueType.STRUCT_LIST}
 LISTS_OF_LISTS = {ValueType.VALUE_LIST, ValueType.VALUE_SET}
 
+JSON_KINDS = {ValueType.JSON, ValueType.JSON_LIST}
+
 LISTS = {kind for kind in ValueType if kind.name.endswith(("_LIST", "_SET"))}
 
 CHECKED_TEXTS = {*UUIDS, ValueType.JSON, ValueType.DECIMAL}
@@ -332,14 +335,14 @@ def with_fields(cells: list[Any], declared: Declared, *, strict: bool = False) -
 
 def _filling(declared: Declared, *, strict: bool) -> Callable[[Any], Any] | None:
     """What fills the structs of one value; None where the type has no structs."""
+    if declared is ValueType.JSON:
+        return json_text
     if isinstance(declared, ValueType):
-        return None
+        is_list_of_json = declared in JSON_KINDS
+        return (lambda cell: _each(cell, json_text)) if is_list_of_json else None
     if not isinstance(declared, Struct):
         inner = _filling(declared_as(declared.base_type), strict=strict)
-        sequences = (list, tuple, np.ndarray)
-        return inner and (
-            lambda cell: [inner(part) for part in cell] if isinstance(cell, sequences) else cell
-        )
+        return inner and (lambda cell: _each(cell, inner))
     missing = dict.fromkeys(declared.fields)
     found = (
         (name, _filling(declared_as(kind), strict=strict))
@@ -363,6 +366,39 @@ def _filling(declared: Declared, *, strict: bool) -> Callable[[Any], Any] | None
     return fill_struct
 
 
+def _each(cell: Any, change: Callable[[Any], Any]) -> Any:
+    is_sequence = isinstance(cell, (list, tuple, set, frozenset, np.ndarray))
+    return [change(part) for part in cell] if is_sequence else cell
+
+
+def json_text(cell: Any) -> str | None:
+    """Text as it is, in bytes too; anything else as the JSON of it.
+
+    Raises:
+        TypeError: JSON has no form for it. UnicodeDecodeError: bytes that are no text.
+    """
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, bytes):
+        return cell.decode()
+    if is_missing(cell):
+        return None
+    if isinstance(cell, Decimal) and cell.is_finite():
+        return format(cell, "f")
+    return json.dumps(cell, default=_listed)
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    raise TypeError(f"JSON has no form for {type(value).__name__}")
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether an object of Python stands for a missing value."""
+    return cell is None or (isinstance(cell, (float, Decimal)) and math.isnan(cell))
+
+
 def may_have_more(array: pa.Array, declared: Declared, *, where_open: bool = False) -> bool:
     """Whether Arrow may have given a map a key, with a null, that another row's map has.
 
@@ -373,7 +409,7 @@ def may_have_more(array: pa.Array, declared: Declared, *, where_open: bool = Fal
     """
     array = plain(array)
     if isinstance(declared, ValueType):
-        return declared in MAPS | LISTS_OF_MAPS and _has_null_fields(array)
+        return declared in MAPS | LISTS_OF_MAPS | JSON_KINDS and _has_null_fields(array)
     if not isinstance(declared, Struct):
         inner = declared_as(declared.base_type)
         is_flat = not is_list(array.type)
@@ -446,13 +482,15 @@ def _fields_exact(array: pa.Array, declared: Struct) -> pa.Array:
     return array
 
 
-def parsed_json(array: pa.Array, *, lists: bool) -> pa.Array:
+def parsed_json(array: pa.Array, *, lists: bool, declared: Declared) -> pa.Array:
     """Lists or structs that are kept as JSON in texts or bytes; nulls of no type where all are.
+
+    What is declared as Json inside of them is text again.
 
     Raises:
         ValueError: a text that is something else, or values of several types.
     """
-    return _array_of(_documents(array, lists=lists))
+    return _array_of(with_fields(_documents(array, lists=lists), declared))
 
 
 def _documents(array: pa.Array, *, lists: bool) -> list[Any]:
@@ -666,11 +704,7 @@ def as_declared(column: Column, declared: Declared) -> Column:
         chunks = [as_declared(chunk, declared) for chunk in column.chunks]
         return column if is_same else pa.chunked_array(chunks, target)
     array = plain(column)
-    own = array.type
-    if pa.types.is_null(own):
-        return column
-    if is_same and not isinstance(declared, ValueType) and (is_text(own) or is_bytes(own)):
-        nested_exact(parsed_json(array, lists=not isinstance(declared, Struct)), declared)
+    if pa.types.is_null(array.type):
         return column
     exact = any_exact(array, declared)
     return column if is_same else cast_exact(exact, target)

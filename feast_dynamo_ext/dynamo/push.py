@@ -8,10 +8,8 @@ these become rows as those of a history do, so that both refuse and write the sa
 from __future__ import annotations
 
 import json
-import math
 import uuid
 from datetime import datetime, timezone
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,10 +27,13 @@ from feast_dynamo_ext.arrow_types import (
     without_dictionary,
 )
 from feast_dynamo_ext.declared import (
+    JSON_KINDS,
     LISTS_OF_MAPS,
     MAPS,
     UndeclaredFieldsError,
     declared_as,
+    is_missing,
+    json_text,
     with_fields,
 )
 from feast_dynamo_ext.dynamo.encoding.values import encode_values
@@ -159,7 +160,7 @@ class _Frame:
             if column.dtype == object:
                 cells = list(column)
                 lists = cells if kind in LISTS_OF_TIMES else ()
-                _refuse_mixed_times(cells, *(cell for cell in lists if not _is_missing(cell)))
+                _refuse_mixed_times(cells, *(cell for cell in lists if not is_missing(cell)))
                 if declared is None or isinstance(declared, ValueType):
                     return _array_of_objects(cells, kind)
                 return _array_of_parts(cells, declared)
@@ -268,16 +269,18 @@ LISTS_OF_TIMES = {ValueType.UNIX_TIMESTAMP_LIST, ValueType.UNIX_TIMESTAMP_SET}
 def _array_of_objects(cells: list[Any], kind: ValueType) -> pa.Array:
     """Python's objects as an Arrow array; pandas and Arrow alone would change some of them."""
     if kind is ValueType.JSON:
-        return pa.array([_as_json(cell) for cell in cells], pa.string())
+        return pa.array([json_text(cell) for cell in cells], pa.string())
     if kind in MAPS | LISTS_OF_MAPS:
         return _array_of_maps(cells)
+    if kind in JSON_KINDS:
+        return _array_of_lists(with_fields(cells, kind))
     if kind is ValueType.SCALAR_MAP:
-        maps = [cell for cell in cells if not _is_missing(cell)]
+        maps = [cell for cell in cells if not is_missing(cell)]
         names = [key for cell in maps for key in cell]
         parts = [part for cell in maps for part in cell.values()]
         _refuse_mixed_times(names, parts)
         keys, items = pa.array(names), pa.array(parts)
-        pairs = [None if _is_missing(cell) else list(cell.items()) for cell in cells]
+        pairs = [None if is_missing(cell) else list(cell.items()) for cell in cells]
         return pa.array(pairs, pa.map_(keys.type, items.type))
     return _array_of_lists(cells)
 
@@ -293,7 +296,7 @@ def _array_of_parts(cells: list[Any], declared: Nested) -> pa.Array:
     is_plain = isinstance(innermost, ValueType) and innermost not in LISTS_OF_TIMES | LISTS_OF_MAPS
     if is_plain or _are_alike(cells):
         return _array_of_lists(cells)
-    return pa.array([_as_json(cell) for cell in cells], pa.string())
+    return pa.array([json_text(cell) for cell in cells], pa.string())
 
 
 def _array_of_lists(cells: list[Any]) -> pa.Array:
@@ -311,7 +314,7 @@ def _array_of_maps(cells: list[Any]) -> pa.Array:
             return one_array(pa.array(cells, from_pandas=True))
         except pa.ArrowException:
             pass  # values of several types
-    return pa.array([_as_json(cell) for cell in cells], pa.string())
+    return pa.array([json_text(cell) for cell in cells], pa.string())
 
 
 def _are_alike(cells: Any) -> bool:
@@ -320,7 +323,7 @@ def _are_alike(cells: Any) -> bool:
     Raises:
         TypeError: a key that is no text, or times beside other objects.
     """
-    cells = [cell for cell in cells if not _is_missing(cell)]
+    cells = [cell for cell in cells if not is_missing(cell)]
     if not cells or not isinstance(cells[0], (dict, list, tuple, np.ndarray)):
         _refuse_mixed_times(cells)
         return True
@@ -343,20 +346,3 @@ def _as_plain(cell: Any) -> Any:
     if isinstance(cell, dict):
         return {key: _as_plain(part) for key, part in cell.items()}
     return cell
-
-
-def _is_missing(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, (float, Decimal)) and math.isnan(cell))
-
-
-def _as_json(cell: Any) -> str | None:
-    """Text as it is, in bytes too; anything else as the JSON of it."""
-    if isinstance(cell, str):
-        return cell
-    if isinstance(cell, bytes):
-        return cell.decode()
-    if _is_missing(cell):
-        return None
-    if isinstance(cell, Decimal) and cell.is_finite():
-        return format(cell, "f")
-    return json.dumps(cell, default=lambda array: array.tolist())

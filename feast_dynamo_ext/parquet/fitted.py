@@ -269,7 +269,8 @@ def _collection_stored(array: pa.Array, declared: Declared, target: pa.DataType)
     if is_open:
         cells = _maps_of(array, lists=declared in LISTS_OF_MAPS)
         return cast_exact(array, target) if to_json else _of_documents(array, cells, target)
-    parsed = parsed_json(array, lists=is_list(target) or value_type(declared) in LISTS)
+    is_of_lists = is_list(target) or value_type(declared) in LISTS
+    parsed = parsed_json(array, lists=is_of_lists, declared=declared)
     exact = any_exact(parsed, declared) if not pa.types.is_null(parsed.type) else parsed
     if to_json:
         return cast_exact(array, target)

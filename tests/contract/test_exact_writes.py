@@ -319,7 +319,7 @@ def test_history_may_judge_a_push_first(open_repo, tmp_path):
     store.apply([CUSTOMER, view(tmp_path, x=(Map, pa.array([{"a": 1, "b": 1}])))])
     times = (NOW, NOW)
     # Arrow makes {"a": 2, "b": None} of the first.
-    with pytest.raises(ColumnTypeError, match="json.dumps"):
+    with pytest.raises(ColumnTypeError, match=r"json\.dumps"):
         store.push("orders_push", frame(times, x=[{"a": 2}, {"b": 3}]), to=PushMode.OFFLINE)
     assert answer(store, "orders:x", 1, 2) == [None, None]
     for to in (PushMode.OFFLINE, PushMode.ONLINE):

@@ -224,6 +224,8 @@ REFUSED = [
     (None, OPEN_STRUCT, [{"a": 1}, {"b": 2}], MORE_KEYS),
     (None, Struct({"a": Map}), [{"a": {"x": 1}}, {"a": {"y": 1}}], MORE_KEYS),
     (None, Json, [{"a": None}, {"b": 1}], MORE_KEYS),
+    (None, Array(Json), [[{"a": 1}, {"b": 2}]], MORE_KEYS),
+    (None, Struct({"j": Json}), [{"j": {"a": 1}}, {"j": {"b": 1}}], MORE_KEYS),
     (pa.array([{"a": 1, "b": 1}]), Map, [{"a": 1}, {"b": 2}], MORE_KEYS),
     (pa.array([{"a": 1, "b": 1}]), Json, [{"a": 1}, {"b": 2}], MORE_KEYS),
     (pa.array([[{"a": 1, "b": 1}]]), Array(Map), [[{"a": 1}, {"b": 2}]], MORE_KEYS),
@@ -293,6 +295,26 @@ def test_fields_of_json_that_only_some_rows_have_are_their_own():
     assert found == [{"a": {"x": 1}}, {"a": {"y": 1}}]
     with pytest.raises(ColumnTypeError, match="keys that are not declared"):
         materialized(AB, pa.chunked_array([pa.array(['{"a": 1.0}', '{"a": 2, "c": 1}'])]))
+
+
+# Declared type, what a push brings, the same as JSON texts in a file, and what is served.
+JSON_INSIDE = [
+    (Array(Json), [[{"a": 1}, {"b": 2}, None, "3", [4]]], ['[{"a": 1}, {"b": 2}, null, "3", [4]]'],
+     [[{"a": 1}, {"b": 2}, None, 3, [4]]]),
+    (Struct({"j": Json}), [{"j": {"a": 1}}, {"j": {"b": 1}}, {"j": 2.5}],
+     ['{"j": {"a": 1}}', '{"j": {"b": 1}}', '{"j": 2.5}'],
+     [{"j": '{"a": 1}'}, {"j": '{"b": 1}'}, {"j": "2.5"}]),
+    (Array(Array(Json)), [[[{"a": 1}, {"b": 2}]]], ['[[{"a": 1}, {"b": 2}]]'],
+     [[['{"a": 1}', '{"b": 2}']]]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "cells", "texts", "online"), JSON_INSIDE, ids=str)
+def test_json_inside_of_others_keeps_its_own_keys(tmp_path, dtype, cells, texts, online):
+    assert pushed(dtype, cells) == online
+    assert pushed(dtype, texts) == online
+    assert materialized(dtype, pa.chunked_array([pa.array(texts)])) == online
+    assert materialized(dtype, append(tmp_path, dtype, texts)) == online
 
 
 def test_a_push_takes_the_declared_fields_alone():

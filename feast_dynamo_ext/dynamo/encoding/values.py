@@ -242,7 +242,7 @@ def _as_written(elements: pa.Array, kind: ValueType) -> pa.Array:
 
 def _from_json(array: pa.Array, kind: ValueType) -> Message:
     """Lists, or lists of lists, that are kept as JSON in texts or bytes."""
-    lists = parsed_json(array, lists=True)
+    lists = parsed_json(array, lists=True, declared=kind)
     if not is_list(lists.type):
         return _missing(len(lists))
     if kind in COLLECTIONS:
