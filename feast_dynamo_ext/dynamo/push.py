@@ -26,12 +26,9 @@ from feast_dynamo_ext.arrow_types import (
     one_array,
     without_dictionary,
 )
-from feast_dynamo_ext.declared import (
-    JSON_KINDS,
-    LISTS_OF_MAPS,
-    MAPS,
+from feast_dynamo_ext.declared import JSON_KINDS, LISTS_OF_MAPS, MAPS, declared_as
+from feast_dynamo_ext.declared_values import (
     UndeclaredFieldsError,
-    declared_as,
     is_missing,
     json_text,
     with_fields,

@@ -31,7 +31,7 @@ from feast_dynamo_ext.errors import (
     SourceNotFoundError,
 )
 from feast_dynamo_ext.exact import cast_exact, refuse_inexact_integers
-from feast_dynamo_ext.parquet.fitted import TIMES, first_type, fitted, grown_type
+from feast_dynamo_ext.parquet.fitted import TIMES, first_type, fitted, grown_type, leaves_open
 from feast_dynamo_ext.parquet.iceberg import is_iceberg
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
 from feast_dynamo_ext.parquet.scan import FileChangedError, ReadErrors
@@ -254,6 +254,9 @@ class Target:
             return cls(
                 view.name, uri, of_files, folders, of_folders, pa.schema([]), declared=kinds
             )
+        columns = [column for column in source.schema if column.name in kinds]
+        if any(leaves_open(column.type, kinds[column.name]) for column in columns):
+            source = source.with_all_types()
         is_file = source.files[0].path.endswith(uri.partition("://")[2] or uri)
         of_files = set(source.schema.names) - source.of_folders
         folders = Folders.from_source(data_source, source.files, of_files)

@@ -32,19 +32,16 @@ from feast_dynamo_ext.declared import (
     SCALARS,
     SECONDS,
     UUIDS,
-    any_exact,
     as_json,
     declared_arrow,
     declared_as,
-    documents,
     element_kind,
     has_form,
-    may_have_more,
     name_of,
-    parsed_json,
     scalar_exact,
     value_type,
 )
+from feast_dynamo_ext.declared_values import any_exact, documents, may_have_more, parsed_json
 from feast_dynamo_ext.errors import ColumnTypeError
 from feast_dynamo_ext.exact import cast_exact, elements_of, refused, with_elements
 
@@ -130,6 +127,11 @@ def _fits_json(kind: pa.DataType) -> bool:
     return bool(
         is_number_of_json or pa.types.is_boolean(kind) or pa.types.is_null(kind) or is_text(kind)
     )
+
+
+def leaves_open(kind: pa.DataType, declared: Declared) -> bool:
+    """Whether a column's type leaves open what others of its files may say."""
+    return _is_unknown(kind) or grown_type(kind, declared, pa.null()) != kind
 
 
 def grown_type(kind: pa.DataType, declared: Declared, own: pa.DataType) -> pa.DataType:

@@ -36,7 +36,8 @@ from order_files import TIME, day, orders, write
 from repos import repo_config
 
 from feast_dynamo_ext.arrow_types import common_type
-from feast_dynamo_ext.declared import as_declared, declared_as
+from feast_dynamo_ext.declared import declared_as
+from feast_dynamo_ext.declared_values import as_declared
 from feast_dynamo_ext.dynamo.encoding.values import encode_column
 from feast_dynamo_ext.dynamo.layouts.packed import unpack
 from feast_dynamo_ext.dynamo.push import rows_of_frame
@@ -66,7 +67,7 @@ def append(folder: Path, dtype, cells) -> pa.ChunkedArray:
 def history(folder: Path, dtype) -> pa.ChunkedArray:
     """The column `x` of all files, as materialize and retrieval read them."""
     view = orders(folder / "orders", x=dtype)
-    source = ParquetSource.open(view.batch_source, repo_config(folder))
+    source = ParquetSource.open(view.batch_source, repo_config(folder)).within("t", None, None)
     return pa.Table.from_batches(source.scan(["x"]))["x"]
 
 
@@ -208,10 +209,16 @@ def test_nested_values_are_appended_to_what_is_there(tmp_path, there, dtype, cel
         assert materialized(dtype, column) == pushed(dtype, cells)
 
 
-def test_declared_fields_that_older_files_lack_are_null_there(tmp_path):
-    write(tmp_path / "orders" / "old.parquet", x=pa.array([{"a": 1}]))
+def test_what_the_first_and_the_last_file_leave_open_others_say(tmp_path):
+    for name in ("a", "z"):
+        write(tmp_path / "orders" / f"{name}.parquet", x=pa.array([{"a": 1}]), t=[day(1)])
     append(tmp_path, AB, [{"a": 5, "b": 6}])
-    assert history(tmp_path, AB).to_pylist() == [{"a": 1, "b": None}, {"a": 5, "b": 6}]
+    old = {"a": 1, "b": None}
+    assert history(tmp_path, AB).to_pylist() == [old, {"a": 5, "b": 6}, old]
+    for name in ("a", "z"):
+        write(tmp_path / "orders" / f"{name}.parquet", x=pa.nulls(1), t=[day(1)])
+    with pytest.raises(ColumnTypeError, match="does not fit the struct<a: int64"):
+        append(tmp_path, Map, [{"k": "v"}])
 
 
 MORE_KEYS = "json.dumps"

@@ -10,7 +10,7 @@ empty list in a list, of which it makes a null.
 
 Where Feast's own `python_values_to_proto_values` keeps a value, the bytes are its own and those of
 `packed.pack`, save for the order of maps' entries and of sets, which in Feast is that of hash
-tables. Which values fit a type is the rule of `declared.py`, not Feast's: it rounds, overflows,
+tables. Which values fit a type is the rule of `declared`, not Feast's: it rounds, overflows,
 and writes zeros and empty texts for nulls inside of lists. Float lists hold NaN for them.
 """
 
@@ -52,11 +52,10 @@ from feast_dynamo_ext.declared import (
     element_kind,
     has_form,
     name_of,
-    nested_exact,
-    parsed_json,
     scalar_exact,
     value_type,
 )
+from feast_dynamo_ext.declared_values import nested_exact, parsed_json
 from feast_dynamo_ext.dynamo.encoding.protobuf import (
     FIXED32,
     FIXED64,
