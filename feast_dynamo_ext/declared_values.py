@@ -95,8 +95,8 @@ def _parsed_exact(array: pa.Array, declared: Nested) -> pa.Array:
     raise ValueError("its JSON has keys that are not declared, and are not in every row")
 
 
-class UndeclaredFieldsError(ValueError):
-    """A value has fields that its type does not declare."""
+class NotAsDeclaredError(ValueError):
+    """What a value is, or has, is not what its type declares."""
 
 
 def with_fields(cells: list[Any], declared: Declared, *, strict: bool = False) -> list[Any]:
@@ -108,7 +108,7 @@ def with_fields(cells: list[Any], declared: Declared, *, strict: bool = False) -
         strict: refuse fields that are not declared.
 
     Raises:
-        UndeclaredFieldsError: names such fields.
+        NotAsDeclaredError: names such fields.
     """
     fill = _filling(declared, strict=strict)
     return cells if fill is None else [fill(cell) for cell in cells]
@@ -137,7 +137,7 @@ def _filling(declared: Declared, *, strict: bool) -> Callable[[Any], Any] | None
         made = missing | cell
         if strict and len(made) > len(missing):
             unknown = sorted(map(str, made.keys() - missing.keys()))
-            raise UndeclaredFieldsError(
+            raise NotAsDeclaredError(
                 f"its fields {unknown} are not declared. Declare them, or leave them out"
             )
         for name, fill in inside:

@@ -7,7 +7,6 @@ these become rows as those of a history do, so that both refuse and write the sa
 
 from __future__ import annotations
 
-import json
 import uuid
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,8 @@ from feast_dynamo_ext.arrow_types import (
 )
 from feast_dynamo_ext.declared import JSON_KINDS, LISTS_OF_MAPS, MAPS, declared_as
 from feast_dynamo_ext.declared_values import (
-    UndeclaredFieldsError,
+    NotAsDeclaredError,
+    documents,
     is_missing,
     json_text,
     with_fields,
@@ -165,7 +165,7 @@ class _Frame:
             if declared is None or isinstance(declared, ValueType):
                 return array
             return _array_of_parts(array.to_pylist(maps_as_pydicts="strict"), declared)
-        except UndeclaredFieldsError as error:
+        except NotAsDeclaredError as error:
             raise ColumnTypeError(f"Feature view `{self._view}`: `{name}`: {error}.") from error
         except (pa.ArrowException, OverflowError, TypeError, ValueError, AttributeError):
             # Arrow's words show the value.
@@ -284,8 +284,7 @@ def _array_of_objects(cells: list[Any], kind: ValueType) -> pa.Array:
 
 def _array_of_parts(cells: list[Any], declared: Nested) -> pa.Array:
     """Values of a nested type; as JSON where maps of no declared fields differ in their keys."""
-    cells = [json.loads(cell) if isinstance(cell, (str, bytes)) else cell for cell in cells]
-    cells = with_fields(cells, declared, strict=True)
+    cells = with_fields(_parsed(cells), declared, strict=True)
     innermost: Declared = declared
     while isinstance(innermost, (Array, Set)):
         innermost = declared_as(innermost.base_type)
@@ -294,6 +293,18 @@ def _array_of_parts(cells: list[Any], declared: Nested) -> pa.Array:
     if is_plain or _are_alike(cells):
         return _array_of_lists(cells)
     return pa.array([json_text(cell) for cell in cells], pa.string())
+
+
+def _parsed(cells: list[Any]) -> list[Any]:
+    """Texts as what they say as JSON, other objects as they are."""
+    texts = [cell for cell in cells if isinstance(cell, (str, bytes))]
+    if not texts:
+        return cells
+    try:
+        found = iter(documents(pa.array(texts, pa.large_binary())))
+    except ValueError as error:
+        raise NotAsDeclaredError(str(error)) from error
+    return [next(found) if isinstance(cell, (str, bytes)) else cell for cell in cells]
 
 
 def _array_of_lists(cells: list[Any]) -> pa.Array:

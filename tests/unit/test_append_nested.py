@@ -329,6 +329,8 @@ def test_a_push_takes_the_declared_fields_alone():
     for cells in ([{"a": 1, "c": 2, "d": 3}], [json.dumps({"a": 1, "c": 2, "d": 3})]):
         with pytest.raises(ColumnTypeError, match=message):
             pushed(AB, cells)
+    with pytest.raises(ColumnTypeError, match=r"`orders`: `x`: 1 of 2 values .* cannot be JSON"):
+        pushed(AB, ['{"a": 1}', "{"])
     rows = frame([{"a": 1}])
     rows["x"] = pd.array([{"a": 1}], pd.ArrowDtype(pa.struct({"a": pa.int64()})))
     _, (row,) = rows_of_frame(orders(Path("nowhere"), x=AB), rows)
