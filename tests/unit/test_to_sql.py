@@ -325,6 +325,33 @@ def test_wide_entity_rows_keep_their_order_and_big_integers_are_exact(tmp_path):
     assert found.column("value").to_pylist() == [0, None] * 150_000
 
 
+@pytest.mark.parametrize("unit", ["us", "ns"])
+def test_times_that_are_keys_are_whole_seconds(tmp_path, unit):
+    kind, times = pa.timestamp(unit, "UTC"), [dt.timedelta(), dt.timedelta(microseconds=1)]
+    entity = Entity(name="hour", join_keys=["hour"], value_type=ValueType.UNIX_TIMESTAMP)
+    declared = FeatureView(
+        name="hours",
+        entities=[entity],
+        schema=[Field(name="hour", dtype=UnixTimestamp), Field(name="n", dtype=Int64)],
+        source=FileSource(path="hours", timestamp_field="at"),
+    )
+    frame = pd.DataFrame({"hour": [START], "event_timestamp": [pd.Timestamp(START)]})
+    (tmp_path / "hours").mkdir()
+    for more in times:
+        hours = pa.array([START, START + more], pa.timestamp("us", "UTC")).cast(kind)
+        at = pa.array([START, START - dt.timedelta(1)], pa.timestamp("us", "UTC"))
+        table = pa.table({"hour": hours, "at": at, "n": [1, 2]})
+        pq.write_table(table, tmp_path / "hours" / "part.parquet")
+        job = retrieve(tmp_path, [declared], ["hours:n"], frame)
+        if not more:
+            assert same(job, frame)["n"] == [1]
+            continue
+        with pytest.raises(ColumnTypeError, match="1 of 2 times have a part below a second"):
+            job.to_arrow()
+        with pytest.raises(duckdb.Error, match="a time with a part below a second"):
+            run(job.to_sql(), frame)
+
+
 def test_keys_that_cannot_be_joined_are_refused_as_by_the_join(tmp_path):
     write_history(tmp_path / "history", [(1, START, START)], "us", "UTC", 1)
     frame = pd.DataFrame({"cid": ["one"], "event_timestamp": [pd.Timestamp(START)]})

@@ -123,6 +123,18 @@ class Dialect:
             f"THEN {self.cast(expression, 'integer')} ELSE {self.fail}({refused}) END"
         )
 
+    def second(self, ticks: str, *, in_ns: bool) -> str:
+        """Nanoseconds or microseconds as the seconds that keys are; see `key_types`."""
+        per_second = 1_000_000_000 if in_ns else 1_000_000
+        whole = self.cast(f"{ticks} // {per_second}", "integer")
+        refused = literal(
+            "a join key is a time with a part below a second, which keys do not hold"
+        )
+        return (
+            f"CASE WHEN {ticks} IS NULL OR {ticks} % {per_second} = 0 THEN {whole} "
+            f"ELSE {self.fail}({refused}) END"
+        )
+
 
 def literal(text: str) -> str:
     """A string."""
@@ -517,7 +529,8 @@ class _Files:
         """
         kind, dialect = without_dictionary(kind or stored), self.dialect
         if family(stored) == "time":
-            return epoch(expression, kind, dialect, ns=False)
+            in_ns = pa.types.is_timestamp(kind) and kind.unit == "ns"
+            return dialect.second(epoch(expression, kind, dialect, ns=in_ns), in_ns=in_ns)
         if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
             return dialect.whole(expression, kind)
         compared = dialect.cast(expression, family(stored) or "text")
