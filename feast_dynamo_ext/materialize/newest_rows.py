@@ -291,7 +291,7 @@ class Encoder:
         columns, features = self.columns, self.view.features
         names = join_keys(self.view)
         kinds = {column.name: column.dtype.to_value_type() for column in self.view.entity_columns}
-        created = columns.created_time
+        created, where = columns.created_time, f"Feature view `{self.view.name}`"
         rows = EncodedRows(
             encode_keys(
                 [batch.column(name) for name in columns.keys],
@@ -306,8 +306,8 @@ class Encoder:
                 [field.name for field in features],
                 self.view.name,
             ),
-            micros(batch.column(columns.event_time)),
-            micros(batch.column(created)) if created else None,
+            micros(columns.event_time, batch.column(columns.event_time), where),
+            micros(created, batch.column(created), where) if created else None,
             self.schema,
             self.kept_s,
         )
