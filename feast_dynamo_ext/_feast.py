@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -486,6 +487,18 @@ def check_vectors(table: Any, view: Any) -> None:
     from feast import utils
 
     utils._validate_vector_field_lengths(table, view)
+
+
+def converts_pushes(provider: str) -> bool:
+    """Whether a provider of somebody's own leaves the conversion of pushes to Feast.
+
+    Args:
+        provider: its dotted name; one that this process has not loaded converts nothing.
+    """
+    module, _, name = provider.rpartition(".")
+    made = getattr(sys.modules.get(module), name, None)
+    feasts = getattr(sys.modules.get(PROVIDER.partition(":")[0]), "PassthroughProvider", None)
+    return feasts is not None and getattr(made, "ingest_df", None) is feasts.ingest_df
 
 
 # Materialization

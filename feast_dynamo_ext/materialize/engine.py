@@ -40,7 +40,7 @@ from feast_dynamo_ext.materialize.newest_rows import (
     Window,
     is_to_come,
     refuse_end_to_come,
-    say_if_all_expired,
+    say_why_nothing,
     window_of,
 )
 from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
@@ -319,6 +319,7 @@ class DynamoComputeEngine(LocalComputeEngine):
             self._write_method(view),
             self._services(registry, view),
             partial(self._ours.refuse_anothers, self.repo_config, view),
+            _feast.is_incremental(task),
         )
 
     def _write_method(self, view: Any) -> WriteMethod:
@@ -372,6 +373,14 @@ class DynamoComputeEngine(LocalComputeEngine):
             failed = error
         report.error, report.step = failed, "failed" if failed else "done"
         report.ended_s = time.monotonic()
+        if is_ours and failed is None and not report.read:
+            logger.warning(
+                "feature view %s: no row came out of its transformation from %s to %s, so nothing "
+                "is written.",
+                report.view,
+                report.start.isoformat(),
+                report.end.isoformat(),
+            )
 
     def _leased(self, report: ViewReport) -> Lease:
         client = self._ours.connection(self.repo_config).client
@@ -411,7 +420,7 @@ class DynamoComputeEngine(LocalComputeEngine):
 
         def found(newest: Any) -> None:
             report.read, report.expired = newest.read, newest.expired
-            say_if_all_expired(view, newest)
+            say_why_nothing(view, reading.window, newest, is_incremental=is_incremental)
 
         sizes = [rows.sizes() for rows in reading.rows(found)]
         return estimate.estimate_view(
