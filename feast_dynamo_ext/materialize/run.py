@@ -71,7 +71,7 @@ class MaterializeSettings(FeastConfigBaseModel):
     """Memory that finding the newest rows may use before it spills to the offline store's
     `spill_folder`."""
 
-    rows_per_bucket: int = Field(default=10_000, ge=1)
+    rows_per_bucket: int = Field(default=25_000, ge=1)
     """Rows after which progress is recorded: what a killed run writes again at most, for each
     bucket that was being written. A run has at most 256 buckets, so with more rows they are
     larger."""
