@@ -33,7 +33,13 @@ from feast_dynamo_ext.config import problems, refuse_unknown
 from feast_dynamo_ext.cost import estimate
 from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_services
 from feast_dynamo_ext.dynamo.views import table_name
-from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, ViewsFailedError
+from feast_dynamo_ext.errors import (
+    CONFLICT,
+    UNAVAILABLE,
+    ConfigError,
+    FeastDynamoError,
+    ViewsFailedError,
+)
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
 from feast_dynamo_ext.materialize.newest_rows import (
     ViewReading,
@@ -60,6 +66,10 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.write import FeastRow, WriteMethod
 
 logger = logging.getLogger(__name__)
+
+
+RETRIED = frozenset({CONFLICT, UNAVAILABLE})
+"""Statuses of Feast's server that its clients try again after; other errors of a run are 500."""
 
 
 class CountedStore:
@@ -117,6 +127,8 @@ def _naming(view: str, error: BaseException) -> BaseException:
 
 def _job(task: MaterializationTask, error: BaseException | None) -> LocalMaterializationJob:
     status = MaterializationJobStatus.ERROR if error else MaterializationJobStatus.SUCCEEDED
+    if isinstance(error, FeastDynamoError) and error.http_status in RETRIED:
+        error = _feast.served(error)
     return LocalMaterializationJob(_feast.job_id(task), status, error=error)
 
 
