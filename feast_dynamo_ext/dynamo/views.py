@@ -154,14 +154,21 @@ def keys_of_request(
     )
 
 
-def refuse_unknown_features(registry: Any, project: str, references: Sequence[str]) -> None:
-    """Refuse references of features that there are not.
+def refuse_unknown_features(registry: Any, project: str, features: Any) -> None:
+    """Refuse references of features that there are not; a feature service is as it was applied.
 
     Raises:
         FeatureNotFoundError: naming the reference, and the nearest feature.
         FeatureViewNotFoundException: Feast's, of an unknown view.
     """
-    for reference in references or [""]:
+    if hasattr(features, "feature_view_projections"):
+        return
+    if not isinstance(features, list):
+        raise FeatureNotFoundError(
+            f"The request's features are a {type(features).__name__}. Pass a list that names each "
+            "as `view:feature`, or a feature service."
+        )
+    for reference in features or [""]:
         name, _, feature = reference.partition(":")
         if not feature:
             raise FeatureNotFoundError(
@@ -236,8 +243,7 @@ class FeastRequest:
             FeatureNotFoundError: naming the reference.
             EntityKeyError: naming the join key and the row.
         """
-        if isinstance(features, list):
-            refuse_unknown_features(self.registry, self.project, features)
+        refuse_unknown_features(self.registry, self.project, features)
         kinds, names = _feast.key_types(
             self.registry, self.project, features, full_feature_names=full_feature_names
         )

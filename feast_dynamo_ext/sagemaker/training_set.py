@@ -159,11 +159,11 @@ def create_training_set(
             f"Training sets are written by the provider feast_dynamo_ext.DynamoProvider, not by "
             f"{type(store.provider).__name__}. Set `provider` in feature_store.yaml."
         )
-    if isinstance(features, list):
-        # Feast's own error is a KeyError. Loaded here: all else needs no Feast.
-        from feast_dynamo_ext.dynamo.views import refuse_unknown_features
+    # Loaded here: all else needs no Feast.
+    from feast_dynamo_ext.dynamo.views import refuse_unknown_features
 
-        refuse_unknown_features(store.registry, store.project, features)
+    # Of which Feast raises a KeyError.
+    refuse_unknown_features(store.registry, store.project, features)
     job = store.get_historical_features(
         entity_df=entity_rows, features=features, full_feature_names=full_feature_names
     )

@@ -127,6 +127,7 @@ def test_a_changed_definition_changes_its_hash(store, bucket):
         ),
         ({"features": ["total"]}, FeatureNotFoundError, "Name each as `view:feature`"),
         ({"features": []}, FeatureNotFoundError, "The request names no feature"),
+        ({"features": "orders:total"}, FeatureNotFoundError, "features are a str. Pass a list"),
         ({"features": ["order:total"]}, FeatureViewNotFoundException, "order does not exist"),
     ],
 )
