@@ -61,6 +61,7 @@ ONLINE_STORE = "feast.infra.online_stores.online_store:OnlineStore"
 LOCAL_ENGINE = "feast.infra.compute_engines.local.compute:LocalComputeEngine"
 RETRIEVAL_JOB = "feast.infra.offline_stores.offline_store:RetrievalJob"
 PROVIDER = "feast.infra.passthrough_provider:PassthroughProvider"
+OUR_PROVIDER = "feast_dynamo_ext.provider:DynamoProvider"
 FEATURE_STORE = "feast.feature_store:FeatureStore"
 
 _READ = (
@@ -489,16 +490,16 @@ def check_vectors(table: Any, view: Any) -> None:
     utils._validate_vector_field_lengths(table, view)
 
 
-def converts_pushes(provider: str) -> bool:
-    """Whether a provider of somebody's own leaves the conversion of pushes to Feast.
+def is_built_on_feasts(provider: str) -> bool:
+    """Whether a provider of somebody's own converts pushes as Feast's do, not as ours does.
 
     Args:
         provider: its dotted name; one that this process has not loaded converts nothing.
     """
     module, _, name = provider.rpartition(".")
     made = getattr(sys.modules.get(module), name, None)
-    feasts = getattr(sys.modules.get(PROVIDER.partition(":")[0]), "PassthroughProvider", None)
-    return feasts is not None and getattr(made, "ingest_df", None) is feasts.ingest_df
+    bases = {f"{base.__module__}:{base.__name__}" for base in getattr(made, "__mro__", ())}
+    return PROVIDER in bases and OUR_PROVIDER not in bases
 
 
 # Materialization

@@ -134,9 +134,9 @@ def warn_of_other_provider(config: RepoConfig) -> None:
     Called when a store is opened, which a process does once.
     """
     name = config.provider
-    if name not in FEASTS_PROVIDERS and not _feast.converts_pushes(name):
+    if name not in FEASTS_PROVIDERS and not _feast.is_built_on_feasts(name):
         return
-    what = "is Feast's" if name in FEASTS_PROVIDERS else "converts pushes as Feast's own do"
+    what = "is Feast's" if name in FEASTS_PROVIDERS else "is built on Feast's"
     logger.warning(
         "feature_store.yaml: `provider: %s` %s. Feast changes values before this store sees them: "
         "5.5 is 5 in an Int64, and a key 1.5 writes the row of key 1. It materializes one view "

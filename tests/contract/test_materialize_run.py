@@ -271,7 +271,7 @@ class Ours(DynamoProvider):
     ("provider", "said"),
     [
         ("aws", "is Feast's."),
-        (f"{__name__}.Feasts", "converts pushes as Feast's own do."),
+        (f"{__name__}.Feasts", "is built on Feast's."),
         (f"{__name__}.Ours", None),
     ],
 )
