@@ -21,7 +21,7 @@ from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
 from feast_dynamo_ext.dynamo.views import kept_seconds, ttl_seconds
 from feast_dynamo_ext.dynamo.write import latest_event_us, refuse_future
-from feast_dynamo_ext.errors import WindowError
+from feast_dynamo_ext.errors import OfflineStoreError, WindowError
 from feast_dynamo_ext.materialize.checkpoint import source_fingerprint
 from feast_dynamo_ext.materialize.spool import Spool, bucket_count
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, engine_for
@@ -201,12 +201,13 @@ def _extent(view: Any, source: ParquetSource | None) -> tuple[int | None, dateti
     """How many rows a source has, and the newest's event time, as its files' footers say."""
     if source is None or len(source.files) > MOST_FOOTERS:
         return None, None
-    limits = source.limits(stored_times(view.batch_source)[0])
-    last = None if limits is None or not len(limits) else pc.max(micros(limits)).as_py()
     try:
+        limits = source.limits(stored_times(view.batch_source)[0])
+        last = None if limits is None or not len(limits) else pc.max(micros(limits)).as_py()
         return source.rows, None if last is None else moment_of(last)
-    except OverflowError:  # beyond the year 9999
-        return source.rows, None
+    except (OfflineStoreError, OverflowError):
+        # A file outside of the window, which is none of this run's; or a year after 9999.
+        return None, None
 
 
 class History:

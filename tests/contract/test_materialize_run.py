@@ -32,6 +32,7 @@ from views import CUSTOMER
 
 from feast_dynamo_ext.dynamo.layouts.packed import expiry_s
 from feast_dynamo_ext.errors import ColumnTypeError, ConfigError, WindowError
+from feast_dynamo_ext.parquet.s3_parquet_source import S3ParquetSource
 from feast_dynamo_ext.provider import DynamoProvider
 from feast_dynamo_ext.view_settings import ViewSettings
 
@@ -77,7 +78,7 @@ class Repo:
             "t": pa.array(moments, pa.timestamp("us", "UTC")),
             "total": pa.array(total, pa.float64()),
         }
-        (self.folder / name).mkdir(exist_ok=True)
+        (self.folder / name).mkdir(exist_ok=True, parents=True)
         pq.write_table(pa.table(columns), self.folder / name / f"{part}.parquet")
 
     def push(self, cid: int, moment: dt.datetime, total: float) -> None:
@@ -365,6 +366,26 @@ def test_a_run_without_a_row_says_why_in_words(open_repo, caplog, kind):
         f"{after} and has its join keys; 1 rows lack a key or event time, so nothing is written. "
         "Its newest event time is 2025-01-01T05:00:00+00:00."
     )
+
+
+def test_a_corrupt_file_outside_of_the_window_fails_no_run_without_rows(open_repo, caplog):
+    repo = open_repo()
+    for day, moment in (("2024-11-01", at(-24 * 61)), ("2025-01-01", at(3))):
+        repo.keep([(1, moment, 1.0)], f"orders/dt={day}")
+    (repo.folder / "orders" / "dt=2024-12-01").mkdir()
+    (repo.folder / "orders" / "dt=2024-12-01" / "a.parquet").write_bytes(b"PAR1 no footer PAR1")
+    source = S3ParquetSource(
+        path=str(repo.folder / "orders"),
+        timestamp_field="t",
+        date_partition_column="dt",
+        date_partition_column_format="%Y-%m-%d",
+    )
+    repo.store.apply([CUSTOMER, repo.view(source=source)])
+    repo.store.materialize(at(4), END)
+    (view,) = repo.engine.report.views
+    assert (view.step, view.error) == ("done", None)
+    after = EMPTY.format(start="2025-01-01T04:00:00+00:00", end="2025-01-01T10:00:00+00:00")
+    assert f"{after}, so nothing is written." in [r.getMessage() for r in caplog.records]
 
 
 def test_an_incremental_run_that_finds_nothing_new_is_no_warning(open_repo, caplog):
