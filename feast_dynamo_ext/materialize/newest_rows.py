@@ -161,7 +161,7 @@ class Newest:
     whole: ParquetSource | None = None
 
 
-MOST_FOOTERS = 1_000
+MOST_FOOTERS = 200
 """Files whose footers are read to say why there was nothing to read."""
 
 
@@ -170,7 +170,8 @@ def say_why_nothing(
 ) -> None:
     """Say in words why no row of a view is written: counts alone look like success.
 
-    An incremental run that finds nothing new is as it should be, and logged as information.
+    An incremental run that finds nothing new is as it should be: that is information, for which no
+    footers are read.
     """
     if newest.rows:
         return
@@ -184,13 +185,15 @@ def say_why_nothing(
     else:
         start, end = (assume_utc(time) for time in (window.start, window.end))
         why = f"no row of its source is from {start.isoformat()} to {end.isoformat()}"
-        rows, last = _extent(view, newest.whole)
+        rows, last = None, None
+        if newest.incomplete:
+            why += f" and has its join keys; {newest.incomplete:,} rows lack a key or event time"
+        elif is_incremental and view.most_recent_end_time:
+            level = logging.INFO
+        else:
+            rows, last = _extent(view, newest.whole)
         if rows == 0:
             why = "its source holds no rows"
-        elif newest.incomplete:
-            why += f" and has its join keys; {newest.incomplete:,} rows lack a key or event time"
-        elif is_incremental and view.most_recent_end_time and (last is None or last < start):
-            level = logging.INFO
         why += ", so nothing is written."
         if last is not None:
             why += f" Its newest event time is {last.isoformat()}."

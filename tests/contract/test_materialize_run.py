@@ -363,8 +363,7 @@ def test_a_run_without_a_row_says_why_in_words(open_repo, caplog, kind):
     pq.write_table(lacking.set_column(1, "t", times), repo.folder / "orders" / "d.parquet")
     (without_key,) = said(at(4), END)
     assert without_key == (
-        f"{after} and has its join keys; 1 rows lack a key or event time, so nothing is written. "
-        "Its newest event time is 2025-01-01T05:00:00+00:00."
+        f"{after} and has its join keys; 1 rows lack a key or event time, so nothing is written."
     )
 
 
@@ -401,8 +400,11 @@ def test_an_incremental_run_that_finds_nothing_new_is_no_warning(open_repo, capl
         logged = [r for r in caplog.records if "orders: no row" in r.getMessage()]
         said += [(r.levelname, r.getMessage().partition("+00:00, ")[2]) for r in logged]
     assert said == [
-        (level, "so nothing is written. Its newest event time is 2025-01-01T01:00:00+00:00.")
-        for level in ("WARNING", "INFO")
+        (
+            "WARNING",
+            "so nothing is written. Its newest event time is 2025-01-01T01:00:00+00:00.",
+        ),
+        ("INFO", "so nothing is written."),
     ]
 
 
