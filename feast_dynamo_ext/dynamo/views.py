@@ -171,6 +171,35 @@ def _is_column(values: Any) -> bool:
     return isinstance(values, Sequence) and not isinstance(values, (str, bytes))
 
 
+def refuse_unknown_features(registry: Any, project: str, features: Any) -> None:
+    """Refuse references of features that there are not; a feature service is as it was applied.
+
+    Raises:
+        FeatureNotFoundError: naming the reference, and the nearest feature.
+        FeatureViewNotFoundException: Feast's, of an unknown view.
+    """
+    if hasattr(features, "feature_view_projections"):
+        return
+    if not isinstance(features, list):
+        raise FeatureNotFoundError(
+            f"The request's features are a {type(features).__name__}. Pass a list that names each "
+            "as `view:feature`, or a feature service."
+        )
+    for reference in features or [""]:
+        name, _, feature = reference.partition(":")
+        if not feature:
+            raise FeatureNotFoundError(
+                f"The request names a feature `{reference}`. Name each as `view:feature`."
+                if reference
+                else "The request names no feature. Name each as `view:feature`."
+            )
+        view = registry.get_any_feature_view(name.partition("@")[0], project, allow_cache=True)
+        known = [field.name for field in view.features]
+        if feature not in known:
+            hint = did_you_mean(feature, known, "It has")
+            raise FeatureNotFoundError(f"Feature view `{name}` has no feature `{feature}`. {hint}")
+
+
 @dataclass
 class FeastRequest:
     """What Feast was given for a request, and does not hand on to who reads its views.
@@ -237,8 +266,7 @@ class FeastRequest:
             FeatureNotFoundError: naming the reference.
             EntityKeyError: naming the join key and the row.
         """
-        if isinstance(features, list):
-            self._refuse_features(features)
+        refuse_unknown_features(self.registry, self.project, features)
         kinds, names = _feast.key_types(
             self.registry, self.project, features, full_feature_names=full_feature_names
         )
@@ -246,25 +274,6 @@ class FeastRequest:
         for column, kind in kinds.items():
             if kind in AS_THEY_ARE:
                 refuse_inexact(self._values(column, names), kind, column)
-
-    def _refuse_features(self, references: list[str]) -> None:
-        for reference in references or [""]:
-            name, _, feature = reference.partition(":")
-            if not feature:
-                raise FeatureNotFoundError(
-                    f"The request names a feature `{reference}`. Name each as `view:feature`."
-                    if reference
-                    else "The request names no feature. Name each as `view:feature`."
-                )
-            view = self.registry.get_any_feature_view(
-                name.partition("@")[0], self.project, allow_cache=True
-            )
-            known = [field.name for field in view.features]
-            if feature not in known:
-                hint = did_you_mean(feature, known, "It has")
-                raise FeatureNotFoundError(
-                    f"Feature view `{name}` has no feature `{feature}`. {hint}"
-                )
 
     def _refuse_shape(self) -> None:
         rows = self.rows

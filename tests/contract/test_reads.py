@@ -203,6 +203,8 @@ def test_entity_rows_of_another_shape_are_refused(unwritten, rows, words):
         (["one:x", "one:total"], "`one` has no feature `x`. It has: total."),
         (["total"], "names a feature `total`. Name each as `view:feature`."),
         ([], "names no feature. Name each as `view:feature`."),
+        ("one:total", "features are a str. Pass a list that names each as `view:feature`"),
+        (("one:total",), "features are a tuple. Pass a list that names each"),
     ],
 )
 def test_a_feature_that_there_is_not_is_named(unwritten, features, words):

@@ -25,6 +25,7 @@ from feast.types import (
     Int64,
     Json,
     String,
+    Struct,
     UnixTimestamp,
     Uuid,
 )
@@ -429,10 +430,45 @@ def test_lists_are_in_their_declared_type(tmp_path):
     assert same(job, frame)["value"] == numbers
 
 
+NESTED = [
+    (Array(Int64), pa.array([[1.0, None, NAN], [], None]), [[1, None, None], [], None]),
+    (Array(Float64), pa.array([[2**60, None], [], None]), [[2.0**60, None], [], None]),
+    (Array(Float32), pa.array([[0.1], [], None]), [[0.10000000149011612], [], None]),
+    (Array(Bool), pa.array([[1, 0, None], [], None]), [[True, False, None], [], None]),
+    (Array(Array(Int64)), pa.array([[[1.0], []], [None], None]), [[[1], []], [None], None]),
+    (Array(Array(Float32)), pa.array([[[0.1]], [], None]), [[[0.10000000149011612]], [], None]),
+    (
+        Struct({"a b": Int64, "id": Uuid, "rest": Array(Int32)}),
+        pa.array([{"a b": 1.0, "id": UUID, "rest": [2], "more": "x"}, None, {"a b": None}]),
+        [
+            {"a b": 1, "id": UUID, "rest": [2], "more": "x"},
+            None,
+            {"a b": None, "id": None, "rest": None, "more": None},
+        ],
+    ),
+    (
+        Array(Struct({"a": Int64})),
+        pa.array([[{"a": 1.0}, None], [], None]),
+        [[{"a": 1}, None], [], None],
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "values", "expected"), NESTED, ids=str)
+def test_what_is_inside_is_in_its_declared_type(tmp_path, dtype, values, expected):
+    job, frame = declared(tmp_path, dtype, values)
+    assert same(job, frame)["value"] == expected
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "values"),
     [
+        (Array(Array(Int64)), pa.array([[[5.5]], [[1.0]], None])),
+        (Array(Int64), pa.array([[5.5], [1.0], None])),
+        (Struct({"a": Int64}), pa.array([{"a": 5.5}, {"a": 1.0}, None])),
+        (Array(Struct({"a": Uuid})), pa.array([[{"a": "x"}], [{"a": UUID}], None])),
         (Int64, pa.array([5.5, 1.0, None])),
         (Int64, pa.array([2.0**63, 1.0, None])),
         (Int32, pa.array([2**31, 1, None])),
@@ -461,8 +497,10 @@ def test_a_value_that_does_not_fit_is_an_error_of_the_statement_too(tmp_path, dt
     [
         (Int64, pa.array(["7"] * 3)),
         (String, pa.array([0.5] * 3)),
-        (Array(Array(Int64)), pa.array([[[1.0]]] * 3)),
-        (Array(Array(Uuid)), pa.array([[[UUID]]] * 3)),
+        (Array(String), pa.array([[0.5]] * 3)),
+        (Array(Array(Int64)), pa.array(["[[1]]"] * 3)),
+        (Struct({"a": Int64}), pa.array([[("a", 1.0)]] * 3, pa.map_(pa.string(), pa.float64()))),
+        (Array(Int64), pa.array([[1.0]] * 3, pa.list_(pa.float64(), 1))),
     ],
     ids=str,
 )
