@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.types import Array, Set
 from feast.value_type import ValueType
@@ -37,10 +38,16 @@ from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema
 from feast_dynamo_ext.errors import ColumnNotFoundError, ColumnTypeError, ConfigError
-from feast_dynamo_ext.timestamps import check_time, has_mixed_times, micros, micros_of
+from feast_dynamo_ext.timestamps import (
+    check_time,
+    has_mixed_times,
+    micros,
+    micros_of,
+    times_of_objects,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
 
@@ -157,7 +164,10 @@ class _Frame:
             if column.dtype == object:
                 cells = list(column)
                 lists = cells if kind in LISTS_OF_TIMES else ()
-                _refuse_mixed_times(cells, *(cell for cell in lists if not is_missing(cell)))
+                _refuse_mixed_times(cell for cell in lists if not is_missing(cell))
+                times = times_of_objects(cells)
+                if times is not None:
+                    return times
                 if declared is None or isinstance(declared, ValueType):
                     return _array_of_objects(cells, kind)
                 return _array_of_parts(cells, declared)
@@ -205,7 +215,8 @@ class _Frame:
         return found
 
     def _times(self, name: str) -> pa.Int64Array:
-        return micros(parsed_times(name, self._column(name), f"Feature view `{self._view}`"))
+        where = f"Feature view `{self._view}`"
+        return micros(name, parsed_times(name, self._column(name), where), where)
 
     def _column(self, name: str) -> pd.Series:
         stored = self._stored.get(name)
@@ -236,13 +247,12 @@ def parsed_times(
 
     try:
         if isinstance(column, pd.Series):
+            times = None
             if column.dtype == object:
-                _refuse_mixed_times(column)
-            column = one_array(pa.array(column, from_pandas=True))
+                times = times_of_objects(column.to_numpy())
+            column = one_array(pa.array(column, from_pandas=True)) if times is None else times
         if is_text(without_dictionary(column.type)):
-            texts = column.to_pandas().astype(object)
-            parsed = pd.to_datetime(texts, utc=True, format="ISO8601")
-            column = pa.array(parsed, pa.timestamp("us", "UTC"), from_pandas=True)
+            column = _times_of_texts(column.to_pandas().astype(object))
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         # The words of pandas and Arrow show the value.
         raise ColumnTypeError(
@@ -255,8 +265,39 @@ def parsed_times(
     return column
 
 
-def _refuse_mixed_times(*several: Collection[Any]) -> None:
-    if any(map(has_mixed_times, several)):
+CYCLE_YEARS, CYCLE_US, EARLIEST_YEAR = 400, 146_097 * 86_400_000_000, 1700
+"""After which the calendar is the same again; and the first year of a cycle that pandas holds."""
+
+
+def _times_of_texts(texts: pd.Series) -> pa.TimestampArray:
+    """ISO 8601 as times; in nanoseconds where one has a part below a microsecond."""
+    import pandas as pd
+
+    cycles: Any = 0
+    try:
+        parsed = pd.to_datetime(texts, utc=True, format="ISO8601")
+    except pd.errors.OutOfBoundsDatetime:
+        # To pandas a text is nanoseconds, of which 64 bits hold the years 1678 to 2261.
+        years = texts.str.extract(r"^\s*(\d{4})")[0].astype("Int64")
+        cycles = ((years - EARLIEST_YEAR) // CYCLE_YEARS).fillna(0).to_numpy(np.int64)
+        within = (years - cycles * CYCLE_YEARS).astype(str)
+        pairs = zip(within, texts, strict=True)
+        moved = pd.Series([text and year + text.lstrip()[4:] for year, text in pairs])
+        parsed = pd.to_datetime(moved, utc=True, format="ISO8601")
+    times = one_array(pa.array(parsed, from_pandas=True))
+    try:
+        in_us = times.cast(pa.timestamp("us", "UTC"))
+    except pa.ArrowInvalid:
+        if np.any(cycles):
+            raise
+        return times
+    if not np.any(cycles):
+        return in_us
+    return pc.add(in_us, pa.array(cycles * CYCLE_US, pa.duration("us")))
+
+
+def _refuse_mixed_times(lists: Iterable[Any]) -> None:
+    if any(map(has_mixed_times, lists)):
         raise TypeError
 
 
@@ -275,7 +316,7 @@ def _array_of_objects(cells: list[Any], kind: ValueType) -> pa.Array:
         maps = [cell for cell in cells if not is_missing(cell)]
         names = [key for cell in maps for key in cell]
         parts = [part for cell in maps for part in cell.values()]
-        _refuse_mixed_times(names, parts)
+        _refuse_mixed_times([names, parts])
         keys, items = pa.array(names), pa.array(parts)
         pairs = [None if is_missing(cell) else list(cell.items()) for cell in cells]
         return pa.array(pairs, pa.map_(keys.type, items.type))
@@ -333,7 +374,7 @@ def _are_alike(cells: Any) -> bool:
     """
     cells = [cell for cell in cells if not is_missing(cell)]
     if not cells or not isinstance(cells[0], (dict, list, tuple, np.ndarray)):
-        _refuse_mixed_times(cells)
+        _refuse_mixed_times([cells])
         return True
     if not isinstance(cells[0], dict):
         return _are_alike([part for cell in cells for part in cell])

@@ -21,6 +21,7 @@ from feast_dynamo_ext.arrow_types import (
     is_text,
     is_time,
     one_array,
+    plain,
 )
 from feast_dynamo_ext.columns import stored_names, stored_times
 from feast_dynamo_ext.declared import declared_as, folder_types
@@ -30,7 +31,8 @@ from feast_dynamo_ext.errors import (
     OfflineStoreError,
     SourceNotFoundError,
 )
-from feast_dynamo_ext.exact import cast_exact, refuse_inexact_integers
+from feast_dynamo_ext.exact import cast_exact
+from feast_dynamo_ext.key_types import is_doubtful_key, key_exact
 from feast_dynamo_ext.parquet.fitted import TIMES, first_type, fitted, grown_type, leaves_open
 from feast_dynamo_ext.parquet.iceberg import is_iceberg
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
@@ -395,7 +397,6 @@ def append_rows(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
         DestinationError: the disk refused; nothing is kept. AwsError: S3 did.
     """
     table = _original_names(view, table)
-    _check_keys(view, table)
     for _ in range(REWRITES):
         with contextlib.suppress(FileReplacedError, FileChangedError):
             return _append(view, config, table)
@@ -405,6 +406,7 @@ def append_rows(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
 def _append(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
     target = Target.from_view(view, config, table)
     rows = target.rows(table)
+    _check_keys(view, table)
     files = files_of(target.uri, settings_of(view.batch_source, config))
     if target.one_file is None:
         parts = target.folders.split(target.folder_values(table), rows)
@@ -521,16 +523,17 @@ def write_folders(
 
 
 def _check_keys(view: Any, table: pa.Table) -> None:
-    """Refuse floats as join keys that may have been another integer.
+    """Refuse join keys that no reader could look up: their source could not be read any more.
 
     Raises:
         ColumnTypeError: names the column.
     """
     stored = stored_names(view.batch_source)
-    for name in (stored[column.name] for column in view.entity_columns):
-        if name in table.column_names and pa.types.is_floating(table.schema.field(name).type):
+    for column in view.entity_columns:
+        name, kind = stored[column.name], column.dtype.to_value_type()
+        if name in table.column_names and is_doubtful_key(table.schema.field(name).type, kind):
             try:
-                refuse_inexact_integers(one_array(table.column(name)))
+                key_exact(plain(one_array(table.column(name))), kind)
             except ValueError as error:
                 raise ColumnTypeError(
                     f"Feature view `{view.name}`: column `{name}` of the rows to append: {error}."

@@ -232,6 +232,20 @@ def test_float_keys_that_may_be_another_customer_are_not_appended(tmp_path):
         append_rows(orders(old.parent, x=Int64), repo_config(tmp_path), rows)
 
 
+@pytest.mark.parametrize("cell", [True, 7.5, day(1), decimal.Decimal("7.50")], ids=str)
+def test_keys_that_no_reader_would_look_up_are_not_appended(tmp_path, cell):
+    shop = Entity(name="shop", join_keys=["sid"], value_type=ValueType.STRING)
+    old = write(tmp_path / "orders" / "old.parquet", sid=["7"], x=[1])
+    view = orders(old.parent, entity=shop, x=Int64)
+    rows = pa.table({"cid": [1], "sid": [cell], "t": pa.array([day(2)], TIME), "x": [2]})
+    with pytest.raises(
+        ColumnTypeError, match=r"`orders`: column `sid` of the rows .* are not looked up as"
+    ):
+        append_rows(view, repo_config(tmp_path), rows)
+    assert [path.name for path in old.parent.iterdir()] == ["old.parquet"]
+    assert append_rows(view, repo_config(tmp_path), rows.set_column(1, "sid", pa.array([7])))
+
+
 DATES, TIMES_THERE = ["2026-01-29", "2026-01-30"], ["2026-01-29 05:00:00", "2026-01-30 00:00:00"]
 TIME_FOLDERS = [
     (String, DATES, pd.Timestamp("2026-01-31"), "dt=2026-01-31"),
