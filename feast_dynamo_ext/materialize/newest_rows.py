@@ -28,7 +28,14 @@ from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, engine_for
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.retrieval.inputs import checked_source
 from feast_dynamo_ext.retrieval.plan import declared_columns, plan_rows
-from feast_dynamo_ext.timestamps import EARLIEST, assume_utc, micros, micros_of, moment_of
+from feast_dynamo_ext.timestamps import (
+    EARLIEST,
+    Axis,
+    assume_utc,
+    micros,
+    micros_of,
+    moment_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -206,8 +213,11 @@ def _extent(view: Any, source: ParquetSource | None) -> tuple[int | None, dateti
         return None, None
     try:
         limits = source.limits(stored_times(view.batch_source)[0])
-        last = None if limits is None or not len(limits) else pc.max(micros(limits)).as_py()
-        return source.rows, None if last is None else moment_of(last)
+        if limits is None or not len(limits):
+            return source.rows, None
+        axis = Axis.from_type(limits.type)
+        last = Axis("us").floor(axis.cast(limits).to_numpy(), axis.unit).max()
+        return source.rows, moment_of(int(last))
     except (OfflineStoreError, OverflowError):
         # A file outside of the window, which is none of this run's; or a year after 9999.
         return None, None
