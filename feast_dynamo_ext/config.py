@@ -129,17 +129,24 @@ FEASTS_PROVIDERS = frozenset({"local", "aws", "gcp", "azure"})
 
 
 def warn_of_other_provider(config: RepoConfig) -> None:
-    """Warn where feature_store.yaml was moved to this package's store, but not its provider.
+    """Warn of a provider that has Feast convert what is written, which no store sees any more.
 
     Called when a store is opened, which a process does once.
     """
-    if config.provider in FEASTS_PROVIDERS:
-        logger.warning(
-            "feature_store.yaml: `provider: %s` is Feast's. It materializes one view after the "
-            "other, in memory and without resuming, may round values, and repairs no states. Set "
-            "`provider: feast_dynamo_ext.DynamoProvider`",
-            config.provider,
-        )
+    name = config.provider
+    if name not in FEASTS_PROVIDERS and not _feast.is_built_on_feasts(name):
+        return
+    what = "is Feast's" if name in FEASTS_PROVIDERS else "is built on Feast's"
+    logger.warning(
+        "feature_store.yaml: `provider: %s` %s. Feast changes values before this store sees them: "
+        "5.5 is 5 in an Int64, and a key 1.5 writes the row of key 1. It materializes one view "
+        "after the other, in memory and without resuming, and repairs no states. %s",
+        name,
+        what,
+        "Set `provider: feast_dynamo_ext.DynamoProvider`"
+        if name in FEASTS_PROVIDERS
+        else "Derive it from feast_dynamo_ext.DynamoProvider",
+    )
 
 
 _WARNED: set[tuple[str, str]] = set()

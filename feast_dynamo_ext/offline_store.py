@@ -19,7 +19,8 @@ from pydantic import Field, field_validator
 
 from feast_dynamo_ext.arrow_types import is_list, naming
 from feast_dynamo_ext.config import SIZE, AwsConfigModel, warn_of_unknown_keys
-from feast_dynamo_ext.declared import as_declared, declared_type, name_of
+from feast_dynamo_ext.declared import declared_type, name_of
+from feast_dynamo_ext.declared_values import as_declared
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
 from feast_dynamo_ext.exact import refuse_inexact_integers
 from feast_dynamo_ext.monitoring.hooks import MonitoringHooks

@@ -179,8 +179,9 @@ def materialize(
     A first load into empty tables, each row at the price of one write:
       feast-dynamo materialize --all --write-mode overwrite
 
-    Killed, it goes on where it stopped when the same command is run again. A view that fails does
-    not stop the others; the exit code is 1 then, and the last line names it.
+    Killed, a run of the same START_TS and END_TS goes on after the rows that it recorded, every
+    25,000 or so; a run until now starts over, which changes no answer. A view that fails does not
+    stop the others; the exit code is 1 then, and the last line names it.
     """  # noqa: D301 - click keeps the lines after \b as they are
     window = Window.from_times(times, _now(), incremental=incremental, all_=all_)
     if version and len(views) != 1:

@@ -17,7 +17,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from feast_dynamo_ext import _feast
 from feast_dynamo_ext.columns import ENTITYLESS_JOIN_KEYS, ENTITYLESS_VALUES, request_columns
 from feast_dynamo_ext.config import did_you_mean
-from feast_dynamo_ext.dynamo.keys import AS_THEY_ARE, KeyEncoder, refuse_inexact, text
+from feast_dynamo_ext.dynamo.keys import (
+    AS_THEY_ARE,
+    KeyEncoder,
+    are_as_they_are,
+    refuse_inexact,
+    text,
+)
 from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
 from feast_dynamo_ext.errors import EntityKeyError, FeatureNotFoundError
 from feast_dynamo_ext.view_settings import ViewSettings
@@ -82,12 +88,10 @@ class KnownView:
         return _KEY_KINDS.setdefault((self.columns, self.encode.types), len(_KEY_KINDS))
 
     @cached_property
-    def typed_columns(self) -> tuple[tuple[str, str, frozenset[type]], ...]:
-        """The request's columns of its keys: name, declared type, values that are keys as such."""
+    def typed_columns(self) -> tuple[tuple[str, str], ...]:
+        """The request's columns of its keys, with their declared types."""
         pairs = zip(self.columns, self.encode.types, strict=True) if self.columns else ()
-        return tuple(
-            (column, kind, AS_THEY_ARE[kind]) for (_, column), kind in pairs if kind in AS_THEY_ARE
-        )
+        return tuple((column, kind) for (_, column), kind in pairs if kind in AS_THEY_ARE)
 
     def oldest_us(self, now_s: float) -> float:
         """The event time from which on rows are within the ttl (the ttl itself counts)."""
@@ -154,6 +158,48 @@ def keys_of_request(
     )
 
 
+ROWS = (
+    "Pass a list of dictionaries, one a row, or a dictionary of lists, with the views' join keys."
+)
+
+
+def _kind_of(value: Any) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def _is_column(values: Any) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, (str, bytes))
+
+
+def refuse_unknown_features(registry: Any, project: str, features: Any) -> None:
+    """Refuse references of features that there are not; a feature service is as it was applied.
+
+    Raises:
+        FeatureNotFoundError: naming the reference, and the nearest feature.
+        FeatureViewNotFoundException: Feast's, of an unknown view.
+    """
+    if hasattr(features, "feature_view_projections"):
+        return
+    if not isinstance(features, list):
+        raise FeatureNotFoundError(
+            f"The request's features are a {type(features).__name__}. Pass a list that names each "
+            "as `view:feature`, or a feature service."
+        )
+    for reference in features or [""]:
+        name, _, feature = reference.partition(":")
+        if not feature:
+            raise FeatureNotFoundError(
+                f"The request names a feature `{reference}`. Name each as `view:feature`."
+                if reference
+                else "The request names no feature. Name each as `view:feature`."
+            )
+        view = registry.get_any_feature_view(name.partition("@")[0], project, allow_cache=True)
+        known = [field.name for field in view.features]
+        if feature not in known:
+            hint = did_you_mean(feature, known, "It has")
+            raise FeatureNotFoundError(f"Feature view `{name}` has no feature `{feature}`. {hint}")
+
+
 @dataclass
 class FeastRequest:
     """What Feast was given for a request, and does not hand on to who reads its views.
@@ -177,7 +223,13 @@ class FeastRequest:
         Raises:
             EntityKeyError: it has no entity rows.
         """
-        if not len(rows) or (isinstance(rows, list) and not rows[0]):
+        try:
+            are_none = not len(rows) or (isinstance(rows, list) and rows[0] == {})
+        except TypeError:
+            raise EntityKeyError(
+                f"The request's entity rows are {_kind_of(rows)}. {ROWS}"
+            ) from None
+        if are_none:
             raise EntityKeyError(
                 "The request has no entity rows. Pass at least one, with the views' join keys."
             )
@@ -202,9 +254,9 @@ class FeastRequest:
         for view in views:
             if view.key_kind not in seen:
                 seen.add(view.key_kind)
-                for column, kind, as_such in view.typed_columns:
+                for column, kind in view.typed_columns:
                     values = self._values(column, names)
-                    if not as_such.issuperset(map(type, values)):
+                    if not are_as_they_are(values, kind):
                         refuse_inexact(values, kind, column)
 
     def explain(self, features: Any, *, full_feature_names: bool) -> None:
@@ -214,8 +266,7 @@ class FeastRequest:
             FeatureNotFoundError: naming the reference.
             EntityKeyError: naming the join key and the row.
         """
-        if isinstance(features, list):
-            self._refuse_features(features)
+        refuse_unknown_features(self.registry, self.project, features)
         kinds, names = _feast.key_types(
             self.registry, self.project, features, full_feature_names=full_feature_names
         )
@@ -224,35 +275,21 @@ class FeastRequest:
             if kind in AS_THEY_ARE:
                 refuse_inexact(self._values(column, names), kind, column)
 
-    def _refuse_features(self, references: list[str]) -> None:
-        for reference in references or [""]:
-            name, _, feature = reference.partition(":")
-            if not feature:
-                raise FeatureNotFoundError(
-                    f"The request names a feature `{reference}`. Name each as `view:feature`."
-                    if reference
-                    else "The request names no feature. Name each as `view:feature`."
-                )
-            view = self.registry.get_any_feature_view(
-                name.partition("@")[0], self.project, allow_cache=True
-            )
-            known = [field.name for field in view.features]
-            if feature not in known:
-                hint = did_you_mean(feature, known, "It has")
-                raise FeatureNotFoundError(
-                    f"Feature view `{name}` has no feature `{feature}`. {hint}"
-                )
-
     def _refuse_shape(self) -> None:
         rows = self.rows
         if isinstance(rows, list):
+            for at, row in enumerate(rows):
+                if not isinstance(row, Mapping):
+                    raise EntityKeyError(
+                        f"Row {at} of the request (counted from 0) is {_kind_of(row)}. {ROWS}"
+                    )
             lengths = {len(row) for row in rows}
             what = "rows with different columns"
         else:
             is_mapping = isinstance(rows, Mapping)
             given = rows.values() if is_mapping else ()
             columns = [getattr(column, "val", column) for column in given]
-            if not is_mapping or not all(isinstance(column, Sequence) for column in columns):
+            if not is_mapping or not all(map(_is_column, columns)):
                 raise EntityKeyError(
                     "The columns of the request's entity rows must be lists: of an array or a "
                     "series pass `tolist()`, of a data frame `to_dict('records')`."
@@ -276,6 +313,8 @@ class FeastRequest:
             return [row.get(column) for row in rows]
         values = rows.get(column, ())
         found: Sequence[Any] = getattr(values, "val", values)
+        if isinstance(found, (str, bytes)):
+            self._refuse_shape()  # Feast takes each of its characters for a row
         return found
 
     def restore_versions(self, views: Iterable[Any]) -> None:
