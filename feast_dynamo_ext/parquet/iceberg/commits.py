@@ -250,14 +250,15 @@ def planned(table: Any) -> dict[str, Any]:
 
 
 def _commit(table: Any, change: Change, commit_id: str) -> None:
+    from feast_dynamo_ext.parquet.iceberg.producers import LightTransaction, ReplaceFiles
+
     summary = {COMMIT_ID: commit_id, **change.summary}
     if change.removed:
         _check_unchanged(planned(table), change.removed)
-    with table.transaction() as transaction:
+    with LightTransaction(table) as transaction:
         update = transaction.update_snapshot(snapshot_properties=summary)
+        producer: Any
         if change.is_rewrite:
-            from feast_dynamo_ext.parquet.iceberg.producers import ReplaceFiles
-
             producer = ReplaceFiles.within(transaction, summary)
         else:
             producer = update.overwrite() if change.removed else update.merge_append()
@@ -289,3 +290,32 @@ def _check_unchanged(there: Mapping[str, Any], removed: Sequence[Any]) -> None:
 
 def _deletes(task: Any) -> set[str]:
     return {file.file_path for file in task.delete_files}
+
+
+def clean_manifests(handle: TableHandle) -> int:
+    """Write the manifests of a table anew, without files that do not count.
+
+    Manifests keep the statistics of removed files, and files of deleted rows that apply to none.
+
+    Returns:
+        The sequence number of the first snapshot without them.
+
+    Raises: as `TableHandle.commit`.
+    """
+    from feast_dynamo_ext.parquet.iceberg.producers import LightTransaction, RewriteManifests
+
+    commit_id = new_commit_id()
+
+    def work(table: Any) -> None:
+        if table.current_snapshot() is None:
+            return
+        live = {file.file_path for task in planned(table).values() for file in task.delete_files}
+        summary = {OPERATION: "clean manifests", COMMIT_ID: commit_id}
+        with LightTransaction(table) as transaction:
+            RewriteManifests.within(transaction, summary, live).commit()
+
+    table = handle.attempt(work, commit_id)
+    found = [
+        each for each in table.snapshots() if (each.summary or {}).get(COMMIT_ID) == commit_id
+    ]
+    return int(found[0].sequence_number) if found else 0

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.parquet.writer import Part
 
 
-GROUP_ROWS = 262_144
+GROUP_ROWS, GROUP_BYTES = 262_144, 64 << 20
 
 
 def file_schema(table: Any) -> pa.Schema:
@@ -134,9 +134,11 @@ class DataFiles:
         """
         location = self.table.location_provider().new_data_location(uuid.uuid4().hex, partition)
         files = files_of(location, self.settings)
+        full = target_bytes(self.table)
         size = PartSize(
-            file_bytes=sys.maxsize if may_end else target_bytes(self.table),
+            file_bytes=sys.maxsize if may_end else full,
             file_rows=sys.maxsize,
+            group_bytes=min(GROUP_BYTES, full),
             group_rows=GROUP_ROWS,
         )
         with PartWriter(files, location, file_schema(self.table), size, self.options) as writer:

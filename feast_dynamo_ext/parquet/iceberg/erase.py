@@ -26,9 +26,9 @@ from feast_dynamo_ext.errors import (
 from feast_dynamo_ext.exact import cast_exact
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
 from feast_dynamo_ext.parquet.iceberg.commits import (
-    COMMIT_ID,
     OPERATION,
     Change,
+    clean_manifests,
     new_commit_id,
     planned,
 )
@@ -121,7 +121,7 @@ def erase(
     report = _Erasure(handle, wanted, advance, dry_run).run()
     if dry_run:
         return report
-    clean = _clean_manifests(handle)
+    clean = clean_manifests(handle)
     if expire_now:
         report = replace(report, expired=_expire(handle, clean, drop_tags=drop_tags))
     remaining = [info for info in snapshots_of(handle.load()) if not info.is_current]
@@ -345,31 +345,6 @@ def _together(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 # What remains
-
-
-def _clean_manifests(handle: TableHandle) -> int:
-    """Write the manifests of the current snapshot anew, without files that do not count.
-
-    Returns:
-        The sequence number of the first snapshot that holds nothing of them.
-    """
-    from feast_dynamo_ext.parquet.iceberg.producers import RewriteManifests
-
-    commit_id = new_commit_id()
-
-    def work(table: Any) -> None:
-        if table.current_snapshot() is None:
-            return
-        live = {file.file_path for task in planned(table).values() for file in task.delete_files}
-        summary = {OPERATION: "clean manifests", COMMIT_ID: commit_id}
-        with table.transaction() as transaction:
-            RewriteManifests.within(transaction, summary, live).commit()
-
-    table = handle.attempt(work, commit_id)
-    found = [
-        each for each in table.snapshots() if (each.summary or {}).get(COMMIT_ID) == commit_id
-    ]
-    return int(found[0].sequence_number) if found else 0
 
 
 def _check_refs(handle: TableHandle, table: Any, *, drop_tags: bool) -> None:

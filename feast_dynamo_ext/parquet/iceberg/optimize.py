@@ -28,7 +28,13 @@ import pyarrow.compute as pc
 
 from feast_dynamo_ext.errors import NotCommittedError, OfflineStoreError, SourceReadError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
-from feast_dynamo_ext.parquet.iceberg.commits import OPERATION, Change, new_commit_id, planned
+from feast_dynamo_ext.parquet.iceberg.commits import (
+    OPERATION,
+    Change,
+    clean_manifests,
+    new_commit_id,
+    planned,
+)
 from feast_dynamo_ext.parquet.iceberg.content_order import content_ranks
 from feast_dynamo_ext.parquet.iceberg.data_files import (
     DataFiles,
@@ -58,7 +64,7 @@ SHARES = 10
 meanwhile, and Python with its libraries needs a part."""
 
 LEAST_RANGE_BYTES, MOST_RANGE_BYTES = 1 << 20, 256 << 20
-PIECE_BYTES = 8 << 20
+MOST_PIECE_BYTES = 8 << 20
 """Of sorted rows, after which a file may end."""
 
 MOST_RANGES = 4_096
@@ -159,6 +165,8 @@ def optimize(
         rewrite = _Rewrite(handle, memory_bytes, spill_folder, written)
         results.append(rewrite.run(table, layout, unit))
         logger.info("%s: partition %s is rewritten", handle.name, unit.name or "(all)")
+    if not dry_run and any(task.delete_files for tasks in work.values() for task in tasks):
+        clean_manifests(handle)  # else files of deleted rows would stay, which apply to nothing
     return OptimizeReport(handle.name, tuple(results), len(units) - len(todo), older)
 
 
@@ -250,8 +258,13 @@ class _Shape:
         )
 
     def _are_apart(self, run: Sequence[Any]) -> bool:
-        """Whether files hold disjoint ranges of a column."""
-        return len(run) == 1 or any(self._are_apart_in(run, name) for name in self.columns)
+        """Whether files hold disjoint ranges of the order.
+
+        Bounds say it of a column. Where a key goes on in the next file they do not, but files that
+        were written as one have one name, with a number.
+        """
+        stems = {task.file.file_path.rpartition("-")[0] for task in run}
+        return len(stems) == 1 or any(self._are_apart_in(run, name) for name in self.columns)
 
     def _are_apart_in(self, run: Sequence[Any], column: str) -> bool:
         ranges = [self.bounds.range(task.file.file_path, column) for task in run]
@@ -435,6 +448,7 @@ class SortedRows:
         """
         ends = self._range_ends()
         schema = file_schema(self.rows.table)
+        piece_bytes = min(MOST_PIECE_BYTES, target_bytes(self.rows.table) // 4)
         with BinSpool(
             schema,
             ends.num_rows + 1,
@@ -450,7 +464,8 @@ class SortedRows:
             for found in range(ends.num_rows + 1):
                 table = pa.Table.from_batches(spool.read(found), schema)
                 if table.num_rows:
-                    yield from _pieces(in_content_order(table, self.layout), self.layout)
+                    ordered = in_content_order(table, self.layout)
+                    yield from _pieces(ordered, self.layout, piece_bytes)
 
     @property
     def _range_bytes(self) -> int:
@@ -506,12 +521,12 @@ def in_content_order(rows: pa.Table, layout: TableLayout) -> pa.Table:
     return ordered.take(pa.array(order))
 
 
-def _pieces(rows: pa.Table, layout: TableLayout) -> Iterator[pa.Table]:
+def _pieces(rows: pa.Table, layout: TableLayout, piece_bytes: int) -> Iterator[pa.Table]:
     """Sorted rows in pieces, which begin with a new first key where one is near."""
     names = [*layout.keys, layout.event_time]
     firsts = np.flatnonzero(starts(rows, names[:1]))
     begins = np.flatnonzero(starts(rows, names))
-    wanted = max(1, PIECE_BYTES * rows.num_rows // max(1, rows.nbytes))
+    wanted = max(1, piece_bytes * rows.num_rows // max(1, rows.nbytes))
     at = 0
     while at < rows.num_rows:
         end = _at_or_after(firsts, at + wanted, rows.num_rows)

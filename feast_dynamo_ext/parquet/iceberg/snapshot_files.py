@@ -156,37 +156,43 @@ def remove_snapshots(table: Any, expired: Collection[int]) -> None:
     """
     from pyiceberg.table.update import AssertRefSnapshotId, RemoveSnapshotsUpdate
 
-    from feast_dynamo_ext.parquet.iceberg.producers import NoRefsTo, is_checked_here
+    from feast_dynamo_ext.parquet.iceberg.producers import (
+        LightTransaction,
+        NoRefsTo,
+        is_checked_here,
+    )
 
     current = table.current_snapshot()
     at = current.snapshot_id if current else None
-    head = AssertRefSnapshotId.model_validate({"ref": "main", "snapshot-id": at})
+    required: Any = NoRefsTo(snapshot_ids=sorted(expired))
+    if not is_checked_here(table):
+        required = AssertRefSnapshotId.model_validate({"ref": "main", "snapshot-id": at})
     removal = RemoveSnapshotsUpdate.model_validate({"snapshot-ids": sorted(expired)})
-    unnamed = NoRefsTo(snapshot_ids=sorted(expired))
-    with table.transaction() as transaction:
-        transaction._apply(
-            (removal,),
-            (unnamed,) if is_checked_here(table) else (head,),
-        )
+    with LightTransaction(table) as transaction:
+        transaction._apply((removal,), (required,))
 
 
-def tidy_after_append(table: Any, settings: AwsSettings) -> None:
+def tidy_after_append(
+    table: Any, settings: AwsSettings, most: int = MOST_APPENDS, kept: int = KEPT_APPENDS
+) -> None:
     """Keep appends cheap: each writes a table's metadata anew, with all snapshots.
 
-    Where more than `MOST_APPENDS` snapshots of plain appends have come since the last commit that
-    removed files, the oldest beyond the newest `KEPT_APPENDS` are expired. All their data files
+    Where many snapshots of plain appends have come since the last commit that removed files, the
+    oldest beyond some of the newest are expired. All their data files
     count still, so only lists and manifests are deleted. Snapshots with a tag or a branch stay.
     Best effort: where another writer comes first, it or the next append does it.
 
     Args:
         table: pyiceberg's, after an append.
         settings: how S3 is reached.
+        most: so many appends are left alone.
+        kept: so many of the newest stay.
     """
     appends = _appends(table)
-    if len(appends) <= MOST_APPENDS:
+    if len(appends) <= most:
         return
     named = {ref.snapshot_id for ref in table.refs().values()}
-    expired = [found for found in appends[KEPT_APPENDS:] if found.snapshot_id not in named]
+    expired = [found for found in appends[kept:] if found.snapshot_id not in named]
     gone = {found.snapshot_id for found in expired}
     living = [found for found in table.snapshots() if found.snapshot_id not in gone]
     if not expired:

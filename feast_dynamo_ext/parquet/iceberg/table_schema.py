@@ -36,6 +36,8 @@ TABLE_PROPERTIES = {
     # Of appends: the manifests of a hundred are merged into one, and old metadata is removed.
     "commit.manifest-merge.enabled": "true",
     "commit.manifest.min-count-to-merge": "20",
+    # About four thousand files: merging more takes a second, for an append of a moment.
+    "commit.manifest.target-size-bytes": str(1 << 20),
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "20",
     "write.parquet.compression-codec": "zstd",
