@@ -210,6 +210,13 @@ def _optimized(done: dict[str, OptimizeReport]) -> str:
 @click.option(
     "--keep", type=int, multiple=True, metavar="SNAPSHOT", help="Id of a version that stays."
 )
+@click.option(
+    "--training-set",
+    "training_sets",
+    multiple=True,
+    metavar="FOLDER",
+    help="Folder or s3:// URI of a training set: the versions that it was made of stay.",
+)
 @table_option
 @dry_run_option
 @repo_option
@@ -219,6 +226,7 @@ def expire(
     older_than: timedelta,
     keep_last: int,
     keep: tuple[int, ...],
+    training_sets: tuple[str, ...],
     table: str | None,
     output: Output,
     repo: Path,
@@ -234,10 +242,12 @@ def expire(
     \b
     feast-dynamo table expire customer_orders --dry-run
     feast-dynamo table expire customer_orders --older-than 30d
+    feast-dynamo table expire customer_orders --training-set s3://bucket/training/2026-01
     """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.parquet.iceberg import expire as work
 
     named = named_table(repo, view, table)
+    keep += _made_of(named, training_sets)
     report = work.expire(
         named.handle, datetime.now(timezone.utc) - older_than, keep_last, keep, dry_run=dry_run
     )
@@ -249,6 +259,21 @@ def expire(
         f"{report.table}: {len(report.expired):,} versions {would}expired, {report.kept:,} left; "
         f"{files:,} files {would}deleted, {report.data_files:,} of them of data.{kept}",
     )
+
+
+def _made_of(named: Named, training_sets: Sequence[str]) -> tuple[int, ...]:
+    """Snapshots of a table that training sets were made of."""
+    if not training_sets:
+        return ()
+    from feast_dynamo_ext.sagemaker.manifest import load_manifest
+
+    config: Any = named.store.config.offline_store
+    made_of = [
+        found
+        for output in training_sets
+        for found in load_manifest(output, config.aws()).provenance.snapshots.values()
+    ]
+    return tuple(int(found.snapshot) for found in made_of if found.table == named.handle.name)
 
 
 @click.command(short_help="List the versions of a table.")

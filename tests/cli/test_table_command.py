@@ -21,6 +21,7 @@ from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.cli.table import table as table_group
+from feast_dynamo_ext.sagemaker import create_training_set
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 
@@ -224,6 +225,21 @@ def test_erase_takes_keys_or_a_file_of_them(repo):
     named = str(keys.with_suffix(".parquet"))
     found = repo.run("erase", "orders", "--table", "again", "--keys-file", named, "--json").json
     assert found["rows"] == 2
+
+
+def test_versions_that_a_training_set_was_made_of_stay(repo):
+    repo.run("import", "orders")
+    repo.paste(SOURCE.rstrip())
+    frame = pd.DataFrame({"cid": [1], "event_timestamp": [START], "label": [1.0]})
+    output = str(repo.folder / "training")
+    create_training_set(repo.store, frame, ["orders:total"], output, label="label")
+    (before,) = repo.run("history", "orders", "--json").json
+    repo.store.write_to_offline_store("orders", rows(9.0).to_pandas())
+    command = ("expire", "orders", "--older-than", "0s")
+    answer = repo.run(*command, "--training-set", output)
+    assert "0 versions expired, 2 left" in answer.stdout
+    assert f"Kept: {before['snapshot_id']}, named to be kept." in answer.stdout
+    assert "1 versions expired, 1 left" in repo.run(*command).stdout
 
 
 def test_files_are_registered(repo):

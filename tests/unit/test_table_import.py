@@ -295,6 +295,37 @@ def test_an_import_that_is_interrupted_leaves_nothing_that_counts(path, config):
     assert imported(view, config).rows == 3
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from repos import repo_config
+from test_table_import import Room, orders, plan_import, run_import
+
+folder, moment = Path(sys.argv[1]), int(sys.argv[2])
+config = repo_config(folder, catalog="sql")
+calls = []
+
+def advance(rows):
+    calls.append(rows)
+    if len(calls) == moment:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run_import(plan_import(orders(folder / "orders"), config), config, advance, Room(chunk_bytes=1))
+"""
+
+
+def test_an_import_that_is_killed_leaves_nothing_that_counts(path, config, fork_server):
+    for number in range(3):
+        write(path / f"{number}.parquet", [(number, 0, 0, number)])
+    view = orders(path)
+    for moment in (1, 4, 6):
+        done = fork_server.run("-c", KILLED, path.parent, str(moment))
+        assert done.returncode == -9, done.stderr
+        assert loaded(view, config).current_snapshot() is None
+    assert imported(view, config).rows == 3
+    assert in_table(view, config, "value") == [(0,), (1,), (2,)]
+
+
 def test_a_file_that_changes_meanwhile_is_not_imported(path, config):
     first = write(path / "a.parquet", [(1, 0, 0, 1)])
     view = orders(path)
