@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm import tqdm
 
 from feast_dynamo_ext.aws import translated
-from feast_dynamo_ext.dynamo.tables.describe import TableClients, TableSpec, Wait
+from feast_dynamo_ext.dynamo.tables.describe import (
+    OWNERSHIP,
+    TableClients,
+    TableSpec,
+    Wait,
+    refuse_anothers,
+)
 from feast_dynamo_ext.dynamo.tables.infra import (
     DynamoTable,
     RegisteredViews,
@@ -39,6 +45,7 @@ from feast_dynamo_ext.errors import (
     TableLayoutError,
     TablesDifferError,
     TablesFailedError,
+    TableTakenError,
 )
 from feast_dynamo_ext.view_settings import TableSettings, ViewSettings, aws_tags
 
@@ -169,7 +176,7 @@ def _differences(plan: TablePlan) -> tuple[str, ...]:
     return tuple(
         f"{change.setting} is {change.before}, not {change.after}"
         for change in plan.changes
-        if change.setting != "owner"  # verify changes nothing, not even what it may
+        if change.setting != OWNERSHIP  # verify changes nothing, not even what it may
     )
 
 
@@ -320,6 +327,7 @@ def update(
     # A view that became one of another kind is gone and there at once, with one table.
     leaving = [spec for spec in _specs_of_gone(config, gone) if spec.name not in wanted]
     if store.manage_tables == "never":
+        _refuse_taken(dynamodb, config, wanted.values(), claims=True)
         _say_kept(leaving, "manage_tables: never")
         return
     with _clients(dynamodb, config) as clients:
@@ -364,6 +372,33 @@ def refuse_shared(
         if stays(view.name) and getattr(view, "online", True):
             for version in registered.versions(view):
                 _take(views, table_name(config, version), view.name)
+
+
+def _refuse_taken(
+    dynamodb: Any, config: RepoConfig, specs: Iterable[TableSpec], *, claims: bool
+) -> None:
+    """Refuse tables that are made elsewhere and have rows of another view or project.
+
+    Raises:
+        TableTakenError: one is another's.
+        TablesFailedError: several are.
+    """
+    work = [(spec.name, spec) for spec in specs if spec.may_be_anothers]
+    settings = config.online_store.aws()
+    looked = _each(
+        "",
+        work,
+        lambda spec: refuse_anothers(dynamodb, settings, spec, claims=claims),
+        threading.Event(),
+    )
+    taken = {}
+    for name, error in looked.failures.items():
+        if isinstance(error, TableTakenError):
+            taken[name] = error
+        else:
+            # Apply needs no DynamoDB where it makes no tables; writers look before their rows.
+            logger.warning("whose table %s is was not looked at: %s", name, error)
+    raise_failures(taken, len(work))
 
 
 def _take(views: dict[str, str], table: str, view: str) -> None:
@@ -439,6 +474,7 @@ def plan(dynamodb: Any, config: RepoConfig, desired: RegistryProto) -> list[Dyna
     refuse_shared(config, wanted, names.__contains__)
     specs = {spec.name: spec for spec in wanted}
     if store.manage_tables == "never":
+        _refuse_taken(dynamodb, config, specs.values(), claims=False)
         logger.info("DynamoDB tables are not looked at (manage_tables: never)")
         return [DynamoTable(spec.name, spec.view) for spec in specs.values()]
     with _clients(dynamodb, config) as clients:
