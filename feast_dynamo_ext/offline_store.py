@@ -322,7 +322,9 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
         try:
             return check_times(data_source, config)
         except OfflineStoreError as error:
-            logger.warning("source %s: %s", data_source.name, error)
+            # Most say so themselves.
+            named = f"`{data_source.name}`" in str(error)
+            logger.warning("%s%s", "" if named else f"Source `{data_source.name}`: ", error)
             return None
 
     def get_table_column_names_and_types_from_data_source(

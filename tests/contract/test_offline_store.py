@@ -273,7 +273,7 @@ def test_apply_and_plan_warn_of_columns_that_no_file_has(
     )
     expected = [
         "Feature view `misspelt` names the columns ['totl'], which no file of",
-        "source later: Source `later`: there is no file at",
+        "Source `later`: there is no file at",
     ]
     for skip in (False, True):
         caplog.clear()

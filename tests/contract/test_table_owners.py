@@ -470,8 +470,8 @@ def test_apply_says_that_the_new_table_of_a_materialized_view_is_empty(account, 
     warned = [record.getMessage() for record in caplog.records if "empty" in record.getMessage()]
     until = NOW.isoformat(timespec="seconds")
     assert warned == [
-        f"table {store.project}.orders of feature view orders is new and empty, but the registry "
-        f"has the view as materialized until {until}, where `feast materialize-incremental` would "
-        "go on. Run `feast materialize START END` from its first row on: until then reads of it "
-        "find nothing."
+        f"table {store.project}.orders is new and empty, but the registry has orders as "
+        f"materialized until {until}, where `feast materialize-incremental` would go on. Run "
+        "`feast-dynamo materialize --all`, which writes all of history again: until then reads "
+        "find nothing. Rows that are not in history have to be pushed again."
     ]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm import tqdm
 
 from feast_dynamo_ext.aws import translated
+from feast_dynamo_ext.config import FEASTS_PROVIDERS
 from feast_dynamo_ext.dynamo.tables.describe import (
     OWNERSHIP,
     TableClients,
@@ -414,17 +415,23 @@ def _take(views: dict[str, str], table: str, view: str) -> None:
 def _say_empty(config: RepoConfig, made: Iterable[TableSpec]) -> None:
     """Warn of views whose table is new while the registry takes their rows for written."""
     until = RegisteredViews.of_repo(config).materialized_until()
-    for spec in made:
-        if spec.view in until:
-            logger.warning(
-                "table %s of feature view %s is new and empty, but the registry has the view as "
-                "materialized until %s, where `feast materialize-incremental` would go on. Run "
-                "`feast materialize START END` from its first row on: until then reads of it "
-                "find nothing.",
-                spec.name,
-                spec.view,
-                until[spec.view].isoformat(timespec="seconds"),
-            )
+    empty = [spec for spec in made if spec.view in until]
+    if not empty:
+        return
+    views = ",".join(dict.fromkeys(spec.view for spec in empty))
+    command = "feast materialize START END"
+    if config.provider not in FEASTS_PROVIDERS:
+        chosen = "" if len(empty) == len(until) else f" --views {views}"
+        command = f"feast-dynamo materialize --all{chosen}"
+    logger.warning(
+        "%s new and empty, but the registry has %s as materialized until %s, where `feast "
+        "materialize-incremental` would go on. Run `%s`, which writes all of history again: until "
+        "then reads find nothing. Rows that are not in history have to be pushed again.",
+        f"{_listed([spec.name for spec in empty])} {'are' if len(empty) > 1 else 'is'}",
+        views,
+        max(until[spec.view] for spec in empty).isoformat(timespec="seconds"),
+        command,
+    )
 
 
 def teardown(
@@ -475,7 +482,7 @@ def plan(dynamodb: Any, config: RepoConfig, desired: RegistryProto) -> list[Dyna
     specs = {spec.name: spec for spec in wanted}
     if store.manage_tables == "never":
         _refuse_taken(dynamodb, config, specs.values(), claims=False)
-        logger.info("DynamoDB tables are not looked at (manage_tables: never)")
+        logger.info("DynamoDB tables are not compared (manage_tables: never)")
         return [DynamoTable(spec.name, spec.view) for spec in specs.values()]
     with _clients(dynamodb, config) as clients:
         plans = plan_tables(clients, list(specs.values()))
