@@ -162,7 +162,7 @@ def session(settings: AwsSettings) -> boto3.Session:
         raise ConfigError(
             "No AWS region is set. Set `region` in the store's block of feature_store.yaml, or "
             "AWS_REGION in the environment. For an AWS on this machine: `feast-dynamo local up`, "
-            'then `eval "$(feast-dynamo local env)"`.'
+            'then `eval "$(feast-dynamo local env)"` in each terminal.'
         )
     return _assume(base, settings) if settings.role_arn else base
 
