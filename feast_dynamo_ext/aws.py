@@ -250,7 +250,9 @@ def _refuse_others_answer(http_response: Any, parsed: Any, model: Any, **_: Any)
     """
     status = http_response.status_code
     is_good = status < MULTIPLE_CHOICES
-    if status in REFUSED or (is_good and model.has_streaming_output):
+    # An answer that a handler of botocore's events has made up has no body.
+    is_made_up = http_response.raw is None
+    if is_made_up or status in REFUSED or (is_good and model.has_streaming_output):
         return
     body = http_response.content.strip()
     is_other = body[:MOST_OF_TAG].lower().startswith((b"<!doctype html", b"<html"))
