@@ -61,7 +61,7 @@ def _refuse_misspelt(name: str) -> None:
         ConfigError: there is a class of nearly this name.
     """
     close = difflib.get_close_matches(name, _MODULE_OF, n=1, cutoff=0.85)
-    if close:
+    if close and name[:1].isupper():  # modules are looked up here too before they are imported
         from feast_dynamo_ext.errors import ConfigError
 
         meant, given = (one.removesuffix("Config") for one in (close[0], name))
