@@ -567,14 +567,11 @@ class ReadTables:
     ) -> None:
         """Refuse to answer rows of another view or project.
 
-        The reader's deadline counts from `started_s`, or from now.
-
         Raises:
             TableTakenError: a table is another's, in the words of `feast apply`.
             AwsError: AWS refused.
         """
-        tables = {table for table, _, _ in owners}
-        keys = [TableKeys(table, (OWNER_KEY,)) for table in tables]
+        keys = [TableKeys(table, (OWNER_KEY,)) for table in {one[0] for one in owners}]
         result = await reader.read_partial(keys, started_s)
         for owner in owners:
             table, project, view = owner
