@@ -25,7 +25,15 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from feast_dynamo_ext.aws import aws_error, ca_bundle, no_credentials, proxy_of, translated
+from feast_dynamo_ext.aws import (
+    LOOPBACK,
+    aws_error,
+    ca_bundle,
+    local_advice,
+    no_credentials,
+    proxy_of,
+    translated,
+)
 from feast_dynamo_ext.dynamo.event_loops import ConnectionLimit, LoopShare
 from feast_dynamo_ext.dynamo.signing import Endpoint, Signer
 from feast_dynamo_ext.errors import AwsError, AwsUnavailableError
@@ -97,6 +105,10 @@ class NoAnswerError(ConnectionError):
     """No complete answer came."""
 
 
+class NoConnectionError(NoAnswerError):
+    """Nothing was sent."""
+
+
 class HttpAnswer(NamedTuple):
     """An answer as it came."""
 
@@ -138,7 +150,7 @@ class DynamoTransport:
     @property
     def is_on_loopback(self) -> bool:
         """Whether requests stay on this machine, as those to a stand-in of DynamoDB do."""
-        return urlsplit(self._endpoint.url).hostname in {"127.0.0.1", "::1", "localhost"}
+        return urlsplit(self._endpoint.url).hostname in LOOPBACK
 
     async def call(
         self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
@@ -180,7 +192,9 @@ class DynamoTransport:
         try:
             await (await self._client()).warm_up(count)
         except NoAnswerError as error:
-            raise AwsUnavailableError(f"dynamodb: {error}.", service="dynamodb") from error
+            raise AwsUnavailableError(
+                f"dynamodb: {error}.{self._advice(error)}", service="dynamodb"
+            ) from error
 
     async def _post(
         self, operation: str, data: bytes, resource: str, timeout_s: float
@@ -191,10 +205,14 @@ class DynamoTransport:
             return await client.post(headers, data, timeout_s)
         except NoAnswerError as error:
             raise AwsUnavailableError(
-                f"dynamodb {operation} on {resource}: no answer: {error}.",
+                f"dynamodb {operation} on {resource}: no answer: {error}.{self._advice(error)}",
                 service="dynamodb",
                 operation=operation,
             ) from error
+
+    def _advice(self, error: NoAnswerError) -> str:
+        is_down = isinstance(error, NoConnectionError)
+        return local_advice(self._endpoint.url) if is_down else ""
 
     async def _current_credentials(self) -> ReadOnlyCredentials:
         credentials = self._credentials
@@ -409,7 +427,8 @@ class HttpClient:
             return error
         if isinstance(error, aiohttp.ClientConnectorError):
             # Of a certificate that is refused, the cause says why.
-            return NoAnswerError(f"no connection to {self._authority}: {error.__cause__ or error}")
+            why = error.__cause__ or error
+            return NoConnectionError(f"no connection to {self._authority}: {why}")
         if isinstance(error, aiohttp.ClientHttpProxyError):
             return NoAnswerError(f"the proxy answered {error.status} {error.message}")
         if isinstance(error, aiohttp.ClientResponseError):
