@@ -101,13 +101,12 @@ def write(settings: dict[str, Any]) -> dict[str, Any]:
     """The history of `offline_data.py` into tables, one append a file, by Feast's own call."""
     done: dict[str, Any] = {}
     for which in ("warm", "measured"):
-        task = offline_client.task(settings, which)
-        store = offline_stores.declared(offline_stores.OURS, task)
-        done = _write_views(store, task)
+        done = write_views(offline_client.task(settings, which))
     return done
 
 
-def _write_views(store: FeatureStore, task: Task) -> dict[str, Any]:
+def write_views(task: Task) -> dict[str, Any]:
+    store = offline_stores.declared(offline_stores.OURS, task)
     rows, seconds, partition = 0, 0.0, ""
     for view in task.dataset.view_names():
         paths = sorted((task.folder / view).iterdir())
