@@ -23,7 +23,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.arrow_types import is_number
+from feast_dynamo_ext.arrow_types import is_bytes, is_number
 from feast_dynamo_ext.errors import (
     ColumnTypeError,
     ConfigError,
@@ -156,6 +156,8 @@ def _parsed(text: str | None, kind: pa.DataType) -> pa.Scalar:
         # Without a zone it is UTC.
         plain = text.removesuffix("Z").removesuffix("+00:00")
         return pa.scalar(plain, pa.string()).cast(pa.timestamp(kind.unit)).cast(kind)
+    if is_bytes(kind):
+        return pa.scalar(text.encode(errors="surrogateescape"), kind)
     scalar = pa.scalar(text, pa.string())
     if pa.types.is_integer(kind) and re.fullmatch(r"-?\d+\.0+", text):
         # pandas has floats where an integer is missing.
@@ -356,6 +358,7 @@ class TableFiles:
         internal: columns of the table that are no one's features.
         version: names the version in the log; empty where it has no name.
         summary: what the log says of the version besides.
+        name: of the table in its catalog; empty where it has none.
     """
 
     files: tuple[FileState, ...]
@@ -367,6 +370,7 @@ class TableFiles:
     internal: frozenset[str] = frozenset()
     version: str = ""
     summary: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +45,10 @@ _ROWS = 65_536
 def hash_table(table: pa.Table) -> str:
     """SHA-256, in hex, of a table's columns, types, values and order of rows."""
     digest = hashlib.sha256(f"rows {table.num_rows}\n".encode())
-    for field, column in zip(table.schema, table.columns, strict=True):
-        digest.update(f"{field.name!r} {without_dictionary(field.type)}\n".encode())
+    for name, kind, column in zip(
+        table.column_names, table.schema.types, table.columns, strict=True
+    ):
+        digest.update(f"{name!r} {without_dictionary(kind)}\n".encode())
         for start in range(0, table.num_rows, _ROWS):
             _update(digest, _contiguous(column.slice(start, _ROWS)))
     return digest.hexdigest()
@@ -135,6 +137,19 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
+class SourceSnapshot:
+    """A snapshot of an Iceberg table that features were read from.
+
+    Attributes:
+        table: namespace and name in its catalog.
+        snapshot: its id; a rebuild names it, and `feast-dynamo table expire` keeps it.
+    """
+
+    table: str
+    snapshot: str
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Where the rows of a training set come from.
 
@@ -144,6 +159,7 @@ class Provenance:
         view_definitions: SHA-256 of each feature view's definition, by its name.
         source_files: every file of the views' sources.
         entity_rows_sha256: `hash_table` of the entity rows.
+        snapshots: of sources that are Iceberg tables the snapshot that was read, by the source.
     """
 
     project: str
@@ -151,6 +167,7 @@ class Provenance:
     view_definitions: Mapping[str, str]
     source_files: tuple[SourceFile, ...]
     entity_rows_sha256: str
+    snapshots: Mapping[str, SourceSnapshot] = field(default_factory=dict)
 
 
 def listed_files(source: ParquetSource) -> list[SourceFile]:
@@ -182,6 +199,11 @@ def provenance_of(
         },
         source_files=tuple(sorted(files, key=lambda file: file.path)),
         entity_rows_sha256=hash_table(entity_rows),
+        snapshots={
+            name: SourceSnapshot(source.parts.table.name, source.parts.table.version)
+            for name, source in job.opened.items()
+            if source.parts.table is not None and source.parts.table.version
+        },
     )
 
 
@@ -315,6 +337,10 @@ def _manifest(values: dict[str, Any]) -> Manifest:
             view_definitions=provenance["view_definitions"],
             source_files=tuple(SourceFile(**file) for file in provenance["source_files"]),
             entity_rows_sha256=provenance["entity_rows_sha256"],
+            snapshots={
+                name: SourceSnapshot(**found)
+                for name, found in provenance.get("snapshots", {}).items()
+            },
         ),
         libraries=values["libraries"],
     )

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from feast_dynamo_ext.errors import ConfigError, TrainingSetError
+from feast_dynamo_ext.parquet.iceberg.table_files import pinned_snapshots
 from feast_dynamo_ext.sagemaker.channels import input_data_config
 from feast_dynamo_ext.sagemaker.manifest import (
     MANIFEST,
@@ -49,7 +50,7 @@ from feast_dynamo_ext.sagemaker.training_columns import (
 from feast_dynamo_ext.storage import discard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from feast import FeatureService, FeatureStore
@@ -129,6 +130,7 @@ def create_training_set(
     full_feature_names: bool = False,
     overwrite: bool = False,
     parts: int = 1,
+    snapshots: Mapping[str, str] | None = None,
 ) -> TrainingSet:
     """Join features to entity rows, point in time, and write the result for SageMaker.
 
@@ -143,6 +145,9 @@ def create_training_set(
         full_feature_names: name features ``view__feature``.
         overwrite: replace the training set that is there.
         parts: files a split and format.
+        snapshots: of sources that are Iceberg tables the snapshot to read, by the source's name:
+            an id, as `manifest.json` of an earlier training set has it, or a tag. By default the
+            newest.
 
     Raises:
         ConfigError: the store has another provider.
@@ -156,18 +161,19 @@ def create_training_set(
             f"Training sets are written by the provider feast_dynamo_ext.DynamoProvider, not by "
             f"{type(store.provider).__name__}. Set `provider` in feature_store.yaml."
         )
-    job = store.get_historical_features(
-        entity_df=entity_rows, features=features, full_feature_names=full_feature_names
-    )
-    written: TrainingSet = write(
-        job,
-        label=label,
-        output=output,
-        split=split,
-        overwrite=overwrite,
-        parts=parts,
-        features=_references(store, features),
-    )
+    with pinned_snapshots(snapshots or {}):
+        job = store.get_historical_features(
+            entity_df=entity_rows, features=features, full_feature_names=full_feature_names
+        )
+        written: TrainingSet = write(
+            job,
+            label=label,
+            output=output,
+            split=split,
+            overwrite=overwrite,
+            parts=parts,
+            features=_references(store, features),
+        )
     return written
 
 

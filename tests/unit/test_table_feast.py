@@ -26,6 +26,7 @@ from feast_dynamo_ext.errors import (
 from feast_dynamo_ext.parquet.iceberg.catalog import opened
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE, TableLayout, create_table
+from feast_dynamo_ext.sagemaker import TimeSplit, create_training_set, load_manifest
 
 UTC = dt.timezone.utc
 START = dt.datetime(2026, 1, 1, tzinfo=UTC)
@@ -263,6 +264,38 @@ def test_a_saved_dataset_is_a_table_that_is_replaced_in_one_commit(tmp_path, sto
     other = store.get_historical_features(rows, ["orders:name"])
     with pytest.raises(ColumnTypeError, match=r"shop\.training has the columns"):
         other.persist(storage, allow_overwrite=True)
+
+
+def test_a_training_set_is_built_again_as_of_then(tmp_path, store):
+    config = open_repo_config(tmp_path, registry=store.config.registry.path)
+    built = FeatureStore(config=config)
+    store.write_to_offline_store("orders", frame(*range(1, 10)))
+    hours = [START + hour * HOUR for hour in range(1, 10)]
+    examples = pd.DataFrame(
+        {"cid": range(1, 10), "event_timestamp": hours, "bought": [0, 1, 1] * 3}
+    )
+
+    def build(output, **more):
+        return create_training_set(
+            built,
+            entity_rows=examples,
+            features=["orders:n"],
+            label="bought",
+            output=str(tmp_path / output),
+            split=TimeSplit(hours[5], hours[7]),
+            **more,
+        )
+
+    first = build("first").manifest
+    (found,) = first.provenance.snapshots.values()
+    assert found.table == "shop.orders"
+    store.write_to_offline_store("orders", frame(*range(1, 10), n=[7] * 9))
+    again = build("again", snapshots={"orders": found.snapshot}).manifest
+    newest = build("newest").manifest
+    assert again.files == first.files
+    assert again.provenance == first.provenance
+    assert newest.files != first.files
+    assert load_manifest(str(tmp_path / "again"), config.offline_store.aws()) == again
 
 
 def test_types_of_iceberg_round_trip(tmp_path, store):

@@ -7,10 +7,12 @@ under older names; and rows of a file may be deleted by their numbers, in files 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 from collections import defaultdict
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +59,23 @@ BOUND_TYPES = ("int", "long", "string", "date", "timestamp", "timestamptz")
 
 SNAPSHOT_TAG = "feast-dynamo.snapshot"
 """Tag of a source: the id of a snapshot, or the name of an Iceberg tag or branch, to be read."""
+
+
+_PINNED: ContextVar[Mapping[str, str]] = ContextVar("pinned_snapshots", default={})  # noqa: B039 - never changed
+
+
+@contextlib.contextmanager
+def pinned_snapshots(snapshots: Mapping[str, str]) -> Iterator[None]:
+    """Read sources that are Iceberg tables as they were; also retrievals that run in the block.
+
+    Args:
+        snapshots: by names of sources: ids of snapshots, or names of tags.
+    """
+    token = _PINNED.set({**_PINNED.get(), **snapshots})
+    try:
+        yield
+    finally:
+        _PINNED.reset(token)
 
 
 def read_iceberg(source: Any, config: RepoConfig) -> tuple[Place, TableFiles]:
@@ -117,9 +136,8 @@ def _read(source: Any, config: RepoConfig) -> tuple[Place, TableFiles]:
         ties=None if _decides(tasks, table, schema, layout) else _ties(schema, layout),
         internal=frozenset([layout.sequence] if layout else []),
         version=str(snapshot.snapshot_id) if snapshot else "",
-        summary=dict(snapshot.summary.additional_properties)
-        if snapshot and snapshot.summary
-        else {},
+        summary=_summary(snapshot),
+        name=name,
     )
 
 
@@ -143,7 +161,7 @@ def _snapshot(source: Any, table: Any) -> Any:
     Raises:
         ConfigError: there is none.
     """
-    wanted = (source.tags or {}).get(SNAPSHOT_TAG)
+    wanted = _PINNED.get().get(source.name) or (source.tags or {}).get(SNAPSHOT_TAG)
     if wanted is None:
         return table.current_snapshot()
     found = table.snapshot_by_name(wanted)
@@ -153,7 +171,8 @@ def _snapshot(source: Any, table: Any) -> Any:
         known = ", ".join(sorted(table.refs())) or "none"
         raise ConfigError(
             f"Source `{source.name}`: the Iceberg table {table_name(source)} has no snapshot "
-            f"`{wanted}`, which its tag `{SNAPSHOT_TAG}` names; it was expired, or never was. "
+            f"`{wanted}`, which is asked for (its tag `{SNAPSHOT_TAG}`, or an argument); it was "
+            "expired, or never was. "
             f"Tags and branches there: {known}. `feast-dynamo table history` lists snapshots."
         )
     return found
