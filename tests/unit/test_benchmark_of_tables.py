@@ -75,12 +75,11 @@ def test_tables_give_the_rows_of_the_plain_files(tmp_path):
     assert len(digests) == 1
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec(tables_client.VIEW_TABLE) is not None,
-    reason="the package chooses the partition",
-)
-def test_tables_are_by_month_unless_the_package_says_otherwise():
-    assert tables_client.partition_for([]) == "month"
+def test_tables_are_partitioned_as_the_package_would(tmp_path):
+    dataclasses.replace(TINY, views=1).write(tmp_path / "data")
+    has_rule = importlib.util.find_spec(tables_client.VIEW_TABLE) is not None
+    found = tables_client.partition_for(sorted((tmp_path / "data" / "view_00").iterdir()))
+    assert found == ("none" if has_rule else "month")  # some kilobytes
 
 
 def test_a_week_opens_its_own_files_and_those_of_the_ttl(tmp_path):
