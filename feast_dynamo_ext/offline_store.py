@@ -327,12 +327,21 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
         """
         append_logs(config, data, source, logging_config, registry)
 
-    def validate_data_source(self, config: RepoConfig, data_source: DataSource) -> None:
-        """Warn where a source's files or columns are not there; history may come later."""
+    def validate_data_source(
+        self, config: RepoConfig, data_source: DataSource
+    ) -> ParquetSource | None:
+        """Warn where a source's files or columns are not there; history may come later.
+
+        Returns:
+            The source where they are, for the check of its views.
+        """
         try:
-            check_times(data_source, config)
+            return check_times(data_source, config)
         except OfflineStoreError as error:
-            logger.warning("source %s: %s", data_source.name, error)
+            # Most say so themselves.
+            named = f"`{data_source.name}`" in str(error)
+            logger.warning("%s%s", "" if named else f"Source `{data_source.name}`: ", error)
+            return None
 
     def get_table_column_names_and_types_from_data_source(
         self, config: RepoConfig, data_source: DataSource

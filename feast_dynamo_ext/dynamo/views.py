@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from feast_dynamo_ext import _feast
 from feast_dynamo_ext.columns import ENTITYLESS_JOIN_KEYS, ENTITYLESS_VALUES, request_columns
 from feast_dynamo_ext.config import did_you_mean
+from feast_dynamo_ext.dynamo.batch_get import TableKeys
 from feast_dynamo_ext.dynamo.keys import (
     AS_THEY_ARE,
     KeyEncoder,
@@ -24,7 +27,7 @@ from feast_dynamo_ext.dynamo.keys import (
     refuse_inexact,
     text,
 )
-from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
+from feast_dynamo_ext.dynamo.layouts.packed import OWNER_ITEM, RESERVED_PREFIX, RowSchema
 from feast_dynamo_ext.errors import EntityKeyError, FeatureNotFoundError
 from feast_dynamo_ext.view_settings import ViewSettings
 
@@ -36,10 +39,14 @@ if TYPE_CHECKING:
     from feast.protos.feast.types.Value_pb2 import Value
     from feast.value_type import ValueType
 
+    from feast_dynamo_ext.dynamo.batch_get import Reader
+
 T = TypeVar("T")
 
 GRACE_S = 86_400
 """Seconds for which rows past their ttl can still be read, at least."""
+
+OWNER_KEY = base64.b64encode(RESERVED_PREFIX + OWNER_ITEM).decode()
 
 MOST_REQUESTS = 1_000
 """Choices of features of one view that are remembered."""
@@ -69,6 +76,7 @@ class KnownView:
         encode: serializes its entity keys, from values in the order of `columns`.
         consistent: whether it is read strongly consistent.
         with_expired: whether rows past their ttl answer their values.
+        owner: its table, project and name, if another project or view could have that table.
         projections: what `read` works out once for each kind of row and request.
     """
 
@@ -80,6 +88,7 @@ class KnownView:
     encode: KeyEncoder
     consistent: bool
     with_expired: bool
+    owner: tuple[str, str, str] | None = None
     projections: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -109,9 +118,10 @@ class KnownView:
         """
         columns, store = request_columns(view), config.online_store
         settings = ViewSettings.from_view(view)
-        consistent = settings.consistent_reads
+        consistent, table = settings.consistent_reads, table_name(config, view)
+        is_shared = may_be_anothers(config, table)
         return cls(
-            table=table_name(config, view),
+            table=table,
             answers_as=view.projection.name_to_use(),
             schema=RowSchema.from_view(view),
             ttl_s=ttl_seconds(view),
@@ -119,6 +129,7 @@ class KnownView:
             encode=_key_encoder(view, [name for name, _ in columns]),
             consistent=store.consistent_reads if consistent is None else consistent,
             with_expired=answers_expired(config, view),
+            owner=(table, config.project, view.name) if is_shared else None,
         )
 
 
@@ -490,9 +501,9 @@ def around_names(template: str) -> tuple[str, str, str]:
 class WrittenTables:
     """Whose the tables are that a process writes into; each is looked at before its first row.
 
-    `feast apply` may have been refused, may never look (`manage_tables: never`), or was run by
-    another project since. Only tables whose names may be another's are looked at. Threads share
-    it safely.
+    `feast apply` may have been refused, may have come before the table (`manage_tables: never`),
+    or was run by another project since. Only tables whose names may be another's are looked at;
+    of nobody's, the first writer is the owner. Threads share it safely.
     """
 
     _ours: set[tuple[str, str, str]] = field(default_factory=set)
@@ -523,6 +534,57 @@ class WrittenTables:
             spec = describe.TableSpec(table, view.name, config.project, may_be_anothers=True)
             if describe.refuse_anothers(dynamodb, config.online_store.aws(), spec):
                 self._ours.add((table, config.project, view.name))
+
+
+LOOK_AGAIN_S = 60.0
+"""A table that said nothing of whose it is may have been claimed since."""
+
+
+@dataclass
+class ReadTables:
+    """Whose the tables are that a process reads; each is looked at before its first answer.
+
+    Tables whose names only one view can have are not looked at. Threads share it safely.
+    """
+
+    _next_look_s: dict[tuple[str, str, str], float] = field(default_factory=dict)
+
+    def unknown(
+        self, views: Iterable[KnownView], now_s: float | None = None
+    ) -> list[tuple[str, str, str]]:
+        """The tables, projects and views that are still to be looked at."""
+        owners = [view.owner for view in views if view.owner is not None]
+        if not owners:
+            return owners
+        now_s = time.monotonic() if now_s is None else now_s
+        return [owner for owner in owners if self._next_look_s.get(owner, 0.0) <= now_s]
+
+    async def refuse_anothers(
+        self,
+        owners: Sequence[tuple[str, str, str]],
+        reader: Reader,
+        started_s: float | None = None,
+    ) -> None:
+        """Refuse to answer rows of another view or project.
+
+        Raises:
+            TableTakenError: a table is another's, in the words of `feast apply`.
+            AwsError: AWS refused.
+        """
+        keys = [TableKeys(table, (OWNER_KEY,)) for table in {one[0] for one in owners}]
+        result = await reader.read_partial(keys, started_s)
+        for owner in owners:
+            table, project, view = owner
+            item = result.found[table].get(OWNER_KEY)
+            if item is not None:
+                from feast_dynamo_ext.dynamo.tables import describe
+
+                said = {name: item.get(name, {}).get("S", "") for name in ("project", "view")}
+                spec = describe.TableSpec(table, view, project)
+                describe.Owner(said).refuse_anothers(spec)
+                self._next_look_s[owner] = float("inf")
+            elif table not in result.unread:
+                self._next_look_s[owner] = time.monotonic() + LOOK_AGAIN_S
 
 
 def answers_expired(config: RepoConfig, view: Any) -> bool:

@@ -43,6 +43,8 @@ LAST_CHECKPOINT = f"{LOG}/_last_checkpoint"
 LOG_FILE = re.compile(rf"{LOG}/(_sidecars/)?\w[\w.-]*", re.ASCII)
 """What a log consists of. Other names are not copied: with `..` they lead out of the folder."""
 
+BACKTRACE = re.compile(r"\n\s+0: ")
+
 COPIED_AT_ONCE = 16
 
 
@@ -75,10 +77,11 @@ def _read(deltalake: Any, place: Place, source: str, folder: str | None) -> Tabl
         except deltalake.exceptions.TableNotFoundError as error:
             raise _no_table(place, source) from error
         except (deltalake.exceptions.DeltaError, OSError) as error:
-            said = str(error).replace(path, place.uri)
+            # The library adds its own stack.
+            said = BACKTRACE.split(str(error).replace(path, place.uri))[0].rstrip(". \n")
             raise SourceReadError(
                 f"Source `{source}`: the log of the Delta table {place.uri} cannot be read: "
-                f"{said}."
+                f"{said}. Repair the table, or restore its log."
             ) from error
     names = [name.partition(".")[2] for name in added.column_names if _is_partition(name)]
     partitions = {name: schema.field(name).type for name in names}

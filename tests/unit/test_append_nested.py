@@ -148,7 +148,7 @@ FIRST = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("dtype", "cells", "online", "kind", "stored"), FIRST, ids=str)
+@pytest.mark.parametrize(("dtype", "cells", "online", "kind", "stored"), FIRST)
 def test_a_history_begins_with_what_is_declared(tmp_path, dtype, cells, online, kind, stored):
     column = append(tmp_path, dtype, cells)
     assert common_type(column.type, kind) == column.type  # Parquet has its own names inside
@@ -174,7 +174,7 @@ LATER = [
 ]
 
 
-@pytest.mark.parametrize("case", LATER, ids=str)
+@pytest.mark.parametrize("case", LATER)
 def test_later_appends_are_what_a_push_takes(tmp_path, case):
     dtype, *batches = case
     for cells in batches:
@@ -200,7 +200,7 @@ INTO = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("there", "dtype", "cells", "stored"), INTO, ids=str)
+@pytest.mark.parametrize(("there", "dtype", "cells", "stored"), INTO)
 def test_nested_values_are_appended_to_what_is_there(tmp_path, there, dtype, cells, stored):
     write(tmp_path / "orders" / "old.parquet", x=there)
     column = append(tmp_path, dtype, cells)
@@ -262,7 +262,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("there", "dtype", "cells", "message"), REFUSED, ids=str)
+@pytest.mark.parametrize(("there", "dtype", "cells", "message"), REFUSED)
 def test_what_would_change_is_not_appended(tmp_path, there, dtype, cells, message):
     if there is not None:
         write(tmp_path / "orders" / "old.parquet", x=there)
@@ -282,7 +282,6 @@ def test_what_would_change_is_not_appended(tmp_path, there, dtype, cells, messag
         (ScalarMap, pa.array([{"a": 1}])),
         (Array(Array(String)), pa.array([[5]])),
     ],
-    ids=str,
 )
 def test_a_column_of_another_form_is_neither_retrieved_nor_written(dtype, column):
     message = "1 of 1 values of type .* cannot be"
@@ -316,7 +315,7 @@ JSON_INSIDE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("dtype", "cells", "texts", "online"), JSON_INSIDE, ids=str)
+@pytest.mark.parametrize(("dtype", "cells", "texts", "online"), JSON_INSIDE)
 def test_json_inside_of_others_keeps_its_own_keys(tmp_path, dtype, cells, texts, online):
     assert pushed(dtype, cells) == online
     assert pushed(dtype, texts) == online
@@ -349,7 +348,6 @@ def test_a_push_takes_the_declared_fields_alone():
         (Struct({"a": Array(UnixTimestamp)}), [{"a": [day(2, 5), 5]}]),
         (Array(Array(UnixTimestamp)), [[[DAY, day(2, 5)]]]),
     ],
-    ids=str,
 )
 def test_times_beside_other_objects_inside_of_others_are_refused_too(dtype, cells):
     with pytest.raises(ColumnTypeError, match="`orders`: `x` holds objects of several types"):

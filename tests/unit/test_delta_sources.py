@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from dataclasses import replace
 from decimal import Decimal
 
@@ -118,6 +119,38 @@ def test_no_table_is_named(tmp_path):
         SourceNotFoundError, match=r"`orders`: there is no Delta table at .*orders"
     ):
         table(tmp_path)
+
+
+def test_a_log_that_cannot_be_read_is_named_without_a_stack(tmp_path):
+    for text, said in {
+        "not json": "Encountered unexpected 'o'",
+        "": "No table metadata or protocol",
+        '{"metaData": {"id": "tru': "Truncated record",
+        '{"add": [}': "Encountered unexpected",
+    }.items():
+        commit(tmp_path, 0)
+        (tmp_path / "orders" / "_delta_log" / f"{0:020}.json").write_text(text)
+        with pytest.raises(SourceReadError, match=r"log of the Delta table .*Repair") as error:
+            table(tmp_path)
+        assert said in str(error.value)
+        assert re.search(r"\n|<unknown>|\.\.", str(error.value)) is None
+
+
+def test_a_table_is_not_read_as_a_folder_of_files(tmp_path):
+    path = str(tmp_path / "orders")
+    write_deltalake(path, rows(1, 2))
+    write_deltalake(path, rows(7), mode="overwrite")
+    words = r"0(/orders)? is a Delta table, or has one in it: .*_delta_log/.*`file_format=Delta"
+    with pytest.raises(SourceReadError, match=words):
+        opened(tmp_path, "orders")
+    with pytest.raises(SourceReadError, match=words):
+        opened(tmp_path, "")
+    assert sorted(rows_of(opened(tmp_path, "orders/*.parquet"), "x")["x"]) == [1, 2, 7]
+    (tmp_path / "clicks" / ".hoodie").mkdir(parents=True)
+    (tmp_path / "clicks" / ".hoodie" / "hoodie.properties").touch()
+    put(tmp_path / "clicks" / "part.parquet", x=[1])
+    with pytest.raises(SourceReadError, match="clicks is a Hudi table"):
+        opened(tmp_path, "clicks")
 
 
 def commit(folder, number: int, *actions: dict) -> None:
