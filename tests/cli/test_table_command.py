@@ -21,7 +21,7 @@ from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.cli.table import table as table_group
-from feast_dynamo_ext.sagemaker import create_training_set
+from feast_dynamo_ext.sagemaker import TimeSplit, create_training_set
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 
@@ -230,9 +230,16 @@ def test_erase_takes_keys_or_a_file_of_them(repo):
 def test_versions_that_a_training_set_was_made_of_stay(repo):
     repo.run("import", "orders")
     repo.paste(SOURCE.rstrip())
-    frame = pd.DataFrame({"cid": [1], "event_timestamp": [START], "label": [1.0]})
+    days = [START + dt.timedelta(days=day) for day in range(3)]
     output = str(repo.folder / "training")
-    create_training_set(repo.store, frame, ["orders:total"], output, label="label")
+    create_training_set(
+        repo.store,
+        entity_rows=pd.DataFrame({"cid": 1, "event_timestamp": days, "label": [1.0, 0.0, 1.0]}),
+        features=["orders:total"],
+        label="label",
+        output=output,
+        split=TimeSplit(validation_from=days[1], test_from=days[2]),
+    )
     (before,) = repo.run("history", "orders", "--json").json
     repo.store.write_to_offline_store("orders", rows(9.0).to_pandas())
     command = ("expire", "orders", "--older-than", "0s")

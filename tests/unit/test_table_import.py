@@ -297,12 +297,16 @@ def test_an_import_that_is_interrupted_leaves_nothing_that_counts(path, config):
 
 KILLED = """
 import os, signal, sys
-from pathlib import Path
+from feast.types import Int64
+from feast_dynamo_ext.parquet.iceberg.import_files import Room, run_import
+from feast_dynamo_ext.parquet.iceberg.import_plan import plan_import
 from repos import repo_config
-from test_table_import import Room, orders, plan_import, run_import
+from views import customer_view, parquet_files
 
-folder, moment = Path(sys.argv[1]), int(sys.argv[2])
+folder, moment = sys.argv[1], int(sys.argv[2])
 config = repo_config(folder, catalog="sql")
+source = parquet_files(f"{folder}/orders", created_timestamp_column="created")
+plan = plan_import(customer_view(source=source, value=Int64), config)
 calls = []
 
 def advance(rows):
@@ -310,7 +314,7 @@ def advance(rows):
     if len(calls) == moment:
         os.kill(os.getpid(), signal.SIGKILL)
 
-run_import(plan_import(orders(folder / "orders"), config), config, advance, Room(chunk_bytes=1))
+run_import(plan, config, advance, Room(chunk_bytes=1))
 """
 
 
