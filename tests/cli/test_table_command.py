@@ -88,7 +88,6 @@ def repo(tmp_path, monkeypatch):
     write_repo_yaml(
         folder,
         project="shop",
-        provider="local",
         online_store={"type": "sqlite", "path": "online.db"},
         offline={"catalog": "sql", **local},
     )
