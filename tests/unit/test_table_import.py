@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import tempfile
+import uuid
 from decimal import Decimal
 from pathlib import Path
 
@@ -15,7 +16,23 @@ import pyarrow.parquet as pq
 import pytest
 from examples import cases
 from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
-from feast.types import Array, Float64, Int32, Int64, String
+from feast.types import (
+    Array,
+    Bool,
+    Bytes,
+    Float32,
+    Float64,
+    Int32,
+    Int64,
+    Json,
+    Map,
+    Set,
+    String,
+    Struct,
+    UnixTimestamp,
+    Uuid,
+)
+from feast.types import Decimal as FeastDecimal
 from hypothesis import given
 from hypothesis import strategies as st
 from repos import NoRegistry, repo_config
@@ -223,6 +240,66 @@ def test_columns_of_folders_and_of_later_files_and_wider_types_are_copied(path, 
         ("DE", 1, None, None, None, None, None),
         ("FR", 2**40, "x", plain, Decimal("1.10"), 7, [0.5, None]),
     ]
+
+
+UID = uuid.uuid4()
+SOME_OF_EACH = {
+    "uid": (Uuid, pa.array([UID.bytes], pa.uuid())),
+    "id_text": (Uuid, [str(UID)]),
+    "id_bytes": (Uuid, pa.array([UID.bytes], pa.binary(16))),
+    "price": (FeastDecimal, [Decimal("1.10")]),
+    "price_text": (FeastDecimal, ["1.10"]),
+    "json": (Json, ['{"a": 1}']),
+    "map": (Map, pa.array([[("a", "b")]], pa.map_(pa.string(), pa.string()))),
+    "map_of_floats": (Map, pa.array([[("a", 1.5)]], pa.map_(pa.string(), pa.float64()))),
+    "map_as_json": (Map, ['{"a": 1}']),
+    "map_as_struct": (Map, [{"a": 1, "b": "x"}]),
+    "struct": (Struct({"a": Int64, "b": String}), [{"a": 1, "b": "x"}]),
+    "structs": (Array(Struct({"a": Int64})), [[{"a": 1}]]),
+    "lists": (Array(Array(Float32)), pa.array([[[1.5]]], pa.list_(pa.list_(pa.float32())))),
+    "vector": (Array(Float32), pa.array([[1.5, 2.0]], pa.list_(pa.float32(), 2))),
+    "numbers": (Array(Int64), pa.array([[1, None]], pa.large_list(pa.int32()))),
+    "words": (String, pa.array(["x"]).dictionary_encode()),
+    "view": (String, pa.array(["x"], pa.string_view())),
+    "raw": (Bytes, pa.array([b"x"], pa.large_binary())),
+    "raw2": (Bytes, pa.array([b"xy"], pa.binary(2))),
+    "nanos": (UnixTimestamp, pa.array([START], pa.timestamp("ns", "UTC"))),
+    "berlin": (UnixTimestamp, pa.array([START], pa.timestamp("us", "Europe/Berlin"))),
+    "date": (UnixTimestamp, [START.date()]),
+    "seconds": (UnixTimestamp, [5]),
+    "times": (Array(UnixTimestamp), pa.array([[START]], pa.list_(pa.timestamp("ms", "UTC")))),
+    "small": (Int32, pa.array([1], pa.int8())),
+    "unsigned": (Int64, pa.array([1], pa.uint32())),
+    "wide": (Int32, [5]),
+    "double": (Float32, [0.1]),
+    "nan": (Float64, [float("nan")]),
+    "nulls": (Float64, pa.nulls(1)),
+    "set": (Set(String), [["a"]]),
+    "flag": (Bool, [True]),
+}
+
+
+def test_values_of_each_type_are_retrieved_as_before(path, config):
+    put(path / "a.parquet", **{name: column for name, (_, column) in SOME_OF_EACH.items()})
+    view = orders(path, **{name: dtype for name, (dtype, _) in SOME_OF_EACH.items()})
+    before = features(view, config)
+    imported(view, config)
+    after = features(table_view(view, config), config)
+    assert after == before
+    assert after["price"] == [Decimal("1.10")]
+    assert after["double"] == [float(np.float32(0.1))]
+    assert after["seconds"] == [dt.datetime(1970, 1, 1, 0, 0, 5, tzinfo=dt.timezone.utc)]
+
+
+def features(view, config):
+    """What one row retrieves; NaN as text, as it equals nothing."""
+    frame = pd.DataFrame({"cid": [1], "event_timestamp": [START]})
+    wanted = [f"{view.name}:{name}" for name in SOME_OF_EACH]
+    job = S3ParquetOfflineStore.get_historical_features(
+        config, [view], wanted, frame, NoRegistry(), "p"
+    )
+    found = job.to_arrow().select(list(SOME_OF_EACH)).to_pydict()
+    return found | {"nan": repr(found["nan"])}
 
 
 def test_folders_by_time_are_not_columns_of_the_table(path, config):

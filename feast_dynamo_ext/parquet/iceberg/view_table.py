@@ -282,12 +282,17 @@ def plan_table(
         partition: one of `PARTITIONS`; by default by what there is.
 
     Raises:
-        ConfigError: there is no catalog, or it takes no such name.
+        ConfigError: there is no catalog, or it takes no such name; the source names no event time.
         ColumnTypeError: two views declare a column so that no type holds both.
     """
     source = view.batch_source
     stored, found = stored_names(source), {column.name: column.type for column in there or []}
     event_time, created = stored_times(source)
+    if not event_time:
+        raise ConfigError(
+            f"Feature view `{view.name}`: its source `{source.name}` names no `timestamp_field`, "
+            "by which a table is sorted and partitioned. Name it, and run `feast apply`."
+        )
     keys = tuple(stored[key] for key in join_keys(view))
     types: dict[str, pa.DataType] = {}
     kinds: dict[str, Declared] = {}
