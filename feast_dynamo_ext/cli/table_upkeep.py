@@ -330,9 +330,11 @@ def rollback(view: str, version: str, table: str | None, output: Output, repo: P
     feast-dynamo table rollback customer_orders 6203744418261947562
     """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.parquet.iceberg import snapshots
+    from feast_dynamo_ext.parquet.iceberg.import_files import forget_undone
 
     named = named_table(repo, view, table)
     info = snapshots.rollback(named.handle, _version(version))
+    forget_undone(named.handle)
     pin = _pin(named.view)
     pinned = (
         f"\nIn definitions.py the source still reads the version `{pin}`: take its tag "
