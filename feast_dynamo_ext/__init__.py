@@ -6,6 +6,7 @@ package is cheap and pulls in neither duckdb, pyspark nor sagemaker.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +57,23 @@ _MODULE_OF = {
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
+        _refuse_misspelt(name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def _refuse_misspelt(name: str) -> None:
+    """Name the class that feature_store.yaml means: of an AttributeError, Feast says less.
+
+    Raises:
+        ConfigError: there is a class of nearly this name.
+    """
+    close = difflib.get_close_matches(name, _MODULE_OF, n=1, cutoff=0.85)
+    if close and name[:1].isupper():  # modules are looked up here too before they are imported
+        from feast_dynamo_ext.errors import ConfigError
+
+        meant, given = (one.removesuffix("Config") for one in (close[0], name))
+        raise ConfigError(f"{__name__} has no class `{given}`. Did you mean `{meant}`?")
 
 
 def __dir__() -> list[str]:

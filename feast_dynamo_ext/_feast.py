@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -60,6 +61,7 @@ ONLINE_STORE = "feast.infra.online_stores.online_store:OnlineStore"
 LOCAL_ENGINE = "feast.infra.compute_engines.local.compute:LocalComputeEngine"
 RETRIEVAL_JOB = "feast.infra.offline_stores.offline_store:RetrievalJob"
 PROVIDER = "feast.infra.passthrough_provider:PassthroughProvider"
+OUR_PROVIDER = "feast_dynamo_ext.provider:DynamoProvider"
 FEATURE_STORE = "feast.feature_store:FeatureStore"
 
 _READ = (
@@ -486,6 +488,18 @@ def check_vectors(table: Any, view: Any) -> None:
     from feast import utils
 
     utils._validate_vector_field_lengths(table, view)
+
+
+def is_built_on_feasts(provider: str) -> bool:
+    """Whether a provider of somebody's own converts pushes as Feast's do, not as ours does.
+
+    Args:
+        provider: its dotted name; one that this process has not loaded converts nothing.
+    """
+    module, _, name = provider.rpartition(".")
+    made = getattr(sys.modules.get(module), name, None)
+    bases = {f"{base.__module__}:{base.__name__}" for base in getattr(made, "__mro__", ())}
+    return PROVIDER in bases and OUR_PROVIDER not in bases
 
 
 # Materialization

@@ -67,6 +67,8 @@ BOTOCORE_INTERNALS = (
 )
 
 MULTIPLE_CHOICES = 300
+REFUSED = frozenset({403, 407})
+"""What proxies and endpoints of a VPC answer, with a page, to those who may not pass."""
 MOST_OF_TAG = 32
 
 CHATTY_LOGGERS = ("botocore.credentials", "botocore.configprovider")
@@ -116,6 +118,19 @@ ADVICE: dict[type[AwsError], str] = {
 }
 
 
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def local_advice(url: str | None) -> str:
+    """What to do where nothing answers at an endpoint of this machine; empty for other hosts."""
+    if url is None or urlsplit(url).hostname not in LOOPBACK:
+        return ""
+    return (
+        " If that is the embedded AWS, start it again with `feast-dynamo local up`, in its folder "
+        "(`feast-dynamo local status` says whether it runs; what it held is gone)."
+    )
+
+
 @dataclass(frozen=True)
 class AwsSettings:
     """How to reach AWS. None means: what botocore resolves from environment and profile."""
@@ -147,7 +162,7 @@ def session(settings: AwsSettings) -> boto3.Session:
         raise ConfigError(
             "No AWS region is set. Set `region` in the store's block of feature_store.yaml, or "
             "AWS_REGION in the environment. For an AWS on this machine: `feast-dynamo local up`, "
-            'then `eval "$(feast-dynamo local env)"`.'
+            'then `eval "$(feast-dynamo local env)"` in each terminal.'
         )
     return _assume(base, settings) if settings.role_arn else base
 
@@ -233,11 +248,15 @@ def _refuse_others_answer(http_response: Any, parsed: Any, model: Any, **_: Any)
     Raises:
         AwsUnavailableError: naming the endpoint, and what answered.
     """
-    if http_response.status_code >= MULTIPLE_CHOICES or model.has_streaming_output:
+    status = http_response.status_code
+    is_good = status < MULTIPLE_CHOICES
+    # An answer that a handler of botocore's events has made up has no body.
+    is_made_up = http_response.raw is None
+    if is_made_up or status in REFUSED or (is_good and model.has_streaming_output):
         return
     body = http_response.content.strip()
     is_other = body[:MOST_OF_TAG].lower().startswith((b"<!doctype html", b"<html"))
-    if model.service_model.protocol == "json" and model.output_shape is not None:
+    if is_good and model.service_model.protocol == "json" and model.output_shape is not None:
         # Only a description has members in any case: there is no row of a key, say.
         is_empty = body == b"{}" and not model.name.startswith(("Describe", "List"))
         is_other |= not is_empty and not parsed.keys() & model.output_shape.members.keys()
@@ -246,7 +265,7 @@ def _refuse_others_answer(http_response: Any, parsed: Any, model: Any, **_: Any)
         headers = http_response.headers
         raise AwsUnavailableError(
             f"{model.service_model.service_name} {model.name}: {url.scheme}://{url.netloc} "
-            f"answered HTTP {http_response.status_code} with something that is not AWS's answer "
+            f"answered HTTP {status} with something that is not AWS's answer "
             f"(Content-Type: {headers.get('Content-Type', 'none')}, Server: "
             f"{headers.get('Server', 'none')}). Check "
             "`endpoint_url` and any proxy on the way: a login page may be in AWS's place.",
@@ -262,7 +281,7 @@ def endpoint_url(service: str, settings: AwsSettings, aws_session: boto3.Session
         ConfigError: it is no URL.
     """
     if settings.endpoint_url:
-        refuse_no_url(settings.endpoint_url, "`endpoint_url`")
+        refuse_no_url(settings.endpoint_url, "`endpoint_url`", service)
         return settings.endpoint_url
     core = _botocore(aws_session)
     if core.get_config_variable("ignore_configured_endpoint_urls"):
@@ -275,11 +294,12 @@ def endpoint_url(service: str, settings: AwsSettings, aws_session: boto3.Session
     if found:
         names = (f"AWS_ENDPOINT_URL_{service.upper()}", "AWS_ENDPOINT_URL")
         of_profile = f"`endpoint_url` of AWS profile `{aws_session.profile_name}`"
-        refuse_no_url(found, next((one for one in names if os.environ.get(one)), of_profile))
+        setting = next((one for one in names if os.environ.get(one)), of_profile)
+        refuse_no_url(found, setting, service)
     return found
 
 
-def refuse_no_url(url: str, setting: str) -> None:
+def refuse_no_url(url: str, setting: str, service: str) -> None:
     """Refuse an endpoint that is no URL, which botocore does without a name, or not at all.
 
     Raises:
@@ -293,13 +313,13 @@ def refuse_no_url(url: str, setting: str) -> None:
     if not is_url or re.search(r"\s", url):
         raise ConfigError(
             f"{setting} is `{url}`, which is no URL. Write it with its scheme, and a port if it "
-            "has one: `http://localhost:8000` or `https://dynamodb.eu-west-1.amazonaws.com`."
+            f"has one: `http://localhost:8000` or `https://{service}.eu-west-1.amazonaws.com`."
         )
 
 
 def is_on_loopback(url: str | None) -> bool:
     """Whether requests to a URL stay on this machine, as those to a stand-in of AWS do."""
-    return urlsplit(url or "").hostname in {"127.0.0.1", "::1", "localhost"}
+    return urlsplit(url or "").hostname in LOOPBACK
 
 
 def ca_bundle(aws_session: boto3.Session) -> str:
@@ -439,8 +459,9 @@ def translated(service: str, resource: str) -> Iterator[None]:
             "in feature_store.yaml, or AWS_REGION in the environment, to one such as eu-west-1."
         ) from error
     except boto_errors.BotoCoreError as error:
+        advice = ADVICE[AwsUnavailableError] + local_advice(error.kwargs.get("endpoint_url"))
         raise AwsUnavailableError(
-            f"{service} on {resource}: {error}. {ADVICE[AwsUnavailableError]}", service=service
+            f"{service} on {resource}: {str(error).rstrip('.')}. {advice}", service=service
         ) from error
 
 
@@ -462,10 +483,15 @@ def s3_translated(resource: str) -> Iterator[None]:
         found = S3_ERROR.search(str(error))
         if found is None:
             raise
-        code = found[1].title().replace("_", "")
+        code, said = found[1].title().replace("_", ""), found[3]
+        is_down = code == "NetworkConnection"
+        if is_down:
+            names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+            set_to = next((os.environ[name] for name in names if os.environ.get(name)), None)
+            said = said.rstrip(". ") + "." + local_advice(set_to)
         raise aws_error(
-            "ServiceUnavailable" if code == "NetworkConnection" else code,
-            found[3],
+            "ServiceUnavailable" if is_down else code,
+            said,
             service="s3",
             operation=found[2],
             resource=resource,

@@ -60,21 +60,31 @@ def refuse_unknown(subject: str, prefix: str, names: Iterable[str], known: Itera
 SIZE = r"^\d+(\.\d+)? ?([KMGT]i?B)$"
 """Of settings that are a size of memory."""
 
-_IN_WORDS = {SIZE: "must be a size such as 128MB, 2GB or 1.5GiB"}
+NUMBERS = frozenset({"int", "float"})
+
+_IN_WORDS = {
+    SIZE: "must be a size such as 128MB, 2GB or 1.5GiB",
+    "float_parsing": "must be a number, without a unit",
+    "float_type": "must be a number",
+    "int_parsing": "must be a whole number, without a unit",
+    "int_type": "must be a whole number",
+}
 
 
 def problems(error: ValidationError) -> str:
     """All that pydantic found wrong, each with the field it is in; no value is shown."""
-    return "; ".join(
-        f"`{'.'.join(str(part) for part in problem['loc'])}`: {_message(problem)}"
-        for problem in error.errors(include_input=False, include_url=False)
-    )
+    messages: dict[str, str] = {}
+    for problem in error.errors(include_input=False, include_url=False):
+        # Of a number, pydantic says what each of its types would be: the last one takes the most.
+        path = [str(part) for part in problem["loc"] if part not in NUMBERS]
+        messages[".".join(path)] = _message(problem)
+    return "; ".join(f"`{field}`: {message}" for field, message in messages.items())
 
 
 def _message(problem: ErrorDetails) -> str:
     # Pydantic shows the pattern, which few can read.
     pattern = problem.get("ctx", {}).get("pattern", "")
-    return _IN_WORDS.get(pattern, problem["msg"])
+    return _IN_WORDS.get(pattern, _IN_WORDS.get(problem["type"], problem["msg"]))
 
 
 class AwsConfigModel(FeastConfigBaseModel):
@@ -115,7 +125,9 @@ class AwsConfigModel(FeastConfigBaseModel):
     @classmethod
     def _endpoint_is_a_url(cls, url: str | None) -> str | None:
         if url is not None:
-            refuse_no_url(url, f"{_block(cls)} of feature_store.yaml: `endpoint_url`")
+            block = _block(cls)
+            service = "dynamodb" if block == "online_store" else "s3"
+            refuse_no_url(url, f"{block} of feature_store.yaml: `endpoint_url`", service)
         return url
 
     def aws(self) -> AwsSettings:
@@ -129,17 +141,24 @@ FEASTS_PROVIDERS = frozenset({"local", "aws", "gcp", "azure"})
 
 
 def warn_of_other_provider(config: RepoConfig) -> None:
-    """Warn where feature_store.yaml was moved to this package's store, but not its provider.
+    """Warn of a provider that has Feast convert what is written, which no store sees any more.
 
     Called when a store is opened, which a process does once.
     """
-    if config.provider in FEASTS_PROVIDERS:
-        logger.warning(
-            "feature_store.yaml: `provider: %s` is Feast's. It materializes one view after the "
-            "other, in memory and without resuming, may round values, and repairs no states. Set "
-            "`provider: feast_dynamo_ext.DynamoProvider`",
-            config.provider,
-        )
+    name = config.provider
+    if name not in FEASTS_PROVIDERS and not _feast.is_built_on_feasts(name):
+        return
+    what = "is Feast's" if name in FEASTS_PROVIDERS else "is built on Feast's"
+    logger.warning(
+        "feature_store.yaml: `provider: %s` %s. Feast changes values before this store sees them: "
+        "5.5 is 5 in an Int64, and a key 1.5 writes the row of key 1. It materializes one view "
+        "after the other, in memory and without resuming, and repairs no states. %s",
+        name,
+        what,
+        "Set `provider: feast_dynamo_ext.DynamoProvider`"
+        if name in FEASTS_PROVIDERS
+        else "Derive it from feast_dynamo_ext.DynamoProvider",
+    )
 
 
 _WARNED: set[tuple[str, str]] = set()
@@ -147,23 +166,26 @@ _WARNED: set[tuple[str, str]] = set()
 
 
 def warn_of_unknown_keys(config: RepoConfig) -> None:
-    """Warn of keys at the top of feature_store.yaml that look like another one of Feast's.
+    """Warn of keys at the top of feature_store.yaml, and of its `registry`, that look like others.
 
     Feast takes any key, and its own defaults in place of the one that was meant. Keys that are
     like none, or begin as those that hold YAML's anchors do (`x-`), are their owner's.
     """
-    fields = type(config).model_fields
-    written = {field.alias or name for name, field in fields.items()} - {"repo_path"}
-    for key in (config.model_extra or {}).keys() - fields.keys():
-        close = difflib.get_close_matches(key, written, n=1)
-        is_owners = not close or key.startswith(("x-", "_", "."))
-        if not is_owners and (config.project, key) not in _WARNED:
-            _WARNED.add((config.project, key))
-            logger.warning(
-                "feature_store.yaml: nothing reads the key `%s`. Did you mean `%s`?",
-                key,
-                close[0],
-            )
+    for block, prefix in ((config, ""), (config.registry, "registry.")):
+        fields = type(block).model_fields
+        written = {field.alias or name for name, field in fields.items()} - {"repo_path"}
+        for key in (block.model_extra or {}).keys() - fields.keys():
+            close = difflib.get_close_matches(key, written, n=1)
+            is_owners = not close or key.startswith(("x-", "_", "."))
+            if not is_owners and (config.project, prefix + key) not in _WARNED:
+                _WARNED.add((config.project, prefix + key))
+                logger.warning(
+                    "feature_store.yaml: nothing reads the key `%s%s`. Did you mean `%s%s`?",
+                    prefix,
+                    key,
+                    prefix,
+                    close[0],
+                )
 
 
 def _block(model: type[FeastConfigBaseModel]) -> str:

@@ -31,26 +31,19 @@ from feast_dynamo_ext.arrow_types import (
     is_text,
     is_time,
     is_uuid,
-    plain,
     plain_type,
     uuid_texts,
 )
 from feast_dynamo_ext.exact import (
     cast_exact,
     check_json,
-    entry_type,
     inexact_count,
-    map_of,
     refused,
-    with_elements,
-    without_nan,
 )
 from feast_dynamo_ext.timestamps import EARLIEST, LATEST, micros_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-
-    from feast_dynamo_ext.exact import Column
 
 
 Nested: TypeAlias = Array | Set | Struct
@@ -157,7 +150,7 @@ def scalar_exact(array: pa.Array, kind: ValueType) -> pa.Array:
         ValueError: says how many values do not fit, and shows none.
     """
     if array.null_count == len(array):
-        return pa.nulls(len(array), _target(kind))
+        return pa.nulls(len(array), declared_arrow(kind))
     rule = SCALAR_RULES.get(kind)
     if rule is not None:
         return rule(array)
@@ -247,6 +240,12 @@ OPEN_KINDS = {
 }
 """Value types that do not say what is inside."""
 
+MAPS = {ValueType.MAP, ValueType.STRUCT}
+LISTS_OF_MAPS = {ValueType.MAP_LIST, ValueType.STRUCT_LIST}
+LISTS_OF_LISTS = {ValueType.VALUE_LIST, ValueType.VALUE_SET}
+
+JSON_KINDS = {ValueType.JSON, ValueType.JSON_LIST}
+
 LISTS = {kind for kind in ValueType if kind.name.endswith(("_LIST", "_SET"))}
 
 CHECKED_TEXTS = {*UUIDS, ValueType.JSON, ValueType.DECIMAL}
@@ -263,95 +262,6 @@ SCALAR_RULES: dict[ValueType, Callable[[pa.Array], pa.Array]] = {
 }
 
 
-def nested_exact(array: pa.Array, declared: Declared) -> pa.Array:
-    """A column of lists of lists, structs or lists of structs as their declared types keep it.
-
-    Nulls stay. Fields that are not declared stay as they are, as Feast keeps them too.
-
-    Args:
-        array: the column, or JSON of it in texts or bytes. JSON that fits stays JSON.
-        declared: a nested type; of a value type, see `scalar_exact`.
-
-    Raises:
-        ValueError: says how many values of a part do not fit, and shows none.
-    """
-    array = plain(array)
-    if pa.types.is_null(array.type):
-        return array
-    if isinstance(declared, ValueType):
-        return _part_exact(array, declared)
-    if is_text(array.type) or is_bytes(array.type):
-        parsed = parsed_json(array, lists=not isinstance(declared, Struct))
-        exact = nested_exact(parsed, declared)
-        return array if exact.equals(parsed) else exact
-    if isinstance(declared, Struct):
-        return _fields_exact(array, declared)
-    if not is_list(array.type):
-        raise refused(array, name_of(declared))
-    elements = nested_exact(pc.list_flatten(array), declared_as(declared.base_type))
-    return with_elements(array, lambda _: elements, _list_of(array.type, elements.type))
-
-
-def _part_exact(array: pa.Array, kind: ValueType) -> pa.Array:
-    """Scalars, lists or maps inside of a nested column."""
-    element = element_kind(kind)
-    if element is not None:
-        if not is_list(array.type):
-            raise refused(array, kind.name)
-        elements = _part_exact(plain(pc.list_flatten(array)), element)
-        return with_elements(array, lambda _: elements, _list_of(array.type, elements.type))
-    if kind not in SCALARS or pa.types.is_null(array.type):
-        return array
-    exact = scalar_exact(array, kind)
-    # As whose values Feast reads them: what is inside has no type but its own.
-    return cast_exact(exact, pa.uuid()) if kind in UUIDS else exact
-
-
-def _fields_exact(array: pa.Array, declared: Struct) -> pa.Array:
-    own, kinds = array.type, {name: declared_as(kind) for name, kind in declared.fields.items()}
-    if pa.types.is_struct(own):
-        parts = [
-            nested_exact(part, kinds[field.name]) if field.name in kinds else part
-            for field, part in zip(own, array.flatten(), strict=True)
-        ]
-        names = [field.name for field in own]
-        return pa.StructArray.from_arrays(parts, names=names, mask=array.is_null())
-    if not (pa.types.is_map(own) and is_text(plain_type(own.key_type))):
-        raise refused(array, name_of(declared))
-    if len(set(kinds.values())) == 1:
-        entries = array.cast(pa.large_list(entry_type(own)))
-        keys, items = pc.list_flatten(entries).flatten()
-        items = nested_exact(items, next(iter(kinds.values())))
-        made = pa.StructArray.from_arrays([keys, items], names=["key", "value"])
-        target = pa.map_(own.key_type, items.type)
-        return map_of(with_elements(entries, lambda _: made, pa.list_(entry_type(target))), target)
-    for name, kind in kinds.items():
-        # One type of items is of several declared types: they fit, or they do not.
-        found = pc.map_lookup(array, pa.scalar(name, own.key_type), "last")
-        exact = nested_exact(found, kind)
-        back = without_nan(cast_exact(exact, found.type))
-        if exact.null_count > found.null_count or not back.equals(without_nan(found)):
-            raise refused(found, name_of(kind))
-    return array
-
-
-def parsed_json(array: pa.Array, *, lists: bool) -> pa.Array:
-    """Lists or structs that are kept as JSON in texts or bytes; nulls of no type where all are.
-
-    Raises:
-        ValueError: a text that is something else, or values of several types.
-    """
-    check_json(array)
-    cells = [cell if cell is None else json.loads(cell) for cell in array.to_pylist()]
-    if not all(cell is None or isinstance(cell, list if lists else dict) for cell in cells):
-        raise ValueError(f"its JSON is not {'a list' if lists else 'an object'}")
-    try:
-        return pa.array(cells)
-    except (pa.ArrowException, OverflowError):
-        # Arrow's words show the value.
-        raise ValueError("its JSON holds values of several types") from None
-
-
 def folder_types(columns: Iterable[Any], names: Mapping[str, str]) -> dict[str, pa.DataType]:
     """The types of columns that only folders' names say; those of open value types left out.
 
@@ -361,10 +271,35 @@ def folder_types(columns: Iterable[Any], names: Mapping[str, str]) -> dict[str, 
     """
     kinds = {names[column.name]: column.dtype.to_value_type() for column in columns}
     return {
-        name: pa.timestamp("us", "UTC") if _target(kind) == SECONDS else _target(kind)
+        name: pa.timestamp("us", "UTC")
+        if declared_arrow(kind) == SECONDS
+        else declared_arrow(kind)
         for name, kind in kinds.items()
         if kind in SCALARS
     }
+
+
+def has_form(arrow: pa.DataType, kind: ValueType) -> bool:
+    """Whether a column of an Arrow type may be lists, maps or lists of maps, as is declared.
+
+    Texts and bytes may be JSON of them. Of a scalar value type, see `scalar_exact`.
+    """
+    arrow = plain_type(arrow)
+    in_json = kind is not ValueType.SCALAR_MAP and (is_text(arrow) or is_bytes(arrow))
+    if in_json or kind is ValueType.UNKNOWN or pa.types.is_null(arrow):
+        return True
+    if kind in MAPS or kind is ValueType.SCALAR_MAP:
+        has_texts = pa.types.is_struct(arrow)
+        if pa.types.is_map(arrow):
+            has_texts = is_text(plain_type(arrow.key_type))
+        is_map = pa.types.is_struct(arrow) or pa.types.is_map(arrow)
+        return bool(is_map and has_texts == (kind in MAPS))
+    if not is_list(arrow):
+        return False
+    inner = plain_type(arrow.value_type)
+    if kind in LISTS_OF_MAPS:
+        return not (is_text(inner) or is_bytes(inner)) and has_form(inner, ValueType.MAP)
+    return kind not in LISTS_OF_LISTS or is_list(inner) or bool(pa.types.is_null(inner))
 
 
 def element_kind(kind: ValueType) -> ValueType | None:
@@ -396,12 +331,12 @@ def declared_type(declared: Declared, column: pa.DataType) -> pa.DataType:
         if is_text(own) or is_bytes(own):
             return column  # JSON, which Feast parses
         inner = own.value_type if is_list(own) else pa.null()
-        wanted = declared_type(element, inner) if is_list(own) else _target(element)
-        return column if wanted == inner or pa.types.is_null(own) else _list_of(own, wanted)
+        wanted = declared_type(element, inner) if is_list(own) else declared_arrow(element)
+        return column if wanted == inner or pa.types.is_null(own) else list_of(own, wanted)
     is_open = declared not in SCALARS or pa.types.is_null(own)
     if is_open or _agrees(declared, own) or is_wider(declared, own):
         return column
-    return _target(declared)
+    return declared_arrow(declared)
 
 
 def _nested_type(declared: Nested, own: pa.DataType) -> pa.DataType:
@@ -420,7 +355,7 @@ def _nested_type(declared: Nested, own: pa.DataType) -> pa.DataType:
             return pa.map_(own.key_type, declared_type(next(iter(kinds.values())), own.item_type))
     elif is_list(own):
         wanted = declared_type(declared_as(declared.base_type), own.value_type)
-        return own if wanted == own.value_type else _list_of(own, wanted)
+        return own if wanted == own.value_type else list_of(own, wanted)
     return own
 
 
@@ -432,7 +367,7 @@ def is_wider(declared: Declared, column: pa.DataType) -> bool:
     element = element_kind(declared)
     if element is not None:
         return is_list(own) and is_wider(element, own.value_type)
-    width = int(_target(declared).bit_width) if declared in WHOLE_NUMBERS | FLOATS else 0
+    width = int(declared_arrow(declared).bit_width) if declared in WHOLE_NUMBERS | FLOATS else 0
     test = pa.types.is_integer if declared in WHOLE_NUMBERS else pa.types.is_floating
     return bool(width and test(own) and own.bit_width > width)
 
@@ -451,6 +386,8 @@ def is_checked(declared: Declared, column: pa.DataType) -> bool:
     element = element_kind(declared)
     if element is not None:
         return is_list(own) and is_checked(element, own.value_type)
+    if declared in OPEN_KINDS:
+        return not has_form(own, declared)
     return declared in CHECKED_TEXTS and is_text(own)
 
 
@@ -466,7 +403,7 @@ def _parts(declared: Nested, own: pa.DataType) -> list[tuple[Declared, pa.DataTy
 
 def _agrees(kind: ValueType, own: pa.DataType) -> bool:
     """Whether any value of an Arrow type is one of a scalar value type, and written like it."""
-    target = _target(kind)
+    target = declared_arrow(kind)
     if kind in WHOLE_NUMBERS:
         if not pa.types.is_integer(own):
             return False
@@ -481,46 +418,15 @@ def _agrees(kind: ValueType, own: pa.DataType) -> bool:
     return own == target if same_kind is None else same_kind(own)
 
 
-def _target(kind: ValueType) -> pa.DataType:
+def declared_arrow(kind: ValueType) -> pa.DataType:
+    """The Arrow type of a scalar value type; texts where it has none of its own."""
     if kind in {ValueType.UNIX_TIMESTAMP, ValueType.ZONED_TIMESTAMP}:
         return SECONDS
     return SCALAR_ARROW.get(kind, pa.string())
 
 
-def _list_of(kind: pa.DataType, inner: pa.DataType) -> pa.DataType:
+def list_of(kind: pa.DataType, inner: pa.DataType) -> pa.DataType:
+    """The type of lists of the same layout, of another type inside."""
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(inner, kind.list_size)
     return pa.large_list(inner) if pa.types.is_large_list(kind) else pa.list_(inner)
-
-
-def as_declared(column: Column, declared: Declared) -> Column:
-    """A column of a feature in its `declared_type`.
-
-    Raises:
-        ValueError: says how many values do not fit, and shows none.
-    """
-    target = declared_type(declared, column.type)
-    is_same = target == column.type and not is_wider(declared, target)
-    if is_same and not is_checked(declared, target):
-        return column
-    if isinstance(column, pa.ChunkedArray):
-        chunks = [as_declared(chunk, declared) for chunk in column.chunks]
-        return column if is_same else pa.chunked_array(chunks, target)
-    array = plain(column)
-    if pa.types.is_null(array.type):
-        return column
-    exact = any_exact(array, declared)
-    return column if is_same else cast_exact(exact, target)
-
-
-def any_exact(array: pa.Array, declared: Declared) -> pa.Array:
-    """Values of any declared type as a push takes them."""
-    if not isinstance(declared, ValueType):
-        return nested_exact(array, declared)
-    element = element_kind(declared)
-    if element is None:
-        return scalar_exact(array, declared) if declared in SCALARS else array
-    if not is_list(array.type):
-        raise refused(array, name_of(declared))
-    elements = scalar_exact(plain(pc.list_flatten(array)), element)
-    return with_elements(array, lambda _: elements, _list_of(array.type, elements.type))

@@ -272,7 +272,10 @@ def _from_floats(array: pa.Array, target: pa.DataType) -> pa.Array:
         value if value is None else Decimal(value if value.is_integer() else str(shortest(value)))
         for value in array.to_pylist()
     ]
-    return pa.array(cells, target)
+    made = pa.array(cells, target)
+    if made.to_pylist() != cells:  # Arrow makes 0 of 1e-82
+        raise refused(array, target)
+    return made
 
 
 def _to_text(array: pa.Array, target: pa.DataType) -> pa.Array:
@@ -310,13 +313,16 @@ def _to_time(array: pa.Array, target: pa.DataType) -> pa.Array:
 def _to_list(array: pa.Array, target: pa.DataType) -> pa.Array:
     if not is_list(array.type):
         raise refused(array, target)
-    return with_elements(array, lambda elements: elements, target)
+    return with_elements(array, elements_of(array), target)
 
 
-def with_elements(
-    array: pa.Array, change: Callable[[pa.Array], pa.Array], target: pa.DataType
-) -> pa.Array:
-    """Lists of another type, of their elements after a change of each.
+def elements_of(array: pa.Array) -> pa.Array:
+    """The elements of all lists, one after the other; a null has none."""
+    return plain(pc.list_flatten(array))
+
+
+def with_elements(array: pa.Array, elements: pa.Array, target: pa.DataType) -> pa.Array:
+    """Lists of another type, whose elements are those of `elements_of` after a change of each.
 
     Raises:
         ValueError: counts lists or elements that do not fit.
@@ -326,7 +332,7 @@ def with_elements(
         _where(array, sizes == target.list_size, target)
     lengths = numbers(pc.list_value_length(array))
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    elements = cast_exact(change(plain(pc.list_flatten(array))), target.value_type)
+    elements = cast_exact(elements, target.value_type)
     missing = array.is_null() if array.null_count else None
     made = pa.LargeListArray.from_arrays(pa.array(offsets), elements, mask=missing)
     if not pa.types.is_fixed_size_list(target) or missing is None:
@@ -339,9 +345,10 @@ def with_elements(
 
 
 def _to_struct(array: pa.Array, target: pa.DataType) -> pa.Array:
-    names = [field.name for field in array.type] if pa.types.is_struct(array.type) else []
-    wanted = [field.name for field in target]
-    if len(set(names)) < len(names) or not names or not set(names) <= set(wanted):
+    is_struct = pa.types.is_struct(array.type)
+    names = [field.name for field in array.type] if is_struct else []
+    wanted = {field.name for field in target}
+    if not is_struct or len(set(names)) < len(names) or not set(names) <= wanted:
         raise refused(array, target)
     found = dict(zip(names, array.flatten(), strict=True))
     fields = [

@@ -1,13 +1,15 @@
-"""The types that join keys are compared in.
+"""What values are as join keys: as the online store keeps them, and as history compares them.
 
 Entity rows come from pandas, history from files: the same key may be int32 here and int64 there,
-or a dictionary. Both sides are brought to one type a family, exactly or not at all.
+or a dictionary. Both sides are brought to one type a family, exactly or not at all. A value that
+can be a key of the one store and not of the other is a key of neither.
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from feast.value_type import ValueType
 
 from feast_dynamo_ext.arrow_types import (
     MOST_DIGITS,
@@ -19,8 +21,14 @@ from feast_dynamo_ext.arrow_types import (
     uuid_texts,
     without_dictionary,
 )
+from feast_dynamo_ext.declared import scalar_exact
 from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
-from feast_dynamo_ext.exact import refuse_inexact_integers, without_nan
+from feast_dynamo_ext.exact import (
+    inexact_count,
+    refuse_inexact_integers,
+    refused,
+    without_nan,
+)
 
 FAMILIES = (
     ("integer", pa.types.is_integer, pa.int64()),
@@ -44,37 +52,97 @@ def family(kind: pa.DataType) -> str | None:
     return next((name for name, matches, _ in FAMILIES if matches(kind)), None)
 
 
+def key_exact(array: pa.Array, kind: ValueType) -> pa.Array:
+    """A join key's values in its declared type, as whose text, number or second they are read.
+
+    Stricter than features: a reader gives a key as a Python value, and of True, 1.5 or a time
+    there is no one text that it would be looked up by.
+
+    Args:
+        array: neither a dictionary nor of Arrow's JSON type: see `arrow_types.plain`.
+        kind: the declared type, one that Feast has a key encoding for.
+
+    Raises:
+        ValueError: says how many values cannot be keys, and shows none.
+    """
+    own = array.type
+    if pa.types.is_floating(own):
+        refuse_inexact_integers(array)
+    if pa.types.is_boolean(own) or (kind is ValueType.STRING and _has_several_texts(own)):
+        raise ValueError(
+            f"values of type {own} are not looked up as what they would be written as; make a "
+            "text or a whole number of each"
+        )
+    if kind is ValueType.UNIX_TIMESTAMP and is_time(own):
+        return whole_seconds(array)
+    return scalar_exact(array, kind)
+
+
+def _has_several_texts(kind: pa.DataType) -> bool:
+    has_fractions = pa.types.is_decimal(kind) and kind.scale > 0
+    return has_fractions or bool(pa.types.is_floating(kind)) or is_time(kind)
+
+
+def is_doubtful_key(column: pa.DataType, kind: ValueType) -> bool:
+    """Whether a column that fits a join key's declared type may still hold what is no key."""
+    own = without_dictionary(column)
+    is_key = kind in {ValueType.STRING, ValueType.INT32, ValueType.INT64, ValueType.UNIX_TIMESTAMP}
+    tests = (pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, is_time)
+    return is_key and any(test(own) for test in tests)
+
+
+def whole_seconds(array: pa.Array) -> pa.TimestampArray:
+    """Times in seconds, the resolution of Feast's keys.
+
+    Raises:
+        ValueError: counts those with a part below a second.
+    """
+    zone = array.type.tz if pa.types.is_timestamp(array.type) else None
+    target = pa.timestamp("s", zone)
+    if pa.types.is_date64(array.type):
+        array = array.cast(pa.timestamp("ms"))
+    try:
+        return array.cast(target)
+    except pa.ArrowException:
+        # Arrow's words show the value.
+        bad = inexact_count(array, lambda part: part.cast(target))
+        raise ValueError(
+            f"{bad:,} of {len(array) - array.null_count:,} times have a part below a second, "
+            "which Feast's keys do not hold; round them"
+        ) from None
+
+
 def comparable(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
     """A key column in the type in which its family is compared.
 
     Raises:
-        pyarrow.ArrowInvalid: a value does not fit, for example 1.5 or a uint64 over 2^63 - 1, or
-            a float so large that it may have been another integer.
+        pyarrow.ArrowInvalid: a value does not fit, for example 1.5, a uint64 over 2^63 - 1, a
+            float so large that it may have been another integer, or a part of a second. It shows
+            no value.
     """
     column = column.cast(without_dictionary(column.type))
     kind = column.type
     if is_uuid(kind):
         return _texts_of_uuids(column)
-    if family(kind) == "time":
-        zone = kind.tz if pa.types.is_timestamp(kind) else None
-        column = column.cast(pa.timestamp("us", tz=zone))
-    if pa.types.is_floating(kind):
-        column = _surely_whole(column)
+    try:
+        if family(kind) == "time":
+            column = whole_seconds(one_array(column))
+        if pa.types.is_floating(kind):
+            column = without_nan(one_array(column))
+            refuse_inexact_integers(column)
+    except ValueError as error:
+        raise pa.ArrowInvalid(str(error)) from error
     if pa.types.is_decimal(kind):
         # Arrow finds any decimal of 32 or 64 bits out of the bounds of an integer.
         column = column.cast(pa.decimal256(MOST_DIGITS[256], kind.scale))
     target = next(target for _, matches, target in FAMILIES if matches(column.type))
-    return pc.cast(column, target)
-
-
-def _surely_whole(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Floats of which each was one integer alone; NaN, a missing value, becomes null."""
-    array = without_nan(one_array(column))
     try:
-        refuse_inexact_integers(array)
-    except ValueError as error:
-        raise pa.ArrowInvalid(str(error)) from error
-    return array
+        return pc.cast(column, target)
+    except pa.ArrowException:
+        # Arrow's words show the value.
+        array = one_array(column)
+        bad = inexact_count(array, lambda part: part.cast(target))
+        raise pa.ArrowInvalid(str(refused(array.cast(kind), target, bad))) from None
 
 
 def _texts_of_uuids(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

@@ -19,7 +19,8 @@ from pydantic import Field, field_validator
 
 from feast_dynamo_ext.arrow_types import is_list, naming
 from feast_dynamo_ext.config import SIZE, AwsConfigModel, warn_of_unknown_keys
-from feast_dynamo_ext.declared import as_declared, declared_type, name_of
+from feast_dynamo_ext.declared import declared_type, name_of
+from feast_dynamo_ext.declared_values import as_declared
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
 from feast_dynamo_ext.exact import refuse_inexact_integers
 from feast_dynamo_ext.monitoring.hooks import MonitoringHooks
@@ -326,12 +327,21 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
         """
         append_logs(config, data, source, logging_config, registry)
 
-    def validate_data_source(self, config: RepoConfig, data_source: DataSource) -> None:
-        """Warn where a source's files or columns are not there; history may come later."""
+    def validate_data_source(
+        self, config: RepoConfig, data_source: DataSource
+    ) -> ParquetSource | None:
+        """Warn where a source's files or columns are not there; history may come later.
+
+        Returns:
+            The source where they are, for the check of its views.
+        """
         try:
-            check_times(data_source, config)
+            return check_times(data_source, config)
         except OfflineStoreError as error:
-            logger.warning("source %s: %s", data_source.name, error)
+            # Most say so themselves.
+            named = f"`{data_source.name}`" in str(error)
+            logger.warning("%s%s", "" if named else f"Source `{data_source.name}`: ", error)
+            return None
 
     def get_table_column_names_and_types_from_data_source(
         self, config: RepoConfig, data_source: DataSource

@@ -7,7 +7,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from feast import FeatureStore
+from feast import FeatureStore, FeatureView
 from feast.infra.passthrough_provider import PassthroughProvider
 
 from feast_dynamo_ext import _feast
@@ -18,7 +18,12 @@ from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_servic
 from feast_dynamo_ext.dynamo.precomputed.vectors import precomputed_services
 from feast_dynamo_ext.dynamo.push import parsed_times, rows_of_frame
 from feast_dynamo_ext.dynamo.views import table_name
-from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, SourceNotFoundError
+from feast_dynamo_ext.errors import (
+    ConfigError,
+    FeastDynamoError,
+    OfflineStoreError,
+    SourceNotFoundError,
+)
 from feast_dynamo_ext.online_store import DynamoOnlineStore
 from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 from feast_dynamo_ext.retrieval.plan import materialized_by_feast
@@ -28,12 +33,14 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     import pyarrow as pa
-    from feast import FeatureView, OnDemandFeatureView, RepoConfig
+    from feast import OnDemandFeatureView, RepoConfig
     from feast.data_source import DataSource
     from feast.infra.compute_engines.base import ComputeEngine
+    from feast.infra.infra_object import Infra
     from feast.infra.offline_stores.offline_store import RetrievalJob
     from feast.infra.registry.base_registry import BaseRegistry
     from feast.online_response import OnlineResponse
+    from feast.protos.feast.core.Registry_pb2 import Registry as RegistryProto
     from tqdm import tqdm
 
     from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema
@@ -41,6 +48,7 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.row_batch import Outcome
     from feast_dynamo_ext.materialize.engine import DynamoComputeEngine
     from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
+    from feast_dynamo_ext.parquet.source import ParquetSource
     from feast_dynamo_ext.sagemaker.split import TimeSplit
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
@@ -56,6 +64,7 @@ class DynamoProvider(PassthroughProvider):
         super().__init__(config)
         self._registry: Any = None
         self._healer: StaleStateResetter | None = None
+        self._validated: dict[str, ParquetSource | None] = {}
 
     @property
     def batch_engine(self) -> ComputeEngine:
@@ -255,7 +264,41 @@ class DynamoProvider(PassthroughProvider):
         self._registry = None
         # Settings of the engine that cannot work are refused before a table is made.
         _ = self.batch_engine
+        self._check_columns(kwargs.get("tables_to_keep", ()))
         super().update_infra(*args, **kwargs)
+
+    def plan_infra(self, config: RepoConfig, desired_registry_proto: RegistryProto) -> Infra:
+        """What `update_infra` would do, at `feast plan`."""
+        # Functions of a user's are not loaded.
+        self._check_columns(
+            FeatureView.from_proto(view)
+            for view in desired_registry_proto.feature_views
+            if self._validated.get(view.spec.batch_source.name)
+            and not view.spec.HasField("feature_transformation")
+        )
+        return super().plan_infra(config, desired_registry_proto)
+
+    def validate_data_source(self, config: RepoConfig, data_source: DataSource) -> None:
+        """Warn where a source's files or columns of time are not there.
+
+        `feast apply` and `feast plan` call it, but not with `--skip-source-validation`; the views
+        of the sources are checked then.
+        """
+        validate = self.offline_store.validate_data_source
+        self._validated[data_source.name] = validate(config=config, data_source=data_source)
+
+    def _check_columns(self, views: Iterable[Any]) -> None:
+        """Warn of keys and features that no file of a view's source has; they may come later."""
+        from feast_dynamo_ext.parquet.source import check_columns
+
+        for view in views:
+            source = getattr(view, "batch_source", None)
+            validated = self._validated.get(source.name) if source else None
+            if validated is not None:
+                try:
+                    check_columns(validated, view)
+                except OfflineStoreError as error:
+                    logger.warning("%s", error)
 
     def precompute_feature_service(self, feature_service_name: str | None = None) -> int:
         """Write the vectors that entities of `precompute_online` services lack.

@@ -113,11 +113,31 @@ def minus(times: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     return np.where(times < LOWEST + length, LOWEST, times - length)
 
 
-def micros(column: pa.Array | pa.ChunkedArray) -> pa.Int64Array:
-    """Microseconds since 1970 UTC of timestamps or dates; finer times are rounded down."""
+def micros(name: str, column: pa.Array | pa.ChunkedArray, where: str) -> pa.Int64Array:
+    """Microseconds since 1970 UTC, the resolution of items, of timestamps or dates.
+
+    Finer times are refused: of two rows of one microsecond the table could not say which is newer,
+    and an older row would replace a newer one.
+
+    Raises:
+        ColumnTypeError: counts times that items cannot hold.
+    """
     axis = Axis.from_type(column.type)
     values = axis.cast(column)
-    times = Axis("us").floor(values.fill_null(0).to_numpy(zero_copy_only=False), axis.unit)
+    ticks = values.fill_null(0).to_numpy(zero_copy_only=False)
+    times = Axis("us").floor(ticks, axis.unit)
+    if axis.unit == "ns" and (finer := np.count_nonzero(times * 1_000 != ticks)):
+        raise ColumnTypeError(
+            f"{where}: {finer:,} of {len(times):,} times in `{name}` have a part below a "
+            "microsecond, which the online store does not hold. Round them, so that you choose "
+            f"which of two rows is newer (pandas: `rows['{name}'].dt.floor('us')`)."
+        )
+    if len(times) and not (times.min() >= EARLIEST_US and times.max() <= LATEST_US):
+        beyond = np.count_nonzero((times < EARLIEST_US) | (times > LATEST_US))
+        raise ColumnTypeError(
+            f"{where}: {beyond:,} of {len(times):,} times in `{name}` are not of the years 1 to "
+            "9999. Check the unit of what they were made from."
+        )
     return pa.array(times, pa.int64(), mask=np.asarray(values.is_null()))
 
 
@@ -154,6 +174,9 @@ def micros_of(moment: datetime) -> int:
     return (assume_utc(moment) - EPOCH) // MICROSECOND
 
 
+EARLIEST_US, LATEST_US = micros_of(EARLIEST), micros_of(LATEST)
+
+
 def moment_of(micros: int) -> datetime:
     """The moment, in UTC, so many microseconds after 1970.
 
@@ -169,7 +192,11 @@ def has_mixed_times(cells: Collection[Any]) -> bool:
     Arrow takes the type of the first: it makes microseconds of a number of seconds, and cuts off
     the hours of a moment.
     """
-    types = {kind for kind in set(map(type, cells)) if kind.__name__ not in MISSING_TYPES}
+    return _are_mixed(set(map(type, cells)), cells)
+
+
+def _are_mixed(types: set[type], cells: Collection[Any]) -> bool:
+    types = {kind for kind in types if kind.__name__ not in MISSING_TYPES}
     times = {kind for kind in types if issubclass(kind, (date, np.datetime64))}
     dates = {kind for kind in times if not issubclass(kind, (datetime, np.datetime64))}
     others = types - times
@@ -179,6 +206,44 @@ def has_mixed_times(cells: Collection[Any]) -> bool:
         type(cell) in others and not (isinstance(cell, float) and math.isnan(cell))
         for cell in cells
     )
+
+
+def times_of_objects(cells: Collection[Any]) -> pa.Array | None:
+    """Python's and NumPy's times as an array; None for what Arrow does right, and for no times.
+
+    Arrow takes no days of NumPy's, no two of its units, and cuts off the nanoseconds of pandas'.
+
+    Raises:
+        TypeError: a mixture, see `has_mixed_times`.
+        ValueError: a time beyond the years 1 to 9999, or of nanoseconds beyond 1677 to 2262.
+    """
+    types = set(map(type, cells))
+    if _are_mixed(types, cells):
+        raise TypeError
+    of_numpy = any(issubclass(kind, np.datetime64) for kind in types)
+    of_pandas = any(kind.__name__ == "Timestamp" for kind in types)
+    # NaT's are no number.
+    if not of_numpy and not (
+        of_pandas and any(getattr(cell, "nanosecond", 0) > 0 for cell in cells)
+    ):
+        return None
+    import pandas as pd
+
+    moments = [None if pd.isna(cell) else pd.Timestamp(cell) for cell in cells]
+    finer = [moment.nanosecond if moment is not None else 0 for moment in moments]
+    zones = pa.array([moment and moment.to_pydatetime(warn=False) for moment in moments])
+    if pa.types.is_null(zones.type):
+        return pa.nulls(len(zones), pa.timestamp("us"))
+    if not any(finer):
+        return zones
+    whole = [
+        None if moment is None else 1_000 * micros_of(moment.to_pydatetime(warn=False)) + finer
+        for moment, finer in zip(moments, finer, strict=True)
+    ]
+    try:
+        return pa.array(whole, pa.int64()).cast(pa.timestamp("ns", zones.type.tz))
+    except (pa.ArrowException, OverflowError):
+        raise ValueError("times of nanoseconds beyond the years 1678 to 2261") from None
 
 
 MISSING_TYPES = {"NoneType", "NaTType", "NAType"}

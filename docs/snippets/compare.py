@@ -11,5 +11,6 @@ before, after = (
     for store in stores
 )
 difference = before.compare(after, result_names=("before", "after"))
-print(f"{len(difference)} of {len(entity_rows)} differ")
+in_neither = (before.isna() & after.isna()).all(axis=1).sum()
+print(f"{len(difference)} of {len(entity_rows)} differ; {in_neither} have no value in either")
 print(difference.head(20).to_string())

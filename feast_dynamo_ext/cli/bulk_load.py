@@ -12,19 +12,21 @@ import click
 from feast_dynamo_ext.cli.repo import (
     Output,
     chosen_views,
+    each_view,
     json_option,
     open_store,
+    raise_failed,
     repo_option,
     time_in,
     views_option,
 )
-from feast_dynamo_ext.errors import FeastDynamoError, ViewsFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
 
+    from feast_dynamo_ext.errors import FeastDynamoError
     from feast_dynamo_ext.materialize.bulk_import.load import (
         BulkLoader,
         BulkResult,
@@ -141,17 +143,17 @@ def bulk_load(
         settings = BulkSettings(files or "", file_bytes=file_size * MB, **choices)
         with BulkLoader(store) as loader:
             if dry_run:
-                done, failures = _each(
+                done, failures = each_view(
                     chosen, lambda view: loader.compare(view, start, end), output
                 )
             else:
                 window = (start, end)
-                done, failures = _each(
+                done, failures = each_view(
                     chosen, lambda view: _load(loader, view, window, settings, output), output
                 )
     show = _show_comparisons if dry_run else _show_results
     show(done, failures, output)
-    _raise(failures, len(chosen))
+    raise_failed(failures, len(chosen))
 
 
 def _with_history(views: Sequence[Any], output: Output) -> list[Any]:
@@ -178,38 +180,6 @@ def _load(
     progress = LoadProgress(view.name, output.note)
     with shown(progress, bars=False):
         return loader.load(view, *window, settings, progress)
-
-
-def _each(
-    views: Sequence[Any], do: Callable[[Any], Any], output: Output
-) -> tuple[list[Any], dict[str, FeastDynamoError]]:
-    """Answers, and errors by view: a view that fails does not stop the others."""
-    answers: list[Any] = []
-    failures: dict[str, FeastDynamoError] = {}
-    for view in views:
-        try:
-            answers.append(do(view))
-        except FeastDynamoError as error:  # noqa: PERF203 - one view's failure is its own
-            failures[view.name] = error
-            if len(views) > 1:
-                output.note(f"{view.name}: {error}")
-    return answers, failures
-
-
-def _raise(failures: dict[str, FeastDynamoError], count: int) -> None:
-    """Raise the error of a view that is alone; else one that names the views.
-
-    Raises:
-        FeastDynamoError: a view failed.
-    """
-    if failures and count == 1:
-        raise next(iter(failures.values()))
-    if failures:
-        raise ViewsFailedError(
-            f"{len(failures)} of {count} feature views failed: {', '.join(failures)}. What is "
-            "said of each above says what to do.",
-            failures=failures,
-        )
 
 
 def _show_results(

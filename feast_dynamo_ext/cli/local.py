@@ -72,7 +72,8 @@ def up(folder: Path, output: Output, *, dynamodb_local: bool | None) -> None:
     if started.ran_already:
         output.note("It runs already.")
     _note_died(started, output)
-    hint = f'Point this shell at it: eval "$(feast-dynamo local env{_option(folder)})"'
+    command = f'eval "$(feast-dynamo local env{_option(folder)})"'
+    hint = f"Point this shell at it, and each other terminal that uses it: {command}"
     output.show(_data(started), f"{_table(started)}\n\n{hint}")
 
 
@@ -96,7 +97,7 @@ def env(folder: Path, output: Output) -> None:
     eval "$(feast-dynamo local env)"
 
     The credentials are `test` and `test`, so that nothing in this shell reaches an account by
-    mistake. Open a new shell to be on AWS again.
+    mistake. A new shell is on AWS again, until it is pointed at the servers too.
     """  # noqa: D301 - click keeps the lines after \b as they are
     variables = _running(folder).environment()
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]

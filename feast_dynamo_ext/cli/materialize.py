@@ -14,17 +14,19 @@ from feast_dynamo_ext._feast import FIRST_INCREMENTAL
 from feast_dynamo_ext.cli.repo import (
     Output,
     chosen_views,
+    each_view,
     feasts_errors,
     json_option,
     open_store,
+    raise_failed,
     repo_option,
     times_argument,
     views_option,
 )
-from feast_dynamo_ext.errors import ConfigError, ViewsFailedError
+from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, ViewsFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from feast import FeatureStore
@@ -179,8 +181,9 @@ def materialize(
     A first load into empty tables, each row at the price of one write:
       feast-dynamo materialize --all --write-mode overwrite
 
-    Killed, it goes on where it stopped when the same command is run again. A view that fails does
-    not stop the others; the exit code is 1 then, and the last line names it.
+    Killed, a run of the same START_TS and END_TS goes on after the rows that it recorded, every
+    25,000 or so; a run until now starts over, which changes no answer. A view that fails does not
+    stop the others; the exit code is 1 then, and the last line names it.
     """  # noqa: D301 - click keeps the lines after \b as they are
     window = Window.from_times(times, _now(), incremental=incremental, all_=all_)
     if version and len(views) != 1:
@@ -191,11 +194,14 @@ def materialize(
         engine = _engine(store, choices)
         tasks = _tasks(store, request)
         if dry_run:
-            estimates = _estimates(engine, tasks, output, is_incremental=window.start is None)
+            estimates, failures = _estimates(engine, tasks, output, window)
         else:
             report = _run(store, engine, request, [task.feature_view.name for task in tasks])
     if dry_run:
-        _show_estimates(engine, estimates, output)
+        if not estimates:
+            raise_failed(failures, len(tasks))
+        _show_estimates(engine, estimates, failures, output)
+        raise_failed(failures, len(tasks))
     else:
         _show_report(report, output)
 
@@ -325,26 +331,47 @@ def _show_report(report: RunReport, output: Output) -> None:
 
 
 def _show_estimates(
-    engine: DynamoComputeEngine, estimates: Sequence[ViewEstimate], output: Output
+    engine: DynamoComputeEngine,
+    estimates: Sequence[ViewEstimate],
+    failures: Mapping[str, FeastDynamoError],
+    output: Output,
 ) -> None:
     from feast_dynamo_ext.cost import estimate
 
     settings = engine.settings
     rate = estimate.Rate(settings.max_write_units_per_s, settings.views_at_once)
-    output.show(estimate.as_json(estimates, rate), estimate.as_text(estimates, rate))
+    data = estimate.as_json(estimates, rate)
+    if failures:
+        data["failed"] = {view: str(error) for view, error in failures.items()}
+    output.show(data, estimate.as_text(estimates, rate))
 
 
 def _estimates(
     engine: DynamoComputeEngine,
     tasks: list[MaterializationTask],
     output: Output,
-    *,
-    is_incremental: bool,
-) -> Sequence[ViewEstimate]:
-    estimates = engine.estimate(tasks, is_incremental=is_incremental)
-    left_out = {task.feature_view.name for task in tasks} - {found.view for found in estimates}
+    window: Window,
+) -> tuple[list[ViewEstimate], dict[str, FeastDynamoError]]:
+    """What a run would write, and the error of each view that it would fail on.
+
+    Raises:
+        WindowError: an incremental run that ends in the future.
+    """
+    from feast_dynamo_ext.materialize.newest_rows import refuse_end_to_come
+
+    is_incremental = window.start is None
+    if is_incremental:
+        refuse_end_to_come(window.end, _now())
+    task_of = {task.feature_view.name: task for task in tasks}
+    found, failures = each_view(
+        [task.feature_view for task in tasks],
+        lambda view: engine.estimate([task_of[view.name]], is_incremental=is_incremental),
+        output,
+    )
+    estimates = [one for of_view in found for one in of_view]
+    left_out = task_of.keys() - failures.keys() - {one.view for one in estimates}
     if left_out:
         output.note(
             f"Not estimated, as Feast transforms them on their way: {', '.join(sorted(left_out))}."
         )
-    return estimates
+    return estimates, failures

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from tabulate import tabulate
 
-from feast_dynamo_ext.errors import ConfigError
+from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, ViewsFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from feast import FeatureStore
 
@@ -262,3 +262,35 @@ def _hint(store: FeatureStore, names: Sequence[str]) -> str:
         return " It has no feature view at all: run `feast apply` first."
     missing = next(name for name in names if name not in known)
     return f" {did_you_mean(missing, known, 'It has')}"
+
+
+def each_view(
+    views: Sequence[Any], do: Callable[[Any], Any], output: Output
+) -> tuple[list[Any], dict[str, FeastDynamoError]]:
+    """Answers, and errors by view: a view that fails does not stop the others."""
+    answers: list[Any] = []
+    failures: dict[str, FeastDynamoError] = {}
+    for view in views:
+        try:
+            answers.append(do(view))
+        except FeastDynamoError as error:  # noqa: PERF203 - one view's failure is its own
+            failures[view.name] = error
+            if len(views) > 1:
+                output.note(f"{view.name}: {error}")
+    return answers, failures
+
+
+def raise_failed(failures: Mapping[str, FeastDynamoError], count: int) -> None:
+    """Raise the error of a view that is alone; else one that names the views.
+
+    Raises:
+        FeastDynamoError: a view failed.
+    """
+    if failures and count == 1:
+        raise next(iter(failures.values()))
+    if failures:
+        raise ViewsFailedError(
+            f"{len(failures)} of {count} feature views failed: {', '.join(failures)}. What is "
+            "said of each above says what to do.",
+            failures=failures,
+        )

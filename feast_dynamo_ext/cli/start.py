@@ -85,7 +85,8 @@ def init(name: str, output: Output) -> None:
     output.show(
         {"folder": str(folder), "files": files},
         f"{folder} is a feature repo: {', '.join(files)}.\nTo run it on an AWS in this machine:\n"
-        f"\n{steps}\n\nThe pages to read: feast-dynamo docs",
+        f"\n{steps}\n\nEach other terminal needs the line with `eval` too.\n"
+        "The pages to read: feast-dynamo docs",
     )
 
 

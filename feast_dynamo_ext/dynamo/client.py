@@ -14,7 +14,7 @@ from feast_dynamo_ext.dynamo.event_loops import Loops, off_loop
 from feast_dynamo_ext.dynamo.retry import RetryBudget, ServingLimiter
 from feast_dynamo_ext.dynamo.schemas import SchemaCache
 from feast_dynamo_ext.dynamo.transport import DynamoTransport, TransportSettings
-from feast_dynamo_ext.dynamo.views import KnownViews, WrittenTables
+from feast_dynamo_ext.dynamo.views import KnownViews, ReadTables, WrittenTables
 from feast_dynamo_ext.dynamo.write import Writer
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Connection:
         schemas: what items' values stand for.
         views: what is known of feature views.
         written: whose the tables are that rows are written into.
+        answered: whose the tables are that rows are read from.
     """
 
     client: Any
@@ -62,6 +63,7 @@ class Connection:
     schemas: SchemaCache = field(default_factory=SchemaCache)
     views: KnownViews = field(default_factory=KnownViews)
     written: WrittenTables = field(default_factory=WrittenTables)
+    answered: ReadTables = field(default_factory=ReadTables)
 
     @classmethod
     def open(cls, settings: ConnectionSettings) -> Connection:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import struct
 from binascii import b2a_base64
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -35,11 +37,10 @@ from feast_dynamo_ext.arrow_types import (
     texts,
 )
 from feast_dynamo_ext.columns import ENTITYLESS_KEY
-from feast_dynamo_ext.declared import scalar_exact
 from feast_dynamo_ext.dynamo.encoding.protobuf import Message, constant, fixed, lengths_of
 from feast_dynamo_ext.dynamo.layouts.packed import MAX_KEY_BYTES, key_bytes
 from feast_dynamo_ext.errors import EntityKeyError
-from feast_dynamo_ext.exact import refuse_inexact_integers
+from feast_dynamo_ext.key_types import key_exact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -186,11 +187,16 @@ class KeyEncoder:
 AS_THEY_ARE: dict[str, frozenset[type]] = {
     "INT32": frozenset({int, np.int32, np.int64, type(None), Value}),
     "INT64": frozenset({int, np.int32, np.int64, type(None), Value}),
-    "UNIX_TIMESTAMP": frozenset({int, datetime, type(None), Value}),
+    "UNIX_TIMESTAMP": frozenset({int, type(None), Value}),
     "STRING": frozenset({str, int, type(None), Value}),
     "BYTES": frozenset({bytes, type(None), Value}),
 }
 BITS = {"INT32": 31, "INT64": 63, "UNIX_TIMESTAMP": 63}
+SEVERAL = (list, tuple, set, frozenset, dict, np.ndarray)
+NUMBERS = (int, float, np.integer, np.floating, Decimal)
+TIMES = (date, np.datetime64)
+SPANS = (timedelta, np.timedelta64)  # NumPy's are integers to it
+OF_MESSAGE = "a message, of which Feast makes no key"
 
 
 def refuse_inexact(values: Iterable[Any], kind: str, name: str) -> None:
@@ -213,50 +219,102 @@ def refuse_inexact(values: Iterable[Any], kind: str, name: str) -> None:
             )
 
 
+def are_as_they_are(values: Sequence[Any], kind: str) -> bool:
+    """Whether values of a request need no look at each: see `refuse_inexact`."""
+    of_types = AS_THEY_ARE[kind].issuperset(map(type, values))
+    return of_types and (kind != "BYTES" or b"" not in values)
+
+
 def _why_no_key(value: Any, kind: str) -> str:
-    if value is None or isinstance(value, Value):
+    if value is None:
         return ""
-    if isinstance(value, (list, tuple, set, frozenset, dict, np.ndarray)):
+    if isinstance(value, SEVERAL):
         return "several values"
-    if kind in BITS:
-        return _why_no_integer(value, kind)
     if kind == "STRING":
-        # What Feast makes of these is another text than the one that is written of a column.
-        is_other = _is_bool(value) or isinstance(
-            value, (bytes, bytearray, float, np.floating, date, np.datetime64)
-        )
-        return f"of type {type(value).__name__}" if is_other else ""
-    return "" if isinstance(value, bytes) else f"of type {type(value).__name__}"
+        return "" if _is_own_text(value) else _of_type(value)
+    if kind == "BYTES":
+        return _why_no_bytes(value)
+    return _why_no_second(value) if kind == "UNIX_TIMESTAMP" else _why_no_integer(value, kind)
 
 
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, (bool, np.bool_))
+def _is_own_text(value: Any) -> bool:
+    """Whether what Feast makes of a value is the text that is written of a column of such."""
+    if isinstance(value, (Value, UUID)):
+        return True
+    if isinstance(value, str):
+        return str(value) == value  # that of an Enum is its name
+    if _is_bool(value) or isinstance(value, SPANS):
+        return False
+    is_whole = isinstance(value, (int, np.integer))
+    is_number = is_whole or (isinstance(value, Decimal) and value.is_finite())
+    return is_number and str(value) == str(int(value))
+
+
+def _why_no_bytes(value: Any) -> str:
+    if isinstance(value, Value):
+        return OF_MESSAGE
+    if type(value) is not bytes:  # a subclass is refused by Feast
+        return _of_type(value)
+    return "" if value else "empty bytes, of which Feast makes no key unless others are beside"
+
+
+def _why_no_second(value: Any) -> str:
+    """Keys of times are whole seconds; Feast cuts off what is below."""
+    if isinstance(value, Value):
+        return OF_MESSAGE
+    if isinstance(value, (float, np.floating)) and not _is_missing(value):
+        return "a float, of which Feast makes no time"
+    if _is_missing(value) or not isinstance(value, TIMES):
+        return _why_no_integer(value, "UNIX_TIMESTAMP")
+    if isinstance(value, np.datetime64):
+        is_whole = bool(value == value.astype("datetime64[s]"))
+    elif isinstance(value, datetime):
+        is_whole = not (value.microsecond or getattr(value, "nanosecond", 0))
+    else:
+        return "a date; pass its midnight as a datetime"
+    return "" if is_whole else "a time with a part below a second, which Feast's keys do not hold"
 
 
 def _why_no_integer(value: Any, kind: str) -> str:
-    if pd.isna(value):
+    if isinstance(value, Value):
+        return ""
+    if _is_missing(value):
         return "a missing value (NaN)"
-    if isinstance(value, (datetime, np.datetime64)):
-        # Whole seconds, as everywhere in Feast.
-        is_time = kind == "UNIX_TIMESTAMP" or not getattr(value, "microsecond", 1)
-        return "" if is_time else "a time"
+    if isinstance(value, TIMES):
+        return "a time"
     if _is_bool(value):
         return "a Bool"
-    if kind == "UNIX_TIMESTAMP" and isinstance(value, (float, np.floating)):
-        return "a float, of which Feast makes no time"
+    if not isinstance(value, (str, *NUMBERS)) or isinstance(value, SPANS):
+        return _of_type(value)
+    return _why_not_exact(value, BITS[kind])
+
+
+def _why_not_exact(value: Any, bits: int) -> str:
+    is_text, what = isinstance(value, str), ""
     try:
         number = int(value)  # as Feast does, of text too
-    except (ArithmeticError, TypeError, ValueError):
-        is_text = isinstance(value, (str, bytes))
-        return "text that is no whole number" if is_text else f"{type(value).__name__} `{value}`"
-    bits, what = BITS[kind], ""
-    if not isinstance(value, (str, bytes)) and number != value:
+    except (ArithmeticError, ValueError):
+        return "text that is no whole number" if is_text else "an infinite number"
+    if not is_text and number != value:
         what = "a fraction"
     elif isinstance(value, (float, np.floating)) and abs(value) >= 2.0 ** _exact_bits(value):
         what = "a float so large that it stands for several integers"
     elif not -(2**bits) <= number < 2**bits:
         what = f"a number of more than {bits + 1} bits"
     return what
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, (bool, np.bool_))
+
+
+def _is_missing(value: Any) -> bool:
+    may_be = isinstance(value, (float, np.floating, Decimal, *TIMES))
+    return value is pd.NA or (may_be and bool(pd.isna(value)))
+
+
+def _of_type(value: Any) -> str:
+    return f"of type {type(value).__name__}"
 
 
 def _exact_bits(value: float | np.floating[Any]) -> int:
@@ -324,9 +382,7 @@ def _encoded(
 def _exact(array: pa.Array, kind: FeastValueType, name: str, view: str) -> pa.Array:
     """A join key's values in its declared type, none of them null."""
     with naming(name, kind, array.type, view):
-        if pa.types.is_floating(array.type):
-            refuse_inexact_integers(array)
-        exact = scalar_exact(array, kind)
+        exact = key_exact(array, kind)
     _refuse_nulls(exact, name, view)  # NaN, as which pandas writes a missing key
     return exact
 

@@ -7,15 +7,15 @@ these become rows as those of a history do, so that both refuse and write the sa
 
 from __future__ import annotations
 
-import json
-import math
 import uuid
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast.feature_view import DUMMY_ENTITY_ID
+from feast.types import Array, Set
 from feast.value_type import ValueType
 
 from feast_dynamo_ext import _feast
@@ -26,17 +26,32 @@ from feast_dynamo_ext.arrow_types import (
     one_array,
     without_dictionary,
 )
-from feast_dynamo_ext.declared import declared_as
+from feast_dynamo_ext.declared import JSON_KINDS, LISTS_OF_MAPS, MAPS, declared_as
+from feast_dynamo_ext.declared_values import (
+    NotAsDeclaredError,
+    documents,
+    is_missing,
+    json_text,
+    with_fields,
+)
 from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema
 from feast_dynamo_ext.errors import ColumnNotFoundError, ColumnTypeError, ConfigError
-from feast_dynamo_ext.timestamps import check_time, has_mixed_times, micros, micros_of
+from feast_dynamo_ext.timestamps import (
+    check_time,
+    has_mixed_times,
+    micros,
+    micros_of,
+    times_of_objects,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pandas as pd
+
+    from feast_dynamo_ext.declared import Declared, Nested
 
 MOST_NAMED = 5
 """Rows that an error names."""
@@ -80,7 +95,9 @@ def rows_of_frame(
         # What is read back is computed from the keys too.
         features |= {name: kind for name, kind in sorted(keys.items()) if name in columns}
     declared = {field.name: declared_as(field.dtype) for field in view.features}
-    arrays = {name: columns.array(name, kind) for name, kind in features.items()}
+    arrays = {
+        name: columns.array(name, kind, declared.get(name)) for name, kind in features.items()
+    }
     if any(field.vector_index for field in view.features):
         _feast.check_vectors(pa.table(arrays), view)
     values = (
@@ -133,12 +150,12 @@ class _Frame:
     def __contains__(self, name: str) -> bool:
         return name in self._stored
 
-    def array(self, name: str, kind: ValueType) -> pa.Array:
+    def array(self, name: str, kind: ValueType, declared: Declared | None = None) -> pa.Array:
         """A column; NaN is null, as pandas means it.
 
         Raises:
             ColumnNotFoundError: there is none.
-            ColumnTypeError: its objects are of several types.
+            ColumnTypeError: its objects are of several types, or have fields that nobody declared.
         """
         if name not in self._stored and self._may_lack:
             return pa.nulls(len(self._frame))
@@ -147,9 +164,19 @@ class _Frame:
             if column.dtype == object:
                 cells = list(column)
                 lists = cells if kind in LISTS_OF_TIMES else ()
-                _refuse_mixed_times(cells, *(cell for cell in lists if not _is_missing(cell)))
-                return _array_of_objects(cells, kind)
-            return one_array(pa.array(column, from_pandas=True))
+                _refuse_mixed_times(cell for cell in lists if not is_missing(cell))
+                times = times_of_objects(cells)
+                if times is not None:
+                    return times
+                if declared is None or isinstance(declared, ValueType):
+                    return _array_of_objects(cells, kind)
+                return _array_of_parts(cells, declared)
+            array = one_array(pa.array(column, from_pandas=True))
+            if declared is None or isinstance(declared, ValueType):
+                return array
+            return _array_of_parts(array.to_pylist(maps_as_pydicts="strict"), declared)
+        except NotAsDeclaredError as error:
+            raise ColumnTypeError(f"Feature view `{self._view}`: `{name}`: {error}.") from error
         except (pa.ArrowException, OverflowError, TypeError, ValueError, AttributeError):
             # Arrow's words show the value.
             raise ColumnTypeError(
@@ -188,7 +215,8 @@ class _Frame:
         return found
 
     def _times(self, name: str) -> pa.Int64Array:
-        return micros(parsed_times(name, self._column(name), f"Feature view `{self._view}`"))
+        where = f"Feature view `{self._view}`"
+        return micros(name, parsed_times(name, self._column(name), where), where)
 
     def _column(self, name: str) -> pd.Series:
         stored = self._stored.get(name)
@@ -219,13 +247,12 @@ def parsed_times(
 
     try:
         if isinstance(column, pd.Series):
+            times = None
             if column.dtype == object:
-                _refuse_mixed_times(column)
-            column = one_array(pa.array(column, from_pandas=True))
+                times = times_of_objects(column.to_numpy())
+            column = one_array(pa.array(column, from_pandas=True)) if times is None else times
         if is_text(without_dictionary(column.type)):
-            texts = column.to_pandas().astype(object)
-            parsed = pd.to_datetime(texts, utc=True, format="ISO8601")
-            column = pa.array(parsed, pa.timestamp("us", "UTC"), from_pandas=True)
+            column = _times_of_texts(column.to_pandas().astype(object))
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         # The words of pandas and Arrow show the value.
         raise ColumnTypeError(
@@ -238,27 +265,90 @@ def parsed_times(
     return column
 
 
-def _refuse_mixed_times(*several: Collection[Any]) -> None:
-    if any(map(has_mixed_times, several)):
+CYCLE_YEARS, CYCLE_US, EARLIEST_YEAR = 400, 146_097 * 86_400_000_000, 1700
+"""After which the calendar is the same again; and the first year of a cycle that pandas holds."""
+
+
+def _times_of_texts(texts: pd.Series) -> pa.TimestampArray:
+    """ISO 8601 as times; in nanoseconds where one has a part below a microsecond."""
+    import pandas as pd
+
+    cycles: Any = 0
+    try:
+        parsed = pd.to_datetime(texts, utc=True, format="ISO8601")
+    except pd.errors.OutOfBoundsDatetime:
+        # To pandas a text is nanoseconds, of which 64 bits hold the years 1678 to 2261.
+        years = texts.str.extract(r"^\s*(\d{4})")[0].astype("Int64")
+        cycles = ((years - EARLIEST_YEAR) // CYCLE_YEARS).fillna(0).to_numpy(np.int64)
+        within = (years - cycles * CYCLE_YEARS).astype(str)
+        pairs = zip(within, texts, strict=True)
+        moved = pd.Series([text and year + text.lstrip()[4:] for year, text in pairs])
+        parsed = pd.to_datetime(moved, utc=True, format="ISO8601")
+    times = one_array(pa.array(parsed, from_pandas=True))
+    try:
+        in_us = times.cast(pa.timestamp("us", "UTC"))
+    except pa.ArrowInvalid:
+        if np.any(cycles):
+            raise
+        return times
+    if not np.any(cycles):
+        return in_us
+    return pc.add(in_us, pa.array(cycles * CYCLE_US, pa.duration("us")))
+
+
+def _refuse_mixed_times(lists: Iterable[Any]) -> None:
+    if any(map(has_mixed_times, lists)):
         raise TypeError
 
 
 LISTS_OF_TIMES = {ValueType.UNIX_TIMESTAMP_LIST, ValueType.UNIX_TIMESTAMP_SET}
-MAPS = {ValueType.MAP, ValueType.MAP_LIST, ValueType.STRUCT, ValueType.STRUCT_LIST}
 
 
 def _array_of_objects(cells: list[Any], kind: ValueType) -> pa.Array:
     """Python's objects as an Arrow array; pandas and Arrow alone would change some of them."""
     if kind is ValueType.JSON:
-        return pa.array([_as_json(cell) for cell in cells], pa.string())
-    if kind in MAPS:
+        return pa.array([json_text(cell) for cell in cells], pa.string())
+    if kind in MAPS | LISTS_OF_MAPS:
         return _array_of_maps(cells)
+    if kind in JSON_KINDS:
+        return _array_of_lists(with_fields(cells, kind))
     if kind is ValueType.SCALAR_MAP:
-        maps = [cell for cell in cells if not _is_missing(cell)]
-        keys = pa.array([key for cell in maps for key in cell])
-        items = pa.array([item for cell in maps for item in cell.values()])
-        pairs = [None if _is_missing(cell) else list(cell.items()) for cell in cells]
+        maps = [cell for cell in cells if not is_missing(cell)]
+        names = [key for cell in maps for key in cell]
+        parts = [part for cell in maps for part in cell.values()]
+        _refuse_mixed_times([names, parts])
+        keys, items = pa.array(names), pa.array(parts)
+        pairs = [None if is_missing(cell) else list(cell.items()) for cell in cells]
         return pa.array(pairs, pa.map_(keys.type, items.type))
+    return _array_of_lists(cells)
+
+
+def _array_of_parts(cells: list[Any], declared: Nested) -> pa.Array:
+    """Values of a nested type; as JSON where maps of no declared fields differ in their keys."""
+    cells = with_fields(_parsed(cells), declared, strict=True)
+    innermost: Declared = declared
+    while isinstance(innermost, (Array, Set)):
+        innermost = declared_as(innermost.base_type)
+    # Numbers and texts, of which there may be many, are as Arrow takes them.
+    is_plain = isinstance(innermost, ValueType) and innermost not in LISTS_OF_TIMES | LISTS_OF_MAPS
+    if is_plain or _are_alike(cells):
+        return _array_of_lists(cells)
+    return pa.array([json_text(cell) for cell in cells], pa.string())
+
+
+def _parsed(cells: list[Any]) -> list[Any]:
+    """Texts as what they say as JSON, other objects as they are."""
+    texts = [cell for cell in cells if isinstance(cell, (str, bytes))]
+    if not texts:
+        return cells
+    try:
+        found = iter(documents(pa.array(texts, pa.large_binary())))
+    except ValueError as error:
+        raise NotAsDeclaredError(str(error)) from error
+    return [next(found) if isinstance(cell, (str, bytes)) else cell for cell in cells]
+
+
+def _array_of_lists(cells: list[Any]) -> pa.Array:
     # Of a list: pandas would make floats of integers with a null among them.
     try:
         return one_array(pa.array(cells, from_pandas=True))
@@ -273,17 +363,18 @@ def _array_of_maps(cells: list[Any]) -> pa.Array:
             return one_array(pa.array(cells, from_pandas=True))
         except pa.ArrowException:
             pass  # values of several types
-    return pa.array([_as_json(cell) for cell in cells], pa.string())
+    return pa.array([json_text(cell) for cell in cells], pa.string())
 
 
 def _are_alike(cells: Any) -> bool:
     """Whether maps at one place have the same keys: Arrow would give each the keys of all.
 
     Raises:
-        TypeError: a key that is no text.
+        TypeError: a key that is no text, or times beside other objects.
     """
-    cells = [cell for cell in cells if not _is_missing(cell)]
+    cells = [cell for cell in cells if not is_missing(cell)]
     if not cells or not isinstance(cells[0], (dict, list, tuple, np.ndarray)):
+        _refuse_mixed_times([cells])
         return True
     if not isinstance(cells[0], dict):
         return _are_alike([part for cell in cells for part in cell])
@@ -301,17 +392,6 @@ def _as_plain(cell: Any) -> Any:
         return str(cell)
     if isinstance(cell, (list, tuple, set, frozenset)):
         return [_as_plain(part) for part in cell]
+    if isinstance(cell, dict):
+        return {key: _as_plain(part) for key, part in cell.items()}
     return cell
-
-
-def _is_missing(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, float) and math.isnan(cell))
-
-
-def _as_json(cell: Any) -> str | None:
-    """A text as it is; anything else as the JSON of it."""
-    if isinstance(cell, str):
-        return cell
-    if _is_missing(cell):
-        return None
-    return json.dumps(cell, default=lambda array: array.tolist())

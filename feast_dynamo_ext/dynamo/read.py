@@ -165,12 +165,15 @@ async def read(
 
     Raises:
         IncompleteReadError: keys were left unread, and the answer may not be partial.
+        TableTakenError: a table is another view's or project's.
         AwsError: AWS refused the request.
     """
     book, reader = connection.schemas, connection.reader
     for one in reads:
         book.learn(one.view.table, one.view.schema)
     started_s = reader.policy.clock()
+    if unknown := connection.answered.unknown([one.view for one in reads]):
+        await connection.answered.refuse_anothers(unknown, reader, started_s)
     result = await reader.read_partial(_wanted(reads), started_s)
     if result.unread:
         error = reader.incomplete(result)

@@ -28,6 +28,7 @@ from feast_dynamo_ext.aws import (
     aws_error,
     ca_bundle,
     is_on_loopback,
+    local_advice,
     no_credentials,
     proxy_of,
     translated,
@@ -101,6 +102,10 @@ class TransportSettings:
 
 class NoAnswerError(ConnectionError):
     """No complete answer came."""
+
+
+class NoConnectionError(NoAnswerError):
+    """Nothing was sent."""
 
 
 class HttpAnswer(NamedTuple):
@@ -186,7 +191,9 @@ class DynamoTransport:
         try:
             await (await self._client()).warm_up(count)
         except NoAnswerError as error:
-            raise AwsUnavailableError(f"dynamodb: {error}.", service="dynamodb") from error
+            raise AwsUnavailableError(
+                f"dynamodb: {error}.{self._advice(error)}", service="dynamodb"
+            ) from error
 
     async def _post(
         self, operation: str, data: bytes, resource: str, timeout_s: float
@@ -197,10 +204,14 @@ class DynamoTransport:
             return await client.post(headers, data, timeout_s)
         except NoAnswerError as error:
             raise AwsUnavailableError(
-                f"dynamodb {operation} on {resource}: no answer: {error}.",
+                f"dynamodb {operation} on {resource}: no answer: {error}.{self._advice(error)}",
                 service="dynamodb",
                 operation=operation,
             ) from error
+
+    def _advice(self, error: NoAnswerError) -> str:
+        is_down = isinstance(error, NoConnectionError)
+        return local_advice(self._endpoint.url) if is_down else ""
 
     async def _current_credentials(self) -> ReadOnlyCredentials:
         credentials = self._credentials
@@ -415,7 +426,8 @@ class HttpClient:
             return error
         if isinstance(error, aiohttp.ClientConnectorError):
             # Of a certificate that is refused, the cause says why.
-            return NoAnswerError(f"no connection to {self._authority}: {error.__cause__ or error}")
+            why = error.__cause__ or error
+            return NoConnectionError(f"no connection to {self._authority}: {why}")
         if isinstance(error, aiohttp.ClientHttpProxyError):
             return NoAnswerError(f"the proxy answered {error.status} {error.message}")
         if isinstance(error, aiohttp.ClientResponseError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import re
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +19,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from feast_dynamo_ext import _feast
 from feast_dynamo_ext.columns import ENTITYLESS_JOIN_KEYS, ENTITYLESS_VALUES, request_columns
 from feast_dynamo_ext.config import did_you_mean
-from feast_dynamo_ext.dynamo.keys import AS_THEY_ARE, KeyEncoder, refuse_inexact, text
-from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
+from feast_dynamo_ext.dynamo.batch_get import TableKeys
+from feast_dynamo_ext.dynamo.keys import (
+    AS_THEY_ARE,
+    KeyEncoder,
+    are_as_they_are,
+    refuse_inexact,
+    text,
+)
+from feast_dynamo_ext.dynamo.layouts.packed import OWNER_ITEM, RESERVED_PREFIX, RowSchema
 from feast_dynamo_ext.errors import EntityKeyError, FeatureNotFoundError
 from feast_dynamo_ext.view_settings import ViewSettings
 
@@ -30,10 +39,14 @@ if TYPE_CHECKING:
     from feast.protos.feast.types.Value_pb2 import Value
     from feast.value_type import ValueType
 
+    from feast_dynamo_ext.dynamo.batch_get import Reader
+
 T = TypeVar("T")
 
 GRACE_S = 86_400
 """Seconds for which rows past their ttl can still be read, at least."""
+
+OWNER_KEY = base64.b64encode(RESERVED_PREFIX + OWNER_ITEM).decode()
 
 MOST_REQUESTS = 1_000
 """Choices of features of one view that are remembered."""
@@ -63,6 +76,7 @@ class KnownView:
         encode: serializes its entity keys, from values in the order of `columns`.
         consistent: whether it is read strongly consistent.
         with_expired: whether rows past their ttl answer their values.
+        owner: its table, project and name, if another project or view could have that table.
         projections: what `read` works out once for each kind of row and request.
     """
 
@@ -74,6 +88,7 @@ class KnownView:
     encode: KeyEncoder
     consistent: bool
     with_expired: bool
+    owner: tuple[str, str, str] | None = None
     projections: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -82,12 +97,10 @@ class KnownView:
         return _KEY_KINDS.setdefault((self.columns, self.encode.types), len(_KEY_KINDS))
 
     @cached_property
-    def typed_columns(self) -> tuple[tuple[str, str, frozenset[type]], ...]:
-        """The request's columns of its keys: name, declared type, values that are keys as such."""
+    def typed_columns(self) -> tuple[tuple[str, str], ...]:
+        """The request's columns of its keys, with their declared types."""
         pairs = zip(self.columns, self.encode.types, strict=True) if self.columns else ()
-        return tuple(
-            (column, kind, AS_THEY_ARE[kind]) for (_, column), kind in pairs if kind in AS_THEY_ARE
-        )
+        return tuple((column, kind) for (_, column), kind in pairs if kind in AS_THEY_ARE)
 
     def oldest_us(self, now_s: float) -> float:
         """The event time from which on rows are within the ttl (the ttl itself counts)."""
@@ -105,9 +118,10 @@ class KnownView:
         """
         columns, store = request_columns(view), config.online_store
         settings = ViewSettings.from_view(view)
-        consistent = settings.consistent_reads
+        consistent, table = settings.consistent_reads, table_name(config, view)
+        is_shared = may_be_anothers(config, table)
         return cls(
-            table=table_name(config, view),
+            table=table,
             answers_as=view.projection.name_to_use(),
             schema=RowSchema.from_view(view),
             ttl_s=ttl_seconds(view),
@@ -115,6 +129,7 @@ class KnownView:
             encode=_key_encoder(view, [name for name, _ in columns]),
             consistent=store.consistent_reads if consistent is None else consistent,
             with_expired=answers_expired(config, view),
+            owner=(table, config.project, view.name) if is_shared else None,
         )
 
 
@@ -154,6 +169,48 @@ def keys_of_request(
     )
 
 
+ROWS = (
+    "Pass a list of dictionaries, one a row, or a dictionary of lists, with the views' join keys."
+)
+
+
+def _kind_of(value: Any) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def _is_column(values: Any) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, (str, bytes))
+
+
+def refuse_unknown_features(registry: Any, project: str, features: Any) -> None:
+    """Refuse references of features that there are not; a feature service is as it was applied.
+
+    Raises:
+        FeatureNotFoundError: naming the reference, and the nearest feature.
+        FeatureViewNotFoundException: Feast's, of an unknown view.
+    """
+    if hasattr(features, "feature_view_projections"):
+        return
+    if not isinstance(features, list):
+        raise FeatureNotFoundError(
+            f"The request's features are a {type(features).__name__}. Pass a list that names each "
+            "as `view:feature`, or a feature service."
+        )
+    for reference in features or [""]:
+        name, _, feature = reference.partition(":")
+        if not feature:
+            raise FeatureNotFoundError(
+                f"The request names a feature `{reference}`. Name each as `view:feature`."
+                if reference
+                else "The request names no feature. Name each as `view:feature`."
+            )
+        view = registry.get_any_feature_view(name.partition("@")[0], project, allow_cache=True)
+        known = [field.name for field in view.features]
+        if feature not in known:
+            hint = did_you_mean(feature, known, "It has")
+            raise FeatureNotFoundError(f"Feature view `{name}` has no feature `{feature}`. {hint}")
+
+
 @dataclass
 class FeastRequest:
     """What Feast was given for a request, and does not hand on to who reads its views.
@@ -177,7 +234,13 @@ class FeastRequest:
         Raises:
             EntityKeyError: it has no entity rows.
         """
-        if not len(rows) or (isinstance(rows, list) and not rows[0]):
+        try:
+            are_none = not len(rows) or (isinstance(rows, list) and rows[0] == {})
+        except TypeError:
+            raise EntityKeyError(
+                f"The request's entity rows are {_kind_of(rows)}. {ROWS}"
+            ) from None
+        if are_none:
             raise EntityKeyError(
                 "The request has no entity rows. Pass at least one, with the views' join keys."
             )
@@ -202,9 +265,9 @@ class FeastRequest:
         for view in views:
             if view.key_kind not in seen:
                 seen.add(view.key_kind)
-                for column, kind, as_such in view.typed_columns:
+                for column, kind in view.typed_columns:
                     values = self._values(column, names)
-                    if not as_such.issuperset(map(type, values)):
+                    if not are_as_they_are(values, kind):
                         refuse_inexact(values, kind, column)
 
     def explain(self, features: Any, *, full_feature_names: bool) -> None:
@@ -214,8 +277,7 @@ class FeastRequest:
             FeatureNotFoundError: naming the reference.
             EntityKeyError: naming the join key and the row.
         """
-        if isinstance(features, list):
-            self._refuse_features(features)
+        refuse_unknown_features(self.registry, self.project, features)
         kinds, names = _feast.key_types(
             self.registry, self.project, features, full_feature_names=full_feature_names
         )
@@ -224,35 +286,21 @@ class FeastRequest:
             if kind in AS_THEY_ARE:
                 refuse_inexact(self._values(column, names), kind, column)
 
-    def _refuse_features(self, references: list[str]) -> None:
-        for reference in references or [""]:
-            name, _, feature = reference.partition(":")
-            if not feature:
-                raise FeatureNotFoundError(
-                    f"The request names a feature `{reference}`. Name each as `view:feature`."
-                    if reference
-                    else "The request names no feature. Name each as `view:feature`."
-                )
-            view = self.registry.get_any_feature_view(
-                name.partition("@")[0], self.project, allow_cache=True
-            )
-            known = [field.name for field in view.features]
-            if feature not in known:
-                hint = did_you_mean(feature, known, "It has")
-                raise FeatureNotFoundError(
-                    f"Feature view `{name}` has no feature `{feature}`. {hint}"
-                )
-
     def _refuse_shape(self) -> None:
         rows = self.rows
         if isinstance(rows, list):
+            for at, row in enumerate(rows):
+                if not isinstance(row, Mapping):
+                    raise EntityKeyError(
+                        f"Row {at} of the request (counted from 0) is {_kind_of(row)}. {ROWS}"
+                    )
             lengths = {len(row) for row in rows}
             what = "rows with different columns"
         else:
             is_mapping = isinstance(rows, Mapping)
             given = rows.values() if is_mapping else ()
             columns = [getattr(column, "val", column) for column in given]
-            if not is_mapping or not all(isinstance(column, Sequence) for column in columns):
+            if not is_mapping or not all(map(_is_column, columns)):
                 raise EntityKeyError(
                     "The columns of the request's entity rows must be lists: of an array or a "
                     "series pass `tolist()`, of a data frame `to_dict('records')`."
@@ -276,6 +324,8 @@ class FeastRequest:
             return [row.get(column) for row in rows]
         values = rows.get(column, ())
         found: Sequence[Any] = getattr(values, "val", values)
+        if isinstance(found, (str, bytes)):
+            self._refuse_shape()  # Feast takes each of its characters for a row
         return found
 
     def restore_versions(self, views: Iterable[Any]) -> None:
@@ -451,9 +501,9 @@ def around_names(template: str) -> tuple[str, str, str]:
 class WrittenTables:
     """Whose the tables are that a process writes into; each is looked at before its first row.
 
-    `feast apply` may have been refused, may never look (`manage_tables: never`), or was run by
-    another project since. Only tables whose names may be another's are looked at. Threads share
-    it safely.
+    `feast apply` may have been refused, may have come before the table (`manage_tables: never`),
+    or was run by another project since. Only tables whose names may be another's are looked at;
+    of nobody's, the first writer is the owner. Threads share it safely.
     """
 
     _ours: set[tuple[str, str, str]] = field(default_factory=set)
@@ -484,6 +534,57 @@ class WrittenTables:
             spec = describe.TableSpec(table, view.name, config.project, may_be_anothers=True)
             if describe.refuse_anothers(dynamodb, config.online_store.aws(), spec):
                 self._ours.add((table, config.project, view.name))
+
+
+LOOK_AGAIN_S = 60.0
+"""A table that said nothing of whose it is may have been claimed since."""
+
+
+@dataclass
+class ReadTables:
+    """Whose the tables are that a process reads; each is looked at before its first answer.
+
+    Tables whose names only one view can have are not looked at. Threads share it safely.
+    """
+
+    _next_look_s: dict[tuple[str, str, str], float] = field(default_factory=dict)
+
+    def unknown(
+        self, views: Iterable[KnownView], now_s: float | None = None
+    ) -> list[tuple[str, str, str]]:
+        """The tables, projects and views that are still to be looked at."""
+        owners = [view.owner for view in views if view.owner is not None]
+        if not owners:
+            return owners
+        now_s = time.monotonic() if now_s is None else now_s
+        return [owner for owner in owners if self._next_look_s.get(owner, 0.0) <= now_s]
+
+    async def refuse_anothers(
+        self,
+        owners: Sequence[tuple[str, str, str]],
+        reader: Reader,
+        started_s: float | None = None,
+    ) -> None:
+        """Refuse to answer rows of another view or project.
+
+        Raises:
+            TableTakenError: a table is another's, in the words of `feast apply`.
+            AwsError: AWS refused.
+        """
+        keys = [TableKeys(table, (OWNER_KEY,)) for table in {one[0] for one in owners}]
+        result = await reader.read_partial(keys, started_s)
+        for owner in owners:
+            table, project, view = owner
+            item = result.found[table].get(OWNER_KEY)
+            if item is not None:
+                from feast_dynamo_ext.dynamo.tables import describe
+
+                said = {name: item.get(name, {}).get("S", "") for name in ("project", "view")}
+                spec = describe.TableSpec(table, view, project)
+                describe.Owner(said).refuse_anothers(spec)
+                self._next_look_s[owner] = float("inf")
+            elif table not in result.unread:
+                self._next_look_s[owner] = time.monotonic() + LOOK_AGAIN_S
 
 
 def answers_expired(config: RepoConfig, view: Any) -> bool:

@@ -73,7 +73,7 @@ def packed_rows(view: str, schema: RowSchema, data: Iterable[FeastRow]) -> Itera
 
     Raises:
         EntityKeyError: a key that cannot be a key.
-        ColumnTypeError: a row without event time.
+        ColumnTypeError: a row without event time, or with a time that items cannot hold.
     """
     encoders: dict[tuple[str, ...], KeyEncoder] = {}
     for at, (entity_key, values, event_time, created_time) in enumerate(data):
@@ -86,7 +86,7 @@ def packed_rows(view: str, schema: RowSchema, data: Iterable[FeastRow]) -> Itera
             encode(entity_key.entity_values or ENTITYLESS_VALUES),
             _packed(values, schema.names),
             _event_us(event_time, at, view),
-            _created_us(created_time),
+            _created_us(created_time, at, view),
         )
 
 
@@ -97,13 +97,23 @@ def _event_us(event_time: datetime | None, at: int, view: str) -> int:
             f"Feature view `{view}`: row {at} (counted from 0) has no event time. Nothing was "
             "written. Fill it, or drop the row."
         )
-    return micros_of(event_time)
+    return _exact_us(event_time, at, view)
 
 
-def _created_us(created_time: datetime | None) -> int | None:
+def _created_us(created_time: datetime | None, at: int, view: str) -> int | None:
     if created_time is None or created_time != created_time:  # noqa: PLR0124 - NaT
         return None
-    return micros_of(created_time)
+    return _exact_us(created_time, at, view)
+
+
+def _exact_us(moment: datetime, at: int, view: str) -> int:
+    # pandas' times are Python's, but for their nanoseconds; see `timestamps.micros`.
+    if type(moment) is not datetime and getattr(moment, "nanosecond", None):
+        raise ColumnTypeError(
+            f"Feature view `{view}`: a time of row {at} (counted from 0) has a part below a "
+            "microsecond, which the online store does not hold. Nothing was written. Round it."
+        )
+    return micros_of(moment)
 
 
 def latest_event_us(config: RepoConfig) -> int | None:

@@ -33,14 +33,20 @@ from feast_dynamo_ext.config import problems, refuse_unknown
 from feast_dynamo_ext.cost import estimate
 from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_services
 from feast_dynamo_ext.dynamo.views import table_name
-from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, ViewsFailedError
+from feast_dynamo_ext.errors import (
+    CONFLICT,
+    UNAVAILABLE,
+    ConfigError,
+    FeastDynamoError,
+    ViewsFailedError,
+)
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
 from feast_dynamo_ext.materialize.newest_rows import (
     ViewReading,
     Window,
     is_to_come,
     refuse_end_to_come,
-    say_if_all_expired,
+    say_why_nothing,
     window_of,
 )
 from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
@@ -60,6 +66,10 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.write import FeastRow, WriteMethod
 
 logger = logging.getLogger(__name__)
+
+
+RETRIED = frozenset({CONFLICT, UNAVAILABLE})
+"""Statuses of Feast's server that its clients try again after; other errors of a run are 500."""
 
 
 class CountedStore:
@@ -117,6 +127,8 @@ def _naming(view: str, error: BaseException) -> BaseException:
 
 def _job(task: MaterializationTask, error: BaseException | None) -> LocalMaterializationJob:
     status = MaterializationJobStatus.ERROR if error else MaterializationJobStatus.SUCCEEDED
+    if isinstance(error, FeastDynamoError) and error.http_status in RETRIED:
+        error = _feast.served(error)
     return LocalMaterializationJob(_feast.job_id(task), status, error=error)
 
 
@@ -319,6 +331,7 @@ class DynamoComputeEngine(LocalComputeEngine):
             self._write_method(view),
             self._services(registry, view),
             partial(self._ours.refuse_anothers, self.repo_config, view),
+            _feast.is_incremental(task),
         )
 
     def _write_method(self, view: Any) -> WriteMethod:
@@ -372,6 +385,14 @@ class DynamoComputeEngine(LocalComputeEngine):
             failed = error
         report.error, report.step = failed, "failed" if failed else "done"
         report.ended_s = time.monotonic()
+        if is_ours and failed is None and not report.read:
+            logger.warning(
+                "feature view %s: no row came out of its transformation from %s to %s, so nothing "
+                "is written.",
+                report.view,
+                report.start.isoformat(),
+                report.end.isoformat(),
+            )
 
     def _leased(self, report: ViewReport) -> Lease:
         client = self._ours.connection(self.repo_config).client
@@ -411,7 +432,7 @@ class DynamoComputeEngine(LocalComputeEngine):
 
         def found(newest: Any) -> None:
             report.read, report.expired = newest.read, newest.expired
-            say_if_all_expired(view, newest)
+            say_why_nothing(view, reading.window, newest, is_incremental=is_incremental)
 
         sizes = [rows.sizes() for rows in reading.rows(found)]
         return estimate.estimate_view(

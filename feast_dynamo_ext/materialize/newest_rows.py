@@ -21,14 +21,21 @@ from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
 from feast_dynamo_ext.dynamo.views import kept_seconds, ttl_seconds
 from feast_dynamo_ext.dynamo.write import latest_event_us, refuse_future
-from feast_dynamo_ext.errors import WindowError
+from feast_dynamo_ext.errors import OfflineStoreError, WindowError
 from feast_dynamo_ext.materialize.checkpoint import source_fingerprint
 from feast_dynamo_ext.materialize.spool import Spool, bucket_count
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, engine_for
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.retrieval.inputs import checked_source
 from feast_dynamo_ext.retrieval.plan import declared_columns, plan_rows
-from feast_dynamo_ext.timestamps import EARLIEST, assume_utc, micros, micros_of
+from feast_dynamo_ext.timestamps import (
+    EARLIEST,
+    Axis,
+    assume_utc,
+    micros,
+    micros_of,
+    moment_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -150,6 +157,7 @@ class Newest:
         batches: the rows, in the source's own columns.
         incomplete: rows that were looked at and lack a key or the event time; 0 where another
             offline store leaves them out.
+        whole: where no row was read, the source with all of its files; None otherwise.
     """
 
     read: int
@@ -157,19 +165,62 @@ class Newest:
     rows: int
     batches: Iterator[pa.RecordBatch]
     incomplete: int = 0
+    whole: ParquetSource | None = None
 
 
-def say_if_all_expired(view: Any, newest: Newest) -> None:
-    """Say in words that no row of a view is young enough: its count alone looks like success."""
-    if newest.expired and not newest.rows:
-        logger.warning(
-            "feature view %s: each of its %s entities' newest rows is past the view's ttl of %s, "
-            "so nothing is written. Is the source up to date? To serve rows of that age, raise "
-            "the ttl, or set `expired: value` for the view or in feature_store.yaml.",
-            view.name,
-            f"{newest.expired:,}",
-            view.ttl,
+MOST_FOOTERS = 200
+"""Files whose footers are read to say why there was nothing to read."""
+
+
+def say_why_nothing(
+    view: Any, window: Window, newest: Newest, *, is_incremental: bool = False
+) -> None:
+    """Say in words why no row of a view is written: counts alone look like success.
+
+    An incremental run that finds nothing new is as it should be: that is information, for which no
+    footers are read.
+    """
+    if newest.rows:
+        return
+    level = logging.WARNING
+    if newest.expired:
+        why = (
+            f"each of its {newest.expired:,} entities' newest rows is past the view's ttl of "
+            f"{view.ttl}, so nothing is written. Is the source up to date? To serve rows of that "
+            "age, raise the ttl, or set `expired: value` for the view or in feature_store.yaml."
         )
+    else:
+        start, end = (assume_utc(time) for time in (window.start, window.end))
+        why = f"no row of its source is from {start.isoformat()} to {end.isoformat()}"
+        rows, last = None, None
+        if newest.incomplete:
+            why += f" and has its join keys; {newest.incomplete:,} rows lack a key or event time"
+        elif is_incremental and view.most_recent_end_time:
+            level = logging.INFO
+        else:
+            rows, last = _extent(view, newest.whole)
+        if rows == 0:
+            why = "its source holds no rows"
+        why += ", so nothing is written."
+        if last is not None:
+            why += f" Its newest event time is {last.isoformat()}."
+    logger.log(level, "feature view %s: %s", view.name, why)
+
+
+def _extent(view: Any, source: ParquetSource | None) -> tuple[int | None, datetime | None]:
+    """How many rows a source has, and the newest's event time, as its files' footers say."""
+    if source is None or len(source.files) > MOST_FOOTERS:
+        return None, None
+    try:
+        limits = source.limits(stored_times(view.batch_source)[0])
+        if limits is None or not len(limits):
+            return source.rows, None
+        axis = Axis.from_type(limits.type)
+        last = Axis("us").floor(axis.cast(limits).to_numpy(), axis.unit).max()
+        return source.rows, moment_of(int(last))
+    except (OfflineStoreError, OverflowError):
+        # A file outside of the window, which is none of this run's; or a year after 9999.
+        return None, None
 
 
 class History:
@@ -234,7 +285,8 @@ class History:
         times = (window.start, window.end, not_before)
         with engine.newest(plan, source, *times, scanned) as found:
             batches = found.source.fetch_each(plan.feature_columns, found.positions)
-            yield Newest(found.read, found.expired, found.rows, batches, found.incomplete)
+            whole = None if found.read else source
+            yield Newest(found.read, found.expired, found.rows, batches, found.incomplete, whole)
 
     def _by_job(self, window: Window, not_before: datetime | None) -> Newest:
         """By the offline store's own method, which other stores keep in memory whole."""
@@ -291,7 +343,7 @@ class Encoder:
         columns, features = self.columns, self.view.features
         names = join_keys(self.view)
         kinds = {column.name: column.dtype.to_value_type() for column in self.view.entity_columns}
-        created = columns.created_time
+        created, where = columns.created_time, f"Feature view `{self.view.name}`"
         rows = EncodedRows(
             encode_keys(
                 [batch.column(name) for name in columns.keys],
@@ -306,8 +358,8 @@ class Encoder:
                 [field.name for field in features],
                 self.view.name,
             ),
-            micros(batch.column(columns.event_time)),
-            micros(batch.column(created)) if created else None,
+            micros(columns.event_time, batch.column(columns.event_time), where),
+            micros(created, batch.column(created), where) if created else None,
             self.schema,
             self.kept_s,
         )

@@ -32,7 +32,7 @@ from feast_dynamo_ext.dynamo.row_batch import EncodedBlock, Outcome
 from feast_dynamo_ext.errors import AwsError
 from feast_dynamo_ext.materialize.checkpoint import Checkpoint, RunIdentity, view_fingerprint
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
-from feast_dynamo_ext.materialize.newest_rows import say_if_all_expired
+from feast_dynamo_ext.materialize.newest_rows import say_why_nothing
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -71,7 +71,7 @@ class MaterializeSettings(FeastConfigBaseModel):
     """Memory that finding the newest rows may use before it spills to the offline store's
     `spill_folder`."""
 
-    rows_per_bucket: int = Field(default=100_000, ge=1)
+    rows_per_bucket: int = Field(default=25_000, ge=1)
     """Rows after which progress is recorded: what a killed run writes again at most, for each
     bucket that was being written. A run has at most 256 buckets, so with more rows they are
     larger."""
@@ -217,6 +217,7 @@ class ViewRun:
         method: writes its rows.
         services: called before its first row is written; gives what is called after the last.
         refuse_anothers: raises where its table is another view's or project's.
+        is_incremental: whether its window begins where the last run's ended.
     """
 
     view: Any
@@ -225,6 +226,7 @@ class ViewRun:
     method: WriteMethod
     services: Callable[[], Callable[[], object]]
     refuse_anothers: Callable[[], object]
+    is_incremental: bool = False
 
 
 @dataclass
@@ -343,7 +345,7 @@ class Run:
         def found(newest: Newest) -> None:
             report.read, report.expired = newest.read, newest.expired
             report.incomplete = newest.incomplete
-            say_if_all_expired(run.view, newest)
+            say_why_nothing(run.view, reading.window, newest, is_incremental=run.is_incremental)
 
         def looked_at(rows: int) -> None:
             if self._is_over.is_set():

@@ -15,35 +15,31 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast.data_format import DeltaFormat
 from feast.feature_view import DUMMY_ENTITY_ID
-from feast.types import from_feast_to_pyarrow_type
-from feast.value_type import ValueType
 
 from feast_dynamo_ext.arrow_types import (
     is_bytes,
     is_text,
     is_time,
     one_array,
+    plain,
 )
 from feast_dynamo_ext.columns import stored_names, stored_times
-from feast_dynamo_ext.declared import (
-    OPEN_KINDS,
-    declared_as,
-    folder_types,
-)
+from feast_dynamo_ext.declared import declared_as, folder_types
 from feast_dynamo_ext.errors import (
     ColumnNotFoundError,
     ColumnTypeError,
     OfflineStoreError,
     SourceNotFoundError,
 )
-from feast_dynamo_ext.exact import cast_exact, refuse_inexact_integers
-from feast_dynamo_ext.parquet.fitted import fitted
+from feast_dynamo_ext.exact import cast_exact
+from feast_dynamo_ext.key_types import is_doubtful_key, key_exact
+from feast_dynamo_ext.parquet.fitted import TIMES, first_type, fitted, grown_type, leaves_open
 from feast_dynamo_ext.parquet.iceberg.catalog import is_iceberg
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
 from feast_dynamo_ext.parquet.scan import FileChangedError, ReadErrors
 from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
-from feast_dynamo_ext.parquet.writer import write_parts
+from feast_dynamo_ext.parquet.writer import open_writer, write_parts
 from feast_dynamo_ext.storage import FileReplacedError, discard, files_of, settings_of
 
 if TYPE_CHECKING:
@@ -56,7 +52,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.storage import Files, FileState
 
 
-TIMES = pa.timestamp("us", "UTC")
 DATE = "%Y-%m-%d"
 TIME_FORMS = [
     (form, re.compile(re.sub("%Y", r"\\d{4}", re.sub("%[mdHMS]", r"\\d\\d", form))))
@@ -247,19 +242,26 @@ class Target:
             folders = Folders.from_source(data_source, ())
             # The first file says what the columns are, so they are those of the rows.
             names = dict.fromkeys([*_required(view), *_plain(table)])
-            schema = pa.schema(_first_type(name, declared, table) for name in names)
+            schema = pa.schema(_first_type(name, kinds, table) for name in names)
+            for name in filter(None, stored_times(data_source)):
+                if pa.types.is_date(schema.field(name).type):
+                    # Later rows may have hours.
+                    schema = schema.set(schema.names.index(name), pa.field(name, TIMES))
             _check_first_times(view, uri, schema)
             of_files = folders.without(schema)
             return cls(
                 view.name, uri, of_files, folders, of_folders, pa.schema([]), declared=kinds
             )
+        columns = [column for column in source.schema if column.name in kinds]
+        if any(leaves_open(column.type, kinds[column.name]) for column in columns):
+            source = source.with_all_types()
         is_file = source.files[0].path.endswith(uri.partition("://")[2] or uri)
         of_files = set(source.schema.names) - source.of_folders
         folders = Folders.from_source(data_source, source.files, of_files)
         if is_file:
             folders = replace(folders, columns=(), derived={}, plain="", order=())
         schema = pa.schema(
-            _first_type(column.name, declared, table) if pa.types.is_null(column.type) else column
+            _grown(column, kinds, table)
             for column in folders.without(source.schema.remove_metadata())
         )
         new = [column for column in declared if column.name not in source.schema.names]
@@ -300,7 +302,7 @@ class Target:
                 f"{self.uri}; they have {given}."
             )
         new = [
-            _first_type(name, self.optional, table)
+            _first_type(name, self.declared, table)
             for name in self.optional.names
             if name in given
         ]
@@ -404,7 +406,6 @@ def append_rows(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
         DestinationError: the disk refused; nothing is kept. AwsError: S3 did.
     """
     table = _original_names(view, table)
-    _check_keys(view, table)
     if is_iceberg(view.batch_source):
         return _append_to_table(view, config, table)
     for _ in range(REWRITES):
@@ -416,6 +417,7 @@ def append_rows(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
 def _append(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
     target = Target.from_view(view, config, table)
     rows = target.rows(table)
+    _check_keys(view, table)
     files = files_of(target.uri, settings_of(view.batch_source, config))
     if target.one_file is None:
         parts = target.folders.split(target.folder_values(table), rows)
@@ -428,7 +430,9 @@ def _append(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
 def _append_to_table(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
     handle = TableHandle.from_source(view.batch_source, config)
     target = Target.from_table(view, f"the Iceberg table {handle.name}", handle.columns())
-    handle.append(target.rows(table))
+    rows = target.rows(table)
+    _check_keys(view, table)
+    handle.append(rows)
     return [handle.name]
 
 
@@ -473,10 +477,10 @@ def _rewrite(files: Files, uri: str, source: ParquetSource, rows: pa.Table) -> N
             if writer is None:
                 # After a read: asked for a column of a corrupt footer, pyarrow ends the process.
                 codec = old.metadata.row_group(group).column(0).compression
-                writer = opened.enter_context(pq.ParquetWriter(new, schema, compression=codec))
+                writer = opened.enter_context(open_writer(new, schema, uri, compression=codec))
             writer.write_table(_with_columns(kept, schema))
         if writer is None:
-            writer = opened.enter_context(pq.ParquetWriter(new, schema, compression="zstd"))
+            writer = opened.enter_context(open_writer(new, schema, uri, compression="zstd"))
         writer.write_table(rows.replace_schema_metadata(schema.metadata))
 
 
@@ -539,16 +543,17 @@ def write_folders(
 
 
 def _check_keys(view: Any, table: pa.Table) -> None:
-    """Refuse floats as join keys that may have been another integer.
+    """Refuse join keys that no reader could look up: their source could not be read any more.
 
     Raises:
         ColumnTypeError: names the column.
     """
     stored = stored_names(view.batch_source)
-    for name in (stored[column.name] for column in view.entity_columns):
-        if name in table.column_names and pa.types.is_floating(table.schema.field(name).type):
+    for column in view.entity_columns:
+        name, kind = stored[column.name], column.dtype.to_value_type()
+        if name in table.column_names and is_doubtful_key(table.schema.field(name).type, kind):
             try:
-                refuse_inexact_integers(one_array(table.column(name)))
+                key_exact(plain(one_array(table.column(name))), kind)
             except ValueError as error:
                 raise ColumnTypeError(
                     f"Feature view `{view.name}`: column `{name}` of the rows to append: {error}."
@@ -571,7 +576,7 @@ def _declared(view: Any) -> pa.Schema:
     stored = stored_names(view.batch_source)
     columns = {column.name: column for column in [*view.entity_columns, *view.features]}
     return pa.schema(
-        (stored[name], _arrow_type(column.dtype))
+        (stored[name], first_type(declared_as(column.dtype), pa.null()))
         for name, column in columns.items()
         if name != DUMMY_ENTITY_ID
     )
@@ -583,16 +588,6 @@ def _kinds(view: Any) -> dict[str, Declared]:
         stored[column.name]: declared_as(column.dtype)
         for column in [*view.entity_columns, *view.features]
     }
-
-
-def _arrow_type(dtype: Any) -> pa.DataType:
-    """The Arrow type of a declared type; null where the rows say it, for example of maps."""
-    if isinstance(declared_as(dtype), ValueType) and dtype.to_value_type() in OPEN_KINDS:
-        return pa.null()
-    try:
-        return from_feast_to_pyarrow_type(dtype)
-    except ValueError:
-        return pa.null()
 
 
 def _required(view: Any) -> list[str]:
@@ -616,8 +611,19 @@ def _check_first_times(view: Any, uri: str, schema: pa.Schema) -> None:
             )
 
 
-def _first_type(name: str, declared: pa.Schema, table: pa.Table) -> pa.Field:
-    if name in declared.names and not pa.types.is_null(declared.field(name).type):
-        return declared.field(name)
-    kind = table.schema.field(name).type if name in table.column_names else pa.null()
-    return pa.field(name, kind)
+def _first_type(name: str, kinds: Mapping[str, Declared], table: pa.Table) -> pa.Field:
+    kind = _type_in(table, name)
+    return pa.field(name, first_type(kinds[name], kind) if name in kinds else kind)
+
+
+def _grown(column: pa.Field, kinds: Mapping[str, Declared], table: pa.Table) -> pa.Field:
+    if pa.types.is_null(column.type):
+        return _first_type(column.name, kinds, table)
+    if column.name not in kinds:
+        return column
+    given = _type_in(table, column.name)
+    return column.with_type(grown_type(column.type, kinds[column.name], given))
+
+
+def _type_in(table: pa.Table, name: str) -> pa.DataType:
+    return table.schema.field(name).type if name in table.column_names else pa.null()

@@ -180,7 +180,7 @@ def _file_limits(fragment: Any, column: str) -> pa.Array | None:
         return pa.array([], kind)
     # As numbers: Python's own times end in the year 9999, and know no nanoseconds.
     numbers: list[int] = []
-    for group in fragment.row_groups:
+    for group in filter(lambda group: group.num_rows, fragment.row_groups):
         says = metadata.row_group(group.id).column(at).statistics
         if says is not None and says.has_min_max:
             numbers += [says.min_raw, says.max_raw]

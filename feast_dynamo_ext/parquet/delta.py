@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
+from feast_dynamo_ext.arrow_types import is_bytes
 from feast_dynamo_ext.cancellation import in_threads
 from feast_dynamo_ext.errors import (
     DependencyError,
@@ -41,6 +42,8 @@ LAST_CHECKPOINT = f"{LOG}/_last_checkpoint"
 
 LOG_FILE = re.compile(rf"{LOG}/(_sidecars/)?\w[\w.-]*", re.ASCII)
 """What a log consists of. Other names are not copied: with `..` they lead out of the folder."""
+
+BACKTRACE = re.compile(r"\n\s+0: ")
 
 COPIED_AT_ONCE = 16
 
@@ -74,14 +77,15 @@ def _read(deltalake: Any, place: Place, source: str, folder: str | None) -> Tabl
         except deltalake.exceptions.TableNotFoundError as error:
             raise _no_table(place, source) from error
         except (deltalake.exceptions.DeltaError, OSError) as error:
-            said = str(error).replace(path, place.uri)
+            # The library adds its own stack.
+            said = BACKTRACE.split(str(error).replace(path, place.uri))[0].rstrip(". \n")
             raise SourceReadError(
                 f"Source `{source}`: the log of the Delta table {place.uri} cannot be read: "
-                f"{said}."
+                f"{said}. Repair the table, or restore its log."
             ) from error
     names = [name.partition(".")[2] for name in added.column_names if _is_partition(name)]
     partitions = {name: schema.field(name).type for name in names}
-    return TableFiles(_files(place, added, names), schema, partitions)
+    return TableFiles(_files(place, added, partitions), schema, partitions)
 
 
 def _chunks(place: Place, uri: str) -> Iterator[bytes]:
@@ -103,10 +107,10 @@ def _no_table(place: Place, source: str) -> SourceNotFoundError:
 @contextlib.contextmanager
 def _readable_log(place: Place, source: str, folder: str | None) -> Iterator[str]:
     """Where the library finds the table's log on a disk."""
-    if not place.is_on_s3:
+    if not place.is_on_s3 and "%" not in place.root:  # the library takes `%20` for a space
         yield place.uri
         return
-    root = f"s3://{place.root}"
+    root = f"s3://{place.root}" if place.is_on_s3 else place.root
     try:
         files = place.storage.below(f"{root}/{LOG}")
         names = {file.path.removeprefix(f"{place.root}/") for file in files}
@@ -199,14 +203,33 @@ def _is_partition(name: str) -> bool:
     return name.startswith("partition.")
 
 
-def _files(place: Place, added: pa.Table, partitions: list[str]) -> tuple[FileState, ...]:
-    values = {name: added.column(f"partition.{name}").cast(pa.string()) for name in partitions}
+ESCAPED = re.compile(r"\\u([0-9A-Fa-f]{4})")
+
+
+def _bytes_text(text: str | None) -> str | None:
+    """Bytes of a partition as a text; the log has an escape such as `U+0001` of each byte."""
+    if text is None:
+        return None
+    plain = ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
+    return plain.encode("latin-1").decode(errors="surrogateescape")
+
+
+def _partition_texts(column: pa.ChunkedArray, kind: pa.DataType) -> list[str | None]:
+    texts: list[str | None] = column.cast(pa.string()).to_pylist()
+    return [_bytes_text(text) for text in texts] if is_bytes(kind) else texts
+
+
+def _files(
+    place: Place, added: pa.Table, partitions: dict[str, pa.DataType]
+) -> tuple[FileState, ...]:
+    values = {
+        name: _partition_texts(added.column(f"partition.{name}"), kind)
+        for name, kind in partitions.items()
+    }
     columns = zip(
         added.column("path").to_pylist(),
         added.column("size_bytes").to_pylist(),
-        zip(*(column.to_pylist() for column in values.values()), strict=True)
-        if values
-        else [()] * added.num_rows,
+        zip(*values.values(), strict=True) if values else [()] * added.num_rows,
         strict=True,
     )
     states = {file.path: file for file in place.everything()}

@@ -7,11 +7,11 @@ is a time. Read back by its declared type, a value is what the push wrote to the
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from feast.types import Array, Set, Struct
 from feast.value_type import ValueType
 
 from feast_dynamo_ext.arrow_types import (
@@ -26,24 +26,139 @@ from feast_dynamo_ext.arrow_types import (
 )
 from feast_dynamo_ext.declared import (
     LISTS,
+    LISTS_OF_MAPS,
+    MAPS,
     OPEN_KINDS,
     SCALARS,
     SECONDS,
     UUIDS,
-    any_exact,
     as_json,
+    declared_arrow,
+    declared_as,
     element_kind,
+    has_form,
     name_of,
-    parsed_json,
     scalar_exact,
     value_type,
 )
+from feast_dynamo_ext.declared_values import any_exact, documents, may_have_more, parsed_json
 from feast_dynamo_ext.errors import ColumnTypeError
-from feast_dynamo_ext.exact import cast_exact, check_json, refused, with_elements
+from feast_dynamo_ext.exact import cast_exact, elements_of, refused, with_elements
 
 if TYPE_CHECKING:
     from feast_dynamo_ext.declared import Declared
     from feast_dynamo_ext.exact import Column
+
+
+def first_type(declared: Declared, own: pa.DataType) -> pa.DataType:
+    """The type in which a history begins a column, so that it holds what a push may bring.
+
+    Args:
+        declared: what the feature or join key is declared as.
+        own: the type of the first rows; null where there are none. It says what maps hold; what
+            they leave open is null, and `grown_type` with later rows.
+    """
+    own = plain_type(own)
+    if isinstance(declared, Struct):
+        kinds = {name: declared_as(kind) for name, kind in declared.fields.items()}
+        types = {field.name: field.type for field in own} if pa.types.is_struct(own) else {}
+        return pa.struct(
+            [(name, first_type(kind, types.get(name, pa.null()))) for name, kind in kinds.items()]
+        )
+    if not isinstance(declared, ValueType):
+        element: Declared | None = declared_as(declared.base_type)
+    else:
+        element = MAPS_OF.get(declared) or element_kind(declared)
+    if declared in MAPS_OF and (is_text(own) or is_bytes(own)):
+        return pa.large_string()
+    if element is not None:
+        return pa.list_(first_type(element, own.value_type if is_list(own) else pa.null()))
+    return _first_of(value_type(declared), own)
+
+
+def _first_of(kind: ValueType, own: pa.DataType) -> pa.DataType:
+    if kind in MAPS:
+        return _first_map(own)
+    if kind not in SCALARS:
+        return own
+    if kind in TIME_KINDS:
+        return TIMES
+    return pa.large_string() if kind is ValueType.JSON else declared_arrow(kind)
+
+
+TIMES = pa.timestamp("us", "UTC")
+TIME_KINDS = {ValueType.UNIX_TIMESTAMP, ValueType.ZONED_TIMESTAMP}
+
+
+def _first_map(own: pa.DataType) -> pa.DataType:
+    """A map of values of one type; JSON, in texts, of values of several."""
+    if is_text(own) or is_bytes(own):
+        return pa.large_string()
+    if not pa.types.is_struct(own):
+        return own
+    items = [_first_item(field.type) for field in own]
+    known = {item for item in items if not _is_unknown(item)}
+    if len(known) > 1:
+        return pa.large_string() if _fits_json(own) else own
+    return pa.map_(pa.string(), *(known or [pa.null()]))
+
+
+def _first_item(own: pa.DataType) -> pa.DataType:
+    if is_list(own):
+        return pa.list_(_first_item(own.value_type))
+    return _first_map(own) if pa.types.is_struct(own) else own
+
+
+def _is_unknown(kind: pa.DataType) -> bool:
+    """Whether a column holds nothing of which anyone knows the type."""
+    if is_list(kind):
+        return _is_unknown(kind.value_type)
+    if pa.types.is_map(kind):
+        return _is_unknown(kind.item_type)
+    return bool(pa.types.is_null(kind))
+
+
+def _fits_json(kind: pa.DataType) -> bool:
+    if is_list(kind):
+        return _fits_json(kind.value_type)
+    if pa.types.is_struct(kind):
+        return all(_fits_json(field.type) for field in kind)
+    is_number_of_json = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return bool(
+        is_number_of_json or pa.types.is_boolean(kind) or pa.types.is_null(kind) or is_text(kind)
+    )
+
+
+def leaves_open(kind: pa.DataType, declared: Declared) -> bool:
+    """Whether a column's type leaves open what others of its files may say."""
+    return _is_unknown(kind) or grown_type(kind, declared, pa.null()) != kind
+
+
+def grown_type(kind: pa.DataType, declared: Declared, own: pa.DataType) -> pa.DataType:
+    """The type of a column that is there, with what it leaves open.
+
+    A column of nulls alone has its `first_type`, a struct all fields that are declared.
+    """
+    if _is_unknown(kind):
+        return first_type(declared, own)
+    if isinstance(declared, (Array, Set)) and is_list(kind):
+        inner = own.value_type if is_list(own) else pa.null()
+        grown = grown_type(kind.value_type, declared_as(declared.base_type), inner)
+        return kind if grown == kind.value_type else pa.list_(grown)
+    if not (isinstance(declared, Struct) and pa.types.is_struct(kind)):
+        return kind
+    kinds = {name: declared_as(dtype) for name, dtype in declared.fields.items()}
+    there = {field.name: field.type for field in kind}
+    given = {field.name: field.type for field in own} if pa.types.is_struct(own) else {}
+    parts = there | {name: there.get(name, pa.null()) for name in kinds}
+    return pa.struct(
+        [
+            (name, grown_type(part, kinds[name], given.get(name, pa.null())))
+            if name in kinds
+            else (name, part)
+            for name, part in parts.items()
+        ]
+    )
 
 
 def fitted(
@@ -131,11 +246,12 @@ def stored_as(column: Column, declared: Declared, target: pa.DataType) -> Column
         return cast_exact(stored_as(array, declared, target.value_type), target)
     if isinstance(declared, ValueType) and declared in SCALARS:
         return _scalar_stored(array, declared, target)
+    if isinstance(declared, ValueType) and not has_form(array.type, declared):
+        raise refused(array, name_of(declared))
     if is_list(array.type) and is_list(target) and isinstance(declared, ValueType):
         element = MAPS_OF.get(declared) or element_kind(declared) or ValueType.UNKNOWN
-        return with_elements(
-            array, lambda part: stored_as(part, element, target.value_type), target
-        )
+        elements = stored_as(elements_of(array), element, target.value_type)
+        return with_elements(array, elements, target)
     return _collection_stored(array, declared, target)
 
 
@@ -147,19 +263,58 @@ def _collection_stored(array: pa.Array, declared: Declared, target: pa.DataType)
     if declared is ValueType.UNKNOWN:
         return cast_exact(array, target)
     in_json, to_json = (is_text(kind) or is_bytes(kind) for kind in (array.type, target))
+    is_open = value_type(declared) in MAPS | LISTS_OF_MAPS and isinstance(declared, ValueType)
     if not in_json:
+        _refuse_added_keys(array, declared, None if to_json else target)
         array = any_exact(array, declared)
-        if to_json:
-            return cast_exact(_whole_json(array), target)
-        if pa.types.is_struct(array.type) and pa.types.is_map(target):
-            array = _map_of_struct(array, target)
-        return cast_exact(array, target)
-    if to_json and value_type(declared) in OPEN_KINDS:
-        check_json(array)
-        return cast_exact(array, target)
-    parsed = parsed_json(array, lists=is_list(target) or value_type(declared) in LISTS)
+        return cast_exact(as_json(array), target) if to_json else _as_item(array, target)
+    if is_open:
+        cells = _maps_of(array, lists=declared in LISTS_OF_MAPS)
+        return cast_exact(array, target) if to_json else _of_documents(array, cells, target)
+    is_of_lists = is_list(target) or value_type(declared) in LISTS
+    parsed = parsed_json(array, lists=is_of_lists, declared=declared)
     exact = any_exact(parsed, declared) if not pa.types.is_null(parsed.type) else parsed
-    return cast_exact(array if to_json else exact, target)
+    if to_json:
+        return cast_exact(array, target)
+    _refuse_added_keys(exact, declared, target)
+    return _as_item(exact, target)
+
+
+def _maps_of(array: pa.Array, *, lists: bool) -> list[Any]:
+    """What JSON of maps, or of lists of maps, says.
+
+    Raises:
+        ValueError: counts the texts that are something else.
+    """
+    cells = documents(array)
+    is_right = _is_list_of_maps if lists else _is_map
+    bad = sum(cell is not None and not is_right(cell) for cell in cells)
+    if bad:
+        raise refused(array, "JSON of lists of maps" if lists else "JSON of maps", bad)
+    return cells
+
+
+def _is_map(cell: Any) -> bool:
+    return isinstance(cell, dict)
+
+
+def _is_list_of_maps(cell: Any) -> bool:
+    return isinstance(cell, list) and all(isinstance(part, dict) for part in cell)
+
+
+def _of_documents(array: pa.Array, cells: list[Any], target: pa.DataType) -> pa.Array:
+    """What JSON says in another type, where each map has the keys that it has in its text.
+
+    Raises:
+        ValueError: it does not fit, or a map lacks a key that the type gives to all.
+    """
+    try:
+        made = pa.array(cells, target)
+    except (pa.ArrowException, OverflowError, TypeError):
+        raise refused(array, target) from None
+    if made.to_pylist(maps_as_pydicts="strict") != cells:
+        raise refused(array, target)
+    return made
 
 
 def _scalar_stored(array: pa.Array, kind: ValueType, target: pa.DataType) -> pa.Array:
@@ -171,13 +326,7 @@ def _scalar_stored(array: pa.Array, kind: ValueType, target: pa.DataType) -> pa.
         if pa.types.is_binary(target) or target in (pa.large_binary(), pa.binary(UUID_BYTES)):
             exact = cast_exact(exact, pa.uuid())
     elif kind is ValueType.JSON:
-        if pa.types.is_nested(own) and not pa.types.is_nested(target):
-            exact = _whole_json(array)
-        elif pa.types.is_nested(target):
-            in_json = is_text(own) or is_bytes(own)
-            exact = parsed_json(array, lists=is_list(target)) if in_json else array
-        elif is_number(target) or pa.types.is_boolean(target):
-            exact = array
+        exact = _json_stored(array, exact, target)
     elif kind is ValueType.DECIMAL:
         if is_text(exact.type) and pa.types.is_decimal(target):
             exact = _parsed_decimals(exact, target)
@@ -191,54 +340,108 @@ def _scalar_stored(array: pa.Array, kind: ValueType, target: pa.DataType) -> pa.
     return stored
 
 
-def _whole_json(array: pa.Array) -> pa.Array:
-    """Maps and lists as JSON, where no key may have been added to them.
+def _json_stored(array: pa.Array, texts: pa.Array, target: pa.DataType) -> pa.Array:
+    """JSON as a column keeps it: as texts, as one of the few scalars, or as what it says."""
+    own = array.type
+    if not pa.types.is_nested(target):
+        if is_number(target) or pa.types.is_boolean(target):
+            return array
+        _refuse_added_keys(array, ValueType.MAP, None)
+        return texts
+    if is_text(own) or is_bytes(own):
+        return _of_documents(array, documents(array), target)
+    _refuse_added_keys(array, ValueType.MAP, target)
+    return array
+
+
+ADDED_KEYS = (
+    "maps of several sets of keys came as structs, in which a key that is missing is null as "
+    "well; give them as texts of JSON (`json.dumps`)"
+)
+
+
+def _refuse_added_keys(array: pa.Array, declared: Declared, target: pa.DataType | None) -> None:
+    """Refuse maps to which Arrow may have added keys, or to which a struct would add them.
 
     Raises:
-        ValueError: a null beside other values of a map.
+        ValueError: a null that may stand for a missing key, or a type of other keys.
     """
-    if _has_null_fields(array):
-        raise ValueError(
-            "maps of several sets of keys came as structs, in which a key that is missing is "
-            "null as well; give them as texts of JSON (`json.dumps`)"
-        )
-    return as_json(array)
+    if may_have_more(array, declared, where_open=True):
+        raise ValueError(ADDED_KEYS)
+    if target is None:
+        return
+    if isinstance(declared, ValueType):
+        if declared in MAPS | LISTS_OF_MAPS and not _has_same_keys(array.type, target):
+            raise refused(array, target)
+        return
+    if isinstance(declared, Struct):
+        _refuse_unknown_fields(array.type, declared, target)
 
 
-def _has_null_fields(array: pa.Array) -> bool:
-    array = plain(array)
-    if is_list(array.type):
-        return _has_null_fields(pc.list_flatten(array))
+def _refuse_unknown_fields(own: pa.DataType, declared: Struct, target: pa.DataType) -> None:
+    if not (pa.types.is_struct(own) and pa.types.is_struct(target)):
+        return
+    types = {field.name: field.type for field in target}
+    unknown = [field.name for field in own if field.name not in types]
+    if unknown:
+        raise ValueError(f"its fields {unknown} are not declared. Declare them, or leave them out")
+    for field in own:
+        kind = declared.fields.get(field.name)
+        is_open = kind is not None and declared_as(kind) in MAPS | LISTS_OF_MAPS
+        if is_open and not _has_same_keys(field.type, types[field.name]):
+            raise ValueError(f"maps of its field `{field.name}` have other keys than those there")
+
+
+def _has_same_keys(own: pa.DataType, target: pa.DataType) -> bool:
+    own, target = plain_type(own), plain_type(target)
+    if is_list(own) and is_list(target):
+        return _has_same_keys(own.value_type, target.value_type)
+    if not (pa.types.is_struct(own) and pa.types.is_struct(target)):
+        return True
+    types = {field.name: field.type for field in target}
+    return {field.name for field in own} == types.keys() and all(
+        _has_same_keys(field.type, types[field.name]) for field in own
+    )
+
+
+def _as_map(array: pa.Array, target: pa.MapType) -> pa.Array:
+    """Maps, or structs, as which maps of Python come, as maps.
+
+    Raises:
+        ValueError: values that do not fit.
+    """
     if not pa.types.is_struct(array.type):
-        return False
-    parts = array.filter(array.is_valid()).flatten()
-    return any(part.null_count or _has_null_fields(part) for part in parts)
-
-
-def _map_of_struct(array: pa.StructArray, target: pa.MapType) -> pa.Array:
-    """Structs, as which maps of Python come, as maps.
-
-    Raises:
-        ValueError: a null, which may stand for a missing key, or values of several types.
-    """
-    if _has_null_fields(array):
-        raise ValueError(
-            "maps of several sets of keys came as structs, in which a key that is missing is "
-            "null as well; give them as lists of pairs"
-        )
+        return cast_exact(array, target)
     names, parts = [field.name for field in array.type], array.flatten()
-    if any(is_text(part.type) != is_text(target.item_type) for part in parts):
+    if any(_is_of_another_family(part.type, target.item_type) for part in parts):
         raise refused(array, target)
     # Of each row the values of all keys, one after the other.
     rows, count = len(array), len(names)
     order = np.arange(count * rows).reshape(count, rows).T.ravel()
-    items = pa.concat_arrays([cast_exact(part, target.item_type) for part in parts])
+    items = [_as_item(part, target.item_type) for part in parts]
+    items = pa.concat_arrays([*items, pa.array([], target.item_type)])
     keys = cast_exact(pa.array(names * rows, pa.string()), target.key_type)
     offsets = pa.array(np.arange(rows + 1) * count, pa.int32())
     missing = array.is_null() if array.null_count else None
     return pa.MapArray.from_arrays(
         offsets, keys, items.take(pa.array(order)), target, mask=missing
     )
+
+
+def _as_item(array: pa.Array, target: pa.DataType) -> pa.Array:
+    """Values in another type, and structs as maps where it has maps."""
+    array = plain(array)
+    if pa.types.is_map(target):
+        return _as_map(array, target)
+    if is_list(array.type) and is_list(target):
+        return with_elements(array, _as_item(elements_of(array), target.value_type), target)
+    if not (pa.types.is_struct(array.type) and pa.types.is_struct(target)):
+        return cast_exact(array, target)
+    found = dict(zip([field.name for field in array.type], array.flatten(), strict=True))
+    types = {field.name: field.type for field in target}
+    made = {name: _as_item(part, types.get(name, part.type)) for name, part in found.items()}
+    parts = pa.StructArray.from_arrays([*made.values()], names=[*made], mask=array.is_null())
+    return cast_exact(parts, target)
 
 
 def _parsed_decimals(texts: pa.Array, target: pa.DataType) -> pa.Array:

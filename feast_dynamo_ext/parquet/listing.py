@@ -23,7 +23,7 @@ import pyarrow.dataset as ds
 from pyarrow import fs
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.arrow_types import is_number
+from feast_dynamo_ext.arrow_types import is_bytes, is_number
 from feast_dynamo_ext.errors import (
     ColumnTypeError,
     ConfigError,
@@ -64,6 +64,16 @@ LENGTH_OF = {
     "S": "second",
 }
 COARSER = {"month": "year", "day": "month", "hour": "day", "minute": "hour", "second": "minute"}
+
+
+TABLE_LOG = re.compile(
+    r"/(_delta_log)/\d{20}\.json$|/(metadata)/[^/]*\.metadata\.json$|/(\.hoodie)/hoodie\.properties$"
+)
+TABLES = {
+    "_delta_log": ("a Delta", "Give the source `file_format=DeltaFormat()`"),
+    "metadata": ("an Iceberg", "Make the source Feast's `IcebergSource`"),
+    ".hoodie": ("a Hudi", "Export it as Parquet: tables of Hudi are not read"),
+}
 
 
 class DatePartitioned(ABC):
@@ -156,6 +166,8 @@ def _parsed(text: str | None, kind: pa.DataType) -> pa.Scalar:
         # Without a zone it is UTC.
         plain = text.removesuffix("Z").removesuffix("+00:00")
         return pa.scalar(plain, pa.string()).cast(pa.timestamp(kind.unit)).cast(kind)
+    if is_bytes(kind):
+        return pa.scalar(text.encode(errors="surrogateescape"), kind)
     scalar = pa.scalar(text, pa.string())
     if pa.types.is_integer(kind) and re.fullmatch(r"-?\d+\.0+", text):
         # pandas has floats where an integer is missing.
@@ -426,7 +438,8 @@ class Place:
 
         Raises:
             SourceNotFoundError: no such file, folder or bucket, or no file in it.
-            SourceReadError: a local folder cannot be listed, or an earlier version compacted one.
+            SourceReadError: a local folder cannot be listed, an earlier version compacted one, or
+                it is a table whose log says which files count.
             AccessDeniedError: AWS does not allow to list it.
         """
         try:
@@ -440,6 +453,8 @@ class Place:
                 f"Source `{source}`: {self.uri} cannot be listed: {error}."
             ) from error
         self._check_not_compacted(source, listed)
+        if self.pattern is None:
+            self._refuse_tables(listed)
         found = tuple(file for file in listed if self._is_meant(file.path))
         if not found:
             raise self._nothing(source)
@@ -457,6 +472,21 @@ class Place:
                 "version, for example by `pull_all_from_table_or_query(...).persist(...)` of its "
                 "offline store, and point the source there."
             )
+
+    def _refuse_tables(self, files: Iterable[FileState]) -> None:
+        """Refuse a folder whose files are not its rows: its log says which of them count.
+
+        Raises:
+            SourceReadError: it is a table of such a format, or has one in it.
+        """
+        for file in files:
+            if found := TABLE_LOG.search(file.path[len(self.root) :]):
+                kind, instead = TABLES[found[found.lastindex or 0]]
+                raise SourceReadError(
+                    f"{self.uri} is {kind} table, or has one in it: not its files are its rows, "
+                    f"but those that its log names ({file.path}). {instead}. Of a table that only "
+                    "ever gets rows, a glob such as `folder/*.parquet` reads the files."
+                )
 
     def changed(self, files: Sequence[FileState]) -> FileState | None:
         """The first of some files that is no more what it was when it was listed."""

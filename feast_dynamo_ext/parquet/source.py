@@ -8,7 +8,7 @@ types the files have.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from feast.data_format import DeltaFormat, ParquetFormat
 from feast.infra.offline_stores.file_source import FileSource
 
 from feast_dynamo_ext.arrow_types import without_view_layouts
-from feast_dynamo_ext.columns import stored_times
+from feast_dynamo_ext.columns import join_keys, stored_names, stored_times
 from feast_dynamo_ext.errors import ColumnNotFoundError, OfflineStoreError
 from feast_dynamo_ext.parquet import scan
 from feast_dynamo_ext.parquet.dataset import SourceDataset
@@ -398,14 +398,30 @@ def columns_of(data_source: DataSource, config: RepoConfig) -> list[tuple[str, s
     return [(column.name, str(column.type)) for column in schema if column.name not in derived]
 
 
-def check_times(data_source: DataSource, config: RepoConfig) -> None:
-    """Check that a source's files are there, with its columns of time.
+def check_times(data_source: DataSource, config: RepoConfig) -> ParquetSource:
+    """Check that a source's files are there, with its columns of time; the source.
 
     Raises:
         OfflineStoreError: they are not; see the subclasses.
     """
     names = [name for name in stored_times(data_source) if name]
-    ParquetSource.open(data_source, config).with_columns(names, f"Source `{data_source.name}`")
+    source = ParquetSource.open(data_source, config)
+    return source.with_columns(names, f"Source `{data_source.name}`")
+
+
+def check_columns(source: ParquetSource, view: Any) -> None:
+    """Check that a view's keys and features are columns of its source.
+
+    Views that compute their features of other columns are not checked.
+
+    Raises:
+        OfflineStoreError: they are not; see the subclasses.
+    """
+    if getattr(view, "feature_transformation", None) or getattr(view, "aggregations", None):
+        return
+    stored = stored_names(view.batch_source)
+    names = [stored[name] for name in (*join_keys(view), *(one.name for one in view.features))]
+    source.with_columns(names, f"Feature view `{view.name}`")
 
 
 def _periods(data_source: DataSource, place: Place) -> Periods | None:

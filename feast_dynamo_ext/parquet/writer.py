@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feast_dynamo_ext.errors import UnsupportedTypeError
 from feast_dynamo_ext.exact import cast_exact
 from feast_dynamo_ext.storage import discard
 
@@ -139,6 +140,7 @@ class PartWriter:
         Raises:
             AwsError: S3 refused.
             DestinationError: the disk did.
+            UnsupportedTypeError: Parquet has no form for a column.
         """
         if not rows.num_rows:
             return
@@ -208,9 +210,10 @@ class PartWriter:
         if self._file is None:
             self._file = self._opened.enter_context(self._files.new_file(self._next_uri()))
             self._footers = []
-            self._writer = pq.ParquetWriter(
+            self._writer = open_writer(
                 self._file,
                 self._schema,
+                self._next_uri(),
                 metadata_collector=self._footers,
                 **self._options(group),
             )
@@ -230,6 +233,30 @@ class PartWriter:
         (footer,) = self._footers
         self.written.append(Part(self._next_uri(), self._file.written, self._rows, footer))
         self._file, self._writer, self._rows = None, None, 0
+
+
+def open_writer(sink: Any, schema: pa.Schema, uri: str, **options: Any) -> pq.ParquetWriter:
+    """A writer of one file.
+
+    Raises:
+        UnsupportedTypeError: Parquet has no form for a column.
+    """
+    try:
+        return pq.ParquetWriter(sink, schema, **options)
+    except pa.ArrowNotImplementedError as error:
+        columns = ", ".join(f"`{each.name}` ({each.type})" for each in schema if _is_foreign(each))
+        raise UnsupportedTypeError(
+            f"{uri}: Parquet has no form for the columns {columns}. Give maps without keys as "
+            "texts of JSON (`json.dumps`), and cast columns of other types."
+        ) from error
+
+
+def _is_foreign(column: pa.Field) -> bool:
+    try:
+        pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([column])).close()
+    except pa.ArrowNotImplementedError:
+        return True
+    return False
 
 
 class _OneFile(PartWriter):
@@ -261,6 +288,7 @@ def write_parts(
     Raises:
         AwsError: S3 refused.
         DestinationError: a disk did.
+        UnsupportedTypeError: Parquet has no form for a column.
     """
     stem = f"{folder.rstrip('/')}/{name}"
     return _write_all(PartWriter(files, stem, schema, size or PartSize()), batches)

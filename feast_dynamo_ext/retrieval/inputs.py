@@ -35,7 +35,7 @@ from feast_dynamo_ext.timestamps import (
     MICROSECOND,
     Axis,
     check_time,
-    has_mixed_times,
+    times_of_objects,
 )
 
 if TYPE_CHECKING:
@@ -99,25 +99,45 @@ def _pandas(frame: pd.DataFrame) -> pa.Table:
             f"Entity rows: `{DEFAULT_EVENT_TIME}` is an index of the DataFrame, not a column. "
             "Make columns of the index with `frame.reset_index()`."
         )
-    for name in frame.select_dtypes(object):
-        if has_mixed_times(frame[name]):
-            raise EntityRowsError(
-                f"Entity rows: column `{name}` holds times beside other objects, or dates beside "
-                "times of day. Give the column one type, for example with `pd.to_datetime`."
-            )
     try:
+        for name in frame.select_dtypes(object):
+            times = _object_times(name, frame[name].to_numpy())
+            if times is not None:
+                frame = frame.copy(deep=False)
+                of_arrow = pd.arrays.ArrowExtensionArray(times)
+                frame[name] = pd.Series(of_arrow, index=frame.index)
         return pa.Table.from_pandas(frame, preserve_index=False)
-    except NOT_HELD as error:
+    except NOT_HELD:
+        # The words of Arrow show the value.
         raise EntityRowsError(
-            f"Entity rows: {_not_held(frame)} cannot be held by Arrow: {error}. Give each column "
-            "one type; numbers of more than 64 bits as `decimal.Decimal` or text."
-        ) from error
+            f"Entity rows: {_not_held(frame)}. Give each column one type; numbers of more than 64 "
+            "bits as `decimal.Decimal` or text."
+        ) from None
+
+
+def _object_times(name: str, cells: NDArray[np.object_]) -> pa.Array | None:
+    try:
+        return times_of_objects(cells)
+    except TypeError:
+        raise EntityRowsError(
+            f"Entity rows: column `{name}` holds times beside other objects, or dates beside "
+            "times of day. Give the column one type, for example with `pd.to_datetime`."
+        ) from None
+    except ValueError:
+        raise EntityRowsError(
+            f"Entity rows: column `{name}` holds a time beyond the years 1 to 9999, or of "
+            "nanoseconds beyond 1678 to 2261. Correct it, or round the column to microseconds."
+        ) from None
 
 
 def _not_held(frame: pd.DataFrame) -> str:
-    """The column that Arrow refuses, which its errors do not always name."""
-    names = [name for at, name in enumerate(frame.columns) if not _is_held(frame.iloc[:, at])]
-    return f"column `{names[0]}`" if names else "a column"
+    """The column that Arrow refuses, which its errors do not always name, and what it holds."""
+    for at, name in enumerate(frame.columns):
+        column = frame.iloc[:, at]
+        if not _is_held(column):
+            types = sorted({type(cell).__name__ for cell in column if cell is not None})
+            return f"column `{name}` cannot be held by Arrow: it has {' and '.join(types)}"
+    return "a column cannot be held by Arrow"
 
 
 def _is_held(column: pd.Series) -> bool:
@@ -452,13 +472,14 @@ class History:
     def _event_time(self, times: pa.Array) -> pa.Array:
         try:
             return self.axis.cast(times)
-        except pa.ArrowException as error:
+        except pa.ArrowException:
+            # Arrow's words show the value.
             raise ColumnTypeError(
                 f"Feature view `{self.view.view}`, source {self.source.uri}: column "
                 f"`{self.view.event_time}` holds a time beyond what {self.axis.unit} can say, "
-                f"the unit of the view's ttl: {error}. Correct that time, or give the view a "
-                "ttl of whole seconds."
-            ) from error
+                "the unit of the view's ttl. Correct that time, or give the view a ttl of whole "
+                "seconds."
+            ) from None
 
     def _key(self, batch: pa.RecordBatch, column: str) -> pa.Array:
         try:

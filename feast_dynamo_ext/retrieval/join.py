@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from feast_dynamo_ext.arrow_types import naming
 from feast_dynamo_ext.cancellation import in_threads
-from feast_dynamo_ext.declared import as_declared, declared_type, name_of
+from feast_dynamo_ext.declared import declared_type, name_of
+from feast_dynamo_ext.declared_values import as_declared
 from feast_dynamo_ext.errors import EntityRowsError
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Result, ascending
 from feast_dynamo_ext.retrieval.inputs import checked_source, entity_key

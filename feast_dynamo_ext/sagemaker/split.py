@@ -101,6 +101,21 @@ class TimeSplit:
         )
 
 
+def checked_split(split: TimeSplit | None) -> TimeSplit:
+    """The split, which nobody can guess.
+
+    Raises:
+        TrainingSetError: there is none, or it is something else.
+    """
+    if isinstance(split, TimeSplit):
+        return split
+    given = "missing" if split is None else f"a {type(split).__name__}"
+    raise TrainingSetError(
+        f"`split` is {given}: it says which event times train, validate and test the model. Pass "
+        "`TimeSplit(validation_from=..., test_from=...)`, two instants."
+    )
+
+
 def event_range(event_times: pa.Array | pa.ChunkedArray) -> tuple[str, str]:
     """First and last of at least one event time, as ISO 8601 in UTC with every digit it has."""
     ticks, unit = _ticks(event_times)

@@ -41,7 +41,7 @@ from feast_dynamo_ext.sagemaker.manifest import (
     open_folder,
     read_manifest,
 )
-from feast_dynamo_ext.sagemaker.split import SPLITS, TimeSplit, event_range
+from feast_dynamo_ext.sagemaker.split import SPLITS, TimeSplit, checked_split, event_range
 from feast_dynamo_ext.sagemaker.training_columns import (
     NumericColumn,
     numeric_columns,
@@ -126,7 +126,7 @@ def create_training_set(
     features: list[str] | FeatureService,
     label: str,
     output: str,
-    split: TimeSplit,
+    split: TimeSplit | None = None,
     full_feature_names: bool = False,
     overwrite: bool = False,
     parts: int = 1,
@@ -141,7 +141,7 @@ def create_training_set(
         features: feature references, or a feature service.
         label: the column of the entity rows that is to be predicted.
         output: `s3://bucket/prefix` or a local folder.
-        split: which event times are train, validation and test.
+        split: which event times are train, validation and test; required.
         full_feature_names: name features ``view__feature``.
         overwrite: replace the training set that is there.
         parts: files a split and format.
@@ -151,9 +151,12 @@ def create_training_set(
 
     Raises:
         ConfigError: the store has another provider.
+        FeatureNotFoundError: a feature that its view does not have.
         OfflineStoreError: the join is not possible; see the subclasses.
-        TrainingSetError: the result cannot be a training set; see `write_training_set`.
+        TrainingSetError: no split, or the result cannot be a training set; see
+            `write_training_set`.
     """
+    split = checked_split(split)
     # Whoever writes training sets will do: the provider stands above this module.
     write = getattr(store.provider, "write_training_set", None)
     if write is None:
@@ -161,6 +164,11 @@ def create_training_set(
             f"Training sets are written by the provider feast_dynamo_ext.DynamoProvider, not by "
             f"{type(store.provider).__name__}. Set `provider` in feature_store.yaml."
         )
+    # Loaded here: all else needs no Feast.
+    from feast_dynamo_ext.dynamo.views import refuse_unknown_features
+
+    # Of which Feast raises a KeyError.
+    refuse_unknown_features(store.registry, store.project, features)
     with pinned_snapshots(snapshots or {}):
         job = store.get_historical_features(
             entity_df=entity_rows, features=features, full_feature_names=full_feature_names
@@ -237,7 +245,7 @@ def write_training_set(
     """
     require_columns(table, [label, event_timestamp, *entity_columns, *features])
     columns = numeric_columns(table, label=label, features=features, entity_columns=entity_columns)
-    masks = split.masks(table.column(event_timestamp))
+    masks = checked_split(split).masks(table.column(event_timestamp))
     _refuse_parts(parts, masks)
     schemas = _schemas(table, columns, [*entity_columns, event_timestamp])
     table = table.select(list(dict.fromkeys([*schemas.keys.names, label, *features])))

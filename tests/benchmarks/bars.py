@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from harness import Measured, Sample, Series
     from materialize import Materialized, Runs
+    from offline import Joined
+    from tables import TableRuns
 
 BASE, OURS, FLOOR = "Feast", "ours", "floor"
 
@@ -88,6 +90,15 @@ BYTES = {"10 float64": 45.0, "50 float64": 40.0, "200 float64": 40.0}  # per cen
 
 
 MATERIALIZED_CPU = {"Local, overwrite": 70.0, "Local, newest wins": 110.0}  # us a row
+
+
+# Case -> (who, beside whom, ours/theirs in wall clock).
+JOINED_TABLES = {
+    "3 views, tables": ("ours, tables", OURS, 1.2),
+    "3 views, optimized": ("ours, optimized", "Feast, duckdb", 0.30),
+}
+LAST_APPEND = 2.0  # of the tenth's time
+OPTIMIZE_MB = 1_500.0
 
 
 def wall_ms(sample: Sample) -> float:
@@ -175,6 +186,39 @@ def of_materialize(runs: Runs) -> Held:
 def rows_ratio(mine: Sequence[Materialized], base: Sequence[Materialized]) -> Figure:
     """How many times as many rows a second."""
     return Figure.of([one.rows_s / two.rows_s for one, two in zip(mine, base, strict=True)])
+
+
+def of_tables(runs: TableRuns) -> Held:
+    """Of the cases that were run, and of the contenders that came to an end."""
+    tables = "ours, tables"
+    held = [
+        (Bar(f"{who}/{whom}", limit, at_least=False), found)
+        for case, (who, whom, limit) in JOINED_TABLES.items()
+        if case in runs.joined
+        if (found := _seconds_ratio(runs.joined[case][who], runs.joined[case][whom])) is not None
+    ]
+    if runs.weeks:
+        weeks = runs.weeks[tables]
+        opened = Figure.of([one.opened for one in weeks])
+        name = f"data files opened, a week of {weeks[0].files} days"
+        held.append((Bar(name, weeks[0].wanted, "", at_least=False), opened))
+    if runs.appends:
+        done = runs.appends[tables]
+        name = f"last/tenth of {len(done[0].times_ms):,} appends"
+        growth = Figure.of([one.growth for one in done])
+        held.append((Bar(name, LAST_APPEND, at_least=False), growth))
+    if runs.rewrites:
+        done = runs.rewrites[tables]
+        name = f"peak, optimize of {done[0].bytes / 1e9:.1f} GB"
+        peak = Figure.of([one.peak_mb for one in done])
+        held.append((Bar(name, OPTIMIZE_MB, " MB", at_least=False), peak))
+    return held
+
+
+def _seconds_ratio(mine: Sequence[Joined], base: Sequence[Joined]) -> Figure | None:
+    """How many times as long, round by round; None where one did not end."""
+    pairs = [(one.seconds, two.seconds) for one, two in zip(mine, base, strict=True)]
+    return None if None in sum(pairs, ()) else Figure.of([one / two for one, two in pairs])
 
 
 def table(held: Held) -> str:

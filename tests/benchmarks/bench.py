@@ -22,6 +22,7 @@ import materialize
 import offline
 import offline_bars
 import report
+import tables
 import tabulate
 from bars import BASE, FLOOR, OURS
 from harness import Case, Client, Command, Measured, measure, running
@@ -98,6 +99,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 results[name], more = _run_materialize(server, rounds, options)
             elif name == "offline":
                 results[name], more = _run_offline(rounds, options)
+            elif name == "tables":
+                results[name], more = _run_tables(rounds, options)
             else:
                 results[name], more = _run_part(server, name, part, rounds)
             held += more
@@ -154,6 +157,17 @@ def _run_offline(rounds: int, options: argparse.Namespace) -> tuple[dict[str, An
         print(f"{options.scale:g} times the rows: these figures and their bars mean nothing.")
     print(f"{time.monotonic() - started:.0f} s, history included.", flush=True)
     return {"rounds": rounds, "runs": report.offline_as_json(runs)}, offline_bars.of_offline(runs)
+
+
+def _run_tables(rounds: int, options: argparse.Namespace) -> tuple[dict[str, Any], bars.Held]:
+    started = time.monotonic()
+    sizes = tables.Sizes.scaled(options.scale)
+    runs = tables.run(rounds, options.case or tables.NAMES, sizes, full=options.full)
+    print(report.tables_report(runs))
+    if options.scale != 1:
+        print(f"{options.scale:g} times the rows: these figures and their bars mean nothing.")
+    print(f"{time.monotonic() - started:.0f} s, history included.", flush=True)
+    return {"rounds": rounds, "runs": report.tables_as_json(runs)}, bars.of_tables(runs)
 
 
 def _run_part(
@@ -230,7 +244,7 @@ def _sizes(server: Server, part: Part) -> dict[str, dict[str, list[int]]]:
 @contextlib.contextmanager
 def _server_of(parts: Collection[str]) -> Iterator[Server | None]:
     """DynamoDB Local, where a part needs it."""
-    if set(parts) == {"offline"}:
+    if set(parts) <= {"offline", "tables"}:
         yield None
         return
     with tempfile.TemporaryDirectory() as name:
@@ -253,16 +267,20 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="materialize: Feast writes all rows into the sink too; offline: 100 M rows too",
+        help="materialize: Feast writes all rows into the sink too; offline: 100 M rows too; "
+        "tables: pyiceberg's own appends too",
     )
     parser.add_argument(
-        "--scale", type=float, default=1, help="materialize, offline: of the rows, to try it out"
+        "--scale",
+        type=float,
+        default=1,
+        help="materialize, offline, tables: of the rows, to try it out",
     )
     parser.add_argument(
         "--case",
         action="append",
-        choices=[case.name for case in offline.cases(full=True)],
-        help="offline: this case alone; may be repeated",
+        choices=[*(case.name for case in offline.cases(full=True)), *tables.NAMES],
+        help="offline, tables: this case alone; may be repeated",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     return parser.parse_args()

@@ -29,10 +29,13 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 OUR_PYTHON = Path(sys.executable)
 FEAST_PYTHON = HERE.parents[1] / ".venv-bench" / "bin" / "python"
+TABLES, OPTIMIZED = f"{OURS}, tables", f"{OURS}, optimized"
 DUCKDB, DASK, ASOF = f"{BASE}, duckdb", f"{BASE}, dask", "DuckDB ASOF"
 SCANS = ("scan, pyarrow", "scan, DuckDB")
 CONTENDERS = {  # what `offline_client.py` calls them
     OURS: "store feast_dynamo_ext.S3ParquetOfflineStore",
+    TABLES: "store feast_dynamo_ext.S3ParquetOfflineStore",
+    OPTIMIZED: "store feast_dynamo_ext.S3ParquetOfflineStore",
     DUCKDB: "store duckdb",
     DASK: "store dask",
     ASOF: "asof",
@@ -89,6 +92,7 @@ class Joined:
         start_mb: peak memory before the call.
         peak_mb: peak memory of the process.
         answer: what was wrong with the rows, or why there are none.
+        digest: of all rows, in whatever order; empty where it is not asked for.
     """
 
     case: OfflineCase
@@ -98,6 +102,7 @@ class Joined:
     start_mb: float = 0.0
     peak_mb: float = 0.0
     answer: str = ""
+    digest: str = ""
 
     @property
     def is_join(self) -> bool:
@@ -161,7 +166,7 @@ def run(rounds: int, todo: Sequence[OfflineCase], *, full: bool = False) -> Offl
         todo: the cases; those of one dataset stand together.
         full: leave slow contenders more time.
     """
-    limits = Limits(FULL_TIME_S if full else TIME_S, _memory_mb(), FREE_DISK_MB)
+    limits = limits_of(full=full)
     runs: OfflineRuns = {case.name: {one: [] for one in case.contenders} for case in todo}
     for dataset, of_dataset in groupby(todo, key=lambda case: case.dataset):
         with written(dataset) as place:
@@ -182,14 +187,30 @@ def _run_cases(
         for number in range(rounds):
             for case, contender in reversed(turns) if number % 2 else turns:
                 if number == 0 or contender not in case.once:
-                    done = _run_one(place, case, contender, limits, endpoints.get(case.on))
+                    done = run_one(place, case, contender, limits, endpoints.get(case.on))
                     print(done, file=sys.stderr, flush=True)
                     runs[case.name][contender].append(done)
 
 
-def _run_one(
-    place: Place, case: OfflineCase, contender: str, limits: Limits, endpoint: str | None
+def run_one(
+    place: Place,
+    case: OfflineCase,
+    contender: str,
+    limits: Limits,
+    endpoint: str | None = None,
+    tables: Path | None = None,
 ) -> Joined:
+    """Let a contender make a training set.
+
+    Args:
+        place: its history.
+        case: what it is.
+        contender: who makes it.
+        limits: of its process.
+        endpoint: S3's URL.
+        tables: folder of the history tables that `TABLES` and `OPTIMIZED` read; where there are
+            any, all rows of the answer are digested.
+    """
     with tempfile.TemporaryDirectory(dir=place.folder) as scratch:
         settings = {
             "contender": CONTENDERS[contender],
@@ -199,6 +220,8 @@ def _run_one(
             "endpoint": endpoint,
             "bucket": BUCKET,
             "is_join": contender not in SCANS,
+            "is_digested": tables is not None,
+            "tables": str(tables) if contender in (TABLES, OPTIMIZED) else None,
             "warm": place.settings(place.warm),
             "measured": place.settings(place.measured),
         }
@@ -209,13 +232,14 @@ def _run_one(
         done = Joined(case, contender, peak_mb=ended.peak_mb, answer=ended.failure)
     else:
         done = Joined(case, contender, **json.loads(ended.printed))
-    if done.answer and contender == OURS:
+    if done.answer and contender.startswith(OURS):
         raise RuntimeError(f"{case.name}, {contender}: {done.answer}.")
     return done
 
 
-def _memory_mb() -> float:
-    """What a contender may take: not all that is free, or the machine kills others too."""
+def limits_of(*, full: bool) -> Limits:
+    """What a contender may take: not all memory that is free, or the machine kills others too."""
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     (free_kb,) = (int(line[1]) for line in lines if line[0] == "MemAvailable:")
-    return min(MEMORY_MB, free_kb / 1024 - SPARE_MB)
+    memory_mb = min(MEMORY_MB, free_kb / 1024 - SPARE_MB)
+    return Limits(FULL_TIME_S if full else TIME_S, memory_mb, FREE_DISK_MB)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import os
@@ -45,6 +46,7 @@ class Task:
         views: how many of the dataset's views are joined.
         history: the same on S3, `bucket/prefix`; None where it is read from the disk.
         endpoint: S3's URL.
+        tables: folder of the views as history tables; None where they are plain files.
         out: folder for Parquet files, or None for an Arrow table.
         scratch: folder for what else a contender writes; empty.
     """
@@ -56,6 +58,7 @@ class Task:
     scratch: Path
     history: str | None = None
     endpoint: str | None = None
+    tables: Path | None = None
 
     @property
     def entities(self) -> Path:
@@ -76,6 +79,11 @@ class Task:
             f"{view}:{name}" for view in self.joined for name in self.dataset.features_of(view)
         ]
 
+    @property
+    def compared(self) -> list[str]:
+        """Columns of the training set by which answers are compared, the label first."""
+        return [LABEL, *(reference.partition(":")[2] for reference in self.references)]
+
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
@@ -90,7 +98,8 @@ def main() -> None:
         run = prepare(given)
     measured, table = measure(run)
     answer = check(table, given) if settings["is_join"] else ""
-    print(json.dumps({**measured, "answer": answer}))
+    digest = digest_of(table, given.compared) if settings["is_digested"] else ""
+    print(json.dumps({**measured, "answer": answer, "digest": digest}))
 
 
 def load(contender: str) -> Callable[[Task], Run]:
@@ -122,6 +131,7 @@ def task(settings: dict[str, Any], which: str) -> Task:
         scratch=scratch,
         history=f"{settings['bucket']}/{Path(made['folder']).name}" if endpoint else None,
         endpoint=endpoint,
+        tables=Path(settings["tables"], Path(made["folder"]).name) if settings["tables"] else None,
     )
 
 
@@ -161,7 +171,7 @@ def check(table: pa.Table | None, given: Task) -> str:
     import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
-    names = [LABEL, *(reference.partition(":")[2] for reference in given.references)]
+    names = given.compared
     expected = json.loads((given.folder / EXPECTED).read_text())
     made = ds.dataset(given.out if table is None else table)
     rows, wanted = made.count_rows(), given.dataset.entities
@@ -177,6 +187,20 @@ def check(table: pa.Table | None, given: Task) -> str:
         != [row[name] for name in names]
     ]
     return f"{len(wrong)} of {len(expected)} rows wrong" if wrong else ""
+
+
+def digest_of(table: pa.Table, columns: list[str]) -> str:
+    """A hash of all rows in the order of their labels, the same of whichever contender."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    # Labels are random, and as good as different.
+    order, digest = pc.sort_indices(table[LABEL]), hashlib.sha256()
+    for name in columns:
+        # Where pandas has been at it, a null is NaN.
+        column = table[name].cast("float64").fill_null(float("nan")).take(order).to_numpy()
+        digest.update(np.where(np.isnan(column), np.nan, column).tobytes())
+    return digest.hexdigest()
 
 
 def _null(value: float | None) -> float | None:

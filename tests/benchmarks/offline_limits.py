@@ -7,9 +7,11 @@ they use.
 from __future__ import annotations
 
 import contextlib
+import resource
 import shutil
 import subprocess
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from harness import Command
 
 LOOK_S = 0.2
+PARENT, RESIDENT = 1, 21  # fields of /proc/PID/stat, counted from the state
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Ended:
     Attributes:
         printed: on stdout.
         failure: what it was killed for, or its exit code and last line; nothing if it did well.
-        peak_mb: the most memory it was seen with.
+        peak_mb: the most memory that it was seen with, or all of its processes together.
     """
 
     printed: str
@@ -66,7 +69,7 @@ def _watch(process: subprocess.Popen[str], folder: Path, limits: Limits) -> Ende
             printed, said = process.communicate(timeout=LOOK_S)
             break
         except subprocess.TimeoutExpired:
-            peak_mb = max(peak_mb, peak_mb_of(process.pid))
+            peak_mb = max(peak_mb, peak_mb_of(process.pid), memory_mb(process.pid))
             reason = reason or _exceeded(limits, time.monotonic() - started, process.pid, folder)
             if reason:
                 process.kill()
@@ -87,17 +90,24 @@ def _exceeded(limits: Limits, seconds: float, pid: int, folder: Path) -> str:
 
 
 def memory_mb(pid: int) -> float:
-    return _status_mb(pid, "VmRSS:")
+    """Resident memory of a process and of all that it started; 0 once it has ended."""
+    pages, children = {}, defaultdict(list)
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # From the state on: the name before may hold blanks.
+            fields = path.read_text().rpartition(")")[2].split()
+            pages[int(path.parent.name)] = int(fields[RESIDENT])
+            children[int(fields[PARENT])].append(int(path.parent.name))
+    found = [pid] if pid in pages else []
+    for one in found:
+        found += children[one]
+    return sum(pages[one] for one in found) * resource.getpagesize() / 2**20
 
 
 def peak_mb_of(pid: int) -> float:
-    return _status_mb(pid, "VmHWM:")
-
-
-def _status_mb(pid: int, wanted: str) -> float:
     """0 for a process that has ended."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith(wanted):
+            if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     return 0.0

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from feast.data_source import DataSource
     from offline_client import Run, Task
 
 OURS = "feast_dynamo_ext.S3ParquetOfflineStore"
@@ -56,7 +57,13 @@ def declared(store: str, task: Task) -> FeatureStore:
     more = {"region": REGION} if task.endpoint and store == OURS else {}
     opened = FeatureStore(config=config(store, task.scratch, task.out, more))
     views = [
-        view_of(task.dataset, name, task.files_of(name, files), task.endpoint)
+        view_of(
+            task.dataset,
+            name,
+            file_source(name, task.files_of(name, files), task.endpoint)
+            if task.tables is None
+            else table_source(name, task.tables),
+        )
         for name in task.dataset.view_names()
     ]
     opened.apply([CUSTOMER, *views])
@@ -82,19 +89,41 @@ def config(
     return made
 
 
-def view_of(dataset: Dataset, name: str, path: str, endpoint: str | None = None) -> FeatureView:
+def view_of(
+    dataset: Dataset, name: str, source: DataSource, ttl_days: int = TTL_DAYS
+) -> FeatureView:
     return FeatureView(
         name=name,
         entities=[CUSTOMER],
         schema=[Field(name=JOIN_KEY, dtype=Int64)]
         + [Field(name=feature, dtype=Float64) for feature in dataset.features_of(name)],
-        source=FileSource(
-            name=f"{name}_source",
-            path=path,
-            s3_endpoint_override=endpoint or "",
-            file_format=ParquetFormat(),
-            timestamp_field=EVENT_TIME,
-            created_timestamp_column=CREATED_TIME,
-        ),
-        ttl=dt.timedelta(days=TTL_DAYS),
+        source=source,
+        ttl=dt.timedelta(days=ttl_days),
+    )
+
+
+def file_source(view: str, path: str, endpoint: str | None = None) -> FileSource:
+    return FileSource(
+        name=f"{view}_source",
+        path=path,
+        s3_endpoint_override=endpoint or "",
+        file_format=ParquetFormat(),
+        timestamp_field=EVENT_TIME,
+        created_timestamp_column=CREATED_TIME,
+    )
+
+
+def table_source(view: str, folder: Path) -> DataSource:
+    """A history table of the SQL catalog in a folder."""
+    from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
+
+    return IcebergSource(
+        name=f"{view}_source",
+        catalog_type="sql",
+        endpoint=f"sqlite:///{folder}/catalog.db",
+        warehouse=f"file://{folder}/warehouse",
+        namespace="bench",
+        table=view,
+        timestamp_field=EVENT_TIME,
+        created_timestamp_column=CREATED_TIME,
     )

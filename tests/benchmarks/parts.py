@@ -110,4 +110,6 @@ PARTS = {
         (),
         rounds=3,
     ),
+    # As above: see `tables.py`.
+    "tables": Part("history tables of an SQL catalog, on local files", (), rounds=3),
 }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from harness import Measured, Sample, Series
     from materialize import Materialized, Runs
     from offline import Joined, OfflineRuns
+    from tables import Appended, Opened, Rewritten, TableRuns
 
 CLIENTS = (BASE, OURS, FLOOR)
 
@@ -168,6 +169,71 @@ def offline_as_json(runs: OfflineRuns) -> dict[str, dict[str, list[dict[str, Any
     return {
         case: {name: [one.printed() for one in done] for name, done in of_case.items()}
         for case, of_case in runs.items()
+    }
+
+
+def tables_report(runs: TableRuns) -> str:
+    """History tables: what was written, then a table for each kind of case."""
+    parts = [*runs.writes]
+    if runs.joined:
+        parts.append(offline_table(runs.joined))
+    if runs.weeks:
+        headers = ["a week of two years", "files\nopened", "of all", "seconds", "CPU s", "peak MB"]
+        parts.append(_table([_week(done) for done in runs.weeks.values()], headers))
+    if runs.appends:
+        parts.append(_appends(list(runs.appends.values())))
+    if runs.rewrites:
+        headers = ["in order", "GB", "seconds", "MB/s", "files\nbefore", "files\nafter"]
+        lines = [_rewritten(done) for done in runs.rewrites.values()]
+        parts.append(_table(lines, [*headers, "MB before", "peak MB"]))
+    return "\n\n".join([*parts, *(f"Skipped: {one}" for one in runs.skipped)])
+
+
+def _week(done: Sequence[Opened]) -> list[str]:
+    opened, seconds, cpu_s, peak_mb = (
+        statistics.median(getattr(one, name) for one in done)
+        for name in ("opened", "seconds", "cpu_s", "peak_mb")
+    )
+    figures = [f"{opened:g}", str(done[0].files), f"{seconds:.2f}", f"{cpu_s:.2f}"]
+    return [done[0].contender, *figures, f"{peak_mb:.0f}"]
+
+
+def _appends(runs: Sequence[Sequence[Appended]]) -> str:
+    numbers = runs[0][0].timed
+    lines = []
+    for done in runs:
+        times = [statistics.median(one.ms_at(number) for one in done) for number in numbers]
+        files = statistics.median(one.metadata_files for one in done)
+        size = statistics.median(one.metadata_bytes for one in done)
+        growth = Figure.of([one.growth for one in done])
+        line = [done[0].contender, *(f"{one:.1f}" for one in times), str(growth)]
+        lines.append([*line, f"{files:g}", f"{size / 1e6:.1f}"])
+    headers = ["appends", *(f"ms of the\n{number:,}th" for number in numbers)]
+    return _table(lines, [*headers, "last/10th\n(range)", "metadata\nfiles", "MB"])
+
+
+def _rewritten(done: Sequence[Rewritten]) -> list[str]:
+    seconds, mb_s, start_mb, peak_mb = (
+        statistics.median(getattr(one, name) for one in done)
+        for name in ("seconds", "mb_s", "start_mb", "peak_mb")
+    )
+    one = done[0]
+    figures = [f"{one.bytes / 1e9:.2f}", f"{seconds:.1f}", f"{mb_s:.0f}"]
+    figures += [f"{one.files_before:,}", f"{one.files_after:,}"]
+    return [one.contender, *figures, f"{start_mb:.0f}", f"{peak_mb:.0f}"]
+
+
+def tables_as_json(runs: TableRuns) -> dict[str, Any]:
+    """By case and contender, each round's."""
+    others = {"week": runs.weeks, "appends": runs.appends, "optimize": runs.rewrites}
+    return {
+        **offline_as_json(runs.joined),
+        **{
+            case: {name: [vars(one) for one in done] for name, done in of_case.items()}
+            for case, of_case in others.items()
+        },
+        "writes": runs.writes,
+        "skipped": runs.skipped,
     }
 
 

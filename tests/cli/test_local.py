@@ -78,7 +78,10 @@ def test_a_day_with_the_embedded_aws(project: Path) -> None:
     assert moto[0] == "moto"
     assert moto[3] == "running"
     assert moto[5] == str(project / ".feast-dynamo" / "moto.log")
-    assert " ".join(hint) == 'Point this shell at it: eval "$(feast-dynamo local env)"'
+    assert " ".join(hint) == (
+        "Point this shell at it, and each other terminal that uses it: "
+        'eval "$(feast-dynamo local env)"'
+    )
     endpoint, pid = moto[1], int(moto[2])
 
     running = run("local", "status", cwd=project)

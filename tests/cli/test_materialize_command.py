@@ -457,6 +457,26 @@ def test_a_dry_run_writes_nothing(shop):
     assert view.materialization_intervals == []
 
 
+def test_a_dry_run_names_every_view_that_would_fail(shop):
+    times = ("2026-01-01", "2026-02-01", "-c", shop, "--dry-run")
+    store = FeatureStore(repo_path=str(shop))
+    later = store.get_feature_view("baskets")
+    later.features[0].name = "nmber"
+    store.apply([later])
+    result = run(*times)
+    assert result.exit_code == 1
+    assert [line.split()[0] for line in result.stdout.splitlines()[2:3]] == ["orders"]
+    said = result.stderr.splitlines()
+    assert any(line.startswith("lost: Source `lost_source`: there is no file") for line in said)
+    assert any(line.startswith("baskets: Feature view `baskets` names the col") for line in said)
+    assert said[-1].startswith("error: 2 of 3 feature views failed: ")
+    result = run(*times, "--json", "-v", "orders,lost")
+    found = json.loads(result.stdout)
+    assert [view["view"] for view in found["views"]] == ["orders"]
+    assert list(found["failed"]) == ["lost"]
+    assert "there is no file" in error_of(run(*times, "-v", "lost"))
+
+
 def test_what_is_chosen_for_a_run_is_what_it_would_do(shop):
     chosen = ("--write-mode", "overwrite", "--max-write-units", "5", "--json", "--dry-run")
     result = run("2026-01-01", "2026-02-01", "-c", shop, "-v", "orders", *chosen)

@@ -183,6 +183,17 @@ def test_an_imported_table_is_what_apply_makes(shop, clients, bucket):
     assert described(clients["dynamodb"], table) == applied
 
 
+def test_an_imported_table_says_whose_it_is_where_others_could_take_it(shop, clients, bucket):
+    start = f"s{uuid.uuid4().hex[:12]}"
+    store = shop(online={"table_name_template": f"{start}.{{table_name}}"})
+    table = f"{start}.orders"
+    clients["dynamodb"].delete_table(TableName=table)
+    bulk_load(store, BulkSettings(f"s3://{bucket}/load"))
+    key = {"k": {"B": b"\xff\xff\xff\xffowner"}}
+    owner = clients["dynamodb"].get_item(TableName=table, Key=key)["Item"]
+    assert {owner["project"]["S"], owner["view"]["S"]} == {store.project, "orders"}
+
+
 def described(dynamodb, table) -> dict:
     found = dynamodb.describe_table(TableName=table)["Table"]
     tags = dynamodb.list_tags_of_resource(ResourceArn=found["TableArn"])["Tags"]

@@ -184,7 +184,7 @@ def test_the_answers_of_both_repos_are_compared(tmp_path, moto_endpoint, monkeyp
     capsys.readouterr()
     runpy.run_path(str(SNIPPETS / "compare.py"))
     first, *_, third, fourth, fifth = capsys.readouterr().out.splitlines()
-    assert first == "3 of 1000 differ"
+    assert first == "3 of 1000 differ; 995 have no value in either"
     assert [line.split() for line in (third, fourth, fifth)] == [
         ["3", "30.0", "31.0"], ["4", "40.0", "NaN"], ["5", "50.0", "NaN"],
     ]  # fmt: skip

@@ -37,7 +37,12 @@ from feast.types import Decimal as DecimalType
 from views import CUSTOMER
 
 from feast_dynamo_ext.dynamo.row_batch import Outcome
-from feast_dynamo_ext.errors import ColumnTypeError, WindowError
+from feast_dynamo_ext.errors import (
+    ColumnTypeError,
+    EntityKeyError,
+    EntityRowsError,
+    WindowError,
+)
 from feast_dynamo_ext.materialize.newest_rows import ViewReading, Window
 
 UTC = dt.timezone.utc
@@ -188,6 +193,79 @@ def test_keys_of_other_layouts(open_repo, tmp_path, kind, stored, requested, giv
     assert job.to_arrow().column("n").to_pylist() == [5]
 
 
+WHOLE, FINER = (dt.datetime(2026, 1, 1, 0, 0, 0, micros, tzinfo=UTC) for micros in (0, 1))
+NANOSECONDS = pa.timestamp("ns", "UTC")
+
+
+def test_times_that_are_keys_are_whole_seconds_everywhere(open_repo, tmp_path):
+    """Feast's keys hold seconds: two times of one would be two entities in history alone."""
+    store = open_repo()
+    entity = Entity(name="hour", join_keys=["cid"], value_type=ValueType.UNIX_TIMESTAMP)
+    views = []
+    for name, times in (("orders", [WHOLE]), ("finer", [WHOLE, FINER])):
+        path = tmp_path / name / "part.parquet"
+        path.parent.mkdir()
+        given = {"cid": pa.array(times, TIME), "t": pa.array([YESTERDAY] * len(times), TIME)}
+        pq.write_table(pa.table({**given, "n": pa.array(range(len(times)))}), path)
+        source = FileSource(name=f"{name}_files", path=str(path.parent), timestamp_field="t")
+        schema = [Field(name="cid", dtype=UnixTimestamp), Field(name="n", dtype=Int64)]
+        source = PushSource(name=f"{name}_push", batch_source=source)
+        views.append(FeatureView(name=name, entities=[entity], schema=schema, source=source))
+    store.apply([entity, *views])
+    store.materialize(START, NOW, feature_views=["orders"])
+
+    def retrieved(view: str, *times: Any) -> list:
+        rows = pd.DataFrame({"cid": times, "event_timestamp": [NOW] * len(times)})
+        return store.get_historical_features(rows, [f"{view}:n"]).to_arrow()["n"].to_pylist()
+
+    for same in (WHOLE, pd.Timestamp(WHOLE), np.datetime64("2026-01-01", "s"), 1_767_225_600):
+        rows = [{"cid": same}]
+        assert store.get_online_features(["orders:n"], rows).to_dict()["n"] == [0]
+    assert retrieved("orders", WHOLE, WHOLE + dt.timedelta(seconds=1)) == [0, None]
+
+    rows = pd.DataFrame({"cid": [WHOLE, FINER], "t": [NOW, NOW], "n": [3, 4]})
+    below = "1 of 2 times have a part below a second, which Feast's keys do not hold"
+    for mode in (PushMode.ONLINE, PushMode.OFFLINE):
+        with pytest.raises(ColumnTypeError, match=f"`orders`.*`cid`.*{below}"):
+            store.push("orders_push", rows, to=mode)
+    with pytest.raises(ColumnTypeError, match=f"`finer`.*`cid`.*{below}"):
+        store.materialize(START, NOW, feature_views=["finer"])
+    with pytest.raises(ColumnTypeError, match=f"`finer`.*`cid`.*{below}"):
+        retrieved("finer", WHOLE)
+    with pytest.raises(EntityRowsError, match=f"`cid`.*`orders`.*{below}"):
+        retrieved("orders", WHOLE, FINER)
+    with pytest.raises(EntityKeyError, match=r"`cid` .*UNIX_TIMESTAMP.*row 0 .*below a second"):
+        store.get_online_features(["orders:n"], [{"cid": FINER}])
+    assert retrieved("orders", WHOLE) == [0]
+
+
+def test_event_times_that_items_do_not_hold_are_refused(open_repo, tmp_path):
+    """An item has microseconds: an older row of the same one would replace a newer one."""
+    store = open_repo()
+    declared = view(tmp_path, n=(Int64, [1]))
+    store.apply([CUSTOMER, declared])
+    stored = tmp_path / "orders" / "part.parquet"
+    table = pq.read_table(stored)
+    nanos = int(YESTERDAY.timestamp()) * 10**9
+    for more, fits in ((1_001, False), (1_000, True)):
+        times = pa.array([nanos + more], pa.int64()).cast(NANOSECONDS)
+        pq.write_table(table.set_column(1, "t", times), stored)
+        if fits:
+            store.materialize(START, NOW)
+            continue
+        below = r"`orders`: 1 of 1 times in `t` have a part below a microsecond"
+        with pytest.raises(ColumnTypeError, match=below):
+            store.materialize(START, NOW)
+        with pytest.raises(ColumnTypeError, match=below):
+            store.push("orders_push", frame([pd.Timestamp(nanos + more, tz="UTC")], n=[2]))
+        entity = EntityKey(join_keys=["cid"], entity_values=[Value(int64_val=1)])
+        rows = [(entity, {"n": Value(int64_val=5)}, pd.Timestamp(nanos + more, tz="UTC"), None)]
+        with pytest.raises(ColumnTypeError, match=r"`orders`: a time of row 0 .* microsecond"):
+            store.provider.online_write_batch(store.config, declared, rows, None)
+        assert answer(store, "orders:n") == [None]
+    assert answer(store, "orders:n") == [1]
+
+
 REFUSED = [
     pytest.param(Int64, pa.array([5.5]), [5.5], id="5.5 as Int64"),
     pytest.param(Int64, pa.array(["7"]), ["7"], id="text as Int64"),
@@ -217,6 +295,17 @@ def test_push_materialize_and_retrieval_refuse_alike(open_repo, tmp_path, dtype,
     with pytest.raises(ColumnTypeError, match=message):
         history(store, "orders:x")
     assert answer(store, "orders:x") == [None]
+
+
+def test_a_set_of_floats_holds_nan(open_repo, tmp_path):
+    store = open_repo()
+    store.apply([CUSTOMER, view(tmp_path, sizes=(Set(Float64), [[float("nan")]]))])
+    store.materialize(START, NOW)
+    ((number,),) = answer(store, "orders:sizes")
+    assert math.isnan(number)
+    store.push("orders_push", frame(sizes=[{2.5, float("nan")}]))
+    (found,) = answer(store, "orders:sizes")
+    assert sorted(map(str, found)) == ["2.5", "nan"]
 
 
 def test_nulls_inside_of_lists(open_repo, tmp_path):
@@ -262,6 +351,15 @@ BOTH = [
     (String, pa.array(["x"]), [7], "7", "7"),
     (Map, pa.array([{"a": 1}]), [{"a": 2}], {"a": 2}, {"a": 2}),
     (Array(Array(Int64)), pa.array([[[1]]]), [[[2.0]]], [[2]], [[2]]),
+    (Array(Array(Int64)), pa.array([[[1]]]), [[[2], []]], [[2], []], [[2], []]),
+    (Array(Array(Int64)), pa.array([[[1]]]), ["[[2], []]"], [[2], []], [[2], []]),
+    (Map, pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), ['{"b": 2}'], {"b": 2},
+     [("b", 2)]),
+    (Struct({"a": Int64, "b": Int64}), pa.array([{"a": 1}]), [{"a": 2}], {"a": 2, "b": None},
+     {"a": 2, "b": None}),
+    (Json, pa.array(["{}"]), [{"a": None}], {"a": None}, '{"a": null}'),
+    (Json, pa.array(["{}"]), [b'{"a": 2}'], {"a": 2}, '{"a": 2}'),
+    (Json, pa.array(["{}"]), [Decimal("2.50")], 2.5, "2.50"),
 ]  # fmt: skip
 
 
@@ -292,6 +390,20 @@ def test_a_push_that_history_refused_is_whole_once_it_is_pushed_again(open_repo,
     for _ in range(2):
         store.push("orders_push", frame(a=[2], b=[3]), to=PushMode.ONLINE_AND_OFFLINE)
         assert (answer(store, "orders:a"), history(store, "orders:a")) == ([2], [2])
+
+
+def test_history_may_judge_a_push_first(open_repo, tmp_path):
+    store = open_repo()
+    store.apply([CUSTOMER, view(tmp_path, x=(Map, pa.array([{"a": 1, "b": 1}])))])
+    times = (NOW, NOW)
+    # Arrow makes {"a": 2, "b": None} of the first.
+    with pytest.raises(ColumnTypeError, match=r"json\.dumps"):
+        store.push("orders_push", frame(times, x=[{"a": 2}, {"b": 3}]), to=PushMode.OFFLINE)
+    assert answer(store, "orders:x", 1, 2) == [None, None]
+    for to in (PushMode.OFFLINE, PushMode.ONLINE):
+        store.push("orders_push", frame(times, x=[{"a": 2, "b": 3}] * 2), to=to)
+    assert answer(store, "orders:x", 1, 2) == [{"a": 2, "b": 3}] * 2
+    assert history(store, "orders:x") == [{"a": 2, "b": 3}]
 
 
 # Times

@@ -298,6 +298,17 @@ def test_a_failing_transformation_leaves_no_state_behind(two_repos):
         assert view.materialization_intervals == []
 
 
+def test_a_transformation_that_gives_no_row_says_so_in_words(two_repos, caplog):
+    ours, long_ago = two_repos.ours, START - dt.timedelta(days=900)
+    ours.store.apply([CUSTOMER, twice(ours)])
+    ours.store.materialize(long_ago, long_ago + dt.timedelta(days=1))
+    assert [r.getMessage() for r in caplog.records if "feature view twice" in r.getMessage()] == [
+        "feature view twice: no row came out of its transformation from "
+        f"{long_ago.isoformat()} to {(long_ago + dt.timedelta(days=1)).isoformat()}, so nothing "
+        "is written."
+    ]
+
+
 # Stream views
 
 

@@ -25,12 +25,15 @@ from feast import (
     RepoConfig,
 )
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
+from feast.infra.passthrough_provider import PassthroughProvider
 from feast.types import Float64, Int64, String
 from repos import open_repo_config, write_repo_yaml
 from views import CUSTOMER
 
 from feast_dynamo_ext.dynamo.layouts.packed import expiry_s
-from feast_dynamo_ext.errors import ConfigError, WindowError
+from feast_dynamo_ext.errors import ColumnTypeError, ConfigError, WindowError
+from feast_dynamo_ext.parquet.s3_parquet_source import S3ParquetSource
+from feast_dynamo_ext.provider import DynamoProvider
 from feast_dynamo_ext.view_settings import ViewSettings
 
 if TYPE_CHECKING:
@@ -75,7 +78,7 @@ class Repo:
             "t": pa.array(moments, pa.timestamp("us", "UTC")),
             "total": pa.array(total, pa.float64()),
         }
-        (self.folder / name).mkdir(exist_ok=True)
+        (self.folder / name).mkdir(exist_ok=True, parents=True)
         pq.write_table(pa.table(columns), self.folder / name / f"{part}.parquet")
 
     def push(self, cid: int, moment: dt.datetime, total: float) -> None:
@@ -257,14 +260,41 @@ def test_rows_without_key_or_event_time_are_counted(open_repo, capsys):
     assert orders[1:4] == ["2", "2", "2"]
 
 
-def test_feasts_provider_beside_this_store_is_warned_of(open_repo, caplog):
-    store = open_repo(provider="aws").store
-    store.apply([CUSTOMER])
-    store.apply([CUSTOMER])
-    said = [r.getMessage() for r in caplog.records if r.name == "feast_dynamo_ext.config"]
-    assert len(said) == 1
-    assert said[0].startswith("feature_store.yaml: `provider: aws` is Feast's.")
-    assert "`provider: feast_dynamo_ext.DynamoProvider`" in said[0]
+class Feasts(PassthroughProvider):
+    """Somebody's own, which leaves the conversion of rows to Feast."""
+
+
+class Ours(DynamoProvider):
+    """Somebody's own, of this package's."""
+
+
+@pytest.mark.parametrize(
+    ("provider", "said"),
+    [
+        ("aws", "is Feast's."),
+        (f"{__name__}.Feasts", "is built on Feast's."),
+        (f"{__name__}.Ours", None),
+    ],
+)
+def test_a_provider_that_has_feast_convert_rows_is_warned_of(open_repo, caplog, provider, said):
+    repo = open_repo(provider=provider)
+    repo.store.apply([CUSTOMER, repo.view(schema=[Field(name="total", dtype=Int64)])])
+    repo.store.apply([CUSTOMER])
+    found = [r.getMessage() for r in caplog.records if r.name == "feast_dynamo_ext.config"]
+    if said is None:
+        assert found == []
+        with pytest.raises(ColumnTypeError, match=r"`total` is declared as INT64"):
+            repo.push(1, at(1), 5.5)
+        return
+    assert len(found) == 1
+    assert found[0].startswith(f"feature_store.yaml: `provider: {provider}` {said}")
+    assert "5.5 is 5 in an Int64, and a key 1.5 writes the row of key 1" in found[0]
+    assert "feast_dynamo_ext.DynamoProvider" in found[0]
+    # As the warning has it.
+    repo.push(1, at(1), 5.5)
+    assert repo.totals(1) == [5]
+    repo.push(1.5, at(2), 6.0)
+    assert repo.totals(1) == [6]
 
 
 def test_rows_past_their_ttl_are_written_where_their_values_are_answered(open_repo):
@@ -289,6 +319,92 @@ def test_a_run_that_leaves_out_every_row_says_so_in_words(open_repo, caplog):
         "feature view orders: each of its 2 entities' newest rows is past the view's ttl of "
         "1 day, 0:00:00, so nothing is written. Is the source up to date? To serve rows of that "
         "age, raise the ttl, or set `expired: value` for the view or in feature_store.yaml."
+    ]
+
+
+EMPTY = "feature view orders: no row of its source is from {start} to {end}"
+NEWEST = ", so nothing is written. Its newest event time is 2025-01-01T03:00:00+00:00."
+
+
+def schema_with(kind: pa.DataType) -> pa.Schema:
+    return pa.schema([("cid", pa.int64()), ("t", kind), ("total", pa.float64())])
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ns"), pa.timestamp("us", "UTC")], ids=str)
+def test_a_run_without_a_row_says_why_in_words(open_repo, caplog, kind):
+    repo = open_repo()
+    repo.store.apply([CUSTOMER, repo.view()])
+    (repo.folder / "orders").mkdir()
+
+    def said(start: dt.datetime, end: dt.datetime) -> list[str]:
+        caplog.clear()
+        repo.store.materialize(start, end)
+        assert repo.items() == []
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    none = schema_with(kind).empty_table()
+    pq.write_table(none, repo.folder / "orders" / "a.parquet")
+    nothing = "feature view orders: its source holds no rows, so nothing is written."
+    assert said(START, END) == [nothing]
+
+    times = pa.array([at(1), at(3)], pa.timestamp("us", "UTC")).cast(kind)
+    rows = pa.table([[1, 2], times, [1.0, 2.0]], schema_with(kind))
+    pq.write_table(rows, repo.folder / "orders" / "b.parquet")
+    between = EMPTY.format(start="2025-01-01T01:30:00+00:00", end="2025-01-01T02:30:00+00:00")
+    assert said(at(1.5), at(2.5)) == [between + NEWEST]
+    after = EMPTY.format(start="2025-01-01T04:00:00+00:00", end="2025-01-01T10:00:00+00:00")
+    assert said(at(4), END) == [after + NEWEST]
+
+    lacking = pa.table([[None], times[:1], [3.0]], schema_with(kind))
+    pq.write_table(lacking, repo.folder / "orders" / "c.parquet")
+    lacks = EMPTY.format(start="2025-01-01T00:30:00+00:00", end="2025-01-01T00:45:00+00:00")
+    assert said(at(0.5), at(0.75)) == [lacks + NEWEST]
+    times = pa.array([at(5)], pa.timestamp("us", "UTC")).cast(kind)
+    pq.write_table(lacking.set_column(1, "t", times), repo.folder / "orders" / "d.parquet")
+    (without_key,) = said(at(4), END)
+    assert without_key == (
+        f"{after} and has its join keys; 1 rows lack a key or event time, so nothing is written."
+    )
+
+
+def test_a_corrupt_file_outside_of_the_window_fails_no_run_without_rows(open_repo, caplog):
+    repo = open_repo()
+    for day, moment in (("2024-11-01", at(-24 * 61)), ("2025-01-01", at(3))):
+        repo.keep([(1, moment, 1.0)], f"orders/dt={day}")
+    (repo.folder / "orders" / "dt=2024-12-01").mkdir()
+    (repo.folder / "orders" / "dt=2024-12-01" / "a.parquet").write_bytes(b"PAR1 no footer PAR1")
+    source = S3ParquetSource(
+        path=str(repo.folder / "orders"),
+        timestamp_field="t",
+        date_partition_column="dt",
+        date_partition_column_format="%Y-%m-%d",
+    )
+    repo.store.apply([CUSTOMER, repo.view(source=source)])
+    repo.store.materialize(at(4), END)
+    (view,) = repo.engine.report.views
+    assert (view.step, view.error) == ("done", None)
+    after = EMPTY.format(start="2025-01-01T04:00:00+00:00", end="2025-01-01T10:00:00+00:00")
+    assert f"{after}, so nothing is written." in [r.getMessage() for r in caplog.records]
+
+
+def test_an_incremental_run_that_finds_nothing_new_is_no_warning(open_repo, caplog):
+    """But the first is: its window is a year, or the ttl."""
+    repo = open_repo()
+    repo.store.apply([CUSTOMER, repo.view(ttl=dt.timedelta(days=1))])
+    repo.keep([(1, at(1), 1.0)])
+    caplog.set_level(logging.INFO, "feast_dynamo_ext.materialize")
+    said = []
+    for _ in range(2):
+        caplog.clear()
+        repo.store.materialize_incremental(dt.datetime.now(tz=UTC))
+        logged = [r for r in caplog.records if "orders: no row" in r.getMessage()]
+        said += [(r.levelname, r.getMessage().partition("+00:00, ")[2]) for r in logged]
+    assert said == [
+        (
+            "WARNING",
+            "so nothing is written. Its newest event time is 2025-01-01T01:00:00+00:00.",
+        ),
+        ("INFO", "so nothing is written."),
     ]
 
 

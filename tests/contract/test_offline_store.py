@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 
 import boto3
 import pandas as pd
@@ -10,10 +11,12 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
-from feast import FeatureView, Field
+from feast import FeatureStore, FeatureView, Field
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Float64, Int64
+from feast.repo_contents import RepoContents
+from feast.repo_operations import apply_total_with_repo_instance
+from feast.types import Float64, Int64, String
 from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext import aws
@@ -242,3 +245,57 @@ def test_refused_credentials_are_an_error_of_credentials(open_store, strict_aws)
     view = orders("s3://some-bucket/orders")
     with pytest.raises(CredentialsError, match=r"some-bucket/orders.*aws sts get-caller"):
         ParquetSource.open(view.batch_source, store.config)
+
+
+def test_apply_and_plan_warn_of_columns_that_no_file_has(
+    store, root, moto_endpoint, caplog, tmp_path
+):
+    put(f"{root}/orders", HISTORY, moto_endpoint)
+    misspelt = customer_view(
+        "misspelt", parquet_files(f"{root}/orders", name="orders"), totl=Float64, day=String
+    )
+    renamed = customer_view(
+        "renamed",
+        parquet_files(f"{root}/orders", name="renamed", field_mapping={"total": "amount"}),
+        amount=Float64,
+    )
+    later = customer_view("later", parquet_files(f"{root}/later", name="later"))
+    repo = RepoContents(
+        projects=[],
+        data_sources=[],
+        feature_views=[misspelt, renamed, later],
+        on_demand_feature_views=[],
+        stream_feature_views=[],
+        label_views=[],
+        entities=[CUSTOMER],
+        feature_services=[],
+        permissions=[],
+    )
+    expected = [
+        "Feature view `misspelt` names the columns ['totl'], which no file of",
+        "Source `later`: there is no file at",
+    ]
+    for skip in (False, True):
+        caplog.clear()
+        validated = [] if skip else repo.feature_views
+        opened = FeatureStore(config=store.config)
+        for view in validated:
+            opened._get_provider().validate_data_source(opened.config, view.batch_source)
+        opened.plan(repo)
+        assert sorted(_warnings(caplog)) == ([] if skip else expected)
+        caplog.clear()
+        apply_total_with_repo_instance(
+            FeatureStore(config=store.config), store.project, store.registry, repo, skip
+        )
+        assert sorted(_warnings(caplog)) == ([] if skip else expected)
+    applied = {view.name for view in store.list_feature_views()}
+    assert applied == {"later", "misspelt", "renamed"}
+
+
+def _warnings(caplog) -> list[str]:
+    """What the package warned of, up to the path."""
+    return [
+        re.split(r"(?<=no file (?:of|at)) ", record.getMessage())[0]
+        for record in caplog.records
+        if record.name.startswith("feast_dynamo_ext") and record.levelname == "WARNING"
+    ]

@@ -99,6 +99,27 @@ def test_a_push_to_both_is_in_both_and_materialize_does_not_undo_it(two_repos):
         assert job.to_df().sort_values("cid")["total"].to_list() == [9.0, 8.0]
 
 
+def test_a_push_of_nulls_alone_is_dropped_by_feast(two_repos):
+    """Before any store sees it. History has it, and the provider writes it."""
+    two_repos.apply(lambda repo: [CUSTOMER, orders(repo)])
+    two_repos.materialize()
+    ours, nulls = two_repos.ours.store, pushed([None, None])
+    with pytest.warns(UserWarning, match="Cannot write dataframe with empty feature columns"):
+        ours.push("push", nulls, to=PushMode.ONLINE_AND_OFFLINE)
+    with pytest.warns(UserWarning, match="Cannot write dataframe with empty feature columns"):
+        asyncio.run(ours.push_async("push", nulls))
+    with pytest.warns(UserWarning, match="Cannot write dataframe with empty feature columns"):
+        ours.write_to_online_store("orders", nulls)
+    assert ours.get_online_features(["orders:total"], CUSTOMERS).to_dict()["total"][0] == 2.0
+    assert [row["total"] for row in two_repos.ours.rows()].count(None) == 2
+    ours.provider.ingest_df(ours.get_feature_view("orders"), nulls)
+    answer = ours.get_online_features(["orders:total"], CUSTOMERS)
+    assert answer.to_dict()["total"][0] is None
+    ours.push("push", pushed([None, 6.0], hour=8))
+    answer = ours.get_online_features(["orders:total"], CUSTOMERS)
+    assert answer.to_dict()["total"] == [None, 3.5, 4.0, 6.0]
+
+
 def test_an_async_push(two_repos):
     two_repos.apply(lambda repo: [CUSTOMER, orders(repo)])
     ours = two_repos.ours.store  # Feast's sqlite store writes no rows on an event loop

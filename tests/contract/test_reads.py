@@ -115,14 +115,21 @@ BAD_KEYS = [
     ("1.5", "text that is no whole number"),
     ("", "text that is no whole number"),
     (math.nan, r"a missing value \(NaN\)"),
-    (math.inf, "float `inf`"),
+    (math.inf, "an infinite number"),
+    (b"1", "of type bytes"),
+    (NOW, "a time"),
+    (NOW.replace(microsecond=0), "a time"),
+    (pd.Timestamp("2026-01-01"), "a time"),
+    (np.datetime64("2026-01-01"), "a time"),
+    (NOW.date(), "a time"),
+    (uuid.UUID(int=7), "of type UUID"),
     (2**63, "a number of more than 64 bits"),
     (-(2**63) - 1, "a number of more than 64 bits"),
     (str(2**64), "a number of more than 64 bits"),
     (2.0**53, "a float so large that it stands for several integers"),
     (np.float32(2**24), "a float so large that it stands for several integers"),
     ([1], "several values"),
-    (object(), "object `<object object"),
+    (object(), "of type object"),
 ]
 GOOD_KEYS = [7, 7.0, "7", " 7 ", np.int64(7), np.float32(7), Decimal(7), Value(int64_val=7)]
 
@@ -167,6 +174,12 @@ def test_a_key_that_feast_would_change_is_refused(store):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
+        (None, "entity rows are None. Pass a list of dictionaries"),
+        (7, "entity rows are of type int. Pass a list of dictionaries"),
+        ([1], r"Row 0 of the request .* is of type int. Pass a list of dictionaries"),
+        ([{"cid": 1}, None], r"Row 1 of the request .* is None. Pass a list of dictionaries"),
+        # Feast would read the customers 1 and 2.
+        ({"cid": "12"}, "columns of the request's entity rows must be lists"),
         ([], "has no entity rows"),
         ({}, "has no entity rows"),
         ([{}], "has no entity rows"),
@@ -190,6 +203,8 @@ def test_entity_rows_of_another_shape_are_refused(unwritten, rows, words):
         (["one:x", "one:total"], "`one` has no feature `x`. It has: total."),
         (["total"], "names a feature `total`. Name each as `view:feature`."),
         ([], "names no feature. Name each as `view:feature`."),
+        ("one:total", "features are a str. Pass a list that names each as `view:feature`"),
+        (("one:total",), "features are a tuple. Pass a list that names each"),
     ],
 )
 def test_a_feature_that_there_is_not_is_named(unwritten, features, words):

@@ -268,15 +268,37 @@ MISTAKES = [
 ]
 
 
+ROW = {"user_id": [1], "t": SERIAL}
+OF_FEAST = [
+    (*push_of(user_id=[1, 2], t=SERIAL), 500, "All arrays must be of the same length"),
+    ("push", {"push_source_name": "orders_push", "df": {**ROW, "sum": [1]}}, 500, "not in index"),
+    ("push", {"push_source_name": "orders_push", "df": ROW}, 500, "are in the [columns]"),
+    ("push", {**push_of(**ROW)[1], "to": "both"}, 500, "both is not a supported push format"),
+    ("push", {"df": ROW}, 422, "Field required"),
+    ("materialize", {"start_ts": "soon", "end_ts": "2026-01-01"}, 500, "Invalid timestamp"),
+    ("materialize", {"start_ts": "2026-01-02", "end_ts": "2026-01-01"}, 500, "must be before"),
+    ("materialize", {"start_ts": "2026-01-02"}, 500, "are required"),
+    ("materialize-incremental", {"end_ts": "soon"}, 500, "Unknown string format: soon"),
+]
+"""What Feast's server or feature store refuses before a store or a provider is called."""
+
+
 def test_mistakes_of_clients_are_4xx_and_say_which_error_they_are(make_repo):
     store = FeatureStore(str(make_repo()))
     with serving(store) as server:
-        for path, body, status, error in MISTAKES:
+
+        def post(path: str, body: dict) -> urllib3.BaseHTTPResponse:
             # Feast's server hangs up after an error.
-            answer = urllib3.request(
+            return urllib3.request(
                 "POST", f"{server.url}/{path}", json=body, headers={"connection": "close"}
             )
+
+        for path, body, status, error in MISTAKES:
+            answer = post(path, body)
             assert (answer.status, json.loads(answer.json()).get("error")) == (status, error), body
+        for path, body, status, words in OF_FEAST:
+            answer = post(path, body)
+            assert (answer.status, words in answer.data.decode()) == (status, True), answer.data
         assert server.read([7], ORDERS) == {"count": [7], "sum": [49]}
     asyncio.run(store.close())
 

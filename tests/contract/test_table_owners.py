@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+import time
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from feast.types import Float64
 from repos import REGION
 from views import CUSTOMER, customer_view, parquet_files, pushed
 
+from feast_dynamo_ext.dynamo.views import LOOK_AGAIN_S
 from feast_dynamo_ext.errors import ConfigError, TablesFailedError, TableTakenError
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
 
 VERSIONS = {"enable_online_feature_view_versioning": True}
+OWNER = b"\xff\xff\xff\xffowner"
 NOW = dt.datetime.now(tz=dt.timezone.utc).replace(microsecond=0)
 YESTERDAY = NOW - dt.timedelta(days=1)
 
@@ -65,6 +68,15 @@ class Account:
         names = [name for page in pages for name in page["TableNames"]]
         return sorted(
             name.removeprefix(self.start) for name in names if name.startswith(self.start)
+        )
+
+    def create(self, table: str) -> None:
+        """Make a table as Terraform would."""
+        self.client.create_table(
+            TableName=self.start + table,
+            KeySchema=[{"AttributeName": "k", "KeyType": "HASH"}],
+            AttributeDefinitions=[{"AttributeName": "k", "AttributeType": "B"}],
+            BillingMode="PAY_PER_REQUEST",
         )
 
     def keys(self, table: str) -> list[bytes]:
@@ -157,6 +169,17 @@ def everywhere(store: FeatureStore, found: FeatureView) -> dict[str, Callable[[]
     }
 
 
+def reads(store: FeatureStore) -> dict[str, Callable[[], object]]:
+    """Each entrance by which rows of a view `orders` are read."""
+    features, rows = ["orders:total"], [{"cid": 1}]
+    return {
+        "get_online_features": lambda: store.get_online_features(features, rows),
+        "get_online_features_async": lambda: asyncio.run(
+            store.get_online_features_async(features, rows)
+        ),
+    }
+
+
 @pytest.mark.parametrize("mode", ["refused", "never"])
 def test_rows_are_not_written_into_a_table_of_another_project(account, tmp_path, mode):
     online = {"table_name_template": f"{account.start}.{{table_name}}"}
@@ -165,26 +188,29 @@ def test_rows_are_not_written_into_a_table_of_another_project(account, tmp_path,
     files = parquet_files(tmp_path / "orders.parquet", "t")
     orders = customer_view("orders", PushSource(name="orders_push", batch_source=files))
     theirs = account.store(registry="theirs", folder=tmp_path, online=online)
+    if mode == "never":
+        online = {**online, "manage_tables": "never"}
+    ours = account.store("x", "ours", folder=tmp_path, online=online)
+    ranking = FeatureService(name="ranking", features=[orders], precompute_online=True)
+    if mode == "never":  # while there is no table yet
+        ours.apply([CUSTOMER, orders, ranking])
     theirs.apply([CUSTOMER, orders])
     theirs.push("orders_push", pd.DataFrame({"cid": [1], "t": [YESTERDAY], "total": [1.5]}))
     before = account.keys(".orders")
-    if mode == "never":
-        online["manage_tables"] = "never"
-    ours = account.store("x", "ours", folder=tmp_path, online=online)
-    ranking = FeatureService(name="ranking", features=[orders], precompute_online=True)
     words = (
         f"Feature view `orders` of project {ours.project} would share DynamoDB table "
         rf"{account.start}\.orders: it belongs to Feast project {theirs.project}\."
     )
     entrances = everywhere(ours, orders)
+    with pytest.raises(TableTakenError, match=words):
+        ours.apply([CUSTOMER, orders, ranking])
     if mode == "refused":
-        with pytest.raises(TableTakenError, match=words):
-            ours.apply([CUSTOMER, orders, ranking])
         # The view is in Feast's cache of the registry alone, which these do not read.
         for entrance in ("materialize", "materialize_incremental", "precompute"):
             del entrances[entrance]
-    else:
-        ours.apply([CUSTOMER, orders, ranking])
+    entrances.update(reads(ours))
+    if mode == "never":
+        entrances["service"] = lambda: ours.get_online_features(ranking, [{"cid": 1}])
     for entrance, write in entrances.items():
         with pytest.raises(TableTakenError, match=words):
             write()
@@ -207,8 +233,121 @@ def test_a_table_is_looked_at_once_before_its_first_row(account, tmp_path, dynam
     for cid in range(3):
         rows = {"cid": [cid], "t": [YESTERDAY], "total": [0.5]}
         store.push("orders_push", pd.DataFrame(rows))
-    looked = ["DescribeTable", "ListTagsOfResource", *([] if dynamodb.has_tags else ["GetItem"])]
-    assert seen == ([] if "{project}" in template else looked)
+    assert seen == ([] if "{project}" in template else ["GetItem"])
+
+
+def test_tables_made_elsewhere_are_of_the_project_that_is_first(account, tmp_path, caplog):
+    online = {
+        "table_name_template": f"{account.start}.{{table_name}}",
+        "manage_tables": "never",
+    }
+    names = ["orders", "visits"]
+    for name in names:
+        account.create(f".{name}")
+    first, second = (
+        account.store(project, project, folder=tmp_path, online=online) for project in "ab"
+    )
+    orders, visits = (customer_view(name, pushed(name)) for name in names)
+    row = {"cid": [1], "t": [YESTERDAY], "total": [1.5]}
+    first.plan(contents(orders))
+    assert account.keys(".orders") == []
+    # By apply, or by a row where apply came before the table or may not write.
+    first.apply([CUSTOMER, orders])
+    assert account.keys(".orders") == [OWNER]
+    first.push("orders_push", pd.DataFrame(row))
+    denied = AWSResponse("", 400, {}, None), {"Error": {"Code": "AccessDeniedException"}}
+    client = second._get_provider().online_store.connection(second.config).client
+    events = "before-call.dynamodb.PutItem"
+    client.meta.events.register(events, lambda **_: denied, unique_id="denied")
+    second.apply([CUSTOMER, visits])
+    assert account.keys(".visits") == []
+    client.meta.events.unregister(events, unique_id="denied")
+    second.push("visits_push", pd.DataFrame(row))
+    assert OWNER in account.keys(".visits")
+
+    for late, view, project in ((second, orders, first.project), (first, visits, second.project)):
+        words = f"`{view.name}` of project {late.project} .* belongs to Feast project {project}"
+        for refused in (
+            lambda late=late, view=view: late.plan(contents(view)),
+            lambda late=late, view=view: late.apply([CUSTOMER, view]),
+            lambda late=late, view=view: late.push(f"{view.name}_push", pd.DataFrame(row)),
+            lambda late=late, view=view: late.get_online_features(
+                [f"{view.name}:total"], [{"cid": 1}]
+            ),
+        ):
+            with pytest.raises(TableTakenError, match=words):
+                refused()
+    for store, name in ((first, "orders"), (second, "visits")):
+        answer = store.get_online_features([f"{name}:total"], [{"cid": 1}]).to_dict()
+        assert answer["total"] == [1.5]
+
+
+def test_a_table_whose_owner_may_not_tag_is_not_taken_over(account, tmp_path, caplog):
+    online = {"table_name_template": f"{account.start}.{{table_name}}"}
+    theirs, ours = (account.store(name, name, folder=tmp_path, online=online) for name in "ab")
+    denied = AWSResponse("", 400, {}, None), {"Error": {"Code": "AccessDeniedException"}}
+    for store, calls in (
+        (theirs, ["CreateTable", "TagResource", "ListTagsOfResource"]),
+        (ours, ["ListTagsOfResource"]),
+    ):
+        client = store._get_provider().online_store.connection(store.config).client
+        for call in calls:
+            client.meta.events.register(
+                f"before-call.dynamodb.{call}",
+                lambda model, params, **_: (
+                    denied if model.name != "CreateTable" or b"Tags" in params["body"] else None
+                ),
+            )
+    theirs.apply([CUSTOMER, customer_view("orders", pushed("orders"))])
+    with pytest.raises(TableTakenError, match=f"belongs to Feast project {theirs.project}"):
+        ours.apply([CUSTOMER, customer_view()])
+    # Its items are gone, and tags cannot be seen: who comes first has it.
+    account.client.delete_item(TableName=f"{account.start}.orders", Key={"k": {"B": OWNER}})
+    ours.apply([CUSTOMER, customer_view()])
+    with pytest.raises(TableTakenError, match=f"belongs to Feast project {ours.project}"):
+        theirs.apply([CUSTOMER, customer_view("orders", pushed("orders"))])
+
+
+def test_of_two_that_take_a_table_at_once_one_has_it(account, tmp_path):
+    online = {"table_name_template": f"{account.start}.{{table_name}}"}
+    for mode in ("create", "never"):
+        account.create(f".{mode}")
+        ours, theirs = (
+            account.store(name, name, folder=tmp_path, online={**online, "manage_tables": mode})
+            for name in "ab"
+        )
+        client = ours._get_provider().online_store.connection(ours.config).client
+        values = {"project": {"S": theirs.project}, "view": {"S": mode}}
+
+        def faster(mode=mode, values=values, **_: Any) -> None:
+            item = {"k": {"B": OWNER}, **values}
+            account.client.put_item(TableName=f"{account.start}.{mode}", Item=item)
+
+        client.meta.events.register("before-call.dynamodb.PutItem", faster)
+        with pytest.raises(TableTakenError, match=f"belongs to Feast project {theirs.project}"):
+            ours.apply([CUSTOMER, customer_view(mode)])
+        theirs.apply([CUSTOMER, customer_view(mode)])
+
+
+def test_a_reader_looks_once_whose_a_table_is(account, tmp_path):
+    online = {"table_name_template": f"{account.start}.{{table_name}}"}
+    store = account.store(folder=tmp_path, online=online)
+    orders = customer_view("orders", pushed("orders"))
+    store.apply([CUSTOMER, orders])
+    store.push("orders_push", pd.DataFrame({"cid": [1], "t": [YESTERDAY], "total": [0.5]}))
+    connection = store._get_provider().online_store.connection(store.config)
+    known = [connection.views.known(orders, store.config)]
+    assert connection.answered.unknown(known) == [known[0].owner]
+    for read in reads(store).values():
+        read()
+        assert connection.answered.unknown(known) == []
+    # Where nobody has claimed a table, somebody may yet.
+    account.client.delete_item(TableName=f"{account.start}.orders", Key={"k": {"B": OWNER}})
+    later = account.store(folder=tmp_path, online=online)
+    later.get_online_features(["orders:total"], [{"cid": 1}])
+    looked = later._get_provider().online_store.connection(later.config).answered
+    assert looked.unknown(known) == []
+    assert looked.unknown(known, time.monotonic() + LOOK_AGAIN_S) == [known[0].owner]
 
 
 @pytest.mark.parametrize("code", ["AccessDeniedException", "ThrottlingException"])
@@ -218,7 +357,8 @@ def test_who_may_not_look_at_a_table_writes(account, tmp_path, caplog, code):
     store.apply([CUSTOMER, customer_view("orders", pushed("orders"))])
     client = store._get_provider().online_store.connection(store.config).client
     answer = AWSResponse("", 400, {"x-amzn-requestid": "1"}, None), {"Error": {"Code": code}}
-    client.meta.events.register("before-call.dynamodb.DescribeTable", lambda **_: answer)
+    for call in ("GetItem", "DescribeTable", "PutItem"):
+        client.meta.events.register(f"before-call.dynamodb.{call}", lambda **_: answer)
     caplog.clear()
     for cid in range(2):
         rows = {"cid": [cid], "t": [YESTERDAY], "total": [cid + 0.5]}
@@ -231,17 +371,18 @@ def test_who_may_not_look_at_a_table_writes(account, tmp_path, caplog, code):
 
 def test_a_table_of_before_is_given_an_owner_once(account, tmp_path, dynamodb):
     online = {"table_name_template": f"{account.start}.{{table_name}}"}
-    account.client.create_table(
-        TableName=f"{account.start}.orders",
-        KeySchema=[{"AttributeName": "k", "KeyType": "HASH"}],
-        AttributeDefinitions=[{"AttributeName": "k", "AttributeType": "B"}],
-        BillingMode="PAY_PER_REQUEST",
-    )
+    account.create(".orders")
     ours = account.store(folder=tmp_path, online=online)
     for _ in range(2):
         ours.apply([CUSTOMER, customer_view()])
-    owner = [b"\xff\xff\xff\xffowner"]
-    assert account.keys(".orders") == ([] if dynamodb.has_tags else owner)
+    assert account.keys(".orders") == [OWNER]
+    arn = account.client.describe_table(TableName=f"{account.start}.orders")["Table"]["TableArn"]
+    if dynamodb.has_tags:
+        tags = account.client.list_tags_of_resource(ResourceArn=arn)["Tags"]
+        assert {tag["Key"]: tag["Value"] for tag in tags} == {
+            "feast_dynamo_ext.project": ours.project,
+            "feast_dynamo_ext.view": "orders",
+        }
     theirs = account.store("x", "x", folder=tmp_path, online=online)
     with pytest.raises(TableTakenError, match=f"belongs to Feast project {ours.project}"):
         theirs.apply([CUSTOMER, customer_view()])
@@ -329,8 +470,8 @@ def test_apply_says_that_the_new_table_of_a_materialized_view_is_empty(account, 
     warned = [record.getMessage() for record in caplog.records if "empty" in record.getMessage()]
     until = NOW.isoformat(timespec="seconds")
     assert warned == [
-        f"table {store.project}.orders of feature view orders is new and empty, but the registry "
-        f"has the view as materialized until {until}, where `feast materialize-incremental` would "
-        "go on. Run `feast materialize START END` from its first row on: until then reads of it "
-        "find nothing."
+        f"table {store.project}.orders is new and empty, but the registry has orders as "
+        f"materialized until {until}, where `feast materialize-incremental` would go on. Run "
+        "`feast-dynamo materialize --all`, which writes all of history again: until then reads "
+        "find nothing. Rows that are not in history have to be pushed again."
     ]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import FeatureService, FeatureStore, Field
+from feast.errors import FeatureViewNotFoundException
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64, String
 from repos import open_repo_config
@@ -17,7 +18,12 @@ from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext import aws, sagemaker
 from feast_dynamo_ext.aws import AwsSettings
-from feast_dynamo_ext.errors import ConfigError, OfflineStoreError, TrainingSetError
+from feast_dynamo_ext.errors import (
+    ConfigError,
+    FeatureNotFoundError,
+    OfflineStoreError,
+    TrainingSetError,
+)
 
 DAY = dt.timedelta(days=1)
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
@@ -61,14 +67,9 @@ experimental = pytest.mark.filterwarnings("ignore:.* experimental feature.*:Runt
 
 
 def write(store, bucket, **more):
-    return sagemaker.create_training_set(
-        store,
-        entity_rows=ROWS,
-        label="bought",
-        output=f"s3://{bucket}/training",
-        split=SPLIT,
-        **{"features": ["orders:total", "orders:orders"], **more},
-    )
+    given = {"entity_rows": ROWS, "split": SPLIT, "features": ["orders:total", "orders:orders"]}
+    output = f"s3://{bucket}/training"
+    return sagemaker.create_training_set(store, label="bought", output=output, **given | more)
 
 
 def test_files_and_manifest(store, bucket, moto_endpoint):
@@ -112,6 +113,28 @@ def test_a_changed_definition_changes_its_hash(store, bucket):
     store.apply([view])
     after = write(store, bucket, overwrite=True).manifest.provenance.view_definitions
     assert before["orders"] != after["orders"]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"split": None}, TrainingSetError, "`split` is missing: it says which event times"),
+        ({"split": {"test_from": START}}, TrainingSetError, "`split` is a dict: it says which"),
+        (
+            {"features": ["orders:total", "orders:totals"]},
+            FeatureNotFoundError,
+            "Feature view `orders` has no feature `totals`. Did you mean `total`?",
+        ),
+        ({"features": ["total"]}, FeatureNotFoundError, "Name each as `view:feature`"),
+        ({"features": []}, FeatureNotFoundError, "The request names no feature"),
+        ({"features": "orders:total"}, FeatureNotFoundError, "features are a str. Pass a list"),
+        ({"features": ["order:total"]}, FeatureViewNotFoundException, "order does not exist"),
+    ],
+)
+def test_what_is_missing_is_said_before_rows_are_read(store, bucket, given, error, words):
+    with pytest.raises(error) as caught:
+        write(store, bucket, **{"entity_rows": "nowhere.parquet", **given})
+    assert words in str(caught.value)
 
 
 def test_another_provider_is_refused(tmp_path):

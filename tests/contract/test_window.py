@@ -201,6 +201,19 @@ def test_a_plain_run_into_the_future_that_begins_at_the_ttl(store, caplog):
     assert len(intervals) == 3
 
 
+def test_incremental_runs_go_on_once_a_future_end_is_forgotten(store, tmp_path):
+    """As the page of troubleshooting has it; the table keeps its rows."""
+    store.materialize(late(24), late(-48))
+    with pytest.raises(WindowError, match=r"`orders` is materialized up to .* already"):
+        store.materialize_incremental(late(0))
+    store.registry.delete_feature_view("orders", store.project)
+    store.apply([CUSTOMER, view(tmp_path / "history", ttl=DAY)])
+    assert totals(store) == [1.0, None, None]
+    keep(tmp_path / "history", "new", cid=[2], total=[2.0], hour=[late(0.5)])
+    store.materialize_incremental(late(0))
+    assert totals(store) == [1.0, 2.0, None]
+
+
 def test_an_incremental_run_before_the_last_one_records_nothing(store):
     store.materialize_incremental(late(1))
     done = store.get_feature_view("orders").materialization_intervals

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import FeatureView, ValueType
+from feast.importer import import_class
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import load_repo_config
@@ -16,6 +18,7 @@ from feast.types import Float64, String
 from repos import NoRegistry
 from views import CUSTOMER, customer_view, parquet_files
 
+import feast_dynamo_ext
 from feast_dynamo_ext import DynamoProvider, aws, errors
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.dynamo.control_items import ABSENT, ControlItem
@@ -29,6 +32,7 @@ from feast_dynamo_ext.dynamo.tables.describe import (
     read_ttl,
 )
 from feast_dynamo_ext.errors import (
+    AccessDeniedError,
     AwsUnavailableError,
     ColumnTypeError,
     ConfigError,
@@ -36,8 +40,11 @@ from feast_dynamo_ext.errors import (
     DependencyError,
     EntityRowsError,
     FeastDynamoError,
+    IncompleteReadError,
+    IncompleteWriteError,
     UnsupportedTypeError,
 )
+from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.storage import S3Files
 
 NOON = dt.datetime(2026, 1, 1, 12, tzinfo=dt.timezone.utc)
@@ -100,6 +107,9 @@ def test_names_of_feasts_own_dynamodb_store_are_taken(tmp_path):
     [
         ("regoin: eu-west-1", "", r"online_store.*unknown key `regoin`.*Did you mean `region`"),
         ("", "memory: 4GB", r"offline_store.*unknown key `memory`"),
+        ("max_future: 1 parsec", "", "`max_future`: must be a number, without a unit. `feast-d"),
+        ("max_future: -1", "", "yaml: `max_future`: Input should be greater.* to 0. `feast-d"),
+        ("batch_size: many", "", "`batch_size`: must be a whole number, without a unit"),
         ("batch_size: 101", "", r"online_store.*`batch_size`.*100"),
         ("table_name_template: all", "", r"`table_name_template`.*\{table_name\}"),
         ("table_name_template: '{view}'", "", r"`table_name_template`.*\{project\}"),
@@ -110,7 +120,7 @@ def test_names_of_feasts_own_dynamodb_store_are_taken(tmp_path):
             for url in ("", "localhost:8000", "localhost", "http//x:1", "http://", "http://a b:1")
         ),
         *(
-            ("", f"endpoint_url: '{url}'", rf"offline_store.*`endpoint_url` is `{url}`.*scheme")
+            ("", f"endpoint_url: '{url}'", rf"offline_store.*`endpoint_url` is `{url}`.*//s3\.eu")
             for url in ("127.0.0.1:9000", "ftp://x", "http://x:port", "http://x:99999", "//x:1")
         ),
     ],
@@ -124,19 +134,22 @@ def test_a_key_at_the_top_that_nothing_reads_is_warned_of_once(tmp_path, caplog)
     path = tmp_path / "feature_store.yaml"
     extra = "onlinestore: 1\nofflinestore: 1\nbatchengine: 1\nfeature-server: 1\n"
     owners = "x-online: 1\n_registry: 1\n.project: 1\nteam: growth\n"
-    path.write_text(YAML.format(online="region: eu-west-1", offline="") + extra + owners)
+    text = YAML.format(online="region: eu-west-1", offline="") + extra + owners
+    of_registry = "registry:\n  path: registry.db\n  cache_ttl_second: 5\n  mine: 1\n"
+    path.write_text(re.sub("registry: .*\n", of_registry, text))
     for _ in range(2):
         config = load_repo_config(tmp_path, path)
         config.repo_path = tmp_path
         provider = DynamoProvider(config)
         provider.online_store.connection(config)
     said = {r.getMessage() for r in caplog.records if r.name == "feast_dynamo_ext.config"}
-    assert len(caplog.records) == len(said) == 4
+    assert len(caplog.records) == len(said) == 5
     for key, meant in {
         "onlinestore": "online_store",
         "offlinestore": "offline_store",
         "batchengine": "batch_engine",
         "feature-server": "feature_server",
+        "registry.cache_ttl_second": "registry.cache_ttl_seconds",
     }.items():
         words = f"feature_store.yaml: nothing reads the key `{key}`. Did you mean `{meant}`?"
         assert words in said
@@ -160,15 +173,20 @@ def test_a_variable_that_cannot_work_is_named(open_store, monkeypatch, name, mes
 
 PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 HEADERS = {"Content-Type": "text/html", "X-From": "a proxy"}
-NOT_AWS = r"http://127\.0\.0\.1:\d+ answered HTTP 200 with something that is not AWS's answer"
+NOT_AWS = r"http://127\.0\.0\.1:\d+ answered HTTP \d+ with something that is not AWS's answer"
+PAGES = [(status, page) for status in (200, 302, 404, 503) for page in (PAGE, PAGE[15:])]
 
 
-@pytest.mark.parametrize("page", [PAGE, PAGE[15:], b"", b'{"status": "ok"}', b"{}"])
-def test_an_endpoint_that_is_not_dynamodb_is_named(open_store, scripted_http, page):
-    url = scripted_http([(200, page, HEADERS)] * 100)
+@pytest.mark.parametrize(
+    ("status", "page"),
+    [*PAGES, *((200, page) for page in (b"", b'{"status": "ok"}', b"{}"))],
+)
+def test_an_endpoint_that_is_not_dynamodb_is_named(open_store, scripted_http, status, page):
+    url = scripted_http([(status, page, HEADERS)] * 100)
     online = {"region": "us-east-1", "endpoint_url": url}
     store = open_store(online={**online, "total_max_retry_attempts": 1})
-    words = rf"DescribeTable: {NOT_AWS} \(Content-Type: text/html, Server: .*`endpoint_url`"
+    not_aws = NOT_AWS.replace(r"\d+ with", f"{status} with")
+    words = rf"DescribeTable: {not_aws} \(Content-Type: text/html, Server: .*`endpoint_url`"
     with pytest.raises(AwsUnavailableError, match=words):
         store.apply([CUSTOMER, orders("nowhere")])
     with pytest.raises(AwsUnavailableError, match=f"ListTables: {NOT_AWS}"):
@@ -185,9 +203,9 @@ def test_an_endpoint_that_is_not_dynamodb_is_named(open_store, scripted_http, pa
                 call()
 
 
-@pytest.mark.parametrize("page", [PAGE, PAGE[15:]])
-def test_an_endpoint_that_is_not_s3_is_named(scripted_http, page):
-    url = scripted_http([(200, page, HEADERS)] * 9)
+@pytest.mark.parametrize(("status", "page"), PAGES[:6])
+def test_an_endpoint_that_is_not_s3_is_named(scripted_http, status, page):
+    url = scripted_http([(status, page, HEADERS)] * 9)
     files = S3Files(aws.client("s3", AwsSettings("us-east-1", url)))
     with pytest.raises(AwsUnavailableError, match=f"ListObjectsV2: {NOT_AWS}"):
         list(files.below("s3://bucket/history/"))
@@ -196,6 +214,47 @@ def test_an_endpoint_that_is_not_s3_is_named(scripted_http, page):
         files.new_file("s3://bucket/history/a") as file,
     ):
         file.write(b"rows")
+
+
+def test_a_page_that_refuses_is_a_refusal(scripted_http):
+    client = aws.client("dynamodb", AwsSettings("us-east-1", scripted_http([(403, PAGE)])))
+    item = ControlItem(client, "t", b"lease")
+    with pytest.raises(AccessDeniedError, match="403"):
+        item.read()
+
+
+@pytest.mark.slow
+def test_a_stopped_local_server_is_named(open_store, monkeypatch):
+    words = r"127.0.0.1:1\b.*If that is the embedded AWS, .* `feast-dynamo local up`"
+    url = "http://127.0.0.1:1"
+    online = {"region": "us-east-1", "endpoint_url": url, "total_max_retry_attempts": 1}
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    store = open_store(online=online)
+    with pytest.raises(AwsUnavailableError, match=words):
+        store.apply([CUSTOMER, orders("nowhere")])
+    rows = [(EntityKey(), {"total": Value(double_val=1.0)}, NOON, None)]
+    online_store = store.provider.online_store
+    with pytest.raises(IncompleteWriteError, match=words):
+        online_store.online_write_batch(store.config, customer_view(), rows, None)
+    with pytest.raises(IncompleteReadError, match=words):
+        online_store.online_read(store.config, customer_view(), [EntityKey()])
+    with pytest.raises(AwsUnavailableError, match="If that is the embedded AWS"):
+        ParquetSource.open(parquet_files("s3://bucket/orders"), store.config)
+    assert aws.local_advice("https://dynamodb.eu-west-1.amazonaws.com") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("DynmoOnlineStoreConfig", "`DynmoOnlineStore`. Did you mean `DynamoOnlineStore`?"),
+        ("DynamoProvder", "`DynamoProvder`. Did you mean `DynamoProvider`?"),
+        ("S3ParqetOfflineStore", "Did you mean `S3ParquetOfflineStore`?"),
+    ],
+)
+def test_a_misspelt_class_is_named(name, meant):
+    with pytest.raises(ConfigError, match=re.escape(meant)):
+        import_class("feast_dynamo_ext", name)
+    assert not hasattr(feast_dynamo_ext, "anything_else")
 
 
 def test_a_missing_region_is_said_where_aws_is_first_needed(open_store):
@@ -329,7 +388,7 @@ def test_files_that_cannot_serve(open_store, tmp_path, columns, error, message):
 
 
 def test_an_uint64_key_over_int64_is_named(open_store, tmp_path):
-    with pytest.raises(ColumnTypeError, match=r"`orders`.*join key `cid`.*9223372036854775808"):
+    with pytest.raises(ColumnTypeError, match=r"`orders`.*`cid`.*1 of 1 values of type uint64"):
         retrieve(open_store, tmp_path, GOOD, cid=pa.array([2**63], pa.uint64()))
 
 

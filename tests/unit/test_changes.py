@@ -6,6 +6,7 @@ import datetime as dt
 import random
 from collections import defaultdict
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -225,6 +226,8 @@ def test_without_an_end_until_now(open_store, tmp_path):
         (day(2), day(1), "`start_date` 2026-01-03 00:00:00.* is after `end_date`"),
         ("2026-01-01", day(1), "`start_date` is a str. Give a datetime"),
         (day(0), dt.date(2026, 1, 1), "`end_date` is a date. Give a datetime"),
+        (pd.NaT, day(1), "`start_date` is a NaTType. Give a datetime"),
+        (day(0), pd.Timestamp(10**9 + 1), "`end_date` has a part below a microsecond"),
     ],
 )
 def test_a_range_that_cannot_be(shop, start, end, message):

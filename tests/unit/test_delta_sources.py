@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from dataclasses import replace
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -119,6 +121,38 @@ def test_no_table_is_named(tmp_path):
         table(tmp_path)
 
 
+def test_a_log_that_cannot_be_read_is_named_without_a_stack(tmp_path):
+    for text, said in {
+        "not json": "Encountered unexpected 'o'",
+        "": "No table metadata or protocol",
+        '{"metaData": {"id": "tru': "Truncated record",
+        '{"add": [}': "Encountered unexpected",
+    }.items():
+        commit(tmp_path, 0)
+        (tmp_path / "orders" / "_delta_log" / f"{0:020}.json").write_text(text)
+        with pytest.raises(SourceReadError, match=r"log of the Delta table .*Repair") as error:
+            table(tmp_path)
+        assert said in str(error.value)
+        assert re.search(r"\n|<unknown>|\.\.", str(error.value)) is None
+
+
+def test_a_table_is_not_read_as_a_folder_of_files(tmp_path):
+    path = str(tmp_path / "orders")
+    write_deltalake(path, rows(1, 2))
+    write_deltalake(path, rows(7), mode="overwrite")
+    words = r"0(/orders)? is a Delta table, or has one in it: .*_delta_log/.*`file_format=Delta"
+    with pytest.raises(SourceReadError, match=words):
+        opened(tmp_path, "orders")
+    with pytest.raises(SourceReadError, match=words):
+        opened(tmp_path, "")
+    assert sorted(rows_of(opened(tmp_path, "orders/*.parquet"), "x")["x"]) == [1, 2, 7]
+    (tmp_path / "clicks" / ".hoodie").mkdir(parents=True)
+    (tmp_path / "clicks" / ".hoodie" / "hoodie.properties").touch()
+    put(tmp_path / "clicks" / "part.parquet", x=[1])
+    with pytest.raises(SourceReadError, match="clicks is a Hudi table"):
+        opened(tmp_path, "clicks")
+
+
 def commit(folder, number: int, *actions: dict) -> None:
     log = folder / "orders" / "_delta_log"
     log.mkdir(parents=True, exist_ok=True)
@@ -195,3 +229,42 @@ def test_column_mapping_is_refused(tmp_path):
     commit(tmp_path, 0, *start, added(tmp_path))
     with pytest.raises(SourceReadError, match=r"`orders`: the Delta table .*column mapping"):
         table(tmp_path)
+
+
+UTC = dt.timezone.utc
+MOMENT = dt.datetime(2026, 1, 31, 23, 59, 59, 123456, tzinfo=UTC)
+
+PARTITIONS = {
+    "text": (pa.string(), ["a b", "100%", "x%20y", "what?*=#", "ü/ö", "", None, " a ", "[1]"]),
+    "whole": (pa.int64(), [2**63 - 1, -(2**63), 0, None]),
+    "short": (pa.int16(), [7, -7, None]),
+    "is": (pa.bool_(), [True, False, None]),
+    "real": (pa.float64(), [0.1, -1e100, 1e-7, None]),
+    "single": (pa.float32(), [0.5, 16777216.0, None]),
+    "price": (pa.decimal128(20, 3), [Decimal("1.100"), Decimal("12345678901234567.891"), None]),
+    "day": (pa.date32(), [DAY, dt.date(1969, 12, 31), None]),
+    "at": (pa.timestamp("us", "UTC"), [MOMENT, dt.datetime(1969, 1, 1, tzinfo=UTC), None]),
+    "naive": (pa.timestamp("us"), [MOMENT.replace(tzinfo=None), None]),
+    "raw": (pa.binary(), [b"ab", b"a/b %", b"\x00\xff\xc3\xbc", None]),
+}
+
+
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_partition_values_of_every_type_and_what_paths_make_of_them(tmp_path, name):
+    kind, values = PARTITIONS[name]
+    written = pa.table(
+        {
+            "x": pa.array(range(len(values)), pa.int64()),
+            name: pa.array(values, kind),
+            "event": pa.array([MOMENT] * len(values), pa.timestamp("us", "UTC")),
+        }
+    )
+    write_deltalake(str(tmp_path / "orders"), written, partition_by=[name])
+    # Which the library itself does not find.
+    (tmp_path / "orders").rename(tmp_path / "orders of %20 ü")
+    source = opened(tmp_path, "orders of %20 ü", file_format=DeltaFormat())
+    assert source.schema.field(name).type == kind
+    found = rows_of(source, "x", name)
+    # Delta has no empty text in a partition: its protocol says that it is null.
+    expected = [None if value == "" else value for value in values]
+    assert dict(zip(found["x"], found[name], strict=True)) == dict(enumerate(expected))

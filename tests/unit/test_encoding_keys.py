@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+from decimal import Decimal
 
 import pyarrow as pa
 import pytest
 from examples import cases
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
 from feast.value_type import ValueType
 from feast_values import feast_values
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.dynamo.keys import encode_keys
+from feast_dynamo_ext.dynamo.keys import KeyEncoder, encode_keys
 from feast_dynamo_ext.errors import ColumnTypeError, EntityKeyError, UnsupportedTypeError
 
 UTC = dt.timezone.utc
@@ -25,7 +27,10 @@ TYPES = {
     "INT64": (pa.int64(), st.integers(-(2**63), 2**63 - 1)),
     "UNIX_TIMESTAMP": (
         pa.timestamp("us", "UTC"),
-        st.datetimes(dt.datetime(1900, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001
+        # Of keys: whole seconds.
+        st.datetimes(dt.datetime(1900, 1, 1), timezones=st.just(UTC)).map(  # noqa: DTZ001
+            lambda time: time.replace(microsecond=0)
+        ),
     ),
 }
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
@@ -109,3 +114,67 @@ def test_a_column_that_does_not_fit_its_join_key_is_named():
         encode_keys([pa.array([2**63], pa.uint64())], [ValueType.INT64], ["user"], "orders", 1)
     with pytest.raises(UnsupportedTypeError, match=r"`user` is a duration"):
         encode_keys([pa.array([1], pa.duration("s"))], [ValueType.INT64], ["user"], "orders", 1)
+
+
+SECOND = 1_767_225_600  # 2026-01-01
+TICKS = pa.array([SECOND * 10**6, (SECOND + 1) * 10**6])
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "keys"),
+    [
+        ("STRING", pa.array([7, 8]), [Value(string_val="7"), Value(string_val="8")]),
+        ("STRING", pa.array([Decimal(7)], pa.decimal128(38, 0)), [Value(string_val="7")]),
+        ("STRING", pa.array([b"ann"]), [Value(string_val="ann")]),
+        (
+            "STRING", pa.array([bytes(15) + b"\7"], pa.uuid()),
+            [Value(string_val="00000000-0000-0000-0000-000000000007")],
+        ),
+        ("INT64", pa.array([7.0, -8.0]), [Value(int64_val=7), Value(int64_val=-8)]),
+        ("INT64", pa.array([Decimal("7.00")]), [Value(int64_val=7)]),
+        ("BYTES", pa.array(["ann"]), [Value(bytes_val=b"ann")]),
+        *(
+            ("UNIX_TIMESTAMP", column, [Value(unix_timestamp_val=at) for at in seconds])
+            for column, seconds in (
+                (TICKS.cast(pa.timestamp("us", "UTC")), [SECOND, SECOND + 1]),
+                (TICKS.cast(pa.timestamp("us")).cast(pa.timestamp("ns")), [SECOND, SECOND + 1]),
+                (TICKS.cast(pa.timestamp("us", "Asia/Tokyo")), [SECOND, SECOND + 1]),
+                (pa.array([-1], pa.timestamp("s")), [-1]),
+                (pa.array([dt.date(2026, 1, 1)]), [SECOND]),
+                (pa.array([dt.date(2026, 1, 1)], pa.date64()), [SECOND]),
+                (pa.array([SECOND]), [SECOND]),
+                (pa.array([float(SECOND)]), [SECOND]),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_keys_are_those_that_their_readers_look_up(kind, column, keys):
+    encoded = encode_keys([column], [ValueType[kind]], ["user"], "orders", len(column))
+    encode = KeyEncoder(("user",), "orders", (kind,))
+    assert encoded.to_pylist() == [encode([value]) for value in keys]
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "words"),
+    [
+        ("STRING", pa.array([True]), "values of type bool are not looked up as"),
+        ("STRING", pa.array([7.0]), "values of type double are not looked up as"),
+        ("STRING", pa.array([7.0], pa.float32()), "values of type float are not looked up as"),
+        ("STRING", pa.array([0], pa.timestamp("us")), "values of type timestamp"),
+        ("STRING", pa.array([0], pa.date32()), "values of type date32"),
+        ("STRING", pa.array([Decimal("7.50")]), "values of type decimal128"),
+        ("INT64", pa.array([True]), "values of type bool are not looked up as"),
+        ("INT32", pa.array([True]), "values of type bool are not looked up as"),
+        ("INT64", pa.array([0], pa.timestamp("us")), "1 of 1 values of type timestamp"),
+        ("INT64", pa.array(["7"]), "1 of 1 values of type string"),
+        ("UNIX_TIMESTAMP", pa.array([1, 10**6], pa.timestamp("us")), "1 of 2 times .* second"),
+        ("UNIX_TIMESTAMP", pa.array([1, 2], pa.timestamp("ns", "UTC")), "2 of 2 times .* second"),
+        ("UNIX_TIMESTAMP", pa.array([1], pa.timestamp("ms")), "1 of 1 times .* second"),
+        ("UNIX_TIMESTAMP", pa.array([1.5]), "1 of 1 values of type double"),
+        ("UNIX_TIMESTAMP", pa.array(["2026-01-01"]), "1 of 1 values of type string"),
+    ],
+)
+def test_keys_that_their_readers_would_not_look_up_are_refused(kind, column, words):
+    named = rf"`orders`: `user` is declared as {kind}, .*{words}"
+    with pytest.raises(ColumnTypeError, match=named):
+        encode_keys([column], [ValueType[kind]], ["user"], "orders", len(column))

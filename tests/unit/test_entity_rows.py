@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -232,6 +233,48 @@ def test_times_beside_other_objects(other):
         rows = pd.DataFrame({"cid": [1, 2]})
         rows["event_timestamp"] = pd.Series(cells, dtype=object)
         refused(rows, "column `event_timestamp` holds times beside other objects")
+
+
+def test_times_of_numpy_and_nanoseconds_in_a_column_of_objects():
+    """Arrow takes no days of NumPy's, and cuts off the nanoseconds of pandas' times."""
+    fine = pd.Timestamp("2026-01-02T00:00:00.000000001", tz="Europe/Berlin")
+    for cells, kind, ticks in (
+        ([np.datetime64("2026-01-02"), dt.datetime(2026, 1, 3)], pa.timestamp("us"),  # noqa: DTZ001
+         [1_767_312_000_000_000, 1_767_398_400_000_000]),
+        ([fine, fine], pa.timestamp("ns", "Europe/Berlin"), [1_767_308_400_000_000_001] * 2),
+    ):  # fmt: skip
+        rows = pd.DataFrame({"cid": [1, 2]}, index=[5, 7])
+        rows["event_timestamp"] = pd.Series(cells, dtype=object, index=rows.index)
+        found = EntityRows.from_frame(rows)
+        assert found.table.column("event_timestamp").type == kind
+        assert found.times.tolist() == ticks
+    rows["event_timestamp"] = [np.datetime64("2026-01-01"), np.datetime64("12026-01-01")]
+    refused(rows.astype(object), "column `event_timestamp` holds a time beyond the years 1 to")
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ([1, "2"], "column `cid` cannot be held by Arrow: it has int and str"),
+        ([Decimal(1), "2"], "column `cid` cannot be held by Arrow: it has Decimal and str"),
+        ([2**64, 1], "column `cid` cannot be held by Arrow: it has int"),
+        ([2**63, 1], "`cid` .*1 of 2 values of type uint64 cannot be int64"),
+        ([1.5, 2.0], "`cid` .*1 of 2 values of type double cannot be int64"),
+        ([Decimal("1.5"), 2], r"`cid` .*1 of 2 values of type decimal128\(.*\) cannot be int64"),
+        (["", "a"], "`cid` is string in the entity rows"),
+    ],
+    ids=str,
+)
+def test_keys_that_are_no_integers_are_refused_without_their_values(shop, keys, words):
+    frame = pd.DataFrame({"cid": pd.Series(keys, dtype=object), "event_timestamp": [day(3)] * 2})
+    with pytest.raises(EntityRowsError, match=words) as refusal:
+        table_of(shop, frame.infer_objects())
+    assert not re.search(r"1\.5|9223372036854775808", str(refusal.value))
+
+
+def test_decimals_and_integers_of_one_column_are_keys(shop):
+    frame = pd.DataFrame({"cid": [Decimal("1.0"), 2, -1], "event_timestamp": [day(3)] * 3})
+    assert table_of(shop, frame).column("total").to_pylist() == [2.0, 3.0, None]
 
 
 def test_several_columns_of_one_name():

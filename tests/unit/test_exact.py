@@ -28,13 +28,8 @@ from feast.value_type import ValueType
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.declared import (
-    as_declared,
-    declared_as,
-    declared_type,
-    is_wider,
-    scalar_exact,
-)
+from feast_dynamo_ext.declared import declared_as, declared_type, is_wider, scalar_exact
+from feast_dynamo_ext.declared_values import as_declared
 from feast_dynamo_ext.exact import cast_exact, check_json
 
 NAN, INF = float("nan"), float("inf")

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureView, Field, ValueType
+from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
 from feast.types import Float64, Int64, UnixTimestamp
 from pyiceberg.catalog import load_catalog
@@ -112,6 +112,15 @@ def test_the_files_of_the_snapshot_are_read(tmp_path, catalog):
     same_as_pyiceberg(tmp_path, catalog)
     table.overwrite(rows(7))
     assert rows_of(opened(tmp_path), "cid") == {"cid": [7]}
+
+
+def test_a_table_is_not_read_as_a_folder_of_files(tmp_path, catalog):
+    table = catalog.create_table("shop.orders", schema=rows(1).schema)
+    table.append(rows(1, 2))
+    files = FileSource(name="orders", path=table.location(), timestamp_field="event")
+    words = r"orders is an Iceberg table, or has one .*metadata\.json\).*`IcebergSource`"
+    with pytest.raises(SourceReadError, match=words):
+        ParquetSource.open(files, repo_config(tmp_path))
 
 
 def test_types_are_those_of_parquet(tmp_path, catalog):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+from decimal import Decimal
+from enum import Enum
+from uuid import UUID
 
 import numpy as np
+import pandas as pd
 import pytest
 from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
@@ -12,7 +16,7 @@ from feast.protos.feast.types.Value_pb2 import Null, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.dynamo.keys import KeyEncoder, refuse_inexact
+from feast_dynamo_ext.dynamo.keys import KeyEncoder, are_as_they_are, refuse_inexact
 from feast_dynamo_ext.errors import EntityKeyError
 
 int32 = st.integers(-(2**31), 2**31 - 1)
@@ -97,6 +101,13 @@ def test_a_value_that_the_declared_type_cannot_hold_is_refused_by_name(kind, val
 
 
 MOMENT = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
+BELOW = "a time with a part below a second"
+
+
+class Name(str, Enum):
+    """A text whose own text is another: Feast looks up `Name.ANN`."""
+
+    ANN = "ann"
 
 
 @pytest.mark.parametrize(
@@ -109,12 +120,45 @@ MOMENT = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
         ("STRING", MOMENT, "of type datetime"),
         ("STRING", MOMENT.date(), "of type date"),
         ("STRING", np.datetime64("2026-01-01"), "of type datetime64"),
+        ("STRING", Decimal("7.0"), "of type Decimal"),
+        ("STRING", Decimal("NaN"), "of type Decimal"),
+        ("STRING", Name.ANN, "of type Name"),
+        ("STRING", object(), "of type object"),
+        ("STRING", dt.timedelta(1), "of type timedelta"),
         # Feast makes a null of it.
         ("UNIX_TIMESTAMP", 1767225600.0, "a float, of which Feast makes no time"),
         ("UNIX_TIMESTAMP", np.float64(1767225600), "a float, of which Feast makes no time"),
+        # Feast cuts off what is below a second.
+        ("UNIX_TIMESTAMP", MOMENT.replace(microsecond=1), BELOW),
+        ("UNIX_TIMESTAMP", pd.Timestamp(1, tz="UTC"), BELOW),
+        ("UNIX_TIMESTAMP", np.datetime64("2026-01-01T00:00:00.001"), BELOW),
+        ("UNIX_TIMESTAMP", MOMENT.date(), "a date; pass its midnight"),
+        ("UNIX_TIMESTAMP", pd.NaT, "a missing value"),
+        ("UNIX_TIMESTAMP", Value(unix_timestamp_val=7), "a message, of which Feast makes no key"),
+        ("UNIX_TIMESTAMP", 2**63, "a number of more than 64 bits"),
+        # Feast makes seconds of pandas' times alone, and fails for the others.
+        ("INT64", MOMENT, "a time"),
+        ("INT64", pd.Timestamp(MOMENT), "a time"),
+        ("INT32", np.datetime64("2026-01-01"), "a time"),
+        ("INT64", b"1", "of type bytes"),
+        ("INT64", UUID(int=7), "of type UUID"),
+        ("INT64", np.timedelta64(1, "s"), "of type timedelta64"),
+        ("INT64", 1j, "of type complex"),
+        ("INT64", pd.NA, "a missing value"),
+        ("INT64", Decimal("NaN"), "a missing value"),
+        ("INT64", 2**63, "a number of more than 64 bits"),
+        ("INT32", 2**31, "a number of more than 32 bits"),
+        ("INT32", -(2**31) - 1, "a number of more than 32 bits"),
+        ("INT32", "", "text that is no whole number"),
+        # Feast makes a null of it where no key of the request has bytes.
+        ("BYTES", b"", "empty bytes"),
+        ("BYTES", "a", "of type str"),
+        ("BYTES", bytearray(b"a"), "of type bytearray"),
     ],
 )
 def test_keys_of_which_feast_makes_others_are_refused(kind, value, what):
+    # Feast refuses numbers out of range and messages itself; all else needs our look.
+    assert not are_as_they_are([value], kind) or isinstance(value, (int, Value))
     with pytest.raises(
         EntityKeyError, match=rf"`k` is declared as {kind}, but in row 1 .* {what}"
     ):
@@ -124,8 +168,12 @@ def test_keys_of_which_feast_makes_others_are_refused(kind, value, what):
 @pytest.mark.parametrize(
     ("kind", "value"),
     [
-        ("STRING", "1"), ("STRING", 1), ("STRING", np.int64(1)),
+        ("STRING", "1"), ("STRING", ""), ("STRING", 1), ("STRING", np.int64(1)),
+        ("STRING", Decimal(7)), ("STRING", UUID(int=7)), ("STRING", np.str_("a")),
         ("UNIX_TIMESTAMP", MOMENT), ("UNIX_TIMESTAMP", 1767225600),
+        ("UNIX_TIMESTAMP", pd.Timestamp(MOMENT)), ("UNIX_TIMESTAMP", np.datetime64("2026-01-01")),
+        ("INT64", -1), ("INT64", Decimal("7.0")), ("INT64", np.uint8(7)), ("INT64", "7"),
+        ("BYTES", b"a"),
     ],
 )  # fmt: skip
 def test_keys_that_are_read_as_they_are_written_are_taken(kind, value):

@@ -48,7 +48,7 @@ from hypothesis import strategies as st
 from views import CUSTOMER
 
 from feast_dynamo_ext.dynamo.layouts.packed import unpack
-from feast_dynamo_ext.dynamo.push import rows_of_frame
+from feast_dynamo_ext.dynamo.push import parsed_times, rows_of_frame
 from feast_dynamo_ext.dynamo.write import packed_rows, schema_of_rows
 from feast_dynamo_ext.errors import (
     ColumnNotFoundError,
@@ -327,12 +327,15 @@ def test_a_column_that_is_missing_or_there_twice_is_named():
         "2026-01-02 03:04:05.678901",
         "2026-01-02T03:04:05.678901Z",
         "2026-01-02T08:34:05.678901+05:30",
+        np.datetime64("2026-01-02T03:04:05.678901"),
+        np.datetime64("2026-01-02T03:04:05.678901000"),
     ],
     ids=str,
 )
 def test_times_without_a_zone_are_utc(time):
     _, rows = rows_of_frame(
-        view(created="made", n=Int64), frame(n=[1, 2], t=[time] * 2, made=[time] * 2)
+        view(created="made", n=Int64),
+        frame(n=[1, 2], t=[time] * 2, made=pd.Series([time] * 2, dtype=object)),
     )
     assert [row.event_us for row in rows] == [MICROS] * 2
     assert [row.created_us for row in rows] == [MICROS] * 2
@@ -360,6 +363,35 @@ def test_a_null_event_time_is_refused_by_row(null, time):
 
 
 @pytest.mark.parametrize(
+    ("text", "micros"),
+    [
+        ("9999-12-31T23:59:59.999999Z", 253_402_300_799_999_999),
+        (" 9999-12-31", 253_402_214_400_000_000),
+        ("2400-02-29 00:00:00+02:00", 13_574_556_000_000_000),
+        ("1600-02-29", -11_670_998_400_000_000),
+        ("0001-01-01", -62_135_596_800_000_000),
+        ("2026-01-31T12:00:00.000001000", 1_769_860_800_000_001),
+    ],
+)
+def test_times_of_all_years_are_read_in_texts(text, micros):
+    times = pd.Series([text, None, "2026-01-01"], dtype=object)
+    parsed = parsed_times("t", times, "the rows")
+    assert parsed.cast(pa.int64()).to_pylist() == [micros, None, 1_767_225_600_000_000]
+    assert parsed.type == pa.timestamp("us", "UTC")
+
+
+def test_days_of_numpy_and_units_beside_each_other_are_times():
+    days = [np.datetime64("2026-01-01"), np.datetime64("2026-01-01T01", "ms"), MOMENT, pd.NaT]
+    parsed = parsed_times("t", pd.Series(days, dtype=object), "the rows")
+    assert parsed.cast(pa.timestamp("us")).cast(pa.int64()).to_pylist() == [
+        1_767_225_600_000_000, 1_767_229_200_000_000, MICROS, None,
+    ]  # fmt: skip
+
+
+FINER = "1 of . times in `t` have a part below a microsecond, .*Round them"
+
+
+@pytest.mark.parametrize(
     ("times", "message"),
     [
         ([1_767_323_045], r"`t` has type int64.*unit='s'"),
@@ -368,6 +400,12 @@ def test_a_null_event_time_is_refused_by_row(null, time):
         (["01/02/2026"], r"`t` holds a text that is not a time"),
         ([MOMENT, "2026-01-02"], r"`t` holds .*objects of several types"),
         ([None], r"1 of 1 rows have no event time in `t`"),
+        (["0000-01-01"], "1 of 1 times in `t` are not of the years 1 to 9999"),
+        (["3000-02-29"], r"`t` holds a text that is not a time"),
+        ([np.datetime64("12026-01-01")], r"`t` holds a text that is not a time"),
+        (["2026-01-01T00:00:00.000001001"], FINER),
+        ([pd.Timestamp(1_001, tz="UTC"), None], FINER),
+        ([np.datetime64(1_001, "ns")], FINER),
     ],
     ids=str,
 )

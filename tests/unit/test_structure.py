@@ -23,6 +23,9 @@ NEVER = {
     "timestamps": {"parquet", "retrieval", "dynamo", "monitoring", "materialize"} | STORES | TOP,
     "arrow_types": {"parquet", "retrieval", "dynamo", "monitoring", "materialize"} | STORES | TOP,
     "exact": {"parquet", "retrieval", "dynamo", "monitoring", "materialize"} | STORES | TOP,
+    "declared_values": {"parquet", "retrieval", "dynamo", "monitoring", "materialize"}
+    | STORES
+    | TOP,
     "declared": {"parquet", "retrieval", "dynamo", "monitoring", "materialize"} | STORES | TOP,
     "parquet": {"retrieval", "dynamo", "monitoring", "materialize", "cost"} | STORES | TOP,
     "retrieval": {"dynamo", "monitoring", "materialize", "cost"} | STORES | TOP,
@@ -56,8 +59,8 @@ def test_sessions_and_clients_need_neither_feast_nor_pydantic():
 
 # What a process that reads and writes rows has to load; `feast apply` loads the rest.
 OF_THE_ONLINE_STORE = {
-    *("_feast", "arrow_types", "aws", "columns", "config", "declared", "errors", "exact"),
-    *("forks", "online_store"),
+    *("_feast", "arrow_types", "aws", "columns", "config", "declared", "declared_values"),
+    *("errors", "exact", "forks", "key_types", "online_store"),
     *("timestamps", "view_settings"),
     *("dynamo.batch_get", "dynamo.client", "dynamo.encoding"),
     *("dynamo.encoding.protobuf", "dynamo.encoding.requests", "dynamo.event_loops"),

@@ -6,9 +6,13 @@ import json
 from datetime import datetime, timezone
 
 import pytest
+from feast.errors import FeastError
+from feast.infra.common.materialization_job import MaterializationTask
+from views import customer_view
 
-from feast_dynamo_ext.errors import ThrottledError
+from feast_dynamo_ext.errors import AlreadyRunningError, ColumnTypeError, ThrottledError
 from feast_dynamo_ext.figures import count, dollars, duration, short
+from feast_dynamo_ext.materialize.engine import jobs_of
 from feast_dynamo_ext.materialize.report import RunReport, ViewReport, as_json, as_text
 
 START, END = (datetime(2026, 1, day, tzinfo=timezone.utc) for day in (1, 2))
@@ -216,3 +220,20 @@ def test_short_numbers(number, shown):
 
 def test_counts():
     assert (count(0), count(1_234_567), count(2_400.0)) == ("0", "1,234,567", "2,400")
+
+
+# As jobs of Feast's
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(AlreadyRunningError, 409), (ThrottledError, 503), (ColumnTypeError, 500)],
+)
+def test_feasts_server_answers_with_errors_to_try_again_after(error, status):
+    failed = view(step="failed", error=error("`orders` is at it"))
+    task = MaterializationTask("shop", customer_view(), START, END)
+    (job,) = jobs_of([task], RunReport([failed]))
+    raised = job.error()
+    assert isinstance(raised, error)
+    assert str(raised) == "`orders` is at it"
+    assert (raised.http_status_code() if isinstance(raised, FeastError) else 500) == status

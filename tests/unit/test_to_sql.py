@@ -25,6 +25,7 @@ from feast.types import (
     Int64,
     Json,
     String,
+    Struct,
     UnixTimestamp,
     Uuid,
 )
@@ -325,6 +326,33 @@ def test_wide_entity_rows_keep_their_order_and_big_integers_are_exact(tmp_path):
     assert found.column("value").to_pylist() == [0, None] * 150_000
 
 
+@pytest.mark.parametrize("unit", ["us", "ns"])
+def test_times_that_are_keys_are_whole_seconds(tmp_path, unit):
+    kind, times = pa.timestamp(unit, "UTC"), [dt.timedelta(), dt.timedelta(microseconds=1)]
+    entity = Entity(name="hour", join_keys=["hour"], value_type=ValueType.UNIX_TIMESTAMP)
+    declared = FeatureView(
+        name="hours",
+        entities=[entity],
+        schema=[Field(name="hour", dtype=UnixTimestamp), Field(name="n", dtype=Int64)],
+        source=FileSource(path="hours", timestamp_field="at"),
+    )
+    frame = pd.DataFrame({"hour": [START], "event_timestamp": [pd.Timestamp(START)]})
+    (tmp_path / "hours").mkdir()
+    for more in times:
+        hours = pa.array([START, START + more], pa.timestamp("us", "UTC")).cast(kind)
+        at = pa.array([START, START - dt.timedelta(1)], pa.timestamp("us", "UTC"))
+        table = pa.table({"hour": hours, "at": at, "n": [1, 2]})
+        pq.write_table(table, tmp_path / "hours" / "part.parquet")
+        job = retrieve(tmp_path, [declared], ["hours:n"], frame)
+        if not more:
+            assert same(job, frame)["n"] == [1]
+            continue
+        with pytest.raises(ColumnTypeError, match="1 of 2 times have a part below a second"):
+            job.to_arrow()
+        with pytest.raises(duckdb.Error, match="a time with a part below a second"):
+            run(job.to_sql(), frame)
+
+
 def test_keys_that_cannot_be_joined_are_refused_as_by_the_join(tmp_path):
     write_history(tmp_path / "history", [(1, START, START)], "us", "UTC", 1)
     frame = pd.DataFrame({"cid": ["one"], "event_timestamp": [pd.Timestamp(START)]})
@@ -402,10 +430,45 @@ def test_lists_are_in_their_declared_type(tmp_path):
     assert same(job, frame)["value"] == numbers
 
 
+NESTED = [
+    (Array(Int64), pa.array([[1.0, None, NAN], [], None]), [[1, None, None], [], None]),
+    (Array(Float64), pa.array([[2**60, None], [], None]), [[2.0**60, None], [], None]),
+    (Array(Float32), pa.array([[0.1], [], None]), [[0.10000000149011612], [], None]),
+    (Array(Bool), pa.array([[1, 0, None], [], None]), [[True, False, None], [], None]),
+    (Array(Array(Int64)), pa.array([[[1.0], []], [None], None]), [[[1], []], [None], None]),
+    (Array(Array(Float32)), pa.array([[[0.1]], [], None]), [[[0.10000000149011612]], [], None]),
+    (
+        Struct({"a b": Int64, "id": Uuid, "rest": Array(Int32)}),
+        pa.array([{"a b": 1.0, "id": UUID, "rest": [2], "more": "x"}, None, {"a b": None}]),
+        [
+            {"a b": 1, "id": UUID, "rest": [2], "more": "x"},
+            None,
+            {"a b": None, "id": None, "rest": None, "more": None},
+        ],
+    ),
+    (
+        Array(Struct({"a": Int64})),
+        pa.array([[{"a": 1.0}, None], [], None]),
+        [[{"a": 1}, None], [], None],
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "values", "expected"), NESTED, ids=str)
+def test_what_is_inside_is_in_its_declared_type(tmp_path, dtype, values, expected):
+    job, frame = declared(tmp_path, dtype, values)
+    assert same(job, frame)["value"] == expected
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "values"),
     [
+        (Array(Array(Int64)), pa.array([[[5.5]], [[1.0]], None])),
+        (Array(Int64), pa.array([[5.5], [1.0], None])),
+        (Struct({"a": Int64}), pa.array([{"a": 5.5}, {"a": 1.0}, None])),
+        (Array(Struct({"a": Uuid})), pa.array([[{"a": "x"}], [{"a": UUID}], None])),
         (Int64, pa.array([5.5, 1.0, None])),
         (Int64, pa.array([2.0**63, 1.0, None])),
         (Int32, pa.array([2**31, 1, None])),
@@ -434,8 +497,10 @@ def test_a_value_that_does_not_fit_is_an_error_of_the_statement_too(tmp_path, dt
     [
         (Int64, pa.array(["7"] * 3)),
         (String, pa.array([0.5] * 3)),
-        (Array(Array(Int64)), pa.array([[[1.0]]] * 3)),
-        (Array(Array(Uuid)), pa.array([[[UUID]]] * 3)),
+        (Array(String), pa.array([[0.5]] * 3)),
+        (Array(Array(Int64)), pa.array(["[[1]]"] * 3)),
+        (Struct({"a": Int64}), pa.array([[("a", 1.0)]] * 3, pa.map_(pa.string(), pa.float64()))),
+        (Array(Int64), pa.array([[1.0]] * 3, pa.list_(pa.float64(), 1))),
     ],
     ids=str,
 )

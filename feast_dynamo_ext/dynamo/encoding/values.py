@@ -5,11 +5,12 @@ lists needs nothing but its elements' bytes, cut where the lists start.
 
 Their parts have no declared type: Feast infers each from its Python value, and so from its Arrow
 type here: any integer is an INT64, any float a DOUBLE, a NaN outside of a list is missing.
-What Feast refuses only because a value is empty (an empty list in a map) is kept here.
+What Feast refuses only because a value is empty (an empty list in a map) is kept here, and an
+empty list in a list, of which it makes a null.
 
 Where Feast's own `python_values_to_proto_values` keeps a value, the bytes are its own and those of
 `packed.pack`, save for the order of maps' entries and of sets, which in Feast is that of hash
-tables. Which values fit a type is the rule of `declared.py`, not Feast's: it rounds, overflows,
+tables. Which values fit a type is the rule of `declared`, not Feast's: it rounds, overflows,
 and writes zeros and empty texts for nulls inside of lists. Float lists hold NaN for them.
 """
 
@@ -44,14 +45,17 @@ from feast_dynamo_ext.arrow_types import (
     uuid_texts,
 )
 from feast_dynamo_ext.declared import (
+    LISTS_OF_LISTS,
+    LISTS_OF_MAPS,
+    MAPS,
     SCALARS,
     element_kind,
+    has_form,
     name_of,
-    nested_exact,
-    parsed_json,
     scalar_exact,
     value_type,
 )
+from feast_dynamo_ext.declared_values import nested_exact, parsed_json
 from feast_dynamo_ext.dynamo.encoding.protobuf import (
     FIXED32,
     FIXED64,
@@ -65,6 +69,7 @@ from feast_dynamo_ext.dynamo.encoding.protobuf import (
     offsets_of,
     varints,
 )
+from feast_dynamo_ext.exact import cast_exact, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -216,7 +221,7 @@ def collection(array: pa.Array, kind: ValueType) -> Message:
 def _without_nulls(elements: pa.Array, kind: ValueType, *, is_set: bool) -> pa.Array:
     if kind is ValueType.JSON:
         return elements.fill_null("null")  # which is JSON
-    if pa.types.is_floating(elements.type) and not is_set:
+    if pa.types.is_floating(elements.type):
         return elements.fill_null(float("nan"))
     raise ValueError(
         f"{elements.null_count:,} nulls inside of its {'sets' if is_set else 'lists'}, where "
@@ -236,17 +241,23 @@ def _as_written(elements: pa.Array, kind: ValueType) -> pa.Array:
 
 def _from_json(array: pa.Array, kind: ValueType) -> Message:
     """Lists, or lists of lists, that are kept as JSON in texts or bytes."""
-    lists = parsed_json(array, lists=True)
+    lists = parsed_json(array, lists=True, declared=kind)
     if not is_list(lists.type):
         return _missing(len(lists))
     if kind in COLLECTIONS:
         return collection(lists, kind)
-    if pa.types.is_null(lists.type.value_type):
-        lists = lists.cast(pa.list_(pa.list_(pa.null())))  # empty ones
+    lists = _typed(lists)
     if not is_nested(lists.type, kind):
         # Feast would take a text for a list of its characters.
         raise ValueError("its JSON is not a list of lists")
     return nested(lists, kind)
+
+
+def _typed(lists: pa.Array) -> pa.Array:
+    """Lists of lists; those that are all empty are of texts, as where nobody declares more."""
+    inner = lists.type.value_type
+    is_empty = pa.types.is_null(inner) or (is_list(inner) and pa.types.is_null(inner.value_type))
+    return lists.cast(pa.list_(pa.list_(pa.string()))) if is_empty else lists
 
 
 def _missing(rows: int) -> Message:
@@ -301,10 +312,6 @@ KEY_NUMBER: dict[ValueType, int] = {
     for _, kind in INFERRED
     if kind is not ValueType.STRING
 }
-
-MAPS = {ValueType.MAP, ValueType.STRUCT}
-LISTS_OF_MAPS = {ValueType.MAP_LIST, ValueType.STRUCT_LIST}
-LISTS_OF_LISTS = {ValueType.VALUE_LIST, ValueType.VALUE_SET}
 
 
 def inferred_kind(arrow: pa.DataType) -> ValueType | None:
@@ -426,20 +433,14 @@ def _maps(array: pa.Array) -> Message:
 
 
 def _list_of_lists(array: pa.Array) -> Message:
-    """The messages `{repeated Value val = 1}`; Feast has an empty Value for an empty list."""
+    """The messages `{repeated Value val = 1}`; Feast would make a null of an empty list."""
     lists, offsets = flattened(array)
-    filled = _sizes(lists) > 0
     if is_list(lists.type.value_type):
         number = FIELD_NUMBER[ValueType.VALUE_LIST]
-        values = delimited(number, _list_of_lists(lists))
+        values = delimited(number, _list_of_lists(lists), present(lists))
     else:
         values = _inner_values(lists)
-    return concat_by_row(delimited(1, values.masked(filled)), offsets)
-
-
-def _sizes(lists: pa.Array) -> Integers:
-    _, offsets = flattened(lists)
-    return np.diff(offsets)
+    return concat_by_row(delimited(1, values), offsets)
 
 
 def _scalar_map(array: pa.Array) -> Message:
@@ -529,6 +530,10 @@ def _cell_by_cell(array: pa.Array, kind: ValueType) -> Message:
     """By Feast's own function: maps and structs kept as JSON texts, and what it refuses."""
     if kind not in FIELD_NUMBER:
         raise ValueError("Feast's Value message has no field of that type")
+    if not has_form(array.type, kind):
+        raise refused(array, kind.name)
+    if is_bytes(array.type):
+        array = cast_exact(array, pa.large_string())
     try:
         values: list[Value] = python_values_to_proto_values(_cells(array), kind)
     except Exception as error:  # noqa: BLE001 - it raises bare ones too
@@ -563,6 +568,8 @@ def _by_column(array: pa.Array, kind: ValueType) -> Message | None:
             return _from_json(array, kind)
         if kind in COLLECTIONS:
             return collection(array, kind) if is_list(array.type) else None
+        if is_list(array.type):
+            array = _typed(array)
     if kind is ValueType.UNKNOWN:
         # As Feast infers it, from the Arrow type in place of the first value.
         return _inner_values(array) if _is_inner_type(array.type) else None

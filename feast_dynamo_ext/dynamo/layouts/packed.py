@@ -132,6 +132,9 @@ SCHEMA = "s"
 RESERVED_PREFIX = b"\xff\xff\xff\xff"
 SCHEMA_KEY_PREFIX = RESERVED_PREFIX + b"schema:"
 
+OWNER_ITEM = b"owner"
+"""Name of the control item that says whose a table is: `project` and `view`, as text."""
+
 # Service limits, https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
 MAX_KEY_BYTES = 2_048
 MAX_ITEM_BYTES = 400 * 1_024

@@ -367,6 +367,8 @@ class ServiceRequest:
         refuse_too_many(count, config.online_store.max_rows_per_request)
         request.completed(known, self.columns, self.response)
         request.check_keys(known, self.join_keys, count)
+        if unknown := connection.answered.unknown(known):
+            await connection.answered.refuse_anothers(unknown, connection.reader)
         read = VectorRead(
             spec,
             keys_of_request(known[0], self.columns, count),

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tqdm import tqdm
 
 from feast_dynamo_ext.aws import translated
-from feast_dynamo_ext.dynamo.tables.describe import TableClients, TableSpec, Wait
+from feast_dynamo_ext.config import FEASTS_PROVIDERS
+from feast_dynamo_ext.dynamo.tables.describe import (
+    OWNERSHIP,
+    TableClients,
+    TableSpec,
+    Wait,
+    refuse_anothers,
+)
 from feast_dynamo_ext.dynamo.tables.infra import (
     DynamoTable,
     RegisteredViews,
@@ -39,6 +46,7 @@ from feast_dynamo_ext.errors import (
     TableLayoutError,
     TablesDifferError,
     TablesFailedError,
+    TableTakenError,
 )
 from feast_dynamo_ext.view_settings import TableSettings, ViewSettings, aws_tags
 
@@ -169,7 +177,7 @@ def _differences(plan: TablePlan) -> tuple[str, ...]:
     return tuple(
         f"{change.setting} is {change.before}, not {change.after}"
         for change in plan.changes
-        if change.setting != "owner"  # verify changes nothing, not even what it may
+        if change.setting != OWNERSHIP  # verify changes nothing, not even what it may
     )
 
 
@@ -320,6 +328,7 @@ def update(
     # A view that became one of another kind is gone and there at once, with one table.
     leaving = [spec for spec in _specs_of_gone(config, gone) if spec.name not in wanted]
     if store.manage_tables == "never":
+        _refuse_taken(dynamodb, config, wanted.values(), claims=True)
         _say_kept(leaving, "manage_tables: never")
         return
     with _clients(dynamodb, config) as clients:
@@ -366,6 +375,33 @@ def refuse_shared(
                 _take(views, table_name(config, version), view.name)
 
 
+def _refuse_taken(
+    dynamodb: Any, config: RepoConfig, specs: Iterable[TableSpec], *, claims: bool
+) -> None:
+    """Refuse tables that are made elsewhere and have rows of another view or project.
+
+    Raises:
+        TableTakenError: one is another's.
+        TablesFailedError: several are.
+    """
+    work = [(spec.name, spec) for spec in specs if spec.may_be_anothers]
+    settings = config.online_store.aws()
+    looked = _each(
+        "",
+        work,
+        lambda spec: refuse_anothers(dynamodb, settings, spec, claims=claims),
+        threading.Event(),
+    )
+    taken = {}
+    for name, error in looked.failures.items():
+        if isinstance(error, TableTakenError):
+            taken[name] = error
+        else:
+            # Apply needs no DynamoDB where it makes no tables; writers look before their rows.
+            logger.warning("whose table %s is was not looked at: %s", name, error)
+    raise_failures(taken, len(work))
+
+
 def _take(views: dict[str, str], table: str, view: str) -> None:
     holder = views.setdefault(table, view)
     if holder != view:
@@ -379,17 +415,23 @@ def _take(views: dict[str, str], table: str, view: str) -> None:
 def _say_empty(config: RepoConfig, made: Iterable[TableSpec]) -> None:
     """Warn of views whose table is new while the registry takes their rows for written."""
     until = RegisteredViews.of_repo(config).materialized_until()
-    for spec in made:
-        if spec.view in until:
-            logger.warning(
-                "table %s of feature view %s is new and empty, but the registry has the view as "
-                "materialized until %s, where `feast materialize-incremental` would go on. Run "
-                "`feast materialize START END` from its first row on: until then reads of it "
-                "find nothing.",
-                spec.name,
-                spec.view,
-                until[spec.view].isoformat(timespec="seconds"),
-            )
+    empty = [spec for spec in made if spec.view in until]
+    if not empty:
+        return
+    views = ",".join(dict.fromkeys(spec.view for spec in empty))
+    command = "feast materialize START END"
+    if config.provider not in FEASTS_PROVIDERS:
+        chosen = "" if len(empty) == len(until) else f" --views {views}"
+        command = f"feast-dynamo materialize --all{chosen}"
+    logger.warning(
+        "%s new and empty, but the registry has %s as materialized until %s, where `feast "
+        "materialize-incremental` would go on. Run `%s`, which writes all of history again: until "
+        "then reads find nothing. Rows that are not in history have to be pushed again.",
+        f"{_listed([spec.name for spec in empty])} {'are' if len(empty) > 1 else 'is'}",
+        views,
+        max(until[spec.view] for spec in empty).isoformat(timespec="seconds"),
+        command,
+    )
 
 
 def teardown(
@@ -439,7 +481,8 @@ def plan(dynamodb: Any, config: RepoConfig, desired: RegistryProto) -> list[Dyna
     refuse_shared(config, wanted, names.__contains__)
     specs = {spec.name: spec for spec in wanted}
     if store.manage_tables == "never":
-        logger.info("DynamoDB tables are not looked at (manage_tables: never)")
+        _refuse_taken(dynamodb, config, specs.values(), claims=False)
+        logger.info("DynamoDB tables are not compared (manage_tables: never)")
         return [DynamoTable(spec.name, spec.view) for spec in specs.values()]
     with _clients(dynamodb, config) as clients:
         plans = plan_tables(clients, list(specs.values()))

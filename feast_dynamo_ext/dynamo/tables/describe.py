@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.aws import ERROR_BY_CODE, translated
 from feast_dynamo_ext.dynamo.control_items import ABSENT, ControlItem
+from feast_dynamo_ext.dynamo.layouts.packed import OWNER_ITEM
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsUnavailableError,
@@ -37,8 +38,8 @@ AWS_DOMAINS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 # Tags that tell the tables of two projects, or of two views, apart that name theirs alike.
 OWNER, OWNER_VIEW = "feast_dynamo_ext.project", "feast_dynamo_ext.view"
 
-OWNER_ITEM = b"owner"
-"""Name of the control item that says the same where there are no tags to be had."""
+# The setting of a change that makes a table say whose it is.
+OWNERSHIP = "owner"
 
 # What DynamoDB Local answers to what it does not have.
 UNSUPPORTED = {"UnknownOperationException", "InvalidAction"}
@@ -224,24 +225,39 @@ def attempt(
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose a table is, as the table itself says.
+    """Whose a table is, as the table itself says, in an item and in its tags.
+
+    The item is what counts: it is written on the condition that there is none, and whoever may
+    use the table's rows may see it. Tags are there first, and outlive the items of a table.
 
     Attributes:
-        project: Feast's project; empty where nothing says.
-        view: the feature view; empty where nothing says.
-        has_tags: whether tags can be had at this endpoint, with this identity.
+        item: project and view in the item; None where there is none, or it may not be read.
+        tags: the table's tags; None where they cannot be had.
     """
 
-    project: str = ""
-    view: str = ""
-    has_tags: bool = True
+    item: Mapping[str, Any] | None = None
+    tags: Mapping[str, str] | None = None
+
+    @property
+    def project(self) -> str:
+        """Feast's project; empty where nothing says."""
+        return next((project for project, _ in self._said if project), "")
+
+    @property
+    def _said(self) -> tuple[tuple[str, str], ...]:
+        item, tags = self.item or {}, self.tags or {}
+        return (
+            (str(item.get("project", "")), str(item.get("view", ""))),
+            (tags.get(OWNER, ""), tags.get(OWNER_VIEW, "")),
+        )
 
     def disputes(self, spec: TableSpec) -> str:
         """Why the table is not a spec's, or nothing."""
-        if self.project not in ("", spec.project):
-            return f"it belongs to Feast project {self.project}"
-        if spec.view and self.view not in ("", spec.view):
-            return f"it belongs to feature view `{self.view}`"
+        for project, view in self._said:
+            if project not in ("", spec.project):
+                return f"it belongs to Feast project {project}"
+            if spec.view and view not in ("", spec.view):
+                return f"it belongs to feature view `{view}`"
         return ""
 
     def refuse_anothers(self, spec: TableSpec) -> None:
@@ -262,27 +278,41 @@ class Owner:
 def read_owner(
     clients: TableClients, spec: TableSpec, described: Mapping[str, Any] | None
 ) -> Owner:
-    """Whose a table is: its tags say so, or an item where tags cannot be had.
+    """Whose a table is.
 
-    They cannot where the table may not be described either (None).
+    Its tags are not looked at where it may not be described (None), nor the item where tags say
+    it and no other view could have a table of this name.
     """
     tags = Skipped("tags", "") if described is None else read_tags(clients, spec, described)
-    if not isinstance(tags, Skipped):
-        return Owner(tags.get(OWNER, ""), tags.get(OWNER_VIEW, ""))
+    known = None if isinstance(tags, Skipped) else tags
+    looks = known is None or spec.may_be_anothers
+    return Owner(_owner_item(clients, spec) if looks else None, known)
+
+
+def _owner_item(clients: TableClients, spec: TableSpec) -> Mapping[str, Any] | None:
     try:
-        item = ControlItem(clients.dynamodb, spec.name, OWNER_ITEM).read() or {}
+        return ControlItem(clients.dynamodb, spec.name, OWNER_ITEM).read()
     except (AccessDeniedError, ResourceNotFoundError) as error:
         # It may not be read, or the table is still being made: nothing says whose it is.
         logger.debug("table %s: %s", spec.name, error)
-        item = {}
-    return Owner(item.get("project", ""), item.get("view", ""), has_tags=False)
+        return None
 
 
-def refuse_anothers(dynamodb: Any, settings: AwsSettings, spec: TableSpec) -> bool:
-    """Refuse to write rows into a table of another view or project; whether it was looked at.
+def refuse_anothers(
+    dynamodb: Any, settings: AwsSettings, spec: TableSpec, *, claims: bool = True
+) -> bool:
+    """Refuse a table of another view or project; whether it was looked at.
 
-    An identity that may not look at the table may write all the same, and so may everybody while
-    looking is throttled: DynamoDB shows tags ten times a second, to a whole account.
+    A table that nothing is known of is the spec's from now on, so that of two projects one alone
+    writes into a table that neither has made. An identity that may not look at the table, or not
+    write that item, may write rows all the same, and so may everybody while looking is throttled:
+    DynamoDB shows tags ten times a second, to a whole account.
+
+    Args:
+        dynamodb: DynamoDB's client.
+        settings: how to reach AWS.
+        spec: whose it should be.
+        claims: whether to write into the table whose it is, if it does not say.
 
     Raises:
         TableTakenError: in the words of `feast apply`.
@@ -290,34 +320,69 @@ def refuse_anothers(dynamodb: Any, settings: AwsSettings, spec: TableSpec) -> bo
     """
     clients = TableClients(dynamodb, settings)
     try:
-        try:
-            with translated("dynamodb", f"table {spec.name}"):
-                described = describe(dynamodb, spec.name)
-            if described is None:
-                return False  # which a write says, and what to do
-        except AccessDeniedError as error:
-            logger.debug("table %s: %s", spec.name, error)
-            described = None
-        read_owner(clients, spec, described).refuse_anothers(spec)
+        owner = Owner(_owner_item(clients, spec))
+        if owner.item is None:
+            try:
+                with translated("dynamodb", f"table {spec.name}"):
+                    described = describe(dynamodb, spec.name)
+                if described is None:
+                    return False  # which a write says, and what to do
+                tags = read_tags(clients, spec, described)
+                owner = Owner(None, None if isinstance(tags, Skipped) else tags)
+            except AccessDeniedError as error:
+                logger.debug("table %s: %s", spec.name, error)
+        owner.refuse_anothers(spec)
+        if owner.item is None and claims:
+            _claim_now(clients, spec)
     except ThrottledError as error:
         logger.warning("rows are written without a look at whose table it is: %s", error)
         return False
     return True
 
 
-def claim(spec: TableSpec, described: Mapping[str, Any], owner: Owner) -> Change | None:
-    """What makes a table say whose it is; None where it says so already."""
-    if owner.project and (owner.view or not owner.has_tags):
-        return None
-    if owner.has_tags:
+def _claim_now(clients: TableClients, spec: TableSpec) -> None:
+    try:
+        if ControlItem(clients.dynamodb, spec.name, OWNER_ITEM).put(_says(spec), ABSENT):
+            logger.info("table %s is project %s's from now on", spec.name, spec.project)
+            return
+    except (AccessDeniedError, ResourceNotFoundError) as error:
+        logger.debug("table %s: %s", spec.name, error)
+        return
+    refuse_faster(clients, spec)
+
+
+def refuse_faster(clients: TableClients, spec: TableSpec) -> None:
+    """Refuse a table that another process has claimed meanwhile, for another than the spec.
+
+    Raises:
+        TableTakenError: in the words of `feast apply`.
+        AwsError: AWS refused.
+    """
+    Owner(_owner_item(clients, spec)).refuse_anothers(spec)
+
+
+def _says(spec: TableSpec) -> dict[str, str]:
+    return {"project": spec.project, "view": spec.view}
+
+
+def claim(spec: TableSpec, described: Mapping[str, Any], owner: Owner) -> tuple[Change, ...]:
+    """What makes a table say whose it is; nothing where its item does.
+
+    Tags are added where they can be had: the table may be emptied, and its items with it.
+    """
+    if owner.item is not None:
+        return ()
+    put = ControlItem(None, spec.name, OWNER_ITEM).put_request(_says(spec), ABSENT)
+    requests = [Request("put_item", put)]
+    if owner.tags is not None and not spec.owner_tags.items() <= owner.tags.items():
         tags = [{"Key": name, "Value": value} for name, value in spec.owner_tags.items()]
-        request = Request("tag_resource", {"ResourceArn": described["TableArn"], "Tags": tags})
-    else:
-        values = {"project": spec.project, "view": spec.view}
-        item = ControlItem(None, spec.name, OWNER_ITEM)
-        request = Request("put_item", item.put_request(values, ABSENT))
+        resource = {"ResourceArn": described["TableArn"], "Tags": tags}
+        requests.append(Request("tag_resource", resource))
+    before = f"project {owner.project}, in tags alone" if owner.project else "unknown"
     text = f"project {spec.project}, feature view {spec.view}"
-    return Change("owner", owner.project or "unknown", text, (request,), denied_ok=True)
+    return tuple(
+        Change(OWNERSHIP, before, text, (request,), denied_ok=True) for request in requests
+    )
 
 
 # What DescribeTable does not say. Each takes its answer, for settings that need more to compare.

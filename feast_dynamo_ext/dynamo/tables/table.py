@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError
 
 from feast_dynamo_ext.aws import translated
 from feast_dynamo_ext.dynamo.tables.describe import (
+    OWNERSHIP,
     WAIT,
     Skipped,
     attempt,
@@ -17,6 +18,7 @@ from feast_dynamo_ext.dynamo.tables.describe import (
     describe,
     is_denied,
     read_owner,
+    refuse_faster,
     status,
     wait_ready,
     wait_until,
@@ -30,7 +32,7 @@ from feast_dynamo_ext.dynamo.tables.diff import (
     read_state,
     refuse_without_units,
 )
-from feast_dynamo_ext.errors import TableProtectedError
+from feast_dynamo_ext.errors import AwsError, TableProtectedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -47,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 # Of a table that was made just now, or that another change is still on.
 NOT_YET = {"ContinuousBackupsUnavailableException", "ResourceInUseException"}
+
+# DynamoDB's answer to a write whose condition is that there is no such item.
+TAKEN = "ConditionalCheckFailedException"
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,7 @@ def _plan(
         spec,
         exists=True,
         ready=described["TableStatus"] == "ACTIVE",
-        changes=(*changes(spec, state), *claimed),
+        changes=(*claimed, *changes(spec, state)),
         skipped=state.skipped,
     )
 
@@ -122,8 +127,7 @@ def _claimed(
 ) -> tuple[Change, ...]:
     owner = read_owner(clients, spec, described)
     owner.refuse_anothers(spec)
-    change = claim(spec, described, owner)
-    return () if change is None else (change,)
+    return claim(spec, described, owner)
 
 
 def carry_out(clients: TableClients, plan: TablePlan, wait: Wait = WAIT) -> tuple[Skipped, ...]:
@@ -139,6 +143,7 @@ def carry_out(clients: TableClients, plan: TablePlan, wait: Wait = WAIT) -> tupl
 
     Raises:
         TableLayoutError: somebody was faster and made another table.
+        TableTakenError: somebody was faster and took it for another view or project.
         AwsError: AWS refused, or the table is still not ready at the deadline.
         ConfigError: the table is to be provisioned, and no units are set.
     """
@@ -153,7 +158,13 @@ def carry_out(clients: TableClients, plan: TablePlan, wait: Wait = WAIT) -> tupl
     skipped += plan.skipped
     made: list[Change] = []
     for change in plan.changes:
-        refused = _send(clients, spec, change, wait)
+        try:
+            refused = _send(clients, spec, change, wait)
+        except AwsError as error:
+            if change.setting != OWNERSHIP or error.code != TAKEN:
+                raise
+            refuse_faster(clients, spec)
+            continue
         if refused is None:
             made.append(change)
             logger.info("table %s: %s", spec.name, change)

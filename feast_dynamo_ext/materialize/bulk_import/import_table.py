@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.aws import translated
-from feast_dynamo_ext.dynamo.tables.describe import WAIT, wait_ready
+from feast_dynamo_ext.dynamo.tables.describe import WAIT, Owner, claim, wait_ready
 from feast_dynamo_ext.dynamo.tables.diff import changes, create_parameters, read_state
 from feast_dynamo_ext.dynamo.tables.table import TablePlan, carry_out
 from feast_dynamo_ext.errors import AwsUnavailableError, BulkLoadError, ThrottledError
@@ -259,9 +259,12 @@ def finish(clients: TableClients, spec: TableSpec, wait: Wait = WAIT) -> tuple[S
     Raises:
         AwsError: AWS refused.
     """
-    # Apply tags a table with its owner when it makes it, and never afterwards.
+    # Apply says whose a table is when it makes it, in tags, and in an item where others could take
+    # it for theirs.
     tagged = dataclasses.replace(spec, tags={**spec.owner_tags, **spec.tags})
     described = wait_ready(clients, spec, wait)
     state = read_state(clients, tagged, described, new=True)
-    plan = TablePlan(tagged, exists=True, changes=changes(tagged, state), skipped=state.skipped)
+    claimed = claim(spec, described, Owner()) if spec.may_be_anothers else ()
+    todo = (*claimed, *changes(tagged, state))
+    plan = TablePlan(tagged, exists=True, changes=todo, skipped=state.skipped)
     return carry_out(clients, plan, wait)

@@ -136,9 +136,8 @@ def _read(source: Any, config: RepoConfig) -> tuple[Place, TableFiles]:
         ties=None if _decides(tasks, table, schema, layout) else _ties(schema, layout),
         internal=frozenset([layout.sequence] if layout else []),
         version=str(snapshot.snapshot_id) if snapshot else "",
-        summary=dict(snapshot.summary.additional_properties)
-        if snapshot and snapshot.summary
-        else {},
+        summary=_summary(snapshot),
+        name=name,
     )
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from feast.infra.offline_stores.file_source import FileSource
+from feast.types import Struct
 from feast.value_type import ValueType
 
 from feast_dynamo_ext.arrow_types import (
@@ -33,12 +34,15 @@ from feast_dynamo_ext.arrow_types import (
     MOST_DIGITS,
     SCALAR_ARROW,
     is_bytes,
+    is_list,
     is_number,
     is_uuid,
     without_dictionary,
 )
 from feast_dynamo_ext.declared import (
+    OPEN_KINDS,
     UUIDS,
+    declared_as,
     declared_type,
     element_kind,
     is_checked,
@@ -121,6 +125,18 @@ class Dialect:
         return (
             f"CASE WHEN {missing} THEN NULL WHEN {exact} "
             f"THEN {self.cast(expression, 'integer')} ELSE {self.fail}({refused}) END"
+        )
+
+    def second(self, ticks: str, *, in_ns: bool) -> str:
+        """Nanoseconds or microseconds as the seconds that keys are; see `key_types`."""
+        per_second = 1_000_000_000 if in_ns else 1_000_000
+        whole = self.cast(f"{ticks} // {per_second}", "integer")
+        refused = literal(
+            "a join key is a time with a part below a second, which keys do not hold"
+        )
+        return (
+            f"CASE WHEN {ticks} IS NULL OR {ticks} % {per_second} = 0 THEN {whole} "
+            f"ELSE {self.fail}({refused}) END"
         )
 
 
@@ -547,11 +563,13 @@ class _Files:
         wider, checked = is_wider(kind, target), is_checked(kind, target)
         if isinstance(kind, ValueType) and wider:
             return _narrowed(expression, target, kind)
-        if isinstance(kind, ValueType) and target == stored:
+        if isinstance(kind, ValueType) and kind not in OPEN_KINDS and target == stored:
             return _checked(expression, kind, not_of_kind) if checked else expression
         if target == stored and not (wider or checked):
             return expression
-        cast = exact_cast(expression, stored, target, not_of_kind)
+        # Of an open value type, the column is of another form.
+        is_open = isinstance(kind, ValueType) and kind in OPEN_KINDS
+        cast = None if is_open else _part(expression, kind, stored, not_of_kind)
         if cast is None:
             raise ColumnTypeError(
                 f"Feature view `{self.view.view}`: `{column}` is declared as {name_of(kind)}, but "
@@ -570,7 +588,8 @@ class _Files:
         """
         kind, dialect = without_dictionary(kind or stored), self.dialect
         if family(stored) == "time":
-            return epoch(expression, kind, dialect, ns=False)
+            in_ns = pa.types.is_timestamp(kind) and kind.unit == "ns"
+            return dialect.second(epoch(expression, kind, dialect, ns=in_ns), in_ns=in_ns)
         if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
             return dialect.whole(expression, kind)
         compared = dialect.cast(expression, family(stored) or "text")
@@ -628,6 +647,60 @@ def _checked(expression: str, kind: ValueType, message: str) -> str:
         others = f"list_filter({expression}, lambda cell: NOT ({fits('cell')}))"
         bad = f"len({others}) > 0"
     return f"CASE WHEN {bad} THEN error({literal(message)}) ELSE {expression} END"
+
+
+def _part(
+    expression: str, kind: Declared, stored: pa.DataType, message: str, depth: int = 0
+) -> str | None:
+    """A column, or what is inside of one, in its declared type; None where SQL has no such cast.
+
+    Args:
+        expression: the column, or a variable that holds what is inside.
+        kind: what it is declared as.
+        stored: its type.
+        message: of the error of the statement where a value does not fit.
+        depth: how many lists it is inside of.
+    """
+    if isinstance(kind, Struct):
+        return _fields(expression, kind, stored, message, depth)
+    inner: Declared | None
+    if not isinstance(kind, ValueType):
+        inner = declared_as(kind.base_type)
+    elif (inner := element_kind(kind)) is None:
+        return _scalar(expression, kind, stored, message)
+    if not is_list(stored) or pa.types.is_fixed_size_list(stored):
+        return None
+    cell = f"cell_{depth}"
+    part = _part(cell, inner, stored.value_type, message, depth + 1)
+    return part and f"list_transform({expression}, lambda {cell}: {part})"
+
+
+def _scalar(expression: str, kind: ValueType, stored: pa.DataType, message: str) -> str | None:
+    target = declared_type(kind, stored)
+    if is_wider(kind, target):
+        return _narrowed(expression, target, kind)
+    if target != stored:
+        return exact_cast(expression, stored, target, message)
+    return _checked(expression, kind, message) if is_checked(kind, target) else expression
+
+
+def _fields(
+    expression: str, kind: Struct, stored: pa.DataType, message: str, depth: int
+) -> str | None:
+    if not pa.types.is_struct(stored):
+        return None
+    kinds = {name: declared_as(declared) for name, declared in kind.fields.items()}
+    parts: dict[str, str | None] = {}
+    for field in stored:
+        part = f"struct_extract({expression}, {literal(field.name)})"
+        is_open = field.name not in kinds
+        parts[field.name] = (
+            part if is_open else _part(part, kinds[field.name], field.type, message, depth)
+        )
+    if None in parts.values():
+        return None
+    packed = _list([f"{DUCKDB.quoted(name)} := {part}" for name, part in parts.items()])
+    return f"CASE WHEN {expression} IS NULL THEN NULL ELSE struct_pack({packed}) END"
 
 
 def exact_cast(

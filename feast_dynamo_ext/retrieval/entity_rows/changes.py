@@ -83,9 +83,14 @@ class Window:
 
 
 def _moment(name: str, value: datetime) -> datetime:
-    if not isinstance(value, datetime):
+    # pandas' times are Python's, but for NaT, which is not itself, and for their nanoseconds.
+    if not isinstance(value, datetime) or value != value:  # noqa: PLR0124
         raise EntityRowsError(
             f"`{name}` is a {type(value).__name__}. Give a datetime; without a zone it is UTC."
+        )
+    if getattr(value, "nanosecond", None):
+        raise EntityRowsError(
+            f"`{name}` has a part below a microsecond, the resolution of the range. Round it."
         )
     return assume_utc(value)
 
