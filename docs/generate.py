@@ -8,6 +8,7 @@ Such a part stands in a page between two lines, `<!-- generated: NAME -->` and
     online_store, offline_store,
     batch_engine                  a table of the fields of that block of feature_store.yaml
     table                         the same of the `table` block inside `online_store`
+    catalog                       the same of the `catalog` block inside `offline_store`
     cli                           the help of every feast-dynamo command
     iam                           a section for each policy of snippets/iam/policies.yaml
     errors                        a section for each class of errors.py
@@ -61,6 +62,7 @@ BLOCKS = {
         (PACKAGE / "materialize" / "run.py", "MaterializeSettings"),
     ),
     "table": ((PACKAGE / "view_settings.py", "TableSettings"),),
+    "catalog": ((PACKAGE / "parquet" / "iceberg" / "catalog.py", "CatalogConfig"),),
 }
 PAGE_WIDTH = 90
 MOST_SHOWN = 2
@@ -74,6 +76,7 @@ YAML_TYPES = {
     "StrictBool": "true or false",
     "dict[str, str]": "map of text to text",
     "TableSettings": "[table settings](#table)",
+    "CatalogConfig": "[catalog](#catalog)",
     "Ceiling": "integer of at least 1 or `off`",
     "None": "null",
 }
@@ -169,8 +172,9 @@ def _field(node: ast.AnnAssign, name: str, following: ast.stmt) -> ConfigField:
         options = {
             str(word.arg): ast.literal_eval(word.value)
             for word in node.value.keywords
-            if word.arg != "pattern"
+            if word.arg not in ("pattern", "default_factory")
         }
+        options.setdefault("default", {})  # of a factory, which is `dict`
     elif node.value is not None:
         options = {"default": ast.literal_eval(node.value)}
     return ConfigField(

@@ -38,7 +38,8 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   ├── DestinationExistsError       something is there already             (FileExistsError)
     │   ├── RetrievalTimeoutError        a retrieval that took too long         (TimeoutError)
     │   ├── EntityRowsError              entity rows that cannot be joined      (ValueError)
-    │   └── NotCommittedError            a change of a table that was not made
+    │   ├── NotCommittedError            a change of a table that was not made
+    │   ├── TableImportError             files that a table cannot take         (ValueError)
     ├── UnsupportedTypeError             a value or type that cannot be kept    (TypeError)
     ├── TrainingSetError                 a training set SageMaker cannot read   (ValueError)
     ├── ViewsFailedError                 feature views that failed, each named  (RuntimeError)
@@ -53,7 +54,7 @@ from typing import TYPE_CHECKING, ClassVar
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 BAD_REQUEST, NOT_FOUND, CONFLICT, SERVER_ERROR, UNAVAILABLE = 400, 404, 409, 500, 503
 
@@ -310,6 +311,20 @@ class NotCommittedError(OfflineStoreError):
     """A change of an Iceberg table that is surely not in it: other writers came first."""
 
     http_status = CONFLICT
+
+
+class TableImportError(OfflineStoreError, ValueError):
+    """Files of a history that an Iceberg table cannot take; all reasons at once.
+
+    Attributes:
+        problems: what stands in the way.
+    """
+
+    http_status: ClassVar[int] = BAD_REQUEST
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 class UnsupportedTypeError(FeastDynamoError, TypeError):

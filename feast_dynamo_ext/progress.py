@@ -76,6 +76,10 @@ class Steps:
         """So many more are done."""
         self._done += rows
 
+    def reach(self, done: int, total: int) -> None:
+        """So many of so many are done."""
+        self._done, self._total = done, total
+
     @property
     def tasks(self) -> list[Task]:
         """The one task."""

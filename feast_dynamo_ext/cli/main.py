@@ -12,6 +12,7 @@ from feast_dynamo_ext.cli.local import local
 from feast_dynamo_ext.cli.materialize import materialize
 from feast_dynamo_ext.cli.repo import InOrder
 from feast_dynamo_ext.cli.start import docs, init
+from feast_dynamo_ext.cli.table import table
 from feast_dynamo_ext.errors import FeastDynamoError
 
 
@@ -45,6 +46,7 @@ main.add_command(init)
 main.add_command(local)
 main.add_command(materialize)
 main.add_command(bulk_load)
+main.add_command(table)
 main.add_command(docs)
 
 if __name__ == "__main__":

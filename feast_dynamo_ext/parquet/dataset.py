@@ -340,13 +340,15 @@ class SourceDataset:
             values = _sorted_values(column)
             if values is not None:
                 kept = {path for path in kept if _may_hold(values, bounds.range(path, name))}
-        if len(kept) == len(self.files):
-            return self
+        return self if len(kept) == len(self.files) else self.only(kept)
+
+    def only(self, paths: Collection[str]) -> SourceDataset:
+        """Some of the files, in the same schema."""
         return replace(
             self,
-            files=tuple(file for file in self.files if file.path in kept),
+            files=tuple(file for file in self.files if file.path in paths),
             dataset=_dataset(
-                [part for part in self.fragments if part.path in kept], self.schema, self.place
+                [part for part in self.fragments if part.path in paths], self.schema, self.place
             ),
         )
 

@@ -258,7 +258,7 @@ def test_each_command_explains_itself_with_an_example() -> None:
         shown = CliRunner().invoke(main, [*name.split(), "--help"], prog_name="feast-dynamo")
         assert shown.stdout.startswith(f"Usage: feast-dynamo {name} [OPTIONS]"), name
         assert re.search(rf'^ +(eval "\$\()?feast-dynamo {name}', shown.stdout, re.M), name
-        assert ("--json" in shown.stdout) is (name != "local"), name
+        assert ("--json" in shown.stdout) is (name not in ("local", "table")), name
         # In the list of its group, in one line.
         assert "..." not in shown.stdout.partition("\nCommands:")[2], name
 
@@ -366,7 +366,11 @@ def test_a_new_repo_in_a_folder_whose_name_needs_quotes(tmp_path, monkeypatch) -
 ANSWERS_AT_ONCE = [
     (["--help"], 0),
     *(([command, "--help"], 0) for command in main.commands),
-    *((["local", command, "--help"], 0) for command in main.commands["local"].commands),
+    *(
+        ([group, command, "--help"], 0)
+        for group in ("local", "table")
+        for command in main.commands[group].commands
+    ),
     (["init", "my shop"], 1),
     (["docs"], 0),
     (["docs", "quickstart"], 0),

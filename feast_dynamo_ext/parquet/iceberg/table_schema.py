@@ -172,6 +172,14 @@ def _storable(kind: pa.DataType) -> pa.DataType:
     return WIDER.get(kind, kind)
 
 
+def first_sequence(last_sequence_number: int, rows: int) -> int:
+    """The first value of the sequence column for rows of a commit; see `new_sequence`."""
+    most = 1 << ROW_BITS
+    if rows >= most:
+        raise OfflineStoreError(f"{rows:,} rows are more than one commit takes, {most:,}.")
+    return ((last_sequence_number + 1) << ROW_BITS) + secrets.randbelow(most - rows)
+
+
 def new_sequence(last_sequence_number: int, rows: int) -> pa.Array:
     """Values of the sequence column for rows of a commit, ascending.
 
@@ -183,8 +191,5 @@ def new_sequence(last_sequence_number: int, rows: int) -> pa.Array:
         last_sequence_number: Iceberg's, of the table that the commit begins from.
         rows: how many.
     """
-    most = 1 << ROW_BITS
-    if rows >= most:
-        raise OfflineStoreError(f"{rows:,} rows are more than one commit takes, {most:,}.")
-    start = ((last_sequence_number + 1) << ROW_BITS) + secrets.randbelow(most - rows)
+    start = first_sequence(last_sequence_number, rows)
     return pa.array(np.arange(start, start + rows, dtype=np.int64))
