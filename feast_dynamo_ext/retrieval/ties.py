@@ -68,7 +68,9 @@ def _ranks(*columns: Numbers) -> Numbers:
 def _equal(*columns: Numbers) -> Numbers:
     """Rows that have an equal in all columns."""
     order = np.lexsort(columns)
-    same = np.ones(max(0, len(order) - 1), dtype=bool)
+    if not len(order):
+        return order
+    same = np.ones(len(order) - 1, dtype=bool)
     for column in columns:
         ordered = column[order]
         same &= ordered[1:] == ordered[:-1]

@@ -349,7 +349,9 @@ def _decides(tasks: list[Any], table: Any, schema: Any, layout: TableLayout | No
     )
     for task in tasks:
         file = task.file
-        if file.sort_order_id != order or _bound(file, number) < 0:
+        # Rows without a sequence come before all others, wherever their file stands.
+        has_nulls = (file.null_value_counts or {}).get(number) != 0
+        if file.sort_order_id != order or _bound(file, number) < 0 or has_nulls:
             return False
         by_partition[repr(file.partition) if is_apart else ""].append(file)
     bounds = ManifestBounds(schema, {task.file.file_path: task.file for task in tasks})
