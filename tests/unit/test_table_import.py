@@ -589,6 +589,11 @@ def int96(path):
     )
 
 
+def old_lists(path):
+    table = history([(1, 0, 0, 7)], floats=[[0.5]])
+    pq.write_table(table, path / "b.parquet", use_compliant_nested_type=False)
+
+
 def with_field_ids(path):
     table = history([(1, 0, 0, 7)])
     fields = [
@@ -624,6 +629,7 @@ def with_field_ids(path):
             r"column `event_timestamp` is timestamp\[us\], not the table's timestamp\[us, tz=UTC",
         ),
         (int96, r"column `created` has times as INT96"),
+        (old_lists, r"column `floats` names what is inside of it as old writers do"),
         (with_field_ids, r"files have field ids of another table"),
     ],
 )

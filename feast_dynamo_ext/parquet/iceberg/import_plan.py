@@ -536,11 +536,9 @@ def _not_as_they_are(history: History, target: pa.Schema) -> list[str]:
                 )
     for footer in history.footers:
         stored = footer.part.metadata.schema
-        int96 = {
-            stored.column(at).path
-            for at in range(len(stored))
-            if stored.column(at).physical_type == "INT96"
-        }
+        leaves = [stored.column(at) for at in range(len(stored))]
+        paths = {leaf.path for leaf in leaves}
+        int96 = {leaf.path for leaf in leaves if leaf.physical_type == "INT96"}
         for column in plain_layouts(footer.schema):
             reason = ""
             if column.name not in target.names:
@@ -550,6 +548,8 @@ def _not_as_they_are(history: History, target: pa.Schema) -> list[str]:
             elif not _reads_as(column.type, target.field(column.name).type):
                 wanted = target.field(column.name).type
                 reason = f"column `{column.name}` is {column.type}, not the table's {wanted}"
+            elif not _leaves(column.name, column.type) <= paths:
+                reason = f"column `{column.name}` names what is inside of it as old writers do"
             if reason:
                 why[reason].append(footer.path)
         if _has_field_ids(footer.part.physical_schema):
@@ -559,6 +559,18 @@ def _not_as_they_are(history: History, target: pa.Schema) -> list[str]:
         "as they are; copy them (without --register)"
         for reason, paths in why.items()
     ]
+
+
+def _leaves(path: str, kind: pa.DataType) -> set[str]:
+    """Paths of a column's parts in a file that names them as Parquet's standard does."""
+    if pa.types.is_list(kind):
+        return _leaves(f"{path}.list.element", kind.value_type)
+    if pa.types.is_map(kind):
+        inside = ("key", kind.key_type), ("value", kind.item_type)
+        return set().union(*(_leaves(f"{path}.key_value.{name}", part) for name, part in inside))
+    if pa.types.is_struct(kind):
+        return set().union(*(_leaves(f"{path}.{part.name}", part.type) for part in kind))
+    return {path}
 
 
 def _reads_as(stored: pa.DataType, wanted: pa.DataType) -> bool:
