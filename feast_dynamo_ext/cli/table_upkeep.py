@@ -94,9 +94,9 @@ def optimize(
 ) -> None:
     """Rewrite small files of a table into large, sorted ones, partition by partition.
 
-    No answer of a retrieval changes. Readers and writers may be at work: each partition is one
-    commit, and one that another writer keeps changing is left for the next run. The files that
-    were replaced stay until `feast-dynamo table expire`. It takes `memory_limit` of the offline
+    No answer of a retrieval changes. Readers and writers may be at work: a large partition is one
+    commit, small ones are one together, and a partition that another writer keeps changing is
+    left for the next run. The files that were replaced stay until `feast-dynamo table expire`. It takes `memory_limit` of the offline
     store (default 1GB), and the disk beyond.
 
     \b

@@ -1,8 +1,8 @@
 """Rewrites a history table's small and unsorted files as sorted ones of a good size.
 
-Partition by partition, one commit each, beside appends and reads. No answer changes: rows keep
-their sequence, by which equal rows are decided, and where the sequence is equal or missing too,
-they are put in the order of what they hold.
+Partition by partition, small ones committed together, beside appends and reads. No answer
+changes: rows keep their sequence, by which equal rows are decided, and where the sequence is equal
+or missing too, they are put in the order of what they hold.
 
 The files of a partition are seen as **runs**: files whose sequences overlap, as those that one
 rewrite made, or one append. A run is sound where its files are sorted, lack deletes, hold disjoint
@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +51,7 @@ from feast_dynamo_ext.parquet.spill import BinSpool
 from feast_dynamo_ext.parquet.writer import worthwhile_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -72,6 +72,10 @@ SAMPLED_ROWS = 200_000
 
 IN_MEMORY = 4.0
 """Times that Arrow needs of a file's bytes; a guess, until some rows are read."""
+
+COMMITTED_TOGETHER, TOGETHER_BYTES = 50, 128 << 20
+"""Small partitions that are one commit. Each commit writes a table's metadata anew, with all
+snapshots: one for each of a thousand days would take minutes, and slow down all that follow."""
 
 CONFLICTS = 3
 """Times that a partition is planned anew where others change it meanwhile."""
@@ -157,17 +161,32 @@ def optimize(
         done += rows
         advance(min(done, total), total)
 
-    results = []
-    for unit in todo:
+    results: list[PartitionResult] = []
+    rewrite = _Rewrite(handle, memory_bytes, spill_folder, written)
+    for some in _groups(todo, work):
         if dry_run:
-            results.append(_result(unit, work[unit.name], (), 0))
-            continue
-        rewrite = _Rewrite(handle, memory_bytes, spill_folder, written)
-        results.append(rewrite.run(table, layout, unit))
-        logger.info("%s: partition %s is rewritten", handle.name, unit.name or "(all)")
+            results += [_result(unit, work[unit.name], (), 0) for unit in some]
+        else:
+            results += rewrite.run(table, layout, {unit: work[unit.name] for unit in some})
+            logger.info("%s: %d partitions are rewritten", handle.name, len(results))
     if not dry_run and any(task.delete_files for tasks in work.values() for task in tasks):
         clean_manifests(handle)  # else files of deleted rows would stay, which apply to nothing
     return OptimizeReport(handle.name, tuple(results), len(units) - len(todo), older)
+
+
+def _groups(units: Sequence[Unit], work: Mapping[str, Sequence[Any]]) -> Iterator[list[Unit]]:
+    """Partitions that are committed together: a large one, or several small ones."""
+    some: list[Unit] = []
+    size = 0
+    for unit in units:
+        found = sum(task.file.file_size_in_bytes for task in work[unit.name])
+        if some and (len(some) == COMMITTED_TOGETHER or size + found > TOGETHER_BYTES):
+            yield some
+            some, size = [], 0
+        some.append(unit)
+        size += found
+    if some:
+        yield some
 
 
 def _layout(handle: TableHandle, table: Any) -> TableLayout:
@@ -185,7 +204,7 @@ def _layout(handle: TableHandle, table: Any) -> TableLayout:
 # What needs work
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unit:
     """The files of one partition.
 
@@ -314,7 +333,7 @@ def _result(
     )
 
 
-# The rewrite of one partition
+# The rewrite of partitions
 
 
 @dataclass(frozen=True)
@@ -324,31 +343,57 @@ class _Rewrite:
     spill_folder: str | None
     advance: Callable[[int], object]
 
-    def run(self, table: Any, layout: TableLayout, unit: Unit) -> PartitionResult:
-        """Write the new files and commit them; where others changed the files, once more."""
-        refused: NotCommittedError | None = None
+    def run(
+        self, table: Any, layout: TableLayout, work: Mapping[Unit, Sequence[Any]]
+    ) -> list[PartitionResult]:
+        """Rewrite partitions and commit them together; where others came first, each by itself."""
+        try:
+            return self._together(table, layout, work)
+        except NotCommittedError:
+            return [self._alone(unit) for unit in work]
+
+    def _alone(self, unit: Unit) -> PartitionResult:
+        """Rewrite a partition as it is now."""
+        refused, tasks = "", list[Any]()
         for _ in range(CONFLICTS):
-            tasks = unit.to_rewrite()
-            if not tasks:
-                break  # another writer has done it, or removed the files
-            try:
-                return self._once(table, layout, unit, tasks)
-            except NotCommittedError as error:
-                refused = error
             table = self.handle.load()
+            layout = _layout(self.handle, table)
             with catalog_errors(self.handle.address, self.handle.name):
                 units, _ = _units(table, planned(table), layout)
-            now = [other.tasks for other in units if other.name == unit.name]
-            unit = replace(
-                unit, tasks=now[0] if now else (), shape=units[0].shape if now else unit.shape
-            )
-        return _result(unit, unit.to_rewrite(), (), 0, str(refused))
+            found = [other for other in units if other.name == unit.name]
+            tasks = found[0].to_rewrite() if found else []
+            if not tasks:
+                return _result(unit, (), (), 0)  # another writer has done it
+            try:
+                return self._together(table, layout, {found[0]: tasks})[0]
+            except NotCommittedError as error:
+                refused = str(error)
+        return _result(unit, tasks, (), 0, refused)
 
-    def _once(
-        self, table: Any, layout: TableLayout, unit: Unit, tasks: Sequence[Any]
-    ) -> PartitionResult:
-        rows = FileRows(table)
+    def _together(
+        self, table: Any, layout: TableLayout, work: Mapping[Unit, Sequence[Any]]
+    ) -> list[PartitionResult]:
         files = DataFiles(table, self.handle.settings, worthwhile_options)
+        results: list[PartitionResult] = []
+        written: list[Any] = []
+        try:
+            for unit, tasks in work.items():
+                new = self._written(files, layout, unit, tasks)
+                written += new
+                rows = sum(file.record_count for file in new)
+                results.append(_result(unit, tasks, new, rows))
+        except BaseException:
+            files.discard(written)
+            raise
+        removed = [task for tasks in work.values() for task in tasks]
+        change = Change(written, removed, {OPERATION: "optimize"}, is_rewrite=True)
+        self.handle.commit_files(files, change, new_commit_id())
+        return results
+
+    def _written(
+        self, files: DataFiles, layout: TableLayout, unit: Unit, tasks: Sequence[Any]
+    ) -> list[Any]:
+        rows = FileRows(files.table)
         ordered = SortedRows(rows, layout, tasks, self.memory_bytes, self.spill_folder)
         with catalog_errors(self.handle.address, self.handle.name):
             live = sum(map(rows.live, tasks))
@@ -365,9 +410,7 @@ class _Rewrite:
                 f"The Iceberg table {self.handle.name}: of {live:,} rows to rewrite {new:,} were "
                 "read. Nothing was changed; look for a file that was replaced."
             )
-        change = Change(written, tasks, {OPERATION: "optimize"}, is_rewrite=True)
-        self.handle.commit_files(files, change, new_commit_id())
-        return _result(unit, tasks, written, live)
+        return written
 
     def _counted(self, pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
         for piece in pieces:
