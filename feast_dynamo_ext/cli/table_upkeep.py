@@ -96,8 +96,8 @@ def optimize(
 
     No answer of a retrieval changes. Readers and writers may be at work: a large partition is one
     commit, small ones are one together, and a partition that another writer keeps changing is
-    left for the next run. The files that were replaced stay until `feast-dynamo table expire`. It takes `memory_limit` of the offline
-    store (default 1GB), and the disk beyond.
+    left for the next run. The files that were replaced stay until `feast-dynamo table expire`. It
+    takes `memory_limit` of the offline store (default 1GB), and the disk beyond.
 
     \b
     feast-dynamo table optimize --all
