@@ -8,11 +8,11 @@ import click
 
 from feast_dynamo_ext import __version__
 from feast_dynamo_ext.cli.bulk_load import bulk_load
+from feast_dynamo_ext.cli.history_table import table
 from feast_dynamo_ext.cli.local import local
 from feast_dynamo_ext.cli.materialize import materialize
 from feast_dynamo_ext.cli.repo import InOrder
 from feast_dynamo_ext.cli.start import docs, init
-from feast_dynamo_ext.cli.table import table
 from feast_dynamo_ext.errors import FeastDynamoError
 
 

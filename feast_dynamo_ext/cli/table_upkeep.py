@@ -96,8 +96,8 @@ def optimize(
 
     No answer of a retrieval changes. Readers and writers may be at work: a large partition is one
     commit, small ones are one together, and a partition that another writer keeps changing is
-    left for the next run. The files that were replaced stay until `feast-dynamo table expire`. It takes `memory_limit` of the offline
-    store (default 1GB), and the disk beyond.
+    left for the next run. The files that were replaced stay until `feast-dynamo table expire`. It
+    takes `memory_limit` of the offline store (default 1GB), and the disk beyond.
 
     \b
     feast-dynamo table optimize --all
@@ -330,9 +330,11 @@ def rollback(view: str, version: str, table: str | None, output: Output, repo: P
     feast-dynamo table rollback customer_orders 6203744418261947562
     """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.parquet.iceberg import snapshots
+    from feast_dynamo_ext.parquet.iceberg.import_files import forget_undone
 
     named = named_table(repo, view, table)
     info = snapshots.rollback(named.handle, _version(version))
+    forget_undone(named.handle)
     pin = _pin(named.view)
     pinned = (
         f"\nIn definitions.py the source still reads the version `{pin}`: take its tag "

@@ -19,8 +19,8 @@ from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
 from repos import write_repo_yaml
 from views import CUSTOMER, customer_view, parquet_files
 
+from feast_dynamo_ext.cli.history_table import table as table_group
 from feast_dynamo_ext.cli.main import main
-from feast_dynamo_ext.cli.table import table as table_group
 from feast_dynamo_ext.sagemaker import TimeSplit, create_training_set
 
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)

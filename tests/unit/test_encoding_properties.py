@@ -6,11 +6,12 @@ import datetime as dt
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from examples import cases
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.value_type import ValueType
 from feast_values import feast_values
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.dynamo.encoding.values import encode_column, encode_values
@@ -230,8 +231,19 @@ def test_scalars_and_lists_are_feasts_byte_by_byte(column):
 @cases(150)
 def test_maps_structs_and_lists_of_lists_are_feasts(column):
     kind, array = column
+    # Feast loses empty lists inside of lists, which we keep: test_encoding_values.py.
+    assume(kind not in ("VALUE_LIST", "VALUE_SET") or not has_empty(array))
     encoded = encode_column(array, ValueType[kind], "f")
     assert in_one_order(parsed(encoded), kind) == in_one_order(by_feast(kind, array), kind)
+
+
+def has_empty(array):
+    """Whether a list of lists has an empty one inside, at any depth."""
+    while pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        array = array.flatten()
+        if pa.types.is_nested(array.type) and 0 in pc.list_value_length(array).to_pylist():
+            return True
+    return False
 
 
 @given(st.lists(scalar_columns() | list_columns(), min_size=1, max_size=6), st.booleans())

@@ -46,8 +46,10 @@ from feast_dynamo_ext.errors import (
     TableImportError,
 )
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
-from feast_dynamo_ext.parquet.iceberg.import_files import Room, run_import
+from feast_dynamo_ext.parquet.iceberg.import_files import Room, forget_undone, run_import
 from feast_dynamo_ext.parquet.iceberg.import_plan import plan_import
+from feast_dynamo_ext.parquet.iceberg.snapshots import history as history_of
+from feast_dynamo_ext.parquet.iceberg.snapshots import rollback
 from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE
 from feast_dynamo_ext.parquet.iceberg.view_table import IMPORTED, drop
 from feast_dynamo_ext.parquet.s3_parquet_source import S3ParquetSource
@@ -323,11 +325,33 @@ def test_an_import_goes_on_with_files_that_came_since(path, config):
     assert in_table(view, config, "value") == [(1,), (2,)]
     table = loaded(view, config)
     record = Path(table.properties[IMPORTED].removeprefix("file://"))
-    assert set(json.loads(record.read_bytes())) == {str(first), str(path / "a.parquet")}
+    taken = json.loads(record.read_bytes())
+    assert set(taken) == {str(first), str(path / "a.parquet")}
     write(first, [(1, 0, 0, 1), (2, 0, 0, 2)])
     with pytest.raises(TableImportError, match=r"1 thing stands.*m\.parquet was replaced after"):
         imported(view, config)
     assert in_table(view, config, "value") == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_what_a_rollback_took_out_can_be_imported_again(path, config, is_told):
+    write(path / "a.parquet", [(1, 0, 0, 1)])
+    view = orders(path)
+    imported(view, config)
+    write(path / "b.parquet", [(1, 0, 0, 2)])
+    imported(view, config)
+    handle = plan_import_handle(view, config)
+    oldest = history_of(handle)[-1].snapshot_id
+    for _ in range(2):
+        rollback(handle, oldest)
+        if is_told:
+            forget_undone(handle)
+        assert in_table(view, config, "value") == [(1,)]
+        assert imported(view, config).files == 1
+        assert in_table(view, config, "value") == [(1,), (2,)]
+        assert imported(view, config).files == 0
+    assert len(list(Path(config.repo_path, "data", "warehouse").rglob("*.json"))) > 3
+    assert len(list(Path(config.repo_path, "data").rglob("imported-files*.json"))) == 1
 
 
 def test_two_imports_at_once_take_a_file_once(path, config):
@@ -565,6 +589,11 @@ def int96(path):
     )
 
 
+def old_lists(path):
+    table = history([(1, 0, 0, 7)], floats=[[0.5]])
+    pq.write_table(table, path / "b.parquet", use_compliant_nested_type=False)
+
+
 def with_field_ids(path):
     table = history([(1, 0, 0, 7)])
     fields = [
@@ -600,6 +629,7 @@ def with_field_ids(path):
             r"column `event_timestamp` is timestamp\[us\], not the table's timestamp\[us, tz=UTC",
         ),
         (int96, r"column `created` has times as INT96"),
+        (old_lists, r"column `floats` names what is inside of it as old writers do"),
         (with_field_ids, r"files have field ids of another table"),
     ],
 )

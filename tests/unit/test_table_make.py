@@ -260,6 +260,21 @@ def test_a_table_has_the_columns_of_all_views_of_a_source_and_of_its_files(tmp_p
         plan_table(view, config, readers=[clashing])
 
 
+def test_a_view_without_entities_has_a_table_by_time(tmp_path):
+    source = parquet_files(tmp_path / "none")
+    view = customer_view(entities=[], source=source, total=Float64)
+    new = plan_table(view, repo_config(tmp_path, catalog="sql"))
+    assert new.layout == TableLayout((), "event_timestamp", None, "month")
+    assert new.columns.names == ["event_timestamp", "total"]
+    assert TableLayout.from_table(make(new)) == new.layout
+
+
+def test_a_source_without_event_time_is_named(tmp_path):
+    view = customer_view(source=FileSource(name="orders", path="none"))
+    with pytest.raises(ConfigError, match=r"`orders` names no `timestamp_field`"):
+        plan_table(view, repo_config(tmp_path, catalog="sql"))
+
+
 def test_the_source_to_paste_reads_the_table(tmp_path):
     source = parquet_files(
         tmp_path / "none",

@@ -39,6 +39,7 @@ from feast_dynamo_ext.parquet.dataset import (
 )
 from feast_dynamo_ext.parquet.iceberg.catalog import is_iceberg
 from feast_dynamo_ext.parquet.iceberg.data_files import plain_layouts, table_columns
+from feast_dynamo_ext.parquet.iceberg.snapshots import snapshots_of
 from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE, TableLayout
 from feast_dynamo_ext.parquet.iceberg.view_table import (
     IMPORTED,
@@ -244,7 +245,8 @@ class ImportPlan:
         view: name of the view.
         new: what the table is made as, or would be.
         history: the files that are not in the table yet.
-        imported: those that are, by an earlier import: their paths -> size and version.
+        imported: those that are, by an earlier import: their paths -> size, version, commit id.
+        undone: earlier imports that a rollback has taken out again, by snapshot.
         table: the table, or None where it is to be made.
         register: the files become the table's as they are.
     """
@@ -253,6 +255,7 @@ class ImportPlan:
     new: NewTable
     history: History
     imported: Mapping[str, list[Any]] = field(default_factory=dict)
+    undone: tuple[int, ...] = ()
     table: Any = None
     register: bool = False
 
@@ -275,8 +278,8 @@ class ImportPlan:
 
     @property
     def commit_id(self) -> str:
-        """The same for the same files."""
-        states = sorted(file_versions(self.files).items())
+        """The same for the same files, until a rollback takes them out."""
+        states = [sorted(file_versions(self.files).items()), *self.undone]
         return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:32]
 
 
@@ -427,13 +430,14 @@ def _of_columns(history: History, views: Sequence[Any]) -> list[str]:
 
 def _without_imported(plan: ImportPlan, problems: list[str]) -> ImportPlan:
     """Without the files that an earlier import took; those that were replaced since are named."""
-    imported, now = _record(plan.table), file_versions(plan.files)
+    lost = [info for info in snapshots_of(plan.table) if info.commit_id and not info.is_in_line]
+    imported, now = imported_files(plan.table), file_versions(plan.files)
     left = [file for file in plan.files if file.path not in imported]
     problems += [
         f"{path} was replaced after it was imported, so that its rows would be in the table "
         "twice; import into a new table (`--table`)"
         for path in sorted(now.keys() & imported.keys())
-        if now[path] != imported[path]
+        if now[path] != imported[path][:2]
     ]
     source = plan.history.source
     paths = {file.path for file in left}
@@ -443,7 +447,8 @@ def _without_imported(plan: ImportPlan, problems: list[str]) -> ImportPlan:
         footers=tuple(each for each in plan.history.footers if each.path in paths),
         source=source and replace(source, parts=source.parts.only(paths)),
     )
-    return replace(plan, history=history, imported=imported)
+    undone = tuple(sorted(info.snapshot_id for info in lost))
+    return replace(plan, history=history, imported=imported, undone=undone)
 
 
 def _not_in_table(plan: ImportPlan) -> list[str]:
@@ -457,14 +462,18 @@ def _not_in_table(plan: ImportPlan) -> list[str]:
     ]
 
 
-def _record(table: Any) -> dict[str, list[Any]]:
-    """What earlier imports took, by path."""
+def imported_files(table: Any) -> dict[str, list[Any]]:
+    """What earlier imports took, by path: size, version and commit id.
+
+    Without those that a rollback has taken out of the table again.
+    """
     at = table.properties.get(IMPORTED)
     if at is None:
         return {}
     with table.io.new_input(at).open() as file:
         found: dict[str, list[Any]] = json.loads(file.read())
-    return found
+    undone = {info.commit_id for info in snapshots_of(table) if not info.is_in_line}
+    return {path: taken for path, taken in found.items() if taken[2] not in undone}
 
 
 # What can be registered
@@ -527,11 +536,9 @@ def _not_as_they_are(history: History, target: pa.Schema) -> list[str]:
                 )
     for footer in history.footers:
         stored = footer.part.metadata.schema
-        int96 = {
-            stored.column(at).path
-            for at in range(len(stored))
-            if stored.column(at).physical_type == "INT96"
-        }
+        leaves = [stored.column(at) for at in range(len(stored))]
+        paths = {leaf.path for leaf in leaves}
+        int96 = {leaf.path for leaf in leaves if leaf.physical_type == "INT96"}
         for column in plain_layouts(footer.schema):
             reason = ""
             if column.name not in target.names:
@@ -541,6 +548,8 @@ def _not_as_they_are(history: History, target: pa.Schema) -> list[str]:
             elif not _reads_as(column.type, target.field(column.name).type):
                 wanted = target.field(column.name).type
                 reason = f"column `{column.name}` is {column.type}, not the table's {wanted}"
+            elif not _leaves(column.name, column.type) <= paths:
+                reason = f"column `{column.name}` names what is inside of it as old writers do"
             if reason:
                 why[reason].append(footer.path)
         if _has_field_ids(footer.part.physical_schema):
@@ -550,6 +559,18 @@ def _not_as_they_are(history: History, target: pa.Schema) -> list[str]:
         "as they are; copy them (without --register)"
         for reason, paths in why.items()
     ]
+
+
+def _leaves(path: str, kind: pa.DataType) -> set[str]:
+    """Paths of a column's parts in a file that names them as Parquet's standard does."""
+    if pa.types.is_list(kind):
+        return _leaves(f"{path}.list.element", kind.value_type)
+    if pa.types.is_map(kind):
+        inside = ("key", kind.key_type), ("value", kind.item_type)
+        return set().union(*(_leaves(f"{path}.key_value.{name}", part) for name, part in inside))
+    if pa.types.is_struct(kind):
+        return set().union(*(_leaves(f"{path}.{part.name}", part.type) for part in kind))
+    return {path}
 
 
 def _reads_as(stored: pa.DataType, wanted: pa.DataType) -> bool:
