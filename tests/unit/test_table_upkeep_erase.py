@@ -98,7 +98,7 @@ def test_a_key_is_in_no_file_and_no_statistic_afterwards(tmp_path, handle):
     assert contents(handle) == rows_before
     assert (report.rows, report.files) == (erased, 2)
     assert report.expired is not None
-    assert len(report.expired.expired) == 8
+    assert len(report.expired.expired) == 7
     assert report.remaining == ()
     assert steps[-1][0] == steps[-1][1]
     assert [info.operation for info in history(handle)] == ["clean manifests"]
