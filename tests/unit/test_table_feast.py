@@ -15,13 +15,16 @@ from feast.data_source import PushMode
 from feast.feature_logging import LoggingConfig
 from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from pyiceberg.catalog.sql import SqlCatalog
 from repos import open_repo_config
 
 from feast_dynamo_ext import IcebergLoggingDestination, SavedDatasetIcebergStorage
 from feast_dynamo_ext.errors import (
     ColumnTypeError,
     ConfigError,
+    CredentialsError,
     DestinationExistsError,
+    SourceReadError,
 )
 from feast_dynamo_ext.parquet.iceberg.catalog import opened
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
@@ -338,3 +341,47 @@ def test_types_of_iceberg_round_trip(tmp_path, store):
     found = known(store, 1, features=["typed:i", "typed:d"])
     assert found.select(["i", "d"]).to_pylist() == [{"i": 2**31 - 1, "d": 0.1}]
     assert handle.load().scan().to_arrow().select(columns.names).to_pylist() == rows.to_pylist()
+
+
+class Unanswered:
+    """A catalog whose commits get no answer: made or not, and then it cannot be reached."""
+
+    def __init__(self, monkeypatch, *, is_made: bool, then=None):
+        self.calls, then_load = 0, SqlCatalog.load_table
+        commit = SqlCatalog.commit_table
+
+        def commit_table(catalog, *args):
+            self.calls += 1
+            if self.calls > 1:
+                return commit(catalog, *args)
+            if is_made:
+                commit(catalog, *args)
+            if then is not None:
+                monkeypatch.setattr(SqlCatalog, "load_table", then)
+            raise ConnectionResetError("the line is gone")
+
+        monkeypatch.setattr(SqlCatalog, "commit_table", commit_table)
+        self.restore = lambda: monkeypatch.setattr(SqlCatalog, "load_table", then_load)
+
+
+@pytest.mark.parametrize("is_made", [True, False])
+def test_a_commit_without_an_answer_happens_once(store, monkeypatch, is_made):
+    lost = Unanswered(monkeypatch, is_made=is_made)
+    store.write_to_offline_store("orders", frame(1, 2))
+    assert lost.calls == (1 if is_made else 2)
+    table = table_of(store)
+    assert table.scan().count() == 2
+    assert len(table.snapshots()) == 1
+
+
+def test_files_of_a_commit_that_may_be_there_are_kept(store, monkeypatch):
+    """Its catalog refuses to say: the rows are in the table, and stay readable."""
+
+    def refused(*_):
+        raise CredentialsError("the token has expired", service="glue", operation="GetTable")
+
+    lost = Unanswered(monkeypatch, is_made=True, then=refused)
+    with pytest.raises(SourceReadError, match="its rows may be in the table"):
+        store.write_to_offline_store("orders", frame(1, 2))
+    lost.restore()
+    assert known(store, 1, 2).column("n").to_pylist() == [10, 20]

@@ -27,6 +27,7 @@ from feast_dynamo_ext.errors import (
     CredentialsError,
     FeastDynamoError,
     NotCommittedError,
+    SourceReadError,
 )
 from feast_dynamo_ext.parquet.iceberg.catalog import (
     CatalogAddress,
@@ -182,6 +183,24 @@ class TableHandle:
         """
         return self.attempt(lambda table: _commit(table, change, commit_id), commit_id)
 
+    def _known(self, unanswered: int) -> Any:
+        """The table as it is now.
+
+        Raises:
+            SourceReadError: it cannot be loaded, and a commit may be in it.
+            FeastDynamoError: it cannot be loaded, and none is.
+        """
+        try:
+            return self.load()
+        except FeastDynamoError as error:
+            if not unanswered:
+                raise
+            raise SourceReadError(
+                f"The Iceberg table {self.name}: a commit got no answer, and the table cannot be "
+                f"loaded to see whether it is there: {error} Look at `feast-dynamo table history` "
+                "before you run it again: its rows may be in the table."
+            ) from error
+
     def attempt(self, work: Callable[[Any], None], commit_id: str) -> Any:
         """Work on the table as it is now, until its commit is in it.
 
@@ -196,7 +215,7 @@ class TableHandle:
         failure: Exception = NotCommittedError("nothing was tried")
         unanswered = 0
         for attempt in range(ATTEMPTS):
-            table = self.load()
+            table = self._known(unanswered)
             if has_commit(table, commit_id):
                 return table
             try:
@@ -209,10 +228,15 @@ class TableHandle:
                         return table
             except (NotCommittedError, *REFUSED):
                 raise
-            except FeastDynamoError:
+            except FeastDynamoError as error:
                 unanswered += 1
+                # At once: after many more commits of others its snapshot may be expired.
+                table = self._known(unanswered)
+                if has_commit(table, commit_id):
+                    return table
                 if unanswered == UNANSWERED:
                     raise
+                failure = error
             wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(attempt, 10))
             time.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 - no secret
         raise NotCommittedError(
