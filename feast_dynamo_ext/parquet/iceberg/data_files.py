@@ -121,7 +121,7 @@ class DataFiles:
 
         Args:
             partition: pyiceberg's key of it, or None.
-            batches: the rows, in the table's schema.
+            batches: the rows, in the table's types; their columns in any order.
             is_sorted: whether they are in the table's sort order.
             may_end: whether a file may end before a batch, given the file's bytes so far; by
                 default it ends where it is full.
@@ -141,8 +141,10 @@ class DataFiles:
             group_bytes=min(GROUP_BYTES, full),
             group_rows=GROUP_ROWS,
         )
-        with PartWriter(files, location, file_schema(self.table), size, self.options) as writer:
-            for batch in batches:
+        schema = file_schema(self.table)
+        with PartWriter(files, location, schema, size, self.options) as writer:
+            for given in batches:
+                batch = given.select(schema.names)
                 if may_end is not None and may_end(batch, writer.file_bytes):
                     writer.end_file()
                 writer.write(batch)
