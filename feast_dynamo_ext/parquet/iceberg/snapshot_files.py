@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.errors import FeastDynamoError
+from feast_dynamo_ext.parquet.iceberg.catalog import file_settings
 from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ def tidy_after_append(
     except (CommitFailedException, ValueError) as error:
         logger.debug("another writer came before the upkeep after an append: %s", error)
         return
+    settings = file_settings(table, settings)
     try:
         dead, alive = _listed(table, expired, must_exist=False), _listed(table, living)
         manifests = dead.manifests.keys() - alive.manifests.keys()
