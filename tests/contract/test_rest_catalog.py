@@ -314,6 +314,17 @@ def test_a_certificate_of_the_configured_bundle_is_trusted(tmp_path, monkeypatch
         assert totals(handle) == [1.0]
 
 
+def test_requests_are_signed_with_the_credentials_of_the_config(server, tmp_path):
+    """As for S3 Tables and Glue's endpoint."""
+    server.scheme = "AWS4-HMAC-SHA256 Credential=test/"
+    signed = {"rest.sigv4-enabled": "true", "rest.signing-name": "s3tables"}
+    found = handle_at(tmp_path, server.uri, token_env_var=None, catalog_properties=signed)
+    made(found).append(rows(1.0))
+    assert totals(found) == [1.0]
+    assert {"s3tables" in headers["Authorization"] for headers in server.headers} == {True}
+    assert {REGION in headers["Authorization"] for headers in server.headers} == {True}
+
+
 # A server that forbids
 
 
@@ -371,12 +382,21 @@ def test_vended_credentials_reach_the_files(vending, bucket, tmp_path, monkeypat
     assert vending.tables.list_tables("shop") == []
 
 
-def test_vended_credentials_that_are_not_wanted_are_not_taken(vending, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"credential_vending": False},
+        {"catalog_properties": {"header.X-Iceberg-Access-Delegation": ""}},
+    ],
+)
+def test_vended_credentials_that_are_not_wanted_are_not_taken(
+    vending, tmp_path, monkeypatch, refusal
+):
     handle = made(handle_at(tmp_path, vending.uri))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     handle.append(rows(1.0))
-    source = source_at(vending.uri, credential_vending=False)
+    source = source_at(vending.uri, **refusal)
     with pytest.raises(CredentialsError, match="no AWS credentials were found"):
         numbers_of(source, repo_config(tmp_path, region=REGION))
     assert "X-Iceberg-Access-Delegation" not in vending.headers[-1]

@@ -68,6 +68,7 @@ class RestServer:
         config: of tables: what the server gives out with each.
         storage_credentials: the same, by prefixes of locations.
         settings: of the catalog: answer to the first request of a client.
+        scheme: how the `Authorization` header begins that is demanded.
         says: what errors say, given the request's headers.
     """
 
@@ -79,6 +80,7 @@ class RestServer:
     config: dict[str, str] = field(default_factory=dict)
     storage_credentials: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    scheme: str = f"Bearer {TOKEN}"
     says: Callable[[dict[str, str]], str] = lambda _: "no"
 
     def count(self, operation: str) -> int:
@@ -122,7 +124,7 @@ def rest_catalog(
             operation = _operation(self.command, parts)
             found.requests.append(operation)
             found.headers.append(headers)
-            if headers.get("Authorization") != f"Bearer {TOKEN}":
+            if not headers.get("Authorization", "").startswith(found.scheme):
                 self._send(401, _error("NotAuthorizedException", found.says(headers), 401))
                 return
             wanted = found.script[operation].pop(0) if found.script[operation] else None

@@ -238,10 +238,44 @@ def opened(address: CatalogAddress, settings: AwsSettings) -> Any:
 
         _endpoint(address).check()
         properties = _properties(address, settings)
-        if not address.is_vending:
-            properties.setdefault(rest.DELEGATION, None)
-        return rest.BoundedRestCatalog(address.name, **properties)
-    return load_catalog(address.name, **_properties(address, settings))
+        if not (address.is_vending and properties.get(rest.DELEGATION, "default")):
+            properties[rest.DELEGATION] = None
+        return sure_of_conflicts(rest.BoundedRestCatalog(address.name, **properties))
+    catalog = load_catalog(address.name, **_properties(address, settings))
+    return catalog if address.kind == "sql" else sure_of_conflicts(catalog)
+
+
+def sure_of_conflicts(catalog: Any) -> Any:
+    """A catalog that takes no commit for a conflict with itself.
+
+    Clients and proxies repeat a request whose answer is lost; the second is refused because of
+    the first. After a conflict pyiceberg deletes the manifests, which the table then has.
+    """
+    from pyiceberg.exceptions import CommitFailedException
+    from pyiceberg.table import CommitTableResponse
+    from pyiceberg.table.update import AddSnapshotUpdate
+
+    commit = catalog.commit_table
+
+    def commit_table(table: Any, requirements: Any, updates: Any) -> Any:
+        try:
+            return commit(table, requirements, updates)
+        except CommitFailedException:
+            added = {
+                each.snapshot.snapshot_id
+                for each in updates
+                if isinstance(each, AddSnapshotUpdate)
+            }
+            if not added:
+                raise
+            now = catalog.load_table(table.name())
+            if not added <= {found.snapshot_id for found in now.snapshots()}:
+                raise
+            response = {"metadata": now.metadata, "metadata-location": now.metadata_location}
+            return CommitTableResponse.model_validate(response)
+
+    catalog.commit_table = commit_table
+    return catalog
 
 
 def ensure_namespace(catalog: Any, namespace: str) -> None:

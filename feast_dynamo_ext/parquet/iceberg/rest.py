@@ -20,7 +20,6 @@ from pyiceberg.catalog.rest import (
 )
 from pyiceberg.exceptions import (
     AuthorizationExpiredError,
-    CommitFailedException,
     ForbiddenError,
     OAuthError,
     ServerError,
@@ -28,8 +27,6 @@ from pyiceberg.exceptions import (
     TooManyRequestsError,
     UnauthorizedError,
 )
-from pyiceberg.table import CommitTableResponse, Table
-from pyiceberg.table.update import AddSnapshotUpdate
 from requests import RequestException, Session
 
 from feast_dynamo_ext import aws
@@ -44,7 +41,7 @@ from feast_dynamo_ext.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pyiceberg.table.update import TableRequirement, TableUpdate
+    from pyiceberg.table import Table
 
     from feast_dynamo_ext.aws import AwsSettings
 
@@ -64,7 +61,7 @@ DOWN = (RequestException, ServiceUnavailableError, ServerError, TooManyRequestsE
 
 
 class BoundedRestCatalog(RestCatalog):
-    """pyiceberg's client, which waits for no answer forever, and knows what a conflict means."""
+    """pyiceberg's client, which waits for no answer forever, and takes vended credentials."""
 
     def _create_session(self) -> Session:
         session = super()._create_session()
@@ -77,33 +74,6 @@ class BoundedRestCatalog(RestCatalog):
         # Whether a commit is there is looked up in all snapshots, and which file holds what in
         # the manifests, whatever the server would rather have.
         self.properties |= {SNAPSHOT_LOADING_MODE: "all", SCAN_PLANNING_MODE: "client"}
-
-    def commit_table(
-        self,
-        table: Table,
-        requirements: tuple[TableRequirement, ...],
-        updates: tuple[TableUpdate, ...],
-    ) -> CommitTableResponse:
-        """Commit; a conflict with itself is none.
-
-        What stands before a server may send a request twice: the second is refused because of the
-        first. After a conflict pyiceberg deletes the manifests that the table then has.
-        """
-        try:
-            return super().commit_table(table, requirements, updates)
-        except CommitFailedException:
-            added = {
-                update.snapshot.snapshot_id
-                for update in updates
-                if isinstance(update, AddSnapshotUpdate)
-            }
-            now = self.load_table(table.name())
-            if not added or not added <= {found.snapshot_id for found in now.snapshots()}:
-                raise
-            found: CommitTableResponse = CommitTableResponse.model_validate(
-                {"metadata": now.metadata, "metadata-location": now.metadata_location}
-            )
-            return found
 
     def _response_to_table(
         self, identifier_tuple: tuple[str, ...], table_response: TableResponse
