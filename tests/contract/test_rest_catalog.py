@@ -196,6 +196,13 @@ def test_a_commit_that_may_not_be_leaves_nothing(server, handle, tmp_path, answe
     assert totals(handle) == []
 
 
+def test_files_of_a_commit_that_may_still_come_are_kept(server, handle, tmp_path):
+    server.script["POST table"] = [504, 403]
+    with pytest.raises(SourceReadError, match=r"got no answer.* may be in the table"):
+        handle.append(rows(1.0), "a-commit")
+    assert len(list(tmp_path.glob("served/**/*.parquet"))) == 1
+
+
 def test_the_table_is_looked_up_among_all_its_snapshots(server, handle):
     """A server that would rather send those with a name alone."""
     server.settings["overrides"] = {"prefix": "of-prod", "snapshot-loading-mode": "refs"}

@@ -382,11 +382,10 @@ def _of_aws(address: CatalogAddress, settings: AwsSettings) -> dict[str, Any]:
             # That of S3, where one server on this machine stands for all of AWS; else its own.
             endpoint = settings.endpoint_url
             found |= {"glue.endpoint": endpoint} if aws.is_on_loopback(endpoint) else {}
-        if address.kind == "rest":
-            found["ssl"] = {"cabundle": aws.ca_bundle(aws.session(settings))}
-        return found
+        return found | _of_tls(address, settings)
     session = aws.session(settings)
     found = {
+        **_of_tls(address, settings),
         "client.region": session.region_name,
         "s3.endpoint": aws.endpoint_url("s3", settings, session),
         "s3.proxy-uri": aws.s3_proxy(settings, session),
@@ -401,6 +400,13 @@ def _of_aws(address: CatalogAddress, settings: AwsSettings) -> dict[str, Any]:
             "client.session-token": frozen.token,
         }
     return {name: value for name, value in found.items() if value}
+
+
+def _of_tls(address: CatalogAddress, settings: AwsSettings) -> dict[str, Any]:
+    """Certificates for the endpoint of a REST catalog; REQUESTS_CA_BUNDLE comes first."""
+    if address.kind != "rest":
+        return {}
+    return {"ssl": {"cabundle": aws.ca_bundle(aws.session(settings))}}
 
 
 def file_io(properties: dict[str, Any]) -> Any:
