@@ -237,6 +237,12 @@ def test_a_token_that_is_wrong_is_never_shown(server, tmp_path, monkeypatch):
     )
 
 
+def test_a_page_in_the_place_of_an_answer_is_named(scripted_http, tmp_path):
+    uri = scripted_http([(200, b"<html>Please log in</html>")])
+    with pytest.raises(SourceReadError, match=rf"the catalog at {uri}: .*`endpoint`"):
+        handle_at(tmp_path, uri).load()
+
+
 def test_without_a_token_the_setting_is_named(server, tmp_path):
     with pytest.raises(CredentialsError, match=r"variable of a token as `token_env_var`"):
         handle_at(tmp_path, server.uri, token_env_var=None).load()
