@@ -26,6 +26,7 @@ from feast_dynamo_ext.errors import (
     SourceNotFoundError,
     SourceReadError,
 )
+from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 from feast_dynamo_ext.parquet.iceberg.catalog import CatalogAddress, file_settings, opened
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.expire import expire
@@ -144,10 +145,29 @@ def test_a_table_is_made_written_read_tended_and_dropped(server, tmp_path, wareh
     assert report["kept"] == 2  # the current one, and the tag's
     assert seen(store, 0, 5) == [0.5, 3.0]
     assert len(run(tmp_path, "history", "orders")) == 2
+    store.write_to_offline_store("orders", rows(7.0).to_pandas())
+    assert seen(store, 0, 5) == [7.0, 3.0]
+    run(tmp_path, "rollback", "orders", "before")
+    assert seen(store, 0, 5) == [0.5, 3.0]
+    everywhere = ("--expire-now", "--drop-tags")
+    assert run(tmp_path, "erase", "orders", "--key", "cid=1", *everywhere)["rows"] == 6
+    assert seen(store, 0, 5) == [None, None]
 
     assert run(tmp_path, "drop", "orders", "--yes", "--purge")["deleted"] > 3
     assert server.tables.list_tables("shop") == []
     assert list(tmp_path.glob("served/**/*.parquet")) == []
+
+
+def test_feast_sees_the_columns(server, handle, tmp_path):
+    """By Feast's own client it would not: that asks no server for its prefix."""
+    source, config = source_at(server.uri), repo_config(tmp_path, region=REGION)
+    store = S3ParquetOfflineStore()
+    assert store.get_table_column_names_and_types_from_data_source(config, source) == [
+        ("cid", "long"),
+        ("event_timestamp", "timestamptz"),
+        ("total", "double"),
+    ]
+    assert store.validate_data_source(config, source) is not None
 
 
 # Commits
