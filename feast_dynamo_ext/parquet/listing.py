@@ -311,6 +311,19 @@ class Bounds(Protocol):
         ...
 
 
+class Shape(Protocol):
+    """Makes a column of a file what it is in its table."""
+
+    @property
+    def stored(self) -> pa.DataType:
+        """The column's type in the file."""
+        ...
+
+    def apply(self, column: pa.Array) -> pa.Array:
+        """The column as the table has it."""
+        ...
+
+
 @dataclass(frozen=True)
 class FileView:
     """How one file of a table is read.
@@ -319,10 +332,12 @@ class FileView:
         columns: names of the table's columns -> their names in the file, where these are others;
             None where the file lacks the column, whatever it has under its name.
         deleted: ascending numbers of the rows that no longer count.
+        shapes: of nested columns whose fields have other names in the file, by the table's names.
     """
 
     columns: Mapping[str, str | None]
     deleted: NDArray[np.int64]
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
 
     def name(self, column: str) -> str | None:
         """What a column is called in the file; None where it has none."""

@@ -276,7 +276,8 @@ class RowGroup:
             schema=_stored_schema(schema, view), columns=_stored(schema, columns, view), **options
         )
         start = self.first
-        for batch in scanner.to_batches():
+        for read in scanner.to_batches():
+            batch = _as_in_table(read, view)
             gone = _between(view.deleted, start, start + batch.num_rows) - start
             start += batch.num_rows
             if not len(gone):
@@ -302,9 +303,22 @@ def _between(numbers: NDArray[np.int64], first: int, end: int) -> NDArray[np.int
 
 
 def _stored_schema(schema: pa.Schema, view: FileView) -> pa.Schema:
-    """The columns under their names in a file."""
-    fields = [(view.name(column.name), column) for column in schema]
-    return pa.schema([column.with_name(name) for name, column in fields if name is not None])
+    """The columns under their names in a file, in their types there where fields differ."""
+    fields = []
+    for column in schema:
+        name, shape = view.name(column.name), view.shapes.get(column.name)
+        if name is not None:
+            kind = column.type if shape is None else shape.stored
+            fields.append(column.with_name(name).with_type(kind))
+    return pa.schema(fields)
+
+
+def _as_in_table(batch: pa.RecordBatch, view: FileView) -> pa.RecordBatch:
+    for at, name in enumerate(batch.schema.names):
+        shape = view.shapes.get(name)
+        if shape is not None:
+            batch = batch.set_column(at, name, shape.apply(batch.column(at)))
+    return batch
 
 
 def _stored(schema: pa.Schema, columns: Sequence[str], view: FileView) -> dict[str, Any]:

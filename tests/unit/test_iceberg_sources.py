@@ -42,6 +42,7 @@ from feast_dynamo_ext.errors import (
 )
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 from feast_dynamo_ext.parquet.iceberg import catalog as iceberg
+from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.source import ParquetSource, columns_of
 
 UTC = dt.timezone.utc
@@ -236,13 +237,40 @@ def test_columns_are_found_by_their_numbers(tmp_path, catalog):
     assert rows_of(source.within("at", START + 4 * HOUR, None), "cid") == {"cid": [4]}
 
 
-def test_a_nested_column_that_was_renamed(tmp_path, catalog):
-    table = catalog.create_table("shop.orders", schema=rows(1, at=[{"x": 1}]).schema)
-    table.append(rows(1, at=[{"x": 1}]))
+def test_fields_of_nested_columns_are_found_by_their_numbers(tmp_path, catalog):
+    """Renamed, one in the other's place, added, dropped and added again; inside of lists, too."""
+    more = {
+        "at": [{"x": 1, "y": "a"}, None, {"x": None, "y": "b"}],
+        "deep": [[{"k": {"v": 1.5, "w": 7}}], [], None],
+        "named": pa.array(
+            [[("p", {"v": 1})], [], None],
+            pa.map_(pa.string(), pa.struct([("v", pa.int64())])),
+        ),
+    }
+    table = catalog.create_table("shop.orders", schema=rows(1, 2, 3, **more).schema)
+    # By ours: the library's own writer makes empty lists of null ones.
+    handle = TableHandle.from_source(source_of(tmp_path), repo_config(tmp_path))
+    handle.append(rows(1, 2, 3, **more))
+    table.refresh()
     with table.update_schema() as schema:
-        schema.rename_column("at.x", "y")
-    with pytest.raises(SourceReadError, match=r"`at\.y` under another name in .*\.parquet"):
-        rows_of(opened(tmp_path), "at")
+        schema.rename_column("at.x", "number")
+        schema.rename_column("deep.element.k", "key")
+        schema.rename_column("deep.element.k.v", "value")
+        schema.rename_column("named.value.v", "n")
+        schema.delete_column("deep.element.k.w")
+    with table.update_schema() as schema:
+        schema.rename_column("at.y", "x")
+    with table.update_schema() as schema:
+        schema.add_column(("at", "y"), DoubleType())
+        schema.add_column(("deep", "key", "w"), LongType())
+        schema.rename_column("named", "by_name")
+    found = rows_of(opened(tmp_path), "cid", "at", "deep", "by_name")
+    assert found == {
+        "cid": [1, 2, 3],
+        "at": [{"number": 1, "x": "a", "y": None}, None, {"number": None, "x": "b", "y": None}],
+        "deep": [[{"key": {"value": 1.5, "w": None}}], [], None],
+        "by_name": [[("p", {"n": 1})], [], None],
+    }
 
 
 def test_names_that_files_write_in_other_words(tmp_path, catalog):

@@ -8,20 +8,16 @@ under older names; and rows of a file may be deleted by their numbers, in files 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
 from collections import defaultdict
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
-from feast_dynamo_ext.arrow_types import is_list
-from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, SourceReadError
-from feast_dynamo_ext.forks import Lock
+from feast_dynamo_ext.errors import ConfigError, SourceReadError
 from feast_dynamo_ext.parquet.iceberg.catalog import (
     CatalogAddress,
     catalog_errors,
@@ -30,10 +26,10 @@ from feast_dynamo_ext.parquet.iceberg.catalog import (
     table_name,
 )
 from feast_dynamo_ext.parquet.iceberg.data_files import table_columns
+from feast_dynamo_ext.parquet.iceberg.file_views import FileViews, file_path
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout
 from feast_dynamo_ext.parquet.listing import (
     S3_SCHEMES,
-    FileView,
     Place,
     TableFiles,
     TieBreak,
@@ -46,11 +42,6 @@ if TYPE_CHECKING:
 
     from feast import RepoConfig
 
-
-PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-"""Writers put other names into files in other words."""
-
-FIELD_ID = b"PARQUET:field_id"
 
 # Types of columns whose value, the same in all rows of a file, is read from its partition.
 PARTITION_TYPES = ("boolean", "int", "long", "string", "date")
@@ -119,9 +110,10 @@ def _read(source: Any, config: RepoConfig) -> tuple[Place, TableFiles]:
     layout = TableLayout.from_table(table)
     tasks = _in_order(tasks, schema, layout)
     columns = table_columns(schema)
+    by_path = {file_path(task.file.file_path): task.file for task in tasks}
     files = tuple(
         FileState(
-            _path(task.file.file_path),
+            file_path(task.file.file_path),
             task.file.file_size_in_bytes,
             None,
             None,
@@ -134,7 +126,7 @@ def _read(source: Any, config: RepoConfig) -> tuple[Place, TableFiles]:
         files,
         columns,
         {name: columns.field(name).type for name in partitions},
-        bounds=ManifestBounds(schema, {_path(task.file.file_path): task.file for task in tasks}),
+        bounds=ManifestBounds(schema, by_path),
         views=FileViews(source, table, schema, tasks),
         ties=None if _decides(tasks, table, schema, layout) else _ties(schema, layout),
         internal=frozenset([layout.sequence] if layout else []),
@@ -217,14 +209,6 @@ def _refused(source: Any, why: str) -> SourceReadError:
 # Where files are
 
 
-def _path(uri: str) -> str:
-    """The path within the filesystem."""
-    if uri.startswith(S3_SCHEMES):
-        return uri.partition("://")[2]
-    # As it stands, like pyiceberg: a `%20` in it is one in the file's name.
-    return re.sub(r"^file:(//)?", "", uri)
-
-
 def _folder(source: Any, table: Any, tasks: Iterable[Any]) -> str:
     """The longest folder that all files are in, as a URI; of a table without any, its own."""
     uris = [task.file.file_path for task in tasks]
@@ -232,7 +216,7 @@ def _folder(source: Any, table: Any, tasks: Iterable[Any]) -> str:
     if foreign or len({uri.startswith(S3_SCHEMES) for uri in uris}) > 1:
         raise _refused(source, f"has files in several places, such as {(foreign or uris)[0]}")
     scheme = "s3://" if uris and uris[0].startswith(S3_SCHEMES) else ""
-    paths = [_path(uri).rpartition("/")[0] for uri in uris]
+    paths = [file_path(uri).rpartition("/")[0] for uri in uris]
     if not paths:
         return str(table.location())
     if scheme and len({path.partition("/")[0] for path in paths}) > 1:
@@ -315,7 +299,7 @@ def _decoded(kind: Any, bound: bytes) -> Any:
 def _in_order(tasks: list[Any], schema: Any, layout: TableLayout | None) -> list[Any]:
     """Files in the order of their sequence, then by path."""
     if layout is None:
-        return sorted(tasks, key=lambda task: _path(task.file.file_path))
+        return sorted(tasks, key=lambda task: file_path(task.file.file_path))
     number = schema.find_field(layout.sequence).field_id
     return sorted(tasks, key=lambda task: (_bound(task.file, number), task.file.file_path))
 
@@ -381,159 +365,3 @@ def _are_apart(
                 return False
         open_.append(file)
     return True
-
-
-# How a file is read
-
-
-@dataclass(frozen=True)
-class FileViews:
-    """How the files of a table are read, each found when it is opened.
-
-    Attributes:
-        source: the source, for messages.
-        table: pyiceberg's.
-        schema: of the snapshot.
-        tasks: plans of the files.
-    """
-
-    source: Any
-    table: Any
-    schema: Any
-    tasks: Sequence[Any]
-    _lock: Lock = field(default_factory=Lock, compare=False)
-    _found: dict[str, FileView | None] = field(default_factory=dict, compare=False)
-    _read: dict[str, Any] = field(default_factory=dict, compare=False)
-
-    @functools.cached_property
-    def are_plain(self) -> bool:
-        """Whether all files are surely read as they stand."""
-        return not self._may_differ and not any(task.delete_files for task in self.tasks)
-
-    def of(self, fragment: Any) -> FileView | None:
-        """How a file is read; None for as it stands.
-
-        Args:
-            fragment: the file, whose footer is there.
-
-        Raises:
-            SourceReadError: a nested column has another name there.
-            AwsError: S3 refused to read its deletes.
-        """
-        if self.are_plain:
-            return None
-        path = fragment.path
-        with self._lock:
-            if path not in self._found:
-                self._found[path] = self._view(fragment)
-            return self._found[path]
-
-    def _view(self, fragment: Any) -> FileView | None:
-        columns = self._columns(fragment) if self._may_differ else {}
-        deleted = self._deleted(fragment.path)
-        return FileView(columns, deleted) if columns or len(deleted) else None
-
-    @functools.cached_property
-    def _by_path(self) -> dict[str, Any]:
-        return {_path(task.file.file_path): task for task in self.tasks}
-
-    def _deleted(self, path: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-        from pyiceberg.io.pyarrow import _read_deletes
-
-        task = self._by_path[path]
-        found = [np.empty(0, dtype=np.int64)]
-        for file in task.delete_files:
-            if file.file_path not in self._read:
-                try:
-                    self._read[file.file_path] = _read_deletes(self.table.io, file)
-                except FeastDynamoError:
-                    raise
-                except (OSError, ValueError, pa.ArrowException) as error:
-                    raise SourceReadError(
-                        f"Source `{self.source.name}`: {file.file_path}, which says what rows of "
-                        f"{path} are deleted, cannot be read: {error}."
-                    ) from error
-            positions = self._read[file.file_path].get(task.file.file_path)
-            if positions is not None:
-                found.append(np.asarray(positions, dtype=np.int64))
-        return np.unique(np.concatenate(found))
-
-    @functools.cached_property
-    def _may_differ(self) -> bool:
-        return _may_differ(self.schema, self.table.metadata.schemas)
-
-    def _columns(self, fragment: Any) -> dict[str, str | None]:
-        """Columns of the table -> their names in the file, where these are others."""
-        stored = fragment.physical_schema
-        found = dict(_numbered(stored)) or self._by_mapping(stored)
-        if not found:
-            return {}
-        by_name = {name: number for number, name in found.items()}
-        columns: dict[str, str | None] = {}
-        for column in self.schema.fields:
-            inside = found.get(column.field_id)
-            if inside != column.name and (inside is not None or column.name in by_name):
-                columns[column.name] = inside
-            self._check_nested(column, found, fragment.path)
-        return columns
-
-    def _by_mapping(self, stored: pa.Schema) -> dict[int, str]:
-        """Numbers of the columns of a file without numbers, by the table's mapping of names."""
-        mapping = self.table.name_mapping()
-        if mapping is None:
-            return {}
-        numbers = {name: part.field_id for part in mapping.root for name in part.names}
-        return {numbers[name]: name for name in stored.names if name in numbers}
-
-    def _check_nested(self, column: Any, found: Mapping[int, str], path: str) -> None:
-        """Refuse columns whose fields have other names in a file.
-
-        Raises:
-            SourceReadError: names column and file.
-        """
-        inside = found.get(column.field_id)
-        if inside is None:
-            return
-        for number in sorted(self.schema.field_ids):
-            name = self.schema.find_column_name(number)
-            if name.startswith(f"{column.name}."):
-                wanted = inside + name.removeprefix(column.name)
-                if found.get(number, wanted) != wanted:
-                    raise _refused(
-                        self.source, f"has its column `{name}` under another name in {path}"
-                    )
-
-
-def _may_differ(schema: Any, schemas: Iterable[Any]) -> bool:
-    """Whether a file may have a column under another name, or another one under this name."""
-    names = {number: schema.find_column_name(number) for number in schema.field_ids}
-    numbers = {name: number for number, name in names.items()}
-    if not all(PLAIN_NAME.fullmatch(column.name) for column in schema.fields):
-        return True
-    return any(
-        names.get(number, name) != name or numbers.get(name, number) != number
-        for before in schemas
-        for number in before.field_ids
-        for name in [before.find_column_name(number)]
-    )
-
-
-def _numbered(fields: Iterable[pa.Field], within: str = "") -> Iterator[tuple[int, str]]:
-    """Numbers and full names of the columns of a file, as far as it has numbers."""
-    for column in fields:
-        name = f"{within}{column.name}"
-        number = (column.metadata or {}).get(FIELD_ID)
-        if number is not None:
-            yield int(number), name
-        yield from _numbered(_children(column.type), f"{name}.")
-
-
-def _children(kind: pa.DataType) -> list[pa.Field]:
-    # Under the names that Iceberg has for them; files have others too, such as `item`.
-    if pa.types.is_map(kind):
-        return [kind.key_field.with_name("key"), kind.item_field.with_name("value")]
-    if is_list(kind):
-        return [kind.value_field.with_name("element")]
-    if pa.types.is_nested(kind):
-        return [kind.field(at) for at in range(kind.num_fields)]
-    return []
