@@ -14,7 +14,7 @@ from certificates import certificate_of_localhost
 from click.testing import CliRunner
 from feast import FeatureStore
 from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
-from iceberg_rest import LOST, TOKEN, TWICE, WAREHOUSE, rest_catalog
+from iceberg_rest import LOST, SECRET, TOKEN, TWICE, WAREHOUSE, rest_catalog
 from repos import REGION, repo_config, write_repo_yaml
 from views import CUSTOMER, customer_view, parquet_files
 
@@ -255,6 +255,20 @@ def test_a_token_that_is_wrong_is_never_shown(server, tmp_path, monkeypatch):
         "NotAuthorizedException: who is Bearer ***?. Check the token in the environment variable "
         "`ICE_TOKEN`."
     )
+
+
+def test_a_client_asks_for_its_token(server, tmp_path):
+    def handle(credential):
+        asking = {"credential": credential, "oauth2-server-uri": f"{server.uri}/v1/oauth/tokens"}
+        return handle_at(tmp_path, server.uri, token_env_var=None, catalog_properties=asking)
+
+    made(handle(SECRET)).append(rows(1.0))
+    assert totals(handle(SECRET)) == [1.0]
+    words = (
+        r"invalid_client: \*\*\*\?\. Check the `token` or the `credential` among its properties"
+    )
+    with pytest.raises(CredentialsError, match=words):
+        handle("me:hush").load()
 
 
 def test_a_page_in_the_place_of_an_answer_is_named(scripted_http, tmp_path):

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 TOKEN = "let-me-in"
 WAREHOUSE = "prod"
 PREFIX = "of-prod"
+SECRET = "me:let-me-ask"
+"""Of a client that asks for the token."""
 
 STATUS = {
     NoSuchTableError: 404,
@@ -124,6 +126,10 @@ def rest_catalog(
             operation = _operation(self.command, parts)
             found.requests.append(operation)
             found.headers.append(headers)
+            if operation == "POST tokens":
+                is_known = parse_qs(body.decode()).get("client_secret") == [SECRET[3:]]
+                self._send(*(_NEW_TOKEN if is_known else _NO_TOKEN))
+                return
             if not headers.get("Authorization", "").startswith(found.scheme):
                 self._send(401, _error("NotAuthorizedException", found.says(headers), 401))
                 return
@@ -184,11 +190,17 @@ def rest_catalog(
         tables.engine.dispose()
 
 
+_NEW_TOKEN = 200, json.dumps({"access_token": TOKEN, "token_type": "bearer"}).encode()
+_NO_TOKEN = 401, json.dumps({"error": "invalid_client", "error_description": "hush?"}).encode()
+
+
 def _operation(method: str, parts: list[str]) -> str:
     """What a request is for: `GET config`, `POST table`, ..."""
     _, _, *rest = parts
     if rest == ["config"]:
         return f"{method} config"
+    if rest == ["oauth", "tokens"]:
+        return f"{method} tokens"
     names = ["namespaces", "namespace", "tables", "table"]
     return f"{method} {names[len(rest) - 2]}"
 

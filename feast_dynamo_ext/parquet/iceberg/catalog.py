@@ -340,7 +340,9 @@ def _endpoint(address: CatalogAddress) -> Endpoint:
     from feast_dynamo_ext.parquet.iceberg.rest import Endpoint
 
     uri = str(address.properties.get("uri", address.uri))
-    return Endpoint(address.subject, uri, address.token_env_var)
+    given = (str(address.properties.get(name, "")) for name in ("token", "credential"))
+    secrets = (each.rpartition(":")[2] for each in given)  # of a credential, after the client's id
+    return Endpoint(address.subject, uri, address.token_env_var, tuple(filter(None, secrets)))
 
 
 def _properties(address: CatalogAddress, settings: AwsSettings) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from feast_dynamo_ext.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pyiceberg.catalog.rest.auth import AuthManager
     from pyiceberg.table import Table
 
     from feast_dynamo_ext.aws import AwsSettings
@@ -64,7 +65,12 @@ class BoundedRestCatalog(RestCatalog):
     """pyiceberg's client, which waits for no answer forever, and takes vended credentials."""
 
     def _create_session(self) -> Session:
-        session = super()._create_session()
+        return self._bounded(super()._create_session())
+
+    def _create_legacy_oauth2_auth_manager(self, session: Session) -> AuthManager:
+        return super()._create_legacy_oauth2_auth_manager(self._bounded(session))
+
+    def _bounded(self, session: Session) -> Session:
         timeout = (CONNECT_S, float(self.properties.get(READ_TIMEOUT, READ_S)))
         session.request = functools.partial(session.request, timeout=timeout)  # type: ignore[method-assign]
         return session
@@ -142,11 +148,13 @@ class Endpoint:
         subject: who names it, for messages.
         uri: URL of it.
         token_env_var: environment variable of its token, or None.
+        secrets: what no message may show beside the token.
     """
 
     subject: str
     uri: str
     token_env_var: str | None
+    secrets: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Refuse what cannot be sent, or sent to.
@@ -180,10 +188,12 @@ class Endpoint:
             f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}{uri.path}"
         )
         said = " ".join(str(error).split()).rstrip(".")
-        if self._token:
-            said = said.replace(self._token, "***")
+        for secret in filter(None, (self._token, *self.secrets)):
+            said = said.replace(secret, "***")
         if isinstance(error, REFUSED):
             held = "Name the environment variable of a token as `token_env_var`."
+            if self.secrets:
+                held = "Check the `token` or the `credential` among its properties."
             if self.token_env_var:
                 held = f"Check the token in the environment variable `{self.token_env_var}`."
             return CredentialsError(
