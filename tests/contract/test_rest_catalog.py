@@ -30,6 +30,7 @@ from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 from feast_dynamo_ext.parquet.iceberg.catalog import CatalogAddress, file_settings, opened
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.expire import expire
+from feast_dynamo_ext.parquet.iceberg.snapshot_files import tidy_after_append
 from feast_dynamo_ext.parquet.iceberg.snapshots import tag
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, create_table
 from feast_dynamo_ext.parquet.iceberg.view_table import drop, readers_of
@@ -195,6 +196,17 @@ def test_a_commit_whose_answer_is_not_its_own_is_made_once(server, handle, wante
     assert totals(handle) == [1.0, 2.0, 3.0]
 
 
+@pytest.mark.parametrize("wanted", [409, 503, LOST])
+def test_upkeep_after_an_append_does_not_fail_it(server, handle, wanted):
+    for total in (1.0, 2.0):
+        handle.append(rows(total))
+    server.script["POST table"] = [wanted]
+    tidy_after_append(handle.load(), handle.settings, most=1, kept=1)
+    assert server.script["POST table"] == []
+    assert len(handle.load().snapshots()) == (1 if wanted == LOST else 2)
+    assert totals(handle) == [1.0, 2.0]
+
+
 @pytest.mark.parametrize("status", [409, 500, 503, 504])
 def test_a_commit_that_is_refused_for_the_moment_is_tried_again(server, handle, status):
     server.script["POST table"] = [status]
@@ -240,6 +252,19 @@ def test_what_a_tag_names_is_kept(handle):
     report = expire(handle, older_than=dt.datetime.now(dt.timezone.utc))
     assert report.expired == (second,)
     assert handle.load().scan(snapshot_id=first).to_arrow().num_rows == 1
+
+
+def test_what_is_tagged_while_snapshots_are_listed_is_kept(server, handle):
+    for total in (1.0, 2.0):
+        handle.append(rows(total))
+    first = handle.load().snapshots()[0].snapshot_id
+
+    def another():
+        server.tables.load_table(handle.name).manage_snapshots().create_tag(first, "it").commit()
+
+    server.script["GET table"] = [None, another]
+    report = expire(handle, older_than=dt.datetime.now(dt.timezone.utc))
+    assert (report.expired, handle.load().refs()["it"].snapshot_id) == ((), first)
 
 
 # What does not answer, or says no
