@@ -60,6 +60,7 @@ class PrivateName:
 ONLINE_STORE = "feast.infra.online_stores.online_store:OnlineStore"
 LOCAL_ENGINE = "feast.infra.compute_engines.local.compute:LocalComputeEngine"
 RETRIEVAL_JOB = "feast.infra.offline_stores.offline_store:RetrievalJob"
+SAVED_DATASET_STORAGE = "feast.saved_dataset:SavedDatasetStorage"
 PROVIDER = "feast.infra.passthrough_provider:PassthroughProvider"
 OUR_PROVIDER = "feast_dynamo_ext.provider:DynamoProvider"
 FEATURE_STORE = "feast.feature_store:FeatureStore"
@@ -279,6 +280,27 @@ PRIVATE_NAMES = (
         f'event_ts_column = "{SAVED_DATASET_EVENT_TIME}"',
         "Feast asks for this column whatever the event time is called",
     ),
+    PrivateName(
+        "feast.feature_logging:LoggingDestination",
+        "_proto_kind",
+        "overridden",
+        "_proto_kind: str",
+        "by it Feast finds the class of a destination that it reads from the registry",
+    ),
+    PrivateName(
+        SAVED_DATASET_STORAGE,
+        "_proto_attr_name",
+        "overridden",
+        "_proto_attr_name: str",
+        "by it Feast finds the class of a storage that it reads from the registry",
+    ),
+    PrivateName(
+        SAVED_DATASET_STORAGE,
+        "_custom_storage_proto",
+        "called",
+        "(self, options_proto)",
+        "names our class of storage in the registry, among others of its kind",
+    ),
     # The command line
     PrivateName(
         "feast.repo_operations",
@@ -353,6 +375,11 @@ class PreparedRequest:
     join_keys: dict[str, str]
     names: set[str]
     response: Any
+
+
+def custom_storage_proto(storage: Any, options: Any) -> Any:
+    """What the registry keeps of a storage of our own, by which Feast finds its class again."""
+    return storage._custom_storage_proto(options)
 
 
 def has_on_demand_views(

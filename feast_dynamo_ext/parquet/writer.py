@@ -131,7 +131,6 @@ class PartWriter:
         self._opened = contextlib.ExitStack()
         self._file: NewFile | None = None
         self._writer: Any = None
-        self._footers: list[pq.FileMetaData] = []
         self._rows = 0
 
     def write(self, rows: pa.RecordBatch | pa.Table) -> None:
@@ -209,14 +208,8 @@ class PartWriter:
         group = cast(rows, self._schema)
         if self._file is None:
             self._file = self._opened.enter_context(self._files.new_file(self._next_uri()))
-            self._footers = []
-            self._writer = open_writer(
-                self._file,
-                self._schema,
-                self._next_uri(),
-                metadata_collector=self._footers,
-                **self._options(group),
-            )
+            uri = self._next_uri()
+            self._writer = open_writer(self._file, self._schema, uri, **self._options(group))
         self._writer.write_table(group, row_group_size=max(1, rows.num_rows))
         self._rows += rows.num_rows
         if self._file.written >= self._size.file_bytes:
@@ -230,7 +223,7 @@ class PartWriter:
             return
         self._writer.close()
         self._opened.close()
-        (footer,) = self._footers
+        footer = self._writer.writer.metadata
         self.written.append(Part(self._next_uri(), self._file.written, self._rows, footer))
         self._file, self._writer, self._rows = None, None, 0
 

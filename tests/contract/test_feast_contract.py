@@ -341,7 +341,7 @@ STEPS = {
 # Feast's class is abstract without it, and calls the other one alone.
 NEVER_CALLED = {"_to_df_internal"}
 # Not a function: see `test_versioned_reads_are_allowed_without_asking_which_store_it_is`.
-ATTRIBUTES = {"_versioned_read_supported"}
+ATTRIBUTES = {"_versioned_read_supported", "_proto_kind", "_proto_attr_name"}
 
 
 @pytest.fixture

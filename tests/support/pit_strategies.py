@@ -59,7 +59,7 @@ FAMILIES = {
     ),
     "boolean": Family((False, True), (pa.bool_(),)),
     "time": Family(
-        (0, DAY, -DAY, 20_000 * DAY, 20_000 * DAY + US),
+        (0, DAY, -DAY, 20_000 * DAY, 20_000 * DAY + SECOND),  # as Feast's keys hold times
         (
             pa.date32(),
             pa.date64(),

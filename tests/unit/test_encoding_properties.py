@@ -81,6 +81,9 @@ WITHIN_FLOAT32 = st.floats(-3.4028235677973362e38, 3.4028235677973362e38) | st.s
 )
 TAKEN = {"UUID": st.uuids().map(str), "DECIMAL": DECIMAL_TEXTS, "BOOL": ZERO_OR_ONE}
 
+# Of the years 1 to 9999, as times are.
+FIRST_S, LAST_S = -62_135_596_800, 253_402_300_799
+
 
 def cells_of(arrow, kind=None):
     """Cells of an Arrow type without nulls, as the value type takes them."""
@@ -90,6 +93,8 @@ def cells_of(arrow, kind=None):
         return SCALARS[arrow]
     if kind == "DECIMAL" and arrow not in TEXTS:
         return SCALARS[arrow]
+    if kind == "UNIX_TIMESTAMP" and pa.types.is_integer(arrow):
+        return SCALARS[arrow].filter(lambda second: FIRST_S <= second <= LAST_S)
     return TAKEN.get(kind, SCALARS[arrow])
 
 

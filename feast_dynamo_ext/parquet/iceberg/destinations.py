@@ -15,6 +15,7 @@ from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
 from feast.protos.feast.core.FeatureService_pb2 import LoggingConfig as LoggingConfigProto
 from feast.saved_dataset import SavedDatasetStorage
 
+from feast_dynamo_ext._feast import custom_storage_proto
 from feast_dynamo_ext.errors import (
     ColumnTypeError,
     DestinationExistsError,
@@ -94,7 +95,8 @@ class SavedDatasetIcebergStorage(SavedDatasetStorage):
     def to_proto(self) -> SavedDatasetStorageProto:
         """See Feast."""
         options = DataSourceProto.CustomSourceOptions(configuration=_text(self.source).encode())
-        return self._custom_storage_proto(options)
+        found: SavedDatasetStorageProto = custom_storage_proto(self, options)
+        return found
 
     def to_data_source(self) -> DataSource:
         """See Feast."""
