@@ -142,7 +142,7 @@ def _every_table(repo: Path) -> list[Named]:
     for view in views_of(store).values():
         if is_iceberg(view.batch_source):
             handle = TableHandle.from_source(view.batch_source, store.config)
-            place = (handle.address.kind, handle.address.uri, handle.name)
+            place = (*handle.address.identity, handle.name)
             found.setdefault(place, Named(store, view, handle))
     if not found:
         raise ConfigError(

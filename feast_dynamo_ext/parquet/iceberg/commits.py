@@ -197,11 +197,14 @@ class TableHandle:
         except FeastDynamoError as error:
             if not unanswered:
                 raise
-            raise SourceReadError(
-                f"The Iceberg table {self.name}: a commit got no answer, and the table cannot be "
-                f"loaded to see whether it is there: {error} Look at `feast-dynamo table history` "
-                "before you run it again: its rows may be in the table."
-            ) from error
+            raise self._unknown(error, "loaded to see whether it is there") from error
+
+    def _unknown(self, error: FeastDynamoError, what: str) -> SourceReadError:
+        return SourceReadError(
+            f"The Iceberg table {self.name}: a commit got no answer, and the table cannot be "
+            f"{what}: {error} Look at `feast-dynamo table history` before you run it again: its "
+            "rows may be in the table."
+        )
 
     def attempt(self, work: Callable[[Any], None], commit_id: str) -> Any:
         """Work on the table as it is now, until its commit is in it.
@@ -228,8 +231,13 @@ class TableHandle:
                         failure = error  # surely not committed
                     else:
                         return table
-            except (NotCommittedError, *REFUSED):
+            except NotCommittedError:
                 raise
+            except REFUSED as error:
+                if not unanswered:
+                    raise
+                # What was not answered may still be at work.
+                raise self._unknown(error, "changed any more") from error
             except FeastDynamoError as error:
                 unanswered += 1
                 # At once: after many more commits of others its snapshot may be expired.

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext.arrow_types import LARGE_TO_PLAIN, map_type
+from feast_dynamo_ext.parquet.iceberg.catalog import file_settings
 from feast_dynamo_ext.parquet.iceberg.table_schema import TARGET_FILE_BYTES
 from feast_dynamo_ext.parquet.writer import PartSize, PartWriter, zstd
 from feast_dynamo_ext.storage import discard, files_of
@@ -133,7 +134,7 @@ class DataFiles:
             AwsError: S3 refused. DestinationError: a disk did. Nothing is left then.
         """
         location = self.table.location_provider().new_data_location(uuid.uuid4().hex, partition)
-        files = files_of(location, self.settings)
+        files = files_of(location, file_settings(self.table, self.settings))
         full = target_bytes(self.table)
         size = PartSize(
             file_bytes=sys.maxsize if may_end else full,
@@ -155,7 +156,7 @@ class DataFiles:
         """Delete files that were written here and are surely not committed."""
         uris = [file.file_path for file in written]
         if uris:
-            discard(files_of(uris[0], self.settings), uris)
+            discard(files_of(uris[0], file_settings(self.table, self.settings)), uris)
 
     def _described(self, part: Part, partition: Any, order: int | None) -> Any:
         from pyiceberg.io.pyarrow import (
