@@ -214,15 +214,25 @@ def _as_uuid_texts(array: pa.Array) -> pa.Array:
     return array
 
 
+def _may_hold_nan(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(plain_type(kind))) or any(
+        _may_hold_nan(kind.field(at).type) for at in range(kind.num_fields)
+    )
+
+
 def as_json(array: pa.Array) -> pa.Array:
     """Texts that are JSON; numbers, lists, structs and maps are written as such."""
     if pa.types.is_nested(array.type):
         cells = array.to_pylist(maps_as_pydicts="strict")
         try:
-            made = [None if cell is None else json.dumps(cell) for cell in cells]
+            made = pa.array(
+                [None if cell is None else json.dumps(cell) for cell in cells], pa.large_string()
+            )
         except TypeError as error:
             raise refused(array, "JSON") from error
-        return pa.array(made, pa.large_string())
+        if _may_hold_nan(array.type):
+            check_json(made)
+        return made
     made = array if is_text(array.type) else cast_exact(array, pa.string())
     check_json(made)
     return made

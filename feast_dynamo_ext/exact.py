@@ -81,6 +81,19 @@ def cast_exact(column: Column, target: pa.DataType) -> Column:
     raise refused(column, target)
 
 
+def cast_unrounded(array: pa.Array, target: pa.DataType) -> pa.Array:
+    """`cast_exact`, of which a float32 rounds nothing either.
+
+    Raises:
+        ValueError: counts the values that do not fit.
+    """
+    made = cast_exact(array, target)
+    if pa.types.is_float32(target) and array.type != target:
+        wide = cast_exact(array, pa.float64())
+        _where(array, _equal(numbers(made).astype(np.float64), numbers(wide)), target)
+    return made
+
+
 def inexact_count(column: pa.Array, cast: Callable[[pa.Array], object]) -> int:
     """How many elements a cast refuses; it stops at a thousand."""
     try:
@@ -429,12 +442,14 @@ def check_json(texts: pa.Array) -> None:
     starts = [*range(0, len(documents), DOCUMENTS), len(documents)]
     rows = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), documents)
     lists = pc.binary_join(rows, pa.scalar(f',"{between}",'.encode(), pa.large_binary()))
-    bad = 0
+    bad: list[bytes] = []
     for some, joined in zip(rows, lists, strict=True):
         if not _are_json(joined.as_py(), between, len(some)):
-            bad += sum(not _is_json(document) for document in some.as_py())
+            bad += [document for document in some.as_py() if not _is_json(document)]
     if bad:
-        raise refused(texts, "JSON", bad)
+        has_nan = any(_is_json(document, parse_constant=None) for document in bad)
+        what = "JSON (which has no NaN and no infinity)" if has_nan else "JSON"
+        raise refused(texts, what, len(bad))
 
 
 def _are_json(joined: bytes, between: str, count: int) -> bool:
@@ -446,13 +461,20 @@ def _are_json(joined: bytes, between: str, count: int) -> bool:
     return len(found) == 2 * count - 1 and found[1::2] == [between] * (count - 1)
 
 
-def _is_json(document: bytes) -> bool:
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _is_json(
+    document: bytes, parse_constant: Callable[[str], object] | None = _no_constant
+) -> bool:
     try:
         orjson.loads(document)
     except orjson.JSONDecodeError:
-        # NaN and the like, which Feast takes and reads.
+        # Halves of surrogate pairs and the like, which Feast takes and reads. It takes NaN, too,
+        # of which others make a null or an error.
         try:
-            json.loads(document.decode())
+            json.loads(document.decode(), parse_constant=parse_constant)
         except (ValueError, RecursionError):
             return False
     return True

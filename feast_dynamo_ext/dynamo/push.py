@@ -304,8 +304,33 @@ def _refuse_mixed_times(lists: Iterable[Any]) -> None:
 LISTS_OF_TIMES = {ValueType.UNIX_TIMESTAMP_LIST, ValueType.UNIX_TIMESTAMP_SET}
 
 
+def _array_of_json(cells: list[Any], kind: ValueType) -> pa.Array | None:
+    """Numbers, lists and maps as Feast hands them to an append, so that both have one text.
+
+    None where there are texts, or what Arrow has no one type for, which no append is given.
+    """
+    given = [None if is_missing(cell) else cell for cell in cells]
+    parts = [cell for cell in given if cell is not None]
+    if kind is not ValueType.JSON:
+        if not all(isinstance(cell, (list, tuple, np.ndarray)) for cell in parts):
+            return None
+        given = [
+            cell if cell is None else [None if is_missing(part) else part for part in cell]
+            for cell in given
+        ]
+        parts = [part for cell in given for part in cell or () if part is not None]
+    if any(isinstance(part, (str, bytes)) for part in parts):
+        return None
+    try:
+        return one_array(pa.array(given)) if _are_alike(parts) else None
+    except (pa.ArrowException, OverflowError, TypeError):
+        return None
+
+
 def _array_of_objects(cells: list[Any], kind: ValueType) -> pa.Array:
     """Python's objects as an Arrow array; pandas and Arrow alone would change some of them."""
+    if kind in JSON_KINDS and (made := _array_of_json(cells, kind)) is not None:
+        return made
     if kind is ValueType.JSON:
         return pa.array([json_text(cell) for cell in cells], pa.string())
     if kind in MAPS | LISTS_OF_MAPS:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast.data_format import DeltaFormat
 from feast.feature_view import DUMMY_ENTITY_ID
+from feast.value_type import ValueType
 
 from feast_dynamo_ext.arrow_types import (
     is_bytes,
@@ -24,7 +25,7 @@ from feast_dynamo_ext.arrow_types import (
     plain,
 )
 from feast_dynamo_ext.columns import stored_names, stored_times
-from feast_dynamo_ext.declared import declared_as, folder_types
+from feast_dynamo_ext.declared import declared_as, folder_types, name_of
 from feast_dynamo_ext.errors import (
     ColumnNotFoundError,
     ColumnTypeError,
@@ -33,7 +34,15 @@ from feast_dynamo_ext.errors import (
 )
 from feast_dynamo_ext.exact import cast_exact
 from feast_dynamo_ext.key_types import is_doubtful_key, key_exact
-from feast_dynamo_ext.parquet.fitted import TIMES, first_type, fitted, grown_type, leaves_open
+from feast_dynamo_ext.parquet.fitted import (
+    TIMES,
+    first_type,
+    fitted,
+    grown_type,
+    leaves_open,
+    numbers_missing_in,
+    other_texts,
+)
 from feast_dynamo_ext.parquet.iceberg.catalog import is_iceberg
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
@@ -347,10 +356,37 @@ class Target:
             form = self.folders.time_form(name) if is_in_times else None
             if is_text(kind) and form is None:
                 is_in_times = False  # texts there say nothing of a form
-            columns[name] = self._fitted(table, name, TIMES if is_in_times else kind)
             if is_in_times:
-                columns[name] = self._folder_times(columns[name], name, form)
+                times = self._fitted(table, name, TIMES, of_folders=True)
+                columns[name] = self._folder_times(times, name, form)
+                if self.declared.get(name) is ValueType.STRING:
+                    self._refuse_other_texts(table.column(name), columns[name], name)
+            else:
+                columns[name] = self._fitted(table, name, kind)
+            if is_text(columns[name].type):
+                self._refuse_text_of_null(columns[name], name)
         return pa.table(columns)
+
+    def _refuse_other_texts(
+        self, times: pa.ChunkedArray, texts: pa.ChunkedArray, name: str
+    ) -> None:
+        """Refuse times that a push writes online as another text than folders are named by."""
+        if bad := other_texts(times, texts):
+            raise ColumnTypeError(
+                f"Feature view `{self.view}`: column `{name}` of the rows to append, declared as "
+                f"STRING: {bad:,} of {len(times):,} values of type {times.type} have another text "
+                f"than the folders of {self.uri} are named by, and a push writes the text. Give "
+                "dates, or the texts themselves."
+            )
+
+    def _refuse_text_of_null(self, texts: pa.ChunkedArray, name: str) -> None:
+        bad = pc.sum(pc.equal(texts, HIVE_NULL)).as_py()
+        if bad:
+            raise ColumnTypeError(
+                f"Feature view `{self.view}`: column `{name}` of the rows to append: {bad:,} of "
+                f"{len(texts):,} values are the text `{HIVE_NULL}`, which as the name of a folder "
+                f"of {self.uri} is a null. Give null where you mean it, or another text."
+            )
 
     def _folder_times(
         self, times: pa.ChunkedArray, name: str, form: str | None
@@ -374,9 +410,20 @@ class Target:
             "them, so that you choose what is lost."
         )
 
-    def _fitted(self, table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+    def _fitted(
+        self, table: pa.Table, name: str, kind: pa.DataType, *, of_folders: bool = False
+    ) -> pa.ChunkedArray:
         column = f"Feature view `{self.view}`: column `{name}` of the rows to append"
-        return fitted(table.column(name), kind, name, column, self.uri, self.declared.get(name))
+        values, declared = table.column(name), self.declared.get(name)
+        if of_folders and declared is ValueType.STRING:
+            declared = None  # what is stored is the name of a folder, not the time
+        if declared is not None and (bad := numbers_missing_in(values, declared)):
+            raise ColumnTypeError(
+                f"{column}, declared as {name_of(declared)}: {bad:,} nulls are beside numbers in "
+                "its lists, and may have been NaN, of which pandas and Arrow make a null, and "
+                "which JSON does not have. Give texts of JSON (`json.dumps`)."
+            )
+        return fitted(values, kind, name, column, self.uri, declared)
 
     def _parsed(self, texts: pa.ChunkedArray, column: pa.Field) -> pa.ChunkedArray:
         """What folders say of a column that files have too."""

@@ -6,11 +6,13 @@ is a time. Read back by its declared type, a value is what the push wrote to the
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast.types import Array, Set, Struct
 from feast.value_type import ValueType
 
@@ -21,6 +23,7 @@ from feast_dynamo_ext.arrow_types import (
     is_number,
     is_text,
     is_time,
+    one_array,
     plain,
     plain_type,
 )
@@ -43,7 +46,15 @@ from feast_dynamo_ext.declared import (
 )
 from feast_dynamo_ext.declared_values import any_exact, documents, may_have_more, parsed_json
 from feast_dynamo_ext.errors import ColumnTypeError
-from feast_dynamo_ext.exact import cast_exact, elements_of, refused, with_elements
+from feast_dynamo_ext.exact import (
+    cast_exact,
+    cast_unrounded,
+    elements_of,
+    entry_type,
+    map_of,
+    refused,
+    with_elements,
+)
 
 if TYPE_CHECKING:
     from feast_dynamo_ext.declared import Declared
@@ -194,6 +205,8 @@ def fitted(
         return cast_exact(values, kind)
     except ValueError as error:
         advice = "Cast it, so that you choose what is lost."
+        if isinstance(error, OtherTextError):
+            advice = f"Give it as {kind}, whose text is the same online and in history."
         if is_time(kind) and is_number(values.type) and declared is not ValueType.UNIX_TIMESTAMP:
             advice = (
                 f"Say what the numbers count: `pd.to_datetime(rows['{name}'], unit=\"s\", "
@@ -321,7 +334,7 @@ def _scalar_stored(array: pa.Array, kind: ValueType, target: pa.DataType) -> pa.
     own = array.type
     if kind is ValueType.DECIMAL and is_number(own) and pa.types.is_decimal(target):
         return cast_exact(array, target)
-    exact = scalar_exact(array, kind)
+    exact = given = scalar_exact(array, kind)
     if kind in UUIDS:
         if pa.types.is_binary(target) or target in (pa.large_binary(), pa.binary(UUID_BYTES)):
             exact = cast_exact(exact, pa.uuid())
@@ -335,9 +348,57 @@ def _scalar_stored(array: pa.Array, kind: ValueType, target: pa.DataType) -> pa.
             exact = array if is_number(own) else cast_exact(exact, SECONDS).cast(pa.int64())
     elif not (is_text(target) or is_bytes(target)):
         exact = array  # not by a float32 into a double
+    if kind not in TEXTS:
+        rounds = kind is ValueType.FLOAT
+        stored = cast_exact(exact, target) if rounds else cast_unrounded(exact, target)
+        scalar_exact(plain(stored), kind)  # a text is no number, even if it looks like one
+        return stored
     stored = cast_exact(exact, target)
-    scalar_exact(plain(stored), kind)  # a text is no number, even if it looks like one
+    if not (is_text(target) or is_bytes(target)):
+        kept = scalar_exact(plain(stored), kind)
+        if bad := _other_texts(given, kept, of_documents=pa.types.is_nested(target)):
+            raise OtherTextError(bad, array, target)
     return stored
+
+
+TEXTS = {ValueType.STRING, ValueType.JSON}
+"""Value types whose values are texts, whatever the type of a column: 7.0 is `7`, true `true`."""
+
+
+class OtherTextError(ValueError):
+    """Values that would have one text in history and another online."""
+
+    def __init__(self, bad: int, array: pa.Array, target: pa.DataType) -> None:
+        count = len(array) - array.null_count
+        super().__init__(
+            f"{bad:,} of {count:,} values of type {array.type} have another text than they would "
+            f"have as {target}, and a push writes the text"
+        )
+
+
+def other_texts(values: pa.ChunkedArray, stored: pa.ChunkedArray) -> int:
+    """How many values that are declared as String have another text than what is stored."""
+    given = scalar_exact(plain(one_array(values)), ValueType.STRING)
+    return _other_texts(given, one_array(stored))
+
+
+def _other_texts(given: pa.Array, kept: pa.Array, *, of_documents: bool = False) -> int:
+    """How many texts differ; documents of JSON may be written in another order, or with spaces."""
+    given, kept = given.cast(pa.large_binary()), kept.cast(pa.large_binary())
+    if given.equals(kept):
+        return 0
+    is_same = pc.fill_null(pc.equal(given, kept), False)
+    others = pc.invert(pc.or_(is_same, pc.and_(given.is_null(), kept.is_null())))
+    pairs = zip(given.filter(others).to_pylist(), kept.filter(others).to_pylist(), strict=True)
+    return sum(not (of_documents and _is_same_json(*pair)) for pair in pairs)
+
+
+def _is_same_json(given: bytes | None, kept: bytes | None) -> bool:
+    """Whether two texts are one document: of the same numbers, 7 is not 7.0, in any order."""
+    if given is None or kept is None:
+        return False
+    one, other = (json.dumps(json.loads(text), sort_keys=True) for text in (given, kept))
+    return one == other
 
 
 def _json_stored(array: pa.Array, texts: pa.Array, target: pa.DataType) -> pa.Array:
@@ -404,12 +465,54 @@ def _has_same_keys(own: pa.DataType, target: pa.DataType) -> bool:
     )
 
 
+def numbers_missing_in(values: pa.ChunkedArray, declared: Declared) -> int:
+    """How many nulls are beside numbers in lists of JSON: each may be a NaN of pandas."""
+    return sum(_missing_in_json(chunk, declared) for chunk in values.chunks)
+
+
+def _missing_in_json(array: pa.Array, declared: Declared) -> int:
+    array = plain(array)
+    if declared is ValueType.JSON:
+        return _numbers_missing(array)
+    if isinstance(declared, Struct) and pa.types.is_struct(array.type):
+        parts = zip(array.type, array.flatten(), strict=True)
+        kinds = {name: declared_as(kind) for name, kind in declared.fields.items()}
+        return sum(
+            _missing_in_json(part, kinds[field.name])
+            for field, part in parts
+            if field.name in kinds
+        )
+    if not is_list(array.type):
+        return 0
+    if declared is ValueType.JSON_LIST:
+        # A missing element is a whole document, null, of a push too.
+        return _missing_in_json(elements_of(array), ValueType.JSON)
+    if isinstance(declared, (Array, Set)):
+        return _missing_in_json(elements_of(array), declared_as(declared.base_type))
+    return 0
+
+
+def _numbers_missing(array: pa.Array) -> int:
+    array = plain(array)
+    if pa.types.is_struct(array.type):
+        return sum(map(_numbers_missing, array.flatten()))
+    if not is_list(array.type):
+        return 0
+    elements = elements_of(array)
+    if is_number(elements.type) or pa.types.is_null(elements.type):
+        return int(elements.null_count)
+    return _numbers_missing(elements)
+
+
 def _as_map(array: pa.Array, target: pa.MapType) -> pa.Array:
     """Maps, or structs, as which maps of Python come, as maps.
 
     Raises:
         ValueError: values that do not fit.
     """
+    if pa.types.is_map(array.type):
+        entries = array.cast(pa.large_list(entry_type(array.type)))
+        return map_of(_as_item(entries, pa.list_(entry_type(target))), target)
     if not pa.types.is_struct(array.type):
         return cast_exact(array, target)
     names, parts = [field.name for field in array.type], array.flatten()
@@ -436,7 +539,7 @@ def _as_item(array: pa.Array, target: pa.DataType) -> pa.Array:
     if is_list(array.type) and is_list(target):
         return with_elements(array, _as_item(elements_of(array), target.value_type), target)
     if not (pa.types.is_struct(array.type) and pa.types.is_struct(target)):
-        return cast_exact(array, target)
+        return cast_unrounded(array, target)
     found = dict(zip([field.name for field in array.type], array.flatten(), strict=True))
     types = {field.name: field.type for field in target}
     made = {name: _as_item(part, types.get(name, part.type)) for name, part in found.items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +42,10 @@ from repos import repo_config
 from views import CUSTOMER
 
 from feast_dynamo_ext import S3ParquetOfflineStore, S3ParquetSource
+from feast_dynamo_ext.declared import declared_as
+from feast_dynamo_ext.declared_values import as_declared
+from feast_dynamo_ext.dynamo.layouts.packed import unpack
+from feast_dynamo_ext.dynamo.push import rows_of_frame
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
 from feast_dynamo_ext.parquet.append import append_rows
 from feast_dynamo_ext.parquet.listing import HIVE_NULL
@@ -220,6 +225,190 @@ def test_values_that_are_not_as_declared_are_not_appended(tmp_path, stored, dtyp
     assert [path.name for path in (tmp_path / "orders").iterdir()] == ["old.parquet"]
 
 
+def texts_of_a_push(dtype, cells) -> list:
+    """What a push writes online of each cell: a text, or a list of texts."""
+    rows = pd.DataFrame({"cid": range(len(cells)), "t": [day(2)] * len(cells), "x": cells})
+    _, written = rows_of_frame(orders("nowhere", x=dtype), rows)
+    messages = [unpack(row.values)[0] for row in written]
+    fields = [message.WhichOneof("val") for message in messages]
+    values = [field and getattr(message, field) for message, field in zip(messages, fields)]  # noqa: B905 - of one length
+    return [list(value.val) if hasattr(value, "val") else value for value in values]
+
+
+SIXTEEN_DIGITS, IN_A_DOUBLE = 1234567890123456, "1.234567890123456e+15"
+IN_US, IN_DAYS = pa.array([MOMENT], TIME), pa.array([MOMENT.date()])
+A_TIME = pd.Series(pd.to_datetime(["2026-01-02T03:04:05.678901Z"]))
+DOUBLES, A_CENT = pa.array([1.5]), pa.array([decimal.Decimal("1.10")], CENTS)
+SINGLES = pa.array([1.5], pa.float32())
+
+# What a file has, what its column is declared as, what is given, and the text that it has online
+# and in history.
+ONE_TEXT = [
+    (pa.array([5]), String, pd.Series([SIXTEEN_DIGITS]), ["1234567890123456"]),
+    (pa.array([5]), String, pd.Series([7.0, None]), ["7", None]),
+    (pa.array([5]), String, pd.array([SIXTEEN_DIGITS, None], "Int64"), ["1234567890123456", None]),
+    (DOUBLES, String, pd.Series([1e15, math.nan]), ["1e+15", None]),
+    (DOUBLES, String, pd.Series([7]), ["7"]),
+    (SINGLES, String, pd.Series([0.1], dtype="float32"), ["0.1"]),
+    (IN_US, String, A_TIME.astype("datetime64[us, UTC]"), ["2026-01-02 03:04:05.678901Z"]),
+    (IN_DAYS, String, pd.Series([dt.date(2026, 1, 2)]), ["2026-01-02"]),
+    (A_CENT, String, pd.Series([decimal.Decimal("7.50")]), ["7.50"]),
+    (pa.array([True]), String, pd.Series([False]), ["false"]),
+    (pa.array([[1]]), Array(String), pd.Series([[SIXTEEN_DIGITS]]), [["1234567890123456"]]),
+    (pa.array([[0.5]]), Array(Json), pd.Series([[1e15, 2.5, 7]]), [["1e+15", "2.5", "7"]]),
+    (pa.array([["1"]]), Array(Json), pd.Series([[7.0, 2.5]]), [["7", "2.5"]]),
+    (pa.array([True]), Json, pd.Series([True]), ["true"]),
+    (DOUBLES, Json, pd.Series([7]), ["7"]),
+    (DOUBLES, Json, pd.Series([7.0, None], dtype=object), ["7", None]),
+    (pa.array(["1"]), Json, pd.Series([7.0, None], dtype=object), ["7", None]),
+    (pa.array(["1"]), Json, pd.Series([float(SIXTEEN_DIGITS)], dtype=object), [IN_A_DOUBLE]),
+    (pa.array(["1"]), Json, pd.Series([decimal.Decimal("7.5"), decimal.Decimal("1.25")]),
+     ["7.50", "1.25"]),
+    (pa.array(["1"]), String, pd.Series([SIXTEEN_DIGITS, None]), [IN_A_DOUBLE, None]),
+    (pa.array(["1"]), Json, pd.Series([[1, 2.5], [7], None]), ["[1.0, 2.5]", "[7.0]", None]),
+    (pa.array(["1"]), Json, pd.Series([{"a": 1}, {"a": 2.5}]), ['{"a": 1.0}', '{"a": 2.5}']),
+    (pa.array([["1"]]), Array(Json), pd.Series([[[1], [2.5], None]]),
+     [["[1.0]", "[2.5]", "null"]]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stored", "dtype", "cells", "texts"), ONE_TEXT, ids=str)
+def test_an_appended_value_has_one_text_online_and_in_history(
+    tmp_path, stored, dtype, cells, texts
+):
+    found = pa.chunked_array([pa.array(appended(tmp_path, stored, dtype, cells), stored.type)])
+    in_history = as_declared(found, declared_as(dtype)).to_pylist()
+    if dtype == Array(Json):  # a missing element is the document null
+        in_history = [["null" if text is None else text for text in cell] for cell in in_history]
+    assert in_history == texts
+    assert texts_of_a_push(dtype, cells) == texts
+
+
+# What a file has, what its column is declared as, what is given, the text of the first of them
+# online, and how many would have another in history.
+OTHER_TEXTS = [
+    (pa.array([5]), String, pd.Series([SIXTEEN_DIGITS, None]), IN_A_DOUBLE, "1 of 1"),
+    (pa.array([5]), String, pd.Series([1e15, 7.0]), "1e+15", "1 of 2"),
+    (DOUBLES, String, pd.Series([SIXTEEN_DIGITS]), "1234567890123456", "1 of 1"),
+    (DOUBLES, String, pd.Series([0.1], dtype="float32"), "0.1", "1 of 1"),
+    (IN_US, String, A_TIME.astype("datetime64[ns, UTC]"), "2026-01-02 03:04:05.678901000Z",
+     "1 of 1"),
+    (IN_US, String, A_TIME.astype("datetime64[us, UTC]").dt.tz_convert("America/New_York"),
+     "2026-01-01 22:04:05.678901-0500", "1 of 1"),
+    (IN_DAYS, String, pd.Series(pd.to_datetime(["2026-01-02"])).astype("datetime64[ns]"),
+     "2026-01-02 00:00:00.000000000", "1 of 1"),
+    (A_CENT, String, pd.Series([decimal.Decimal("7.5")]), "7.5", "1 of 1"),
+    (A_CENT, String, pd.Series([7]), "7", "1 of 1"),
+    (pa.array([True]), String, pd.Series([1, 0]), "1", "2 of 2"),
+    (pa.array([5]), String, pd.Series([True]), "true", "1 of 1"),
+    (pa.array([OTHER.bytes], pa.uuid()), String, pd.Series([ID_TEXT.upper()]), ID_TEXT.upper(),
+     "1 of 1"),
+    (pa.array([[1]]), Array(String), pd.Series([[7.0, float(SIXTEEN_DIGITS)]]),
+     ["7", IN_A_DOUBLE], "1 of 2"),
+    (pa.array([True]), Json, pd.Series([1]), "1", "1 of 1"),
+    (pa.array([5]), Json, pd.Series([True]), "true", "1 of 1"),
+    (pa.array([5]), Json, pd.Series([SIXTEEN_DIGITS, None]), IN_A_DOUBLE, "1 of 1"),
+    (DOUBLES, Json, pd.Series([SIXTEEN_DIGITS]), "1234567890123456", "1 of 1"),
+    (A_CENT, Json, pd.Series([decimal.Decimal("7.5")]), "7.5", "1 of 1"),
+    (pa.array([[0.5]]), Json, pd.Series([[1, 2]]), "[1, 2]", "1 of 1"),
+    (pa.array([{"a": 0.5}]), Json, pd.Series([{"a": 7}]), '{"a": 7}', "1 of 1"),
+    (pa.array([{"a": 0.5}]), Json, pd.Series(['{"a":7}', '{"a":7.5}']), '{"a":7}', "1 of 2"),
+    (pa.array([{"a": 1}]), Json, pd.Series(["null", '{"a": 1}']), "null", "1 of 2"),
+    (pa.array([[0.5]]), Array(Json), pd.Series([[SIXTEEN_DIGITS, 7]]), ["1234567890123456", "7"],
+     "1 of 2"),
+    (pa.array([[True]]), Array(Json), pd.Series([[1, 0]]), ["1", "0"], "2 of 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stored", "dtype", "cells", "text", "count"), OTHER_TEXTS, ids=str)
+def test_an_append_refuses_what_would_have_another_text_in_history(
+    tmp_path, stored, dtype, cells, text, count
+):
+    assert texts_of_a_push(dtype, cells)[0] == text
+    message = rf"column `x` of the rows.* {count} values .* have another text .* Give it as "
+    with pytest.raises(ColumnTypeError, match=message):
+        appended(tmp_path, stored, dtype, cells)
+    assert [path.name for path in (tmp_path / "orders").iterdir()] == ["old.parquet"]
+
+
+SINGLE_LISTS = pa.array([[1.5]], pa.list_(pa.float32()))
+
+# What a file has, what is declared, what is given, and how many of it a float32 would round.
+ROUNDED = [
+    (SINGLES, Float64, [0.1, 0.5, None], "1 of 2"),
+    (SINGLES, Int64, [2**24 + 1, 2**24], "1 of 2"),
+    (SINGLES, UnixTimestamp, [1767330001], "1 of 1"),
+    (SINGLE_LISTS, Array(Float64), [[0.1, 0.5]], "1 of 2"),
+    (SINGLE_LISTS, Set(Float64), [{0.1}], "1 of 1"),
+    (SINGLE_LISTS, Array(Int64), [[2**24 + 1]], "1 of 1"),
+    (pa.array([[[1.5]]], pa.list_(SINGLE_LISTS.type)), Array(Array(Float64)), [[[0.1]]], "1 of 1"),
+    (pa.array([{"a": 1.5}], pa.struct({"a": pa.float32()})), Struct({"a": Float64}), [{"a": 0.1}],
+     "1 of 1"),
+    (pa.array([[("a", 1.5)]], pa.map_(pa.string(), pa.float32())), Map, [{"a": 0.1}], "1 of 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("stored", "dtype", "cells", "count"), ROUNDED, ids=str)
+def test_only_what_is_declared_as_float32_is_rounded_to_one(tmp_path, stored, dtype, cells, count):
+    message = rf"column `x` of the rows.*{count} values of type .* cannot be float"
+    with pytest.raises(ColumnTypeError, match=message):
+        appended(tmp_path, stored, dtype, cells)
+    assert [path.name for path in (tmp_path / "orders").iterdir()] == ["old.parquet"]
+
+
+A_TENTH = 0.10000000149011612
+
+
+def test_what_a_float32_holds_is_appended_to_it(tmp_path):
+    for at, (stored, dtype, cells, expected) in enumerate(
+        [
+            (SINGLES, Float64, [0.5, math.nan, math.inf, 2**24], [0.5, None, math.inf, 2.0**24]),
+            (SINGLES, Float64, pd.Series([0.1], dtype="float32"), [A_TENTH]),
+            (SINGLE_LISTS, Array(Float32), [[0.1]], [[A_TENTH]]),
+            (
+                pa.array([{"a": 1.5}], pa.struct({"a": pa.float32()})),
+                Struct({"a": Float32}),
+                [{"a": 0.1}],
+                [{"a": A_TENTH}],
+            ),
+        ]
+    ):
+        assert appended(tmp_path / str(at), stored, dtype, cells) == expected
+
+
+NO_NAN = r"cannot be JSON \(which has no NaN and no infinity\)"
+MAY_BE_NAN = "1 nulls are beside numbers in its lists, and may have been NaN"
+NOT_JSON = [
+    (np.array([1.0, math.nan]), MAY_BE_NAN),  # as which Feast hands it over
+    ([1, math.nan], MAY_BE_NAN),
+    ({"a": [0.5, math.nan]}, MAY_BE_NAN),
+    (np.array([1.0, -math.inf]), NO_NAN),
+    ({"a": math.inf}, NO_NAN),
+    ("[1.0, NaN]", NO_NAN),
+    ('{"a": Infinity}', NO_NAN),
+]
+
+
+@pytest.mark.parametrize(("cell", "message"), NOT_JSON, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "inside"),
+    [
+        (Json, lambda json: json),
+        (Array(Json), lambda json: [json]),
+        (Struct({"a": Json}), lambda json: {"a": json}),
+    ],
+    ids=["Json", "Array", "Struct"],
+)
+def test_json_has_no_nan(tmp_path, cell, message, dtype, inside):
+    cells = pd.Series([inside(cell)])
+    with pytest.raises(ColumnTypeError, match=f"column `x` of the rows.*{message}"):
+        appended(tmp_path, pa.array([inside("1")]), dtype, cells)
+    with pytest.raises(
+        ColumnTypeError, match=f"`orders`: `x` is declared as .*1 of 1 .* {NO_NAN}"
+    ):
+        texts_of_a_push(dtype, cells)
+
+
 def test_float_keys_that_may_be_another_customer_are_not_appended(tmp_path):
     old = write(tmp_path / "orders" / "old.parquet", x=[1])
     rows = pa.table({"cid": [2.0**53], "t": pa.array([day(2)], TIME), "x": [2]})
@@ -245,7 +434,6 @@ def test_keys_that_no_reader_would_look_up_are_not_appended(tmp_path, cell):
 
 DATES, TIMES_THERE = ["2026-01-29", "2026-01-30"], ["2026-01-29 05:00:00", "2026-01-30 00:00:00"]
 TIME_FOLDERS = [
-    (String, DATES, pd.Timestamp("2026-01-31"), "dt=2026-01-31"),
     (String, DATES, dt.date(2026, 1, 31), "dt=2026-01-31"),
     (String, DATES, None, f"dt={HIVE_NULL}"),
     (UnixTimestamp, DATES, pd.Timestamp("2026-01-31", tz="UTC"), "dt=2026-01-31"),
@@ -253,7 +441,7 @@ TIME_FOLDERS = [
     (None, DATES, pd.Timestamp("2026-01-31"), "dt=2026-01-31"),
     (None, DATES, dt.date(2026, 1, 31), "dt=2026-01-31"),
     (None, ["20260129", "20260130"], dt.date(2026, 1, 31), "dt=20260131"),
-    (String, TIMES_THERE, pd.Timestamp("2026-01-31 05:00"), "dt=2026-01-31%2005%3A00%3A00"),
+    (None, TIMES_THERE, pd.Timestamp("2026-01-31 05:00"), "dt=2026-01-31%2005%3A00%3A00"),
     (UnixTimestamp, TIMES_THERE, pd.Timestamp("2026-01-31"), "dt=2026-01-31%2000%3A00%3A00"),
     (UnixTimestamp, ["2026-01-29T05:00:00Z"], pd.Timestamp("2026-01-31", tz="Asia/Kolkata"),
      "dt=2026-01-30T18%3A30%3A00Z"),
@@ -281,6 +469,21 @@ def test_hours_are_not_cut_off_for_folders_of_days(tmp_path, dtype):
     message = r"`orders`: column `dt`.*named like `dt=2026-01-\d\d`"
     with pytest.raises(ColumnTypeError, match=message):
         append_in(tmp_path, dtype, DATES, pd.Timestamp("2026-01-31 05:00"))
+
+
+@pytest.mark.parametrize("texts", [DATES, TIMES_THERE], ids=str)
+def test_a_folder_whose_name_is_another_text_than_a_push_writes_is_refused(tmp_path, texts):
+    message = "`orders`: column `dt`.*STRING: 1 of 1 values of type timestamp.*another text"
+    with pytest.raises(ColumnTypeError, match=message):
+        append_in(tmp_path, String, texts, pd.Series(pd.to_datetime(["2026-01-31"])).iloc[0])
+
+
+@pytest.mark.parametrize("dtype", [None, String, Bytes], ids=str)
+def test_the_text_that_is_a_null_of_folders_is_refused(tmp_path, dtype):
+    value = HIVE_NULL.encode() if dtype is Bytes else HIVE_NULL
+    with pytest.raises(ColumnTypeError, match=f"`orders`: column `dt`.*1 of 1.*`{HIVE_NULL}`"):
+        append_in(tmp_path, dtype, ["a", "b"], value)
+    assert len([*(tmp_path / "orders").rglob("*.parquet")]) == 2
 
 
 def test_an_append_refuses_integers_as_event_times(shop, tmp_path):

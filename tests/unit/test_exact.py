@@ -426,6 +426,16 @@ def test_json_for_nested_types_is_of_their_form():
         as_declared(pa.array(['{"a": 1}', '{"a": "x"}']), declared)
 
 
+def test_numbers_in_lists_are_json_but_for_nan():
+    made = scalar_exact(pa.array([[1.0, None], [2.5], None]), ValueType.JSON)
+    assert made.to_pylist() == ["[1.0, null]", "[2.5]", None]
+    for number in (NAN, INF, -INF):
+        with pytest.raises(
+            ValueError, match=r"^1 of 2 .* cannot be JSON \(which has no NaN and no"
+        ):
+            scalar_exact(pa.array([{"a": number}, {"a": 1.0}]), ValueType.JSON)
+
+
 def test_seconds_say_what_was_wanted():
     with pytest.raises(ValueError, match=r"^1 of 2 .* cannot be times \(whole seconds since 1970"):
         scalar_exact(pa.array([1.5, 2.0]), ValueType.UNIX_TIMESTAMP)
@@ -437,13 +447,14 @@ def test_seconds_say_what_was_wanted():
         (["1,2", "[3", "4]"], 3), (["1,2"], 1), ([""], 1), (['"a', 'b"'], 2),
         (["{}", "{", "}"], 2),
         (["[1,]", "1"], 1), (["1", "2", "nan"], 1), (["\ufeff1"], 1), (["1"] * 250 + ["x"], 1),
+        (["1", "NaN", '{"a": [-Infinity]}', '["NaN"]'], 2),
     ],
 )  # fmt: skip
 def test_each_text_is_json_of_its_own(bad, count):
     """All are parsed together: none may be made whole, or broken, by its neighbours."""
     with pytest.raises(ValueError, match=rf"^{count} of {len(bad)} values of type string"):
         check_json(pa.array(bad))
-    good = ["[1, 2]", '{"a": "],["}', "null", '"x"', "NaN", None, " 1 "] * 40
+    good = ["[1, 2]", '{"a": "],["}', "null", '"x"', '"\\ud800"', None, " 1 "] * 40
     check_json(pa.array(good))
     check_json(pa.array(good).slice(3, 150))
     check_json(pa.array([], pa.string()))
@@ -455,7 +466,7 @@ def test_each_text_is_json_of_its_own(bad, count):
         ("UUID", [UUID, UUID.upper(), None], [UUID[:-1] + "g", UUID.replace("-", "0")]),
         ("UUID", [UUID, UUID.upper(), UUID.replace("-", ""), f"{{{UUID}}}", None], ["", "x"]),
         ("DECIMAL", ["1", "-1.50", "1E-7", ".5", "NaN", None], ["", "1,5"]),
-        ("JSON", ['"a"', "null", "[NaN]", "1e5", None], ["", "{a: 1}"]),
+        ("JSON", ['"a"', "null", '["NaN"]', "1e5", None], ["", "{a: 1}"]),
     ],
 )
 @pytest.mark.parametrize("layout", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
