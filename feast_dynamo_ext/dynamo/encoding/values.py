@@ -53,11 +53,12 @@ from feast_dynamo_ext.declared import (
     SCALARS,
     element_kind,
     has_form,
+    in_json,
     name_of,
     scalar_exact,
     value_type,
 )
-from feast_dynamo_ext.declared_values import nested_exact, parsed_json
+from feast_dynamo_ext.declared_values import maps_of, nested_exact, parsed_json
 from feast_dynamo_ext.dynamo.encoding.protobuf import (
     FIXED32,
     FIXED64,
@@ -71,7 +72,7 @@ from feast_dynamo_ext.dynamo.encoding.protobuf import (
     offsets_of,
     varints,
 )
-from feast_dynamo_ext.exact import cast_exact, refused
+from feast_dynamo_ext.exact import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -534,15 +535,16 @@ def _cell_by_cell(array: pa.Array, kind: ValueType) -> Message:
         raise ValueError("Feast's Value message has no field of that type")
     if not has_form(array.type, kind):
         raise refused(array, kind.name)
-    if is_bytes(array.type):
-        array = cast_exact(array, pa.large_string())
+    cells = (
+        maps_of(array, lists=kind in LISTS_OF_MAPS) if in_json(array.type, kind) else _cells(array)
+    )
     try:
-        values: list[Value] = python_values_to_proto_values(_cells(array), kind)
+        values: list[Value] = python_values_to_proto_values(cells, kind)
     except Exception as error:  # noqa: BLE001 - it raises bare ones too
         # Feast's words show the value.
         raise ValueError(f"Feast cannot write it ({type(error).__name__})") from None
-    cells = [value.SerializeToString() for value in values]
-    return Message.from_part(pa.array(cells, pa.large_binary()))
+    encoded = [value.SerializeToString() for value in values]
+    return Message.from_part(pa.array(encoded, pa.large_binary()))
 
 
 def _cells(array: pa.Array) -> list[Any]:

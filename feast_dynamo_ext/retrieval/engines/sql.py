@@ -36,15 +36,18 @@ from feast_dynamo_ext.arrow_types import (
     is_bytes,
     is_list,
     is_number,
+    is_text,
     is_uuid,
     without_dictionary,
 )
 from feast_dynamo_ext.declared import (
+    MAPS,
     OPEN_KINDS,
     UUIDS,
     declared_as,
     declared_type,
     element_kind,
+    in_json,
     is_checked,
     is_wider,
     name_of,
@@ -561,6 +564,15 @@ class _Files:
         expression = f"{history}.{self.feature(column)}"
         not_of_kind = f"`{column}` is not {name_of(kind)}"
         wider, checked = is_wider(kind, target), is_checked(kind, target)
+        if isinstance(kind, ValueType) and in_json(stored, kind):
+            cast = _checked_maps(expression, kind, stored, not_of_kind)
+            if cast is None:
+                raise ColumnTypeError(
+                    f"Feature view `{self.view.view}`: `{column}` is declared as {name_of(kind)} "
+                    f"and kept as JSON in {stored}, of which SQL does not check what a retrieval "
+                    "does. Use `to_arrow()`, or keep it as lists."
+                )
+            return cast
         if isinstance(kind, ValueType) and wider:
             return _narrowed(expression, target, kind)
         if isinstance(kind, ValueType) and kind not in OPEN_KINDS and target == stored:
@@ -649,6 +661,19 @@ def _checked(expression: str, kind: ValueType, message: str) -> str:
     return f"CASE WHEN {bad} THEN error({literal(message)}) ELSE {expression} END"
 
 
+def _checked_maps(
+    expression: str, kind: ValueType, stored: pa.DataType, message: str
+) -> str | None:
+    """Texts that must be JSON of maps, or an error; None of anything else that is JSON."""
+    if kind not in MAPS or not is_text(without_dictionary(stored)):
+        return None
+    checked = _checked(expression, ValueType.JSON, message)
+    return (
+        f"CASE WHEN json_type({checked}) <> 'OBJECT' THEN error({literal(message)}) "
+        f"ELSE {expression} END"
+    )
+
+
 def _part(
     expression: str, kind: Declared, stored: pa.DataType, message: str, depth: int = 0
 ) -> str | None:
@@ -681,7 +706,9 @@ def _scalar(expression: str, kind: ValueType, stored: pa.DataType, message: str)
         return _narrowed(expression, target, kind)
     if target != stored:
         return exact_cast(expression, stored, target, message)
-    return _checked(expression, kind, message) if is_checked(kind, target) else expression
+    # Of maps inside of others nobody declares more than that they are maps.
+    is_free = kind in OPEN_KINDS or not is_checked(kind, target)
+    return expression if is_free else _checked(expression, kind, message)
 
 
 def _fields(
