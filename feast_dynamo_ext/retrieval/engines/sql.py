@@ -53,7 +53,7 @@ from feast_dynamo_ext.declared import (
     name_of,
 )
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
-from feast_dynamo_ext.key_types import family
+from feast_dynamo_ext.key_types import family, has_other_keys, least_and_most
 from feast_dynamo_ext.parquet.listing import partition_value
 from feast_dynamo_ext.retrieval.entity_rows.from_files import CSV
 from feast_dynamo_ext.retrieval.inputs import History, checked_source, entity_key, key_names
@@ -517,10 +517,8 @@ class _Files:
 
     def sql(self) -> str:
         """The usable rows: narrow columns, and features under names of our own."""
-        view, schema, quoted = self.view, self.source.schema, self.dialect.quoted
-        keys = [
-            self.key(quoted(column), schema.field(column).type) for _, column in view.keys
-        ] or ["0"]
+        view, quoted = self.view, self.dialect.quoted
+        keys = [self.declared_key(*key) for key in view.declared_keys] or ["0"]
         columns = [f"{key} AS {name}" for key, name in zip(keys, key_names(view), strict=True)]
         columns.append(f"{self.time(view.event_time)} AS t")
         created = self.time(view.created_time) if view.created_time else "NULL"
@@ -589,6 +587,29 @@ class _Files:
                 "does. Correct the dtype in the view, or use `to_arrow()`."
             )
         return cast
+
+    def declared_key(self, column: str, declared: ValueType) -> str:
+        """A key of the history as it is compared, or an error where it could be none online.
+
+        Raises:
+            ColumnTypeError: bytes of a key that is declared as text.
+        """
+        stored = self.source.schema.field(column).type
+        key = self.key(self.dialect.quoted(column), stored)
+        if not has_other_keys(stored, declared):
+            return key
+        limits = least_and_most(stored, declared)
+        if limits is None:
+            raise ColumnTypeError(
+                f"Feature view `{self.view.view}`: join key `{column}` is declared as "
+                f"{declared.name} and kept in {stored}, of which SQL does not check that it is "
+                "UTF-8. Declare it as Bytes, or use `to_arrow()`."
+            )
+        refused = literal(f"a join key is none of those that {declared.name} has")
+        return (
+            f"CASE WHEN {key} < {limits[0]} OR {key} > {limits[1]} "
+            f"THEN {self.dialect.fail}({refused}) ELSE {key} END"
+        )
 
     def key(self, expression: str, stored: pa.DataType, kind: pa.DataType | None = None) -> str:
         """A key as it is compared.
