@@ -184,13 +184,11 @@ def texts(array: pa.Array, kind: pa.DataType | None = None) -> pa.LargeBinaryArr
     return data.cast(pa.large_binary()).fill_null(b"")
 
 
-def seconds(array: pa.Array, *, toward_zero: bool = False) -> pa.Int64Array:
-    """Whole seconds since 1970 UTC, the resolution of Feast's timestamps.
+def seconds(array: pa.Array) -> pa.Int64Array:
+    """Whole seconds since 1970 UTC, the resolution of Feast's timestamps, rounded down.
 
     Args:
         array: whole numbers (taken as seconds), dates or timestamps of any unit and zone.
-        toward_zero: Feast cuts off the fraction of times in lists and maps; elsewhere rounding is
-            down, which differs before 1970 alone.
     """
     if pa.types.is_integer(array.type):
         return array.cast(pa.int64())
@@ -201,8 +199,6 @@ def seconds(array: pa.Array, *, toward_zero: bool = False) -> pa.Int64Array:
     per_second = PER_SECOND["ms" if pa.types.is_date64(array.type) else array.type.unit]
     ticks = numbers(array.cast(pa.int64()))
     whole = ticks // per_second
-    if toward_zero:
-        whole += (ticks < 0) & (whole * per_second != ticks)
     missing = None if array.null_count == 0 else ~present(array)  # type: ignore[operator]
     return pa.array(whole, mask=missing)
 

@@ -312,6 +312,13 @@ def has_form(arrow: pa.DataType, kind: ValueType) -> bool:
     return kind not in LISTS_OF_LISTS or is_list(inner) or bool(pa.types.is_null(inner))
 
 
+def in_json(arrow: pa.DataType, kind: ValueType) -> bool:
+    """Whether a column of lists, maps or lists of these is kept as JSON, in texts or bytes."""
+    own = plain_type(arrow)
+    is_open = kind in MAPS | LISTS_OF_MAPS | LISTS_OF_LISTS
+    return (is_open or element_kind(kind) is not None) and (is_text(own) or is_bytes(own))
+
+
 def element_kind(kind: ValueType) -> ValueType | None:
     """The value type of a list's or set's elements, where it is a scalar."""
     for suffix in ("_LIST", "_SET"):
@@ -395,9 +402,9 @@ def is_checked(declared: Declared, column: pa.DataType) -> bool:
         )
     element = element_kind(declared)
     if element is not None:
-        return is_list(own) and is_checked(element, own.value_type)
+        return in_json(own, declared) or (is_list(own) and is_checked(element, own.value_type))
     if declared in OPEN_KINDS:
-        return not has_form(own, declared)
+        return in_json(own, declared) or not has_form(own, declared)
     return declared in CHECKED_TEXTS and is_text(own)
 
 
@@ -422,10 +429,11 @@ def _agrees(kind: ValueType, own: pa.DataType) -> bool:
         return bool(pa.types.is_floating(own) and own.bit_width <= target.bit_width)
     if kind is ValueType.DECIMAL:
         return is_text(own) or bool(pa.types.is_decimal(own))
-    if kind in UUIDS and is_uuid(own):
-        return True
+    if kind is ValueType.ZONED_TIMESTAMP:
+        return bool(pa.types.is_timestamp(own))  # a date has no zone
     same_kind = next((test for test in (is_text, is_bytes, is_time) if test(target)), None)
-    return own == target if same_kind is None else same_kind(own)
+    is_same = own == target if same_kind is None else same_kind(own)
+    return is_same or (kind in UUIDS and is_uuid(own))
 
 
 def declared_arrow(kind: ValueType) -> pa.DataType:

@@ -29,6 +29,7 @@ from feast_dynamo_ext.declared import (
     declared_type,
     element_kind,
     has_form,
+    in_json,
     is_checked,
     is_wider,
     list_of,
@@ -294,6 +295,47 @@ def documents(array: pa.Array) -> list[Any]:
         raise ValueError("its JSON is nested too deeply") from None
 
 
+def check_collections(array: pa.Array, kind: ValueType) -> None:
+    """Refuse JSON that says something else than the lists or maps that are declared.
+
+    Raises:
+        ValueError: says how many values, or elements, do not fit.
+    """
+    if kind in MAPS | LISTS_OF_MAPS:
+        maps_of(array, lists=kind in LISTS_OF_MAPS)
+        return
+    lists = parsed_json(array, lists=True, declared=kind)
+    if pa.types.is_null(lists.type):
+        return
+    if not has_form(lists.type, kind):
+        raise ValueError("its JSON is not a list of lists")
+    any_exact(lists, kind)
+
+
+def maps_of(array: pa.Array, *, lists: bool) -> list[Any]:
+    """What JSON of maps, or of lists of maps, says.
+
+    Raises:
+        ValueError: counts the texts that are something else.
+    """
+    if is_bytes(array.type):
+        array = cast_exact(array, pa.large_string())
+    cells = documents(array)
+    is_right = _is_list_of_maps if lists else _is_map
+    bad = sum(cell is not None and not is_right(cell) for cell in cells)
+    if bad:
+        raise refused(array, "JSON of lists of maps" if lists else "JSON of maps", bad)
+    return cells
+
+
+def _is_map(cell: Any) -> bool:
+    return isinstance(cell, dict)
+
+
+def _is_list_of_maps(cell: Any) -> bool:
+    return isinstance(cell, list) and all(isinstance(part, dict) for part in cell)
+
+
 def _array_of(cells: list[Any]) -> pa.Array:
     try:
         return pa.array(cells)
@@ -326,6 +368,9 @@ def any_exact(array: pa.Array, declared: Declared) -> pa.Array:
     """Values of any declared type as a push takes them."""
     if not isinstance(declared, ValueType):
         return nested_exact(array, declared)
+    if in_json(array.type, declared):
+        check_collections(array, declared)
+        return array
     element = element_kind(declared)
     if element is None and declared in SCALARS:
         return scalar_exact(array, declared)

@@ -18,10 +18,11 @@ from feast_dynamo_ext.arrow_types import (
     is_time,
     is_uuid,
     one_array,
+    plain,
     uuid_texts,
     without_dictionary,
 )
-from feast_dynamo_ext.declared import scalar_exact
+from feast_dynamo_ext.declared import FIRST_S, LAST_S, scalar_exact
 from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
 from feast_dynamo_ext.exact import (
     inexact_count,
@@ -44,6 +45,18 @@ FAMILIES = (
     ("integer", pa.types.is_decimal, pa.int64()),
     ("integer", pa.types.is_null, pa.int64()),
 )
+
+# Value types that Feast has a key encoding for -> families that have keys of them.
+KEY_FAMILIES = {
+    ValueType.STRING: {"text", "bytes", "integer"},
+    ValueType.INT32: {"integer"},
+    ValueType.INT64: {"integer"},
+    ValueType.UNIX_TIMESTAMP: {"time", "integer"},
+    ValueType.BYTES: {"bytes", "text"},
+}
+
+INT32_BITS = 32
+INT32_RANGE = -(2**31), 2**31 - 1
 
 
 def family(kind: pa.DataType) -> str | None:
@@ -68,14 +81,64 @@ def key_exact(array: pa.Array, kind: ValueType) -> pa.Array:
     own = array.type
     if pa.types.is_floating(own):
         refuse_inexact_integers(array)
+    _refuse_several_forms(own, kind)
+    if kind is ValueType.UNIX_TIMESTAMP and is_time(own):
+        return whole_seconds(array)
+    return scalar_exact(array, kind)
+
+
+def check_key_type(column: pa.DataType, kind: ValueType) -> None:
+    """Refuse a column of which no value is a key of a declared type, by its type alone.
+
+    Raises:
+        ValueError: `key_exact` takes no value of that type.
+    """
+    own = without_dictionary(column)
+    if kind not in KEY_FAMILIES or pa.types.is_null(own):
+        return
+    _refuse_several_forms(own, kind)
+    if family(own) not in KEY_FAMILIES[kind]:
+        raise ValueError(f"values of type {own} cannot be {kind.name} without a change")
+
+
+def least_and_most(column: pa.DataType, kind: ValueType) -> tuple[int, int] | None:
+    """The integers that are keys of a declared type; None where a column has no others."""
+    own = without_dictionary(column)
+    if family(own) != "integer" or pa.types.is_null(own):
+        return None
+    if kind is ValueType.UNIX_TIMESTAMP:
+        return FIRST_S, LAST_S
+    is_signed = pa.types.is_signed_integer(own)
+    is_narrow = pa.types.is_integer(own) and own.bit_width + (not is_signed) <= INT32_BITS
+    return None if kind is not ValueType.INT32 or is_narrow else INT32_RANGE
+
+
+def has_other_keys(column: pa.DataType, kind: ValueType) -> bool:
+    """Whether only its values say if a column, whose type `check_key_type` takes, holds keys."""
+    is_of_bytes = kind is ValueType.STRING and is_bytes(without_dictionary(column))
+    return is_of_bytes or least_and_most(column, kind) is not None
+
+
+def check_keys(array: pa.Array, kind: ValueType) -> None:
+    """Refuse what `has_other_keys` doubts; integers by their ends, in a fifth of the time.
+
+    Raises:
+        ValueError: says how many values cannot be keys.
+    """
+    limits = least_and_most(array.type, kind)
+    if limits is not None and pa.types.is_integer(array.type):
+        ends = pc.min_max(array).as_py()
+        if ends["min"] is None or (limits[0] <= ends["min"] and ends["max"] <= limits[1]):
+            return
+    key_exact(plain(array), kind)
+
+
+def _refuse_several_forms(own: pa.DataType, kind: ValueType) -> None:
     if pa.types.is_boolean(own) or (kind is ValueType.STRING and _has_several_texts(own)):
         raise ValueError(
             f"values of type {own} are not looked up as what they would be written as; make a "
             "text or a whole number of each"
         )
-    if kind is ValueType.UNIX_TIMESTAMP and is_time(own):
-        return whole_seconds(array)
-    return scalar_exact(array, kind)
 
 
 def _has_several_texts(kind: pa.DataType) -> bool:

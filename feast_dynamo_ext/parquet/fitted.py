@@ -44,7 +44,13 @@ from feast_dynamo_ext.declared import (
     scalar_exact,
     value_type,
 )
-from feast_dynamo_ext.declared_values import any_exact, documents, may_have_more, parsed_json
+from feast_dynamo_ext.declared_values import (
+    any_exact,
+    documents,
+    maps_of,
+    may_have_more,
+    parsed_json,
+)
 from feast_dynamo_ext.errors import ColumnTypeError
 from feast_dynamo_ext.exact import (
     cast_exact,
@@ -282,7 +288,7 @@ def _collection_stored(array: pa.Array, declared: Declared, target: pa.DataType)
         array = any_exact(array, declared)
         return cast_exact(as_json(array), target) if to_json else _as_item(array, target)
     if is_open:
-        cells = _maps_of(array, lists=declared in LISTS_OF_MAPS)
+        cells = maps_of(array, lists=declared in LISTS_OF_MAPS)
         return cast_exact(array, target) if to_json else _of_documents(array, cells, target)
     is_of_lists = is_list(target) or value_type(declared) in LISTS
     parsed = parsed_json(array, lists=is_of_lists, declared=declared)
@@ -291,28 +297,6 @@ def _collection_stored(array: pa.Array, declared: Declared, target: pa.DataType)
         return cast_exact(array, target)
     _refuse_added_keys(exact, declared, target)
     return _as_item(exact, target)
-
-
-def _maps_of(array: pa.Array, *, lists: bool) -> list[Any]:
-    """What JSON of maps, or of lists of maps, says.
-
-    Raises:
-        ValueError: counts the texts that are something else.
-    """
-    cells = documents(array)
-    is_right = _is_list_of_maps if lists else _is_map
-    bad = sum(cell is not None and not is_right(cell) for cell in cells)
-    if bad:
-        raise refused(array, "JSON of lists of maps" if lists else "JSON of maps", bad)
-    return cells
-
-
-def _is_map(cell: Any) -> bool:
-    return isinstance(cell, dict)
-
-
-def _is_list_of_maps(cell: Any) -> bool:
-    return isinstance(cell, list) and all(isinstance(part, dict) for part in cell)
 
 
 def _of_documents(array: pa.Array, cells: list[Any], target: pa.DataType) -> pa.Array:

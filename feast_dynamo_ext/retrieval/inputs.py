@@ -7,6 +7,7 @@ brought to one type a family and times to integers, on both sides alike; see `ti
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -26,7 +27,15 @@ from feast_dynamo_ext.arrow_types import (
     without_view_layouts,
 )
 from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
-from feast_dynamo_ext.key_types import check_joinable, comparable, compared_type, family
+from feast_dynamo_ext.key_types import (
+    check_joinable,
+    check_key_type,
+    check_keys,
+    comparable,
+    compared_type,
+    family,
+    has_other_keys,
+)
 from feast_dynamo_ext.parquet.source import ROW
 from feast_dynamo_ext.timestamps import (
     EPOCH,
@@ -42,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
+    from feast.value_type import ValueType
     from numpy.typing import NDArray
 
     from feast_dynamo_ext.parquet.source import ParquetSource
@@ -330,7 +340,8 @@ def checked_source(view: ViewPlan, source: ParquetSource) -> ParquetSource:
 
     Raises:
         ColumnNotFoundError: no file has one of them.
-        ColumnTypeError: a folder's name is no value of the type that the view declares.
+        ColumnTypeError: a folder's name is no value of the type that the view declares, or a
+            join key's column has a type of which no value is a key of its declared type.
         UnsupportedTypeError: a feature's column has a type that Feast cannot carry.
     """
     wanted = f"Feature view `{view.view}`"
@@ -340,7 +351,25 @@ def checked_source(view: ViewPlan, source: ParquetSource) -> ParquetSource:
     complete = source.with_folder_types(declared).with_columns(names, wanted, times)
     for column in view.feature_columns:
         check_supported(column, complete.schema.field(column).type, wanted)
+    for column, kind in view.declared_keys:
+        with _keys_of(view, source, column, kind):
+            check_key_type(complete.schema.field(column).type, kind)
     return complete
+
+
+@contextlib.contextmanager
+def _keys_of(
+    view: ViewPlan, source: ParquetSource, column: str, kind: ValueType
+) -> Iterator[None]:
+    """Names the column where its type, or a value, is no key of its declared type."""
+    try:
+        yield
+    except ValueError as error:
+        raise ColumnTypeError(
+            f"Feature view `{view.view}`, source {source.uri}: join key `{column}` is declared "
+            f"as {kind.name}, and could not be looked up online: {error}. Correct the column, or "
+            "the key's type in the entity and the view."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -459,7 +488,7 @@ class History:
         return pa.RecordBatch.from_arrays(columns, names=narrow.schema.names)
 
     def _narrow(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        columns = [self._key(batch, column) for _, column in self.view.keys]
+        columns = [self._key(batch, *key) for key in self.view.declared_keys]
         if not columns:
             columns = [pa.array(np.zeros(batch.num_rows, dtype=np.int64))]
         columns.append(self._event_time(batch.column(self.view.event_time)))
@@ -481,7 +510,10 @@ class History:
                 "seconds."
             ) from None
 
-    def _key(self, batch: pa.RecordBatch, column: str) -> pa.Array:
+    def _key(self, batch: pa.RecordBatch, column: str, kind: ValueType) -> pa.Array:
+        if has_other_keys(batch.schema.field(column).type, kind):
+            with _keys_of(self.view, self.source, column, kind):
+                check_keys(batch.column(column), kind)
         try:
             return comparable(batch.column(column))
         except pa.ArrowException as error:

@@ -43,6 +43,7 @@ class ViewPlan:
         features: (column of the source, column of the result) a feature.
         ttl: how old a row may be at the entity row's time, the bound included; None for no limit.
         kinds: what each feature is declared as; empty for the columns' own types.
+        key_kinds: what each key is declared as; empty where no view is known.
         folder_types: types of the source's columns as the view declares them, for those that only
             folders' names say; empty where no view is known.
     """
@@ -55,6 +56,7 @@ class ViewPlan:
     features: tuple[tuple[str, str], ...]
     ttl: timedelta | None
     kinds: tuple[Declared, ...] = ()
+    key_kinds: tuple[ValueType, ...] = ()
     folder_types: Mapping[str, pa.DataType] = field(default_factory=dict)
 
     @property
@@ -76,6 +78,12 @@ class ViewPlan:
     def feature_columns(self) -> list[str]:
         """The columns of the source that the result needs, each once."""
         return list(dict.fromkeys(column for column, _ in self.features))
+
+    @property
+    def declared_keys(self) -> list[tuple[str, ValueType]]:
+        """(column of the source, what it is declared as) a join key."""
+        kinds = self.key_kinds or (ValueType.UNKNOWN,) * len(self.keys)
+        return [(column, kind) for (_, column), kind in zip(self.keys, kinds, strict=True)]
 
     @property
     def declared(self) -> Iterator[tuple[str, str, Declared]]:
@@ -153,6 +161,7 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
     named = view.projection.name_to_use()
     wanted = [ref.split(":", 1)[1] for ref in refs if ref.split(":", 1)[0] == named]
     kinds = {field.name: declared_as(field.dtype) for field in view.features}
+    key_kinds = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
     stored, (event_time, created_time) = stored_names(source), stored_times(source)
     return ViewPlan(
         view=named,
@@ -166,6 +175,7 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
         ),
         ttl=view.ttl or None,
         kinds=tuple(kinds.get(name, ValueType.UNKNOWN) for name in wanted),
+        key_kinds=tuple(key_kinds[name] for name, _ in request_columns(view)),
         folder_types=declared_columns(view),
     )
 

@@ -6,6 +6,8 @@ pandas (and rounds integers above 2^53 where one is missing), are cast by Arrow.
 
 from __future__ import annotations
 
+import datetime as dt
+
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.protos.feast.types.Value_pb2 import Value
@@ -27,7 +29,17 @@ def feast_values(column: pa.ChunkedArray | pa.Array, kind: ValueType) -> list[Va
     if kind in SCALAR_ARROW:
         return _scalars(column.cast(SCALAR_ARROW[kind]), field)
     dicts = "strict" if _holds_map(column.type) else None
-    return python_values_to_proto_values(column.to_pylist(maps_as_pydicts=dicts), kind)
+    cells = [_floored(cell) for cell in column.to_pylist(maps_as_pydicts=dicts)]
+    return python_values_to_proto_values(cells, kind)
+
+
+def _floored(cell):
+    """With whole seconds: of times before 1970 Feast rounds a fraction up."""
+    if isinstance(cell, dt.datetime):
+        return cell.replace(microsecond=0)
+    if isinstance(cell, dict):
+        return {_floored(key): _floored(value) for key, value in cell.items()}
+    return [_floored(part) for part in cell] if isinstance(cell, list) else cell
 
 
 def _scalars(column, field):

@@ -15,11 +15,12 @@ import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from feast import Entity, FeatureView, Field, FileSource, RepoConfig, ValueType
-from feast.types import Int64, String
+from feast import Entity, FeatureView, Field, FileSource, RepoConfig
+from feast.types import Bool, Bytes, Int64, String, UnixTimestamp
 from pit_oracle import HistoryRow, seen_by
 from repos import NoRegistry, repo_config
 
+from feast_dynamo_ext.key_types import family
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
 if TYPE_CHECKING:
@@ -247,13 +248,13 @@ def _feature_view(
     number: int, view: ViewCase, path: Path, name: str, columns: tuple[int, ...]
 ) -> FeatureView:
     """As a repo would define it: with the view's own names."""
-    joins, value = _join_keys(view), f"value{number}"
+    joins, value = dict(zip(_join_keys(view), view.kinds, strict=True)), f"value{number}"
     own = [*joins, value, "at", "made"]
     feature_view = FeatureView(
         name=f"view{number}",
-        entities=[_entity(join) for join in joins],
+        entities=[_entity(join, _dtype(kind)) for join, kind in joins.items()],
         schema=[
-            *(Field(name=join, dtype=String) for join in joins),
+            *(Field(name=join, dtype=_dtype(kind)) for join, kind in joins.items()),
             Field(name=value, dtype=Int64),
         ],
         source=FileSource(
@@ -274,8 +275,22 @@ def _feature_view(
 
 
 @functools.cache
-def _entity(join: str) -> Entity:
-    return Entity(name=f"entity_{join}", join_keys=[join], value_type=ValueType.STRING)
+def _entity(join: str, dtype: Any) -> Entity:
+    return Entity(name=f"entity_{join}", join_keys=[join], value_type=dtype.to_value_type())
+
+
+def _dtype(kind: pa.DataType) -> Any:
+    """What a key of an Arrow type is declared as."""
+    return DTYPES[family(kind) or "text"]
+
+
+DTYPES = {
+    "integer": Int64,
+    "text": String,
+    "bytes": Bytes,
+    "boolean": Bool,
+    "time": UnixTimestamp,
+}
 
 
 def _expected(case: Case, view: ViewCase, columns: tuple[int, ...]) -> list[int | None]:

@@ -47,6 +47,7 @@ UUIDS = [
 ]
 MOMENT = dt.datetime(2026, 3, 29, 1, 30, 0, 999_999, tzinfo=UTC)  # 1774747800.999999
 BEFORE_1970 = dt.datetime(1969, 12, 31, 23, 59, 58, 500_000, tzinfo=UTC)  # -1.5
+IN_1960 = dt.datetime(1960, 1, 1, 0, 0, 0, 900_000, tzinfo=UTC)
 
 # Every value type: declared type, Arrow type, cells, and the Value messages they are.
 WRITTEN_OUT = [
@@ -101,7 +102,7 @@ WRITTEN_OUT = [
     ("ZONED_TIMESTAMP", pa.timestamp("us", "Europe/Berlin"), [MOMENT, BEFORE_1970, None], [
         Value(zoned_timestamp_val=ZonedTimestamp(
             unix_timestamp=1_774_747_800, zone="Europe/Berlin")),
-        Value(zoned_timestamp_val=ZonedTimestamp(unix_timestamp=-1, zone="Europe/Berlin")),
+        Value(zoned_timestamp_val=ZonedTimestamp(unix_timestamp=-2, zone="Europe/Berlin")),
         Value()]),
     ("ZONED_TIMESTAMP", pa.timestamp("us"), [dt.datetime(1970, 1, 1), None], [  # noqa: DTZ001
         Value(zoned_timestamp_val=ZonedTimestamp()), Value()]),
@@ -143,9 +144,26 @@ WRITTEN_OUT = [
     ("JSON_LIST", pa.list_(pa.string()), [["{}", None], [], None], [
         Value(json_list_val=StringList(val=["{}", "null"])),
         Value(json_list_val=StringList()), Value()]),
-    # Feast cuts fractions off in lists, where it rounds down in scalars.
+    # Feast rounds those before 1970 up in lists and maps, and down in scalars.
     ("UNIX_TIMESTAMP_LIST", pa.list_(pa.timestamp("us", "UTC")), [[MOMENT, BEFORE_1970]], [
-        Value(unix_timestamp_list_val=Int64List(val=[1_774_747_800, -1]))]),
+        Value(unix_timestamp_list_val=Int64List(val=[1_774_747_800, -2]))]),
+    ("UNIX_TIMESTAMP_LIST", pa.list_(pa.timestamp("ns")), [[IN_1960], [BEFORE_1970]], [
+        Value(unix_timestamp_list_val=Int64List(val=[-315_619_200])),
+        Value(unix_timestamp_list_val=Int64List(val=[-2]))]),
+    ("UNIX_TIMESTAMP_SET", pa.list_(pa.timestamp("ms")), [[IN_1960, BEFORE_1970]], [
+        Value(unix_timestamp_set_val=Int64Set(val=[-315_619_200, -2]))]),
+    ("VALUE_LIST", pa.list_(pa.list_(pa.timestamp("us"))), [[[IN_1960], [BEFORE_1970]]], [
+        Value(list_val=RepeatedValue(val=[
+            Value(unix_timestamp_list_val=Int64List(val=[-315_619_200])),
+            Value(unix_timestamp_list_val=Int64List(val=[-2]))]))]),
+    ("SCALAR_MAP", pa.map_(pa.timestamp("us"), pa.timestamp("us")), [[(IN_1960, BEFORE_1970)]], [
+        Value(scalar_map_val=ScalarMap(val=[ScalarMapEntry(
+            key=MapKey(unix_timestamp_key=-315_619_200),
+            value=Value(unix_timestamp_val=-2))]))]),
+    ("STRUCT_LIST", pa.list_(pa.struct({"a": pa.timestamp("us")})), [[{"a": IN_1960}]], [
+        Value(struct_list_val=MapList(val=[Map(
+            val={"a": Value(unix_timestamp_val=-315_619_200)})]))]),
+    ("UNKNOWN", pa.timestamp("us"), [IN_1960], [Value(unix_timestamp_val=-315_619_200)]),
     ("UNIX_TIMESTAMP_LIST", pa.list_(pa.int64()), [[7]], [
         Value(unix_timestamp_list_val=Int64List(val=[7]))]),
     ("INT32_SET", pa.list_(pa.int32()), [[5, 5], [], None], [
@@ -177,7 +195,7 @@ WRITTEN_OUT = [
     ("MAP", pa.struct({"a": pa.timestamp("us", "UTC"), "b": pa.list_(pa.string())}),
      [{"a": BEFORE_1970, "b": ["x"]}, {"a": None, "b": None}, None], [
         Value(map_val=Map(val={
-            "a": Value(unix_timestamp_val=-1),
+            "a": Value(unix_timestamp_val=-2),
             "b": Value(string_list_val=StringList(val=["x"]))})),
         Value(map_val=Map(val={"a": Value(), "b": Value()})), Value()]),
     ("MAP", pa.map_(pa.string(), pa.list_(pa.map_(pa.string(), pa.bool_()))),

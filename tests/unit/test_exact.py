@@ -30,6 +30,8 @@ from hypothesis import strategies as st
 
 from feast_dynamo_ext.declared import declared_as, declared_type, is_wider, scalar_exact
 from feast_dynamo_ext.declared_values import as_declared
+from feast_dynamo_ext.dynamo.encoding.values import encode_column
+from feast_dynamo_ext.errors import ColumnTypeError
 from feast_dynamo_ext.exact import cast_exact, check_json
 
 NAN, INF = float("nan"), float("inf")
@@ -381,6 +383,9 @@ NOT_DECLARED = [
     ("DECIMAL", pa.array([1])),
     ("UNIX_TIMESTAMP", pa.array(["2026-01-01"])),
     ("ZONED_TIMESTAMP", pa.array([1])),
+    # Without a zone: a push refuses them too.
+    ("ZONED_TIMESTAMP", pa.array([DAY.date()])),
+    ("ZONED_TIMESTAMP", pa.array([DAY.date()], pa.date64())),
     ("UUID", pa.array([1])),
     ("UUID", pa.array([b"0123456789abcde"])),
     ("JSON", pa.array([DAY])),
@@ -434,6 +439,53 @@ def test_numbers_in_lists_are_json_but_for_nan():
             ValueError, match=r"^1 of 2 .* cannot be JSON \(which has no NaN and no"
         ):
             scalar_exact(pa.array([{"a": number}, {"a": 1.0}]), ValueType.JSON)
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "message"),
+    [
+        ("MAP", pa.array(["not json", "{}"]), "1 of 2 values of type string cannot be JSON"),
+        ("MAP", pa.array(["[1]", "{}"]), "1 of 2 .* cannot be JSON of maps"),
+        ("MAP", pa.array([b"\xff\x00"]), "1 of 1 values of type .*binary cannot be large_string"),
+        ("STRUCT", pa.array(["5"]), "1 of 1 .* cannot be JSON of maps"),
+        ("MAP_LIST", pa.array(["not json"], pa.large_string()), "1 of 1 .* cannot be JSON"),
+        ("MAP_LIST", pa.array(["{}", "[{}]", "[1]"]), "2 of 3 .* cannot be JSON of lists of maps"),
+        ("STRUCT_LIST", pa.array(["{}"]), "1 of 1 .* cannot be JSON of lists of maps"),
+        ("INT64_LIST", pa.array(['["x"]']), "1 of 1 values of type string cannot be int64"),
+        ("INT64_LIST", pa.array(["not json", None]), "1 of 1 .* cannot be JSON"),
+        ("INT64_LIST", pa.array([b"{}"]), "its JSON is not a list"),
+        ("INT64_LIST", pa.array(['[1, "x"]']), "its JSON holds values of several types"),
+        ("INT64_SET", pa.array(["[1.5]"]), "1 of 1 values of type double cannot be int64"),
+        ("STRING_LIST", pa.array(["abc"]).dictionary_encode(), "1 of 1 .* cannot be JSON"),
+        ("VALUE_LIST", pa.array(["[1]"]), "its JSON is not a list of lists"),
+        ("VALUE_SET", pa.array(["x"]), "1 of 1 .* cannot be JSON"),
+        (Struct({"a": Array(Int64)}), pa.array([{"a": "[1]"}]), "1 of 1 .* cannot be INT64_LIST"),
+    ],
+)
+def test_json_is_of_what_is_declared(kind, column, message):
+    """Of what it says a push takes none either."""
+    kind = ValueType[kind] if isinstance(kind, str) else declared_as(kind)
+    with pytest.raises(ValueError, match=message):
+        as_declared(pa.chunked_array([column]), kind)
+    with pytest.raises(ColumnTypeError, match=message):
+        encode_column(column, kind, "f")
+
+
+@pytest.mark.parametrize(
+    ("kind", "column"),
+    [
+        ("MAP", pa.array(['{"a": [1, "x"]}', "{}", None])),
+        ("MAP", pa.array([b'{"a": 1}'])),
+        ("MAP_LIST", pa.array(["[]", '[{"a": 1}, {}]'])),
+        ("INT64_LIST", pa.array(["[1, null]", "[]", None])),
+        ("FLOAT_SET", pa.array([b"[0.1, NaN]"])),
+        ("STRING_LIST", pa.array(['["a"]']).dictionary_encode()),
+        ("VALUE_LIST", pa.array(["[[1], []]", "[]", None])),
+    ],
+)
+def test_json_stays_the_text_that_it_is(kind, column):
+    column = pa.chunked_array([column])
+    assert as_declared(column, ValueType[kind]) is column
 
 
 def test_seconds_say_what_was_wanted():

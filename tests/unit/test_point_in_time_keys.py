@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import random
+import uuid
+from decimal import Decimal
 
+import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast.types import Int64, from_value_type
 from pit_cases import (
     HOUR,
     MICROSECONDS,
     Case,
     ViewCase,
     check,
+    of_every_plan,
+    plan_config,
 )
 from pit_oracle import HistoryRow
 from pit_strategies import EDGES, FAMILIES, INTEGERS
+from repos import NoRegistry
 
+from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
+from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 
 NOW = 500_000 * HOUR
 
@@ -126,3 +138,108 @@ def test_many_rows_of_one_key_and_many_keys(tmp_path, shape):
         folder = tmp_path / str(known)
         folder.mkdir()
         check(Case((view,), (pa.int64(),), entities, known=known), folder)
+
+
+SECOND = dt.datetime(2026, 1, 2, tzinfo=dt.timezone.utc)
+ID = uuid.UUID("12345678-1234-5678-1234-567812345678")
+
+
+def history_of(folder, kind, keys):
+    """A view whose file has a row a key, and the entity rows that ask for all of them."""
+    at = pa.array([SECOND] * len(keys), pa.timestamp("us", "UTC"))
+    path = folder / "history.parquet"
+    pq.write_table(pa.table({"id": keys, "at": at, "n": range(len(keys))}), path)
+    view = FeatureView(
+        name="v",
+        entities=[Entity(name="e", join_keys=["id"], value_type=kind)],
+        schema=[Field(name="id", dtype=from_value_type(kind)), Field(name="n", dtype=Int64)],
+        source=FileSource(path=str(path), timestamp_field="at"),
+    )
+    return view, pa.table({"id": keys, "event_timestamp": at})
+
+
+def job_of(view, rows):
+    return S3ParquetOfflineStore.get_historical_features(
+        plan_config(), [view], ["v:n"], rows, NoRegistry(), "p"
+    )
+
+
+NO_KEYS = {
+    "INT64": [
+        pa.array([True, False]), pa.array(["02", "2"]), pa.array(["2"]).dictionary_encode(),
+        pa.array([SECOND]), pa.array([SECOND.date()]), pa.array([b"2"]),
+        pa.array([ID.bytes], pa.uuid()),
+    ],
+    "INT32": [pa.array([True]), pa.array(["2"]), pa.array([SECOND])],
+    "STRING": [
+        pa.array([True]), pa.array([SECOND]), pa.array([SECOND.date()]), pa.array([1.0]),
+        pa.array([Decimal("5.00")], pa.decimal128(10, 2)),
+    ],
+    "UNIX_TIMESTAMP": [pa.array([True]), pa.array(["2026-01-02"]), pa.array([b"x"])],
+    "BYTES": [pa.array([True]), pa.array([1]), pa.array([SECOND])],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"), [(kind, keys) for kind in NO_KEYS for keys in NO_KEYS[kind]], ids=str
+)
+def test_a_column_of_no_keys_of_the_declared_type_is_refused(tmp_path, kind, keys):
+    """As a push and a materialization refuse it."""
+    with pytest.raises(ColumnTypeError):
+        encode_keys([keys], [ValueType[kind]], ["id"], "v", len(keys))
+    view, rows = history_of(tmp_path, ValueType[kind], keys)
+    message = rf"`v`, source .*: join key `id` is declared as {kind}, .* values of type"
+    with pytest.raises(ColumnTypeError, match=message):
+        list(of_every_plan([view], ["v:n"], rows))
+    with pytest.raises(ColumnTypeError, match=message):
+        job_of(view, rows).to_sql()
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "message"),
+    [
+        ("INT32", pa.array([1, 2**31]), "1 of 2 values of type int64 cannot be int32"),
+        ("INT32", pa.array([-(2.0**31) - 1]), "1 of 1 values of type double cannot be int32"),
+        ("INT32", pa.array([2**31], pa.uint32()), "1 of 1 values of type uint32"),
+        ("UNIX_TIMESTAMP", pa.array([5, 1_767_312_000_000]), "1 of 2 .* years 1 to 9999"),
+        ("STRING", pa.array([b"ab", b"\xff"]), "1 of 2 values of type large_binary"),
+        ("STRING", pa.array([b"\xff" * 16], pa.binary(16)), "1 of 1 values of type large_binary"),
+    ],
+    ids=str,
+)
+def test_a_value_that_is_no_key_of_the_declared_type_is_refused(tmp_path, kind, keys, message):
+    with pytest.raises(ColumnTypeError, match=message):
+        encode_keys([keys], [ValueType[kind]], ["id"], "v", len(keys))
+    view, rows = history_of(tmp_path, ValueType[kind], keys)
+    with pytest.raises(ColumnTypeError, match=rf"join key `id` is declared as {kind}.*{message}"):
+        list(of_every_plan([view], ["v:n"], rows))
+    if kind == "STRING":
+        with pytest.raises(ColumnTypeError, match=r"UTF-8.*to_arrow"):
+            job_of(view, rows).to_sql()
+        return
+    with duckdb.connect() as database, pytest.raises(duckdb.Error, match="a join key is none of"):
+        database.register("entity_df", rows).sql(job_of(view, rows).to_sql()).fetchall()
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("INT64", pa.array([1.0, -2.0])),
+        ("INT64", pa.array([Decimal("1.00"), Decimal(-2)], pa.decimal128(10, 2))),
+        ("INT32", pa.array([2**31 - 1, -(2**31)])),
+        ("INT32", pa.array([1.0, 2.0])),
+        ("STRING", pa.array([7, -8])),
+        ("STRING", pa.array([Decimal(7), Decimal(8)], pa.decimal128(10, 0))),
+        ("STRING", pa.array([b"ab", b"cd"], pa.binary(2))),
+        ("STRING", pa.array([ID.bytes, bytes(16)], pa.uuid())),
+        ("UNIX_TIMESTAMP", pa.array([5, 1_767_312_000])),
+        ("UNIX_TIMESTAMP", pa.array([SECOND.date(), dt.date(1969, 12, 31)])),
+        ("BYTES", pa.array(["a", "b"])),
+        ("BYTES", pa.array([b"\xff", b""])),
+    ],
+    ids=str,
+)
+def test_keys_of_the_declared_type_are_joined(tmp_path, kind, keys):
+    view, rows = history_of(tmp_path, ValueType[kind], keys)
+    for plan, found in of_every_plan([view], ["v:n"], rows):
+        assert found.column("n").to_pylist() == [0, 1], plan

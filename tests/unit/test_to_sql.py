@@ -24,6 +24,8 @@ from feast.types import (
     Int32,
     Int64,
     Json,
+    Map,
+    Set,
     String,
     Struct,
     UnixTimestamp,
@@ -507,6 +509,39 @@ def test_a_value_that_does_not_fit_is_an_error_of_the_statement_too(tmp_path, dt
 def test_what_sql_casts_in_another_form_is_refused(tmp_path, dtype, values):
     job, _ = declared(tmp_path, dtype, values)
     with pytest.raises(ColumnTypeError, match=r"`orders`: `value` is declared as .*to_arrow"):
+        job.to_sql()
+
+
+@pytest.mark.parametrize(
+    ("text", "is_map"),
+    [('{"a": [1, "x"]}', True), ("{}", True), ("[1]", False), ("not json", False), ("5", False)],
+)
+def test_json_of_maps_is_checked_by_the_statement(tmp_path, text, is_map):
+    values = [text, "{}", None]
+    job, frame = declared(tmp_path, Map, pa.array(values))
+    if is_map:
+        assert same(job, frame)["value"] == values
+        return
+    with pytest.raises(ColumnTypeError, match=r"`orders`: `value`.*1 of 2 values"):
+        job.to_arrow()
+    with pytest.raises(duckdb.Error, match="`value` is not MAP"):
+        run(job.to_sql(), frame)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        (Array(Int64), pa.array(["[1]"] * 3)),
+        (Set(String), pa.array([b'["a"]'] * 3)),
+        (Array(Map), pa.array(["[{}]"] * 3)),
+        (Map, pa.array([b"{}"] * 3)),
+    ],
+    ids=str,
+)
+def test_other_json_is_not_checked_in_sql(tmp_path, dtype, values):
+    job, _ = declared(tmp_path, dtype, values)
+    assert job.to_arrow().column("value").to_pylist() == values.to_pylist()
+    with pytest.raises(ColumnTypeError, match=r"`orders`: `value`.*JSON in .*to_arrow"):
         job.to_sql()
 
 

@@ -12,6 +12,8 @@ Where Feast's own `python_values_to_proto_values` keeps a value, the bytes are i
 `packed.pack`, save for the order of maps' entries and of sets, which in Feast is that of hash
 tables. Which values fit a type is the rule of `declared`, not Feast's: it rounds, overflows,
 and writes zeros and empty texts for nulls inside of lists. Float lists hold NaN for them.
+A time is the second that it is in, wherever it stands: Feast rounds those before 1970 up inside
+of lists and maps.
 """
 
 from __future__ import annotations
@@ -51,11 +53,12 @@ from feast_dynamo_ext.declared import (
     SCALARS,
     element_kind,
     has_form,
+    in_json,
     name_of,
     scalar_exact,
     value_type,
 )
-from feast_dynamo_ext.declared_values import nested_exact, parsed_json
+from feast_dynamo_ext.declared_values import maps_of, nested_exact, parsed_json
 from feast_dynamo_ext.dynamo.encoding.protobuf import (
     FIXED32,
     FIXED64,
@@ -69,7 +72,7 @@ from feast_dynamo_ext.dynamo.encoding.protobuf import (
     offsets_of,
     varints,
 )
-from feast_dynamo_ext.exact import cast_exact, refused
+from feast_dynamo_ext.exact import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -174,7 +177,7 @@ def scalar(array: pa.Array, kind: ValueType) -> Message:
 
 def _zoned(array: pa.Array) -> Message:
     """Whole seconds and the zone, each left out where it is the default."""
-    whole = seconds(array, toward_zero=True)
+    whole = seconds(array)
     zone = constant(_zone_name(array.type.tz or "").encode(), len(array))
     message = number_field(SECONDS_NUMBER, whole).masked(numbers(whole) != 0)
     if zone.cells.shape[1]:
@@ -232,7 +235,7 @@ def _without_nulls(elements: pa.Array, kind: ValueType, *, is_set: bool) -> pa.A
 def _as_written(elements: pa.Array, kind: ValueType) -> pa.Array:
     """Elements as one of the types that `repeated` takes."""
     if kind is ValueType.UNIX_TIMESTAMP:
-        return seconds(elements, toward_zero=True)
+        return seconds(elements)
     target = SCALAR_ARROW.get(kind, pa.string())
     if pa.types.is_string(target):
         return texts(elements, pa.large_string())
@@ -399,7 +402,7 @@ def _inner_values(array: pa.Array) -> Message:
 
 def _scalar(array: pa.Array, kind: ValueType) -> Message:
     if kind is ValueType.UNIX_TIMESTAMP:
-        return number_field(FIELD_NUMBER[kind], seconds(array, toward_zero=True))
+        return number_field(FIELD_NUMBER[kind], seconds(array))
     message = scalar(array, kind)
     if kind is ValueType.DOUBLE:
         return message.masked(~np.isnan(numbers(array)))
@@ -454,7 +457,7 @@ def _map_key(keys: pa.Array) -> Message:
     kind = next(kind for fits, kind in INFERRED if fits(keys.type))
     number = KEY_NUMBER[kind]
     if kind is ValueType.UNIX_TIMESTAMP:
-        return number_field(number, seconds(keys, toward_zero=True))
+        return number_field(number, seconds(keys))
     if kind is ValueType.BYTES:
         return text_field(number, keys)
     if kind is ValueType.UUID:
@@ -532,15 +535,16 @@ def _cell_by_cell(array: pa.Array, kind: ValueType) -> Message:
         raise ValueError("Feast's Value message has no field of that type")
     if not has_form(array.type, kind):
         raise refused(array, kind.name)
-    if is_bytes(array.type):
-        array = cast_exact(array, pa.large_string())
+    cells = (
+        maps_of(array, lists=kind in LISTS_OF_MAPS) if in_json(array.type, kind) else _cells(array)
+    )
     try:
-        values: list[Value] = python_values_to_proto_values(_cells(array), kind)
+        values: list[Value] = python_values_to_proto_values(cells, kind)
     except Exception as error:  # noqa: BLE001 - it raises bare ones too
         # Feast's words show the value.
         raise ValueError(f"Feast cannot write it ({type(error).__name__})") from None
-    cells = [value.SerializeToString() for value in values]
-    return Message.from_part(pa.array(cells, pa.large_binary()))
+    encoded = [value.SerializeToString() for value in values]
+    return Message.from_part(pa.array(encoded, pa.large_binary()))
 
 
 def _cells(array: pa.Array) -> list[Any]:

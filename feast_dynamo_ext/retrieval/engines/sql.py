@@ -36,21 +36,24 @@ from feast_dynamo_ext.arrow_types import (
     is_bytes,
     is_list,
     is_number,
+    is_text,
     is_uuid,
     without_dictionary,
 )
 from feast_dynamo_ext.declared import (
+    MAPS,
     OPEN_KINDS,
     UUIDS,
     declared_as,
     declared_type,
     element_kind,
+    in_json,
     is_checked,
     is_wider,
     name_of,
 )
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
-from feast_dynamo_ext.key_types import family
+from feast_dynamo_ext.key_types import family, has_other_keys, least_and_most
 from feast_dynamo_ext.parquet.listing import partition_value
 from feast_dynamo_ext.retrieval.entity_rows.from_files import CSV
 from feast_dynamo_ext.retrieval.inputs import History, checked_source, entity_key, key_names
@@ -514,10 +517,8 @@ class _Files:
 
     def sql(self) -> str:
         """The usable rows: narrow columns, and features under names of our own."""
-        view, schema, quoted = self.view, self.source.schema, self.dialect.quoted
-        keys = [
-            self.key(quoted(column), schema.field(column).type) for _, column in view.keys
-        ] or ["0"]
+        view, quoted = self.view, self.dialect.quoted
+        keys = [self.declared_key(*key) for key in view.declared_keys] or ["0"]
         columns = [f"{key} AS {name}" for key, name in zip(keys, key_names(view), strict=True)]
         columns.append(f"{self.time(view.event_time)} AS t")
         created = self.time(view.created_time) if view.created_time else "NULL"
@@ -561,6 +562,15 @@ class _Files:
         expression = f"{history}.{self.feature(column)}"
         not_of_kind = f"`{column}` is not {name_of(kind)}"
         wider, checked = is_wider(kind, target), is_checked(kind, target)
+        if isinstance(kind, ValueType) and in_json(stored, kind):
+            cast = _checked_maps(expression, kind, stored, not_of_kind)
+            if cast is None:
+                raise ColumnTypeError(
+                    f"Feature view `{self.view.view}`: `{column}` is declared as {name_of(kind)} "
+                    f"and kept as JSON in {stored}, of which SQL does not check what a retrieval "
+                    "does. Use `to_arrow()`, or keep it as lists."
+                )
+            return cast
         if isinstance(kind, ValueType) and wider:
             return _narrowed(expression, target, kind)
         if isinstance(kind, ValueType) and kind not in OPEN_KINDS and target == stored:
@@ -577,6 +587,29 @@ class _Files:
                 "does. Correct the dtype in the view, or use `to_arrow()`."
             )
         return cast
+
+    def declared_key(self, column: str, declared: ValueType) -> str:
+        """A key of the history as it is compared, or an error where it could be none online.
+
+        Raises:
+            ColumnTypeError: bytes of a key that is declared as text.
+        """
+        stored = self.source.schema.field(column).type
+        key = self.key(self.dialect.quoted(column), stored)
+        if not has_other_keys(stored, declared):
+            return key
+        limits = least_and_most(stored, declared)
+        if limits is None:
+            raise ColumnTypeError(
+                f"Feature view `{self.view.view}`: join key `{column}` is declared as "
+                f"{declared.name} and kept in {stored}, of which SQL does not check that it is "
+                "UTF-8. Declare it as Bytes, or use `to_arrow()`."
+            )
+        refused = literal(f"a join key is none of those that {declared.name} has")
+        return (
+            f"CASE WHEN {key} < {limits[0]} OR {key} > {limits[1]} "
+            f"THEN {self.dialect.fail}({refused}) ELSE {key} END"
+        )
 
     def key(self, expression: str, stored: pa.DataType, kind: pa.DataType | None = None) -> str:
         """A key as it is compared.
@@ -649,6 +682,19 @@ def _checked(expression: str, kind: ValueType, message: str) -> str:
     return f"CASE WHEN {bad} THEN error({literal(message)}) ELSE {expression} END"
 
 
+def _checked_maps(
+    expression: str, kind: ValueType, stored: pa.DataType, message: str
+) -> str | None:
+    """Texts that must be JSON of maps, or an error; None of anything else that is JSON."""
+    if kind not in MAPS or not is_text(without_dictionary(stored)):
+        return None
+    checked = _checked(expression, ValueType.JSON, message)
+    return (
+        f"CASE WHEN json_type({checked}) <> 'OBJECT' THEN error({literal(message)}) "
+        f"ELSE {expression} END"
+    )
+
+
 def _part(
     expression: str, kind: Declared, stored: pa.DataType, message: str, depth: int = 0
 ) -> str | None:
@@ -681,7 +727,9 @@ def _scalar(expression: str, kind: ValueType, stored: pa.DataType, message: str)
         return _narrowed(expression, target, kind)
     if target != stored:
         return exact_cast(expression, stored, target, message)
-    return _checked(expression, kind, message) if is_checked(kind, target) else expression
+    # Of maps inside of others nobody declares more than that they are maps.
+    is_free = kind in OPEN_KINDS or not is_checked(kind, target)
+    return expression if is_free else _checked(expression, kind, message)
 
 
 def _fields(
