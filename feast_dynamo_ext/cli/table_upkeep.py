@@ -329,12 +329,10 @@ def rollback(view: str, version: str, table: str | None, output: Output, repo: P
     feast-dynamo table rollback customer_orders 2026-01-31T12:00:00
     feast-dynamo table rollback customer_orders 6203744418261947562
     """  # noqa: D301 - click keeps the lines after \b as they are
-    from feast_dynamo_ext.parquet.iceberg import snapshots
-    from feast_dynamo_ext.parquet.iceberg.import_files import forget_undone
+    from feast_dynamo_ext.parquet.iceberg.import_record import go_back
 
     named = named_table(repo, view, table)
-    info = snapshots.rollback(named.handle, _version(version))
-    forget_undone(named.handle)
+    info = go_back(named.handle, _version(version))
     pin = _pin(named.view)
     pinned = (
         f"\nIn definitions.py the source still reads the version `{pin}`: take its tag "
