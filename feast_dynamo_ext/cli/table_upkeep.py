@@ -417,7 +417,7 @@ def tag(
 @click.option(
     "--expire-now",
     is_flag=True,
-    help="Let go of all older versions too, so that nothing of the entities is left.",
+    help="Let go of all older versions too, so that no file that the table lists has the entities.",
 )
 @click.option("--drop-tags", is_flag=True, help="With --expire-now: tagged versions as well.")
 @table_option
@@ -436,8 +436,11 @@ def erase(
     """Erase all rows of some entities from a table.
 
     The files that hold them are written anew without them. Older versions hold them until they
-    expire; --expire-now lets go of all of these at once. Other copies are yours to erase: the
-    folder that was imported, training sets, the online store.
+    expire; --expire-now lets go of all of these at once.
+
+    What no version of the table lists is yours to erase: the folder that was imported, training
+    sets, the online store, and files of writers that were killed before their commit, which
+    nobody reads but which lie in the table's folder.
 
     \b
     feast-dynamo table erase customer_orders --key customer_id=5 --expire-now
