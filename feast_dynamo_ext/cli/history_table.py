@@ -91,7 +91,7 @@ def create(
 
     store = store_of(repo)
     found = view_of(store, view)
-    _check_no_table(found, table)
+    _check_no_table(store, found, table)
     history = read_history(found, store.config)
     if history.problems:
         output.note(
@@ -113,15 +113,17 @@ def create(
     _show_new(store, found, new, f"The table {new.handle.name} {made}", {}, output)
 
 
-def _check_no_table(view: Any, table: str | None) -> None:
-    """Refuse to make a table for a view that has one.
+def _check_no_table(store: FeatureStore, view: Any, table: str | None) -> None:
+    """Refuse to make a table for a view that has one; that of its source may be missing.
 
     Raises:
-        ConfigError: its source is a table.
+        ConfigError: its source is a table, which is there.
     """
     from feast_dynamo_ext.parquet.iceberg.catalog import is_iceberg, table_name
+    from feast_dynamo_ext.parquet.iceberg.view_table import exists, handle_of
 
-    if is_iceberg(view.batch_source) and table is None:
+    source = view.batch_source
+    if is_iceberg(source) and table is None and exists(handle_of(view, store.config)):
         raise ConfigError(
             f"The source of feature view `{view.name}` is the Iceberg table "
             f"{table_name(view.batch_source)} already. To make another one, name it: --table NAME."
@@ -255,7 +257,7 @@ def _imported(
             )
         name = at.name if at is not None else name
     view = view_of(store, name)
-    _check_no_table(view, table)
+    _check_no_table(store, view, table)
     if is_iceberg(view.batch_source):
         raise ConfigError(
             f"The source of feature view `{name}` is an Iceberg table, which has no files to "
@@ -278,7 +280,7 @@ def _show_import(
     figures = {
         "files": len(plan.files),
         "rows": plan.rows,
-        "earlier": len(plan.imported),
+        "earlier": plan.record.count,
         "how": how,
         "written": written,
     }

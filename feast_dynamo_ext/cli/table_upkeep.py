@@ -329,12 +329,10 @@ def rollback(view: str, version: str, table: str | None, output: Output, repo: P
     feast-dynamo table rollback customer_orders 2026-01-31T12:00:00
     feast-dynamo table rollback customer_orders 6203744418261947562
     """  # noqa: D301 - click keeps the lines after \b as they are
-    from feast_dynamo_ext.parquet.iceberg import snapshots
-    from feast_dynamo_ext.parquet.iceberg.import_files import forget_undone
+    from feast_dynamo_ext.parquet.iceberg.import_record import go_back
 
     named = named_table(repo, view, table)
-    info = snapshots.rollback(named.handle, _version(version))
-    forget_undone(named.handle)
+    info = go_back(named.handle, _version(version))
     pin = _pin(named.view)
     pinned = (
         f"\nIn definitions.py the source still reads the version `{pin}`: take its tag "
@@ -419,7 +417,7 @@ def tag(
 @click.option(
     "--expire-now",
     is_flag=True,
-    help="Let go of all older versions too, so that nothing of the entities is left.",
+    help="Let go of all older versions too, so that no file that the table lists has the entities.",
 )
 @click.option("--drop-tags", is_flag=True, help="With --expire-now: tagged versions as well.")
 @table_option
@@ -438,8 +436,11 @@ def erase(
     """Erase all rows of some entities from a table.
 
     The files that hold them are written anew without them. Older versions hold them until they
-    expire; --expire-now lets go of all of these at once. Other copies are yours to erase: the
-    folder that was imported, training sets, the online store.
+    expire; --expire-now lets go of all of these at once.
+
+    What no version of the table lists is yours to erase: the folder that was imported, training
+    sets, the online store, and files of writers that were killed before their commit, which
+    nobody reads but which lie in the table's folder.
 
     \b
     feast-dynamo table erase customer_orders --key customer_id=5 --expire-now

@@ -204,6 +204,18 @@ def test_create_makes_an_empty_table_and_says_what_to_change(repo):
     answer = repo.run("create", "orders")
     assert "is the Iceberg table shop.orders already" in answer.stderr
     assert repo.run("drop", "shop.orders", "--yes").returncode == 0
+    # The source's own table is made again, under its name.
+    answer = repo.run("create", "orders", "--dry-run")
+    assert answer.stdout.startswith("The table shop.orders would be made")
+    folder = str(repo.folder / "orders")
+    assert "Name the folder that has them" in repo.run("import", "orders").stderr
+    assert repo.run("import", folder, "--into", "orders").stdout.startswith("3 rows of 2 files")
+    assert repo.seen(0, 1) == [1.0, 2.0]
+    assert repo.run("drop", "orders", "--yes").returncode == 0
+    answer = repo.run("create", "orders")
+    assert answer.stdout.startswith("The table shop.orders is made")
+    assert "nothing is to be changed in definitions.py" in answer.stdout
+    assert repo.run("drop", "shop.orders", "--yes").returncode == 0
     assert repo.run("drop", "shop.orders").stderr.startswith("error:")
 
 

@@ -46,8 +46,9 @@ from feast_dynamo_ext.errors import (
     TableImportError,
 )
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
-from feast_dynamo_ext.parquet.iceberg.import_files import Room, forget_undone, run_import
+from feast_dynamo_ext.parquet.iceberg.import_files import Room, run_import
 from feast_dynamo_ext.parquet.iceberg.import_plan import plan_import
+from feast_dynamo_ext.parquet.iceberg.import_record import go_back
 from feast_dynamo_ext.parquet.iceberg.snapshots import history as history_of
 from feast_dynamo_ext.parquet.iceberg.snapshots import rollback
 from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE
@@ -326,7 +327,8 @@ def test_an_import_goes_on_with_files_that_came_since(path, config):
     table = loaded(view, config)
     record = Path(table.properties[IMPORTED].removeprefix("file://"))
     taken = json.loads(record.read_bytes())
-    assert set(taken) == {str(first), str(path / "a.parquet")}
+    assert len(taken["files"]) == 2
+    assert not any(name in record.read_text() for name in ("orders/", "m.parquet", "a.parquet"))
     write(first, [(1, 0, 0, 1), (2, 0, 0, 2)])
     with pytest.raises(TableImportError, match=r"1 thing stands.*m\.parquet was replaced after"):
         imported(view, config)
@@ -343,9 +345,8 @@ def test_what_a_rollback_took_out_can_be_imported_again(path, config, is_told):
     handle = plan_import_handle(view, config)
     oldest = history_of(handle)[-1].snapshot_id
     for _ in range(2):
-        rollback(handle, oldest)
-        if is_told:
-            forget_undone(handle)
+        # By the command, or by another engine.
+        (go_back if is_told else rollback)(handle, oldest)
         assert in_table(view, config, "value") == [(1,)]
         assert imported(view, config).files == 1
         assert in_table(view, config, "value") == [(1,), (2,)]

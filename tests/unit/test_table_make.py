@@ -33,7 +33,12 @@ from feast.types import (
 from repos import repo_config
 from views import CUSTOMER, customer_view, parquet_files
 
-from feast_dynamo_ext.errors import ColumnTypeError, ConfigError, DestinationExistsError
+from feast_dynamo_ext.errors import (
+    ColumnTypeError,
+    ConfigError,
+    DependencyError,
+    DestinationExistsError,
+)
 from feast_dynamo_ext.parquet.iceberg.import_plan import read_history
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout
 from feast_dynamo_ext.parquet.iceberg.view_table import (
@@ -195,6 +200,72 @@ def test_a_name_that_the_catalog_refuses_is_refused_with_one_it_takes(case, said
 def test_without_a_catalog_the_error_says_what_to_set(tmp_path):
     with pytest.raises(ConfigError, match=r"`catalog: \{type: glue, warehouse: s3://.*type: sql"):
         plan_table(customer_view(), repo_config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("catalog", "said"),
+    [
+        ({"type": "sql", "warehouse": "s3//bad"}, r"`s3//bad`, which would be a folder.*s3://b"),
+        ({"type": "sql", "warehouse": "s3:/bad"}, r"`s3:/bad`, which would be a folder"),
+        ({"type": "sql", "warehouse": "s3:///bad"}, r"`s3:///bad`, which would be a folder"),
+        ({"type": "sql", "uri": "data/my.db"}, r"`uri: data/my\.db` .*`sqlite:///data/my\.db`"),
+        ({"type": "rest", "uri": "host:80", "warehouse": "w"}, r"`uri: host:80`.*`https://host"),
+        *[
+            ({"type": "glue", "warehouse": warehouse}, rf"`warehouse: {warehouse}`.*s3://bucket")
+            for warehouse in ("s3a://b/x", "s3n://b", "bucket/x", "data/wh", "s3//b", "s3://")
+        ],
+    ],
+)
+def test_a_setting_of_the_catalog_that_is_none_is_named(tmp_path, catalog, said):
+    with pytest.raises(ConfigError, match=said):
+        plan_table(customer_view(), repo_config(tmp_path, catalog=catalog))
+
+
+def test_a_driver_that_is_missing_is_named(tmp_path):
+    for uri, said in {
+        "postgresql+pg8000://u:secret@127.0.0.1:9/x": r"`postgresql\+pg8000://`.*pg8000",
+        "nothing://127.0.0.1/x": r"`nothing://` is not installed",
+    }.items():
+        config = repo_config(tmp_path, catalog={"type": "sql", "uri": uri})
+        with pytest.raises(DependencyError, match=said) as caught:
+            exists(plan_table(customer_view(), config).handle)
+        assert "feast-dynamo-ext" not in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+def test_the_folders_of_a_catalog_are_made(tmp_path):
+    catalog = {"type": "sql", "uri": "sqlite:///x/y/z.db", "warehouse": "s3x/here"}
+    make(
+        plan_table(
+            customer_view(source=parquet_files("none")), repo_config(tmp_path, catalog=catalog)
+        )
+    )
+    assert (tmp_path / "x" / "y" / "z.db").exists()
+    assert (tmp_path / "s3x" / "here").exists()
+
+
+@pytest.mark.parametrize("partition", ["day", "month"])
+def test_a_feature_may_be_named_like_the_partition(tmp_path, partition):
+    name = f"Event_timestamp_{partition}"
+    view = customer_view(source=parquet_files("none"), **{name: Int64, f"{name}_2": Int64})
+    new = plan_table(view, repo_config(tmp_path, catalog="sql"), partition=partition)
+    table = make(new)
+    assert [part.name for part in table.spec().fields] == [f"event_timestamp_{partition}_3"]
+    assert TableLayout.from_table(table) == new.layout
+
+
+@pytest.mark.parametrize(
+    ("features", "said"),
+    [
+        ({"total": Float64, "Total": Float64}, r"`total` and `Total`, whose names differ in case"),
+        ({"CID": Float64}, r"`cid` and `CID`"),
+        ({"_Feast_Sequence": Int64}, r"`_Feast_Sequence`, which is named as"),
+    ],
+)
+def test_columns_that_differ_in_case_only_are_refused(tmp_path, features, said):
+    view = customer_view(source=parquet_files("none"), **features)
+    with pytest.raises(ColumnTypeError, match=said):
+        plan_table(view, repo_config(tmp_path, catalog="sql"))
 
 
 ITEM = Entity(name="item", join_keys=["iid"], value_type=ValueType.STRING)

@@ -100,6 +100,41 @@ def test_rollback_to_an_id_a_tag_and_a_time(handle):
             rollback(handle, missing)
 
 
+def test_rollback_past_versions_that_are_expired(handle):
+    newest, _, first = history(handle)
+    tag(handle, "first", first.snapshot_id)
+    tag(handle, "newest", newest.snapshot_id)
+    handle.append(rows((7, 7, None, 7.0, "b")))
+    before = dt.datetime.now(UTC)
+    handle.append(rows((8, 8, None, 8.0, "b")))
+    expire(handle, FAR)
+    # Nobody knows any more whether the current one came from those.
+    assert [info.is_in_line for info in history(handle)] == [True, None, None]
+    assert rollback(handle, before).snapshot_id == newest.snapshot_id
+    assert len(contents(handle)) == 3
+    assert rollback(handle, "first").is_current
+    assert len(contents(handle)) == 1
+    with pytest.raises(ConfigError, match="the current version did not come from snapshot"):
+        rollback(handle, "newest")
+
+
+def test_rollback_refuses_a_version_that_nobody_knows_to_have_been_current(handle):
+    tag(handle, "first", history(handle)[-1].snapshot_id)
+    with handle.load().transaction() as transaction:
+        branch = transaction.update_snapshot(branch="side").fast_append()
+        branch.commit()
+    side = handle.load().snapshot_by_name("side")
+    handle.append(rows((7, 7, None, 7.0, "b")))
+    handle.append(rows((8, 8, None, 8.0, "b")))
+    expire(handle, FAR)
+    with pytest.raises(
+        ConfigError, match=rf"has no tag.*table tag .* --snapshot {side.snapshot_id}"
+    ):
+        rollback(handle, side.snapshot_id)
+    tag(handle, "mine", side.snapshot_id)
+    assert rollback(handle, side.snapshot_id).tags == ("mine",)
+
+
 def test_tags(handle):
     newest, _, first = history(handle)
     assert tag(handle, "now").tags == ("now",)

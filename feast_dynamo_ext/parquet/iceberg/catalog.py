@@ -112,7 +112,12 @@ class CatalogAddress:
 
     @classmethod
     def from_source(cls, source: Any, config: RepoConfig) -> CatalogAddress:
-        """The catalog of Feast's `IcebergSource`."""
+        """The catalog of Feast's `IcebergSource`.
+
+        Raises:
+            ConfigError: its warehouse is a slip of the pen.
+        """
+        _check_no_slip(f"Source `{source.name}`", source.catalog_type, source.warehouse or "")
         return cls(
             source.catalog_type,
             source.catalog_name,
@@ -153,9 +158,10 @@ def source_fields(found: CatalogConfig) -> tuple[str, str]:
     """(endpoint, warehouse) as a source writes them.
 
     Raises:
-        ConfigError: one is missing.
+        ConfigError: one is missing, or is not of its form.
     """
     uri, warehouse = found.uri or "", found.warehouse or ""
+    _check_form(found.type, uri, warehouse)
     if found.type == "sql":
         return uri or "sqlite:///data/iceberg.db", warehouse or "data/warehouse"
     # A REST server may have but one warehouse.
@@ -169,6 +175,46 @@ def source_fields(found: CatalogConfig) -> tuple[str, str]:
             "`catalog: {type: sql}` for a file on this machine."
         )
     return uri, warehouse
+
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+_.-]*://")
+S3_SLIP = re.compile(r"s3[an]?(:(?!//[^/])|//)", re.IGNORECASE)
+"""What begins like a URI of S3 and is none, and would be a folder on this machine."""
+
+
+def _check_form(kind: str, uri: str, warehouse: str) -> None:
+    """Refuse what is no URL of a database or endpoint, or no place of tables.
+
+    Raises:
+        ConfigError: says what it looks like.
+    """
+    what = wanted = ""
+    if kind == "sql" and uri and not URL.match(uri):
+        what, wanted = f"`uri: {uri}`", f"a URL of SQLAlchemy, such as `sqlite:///{uri}`"
+    elif kind == "rest" and uri and not uri.startswith(("http://", "https://")):
+        what, wanted = f"`uri: {uri}`", "the endpoint of a catalog, such as `https://host/path`"
+    elif kind == "glue" and warehouse and not re.match("s3://[^/]", warehouse):
+        wanted = "what Glue's tables need, an `s3://bucket/prefix`"
+        what = f"`warehouse: {warehouse}`"
+    if what:
+        raise ConfigError(
+            f"offline_store of feature_store.yaml: `catalog` is of the type `{kind}`, and its "
+            f"{what} is not {wanted}. Correct it."
+        )
+    _check_no_slip("offline_store of feature_store.yaml: `catalog`", kind, warehouse)
+
+
+def _check_no_slip(subject: str, kind: str, warehouse: str) -> None:
+    """Refuse a folder that is meant to be on S3.
+
+    Raises:
+        ConfigError: says how it is written.
+    """
+    if kind == "sql" and S3_SLIP.match(warehouse):
+        raise ConfigError(
+            f"{subject} has the warehouse `{warehouse}`, which would be a folder on this machine. "
+            "Write a place on S3 as `s3://bucket/prefix`."
+        )
 
 
 SQLITE = "sqlite:///"
@@ -232,7 +278,9 @@ def opened(address: CatalogAddress, settings: AwsSettings) -> Any:
         ) from error
     if address.uri.startswith(SQLITE):
         with contextlib.suppress(OSError):  # then the database says that it cannot be opened
-            Path(address.uri.removeprefix(SQLITE).partition("?")[0]).parent.mkdir(exist_ok=True)
+            Path(address.uri.removeprefix(SQLITE).partition("?")[0]).parent.mkdir(
+                parents=True, exist_ok=True
+            )
     if address.kind == "rest":
         from feast_dynamo_ext.parquet.iceberg import rest
 
@@ -315,13 +363,32 @@ def catalog_errors(address: CatalogAddress, name: str) -> Iterator[None]:
             f"{address.subject}: the catalog has no table {name}: {error}. Check "
             "`namespace`, `table` and `warehouse`, or make it with `feast-dynamo table create`."
         ) from error
-    except (NotInstalledError, ImportError) as error:
+    except Exception as error:  # each kind of catalog raises errors of its own
+        if missing := _missing_driver(address, error):
+            scheme = address.uri.partition(":")[0]
+            raise DependencyError(
+                f"{address.subject}: the driver of the database `{scheme}://` is not "
+                f"installed: {missing}. Install it with pip, or name one that is installed in the "
+                "scheme of the URL, such as `postgresql+psycopg://`."
+            ) from error
+        if not isinstance(error, (NotInstalledError, ImportError)):
+            raise _unusable(address, name, error) from error
         raise DependencyError(
             f"{address.subject}: pyiceberg needs more for a catalog of the type "
             f"`{address.kind}`: {error}. Run `{INSTALL}`."
         ) from error
-    except Exception as error:  # each kind of catalog raises errors of its own
-        raise _unusable(address, name, error) from error
+
+
+def _missing_driver(address: CatalogAddress, error: Exception) -> str:
+    """What is said of a driver, or a dialect, of a database that is missing; or nothing."""
+    if address.kind != "sql":
+        return ""
+    # pyiceberg takes it for SQLAlchemy itself.
+    found = error.__cause__ or error.__context__ or error
+    is_driver = isinstance(found, ModuleNotFoundError) and not (found.name or "").startswith(
+        ("sqlalchemy", "pyiceberg")
+    )
+    return str(found) if is_driver or type(found).__name__ == "NoSuchModuleError" else ""
 
 
 def _unusable(address: CatalogAddress, name: str, error: Exception) -> FeastDynamoError:

@@ -12,7 +12,6 @@ one. Their sequence numbers say so. Registered files have none, so what the rows
 from __future__ import annotations
 
 import contextlib
-import json
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,6 @@ from feast_dynamo_ext.parquet.iceberg.data_files import (
     partitions_of,
     table_columns,
 )
-from feast_dynamo_ext.parquet.iceberg.import_plan import file_versions, imported_files
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, first_sequence
 from feast_dynamo_ext.parquet.iceberg.view_table import IMPORTED, make
 from feast_dynamo_ext.parquet.source import ROW
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
     from feast import RepoConfig
     from numpy.typing import NDArray
 
-    from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
     from feast_dynamo_ext.parquet.iceberg.import_plan import ImportPlan
 
 
@@ -274,10 +271,7 @@ def _commit(plan: ImportPlan, table: Any, added: list[Any]) -> bool:
     Raises: as `TableHandle.commit`.
     """
     run, before = uuid.uuid4().hex, table.properties.get(IMPORTED)
-    taken = {
-        path: [*version, plan.commit_id] for path, version in file_versions(plan.files).items()
-    }
-    record = _write_record(table, dict(plan.imported) | taken)
+    record = plan.record.with_import(table, plan.files, plan.commit_id).write(table)
     summary = {COMMIT_ID: plan.commit_id, RUN: run}
 
     def work(fresh: Any) -> None:
@@ -310,32 +304,3 @@ def _commit(plan: ImportPlan, table: Any, added: list[Any]) -> bool:
     if outdated is not None:
         table.io.delete(outdated)
     return is_ours
-
-
-def _write_record(table: Any, taken: dict[str, list[Any]]) -> str:
-    """A list of the files that were imported, in a file of its own; its URI."""
-    name = f"imported-files-{uuid.uuid4().hex}.json"
-    record: str = table.location_provider().new_metadata_location(name)
-    with table.io.new_output(record).create() as file:
-        file.write(json.dumps(taken).encode())
-    return record
-
-
-def forget_undone(handle: TableHandle) -> None:
-    """After a rollback: what it took out of a table can be imported again.
-
-    Raises: as `TableHandle.commit`.
-    """
-    table = handle.load()
-    before = table.properties.get(IMPORTED)
-    if before is None:
-        return
-    with catalog_errors(handle.address, handle.name):
-        left = imported_files(table)
-        with table.io.new_input(before).open() as file:
-            if json.loads(file.read()) == left:
-                return
-        record = _write_record(table, left)
-        with table.transaction() as transaction:
-            transaction.set_properties({IMPORTED: record})
-        table.io.delete(before)

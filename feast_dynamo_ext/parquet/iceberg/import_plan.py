@@ -39,10 +39,9 @@ from feast_dynamo_ext.parquet.dataset import (
 )
 from feast_dynamo_ext.parquet.iceberg.catalog import is_iceberg
 from feast_dynamo_ext.parquet.iceberg.data_files import plain_layouts, table_columns
-from feast_dynamo_ext.parquet.iceberg.snapshots import snapshots_of
+from feast_dynamo_ext.parquet.iceberg.import_record import ImportRecord, digests
 from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE, TableLayout
 from feast_dynamo_ext.parquet.iceberg.view_table import (
-    IMPORTED,
     TIMES,
     Extent,
     NewTable,
@@ -56,7 +55,7 @@ from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
 from feast_dynamo_ext.storage import settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from feast import RepoConfig
 
@@ -245,8 +244,7 @@ class ImportPlan:
         view: name of the view.
         new: what the table is made as, or would be.
         history: the files that are not in the table yet.
-        imported: those that are, by an earlier import: their paths -> size, version, commit id.
-        undone: earlier imports that a rollback has taken out again, by snapshot.
+        record: what earlier imports took.
         table: the table, or None where it is to be made.
         register: the files become the table's as they are.
     """
@@ -254,8 +252,7 @@ class ImportPlan:
     view: str
     new: NewTable
     history: History
-    imported: Mapping[str, list[Any]] = field(default_factory=dict)
-    undone: tuple[int, ...] = ()
+    record: ImportRecord = field(default_factory=ImportRecord)
     table: Any = None
     register: bool = False
 
@@ -279,13 +276,9 @@ class ImportPlan:
     @property
     def commit_id(self) -> str:
         """The same for the same files, until a rollback takes them out."""
-        states = [sorted(file_versions(self.files).items()), *self.undone]
+        versions = sorted((file.path, file.size, str(file.version[1])) for file in self.files)
+        states = [versions, *sorted(self.record.undone)]
         return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:32]
-
-
-def file_versions(files: Iterable[FileState]) -> dict[str, list[Any]]:
-    """Size and version of each file, by its path."""
-    return {file.path: [file.size, str(file.version[1])] for file in files}
 
 
 def plan_import(
@@ -430,14 +423,13 @@ def _of_columns(history: History, views: Sequence[Any]) -> list[str]:
 
 def _without_imported(plan: ImportPlan, problems: list[str]) -> ImportPlan:
     """Without the files that an earlier import took; those that were replaced since are named."""
-    lost = [info for info in snapshots_of(plan.table) if info.commit_id and not info.is_in_line]
-    imported, now = imported_files(plan.table), file_versions(plan.files)
-    left = [file for file in plan.files if file.path not in imported]
+    record, now = ImportRecord.from_table(plan.table), digests(plan.table, plan.files)
+    left = [file for file in plan.files if record.version(now[file.path][0]) is None]
     problems += [
         f"{path} was replaced after it was imported, so that its rows would be in the table "
         "twice; import into a new table (`--table`)"
-        for path in sorted(now.keys() & imported.keys())
-        if now[path] != imported[path][:2]
+        for path, (digest, version) in sorted(now.items())
+        if record.version(digest) not in (None, version)
     ]
     source = plan.history.source
     paths = {file.path for file in left}
@@ -447,8 +439,7 @@ def _without_imported(plan: ImportPlan, problems: list[str]) -> ImportPlan:
         footers=tuple(each for each in plan.history.footers if each.path in paths),
         source=source and replace(source, parts=source.parts.only(paths)),
     )
-    undone = tuple(sorted(info.snapshot_id for info in lost))
-    return replace(plan, history=history, imported=imported, undone=undone)
+    return replace(plan, history=history, record=record)
 
 
 def _not_in_table(plan: ImportPlan) -> list[str]:
@@ -460,20 +451,6 @@ def _not_in_table(plan: ImportPlan) -> list[str]:
         for name in plan.new.columns.names
         if name not in there
     ]
-
-
-def imported_files(table: Any) -> dict[str, list[Any]]:
-    """What earlier imports took, by path: size, version and commit id.
-
-    Without those that a rollback has taken out of the table again.
-    """
-    at = table.properties.get(IMPORTED)
-    if at is None:
-        return {}
-    with table.io.new_input(at).open() as file:
-        found: dict[str, list[Any]] = json.loads(file.read())
-    undone = {info.commit_id for info in snapshots_of(table) if not info.is_in_line}
-    return {path: taken for path, taken in found.items() if taken[2] not in undone}
 
 
 # What can be registered

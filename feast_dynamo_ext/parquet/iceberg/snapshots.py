@@ -35,7 +35,8 @@ class SnapshotInfo:
         tags: names of the tags that are at it.
         branches: names of the branches whose newest it is.
         is_current: whether reads see it.
-        is_in_line: whether the current one came from it, so that it can be gone back to.
+        is_in_line: whether the current one came from it; None where that is not known, as a
+            version between is expired.
         commit_id: id that this package gave the commit; empty where another writer made it.
     """
 
@@ -49,7 +50,7 @@ class SnapshotInfo:
     tags: tuple[str, ...]
     branches: tuple[str, ...]
     is_current: bool
-    is_in_line: bool
+    is_in_line: bool | None
     commit_id: str
 
 
@@ -68,14 +69,14 @@ def snapshots_of(table: Any) -> list[SnapshotInfo]:
     for name, ref in sorted(table.refs().items()):
         named = tags if ref.snapshot_ref_type.value == "tag" else branches
         named.setdefault(ref.snapshot_id, []).append(name)
-    line, current = _line(table), table.current_snapshot()
+    in_line, current = _line(table), table.current_snapshot()
     found = [
         _info(
             snapshot,
             tuple(tags.get(snapshot.snapshot_id, ())),
             tuple(branches.get(snapshot.snapshot_id, ())),
             current is not None and snapshot.snapshot_id == current.snapshot_id,
-            snapshot.snapshot_id in line,
+            in_line[snapshot.snapshot_id],
         )
         for snapshot in table.snapshots()
     ]
@@ -83,15 +84,24 @@ def snapshots_of(table: Any) -> list[SnapshotInfo]:
     return sorted(found, key=lambda info: (info.time, order[info.snapshot_id]), reverse=True)
 
 
-def _line(table: Any) -> set[int]:
-    """The current snapshot and those that it came from."""
+def _line(table: Any) -> dict[int, bool | None]:
+    """Of each snapshot, whether the current one came from it; None where nobody knows."""
     by_id = {snapshot.snapshot_id: snapshot for snapshot in table.snapshots()}
-    found = set()
-    snapshot = table.current_snapshot()
+    found: set[int] = set()
+    oldest = snapshot = table.current_snapshot()
     while snapshot is not None:
         found.add(snapshot.snapshot_id)
-        snapshot = by_id.get(snapshot.parent_snapshot_id)
-    return found
+        oldest, snapshot = snapshot, by_id.get(snapshot.parent_snapshot_id)
+
+    def is_in_line(other: Any) -> bool | None:
+        if other.snapshot_id in found:
+            return True
+        # What came before the oldest that is left: its parent may be expired, which is then
+        # either named, or, after pyiceberg, not named any more.
+        is_before = oldest is not None and other.sequence_number <= oldest.sequence_number
+        return None if is_before else False
+
+    return {number: is_in_line(snapshot) for number, snapshot in by_id.items()}
 
 
 def _info(
@@ -99,7 +109,7 @@ def _info(
     tags: tuple[str, ...],
     branches: tuple[str, ...],
     is_current: bool,
-    is_in_line: bool,
+    is_in_line: bool | None,
 ) -> SnapshotInfo:
     summary = snapshot.summary
     said = dict(summary.additional_properties) if summary else {}
@@ -137,25 +147,46 @@ def rollback(handle: TableHandle, to: int | str | datetime) -> SnapshotInfo:
     from pyiceberg.exceptions import CommitFailedException
 
     table = handle.load()
-    found = _find(handle, table, to)
-    if not found.is_in_line:
-        raise ConfigError(
-            f"The Iceberg table {handle.name}: the current version did not come from snapshot "
-            f"{found.snapshot_id}, so it cannot be gone back to. `feast-dynamo table history` "
-            "shows those that it came from."
-        )
+    found = find(handle, table, to)
+    _check_was_current(handle, table, found)
     if found.is_current:
         return found
     with catalog_errors(handle.address, handle.name):
         try:
-            table.manage_snapshots().rollback_to_snapshot(found.snapshot_id).commit()
+            # Not `rollback_to_snapshot`, which needs every version between.
+            table.manage_snapshots().set_current_snapshot(found.snapshot_id).commit()
         except CommitFailedException as error:
             raise NotCommittedError(
                 f"The Iceberg table {handle.name} was changed by another writer meanwhile, whose "
                 "change a rollback would take away. Nothing was done; look at the history, and "
                 "run it again."
             ) from error
-    return _find(handle, handle.load(), found.snapshot_id)
+    return find(handle, handle.load(), found.snapshot_id)
+
+
+def _check_was_current(handle: TableHandle, table: Any, found: SnapshotInfo) -> None:
+    """Refuse to go back to a version that the current one may not have come from.
+
+    Raises:
+        ConfigError: says why.
+    """
+    if found.is_in_line is False:
+        raise ConfigError(
+            f"The Iceberg table {handle.name}: the current version did not come from snapshot "
+            f"{found.snapshot_id}, so it cannot be gone back to. `feast-dynamo table history` "
+            "shows those that it came from."
+        )
+    if found.is_in_line is None and not (found.tags or _was_current(table, found.snapshot_id)):
+        raise ConfigError(
+            f"The Iceberg table {handle.name}: versions between snapshot {found.snapshot_id} and "
+            "the current one are expired, it has no tag, and the table's log does not list it as "
+            "one that was current. To go back to it all the same, tag it first: `feast-dynamo "
+            f"table tag {handle.name} NAME --snapshot {found.snapshot_id}`."
+        )
+
+
+def _was_current(table: Any, snapshot_id: int) -> bool:
+    return any(entry.snapshot_id == snapshot_id for entry in table.metadata.snapshot_log)
 
 
 def tag(
@@ -178,7 +209,7 @@ def tag(
     if snapshot is None and table.current_snapshot() is None:
         raise ConfigError(f"The Iceberg table {handle.name} is empty; there is nothing to tag.")
     number = table.current_snapshot().snapshot_id if snapshot is None else None
-    number = number or _find(handle, table, snapshot).snapshot_id
+    number = number or find(handle, table, snapshot).snapshot_id
 
     def work(now: Any) -> None:
         there = now.refs().get(name)
@@ -190,11 +221,11 @@ def tag(
                 f"already, at snapshot {there.snapshot_id}. Remove it first, or choose another "
                 "name."
             )
-        _find(handle, now, number)  # others may have expired it
+        find(handle, now, number)  # others may have expired it
         now.manage_snapshots().create_tag(number, name).commit()
 
     handle.attempt(work, new_commit_id())
-    return _find(handle, handle.load(), number)
+    return find(handle, handle.load(), number)
 
 
 def untag(handle: TableHandle, name: str) -> None:
@@ -227,7 +258,7 @@ def _check_tag(handle: TableHandle, table: Any, name: str) -> None:
         )
 
 
-def _find(handle: TableHandle, table: Any, wanted: int | str | datetime | None) -> SnapshotInfo:
+def find(handle: TableHandle, table: Any, wanted: int | str | datetime | None) -> SnapshotInfo:
     """The snapshot of an id or a tag, or the last one in line before a time.
 
     Raises:
@@ -235,7 +266,15 @@ def _find(handle: TableHandle, table: Any, wanted: int | str | datetime | None) 
     """
     known = snapshots_of(table)
     if isinstance(wanted, datetime):
-        before = [info for info in known if info.is_in_line and info.time <= assume_utc(wanted)]
+        before = [
+            info
+            for info in known
+            if info.time <= assume_utc(wanted)
+            and (
+                info.is_in_line
+                or (info.is_in_line is None and _was_current(table, info.snapshot_id))
+            )
+        ]
     elif isinstance(wanted, str):
         before = [info for info in known if wanted in info.tags]
     else:

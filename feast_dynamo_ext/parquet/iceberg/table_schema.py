@@ -7,9 +7,10 @@ created time, so that no rewrite of files, by whatever engine, changes an answer
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,9 @@ import pyarrow as pa
 from feast_dynamo_ext.arrow_types import map_schema, without_dictionary
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.parquet.iceberg.catalog import ensure_namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SEQUENCE = "_feast_sequence"
 """Name of the sequence column of tables that we make."""
@@ -120,7 +124,7 @@ def create_table(catalog: Any, name: str, columns: pa.Schema, layout: TableLayou
     transform = {"day": DayTransform, "month": MonthTransform}.get(layout.partition)
     parts = []
     if transform is not None:
-        named = f"{layout.event_time}_{layout.partition}"
+        named = _free_name(f"{layout.event_time}_{layout.partition}", columns.names)
         parts.append(PartitionField(ids[layout.event_time], 1000, transform(), named))
     order = [
         SortField(ids[column], IdentityTransform(), null_order=NullOrder.NULLS_FIRST)
@@ -140,6 +144,13 @@ def create_table(catalog: Any, name: str, columns: pa.Schema, layout: TableLayou
         sort_order=SortOrder(*order),
         properties=properties,
     )
+
+
+def _free_name(wanted: str, taken: Iterable[str]) -> str:
+    """A name that no column has, whatever its case."""
+    there = {name.lower() for name in taken}
+    others = (f"{wanted}_{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([wanted], others) if name.lower() not in there)
 
 
 WIDER = {

@@ -50,7 +50,12 @@ from feast_dynamo_ext.parquet.iceberg.catalog import (
     table_name,
 )
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
-from feast_dynamo_ext.parquet.iceberg.table_schema import WIDER, TableLayout, create_table
+from feast_dynamo_ext.parquet.iceberg.table_schema import (
+    SEQUENCE,
+    WIDER,
+    TableLayout,
+    create_table,
+)
 from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
@@ -284,7 +289,8 @@ def plan_table(
 
     Raises:
         ConfigError: there is no catalog, or it takes no such name; the source names no event time.
-        ColumnTypeError: two views declare a column so that no type holds both.
+        ColumnTypeError: two views declare a column so that no type holds both, or names of
+            columns differ in case only.
     """
     source = view.batch_source
     stored, found = stored_names(source), {column.name: column.type for column in there or []}
@@ -318,6 +324,7 @@ def plan_table(
         if name not in types and name not in derived and own is not None:
             types[name] = own
     first = dict.fromkeys([*keys, *filter(None, (event_time, created)), *types])
+    _check_columns(view, first)
     chosen, why = (partition, "as asked") if partition else partition_for(extent or Extent())
     return NewTable(
         view.name,
@@ -327,6 +334,28 @@ def plan_table(
         why,
         kinds,
     )
+
+
+def _check_columns(view: Any, names: Iterable[str]) -> None:
+    """Refuse columns that catalogs take for one, or for the sequence.
+
+    Raises:
+        ColumnTypeError: names them.
+    """
+    alike = {SEQUENCE: SEQUENCE}
+    for name in names:
+        other = alike.setdefault(name.lower(), name)
+        if other == SEQUENCE:
+            raise ColumnTypeError(
+                f"Feature view `{view.name}`: its table would have the column `{name}`, which is "
+                "named as the one by which tables keep the order of rows. Rename it."
+            )
+        if other != name:
+            raise ColumnTypeError(
+                f"Feature view `{view.name}`: its table would have the columns `{other}` and "
+                f"`{name}`, whose names differ in case only, and which most catalogs take for "
+                "one. Rename one."
+            )
 
 
 def declared_columns(view: Any) -> list[tuple[str, Any]]:
