@@ -417,7 +417,7 @@ def tag(
 @click.option(
     "--expire-now",
     is_flag=True,
-    help="Let go of all older versions too, so that no file that the table lists has the entities.",
+    help="Let go of all older versions too: no file that the table lists has the entities then.",
 )
 @click.option("--drop-tags", is_flag=True, help="With --expire-now: tagged versions as well.")
 @table_option
