@@ -393,7 +393,7 @@ CAST = [
     (Bool, pa.array([1.0, NAN, 0.0]), [True, None, False]),
     (Uuid, pa.array([UUID, UUID.replace("-", ""), None]), [UUID, UUID.replace("-", ""), None]),
     (DecimalType, pa.array(["-1.50", "1E-7", "NaN"]), ["-1.50", "1E-7", "NaN"]),
-    (Json, pa.array(['{"a": [",]", NaN]}', '"x,]"', None]), ['{"a": [",]", NaN]}', '"x,]"', None]),
+    (Json, pa.array(['[",]", "NaN"]', '"x,]"', None]), ['[",]", "NaN"]', '"x,]"', None]),
     (Json, pa.array(["true", "-1.5e+3", "[]"]), ["true", "-1.5e+3", "[]"]),
 ]
 
@@ -482,6 +482,8 @@ def test_what_is_inside_is_in_its_declared_type(tmp_path, dtype, values, expecte
         (Json, pa.array(["{", "1", None])),
         (Json, pa.array(["[1,]", "1", None])),
         (Json, pa.array(["nan", "1", None])),
+        (Json, pa.array(["[NaN]", "1", None])),
+        (Json, pa.array(["-Infinity", "1", None])),
         (Array(Uuid), pa.array([["x", UUID], [], None])),
     ],
     ids=str,

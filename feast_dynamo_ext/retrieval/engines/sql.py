@@ -658,7 +658,7 @@ UUID_TEXT = r"^(urn:uuid:)?\{?[0-9a-fA-F]{8}-?([0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{1
 DECIMAL_TEXT = r"(?i)^[-+]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?|inf(inity)?|s?nan[0-9]*)$"
 # DuckDB takes commas before a closing bracket, and any writing of NaN and infinity. What is left
 # of JSON without its texts and words shows them.
-JSON_PARTS = r'"(\\.|[^"\\])*"|true|false|null|NaN|Infinity'
+JSON_PARTS = r'"(\\.|[^"\\])*"|true|false|null'
 NO_JSON = r"[A-DF-Za-df-z]|,\s*[\]}]"
 
 
