@@ -22,7 +22,9 @@ from botocore import exceptions as boto_errors
 from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.credentials import (
     AssumeRoleCredentialFetcher,
+    Credentials,
     DeferredRefreshableCredentials,
+    RefreshableCredentials,
 )
 from botocore.httpsession import get_cert_path
 from botocore.loaders import Loader, create_loader
@@ -39,7 +41,7 @@ from feast_dynamo_ext.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from botocore.config import Config
     from botocore.credentials import ReadOnlyCredentials
@@ -53,7 +55,9 @@ BOTOCORE_INTERNALS = (
     "boto3:Session()._session",
     "botocore.configprovider:ConfiguredEndpointProvider.provide",
     "botocore.credentials:AssumeRoleCredentialFetcher.fetch_credentials",
+    "botocore.credentials:Credentials",
     "botocore.credentials:DeferredRefreshableCredentials",
+    "botocore.credentials:RefreshableCredentials.create_from_metadata",
     "botocore.httpsession:get_cert_path",
     "botocore.loaders:create_loader",
     "botocore.session:Session()._credentials",
@@ -133,12 +137,16 @@ def local_advice(url: str | None) -> str:
 
 @dataclass(frozen=True)
 class AwsSettings:
-    """How to reach AWS. None means: what botocore resolves from environment and profile."""
+    """How to reach AWS. None means: what botocore resolves from environment and profile.
+
+    `credentials` are botocore's, of `given_credentials`; they stand before all others.
+    """
 
     region: str | None = None
     endpoint_url: str | None = None
     profile: str | None = None
     role_arn: str | None = None
+    credentials: Any = None
 
 
 def session(settings: AwsSettings) -> boto3.Session:
@@ -164,7 +172,24 @@ def session(settings: AwsSettings) -> boto3.Session:
             "AWS_REGION in the environment. For an AWS on this machine: `feast-dynamo local up`, "
             'then `eval "$(feast-dynamo local env)"` in each terminal.'
         )
+    if settings.credentials is not None:
+        _botocore(base)._credentials = settings.credentials
+        return base
     return _assume(base, settings) if settings.role_arn else base
+
+
+def given_credentials(found: dict[str, Any], renewed: Callable[[], dict[str, Any]]) -> Any:
+    """Credentials that another service than AWS's gives out.
+
+    Args:
+        found: `access_key`, `secret_key`, `token` and `expiry_time`, ISO or None.
+        renewed: gets new ones, before these expire.
+    """
+    if found["expiry_time"] is None:
+        return Credentials(found["access_key"], found["secret_key"], found["token"])
+    return RefreshableCredentials.create_from_metadata(
+        found, refresh_using=renewed, method="vended"
+    )
 
 
 def _quieten_botocore() -> None:

@@ -142,7 +142,7 @@ def _every_table(repo: Path) -> list[Named]:
     for view in views_of(store).values():
         if is_iceberg(view.batch_source):
             handle = TableHandle.from_source(view.batch_source, store.config)
-            place = (handle.address.kind, handle.address.uri, handle.name)
+            place = (*handle.address.identity, handle.name)
             found.setdefault(place, Named(store, view, handle))
     if not found:
         raise ConfigError(
@@ -417,7 +417,7 @@ def tag(
 @click.option(
     "--expire-now",
     is_flag=True,
-    help="Let go of all older versions too, so that no file that the table lists has the entities.",
+    help="Let go of all older versions too, so that no file that it lists has the entities.",
 )
 @click.option("--drop-tags", is_flag=True, help="With --expire-now: tagged versions as well.")
 @table_option

@@ -12,7 +12,10 @@ from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 
 from feast_dynamo_ext import cancellation
+from feast_dynamo_ext.arrow_types import naming
 from feast_dynamo_ext.cancellation import within
+from feast_dynamo_ext.declared import declared_as, name_of
+from feast_dynamo_ext.declared_values import as_declared
 from feast_dynamo_ext.errors import ConfigError, OfflineStoreError
 from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.parquet import saved
@@ -168,6 +171,31 @@ class ParquetRetrievalJob(RetrievalJob):
             )
 
     # Rows in other forms
+
+    def to_arrow(
+        self, validation_reference: ValidationReference | None = None, timeout: int | None = None
+    ) -> pa.Table:
+        """All rows, with the features of on-demand views in their declared types.
+
+        Args:
+            validation_reference: Feast's, to check the rows against.
+            timeout: seconds; None for no limit.
+
+        Raises:
+            RetrievalTimeoutError: it was not done by then.
+            ColumnTypeError: a value does not fit the type that its feature is declared as.
+            OfflineStoreError: see its subclasses.
+        """
+        rows = super().to_arrow(validation_reference=validation_reference, timeout=timeout)
+        for view in self.odfvs:
+            for feature in view.features:
+                name = result_name(view, feature.name, full_feature_names=self.full_names)
+                at = rows.schema.get_field_index(name)
+                if at >= 0:
+                    kind, column = declared_as(feature.dtype), rows.column(at)
+                    with naming(name, name_of(kind), column.type, view.name):
+                        rows = rows.set_column(at, name, as_declared(column, kind))
+        return rows
 
     def to_df(
         self, validation_reference: ValidationReference | None = None, timeout: int | None = None

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import logging
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from feast_dynamo_ext.errors import ConfigError, TrainingSetError
+from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, TrainingSetError
+from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
+from feast_dynamo_ext.parquet.iceberg.snapshots import tag
 from feast_dynamo_ext.parquet.iceberg.table_files import pinned_snapshots
 from feast_dynamo_ext.sagemaker.channels import input_data_config
 from feast_dynamo_ext.sagemaker.manifest import (
@@ -69,6 +72,9 @@ _MOST_LABEL_VALUES = 20
 
 # Rows written at a time, and rows of a Parquet row group. Fixed, as it shows in the bytes.
 BATCH_ROWS = 65_536
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,41 @@ def create_training_set(
             parts=parts,
             features=_references(store, features),
         )
+    _tag_snapshots(store, job, written)
     return written
+
+
+def _tag_snapshots(store: FeatureStore, job: Any, written: TrainingSet) -> None:
+    """Keep the versions of Iceberg tables that a training set was made of, by a tag each.
+
+    Where that is not allowed, it is said: the training set is there all the same.
+    """
+    read = written.manifest.provenance.snapshots
+    sources = {view.batch_source.name: view.batch_source for view in getattr(job, "views", ())}
+    name = f"training-set-{hashlib.sha256(written.manifest.to_json().encode()).hexdigest()[:12]}"
+    for source, found in read.items():
+        handle = TableHandle.from_source(sources[source], store.config)
+        try:
+            _keep(handle, name, int(found.snapshot))
+        except FeastDynamoError as error:
+            logger.warning(
+                "training set %s: version %s of %s could not be tagged, and may expire, so that "
+                "the set cannot be built again: %s",
+                written.output,
+                found.snapshot,
+                found.table,
+                error,
+            )
+
+
+def _keep(handle: TableHandle, name: str, snapshot: int) -> None:
+    tagged = {
+        ref.snapshot_id
+        for ref in handle.load().refs().values()
+        if ref.snapshot_ref_type.value == "tag"
+    }
+    if snapshot not in tagged:
+        tag(handle, name, snapshot)
 
 
 def _references(store: FeatureStore, features: Any) -> list[str]:

@@ -21,6 +21,7 @@ from repos import REGION, write_repo_yaml
 from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.cli.main import main
+from feast_dynamo_ext.parquet.iceberg.catalog import CatalogAddress, opened
 
 UTC = dt.timezone.utc
 START = dt.datetime(2026, 1, 1, tzinfo=UTC)
@@ -112,3 +113,27 @@ def test_files_on_s3_are_registered_in_a_table_of_glue(repo, bucket):
     assert (found["files"], found["written"], found["partition"]) == (2, 0, "day")
     paste(store, found["source"])
     assert seen(store, 0, 1, 2) == [1.0, 2.0, 3.0]
+
+
+def test_a_commit_to_glue_that_is_sent_twice_is_made_once(repo, moto_endpoint):
+    """botocore repeats a request whose answer is lost; Glue refuses the second."""
+    folder, store = repo
+    run(folder, "create", "orders", "--partition", "none")
+    config = store.config
+    catalog = opened(CatalogAddress.from_config(config), config.offline_store.aws())
+    table = catalog.load_table(f"{store.project}.orders")
+    refusals = []
+
+    def refuse(http_response, parsed, **_):
+        if not refusals:
+            refusals.append(parsed)
+            http_response.status_code = 400
+            parsed["Error"] = {"Code": "ConcurrentModificationException", "Message": "other"}
+
+    catalog.glue.meta.events.register("after-call.glue.UpdateTable", refuse)
+    new = pa.Table.from_pylist([{"cid": 1, "total": 2.0}], table.schema().as_arrow())
+    table.append(new)
+    assert len(refusals) == 1
+    again = catalog.load_table(f"{store.project}.orders")
+    assert again.scan().to_arrow().column("total").to_pylist() == [2.0]
+    assert [*again.snapshots()] == [again.current_snapshot()]

@@ -29,7 +29,7 @@ OWN = {"self", "cls"}
 # Not Feast's: the one module that works on botocore's sessions, and what is taken of pyiceberg.
 OTHERS = {
     "aws.py": {"_session", "_credentials"},
-    "producers.py": {"_table"},
+    "producers.py": {"_table", "_written_manifests"},
     "snapshot_files.py": {"_apply"},
     "table_schema.py": {"_convert_schema_if_needed"},
 }

@@ -14,11 +14,12 @@ import pytest
 from feast import FeatureView, Field, FileSource, RepoConfig, RequestSource
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Float64, Int64
+from feast.types import Bool, Float64, Int64, String
 from repos import open_repo_config
 from views import CUSTOMER
 
 from feast_dynamo_ext.errors import (
+    ColumnTypeError,
     ConfigError,
     DestinationError,
     DestinationExistsError,
@@ -139,6 +140,31 @@ def test_on_demand_views_are_in_tables_and_files_and_refused_in_batches(tmp_path
         job.to_arrow_batches()
     (uri,) = job.to_remote_storage()
     assert pq.read_table(uri).column("doubled").to_pylist() == [6.0, 2.0, None]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "expected"),
+    [
+        (Int64, 2, [6, 2, None]),  # pandas has floats beside a null
+        (Float64, 0.5, [1.5, 0.5, None]),
+        (Int64, 0.5, None),
+        (Bool, 2, None),
+        (String, 2, ["6", "2", None]),
+    ],
+)
+def test_on_demand_features_are_of_their_declared_types(tmp_path, orders, dtype, factor, expected):
+    @on_demand_feature_view(
+        sources=[orders], schema=[Field(name="made", dtype=dtype)], mode="pandas"
+    )
+    def computed(inputs: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"made": inputs["total"] * factor})
+
+    job = retrieve(tmp_path, [orders], ["orders:total", "computed:made"], Registry(computed))
+    if expected is None:
+        with pytest.raises(ColumnTypeError, match=r"`computed`.*`made` is declared as"):
+            job.to_arrow()
+        return
+    assert job.to_arrow().column("made").to_pylist() == expected
 
 
 # Timeouts

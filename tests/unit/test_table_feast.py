@@ -16,10 +16,12 @@ from feast.feature_logging import LoggingConfig
 from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.types import LongType, StringType
 from repos import open_repo_config
 
 from feast_dynamo_ext import IcebergLoggingDestination, SavedDatasetIcebergStorage
 from feast_dynamo_ext.errors import (
+    ColumnNotFoundError,
     ColumnTypeError,
     ConfigError,
     CredentialsError,
@@ -28,6 +30,7 @@ from feast_dynamo_ext.errors import (
 )
 from feast_dynamo_ext.parquet.iceberg.catalog import opened
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
+from feast_dynamo_ext.parquet.iceberg.snapshot_files import tidy_after_append
 from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE, TableLayout, create_table
 from feast_dynamo_ext.sagemaker import TimeSplit, create_training_set, load_manifest
 
@@ -385,3 +388,66 @@ def test_files_of_a_commit_that_may_be_there_are_kept(store, monkeypatch):
         store.write_to_offline_store("orders", frame(1, 2))
     lost.restore()
     assert known(store, 1, 2).column("n").to_pylist() == [10, 20]
+
+
+def test_rows_go_by_the_names_of_columns_also_after_others_added_some(tmp_path, store):
+    """An added column comes after the sequence, which is the last when the table is made."""
+    handle = TableHandle.from_source(source_of(tmp_path), store.config)
+    with table_of(store).update_schema() as schema:
+        schema.add_column("clicks", LongType())
+        schema.add_column("note", StringType())
+    rows = pa.Table.from_pandas(frame(1), preserve_index=False).select(COLUMNS.names)
+    rows = rows.cast(COLUMNS)
+    handle.append(rows.append_column("note", [["x"]]).append_column("clicks", [[42]]))
+    handle.append(rows)
+    found = table_of(store).scan().to_arrow().sort_by(SEQUENCE)
+    assert found.column("clicks").to_pylist() == [42, None]
+    assert found.column("note").to_pylist() == ["x", None]
+    assert found.column("n").to_pylist() == [10, 10]
+    assert min(found.column(SEQUENCE).to_pylist()) >= 1 << 32
+    with pytest.raises(ColumnNotFoundError, match=r"shop\.orders has no columns \['visits'\]"):
+        handle.append(rows.append_column("visits", [[1]]))
+
+
+def test_what_a_training_set_read_stays_however_many_appends_follow(tmp_path, store):
+    built = FeatureStore(config=open_repo_config(tmp_path, registry=store.config.registry.path))
+    store.write_to_offline_store("orders", frame(*range(1, 10)))
+    hours = [START + hour * HOUR for hour in range(1, 10)]
+    bought = [0, 1, 1] * 3
+    examples = pd.DataFrame({"cid": range(1, 10), "event_timestamp": hours, "bought": bought})
+    made = create_training_set(
+        built,
+        entity_rows=examples,
+        features=["orders:n"],
+        label="bought",
+        output=str(tmp_path / "set"),
+        split=TimeSplit(hours[5], hours[7]),
+    )
+    (read,) = made.manifest.provenance.snapshots.values()
+    tags = {name: ref.snapshot_id for name, ref in table_of(store).refs().items()}
+    assert [name for name in tags if name.startswith("training-set-")] != []
+    assert int(read.snapshot) in [at for name, at in tags.items() if name != "main"]
+    handle = TableHandle.from_source(source_of(tmp_path), store.config)
+    for _ in range(3):
+        store.write_to_offline_store("orders", frame(1))
+    tidy_after_append(table_of(store), handle.settings, most=1, kept=1)
+    left = {str(snapshot.snapshot_id) for snapshot in table_of(store).snapshots()}
+    assert read.snapshot in left
+    assert len(left) == 2
+
+
+def test_manifests_that_a_commit_merges_are_not_left_behind(tmp_path, store):
+    handle = TableHandle.from_source(source_of(tmp_path), store.config)
+    rows = pa.Table.from_pandas(frame(1), preserve_index=False).select(COLUMNS.names)
+    with handle.load().transaction() as transaction:
+        transaction.set_properties({"commit.manifest.min-count-to-merge": "2"})
+    for _ in range(4):
+        handle.append(rows.cast(COLUMNS))
+    table = handle.load()
+    listed = {
+        manifest.manifest_path
+        for snapshot in table.snapshots()
+        for manifest in snapshot.manifests(table.io)
+    }
+    there = {f"file://{path}" for path in (tmp_path / "warehouse").rglob("*-m*.avro")}
+    assert there == listed

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from feast.data_source import DataSource
 
     from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.parquet.iceberg.rest import Endpoint
 
 
 INSTALL = "pip install 'feast-dynamo-ext[iceberg]'"
@@ -97,6 +98,7 @@ class CatalogAddress:
         token_env_var: environment variable of its token, or None.
         properties: further ones.
         subject: who names it, for messages.
+        is_vending: whether credentials of files are taken that a REST server gives out.
     """
 
     kind: str
@@ -106,6 +108,7 @@ class CatalogAddress:
     token_env_var: str | None
     properties: Mapping[str, Any] = field(default_factory=dict)
     subject: str = "the catalog"
+    is_vending: bool = True
 
     @classmethod
     def from_source(cls, source: Any, config: RepoConfig) -> CatalogAddress:
@@ -123,6 +126,7 @@ class CatalogAddress:
             source.token_env_var,
             source.catalog_properties,
             f"Source `{source.name}`",
+            getattr(source, "credential_vending", True),
         )
 
     @classmethod
@@ -144,6 +148,11 @@ class CatalogAddress:
             "`catalog` of feature_store.yaml",
         )
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What is another of another catalog; a REST server may have several."""
+        return (self.kind, self.uri, self.warehouse if self.kind == "rest" else "")
+
 
 def source_fields(found: CatalogConfig) -> tuple[str, str]:
     """(endpoint, warehouse) as a source writes them.
@@ -155,8 +164,9 @@ def source_fields(found: CatalogConfig) -> tuple[str, str]:
     _check_form(found.type, uri, warehouse)
     if found.type == "sql":
         return uri or "sqlite:///data/iceberg.db", warehouse or "data/warehouse"
-    missing = "uri" if found.type == "rest" and not uri else "warehouse" if not warehouse else ""
-    if missing:
+    # A REST server may have but one warehouse.
+    given, missing = (uri, "uri") if found.type == "rest" else (warehouse, "warehouse")
+    if not given:
         what = "the endpoint of the catalog" if missing == "uri" else "where tables are put"
         raise ConfigError(
             f"offline_store of feature_store.yaml: `catalog` is of the type `{found.type}` and "
@@ -173,7 +183,7 @@ S3_SLIP = re.compile(r"s3[an]?(:(?!//[^/])|//)", re.IGNORECASE)
 
 
 def _check_form(kind: str, uri: str, warehouse: str) -> None:
-    """Refuse what is no URL of a database or endpoint, or no place of tables.
+    """Refuse what is no URL of a database, or no place of tables; `rest` looks at endpoints.
 
     Raises:
         ConfigError: says what it looks like.
@@ -181,8 +191,6 @@ def _check_form(kind: str, uri: str, warehouse: str) -> None:
     what = wanted = ""
     if kind == "sql" and uri and not URL.match(uri):
         what, wanted = f"`uri: {uri}`", f"a URL of SQLAlchemy, such as `sqlite:///{uri}`"
-    elif kind == "rest" and uri and not uri.startswith(("http://", "https://")):
-        what, wanted = f"`uri: {uri}`", "the endpoint of a catalog, such as `https://host/path`"
     elif kind == "glue" and warehouse and not re.match("s3://[^/]", warehouse):
         wanted = "what Glue's tables need, an `s3://bucket/prefix`"
         what = f"`warehouse: {warehouse}`"
@@ -271,7 +279,61 @@ def opened(address: CatalogAddress, settings: AwsSettings) -> Any:
             Path(address.uri.removeprefix(SQLITE).partition("?")[0]).parent.mkdir(
                 parents=True, exist_ok=True
             )
-    return load_catalog(address.name, **_properties(address, settings))
+    if address.kind == "rest":
+        from feast_dynamo_ext.parquet.iceberg import rest
+
+        _endpoint(address).check()
+        properties = _properties(address, settings)
+        if not (address.is_vending and properties.get(rest.DELEGATION, "default")):
+            properties[rest.DELEGATION] = None
+        return sure_of_conflicts(rest.BoundedRestCatalog(address.name, **properties))
+    catalog = load_catalog(address.name, **_properties(address, settings))
+    return catalog if address.kind == "sql" else sure_of_conflicts(catalog)
+
+
+def sure_of_conflicts(catalog: Any) -> Any:
+    """A catalog that takes no commit for a conflict with itself.
+
+    Clients and proxies repeat a request whose answer is lost; the second is refused because of
+    the first. After a conflict pyiceberg deletes the manifests, which the table then has.
+    """
+    from pyiceberg.exceptions import CommitFailedException
+    from pyiceberg.table import CommitTableResponse
+    from pyiceberg.table.update import AddSnapshotUpdate
+
+    commit = catalog.commit_table
+
+    def commit_table(table: Any, requirements: Any, updates: Any) -> Any:
+        try:
+            return commit(table, requirements, updates)
+        except CommitFailedException:
+            added = {
+                each.snapshot.snapshot_id
+                for each in updates
+                if isinstance(each, AddSnapshotUpdate)
+            }
+            if not added:
+                raise
+            now = catalog.load_table(table.name())
+            if not added <= {found.snapshot_id for found in now.snapshots()}:
+                raise
+            response = {"metadata": now.metadata, "metadata-location": now.metadata_location}
+            return CommitTableResponse.model_validate(response)
+
+    catalog.commit_table = commit_table
+    return catalog
+
+
+def ensure_namespace(catalog: Any, namespace: str) -> None:
+    """Make a namespace where there is none: who may make tables in it may not make others."""
+    if not catalog.namespace_exists(namespace):
+        catalog.create_namespace_if_not_exists(namespace)
+
+
+def file_settings(table: Any, settings: AwsSettings) -> AwsSettings:
+    """How the files of a table are reached: with credentials that its catalog vends, if any."""
+    found: AwsSettings = getattr(table.io, "settings", settings)
+    return found
 
 
 @contextlib.contextmanager
@@ -308,7 +370,7 @@ def catalog_errors(address: CatalogAddress, name: str) -> Iterator[None]:
                 "scheme of the URL, such as `postgresql+psycopg://`."
             ) from error
         if not isinstance(error, (NotInstalledError, ImportError)):
-            raise unreadable(address, name, error) from error
+            raise _unusable(address, name, error) from error
         raise DependencyError(
             f"{address.subject}: pyiceberg needs more for a catalog of the type "
             f"`{address.kind}`: {error}. Run `{INSTALL}`."
@@ -327,8 +389,10 @@ def _missing_driver(address: CatalogAddress, error: Exception) -> str:
     return str(found) if is_driver or type(found).__name__ == "NoSuchModuleError" else ""
 
 
-def unreadable(address: CatalogAddress, name: str, error: Exception) -> SourceReadError:
+def _unusable(address: CatalogAddress, name: str, error: Exception) -> FeastDynamoError:
     """What a catalog or a table's metadata raised, as our error."""
+    if address.kind == "rest" and not isinstance(error, FileNotFoundError):
+        return _endpoint(address).error(name, error)
     said = " ".join(str(error).split()).rstrip(".")
     kind = TableChangedError if isinstance(error, FileNotFoundError) else SourceReadError
     return kind(
@@ -337,11 +401,20 @@ def unreadable(address: CatalogAddress, name: str, error: Exception) -> SourceRe
     )
 
 
+def _endpoint(address: CatalogAddress) -> Endpoint:
+    from feast_dynamo_ext.parquet.iceberg.rest import Endpoint
+
+    uri = str(address.properties.get("uri", address.uri))
+    given = (str(address.properties.get(name, "")) for name in ("token", "credential"))
+    secrets = (each.rpartition(":")[2] for each in given)  # of a credential, after the client's id
+    return Endpoint(address.subject, uri, address.token_env_var, tuple(filter(None, secrets)))
+
+
 def _properties(address: CatalogAddress, settings: AwsSettings) -> dict[str, Any]:
     """What `load_catalog` is given: the address's own properties before those of the config."""
     named = {"type": address.kind, "uri": address.uri, "warehouse": address.warehouse}
     if address.token_env_var:
-        named["token"] = os.environ.get(address.token_env_var, "")
+        named["token"] = os.environ.get(address.token_env_var, "").strip()
         if not named["token"]:
             raise ConfigError(
                 f"{address.subject} takes the catalog's token from the environment variable "
@@ -351,9 +424,8 @@ def _properties(address: CatalogAddress, settings: AwsSettings) -> dict[str, Any
     return {**_of_aws(address, settings), **given, **address.properties}
 
 
-S3 = "feast-dynamo.s3"
-"""Name of the property that makes the filesystem of `file_io`."""
-
+S3, SETTINGS = "feast-dynamo.s3", "feast-dynamo.settings"
+"""Names of the properties that make the filesystem of `file_io`, and say how S3 is reached."""
 OWN_ACCESS = re.compile(r"py-io-impl|s3\..*|.*\.(access-key-id|profile-name)|botocore_session")
 """Properties by which a source says itself how pyiceberg reaches AWS."""
 
@@ -371,16 +443,16 @@ def _of_aws(address: CatalogAddress, settings: AwsSettings) -> dict[str, Any]:
             "py-io-impl": f"{__name__}.{file_io.__name__}",
             # One for the metadata and all manifests, and none where they are not on S3.
             S3: functools.cache(lambda: aws.filesystem("s3://metadata", settings)[0]),
+            SETTINGS: settings,
         }
         if address.kind == "glue":
             # That of S3, where one server on this machine stands for all of AWS; else its own.
             endpoint = settings.endpoint_url
             found |= {"glue.endpoint": endpoint} if aws.is_on_loopback(endpoint) else {}
-        if address.kind == "rest":
-            found["ssl"] = {"cabundle": aws.ca_bundle(aws.session(settings))}
-        return found
+        return found | _of_tls(address, settings)
     session = aws.session(settings)
     found = {
+        **_of_tls(address, settings),
         "client.region": session.region_name,
         "s3.endpoint": aws.endpoint_url("s3", settings, session),
         "s3.proxy-uri": aws.s3_proxy(settings, session),
@@ -397,6 +469,13 @@ def _of_aws(address: CatalogAddress, settings: AwsSettings) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
+def _of_tls(address: CatalogAddress, settings: AwsSettings) -> dict[str, Any]:
+    """Certificates for the endpoint of a REST catalog; REQUESTS_CA_BUNDLE comes first."""
+    if address.kind != "rest":
+        return {}
+    return {"ssl": {"cabundle": aws.ca_bundle(aws.session(settings))}}
+
+
 def file_io(properties: dict[str, Any]) -> Any:
     """The FileIO of pyiceberg's own, with the S3 of this package; `py-io-impl` names it.
 
@@ -404,11 +483,11 @@ def file_io(properties: dict[str, Any]) -> Any:
     """
     from pyiceberg.io.pyarrow import PyArrowFileIO
 
-    made = PyArrowFileIO(properties)
-    others = made.fs_by_scheme
+    made: Any = PyArrowFileIO(properties)
+    made.s3, made.settings, others = properties[S3], properties[SETTINGS], made.fs_by_scheme
 
     def filesystem(scheme: str, host: str | None = None) -> Any:
-        return properties[S3]() if f"{scheme}://" in S3_SCHEMES else others(scheme, host)
+        return made.s3() if f"{scheme}://" in S3_SCHEMES else others(scheme, host)
 
     made.fs_by_scheme = filesystem
     return made

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
+    ColumnNotFoundError,
     ColumnTypeError,
     ConfigError,
     CredentialsError,
@@ -145,6 +146,7 @@ class TableHandle:
         table, commit_id = self.load(), commit_id or new_commit_id()
         if has_commit(table, commit_id) or not rows.num_rows:
             return table
+        rows = _complete(table, rows)
         _check_required(table, rows)
         layout, files = TableLayout.from_table(table), DataFiles(table, self.settings)
         if layout is not None:
@@ -195,11 +197,14 @@ class TableHandle:
         except FeastDynamoError as error:
             if not unanswered:
                 raise
-            raise SourceReadError(
-                f"The Iceberg table {self.name}: a commit got no answer, and the table cannot be "
-                f"loaded to see whether it is there: {error} Look at `feast-dynamo table history` "
-                "before you run it again: its rows may be in the table."
-            ) from error
+            raise self._unknown(error, "loaded to see whether it is there") from error
+
+    def _unknown(self, error: FeastDynamoError, what: str) -> SourceReadError:
+        return SourceReadError(
+            f"The Iceberg table {self.name}: a commit got no answer, and the table cannot be "
+            f"{what}: {error} Look at `feast-dynamo table history` before you run it again: its "
+            "rows may be in the table."
+        )
 
     def attempt(self, work: Callable[[Any], None], commit_id: str) -> Any:
         """Work on the table as it is now, until its commit is in it.
@@ -226,8 +231,13 @@ class TableHandle:
                         failure = error  # surely not committed
                     else:
                         return table
-            except (NotCommittedError, *REFUSED):
+            except NotCommittedError:
                 raise
+            except REFUSED as error:
+                if not unanswered:
+                    raise
+                # What was not answered may still be at work.
+                raise self._unknown(error, "changed any more") from error
             except FeastDynamoError as error:
                 unanswered += 1
                 # At once: after many more commits of others its snapshot may be expired.
@@ -246,6 +256,30 @@ class TableHandle:
         ) from failure
 
 
+def _complete(table: Any, rows: pa.Table) -> pa.Table:
+    """Rows with all columns of a table but its sequence; those that they lack are null.
+
+    Others may have added columns to the table since the rows were made.
+
+    Raises:
+        ColumnNotFoundError: the table lacks a column of the rows.
+    """
+    layout = TableLayout.from_table(table)
+    columns = table_columns(table.schema())
+    unknown = [name for name in rows.column_names if name not in columns.names]
+    if unknown:
+        raise ColumnNotFoundError(
+            f"The Iceberg table {'.'.join(table.name())} has no columns {unknown}; it has "
+            f"{columns.names}. Leave them out, or add them to the table."
+        )
+    for column in columns:
+        if column.name not in rows.column_names and not (
+            layout and column.name == layout.sequence
+        ):
+            rows = rows.append_column(column.name, pa.nulls(len(rows), column.type))
+    return rows
+
+
 def _check_required(table: Any, rows: pa.Table) -> None:
     """Refuse nulls in columns that a table requires values in.
 
@@ -253,6 +287,8 @@ def _check_required(table: Any, rows: pa.Table) -> None:
         ColumnTypeError: names the column.
     """
     for column in table.schema().fields:
+        if column.name not in rows.column_names:
+            continue  # the sequence
         if column.required and rows.column(column.name).null_count:
             raise ColumnTypeError(
                 f"The Iceberg table {'.'.join(table.name())} requires a value of "
@@ -274,7 +310,11 @@ def planned(table: Any) -> dict[str, Any]:
 
 
 def _commit(table: Any, change: Change, commit_id: str) -> None:
-    from feast_dynamo_ext.parquet.iceberg.producers import LightTransaction, ReplaceFiles
+    from feast_dynamo_ext.parquet.iceberg.producers import (
+        LightTransaction,
+        ReplaceFiles,
+        delete_unlisted,
+    )
 
     summary = {COMMIT_ID: commit_id, **change.summary}
     if change.removed:
@@ -291,6 +331,7 @@ def _commit(table: Any, change: Change, commit_id: str) -> None:
         for file in change.added:
             producer.append_data_file(file)
         producer.commit()
+    delete_unlisted(table, producer)
 
 
 def _check_unchanged(there: Mapping[str, Any], removed: Sequence[Any]) -> None:
@@ -326,7 +367,11 @@ def clean_manifests(handle: TableHandle) -> int:
 
     Raises: as `TableHandle.commit`.
     """
-    from feast_dynamo_ext.parquet.iceberg.producers import LightTransaction, RewriteManifests
+    from feast_dynamo_ext.parquet.iceberg.producers import (
+        LightTransaction,
+        RewriteManifests,
+        delete_unlisted,
+    )
 
     commit_id = new_commit_id()
 
@@ -336,7 +381,9 @@ def clean_manifests(handle: TableHandle) -> int:
         live = {file.file_path for task in planned(table).values() for file in task.delete_files}
         summary = {OPERATION: "clean manifests", COMMIT_ID: commit_id}
         with LightTransaction(table) as transaction:
-            RewriteManifests.within(transaction, summary, live).commit()
+            producer = RewriteManifests.within(transaction, summary, live)
+            producer.commit()
+        delete_unlisted(table, producer)
 
     table = handle.attempt(work, commit_id)
     found = [

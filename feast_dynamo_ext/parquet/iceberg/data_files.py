@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext.arrow_types import LARGE_TO_PLAIN, map_type
+from feast_dynamo_ext.parquet.iceberg.catalog import file_settings
 from feast_dynamo_ext.parquet.iceberg.table_schema import TARGET_FILE_BYTES
 from feast_dynamo_ext.parquet.writer import PartSize, PartWriter, zstd
 from feast_dynamo_ext.storage import discard, files_of
@@ -121,7 +122,7 @@ class DataFiles:
 
         Args:
             partition: pyiceberg's key of it, or None.
-            batches: the rows, in the table's schema.
+            batches: the rows, in the table's types; their columns in any order.
             is_sorted: whether they are in the table's sort order.
             may_end: whether a file may end before a batch, given the file's bytes so far; by
                 default it ends where it is full.
@@ -133,7 +134,7 @@ class DataFiles:
             AwsError: S3 refused. DestinationError: a disk did. Nothing is left then.
         """
         location = self.table.location_provider().new_data_location(uuid.uuid4().hex, partition)
-        files = files_of(location, self.settings)
+        files = files_of(location, file_settings(self.table, self.settings))
         full = target_bytes(self.table)
         size = PartSize(
             file_bytes=sys.maxsize if may_end else full,
@@ -141,8 +142,10 @@ class DataFiles:
             group_bytes=min(GROUP_BYTES, full),
             group_rows=GROUP_ROWS,
         )
-        with PartWriter(files, location, file_schema(self.table), size, self.options) as writer:
-            for batch in batches:
+        schema = file_schema(self.table)
+        with PartWriter(files, location, schema, size, self.options) as writer:
+            for given in batches:
+                batch = given.select(schema.names)
                 if may_end is not None and may_end(batch, writer.file_bytes):
                     writer.end_file()
                 writer.write(batch)
@@ -153,7 +156,7 @@ class DataFiles:
         """Delete files that were written here and are surely not committed."""
         uris = [file.file_path for file in written]
         if uris:
-            discard(files_of(uris[0], self.settings), uris)
+            discard(files_of(uris[0], file_settings(self.table, self.settings)), uris)
 
     def _described(self, part: Part, partition: Any, order: int | None) -> Any:
         from pyiceberg.io.pyarrow import (

@@ -21,7 +21,12 @@ from feast_dynamo_ext.errors import (
     DestinationExistsError,
     SourceNotFoundError,
 )
-from feast_dynamo_ext.parquet.iceberg.catalog import EVENT_TIME_PROPERTY, catalog_errors, opened
+from feast_dynamo_ext.parquet.iceberg.catalog import (
+    EVENT_TIME_PROPERTY,
+    catalog_errors,
+    ensure_namespace,
+    opened,
+)
 from feast_dynamo_ext.parquet.iceberg.commits import Change, TableHandle, new_commit_id, planned
 from feast_dynamo_ext.parquet.iceberg.data_files import DataFiles, table_columns
 from feast_dynamo_ext.parquet.iceberg.table_schema import TABLE_PROPERTIES, storable
@@ -122,7 +127,7 @@ def found_or_made(handle: TableHandle, columns: pa.Schema) -> Any:
     except SourceNotFoundError:
         with catalog_errors(handle.address, handle.name):
             catalog = opened(handle.address, handle.settings)
-            catalog.create_namespace_if_not_exists(handle.name.rpartition(".")[0])
+            ensure_namespace(catalog, handle.name.rpartition(".")[0])
             try:
                 return catalog.create_table(handle.name, columns, properties=TABLE_PROPERTIES)
             except TableAlreadyExistsError:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.errors import FeastDynamoError, NotCommittedError, OfflineStoreError
-from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
+from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors, file_settings
 from feast_dynamo_ext.parquet.iceberg.commits import ATTEMPTS, FIRST_WAIT_S, LONGEST_WAIT_S
 from feast_dynamo_ext.parquet.iceberg.snapshot_files import (
     Leftovers,
@@ -205,7 +205,7 @@ def _delete(
     statistics = statistics_of(table) - statistics_of(now)
     found = replace(found, metadata=found.metadata | statistics)
     logger.info("%s: %d snapshots are expired", handle.name, len(gone))
-    delete_files(found.uris(), handle.settings)
+    delete_files(found.uris(), file_settings(now, handle.settings))
     return _counted(replace(report, expired=tuple(each.snapshot_id for each in gone)), found)
 
 

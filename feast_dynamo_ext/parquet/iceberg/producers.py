@@ -5,6 +5,7 @@ To be imported where it is used: it needs pyiceberg.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -27,11 +28,15 @@ from pyiceberg.table.update.snapshot import (
 from pyiceberg.typedef import EMPTY_DICT
 from pyiceberg.utils.properties import property_as_int
 
+from feast_dynamo_ext.errors import FeastDynamoError
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from pyiceberg.table import Table
     from pyiceberg.table.metadata import TableMetadata
+
+logger = logging.getLogger(__name__)
 
 MANIFEST_ENTRIES = 5_000
 """Of a manifest that is written: a few megabytes."""
@@ -55,6 +60,24 @@ class LightTransaction(Transaction):
         if seen is None or seen[0] is not base or seen[1] is not updates:
             seen = self._seen = base, updates, super().table_metadata
         return seen[2]
+
+
+def delete_unlisted(table: Table, producer: _SnapshotProducer[Any]) -> None:
+    """Delete manifests that a commit wrote and then merged into others: no snapshot lists them.
+
+    They hold the least and the greatest values of data files, and nobody would find them again.
+    Best effort: the commit is made.
+    """
+    written = list(producer._written_manifests)
+    snapshot = table.snapshot_by_id(producer.snapshot_id)
+    if len(written) < 2 or snapshot is None:  # noqa: PLR2004 - one is that of the new files
+        return
+    try:
+        listed = {manifest.manifest_path for manifest in snapshot.manifests(table.io)}
+        for path in set(written) - listed:
+            table.io.delete(path)
+    except (OSError, FeastDynamoError) as error:
+        logger.warning("manifests that a commit merged are left: %s", error)
 
 
 class ReplaceFiles(_OverwriteFiles):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.errors import FeastDynamoError
+from feast_dynamo_ext.parquet.iceberg.catalog import file_settings
 from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
@@ -166,6 +167,8 @@ def remove_snapshots(table: Any, expired: Collection[int]) -> None:
     at = current.snapshot_id if current else None
     required: Any = NoRefsTo(snapshot_ids=sorted(expired))
     if not is_checked_here(table):
+        # REST has no condition for tags: what is left is the moment between this and the commit.
+        required.validate(table.catalog.load_table(table.name()).metadata)
         required = AssertRefSnapshotId.model_validate({"ref": "main", "snapshot-id": at})
     removal = RemoveSnapshotsUpdate.model_validate({"snapshot-ids": sorted(expired)})
     with LightTransaction(table) as transaction:
@@ -204,6 +207,11 @@ def tidy_after_append(
     except (CommitFailedException, ValueError) as error:
         logger.debug("another writer came before the upkeep after an append: %s", error)
         return
+    except Exception as error:  # noqa: BLE001 - each kind of catalog raises errors of its own
+        # The append is in the table: an error here would have it repeated.
+        logger.warning("upkeep after an append: %s: the next one does it", type(error).__name__)
+        return
+    settings = file_settings(table, settings)
     try:
         dead, alive = _listed(table, expired, must_exist=False), _listed(table, living)
         manifests = dead.manifests.keys() - alive.manifests.keys()

@@ -21,6 +21,7 @@ from feast_dynamo_ext.errors import ConfigError, SourceReadError
 from feast_dynamo_ext.parquet.iceberg.catalog import (
     CatalogAddress,
     catalog_errors,
+    file_settings,
     load_table,
     table_name,
 )
@@ -103,7 +104,9 @@ def _read(source: Any, config: RepoConfig) -> tuple[Place, TableFiles]:
                 source, "has rows that are deleted by their values (equality deletes)"
             ) from error
     _check_supported(source, schema, tasks)
-    place = Place.from_uri(_folder(source, table, tasks), config.offline_store.aws())
+    place = Place.from_uri(
+        _folder(source, table, tasks), file_settings(table, config.offline_store.aws())
+    )
     layout = TableLayout.from_table(table)
     tasks = _in_order(tasks, schema, layout)
     columns = table_columns(schema)

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from feast_dynamo_ext.arrow_types import map_schema, without_dictionary
 from feast_dynamo_ext.errors import OfflineStoreError
+from feast_dynamo_ext.parquet.iceberg.catalog import ensure_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -135,7 +136,7 @@ def create_table(catalog: Any, name: str, columns: pa.Schema, layout: TableLayou
         # By which files are left out, whole: by default only the first 16 characters are kept.
         **{f"write.metadata.metrics.column.{column}": "full" for column in layout.order},
     }
-    catalog.create_namespace_if_not_exists(name.rpartition(".")[0])
+    ensure_namespace(catalog, name.rpartition(".")[0])
     return catalog.create_table(
         name,
         schema,

@@ -43,6 +43,7 @@ from feast_dynamo_ext.errors import (
 from feast_dynamo_ext.parquet.iceberg.catalog import (
     CatalogAddress,
     catalog_errors,
+    file_settings,
     is_iceberg,
     opened,
     source_fields,
@@ -445,7 +446,11 @@ def source_code(source: DataSource, name: str, config: RepoConfig) -> str:
         "tags": dict(source.tags or {}),
         "owner": source.owner,
     }
-    lines = [f"    {key}={_literal(value)}," for key, value in given.items() if value]
+    lines = [
+        f"    {key}={_literal(value)},"
+        for key, value in given.items()
+        if value or key == "warehouse"
+    ]
     return "\n".join([IMPORT_LINE, "", "IcebergSource(", *lines, ")"])
 
 
@@ -468,8 +473,7 @@ def readers_of(views: Iterable[Any], handle: TableHandle, config: RepoConfig) ->
     def names_it(source: Any) -> bool:
         if source is None or not is_iceberg(source) or table_name(source) != handle.name:
             return False
-        address = CatalogAddress.from_source(source, config)
-        return (address.kind, address.uri) == (handle.address.kind, handle.address.uri)
+        return CatalogAddress.from_source(source, config).identity == handle.address.identity
 
     return sorted(view.name for view in views if names_it(getattr(view, "batch_source", None)))
 
@@ -482,7 +486,7 @@ def drop(handle: TableHandle, *, purge: bool = False) -> int:
         purge: delete the files that its metadata lists, too; no others.
 
     Returns:
-        How many files were deleted.
+        How many files were deleted here; a server that deletes them itself says no number.
 
     Raises:
         SourceNotFoundError: there is none.
@@ -490,12 +494,21 @@ def drop(handle: TableHandle, *, purge: bool = False) -> int:
     """
     with catalog_errors(handle.address, handle.name):
         catalog = opened(handle.address, handle.settings)
+        from pyiceberg.exceptions import BadRequestError
+
         table = catalog.load_table(handle.name)
         listed = sorted(set(_listed(table))) if purge else []
         # First, so that nobody reads a table that lacks files.
-        catalog.drop_table(handle.name)
+        try:
+            catalog.drop_table(handle.name)
+        except BadRequestError:
+            # S3 Tables drops a table with its files alone, which nobody else may delete.
+            if not purge:
+                raise
+            catalog.purge_table(handle.name)
+            listed = []
     if listed:
-        files_of(listed[0], handle.settings).delete(listed)
+        files_of(listed[0], file_settings(table, handle.settings)).delete(listed)
     return len(listed)
 
 
