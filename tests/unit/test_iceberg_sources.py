@@ -426,7 +426,7 @@ def test_no_table_and_no_catalog(tmp_path, catalog):
     with pytest.raises(SourceNotFoundError, match=r"no table none\.orders"):
         opened(tmp_path, namespace="none")
     with pytest.raises(SourceReadError, match=r"`orders`: .* cannot be used"):
-        opened(tmp_path, endpoint="sqlite:////nowhere/at/all.db")
+        opened(tmp_path, endpoint="sqlite:////proc/nowhere/at/all.db")
     with pytest.raises(SourceReadError, match=r"`orders`: .* cannot be used"):
         opened(tmp_path, catalog_type="rest", endpoint="http://127.0.0.1:1")
 

@@ -209,7 +209,6 @@ def test_without_a_catalog_the_error_says_what_to_set(tmp_path):
         ({"type": "sql", "warehouse": "s3:/bad"}, r"`s3:/bad`, which would be a folder"),
         ({"type": "sql", "warehouse": "s3:///bad"}, r"`s3:///bad`, which would be a folder"),
         ({"type": "sql", "uri": "data/my.db"}, r"`uri: data/my\.db` .*`sqlite:///data/my\.db`"),
-        ({"type": "rest", "uri": "host:80", "warehouse": "w"}, r"`uri: host:80`.*`https://host"),
         *[
             ({"type": "glue", "warehouse": warehouse}, rf"`warehouse: {warehouse}`.*s3://bucket")
             for warehouse in ("s3a://b/x", "s3n://b", "bucket/x", "data/wh", "s3//b", "s3://")

@@ -183,7 +183,7 @@ S3_SLIP = re.compile(r"s3[an]?(:(?!//[^/])|//)", re.IGNORECASE)
 
 
 def _check_form(kind: str, uri: str, warehouse: str) -> None:
-    """Refuse what is no URL of a database or endpoint, or no place of tables.
+    """Refuse what is no URL of a database, or no place of tables; `rest` looks at endpoints.
 
     Raises:
         ConfigError: says what it looks like.
@@ -191,8 +191,6 @@ def _check_form(kind: str, uri: str, warehouse: str) -> None:
     what = wanted = ""
     if kind == "sql" and uri and not URL.match(uri):
         what, wanted = f"`uri: {uri}`", f"a URL of SQLAlchemy, such as `sqlite:///{uri}`"
-    elif kind == "rest" and uri and not uri.startswith(("http://", "https://")):
-        what, wanted = f"`uri: {uri}`", "the endpoint of a catalog, such as `https://host/path`"
     elif kind == "glue" and warehouse and not re.match("s3://[^/]", warehouse):
         wanted = "what Glue's tables need, an `s3://bucket/prefix`"
         what = f"`warehouse: {warehouse}`"
