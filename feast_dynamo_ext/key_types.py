@@ -97,7 +97,7 @@ def check_key_type(column: pa.DataType, kind: ValueType) -> None:
     if kind not in KEY_FAMILIES or pa.types.is_null(own):
         return
     _refuse_several_forms(own, kind)
-    if family(own) not in KEY_FAMILIES[kind]:
+    if family(own) not in {None, *KEY_FAMILIES[kind]}:
         raise ValueError(f"values of type {own} cannot be {kind.name} without a change")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource
-from feast.types import Int64, String
+from feast.types import from_value_type
 from views import CUSTOMER
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def day(number: int, hour: int = 0) -> dt.datetime:
 
 def orders(path: Path, entity: Entity = CUSTOMER, **features: Any) -> FeatureView:
     """A view `orders` of the Parquet files at a path, with event times in `t`."""
-    key = {"cid": Int64} if entity is CUSTOMER else {entity.join_key: String}
+    key = {entity.join_key: from_value_type(entity.value_type)}
     return FeatureView(
         name="orders",
         entities=[entity],

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from entity_shop import PRODUCT, START, UTC, baskets, day, days, open_shop, orders, rates, write
-from feast import FeatureView, Field, FileSource
-from feast.types import Float64, Int64, String
+from feast import Entity, FeatureView, Field, FileSource
+from feast.types import Bool, Bytes, Float64, Int64, String
 from views import CUSTOMER
 
 from feast_dynamo_ext.errors import EntityRowsError, OfflineStoreError, SourceReadError
@@ -132,19 +132,31 @@ def test_times_of_every_kind(shop, tmp_path, kind):
     assert rows_of(shop, ["orders:total"], day(1), day(2)) == [(1, day(1), 2.0), (2, day(2), 3.0)]
 
 
+def keyed(name, feature, kind) -> FeatureView:
+    """A view of customers whose key is declared as one of Feast's types."""
+    customer = Entity(name="customer", join_keys=["cid"], value_type=kind.to_value_type())
+    return FeatureView(
+        name=name,
+        entities=[customer],
+        schema=[Field(name="cid", dtype=kind), Field(name=feature, dtype=Float64)],
+        source=FileSource(name=name, path=name, timestamp_field="event_timestamp"),
+    )
+
+
 @pytest.mark.parametrize(
-    "keys",
+    ("keys", "kind"),
     [
-        pa.array(["a", "ü"]).dictionary_encode(),
-        pa.array(["", "b"], pa.large_string()),
-        pa.array([b"\x00", b"\xff"]),
-        pa.array([False, True]),
-        pa.array([0, 2**63 - 1], pa.uint64()),
-        pa.array([-(2**63), 5], pa.int64()),
+        (pa.array(["a", "ü"]).dictionary_encode(), String),
+        (pa.array(["", "b"], pa.large_string()), String),
+        (pa.array([b"\x00", b"\xff"]), Bytes),
+        (pa.array([False, True]), Bool),
+        (pa.array([0, 2**63 - 1], pa.uint64()), Int64),
+        (pa.array([-(2**63), 5], pa.int64()), Int64),
     ],
-    ids=lambda keys: str(keys.type),
+    ids=lambda part: str(getattr(part, "type", part)),
 )
-def test_keys_keep_their_type(shop, tmp_path, keys):
+def test_keys_keep_their_type(open_store, tmp_path, keys, kind):
+    shop = open_shop(open_store(), tmp_path, keyed("orders", "total", kind))
     write(tmp_path, "orders", {"cid": keys, "event_timestamp": days([0, 0]), "total": [1.0, 2.0]})
     table = job_of(shop, ["orders:total"], day(0), day(0)).to_arrow()
     assert table.column("cid").combine_chunks().equals(keys)
@@ -254,13 +266,7 @@ def test_keys_that_no_view_has_together(open_store, tmp_path):
 
 
 def test_keys_of_different_types(open_store, tmp_path):
-    named = FeatureView(
-        name="named",
-        entities=[CUSTOMER],
-        schema=[Field(name="cid", dtype=Int64), Field(name="price", dtype=Float64)],
-        source=FileSource(name="named", path="named", timestamp_field="event_timestamp"),
-    )
-    shop = open_shop(open_store(), tmp_path, orders(), named)
+    shop = open_shop(open_store(), tmp_path, orders(), keyed("named", "price", String))
     write(tmp_path, "named", {"cid": ["1"], "event_timestamp": days([0]), "price": [1.0]})
     with pytest.raises(EntityRowsError, match="`cid` is int32 in `orders`; string in `named`"):
         job_of(shop, ["orders:total", "named:price"], day(0), day(1))

@@ -12,11 +12,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from feast import Entity, ValueType
 from feast.types import Array, Bytes, Decimal, Float32, Int64, String
 from order_files import TIME, customers, day, history, orders, write
 from views import CUSTOMER
 
 from feast_dynamo_ext import S3ParquetOfflineStore
+from feast_dynamo_ext.arrow_types import plain_type
 from feast_dynamo_ext.errors import (
     ColumnTypeError,
     EntityRowsError,
@@ -24,9 +26,12 @@ from feast_dynamo_ext.errors import (
     OfflineStoreError,
     UnsupportedTypeError,
 )
+from feast_dynamo_ext.key_types import family
 
 if TYPE_CHECKING:
     from feast import FeatureStore
+
+NAMED = Entity(name="customer", join_keys=["cid"], value_type=ValueType.STRING)
 
 
 @pytest.fixture(params=["stream", "duckdb"])
@@ -148,7 +153,11 @@ def test_keys_of_rare_types_are_compared(shop, tmp_path, stored, asked, theirs, 
     path = write(
         tmp_path / "orders.parquet", cid=pa.array([*theirs, None], stored), total=[1, 2, 3]
     )
-    shop.apply([CUSTOMER, orders(path, total=Int64)])
+    compared = {"text": ValueType.STRING, "bytes": ValueType.BYTES, "integer": ValueType.INT64}
+    customer = Entity(
+        name="customer", join_keys=["cid"], value_type=compared[family(plain_type(stored))]
+    )
+    shop.apply([customer, orders(path, customer, total=Int64)])
     entities = customers(*ours[::-1], None, kind=asked)
     assert history(shop, entities, "total") == [2, 1, None]
     assert sorted(latest(shop)) == [1, 2]
@@ -160,7 +169,7 @@ def test_uuids_of_pandas_are_keys(one_shop, tmp_path):
     path = write(
         tmp_path / "orders.parquet", cid=pa.array([FIRST, SECOND], pa.uuid()), total=[1, 2]
     )
-    one_shop.apply([CUSTOMER, orders(path, total=Int64)])
+    one_shop.apply([NAMED, orders(path, NAMED, total=Int64)])
     frame = pd.DataFrame({"cid": [SECOND, FIRST], "event_timestamp": pd.to_datetime([day(3)] * 2)})
     assert history(one_shop, frame, "total") == [2, 1]
 
@@ -216,7 +225,7 @@ def not_utf8(*texts: bytes) -> pa.Array:
 def test_keys_that_are_not_utf_8_are_compared_by_their_bytes(shop, tmp_path):
     keys = not_utf8(b"\xff\xfe", b"ok")
     path = write(tmp_path / "orders.parquet", cid=keys, total=[1, 2])
-    shop.apply([CUSTOMER, orders(path, total=Int64)])
+    shop.apply([NAMED, orders(path, NAMED, total=Int64)])
     times = pa.array([day(3)] * 3, TIME)
     asked = not_utf8(b"ok", b"\xff\xfe", b"\xff")
     entities = pa.table({"cid": asked, "event_timestamp": times})
