@@ -337,7 +337,9 @@ class SourceDataset:
             return self
         kept = {file.path for file in self.files}
         for name, column in keys.items():
-            values = _sorted_values(column)
+            # Times are compared in microseconds, while bounds of dates are days.
+            is_time_key = is_time(self.schema.field(name).type)
+            values = None if is_time_key else _sorted_values(column)
             if values is not None:
                 kept = {path for path in kept if _may_hold(values, bounds.range(path, name))}
         return self if len(kept) == len(self.files) else self.only(kept)

@@ -72,6 +72,12 @@ REFUSED = (AccessDeniedError, CredentialsError, ConfigError)
 """Errors that no repetition mends."""
 
 
+def pause(attempt: int) -> None:
+    """Let other writers finish, longer after each attempt, and not all in step."""
+    wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(attempt, 10))
+    time.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 - no secret
+
+
 def new_commit_id() -> str:
     """An id that no other commit has."""
     return uuid.uuid4().hex
@@ -247,8 +253,7 @@ class TableHandle:
                 if unanswered == UNANSWERED:
                     raise
                 failure = error
-            wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(attempt, 10))
-            time.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 - no secret
+            pause(attempt)
         raise NotCommittedError(
             f"The Iceberg table {self.name}: other writers came first {ATTEMPTS} times, the last "
             f"with {type(failure).__name__}: {' '.join(str(failure).split())}. Nothing of it is "

@@ -58,7 +58,7 @@ ROUNDS = 10
 """Times that files are looked through which others wrote meanwhile."""
 
 TOGETHER_BYTES = 128 << 20
-"""Of rows that are parted anew at once, where a table's partitioning has changed."""
+"""Of rows that are partitioned anew at once, where a table's partitioning has changed."""
 
 
 @dataclass(frozen=True)

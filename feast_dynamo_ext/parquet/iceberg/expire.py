@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import random
-import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.errors import FeastDynamoError, NotCommittedError, OfflineStoreError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors, file_settings
-from feast_dynamo_ext.parquet.iceberg.commits import ATTEMPTS, FIRST_WAIT_S, LONGEST_WAIT_S
+from feast_dynamo_ext.parquet.iceberg.commits import ATTEMPTS, pause
 from feast_dynamo_ext.parquet.iceberg.snapshot_files import (
     Leftovers,
     delete_files,
@@ -135,8 +133,7 @@ def expire_chosen(
         gone = [found for number, found in seen.items() if number not in there]
         if failure is None or (gone and len(gone) == len(seen)):
             return _delete(handle, table, now, gone, report)
-        wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** min(attempt, 10))
-        time.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 - no secret
+        pause(attempt)
     raise NotCommittedError(
         f"The Iceberg table {handle.name}: other writers came first {ATTEMPTS} times, so no "
         f"snapshot was expired: {failure}. Run it again when fewer are at work."

@@ -240,7 +240,7 @@ class _Copy:
         event_time = self._layout.event_time if self._layout else ""
 
         def bin_of(batch: pa.RecordBatch) -> NDArray[np.int64]:
-            # Partitions that are ten years apart may share a bin: they are parted later.
+            # Partitions that are ten years apart may share a bin: they are split later.
             times = batch.column(event_time).cast(pa.int64()).fill_null(0).to_numpy()
             numbers: NDArray[np.int64] = times.view("M8[us]").astype(f"M8[{unit}]").view(np.int64)
             return numbers % bins

@@ -10,7 +10,7 @@ keys or times, and no two of them are small. What comes first and is sound and l
 is; all that follows is rewritten as one run, unless it is one sound run already. So a partition
 that grows is not rewritten from its start each time.
 
-Rows that do not fit in memory are parted on the local disk by ranges of the sort order, and each
+Rows that do not fit in memory are split on the local disk by ranges of the sort order, and each
 range is sorted in memory.
 """
 
