@@ -553,3 +553,14 @@ def test_a_path_is_taken_literally(tmp_path, catalog):
     same_as_pyiceberg(tmp_path, catalog)
     assert any("%" in file.path for file in opened(tmp_path).files)
     assert sorted(rows_of(opened(tmp_path), "name")["name"]) == sorted(values)
+
+
+def test_files_are_left_out_by_keys_but_not_by_keys_that_are_dates(tmp_path, catalog):
+    """Keys that are times are compared in microseconds; Iceberg's bounds of dates are days."""
+    table = catalog.create_table("shop.orders", schema=rows(1).schema)
+    for value in (1, 30):
+        table.append(rows(value))
+    source = opened(tmp_path)
+    assert len(source.with_keys({"cid": pa.array([30])}).files) == 1
+    day = pa.array([START]).cast(pa.timestamp("us")).cast(pa.int64())
+    assert len(source.with_keys({"day": day}).files) == 2
