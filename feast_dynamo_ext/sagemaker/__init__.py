@@ -20,6 +20,11 @@ from feast_dynamo_ext.sagemaker.manifest import (
     load_manifest,
     verify,
 )
+from feast_dynamo_ext.sagemaker.request_check import (
+    RequestProblem,
+    check_request,
+    request_problems,
+)
 from feast_dynamo_ext.sagemaker.split import SPLITS, TimeSplit
 from feast_dynamo_ext.sagemaker.training_job import (
     TrainingJob,
@@ -42,6 +47,7 @@ __all__ = [
     "Manifest",
     "OutputFile",
     "Provenance",
+    "RequestProblem",
     "SourceFile",
     "SourceSnapshot",
     "SplitSummary",
@@ -49,6 +55,7 @@ __all__ = [
     "TrainingJob",
     "TrainingSet",
     "VerifyReport",
+    "check_request",
     "copy_channels",
     "create_training_job",
     "create_training_set",
@@ -59,6 +66,7 @@ __all__ = [
     "load_manifest",
     "load_training_set",
     "local_folders",
+    "request_problems",
     "run_locally",
     "training_job_request",
     "verify",
