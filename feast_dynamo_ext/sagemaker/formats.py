@@ -41,8 +41,8 @@ CATEGORICAL_INDEX = "categorical_index.json"
 ROW_GROUP_ROWS = 65_536
 """Rows of a Parquet row group; fixed, as it shows in the bytes."""
 
-_CELLS = 2**22
-"""Cells that are turned into text or records at a time: some 100 MB of text at the most."""
+_CELLS = 2**20
+"""Cells that are turned into text or records at a time: some 30 MB of text."""
 
 
 @dataclass(frozen=True)
