@@ -256,6 +256,9 @@ class LocalJob:
     folder: Path
 
 
+HERE = "s3://this_machine/"
+"""In place of `file:///` where a request is checked; no bucket can have that name."""
+
 TOOLKIT = "sagemaker_training"
 MOST_REASON_CHARS = 1_024
 STOP_S = 120.0
@@ -353,7 +356,7 @@ def run_training_job(
 
 def _with_s3(request: Mapping[str, Any]) -> dict[str, Any]:
     """The request as SageMaker would get it: local URIs are of S3 there."""
-    text = json.dumps(request).replace('"file:///', '"s3://local/')
+    text = json.dumps(request).replace('"file:///', f'"{HERE}')
     return dict(json.loads(text))
 
 

@@ -327,7 +327,7 @@ def test_extras_and_python_files_exist():
         (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")
     )
     extras, _, _ = extras.partition("[project.scripts]")
-    known = set(re.findall(r"^(\w+) = \[", extras, re.MULTILINE))
+    known = set(re.findall(r"^([\w-]+) = \[", extras, re.MULTILINE))
     folders = ("feast_dynamo_ext", "feature_repo", "docs", "tests")
     files = {path.name for folder in folders for path in (ROOT / folder).rglob("*.py")}
 
