@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import boto3
@@ -359,3 +360,20 @@ def test_the_job_runs_on_this_machine(tmp_path, monkeypatch):
     failed = run(*command, code=1)
     assert "failed on this machine: AlgorithmError: ExecuteUserScriptError" in failed.stderr
     assert "no luck" in failed.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("sagemaker_training") is None,
+    reason="sagemaker-training is not installed",
+)
+def test_the_python_of_the_page_runs(training_set, tmp_path, capsys):
+    boto3.client("s3").create_bucket(Bucket="my-lake")
+    (tmp_path / "train.py").write_text(SCRIPT)
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "train-jobs.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    exec(compile(block, str(page), "exec"), {"training_set": training_set})  # noqa: S102
+    model = "s3://my-lake/models/churn-2026-07/output/model.tar.gz"
+    assert capsys.readouterr().out.splitlines()[-1] == f"Completed {model}"
+    key = model.removeprefix("s3://my-lake/")
+    assert boto3.client("s3").head_object(Bucket="my-lake", Key=key)["ContentLength"] > 0
