@@ -333,7 +333,7 @@ def test_extras_and_python_files_exist():
 
     def unknown(page: Path) -> set[str]:
         text = page.read_text()
-        named = set(re.findall(r"(?:feast-dynamo-ext|'\.)\[(\w+)\]", text))
+        named = set(re.findall(r"(?:feast-dynamo-ext|'\.)\[([\w-]+)\]", text))
         return (named - known) | (
             {Path(name).name for name in re.findall(r"[\w/]+\.py\b", text)} - files
         )
