@@ -240,8 +240,14 @@ class _Job:
         return given | source.hyperparameters(uri) if source is not None else given
 
     def _channel_options(self) -> dict[str, Any]:
+        from feast_dynamo_ext.sagemaker.targets import TARGETS
+
         chosen = self._choices
+        # A script reads what it likes; an algorithm refuses channels and types minutes later.
+        is_algorithm = chosen["script"] is None and chosen["algorithm"] in TARGETS
         return {
+            "target": chosen["algorithm"] if is_algorithm else "script",
+            **({"instances": chosen["instances"]} if chosen["sharded"] else {}),
             "format": chosen["file_format"],
             "input_mode": chosen["input_mode"],
             "distribution": "ShardedByS3Key" if chosen["sharded"] else "FullyReplicated",

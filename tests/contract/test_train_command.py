@@ -311,6 +311,16 @@ def test_a_set_that_was_changed_starts_nothing(training_set, bucket):
             1,
             "has 3 faults, and nothing was sent",
         ),
+        (
+            ["--algorithm", "xgboost", "--role", ROLE, "--split", "train", "--split", "test"],
+            1,
+            "xgboost has no channel for the split test",
+        ),
+        (
+            ["--image", "i", "--role", ROLE, "--instances", "3", "--sharded"],
+            1,
+            "and the train split has 2",
+        ),
         (["--algorithm", "xgboost", "--local"], 1, "runs in its container alone. Give it a"),
     ],
 )
