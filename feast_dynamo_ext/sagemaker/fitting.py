@@ -116,6 +116,11 @@ class Fitting:
     def columns(self) -> list[str]:  # noqa: D102 - above
         return [column for column, fit in self._fits.items() if fit.passes]
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kind of each column's encoding."""
+        return {column: fit.fitted.kind for column, fit in self._fits.items()}
+
     def add(self, rows: TrainRows) -> None:
         """Take rows that train into account.
 

@@ -27,12 +27,16 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.parquet.source import ParquetSource
+    from feast_dynamo_ext.retrieval.inputs import Origin
     from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
     from feast_dynamo_ext.sagemaker.split import SplitRule
     from feast_dynamo_ext.storage import Files, NewFile
 
 
 MANIFEST = "manifest.json"
+ENTITY_ROWS = "rows/entity_rows.parquet"
+"""Where entity rows that came from memory are kept."""
+
 FORMAT_VERSION = 2
 LAYOUT_FOLDERS = (*SPLITS, "rows")
 
@@ -120,15 +124,21 @@ def provenance_of(
     project: str,
     entity_rows: pa.Table,
     features: Sequence[str] | None = None,
+    *,
+    feature_service: str | None = None,
+    entity_rows_origin: EntityRowsOrigin | None = None,
 ) -> Provenance:
-    """The provenance of a retrieval.
+    """The provenance of a retrieval, which is run.
 
     Args:
-        job: the retrieval, after it has run.
+        job: the retrieval.
         project: Feast project.
         entity_rows: the entity rows, event time and label included.
         features: references of the requested features; None for all that the retrieval has.
+        feature_service: name of the service that has them.
+        entity_rows_origin: where the entity rows can be read again.
     """
+    job.result()
     files = {file for source in job.opened.values() for file in listed_files(source)}
     return Provenance(
         project=project,
@@ -143,7 +153,24 @@ def provenance_of(
             for name, source in job.opened.items()
             if source.parts.table is not None and source.parts.table.version
         },
+        feature_service=feature_service,
+        full_feature_names=job.full_names,
+        entity_rows=entity_rows_origin,
     )
+
+
+def entities_origin(origin: Origin, settings: AwsSettings) -> EntityRowsOrigin:
+    """Where a retrieval's entity rows can be read again: a copy, where they came from memory."""
+    if origin.kind == "sql":
+        return EntityRowsOrigin("sql", origin.text)
+    if origin.kind != "files":
+        return EntityRowsOrigin("copy", ENTITY_ROWS)
+    files = files_of(origin.text, settings)
+    one = files.find(origin.text)
+    found = [one] if one is not None else files.below(origin.text)
+    scheme = "" if isinstance(files, LocalFiles) else "s3://"
+    listed = [SourceFile(f"{scheme}{file.path}", file.size, file.etag) for file in found]
+    return EntityRowsOrigin("path", origin.text, tuple(sorted(listed, key=lambda file: file.path)))
 
 
 def definition_hash(view: Any) -> str:
@@ -232,7 +259,7 @@ class Manifest:
         weight: column of the rows' weights, if any.
         helpers: columns that are kept beside, and never trained on.
         target: what the files are for: `xgboost`, `lightgbm`, `autogluon`, `linear-learner` or
-            `script`.
+            `script`; None for no algorithm in particular.
         formats: formats in which each split was written.
         parts: files of each split and format.
         name: of the declared set; None for one that was not declared.
@@ -254,7 +281,7 @@ class Manifest:
     libraries: Mapping[str, str]
     weight: str | None = None
     helpers: tuple[str, ...] = ()
-    target: str = "script"
+    target: str | None = None
     formats: tuple[str, ...] = ("csv", "parquet")
     parts: int = 1
     name: str | None = None
@@ -494,6 +521,15 @@ class OutputFolder:
         """A file that appears where the block ends without error."""
         with _explained(self.uri_of(path)), self.storage.new_file(self.uri_of(path)) as file:
             yield file
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write a small file where there is none.
+
+        Raises:
+            DestinationExistsError: there is one.
+        """
+        with _explained(self.uri_of(path)):
+            self.storage.create(self.uri_of(path), data)
 
     def chunks(self, path: str) -> Iterator[bytes]:
         """A file's bytes, at most 1 MiB at a time.

@@ -135,7 +135,9 @@ class RowSpool:
                 yield first, block
                 first += block.num_rows
 
-    def train_rows(self, columns: Sequence[str], assigned: NDArray[np.int8]) -> Iterator[TrainRows]:
+    def train_rows(
+        self, columns: Sequence[str], assigned: NDArray[np.int8]
+    ) -> Iterator[TrainRows]:
         """The rows that train, of some columns.
 
         Args:

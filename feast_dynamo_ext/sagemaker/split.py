@@ -199,7 +199,7 @@ class _OfFractions:
         exact = [Fraction(str(part)) for part in given.values()]
         if (
             not {"train"} < given.keys() <= set(SPLITS)
-            or min(exact) <= 0
+            or any(part <= 0 for part in exact)
             or abs(sum(exact) - 1) > Fraction(1, 10**9)
         ):
             raise TrainingSetError(
@@ -438,7 +438,7 @@ class ColumnSplit:
         given = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
         if self.values is not None:
             given = {
-                name: tuple(values) if isinstance(values, (list, tuple)) else (values,)
+                name: (*values,) if isinstance(values, (list, tuple)) else (values,)
                 for name, values in self.values.items()
             }
             object.__setattr__(self, "values", given)
