@@ -306,12 +306,13 @@ def _declared_wrongly(
     model: type[BaseModel], error: ValidationError, context: Mapping[str, Any]
 ) -> str:
     found = error.errors(include_url=False)
-    # Of a value that may have several forms, the mistake is in the form that it is nearest to.
-    problem = max(found, key=lambda each: len(each["loc"]))
+    # An unknown key may be one that is missing. Of a value that may have several forms, the mistake
+    # is in the form that it is nearest to.
+    problem = max(found, key=lambda each: (_is_unknown(each), len(each["loc"])))
     path = tuple(part for part in problem["loc"] if not _is_of_pydantic(part))
     where = place_of(path, context.get("subject", model.__name__), context.get("lines", {}))
     name = ".".join(map(str, path))
-    if problem["type"] == "extra_forbidden":
+    if _is_unknown(problem):
         known = {field.alias or key for key, field in _model_at(model, path).model_fields.items()}
         return f"{where}: there is no setting `{name}`. {did_you_mean(path[-1], known, 'Known')}"
     if problem["type"] == "missing":
@@ -321,6 +322,10 @@ def _declared_wrongly(
         return f"{where}: `{name}`: {words}."
     words = words[:1].lower() + words[1:]
     return f"{where}: `{name}` is `{problem['input']}`: {words}."
+
+
+def _is_unknown(problem: ErrorDetails) -> bool:
+    return problem["type"] == "extra_forbidden"
 
 
 def place_of(path: tuple[Any, ...], subject: str, lines: Mapping[tuple[Any, ...], int]) -> str:

@@ -365,6 +365,7 @@ class DynamoProvider(PassthroughProvider):
         weight: str | None = None,
         helpers: Sequence[str] = (),
         given_features: Sequence[str] = (),
+        declared_entities: Sequence[str] | None = None,
         **options: Any,
     ) -> TrainingSet:
         """Write a point-in-time retrieval as a training set that SageMaker jobs read.
@@ -384,6 +385,8 @@ class DynamoProvider(PassthroughProvider):
             weight: column of the entity rows with the rows' weights.
             helpers: columns of the entity rows that are kept beside, and never trained on.
             given_features: columns of the entity rows to train on, before the others.
+            declared_entities: columns of the entity rows that are entities, beside join keys;
+                each of the others must have a role then. Default: all others are entities.
             options: `encodings`, `target`, `formats`, `name`, `definition`, as of
                 `sagemaker.write_training_set`.
 
@@ -393,7 +396,10 @@ class DynamoProvider(PassthroughProvider):
             TrainingSetError: the result cannot be a training set.
         """
         from feast_dynamo_ext.sagemaker.manifest import entities_origin, provenance_of
-        from feast_dynamo_ext.sagemaker.training_set import write_training_set
+        from feast_dynamo_ext.sagemaker.training_set import (
+            refuse_roleless,
+            write_training_set,
+        )
 
         if not isinstance(job, ParquetRetrievalJob) or job.entities is None:
             raise ConfigError(
@@ -413,6 +419,9 @@ class DynamoProvider(PassthroughProvider):
             entity_rows_origin=origin,
         )
         others = {label, weight, *helpers, *given_features}
+        if declared_entities is not None:
+            joined = {ours for view in getattr(job.plan, "views", ()) for ours, _ in view.keys}
+            refuse_roleless(entities.other_columns, others | joined | {*declared_entities})
         return write_training_set(
             job.rows(),
             label=label,

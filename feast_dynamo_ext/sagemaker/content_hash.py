@@ -116,7 +116,7 @@ class ColumnHash:
         """Add the rows that come next."""
         if array.null_count:
             missing = np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))
-            self._nulls.update((missing + self._rows).astype("<i8"))
+            self._nulls.update((missing + self._rows).astype("<i8").tobytes())
             array = array.drop_null()
             self._rows += len(missing)
         self._rows += len(array)

@@ -240,8 +240,9 @@ class ExactSum:
         """Add finite numbers: whole ones, or floats of any width."""
         self.count += len(values)
         if values.dtype.kind != "f":
+            wide = values if values.dtype == np.uint64 else values.astype(np.int64)
             # Two halves, as the sum of some million int64 may be none.
-            for half, bits in ((values >> 32, 32), (values & 0xFFFFFFFF, 0)):
+            for half, bits in ((wide >> 32, 32), (wide & 0xFFFFFFFF, 0)):
                 self._whole += int(half.astype(np.int64).sum()) << bits
             return
         mantissas, exponents = np.frexp(values.astype(np.float64))
@@ -332,10 +333,12 @@ def _ordered_bits(values: NDArray[Any]) -> NDArray[np.uint64]:
     """Bits that, as whole numbers, have the order of the values."""
     if values.dtype.kind == "f":
         bits = (values.astype(np.float64) + 0.0).view(np.uint64)  # of -0.0 it makes 0.0
-        return np.where(bits & _SIGN, ~bits, bits | _SIGN)
+        found: NDArray[np.uint64] = np.where(bits & _SIGN, ~bits, bits | _SIGN)
+        return found
     if values.dtype.kind == "u":
         return values.astype(np.uint64)
-    return values.astype(np.int64).view(np.uint64) ^ _SIGN
+    signed: NDArray[np.uint64] = values.astype(np.int64).view(np.uint64) ^ _SIGN
+    return signed
 
 
 def _from_bits(bits: int, dtype: Any) -> int | float:

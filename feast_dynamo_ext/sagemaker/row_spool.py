@@ -105,20 +105,24 @@ class RowSpool:
             OfflineStoreError: the disk is full.
         """
         blocks = Blocks(self.schema)
+        options = pa.ipc.IpcWriteOptions(unify_dictionaries=False)
+        sink = pa.PythonFile(self._file, mode="w")
+        writer = pa.ipc.new_stream(sink, self._stored, options=options)
+        for batch in batches:
+            yield from self._written(writer, blocks.add(self._plain(batch)))
+        yield from self._written(writer, blocks.rest())
         with self._disk_errors():
-            sink = pa.PythonFile(self._file, mode="w")
-            options = pa.ipc.IpcWriteOptions(unify_dictionaries=False)
-            with pa.ipc.new_stream(sink, self._stored, options=options) as writer:
-                for batch in batches:
-                    for block in blocks.add(self._plain(batch)):
-                        writer.write_batch(self._encoded(block))
-                        self.rows += block.num_rows
-                        yield block
-                for block in blocks.rest():
-                    writer.write_batch(self._encoded(block))
-                    self.rows += block.num_rows
-                    yield block
+            writer.close()
             self._file.flush()
+
+    def _written(
+        self, writer: pa.RecordBatchWriter, blocks: Iterator[pa.RecordBatch]
+    ) -> Iterator[pa.RecordBatch]:
+        for block in blocks:
+            with self._disk_errors():
+                writer.write_batch(self._encoded(block))
+            self.rows += block.num_rows
+            yield block
 
     def read(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
         """The rows from the first on, block by block, with the place of each block's first row.

@@ -200,7 +200,7 @@ class _OfFractions:
         if (
             not {"train"} < given.keys() <= set(SPLITS)
             or any(part <= 0 for part in exact)
-            or abs(sum(exact) - 1) > Fraction(1, 10**9)
+            or abs(sum(exact, Fraction(-1))) > Fraction(1, 10**9)
         ):
             raise TrainingSetError(
                 f"The split's `fractions` are {given}: name `train` and one or both of "
@@ -435,10 +435,10 @@ class ColumnSplit:
     values: Mapping[str, tuple[Any, ...]] | None = None
 
     def __post_init__(self) -> None:
-        given = {"train": ("train",), "validation": ("validation",), "test": ("test",)}
+        given: dict[str, Any] = {name: (name,) for name in SPLITS}
         if self.values is not None:
             given = {
-                name: (*values,) if isinstance(values, (list, tuple)) else (values,)
+                name: tuple(values if isinstance(values, (list, tuple)) else [values])
                 for name, values in self.values.items()
             }
             object.__setattr__(self, "values", given)
@@ -496,7 +496,8 @@ class ColumnSplit:
 
     def as_manifest(self) -> dict[str, Any]:
         """See `SplitRule.as_manifest`."""
-        values = self.values and {name: list(found) for name, found in self.values.items()}
+        given = self.values
+        values = None if given is None else {name: list(given[name]) for name in given}
         return {"rule": "column", "column": self.column, "values": values}
 
     @classmethod
@@ -562,7 +563,8 @@ def checked_split(split: Any) -> SplitRule:
     Raises:
         TrainingSetError: there is none, or it is something else.
     """
-    if isinstance(split, tuple(RULES.values())):
+    rules: tuple[Any, ...] = tuple(RULES.values())
+    if type(split) in rules:
         rule: SplitRule = split
         return rule
     given = "missing" if split is None else f"a {type(split).__name__}"
@@ -659,11 +661,13 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         mixed = values + np.uint64(_GOLDEN)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    found: NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
+    return found
 
 
 def _mixed(value: int) -> np.uint64:
-    return np.uint64(_mix(np.array([value], np.uint64))[0])
+    mixed: np.uint64 = _mix(np.array([value], np.uint64))[0]
+    return mixed
 
 
 def _unsigned(value: int) -> int:
@@ -698,7 +702,8 @@ def _hashes(name: str, column: pa.Array) -> NDArray[np.uint64]:
         int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
         for text in encoded.dictionary.to_pylist()
     ]
-    return np.array(hashed, np.uint64)[numbers(encoded.indices)]
+    found: NDArray[np.uint64] = np.array(hashed, np.uint64)[numbers(encoded.indices)]
+    return found
 
 
 def _iso(instant: datetime | None) -> str:

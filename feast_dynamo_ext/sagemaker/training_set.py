@@ -46,7 +46,13 @@ from feast_dynamo_ext.sagemaker.encodings import (
     arrow_type,
 )
 from feast_dynamo_ext.sagemaker.fitting import Fitting
-from feast_dynamo_ext.sagemaker.formats import CATEGORICAL_INDEX, FileRoles, categorical_index
+from feast_dynamo_ext.sagemaker.formats import (
+    CATEGORICAL_INDEX,
+    EXTENSIONS,
+    FileRoles,
+    categorical_index,
+    type_problems,
+)
 from feast_dynamo_ext.sagemaker.manifest import (
     ENTITY_ROWS,
     MANIFEST,
@@ -81,7 +87,7 @@ from feast_dynamo_ext.sagemaker.training_columns import (
 from feast_dynamo_ext.storage import discard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from feast import FeatureService, FeatureStore
     from numpy.typing import NDArray
@@ -139,7 +145,7 @@ class TrainingSet:
         return input_data_config(self, **options)
 
     def summary(self) -> list[dict[str, Any]]:
-        """A row per split, train first: rows, first and last event time, the label's mean and range."""
+        """A row per split, train first: its rows, its first and last event time, its label."""
         return [
             {
                 "split": split,
@@ -378,6 +384,8 @@ def write_training_set(
         build.keep(_batches_of(table, roles.names))
         fitted = build.fit(fitting)
         form = _form(roles, fitted, spool.schema, formats, target)
+        # The join took a while.
+        _refuse_existing(folder, overwrite=overwrite)
         _make_room(folder)
         written = build.write(folder, form, fitted, target, entity_rows)
     given = {*given_features, *roles.names} - ({*features} - {*given_features})
@@ -416,6 +424,21 @@ def write_training_set(
     return TrainingSet(folder.uri, manifest)
 
 
+def refuse_roleless(columns: Sequence[str], known: Collection[str | None]) -> None:
+    """Refuse columns of the entity rows that no role is declared of.
+
+    Raises:
+        TrainingSetError: names them.
+    """
+    without = [name for name in columns if name not in known]
+    if without:
+        raise TrainingSetError(
+            f"The entity rows have columns without a role: {', '.join(without)}. Declare under "
+            f"`columns` whether each is a feature or a helper. `{without[0]}: helper` keeps it "
+            "beside, and never trains on it."
+        )
+
+
 def _batches_of(
     table: pa.Table | pa.RecordBatchReader, names: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
@@ -440,6 +463,12 @@ def _form(
     ]
     names = [each.name for each in fields]
     check_outputs(names)
+    for each in formats:
+        if each not in EXTENSIONS:
+            raise TrainingSetError(f"Unknown format `{each}`. Known: {', '.join(EXTENSIONS)}.")
+    problems = [text for each in formats for text in type_problems(each, pa.schema(fields))]
+    if problems:
+        raise TrainingSetError(f"{'; '.join(problems)}. Encode it, or leave out the format.")
     features = tuple(names[1 + (roles.weight is not None) :])
     categorical = tuple(
         name
@@ -520,7 +549,12 @@ class _Build:
                 fitting.add(rows)
             fitting.end_pass()
         fitted = written_encodings(fitting.finish(), self._scan.nulls)
-        check_label(fitted[self._roles.label])
+        label = fitted[self._roles.label]
+        check_label(label)
+        if label.kind == "ordinal":
+            # A class that no model has seen is an error, not a class of its own.
+            state = {**label.state, "unknown": "missing"}
+            fitted[self._roles.label] = replace(label, state=state)
         self._scan.check_inexact(
             [
                 name
@@ -658,8 +692,8 @@ class _Passing:
     def _tally(self, labels: pa.Array, times: pa.Array, splits: NDArray[np.int32]) -> None:
         if labels.null_count:
             raise TrainingSetError(
-                f"The label `{self._roles.label}` is missing in {labels.null_count} rows once it "
-                "is encoded. Declare its `categories`."
+                f"The label `{self._roles.label}` is in {labels.null_count} rows none of the "
+                "categories that the rows that train have. Declare all of its `categories`."
             )
         for at in np.unique(splits):
             mask = pa.array(splits == at)

@@ -350,6 +350,14 @@ def test_sums_are_exact_in_any_pieces(values, size):
     assert found.mean == float(sum(map(Fraction, values)) / len(values))
 
 
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int32", "uint64", "float32"])
+def test_sums_of_narrow_numbers_are_exact(kind):
+    values = np.array([100, 120, 7, 0], kind)
+    found = ExactSum()
+    found.add(np.tile(values, 1000))
+    assert (found.total, found.count) == (227_000, 4_000)
+
+
 @cases(150)
 @given(values=NUMBERS, size=st.integers(1, 9))
 def test_the_median_is_exact(values, size):
