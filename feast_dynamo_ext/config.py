@@ -306,8 +306,8 @@ def _declared_wrongly(
     model: type[BaseModel], error: ValidationError, context: Mapping[str, Any]
 ) -> str:
     found = error.errors(include_url=False)
-    # An unknown key may be one that is missing. Of a value that may have several forms, the mistake
-    # is in the form that it is nearest to.
+    # An unknown key may be one that is missing. Of a value that may have several forms, the
+    # mistake is in the form that it is nearest to.
     problem = max(found, key=lambda each: (_is_unknown(each), len(each["loc"])))
     path = tuple(part for part in problem["loc"] if not _is_of_pydantic(part))
     where = place_of(path, context.get("subject", model.__name__), context.get("lines", {}))

@@ -206,7 +206,7 @@ def test_errors_of_python_name_the_module(folder, text, words):
         ),
         (
             {"rule": "time", "test_from": "2026-01-01"},
-            TimeSplit(test_from=dt.datetime(2026, 1, 1)),
+            TimeSplit(test_from=dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)),
         ),
     ],
 )
