@@ -19,9 +19,11 @@ written last, and only where there is none.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +90,7 @@ from feast_dynamo_ext.storage import discard
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
     from feast import FeatureService, FeatureStore
     from numpy.typing import NDArray
@@ -115,6 +118,9 @@ ROUNDS_TO_FLOAT32 = frozenset({"xgboost", "linear-learner"})
 
 INDEXED = frozenset({"lightgbm", "autogluon"})
 """Targets that read which columns are categories from a file beside CSV."""
+
+WRITES_AHEAD = 2
+"""Blocks that are encoded before they are written."""
 
 OPEN_BYTES = 256 << 20
 """Of rows that wait in shards that are written side by side, about."""
@@ -637,7 +643,23 @@ class _Build:
         }
 
     def _pass(self, shards: OpenShards, numbers: Sequence[int], passing: _Passing) -> None:
-        """Encode the rows of some shards, and append each to its own."""
+        """Encode the rows of some shards, and append each to its own.
+
+        A thread writes, in order, what this one has encoded.
+        """
+        under_way: collections.deque[Future[None]] = collections.deque()
+        with ThreadPoolExecutor(1, "feast-dynamo-training-set") as writer:
+            for part in self._parts_of(numbers, passing):
+                under_way.append(writer.submit(shards.write, *part))
+                if len(under_way) > WRITES_AHEAD:
+                    under_way.popleft().result()
+            for write in under_way:
+                write.result()
+
+    def _parts_of(
+        self, numbers: Sequence[int], passing: _Passing
+    ) -> Iterator[tuple[int, pa.RecordBatch, pa.RecordBatch]]:
+        """Of each block the rows of each of the shards: its number, encoded and kept columns."""
         for first, block in self._spool.read():
             places = self._shards[first : first + block.num_rows]
             is_in = (places >= numbers[0]) & (places <= numbers[-1])
@@ -649,10 +671,10 @@ class _Build:
             found = np.unique(places)
             for number in found:
                 if len(found) == 1:
-                    shards.write(int(number), encoded, kept)
+                    yield int(number), encoded, kept
                 else:
                     mask = pa.array(places == number)
-                    shards.write(int(number), encoded.filter(mask), kept.filter(mask))
+                    yield int(number), encoded.filter(mask), kept.filter(mask)
 
 
 class _Passing:
