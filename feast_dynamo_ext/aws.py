@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import boto3
+import botocore
 from botocore import exceptions as boto_errors
 from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.credentials import (
@@ -28,7 +29,8 @@ from botocore.credentials import (
 )
 from botocore.httpsession import get_cert_path
 from botocore.loaders import Loader, create_loader
-from botocore.utils import get_environ_proxies, normalize_url_path
+from botocore.model import ServiceModel
+from botocore.utils import get_environ_proxies, normalize_url_path, parse_to_aware_datetime
 
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
@@ -60,6 +62,11 @@ BOTOCORE_INTERNALS = (
     "botocore.credentials:RefreshableCredentials.create_from_metadata",
     "botocore.httpsession:get_cert_path",
     "botocore.loaders:create_loader",
+    "botocore.model:OperationModel.idempotent_members",
+    "botocore.model:ServiceModel.operation_model",
+    "botocore.model:ServiceModel.operation_names",
+    "botocore.model:StructureShape.is_tagged_union",
+    "botocore.model:StructureShape.required_members",
     "botocore.session:Session()._credentials",
     "botocore.session:Session().create_client",
     "botocore.session:Session().full_config",
@@ -68,6 +75,7 @@ BOTOCORE_INTERNALS = (
     "botocore.session:Session().register_component",
     "botocore.utils:get_environ_proxies",
     "botocore.utils:normalize_url_path",
+    "botocore.utils:parse_to_aware_datetime",
 )
 
 MULTIPLE_CHOICES = 300
@@ -223,6 +231,33 @@ def _session(profile: str | None, region: str | None) -> boto3.Session:
 @functools.cache
 def _loader() -> Loader:
     return create_loader(os.environ.get("AWS_DATA_PATH"))
+
+
+@functools.cache
+def service_model(service: str) -> ServiceModel:
+    """What AWS's own model says of a service: its operations, and the shapes of their requests.
+
+    Args:
+        service: boto3's name of it, for example `sagemaker`.
+
+    Raises:
+        ConfigError: there is no such service.
+    """
+    try:
+        return ServiceModel(_loader().load_service_model(service, "service-2"), service)
+    except boto_errors.UnknownServiceError as error:
+        raise ConfigError(
+            f"botocore {botocore.__version__} knows no service `{service}`."
+        ) from error
+
+
+def is_timestamp(value: Any) -> bool:
+    """Whether botocore can send a value as a timestamp."""
+    try:
+        parse_to_aware_datetime(value)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 def _assume(base: boto3.Session, settings: AwsSettings) -> boto3.Session:

@@ -5,6 +5,7 @@ Where a caller would expect a builtin, the error is that builtin too::
 
     FeastDynamoError
     ├── ConfigError                      a setting that cannot work
+    │   └── RequestError                 a request that AWS's model refuses
     ├── WindowError                      event times that cannot be written       (ValueError)
     ├── DependencyError                  an optional package is missing         (ImportError)
     ├── AwsError                         AWS refused a call: operation, code, request id
@@ -82,6 +83,18 @@ class ConfigError(FeastDynamoError):
 
     # Not a ValueError: pydantic would fold that into a ValidationError of many lines, and the one
     # sentence that helps would be lost in it.
+
+
+class RequestError(ConfigError):
+    """A request that AWS's service model does not allow; nothing was sent.
+
+    Attributes:
+        problems: everything that is wrong with it, each with its path.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 class WindowError(FeastDynamoError, ValueError):

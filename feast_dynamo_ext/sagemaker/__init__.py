@@ -5,7 +5,13 @@ checks them; `TrainingSet.channels`, `training_job_request` and `create_training
 on them; `run_locally` runs a training script on this machine instead.
 """
 
-from feast_dynamo_ext.sagemaker.channels import copy_channels, input_data_config, local_folders
+from feast_dynamo_ext.sagemaker.channels import (
+    copy_channels,
+    input_data_config,
+    local_folders,
+    sdk_channels,
+    write_manifest_files,
+)
 from feast_dynamo_ext.sagemaker.content_hash import hash_table
 from feast_dynamo_ext.sagemaker.encodings import Encoding, FittedEncoding
 from feast_dynamo_ext.sagemaker.local_job import LocalRun, run_locally
@@ -22,6 +28,11 @@ from feast_dynamo_ext.sagemaker.manifest import (
     VerifyReport,
     load_manifest,
     verify,
+)
+from feast_dynamo_ext.sagemaker.request_check import (
+    RequestProblem,
+    check_request,
+    request_problems,
 )
 from feast_dynamo_ext.sagemaker.split import (
     SPLITS,
@@ -63,6 +74,7 @@ __all__ = [
     "OutputFile",
     "Provenance",
     "RandomSplit",
+    "RequestProblem",
     "SourceFile",
     "SourceSnapshot",
     "SplitRule",
@@ -73,6 +85,7 @@ __all__ = [
     "TrainingJob",
     "TrainingSet",
     "VerifyReport",
+    "check_request",
     "copy_channels",
     "create_training_job",
     "create_training_set",
@@ -83,8 +96,11 @@ __all__ = [
     "load_manifest",
     "load_training_set",
     "local_folders",
+    "request_problems",
     "run_locally",
+    "sdk_channels",
     "training_job_request",
     "verify",
+    "write_manifest_files",
     "write_training_set",
 ]
