@@ -57,9 +57,9 @@ ROWS = pa.table(
 )
 ONE_PART = [
     "manifest.json",
-    "rows/test.parquet",
-    "rows/train.parquet",
-    "rows/validation.parquet",
+    "rows/test/part-00000.parquet",
+    "rows/train/part-00000.parquet",
+    "rows/validation/part-00000.parquet",
     "test/csv/part-00000.csv",
     "test/parquet/part-00000.parquet",
     "train/csv/part-00000.csv",
@@ -168,9 +168,9 @@ def test_verify_finds_what_changed_on_s3(aws, s3, bucket):
     write(f"s3://{bucket}/set", aws)
     s3.put_object(Bucket=bucket, Key="set/train/csv/part-00000.csv", Body=b"0,\n1,4\n0,-1.4\n")
     s3.put_object(Bucket=bucket, Key="set/train/csv/part-00001.csv", Body=b"1,1\n")
-    s3.delete_object(Bucket=bucket, Key="set/rows/test.parquet")
+    s3.delete_object(Bucket=bucket, Key="set/rows/test/part-00000.parquet")
     report = verify(f"s3://{bucket}/set", aws)
-    assert report.missing == ("rows/test.parquet",)
+    assert report.missing == ("rows/test/part-00000.parquet",)
     assert report.changed == ("train/csv/part-00000.csv",)
     assert report.unexpected == ("train/csv/part-00001.csv",)
 
