@@ -203,7 +203,7 @@ class _Job:
         self._answer(done.job, "", log=str(done.log))
 
     def _verified(self) -> TrainingSet:
-        from feast_dynamo_ext.sagemaker.manifest import verify
+        from feast_dynamo_ext.sagemaker.set_verification import verify
         from feast_dynamo_ext.sagemaker.training_set import load_training_set
 
         output = self._choices["training_set"]

@@ -205,3 +205,22 @@ def test_sql_is_kept_as_it_is(repo):
     assert (origin.kind, origin.text) == ("sql", sql)
     read = pd.read_parquet(repo / "out/churn/train/parquet/part-00000.parquet")
     assert sorted(read["churned"]) == [0, 0, 1, 1]
+
+
+def test_a_declared_set_is_verified_rebuilt_compared_and_reported_by_its_name(repo, tmp_path):
+    run(repo, "build", "churn")
+    assert "files are as they were written, and so are the sources" in run(repo, "verify", "churn")
+    report = json.loads(run(repo, "rebuild", "churn", "--json"))
+    assert report["same_bytes"] is True
+    assert report["same_entity_rows"] is True
+    again = str(tmp_path / "again")
+    run(repo, "rebuild", "churn", "--to", again)
+    assert "the same rows, features and inputs" in run(repo, "diff", "churn", again)
+    page = tmp_path / "churn.html"
+    run(repo, "report", "churn", "--to", str(page))
+    text = page.read_text()
+    assert "<h1>churn</h1>" in text
+    assert "string as codes" in text
+    assert "sales__event_timestamp" in text
+    pq.write_table(LABELS.slice(1), repo / "labels.parquet")
+    assert "entity rows" in run(repo, "rebuild", "churn", code=1)
