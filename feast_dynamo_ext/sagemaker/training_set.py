@@ -32,8 +32,10 @@ from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.snapshots import tag
 from feast_dynamo_ext.parquet.iceberg.table_files import pinned_snapshots
 from feast_dynamo_ext.sagemaker.channels import input_data_config
+from feast_dynamo_ext.sagemaker.encodings import FittedEncoding
 from feast_dynamo_ext.sagemaker.manifest import (
     MANIFEST,
+    ColumnSummary,
     LabelStatistics,
     Manifest,
     OutputFile,
@@ -285,7 +287,7 @@ def write_training_set(
     """
     require_columns(table, [label, event_timestamp, *entity_columns, *features])
     columns = numeric_columns(table, label=label, features=features, entity_columns=entity_columns)
-    masks = checked_split(split).masks(table.column(event_timestamp))
+    masks = split.masks(table.column(event_timestamp))
     _refuse_parts(parts, masks)
     schemas = _schemas(table, columns, [*entity_columns, event_timestamp])
     table = table.select(list(dict.fromkeys([*schemas.keys.names, label, *features])))
@@ -298,7 +300,7 @@ def write_training_set(
         event_timestamp=event_timestamp,
         entity_columns=tuple(entity_columns),
         features=tuple(features),
-        types={column.name: str(column.type) for column in columns},
+        columns=tuple(_column_summary(table, column, label) for column in columns),
         split=split,
         splits={
             name: _summary(table, masks[name], columns[0], event_timestamp) for name in SPLITS
@@ -311,6 +313,12 @@ def write_training_set(
     with folder.new_file(MANIFEST) as file:
         file.write(text)
     return TrainingSet(folder.uri, manifest)
+
+
+def _column_summary(table: pa.Table, column: NumericColumn, label: str) -> ColumnSummary:
+    name, kind = column.name, str(table.schema.field(column.name).type)
+    fitted = FittedEncoding(name, "number", (name,), (str(column.type),), kind, {"missing": None})
+    return ColumnSummary(name, "label" if name == label else "feature", kind, fitted)
 
 
 def _refuse_parts(parts: int, masks: dict[str, pa.BooleanArray]) -> None:

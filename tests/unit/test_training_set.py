@@ -189,7 +189,7 @@ def test_a_pandas_index_never_shows(tmp_path):
 def test_the_manifest_says_what_was_written(tmp_path):
     training_set = write(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] == 2
     assert manifest["label"] == "churned"
     assert manifest["features"] == FEATURES
     assert manifest["split"] == {
