@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bars
+import endpoints
 import materialize
 import offline
 import offline_bars
@@ -99,6 +100,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 results[name], more = _run_materialize(server, rounds, options)
             elif name == "offline":
                 results[name], more = _run_offline(rounds, options)
+            elif name == "serving":
+                results[name], more = _run_serving(server, rounds)
             elif name == "tables":
                 results[name], more = _run_tables(rounds, options)
             else:
@@ -157,6 +160,12 @@ def _run_offline(rounds: int, options: argparse.Namespace) -> tuple[dict[str, An
         print(f"{options.scale:g} times the rows: these figures and their bars mean nothing.")
     print(f"{time.monotonic() - started:.0f} s, history included.", flush=True)
     return {"rounds": rounds, "runs": report.offline_as_json(runs)}, offline_bars.of_offline(runs)
+
+
+def _run_serving(server: Server, rounds: int) -> tuple[dict[str, Any], bars.Held]:
+    runs = endpoints.run(server.endpoint, rounds)
+    print(endpoints.table(runs), flush=True)
+    return {"rounds": rounds, "runs": endpoints.as_json(runs)}, endpoints.held(runs)
 
 
 def _run_tables(rounds: int, options: argparse.Namespace) -> tuple[dict[str, Any], bars.Held]:

@@ -80,13 +80,16 @@ def test_the_three_forms_are_read_alike(rows):
 @given(body=st.binary(max_size=60), kind=st.sampled_from([JSON, JSON_LINES, CSV, "text/x", None]))
 @cases(300)
 def test_no_bytes_but_an_answer_or_a_refusal(body, kind):
+    refusal, found = None, None
     try:
         found = read(body, kind)
     except InvocationError as error:
-        assert error.status in (400, 413, 415, 422)
-        assert str(error).endswith((".", "?"))
-    else:
+        refusal = error
+    if refusal is None:
         assert 1 <= found.count <= 10
+    else:
+        assert refusal.status in (400, 413, 415, 422)
+        assert str(refusal).endswith((".", "?"))
 
 
 KEY = (RequestColumn("id", "int"),)
@@ -96,7 +99,8 @@ KEY = (RequestColumn("id", "int"),)
     ("body", "kind", "status", "words"),
     [
         ('{"id": true}', JSON, 422, "Row 1: `id` is no whole number"),
-        ('{"id": 1.0}', JSON, 422, "Row 1: `id` is no whole number"),
+        ('{"id": 1.5}', JSON, 422, "Row 1: `id` is no whole number"),
+        ('{"id": 9007199254740994.0}', JSON, 422, "Row 1: `id` is no whole number"),
         ('[1, "2"]', JSON, 422, "Row 2: `id` is no whole number"),
         ('{"id": 9223372036854775808}', JSON, 422, "`id`"),
         ('{"id": 1}\n{"id": ', JSON_LINES, 400, "Line 2 is no JSON"),
@@ -119,7 +123,7 @@ def test_what_is_refused(body, kind, status, words):
 
 
 def test_a_list_of_keys_alone():
-    assert read(b"[3, 1]", columns=KEY).columns == {"id": [3, 1]}
+    assert read(b"[3, 1, 7.0]", columns=KEY).columns == {"id": [3, 1, 7]}
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import tarfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from feast import FeatureService, FeatureStore
-from repos import REGION, open_repo_config
+from repos import REGION, open_repo_config, write_repo_yaml
 from served_model import AWS, CUSTOMER, make_manifest, train, views
 
+from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.errors import ConfigError, ServingError
 from feast_dynamo_ext.sagemaker.serving.handler import load_model, open_handler
 from feast_dynamo_ext.sagemaker.serving.package import archive, package_model, unpack
@@ -107,7 +110,9 @@ def test_definitions_that_have_changed_stop_the_packaging_and_the_start(store, t
     view = store.get_feature_view("orders")
     view.ttl *= 2
     store.registry.apply_feature_view(view, "p")
-    with pytest.raises(ServingError, match="The registry is not .*: feature view `orders` has ch"):
+    with pytest.raises(
+        ServingError, match=r"The registry is not .*: feature view `orders` has ch"
+    ):
         packaged(store, tmp_path, manifest=manifest)
     with pytest.raises(ServingError, match=f"The registry {registry} is not what the model was"):
         open_handler(folder)
@@ -124,6 +129,32 @@ def test_a_service_with_other_features_stops_the_packaging(store, tmp_path):
     store.registry.apply_feature_service(service, "p")
     with pytest.raises(ServingError, match="feature service `churn` has other features"):
         packaged(store, tmp_path, manifest=manifest)
+
+
+def test_the_command(store, tmp_path):
+    store.config.repo_path = tmp_path
+    write_repo_yaml(
+        tmp_path,
+        project="p",
+        registry=str(tmp_path / "registry.db"),
+        online={"region": REGION, "manage_tables": "never"},
+        offline={"region": REGION},
+    )
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "manifest.json").write_text(make_manifest(store).to_json())
+    train(tmp_path / "model.ubj")
+    given = ["--training-set", str(tmp_path / "set"), "--model", str(tmp_path / "model.ubj")]
+    output = str(tmp_path / "m.tar.gz")
+    command = ["endpoint", "package", "-c", str(tmp_path), *given, "--output", output]
+    done = CliRunner().invoke(main, [*command, "--max-rows", "9", "--json"])
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert answer["columns"] == ["customer_id", "amount"]
+    assert answer["sha256"] == hashlib.sha256((tmp_path / "m.tar.gz").read_bytes()).hexdigest()
+    settings = json.loads((unpacked(tmp_path) / "features" / "serving.json").read_text())
+    assert (settings["max_rows"], settings["live_registry"]) == (9, None)
+    refused = CliRunner().invoke(main, [*command, "--model", str(tmp_path / "nothing")])
+    assert (refused.exit_code, "nothing cannot be read" in refused.stderr) == (1, True)
 
 
 class Exploding:

@@ -23,7 +23,6 @@ from feast_dynamo_ext.sagemaker.serving.bodies import (
     NOT_ACCEPTABLE,
     TOO_LARGE,
     UNSUPPORTED,
-    RequestColumn,
     accepted_form,
     too_large,
 )
@@ -32,6 +31,7 @@ from feast_dynamo_ext.sagemaker.serving.handler import (
     FeatureHandler,
     Prediction,
     Received,
+    ServingSettings,
     open_handler,
 )
 
@@ -148,7 +148,12 @@ def create_app(handler: FeatureHandler) -> FastAPI:
             answer.body, answer.status, dict(answer.headers), media_type=answer.content_type
         )
 
-    @app.get("/ping", summary="Whether the model answers", responses={200: {"content": {}}})
+    @app.get(
+        "/ping",
+        summary="Whether the model answers",
+        response_model=None,
+        response_class=Response,
+    )
     async def ping() -> Response:
         return Response(status_code=200)
 
@@ -175,8 +180,9 @@ def create_app(handler: FeatureHandler) -> FastAPI:
         methods=["POST"],
         summary="Predict",
         responses=_responses(),
+        response_model=None,
         response_class=Response,
-        openapi_extra={"requestBody": _request_body(handler.settings.columns)},
+        openapi_extra={"requestBody": _request_body(handler.settings)},
     )
 
     @app.exception_handler(HTTPException)
@@ -266,7 +272,8 @@ _EXAMPLES = {
 }
 
 
-def _request_body(columns: tuple[RequestColumn, ...]) -> dict[str, Any]:
+def _request_body(settings: ServingSettings) -> dict[str, Any]:
+    columns = settings.columns
     properties = {
         column.name: {
             **_JSON_TYPES[column.kind],
@@ -283,7 +290,7 @@ def _request_body(columns: tuple[RequestColumn, ...]) -> dict[str, Any]:
         "required": [column.name for column in columns],
         "additionalProperties": False,
     }
-    rows = {"type": "array", "items": row, "minItems": 1}
+    rows = {"type": "array", "items": row, "minItems": 1, "maxItems": settings.max_rows}
     instances = {
         "type": "object",
         "properties": {"instances": rows},

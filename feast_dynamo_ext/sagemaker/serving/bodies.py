@@ -36,7 +36,7 @@ BAD_SYNTAX, NOT_ACCEPTABLE, TOO_LARGE, UNSUPPORTED, BAD_VALUE = 400, 406, 413, 4
 MAX_BODY_BYTES = 6_291_456
 """What SageMaker passes on to a real-time endpoint."""
 
-MAX_INT64 = 2**63 - 1
+MAX_INT64, MAX_EXACT_FLOAT = 2**63 - 1, 2**53
 DIGITS = 20
 """Of a whole number of 64 bits, with its sign."""
 
@@ -285,6 +285,9 @@ def _value(value: Any, column: RequestColumn, row: int) -> Any:
 
 
 def _int(value: Any) -> int | None:
+    # JSON has one kind of number: 7.0 is 7. Beyond that, a float may have been another number.
+    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT_FLOAT:
+        return int(value)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return value if is_whole and -MAX_INT64 - 1 <= value <= MAX_INT64 else None
 
