@@ -322,6 +322,13 @@ CASES: dict[str, Case] = {
         amounts=(20.0,),
         features={"missing": {"visits": 1, "last": 1}, "expired": {}, "unread": {}},
     ),
+    "a row past its ttl": Case(
+        js(row(4)),
+        customers=(4,),
+        amounts=(20.0,),
+        lacking="missing=0; expired=2; unread=0",
+        features={"missing": {}, "expired": {"total": 1, "last": 1}, "unread": {}},
+    ),
     "broken JSON": Case(b'{"customer_id": ', 400, words="The body is no JSON"),
     "NaN in JSON": Case(b'{"customer_id": NaN, "amount": 1}', 400, words="The body is no JSON"),
     "an empty body": Case(b" ", 400, words="The body is empty"),

@@ -157,6 +157,22 @@ def test_the_command(store, tmp_path):
     assert (refused.exit_code, "nothing cannot be read" in refused.stderr) == (1, True)
 
 
+def test_a_store_that_does_not_answer_is_a_503_that_names_nothing(tmp_path):
+    # Port 9 of this machine refuses connections.
+    online = {"region": REGION, "manage_tables": "never", "endpoint_url": "http://127.0.0.1:9"}
+    limits = {"read_deadline_ms": 200, "total_max_retry_attempts": 1}
+    store = opened(tmp_path, online | limits)
+    packaged(store, tmp_path)
+    handler = open_handler(unpacked(tmp_path))
+    answer = handler.answer(b'{"customer_id": 1, "amount": 2}', "application/json", None)
+    assert answer.status == 503
+    assert json.loads(answer.body) == {
+        "error": "The features could not be read; try again, the endpoint's log says why."
+    }
+    assert handler.counters == {"requests": 1, "errors_503": 1}
+    handler.close()
+
+
 class Exploding:
     def __reduce__(self):
         return (pytest.fail, ("a pickle was loaded",))

@@ -257,7 +257,8 @@ async def _body(request: Request, most: int) -> bytes:
 # OpenAPI
 
 _JSON_TYPES: dict[str, dict[str, Any]] = {
-    "int": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+    # Bounds that a double holds: readers of JSON make others of those of 64 bits.
+    "int": {"type": "integer", "minimum": -(2**63) + 1_024, "maximum": 2**63 - 1_024},
     "float": {"type": "number"},
     "string": {"type": "string"},
     "boolean": {"type": "boolean"},
