@@ -44,6 +44,8 @@ Where a caller would expect a builtin, the error is that builtin too::
     ├── UnsupportedTypeError             a value or type that cannot be kept    (TypeError)
     ├── TrainingSetError                 a training set SageMaker cannot read   (ValueError)
     ├── TrainingJobError                 a training job that failed or stopped  (RuntimeError)
+    ├── ServingError                     a model that cannot be served          (RuntimeError)
+    ├── InvocationError                  a request that an endpoint refuses     (ValueError)
     ├── ViewsFailedError                 feature views that failed, each named  (RuntimeError)
     ├── BulkLoadError                    files that DynamoDB did not load whole (RuntimeError)
     └── LocalError                       the embedded AWS: cannot start or stop (RuntimeError)
@@ -365,6 +367,24 @@ class TrainingJobError(FeastDynamoError, RuntimeError):
     ) -> None:
         super().__init__(message)
         self.name, self.status, self.failure_reason = name, status, failure_reason
+
+
+class ServingError(FeastDynamoError, RuntimeError):
+    """A model that cannot be served: its archive is incomplete, or its features have changed."""
+
+
+class InvocationError(FeastDynamoError, ValueError):
+    """A request that a model's endpoint refuses.
+
+    Attributes:
+        status: HTTP status of the answer.
+    """
+
+    http_status: ClassVar[int] = BAD_REQUEST
+
+    def __init__(self, message: str, status: int = BAD_REQUEST) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ViewsFailedError(FeastDynamoError, RuntimeError):
