@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+import tarfile
 
 import pandas as pd
 import pyarrow as pa
@@ -224,3 +225,29 @@ def test_a_declared_set_is_verified_rebuilt_compared_and_reported_by_its_name(re
     assert "sales__event_timestamp" in text
     pq.write_table(LABELS.slice(1), repo / "labels.parquet")
     assert "entity rows" in run(repo, "rebuild", "churn", code=1)
+
+
+SCRIPT = """\
+import json, os, pathlib
+import pyarrow.parquet as pq
+rows = {}
+for split in ("train", "validation"):
+    (path,) = pathlib.Path(os.environ[f"SM_CHANNEL_{split.upper()}"]).rglob("*.parquet")
+    rows[split] = pq.read_table(path).num_rows
+pathlib.Path(os.environ["SM_MODEL_DIR"], "rows.json").write_text(json.dumps(rows))
+"""
+
+
+def test_a_declared_set_is_trained_on_by_its_name_from_the_format_that_it_has(repo, tmp_path):
+    pytest.importorskip("sagemaker_training")
+    run(repo, "build", "churn")
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    models = tmp_path / "models"
+    given = ["train", "churn", "--local", "--script", str(script), "--output-path", str(models)]
+    work = ["--work-dir", str(tmp_path / "work"), "--chdir", str(repo), "--json"]
+    done = CliRunner().invoke(main, [*given, *work])
+    assert done.exit_code == 0, done.output
+    (archive,) = models.rglob("model.tar.gz")
+    with tarfile.open(archive) as files:
+        assert json.load(files.extractfile("rows.json")) == {"train": 6, "validation": 2}
