@@ -77,57 +77,70 @@ def name_of(declared: Declared) -> str:
 # Of a plain UUID's bytes, as the table below makes them: digits and hyphens.
 UUID_FORM = b"-".join(b"0" * (2 * size) for size in UUID_GROUPS)
 UUID_CHARACTERS = bytes(
-    ord("0") if chr(byte) in "0123456789abcdefABCDEF" else byte if byte == ord("-") else 0
+    ord("0") if chr(byte) in "0123456789abcdef" else byte if byte == ord("-") else 0
     for byte in range(256)
 )
-PLAIN_DECIMAL = r"^[-+]?[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]{1,3})?$"
+# Texts that Python's Decimal writes as they are; it writes some others too.
+PLAIN_DECIMAL = r"^-?(0(\.0{1,6}|\.0{0,5}[1-9][0-9]*)?|[1-9][0-9]*(\.[0-9]+)?)$"
 
 
-def _check_decimals(texts: pa.Array) -> None:
-    """Refuse texts that are no decimals; most are in a plain form, which is found at once.
+def _decimal_texts(texts: pa.Array) -> pa.Array:
+    """Texts of decimals as Python's Decimal writes them, which is what a reader is given.
 
-    Raises:
-        ValueError: counts them.
-    """
-    if pa.types.is_string_view(texts.type):
-        texts = texts.cast(pa.large_string())
-    matched = pc.match_substring_regex(texts, PLAIN_DECIMAL).fill_null(True)
-    if not pc.all(matched).as_py():
-        _check_each(texts, texts.filter(pc.invert(matched)), Decimal, "decimals")
-
-
-def _check_uuids(texts: pa.Array) -> None:
-    """Refuse texts that are no UUIDs.
-
-    All as one run of bytes: a regular expression took three times as long.
+    Most are so already, which is found at once.
 
     Raises:
-        ValueError: counts them.
+        ValueError: counts the texts that are no decimals.
     """
+    found = texts.cast(pa.large_string()) if pa.types.is_string_view(texts.type) else texts
+    is_plain = pc.match_substring_regex(found, PLAIN_DECIMAL).fill_null(True)
+    if pc.all(is_plain).as_py():
+        return texts
+    others = pc.invert(is_plain)
+    made = _written_anew(found.filter(others), Decimal, "decimals", len(texts) - texts.null_count)
+    return pc.replace_with_mask(found, others, made).cast(texts.type)
+
+
+def _uuid_forms(texts: pa.Array) -> pa.Array:
+    """Texts of UUIDs in their one form: lower case, with hyphens.
+
+    All are checked as one run of bytes: a regular expression took three times as long.
+
+    Raises:
+        ValueError: counts the texts that are no UUIDs.
+    """
+    if _are_plain_uuids(texts):
+        return texts
+    found = texts.cast(pa.large_string()) if pa.types.is_string_view(texts.type) else texts
+    if _are_plain_uuids(lower := pc.ascii_lower(found)):
+        return lower.cast(texts.type)
+    return _written_anew(found, uuid.UUID, "UUIDs", len(found) - found.null_count).cast(texts.type)
+
+
+def _are_plain_uuids(texts: pa.Array) -> bool:
     cells = texts.cast(pa.large_binary()).drop_null()
-    if pc.all(pc.equal(pc.binary_length(cells), UUID_TEXT)).as_py():
-        fixed = cells.cast(pa.binary(UUID_TEXT))
-        start = fixed.offset * UUID_TEXT
-        data = fixed.buffers()[1][start : start + len(fixed) * UUID_TEXT].to_pybytes()
-        if data.translate(UUID_CHARACTERS) == UUID_FORM * len(fixed):
-            return
-    _check_each(texts, texts, uuid.UUID, "UUIDs")
-
-
-def _check_each(
-    texts: pa.Array, doubtful: pa.Array, parse: Callable[[str], object], what: str
-) -> None:
-    bad = sum(text is not None and not _parses(text, parse) for text in doubtful.to_pylist())
-    if bad:
-        raise refused(texts, what, bad)
-
-
-def _parses(text: str, parse: Callable[[str], object]) -> bool:
-    try:
-        parse(text)
-    except (ValueError, InvalidOperation):
+    if not pc.all(pc.equal(pc.binary_length(cells), UUID_TEXT)).as_py():
         return False
-    return True
+    fixed = cells.cast(pa.binary(UUID_TEXT))
+    start = fixed.offset * UUID_TEXT
+    data = fixed.buffers()[1][start : start + len(fixed) * UUID_TEXT].to_pybytes()
+    return bool(data.translate(UUID_CHARACTERS) == UUID_FORM * len(fixed))
+
+
+def _written_anew(texts: pa.Array, parse: Callable[[str], object], what: str, of: int) -> pa.Array:
+    """Texts as Python writes what they say; an error counts those that it does not read."""
+    made = [text and _form(text, parse) for text in texts.to_pylist()]
+    bad = made.count("")
+    if bad:
+        raise refused(texts, what, bad, of)
+    return pa.array(made, texts.type)
+
+
+def _form(text: str, parse: Callable[[str], object]) -> str:
+    try:
+        return str(parse(text))
+    except (ValueError, InvalidOperation):
+        return ""
 
 
 UUIDS = {ValueType.UUID, ValueType.TIME_UUID}
@@ -162,8 +175,8 @@ def scalar_exact(array: pa.Array, kind: ValueType) -> pa.Array:
 
 def _as_decimals(array: pa.Array) -> pa.Array:
     if is_text(array.type):
-        _check_decimals(array)
-    elif not pa.types.is_decimal(array.type):
+        return _decimal_texts(array)
+    if not pa.types.is_decimal(array.type):
         raise refused(array, "decimals")
     return array
 
@@ -210,8 +223,7 @@ def _as_uuid_texts(array: pa.Array) -> pa.Array:
         array = pc.coalesce(uuid_texts(in_bytes), cast_exact(in_texts, pa.large_string()))
     elif not is_text(own):
         raise refused(array, "UUIDs")
-    _check_uuids(array)
-    return array
+    return _uuid_forms(array)
 
 
 def _may_hold_nan(kind: pa.DataType) -> bool:
@@ -328,6 +340,11 @@ def element_kind(kind: ValueType) -> ValueType | None:
     return None
 
 
+def is_set(kind: ValueType) -> bool:
+    """Whether lists of a value type hold each element once."""
+    return kind.name.endswith("_SET") and element_kind(kind) is not None
+
+
 def declared_type(declared: Declared, column: pa.DataType) -> pa.DataType:
     """The type in which a feature of a column is retrieved.
 
@@ -349,6 +366,8 @@ def declared_type(declared: Declared, column: pa.DataType) -> pa.DataType:
             return column  # JSON, which Feast parses
         inner = own.value_type if is_list(own) else pa.null()
         wanted = declared_type(element, inner) if is_list(own) else declared_arrow(element)
+        if is_set(declared) and pa.types.is_fixed_size_list(own):
+            return pa.list_(wanted)  # of which each set may have another size
         return column if wanted == inner or pa.types.is_null(own) else list_of(own, wanted)
     is_open = declared not in SCALARS or pa.types.is_null(own)
     if is_open or _agrees(declared, own) or is_wider(declared, own):
@@ -402,7 +421,9 @@ def is_checked(declared: Declared, column: pa.DataType) -> bool:
         )
     element = element_kind(declared)
     if element is not None:
-        return in_json(own, declared) or (is_list(own) and is_checked(element, own.value_type))
+        if is_list(own) and (is_set(declared) or is_checked(element, own.value_type)):
+            return True
+        return in_json(own, declared)
     if declared in OPEN_KINDS:
         return in_json(own, declared) or not has_form(own, declared)
     return declared in CHECKED_TEXTS and is_text(own)

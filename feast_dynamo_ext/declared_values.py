@@ -18,7 +18,15 @@ import pyarrow.compute as pc
 from feast.types import Struct
 from feast.value_type import ValueType
 
-from feast_dynamo_ext.arrow_types import is_bytes, is_list, is_text, plain, plain_type
+from feast_dynamo_ext.arrow_types import (
+    VIEW_TO_PLAIN,
+    is_bytes,
+    is_list,
+    is_text,
+    numbers,
+    plain,
+    plain_type,
+)
 from feast_dynamo_ext.declared import (
     JSON_KINDS,
     LISTS_OF_MAPS,
@@ -31,6 +39,7 @@ from feast_dynamo_ext.declared import (
     has_form,
     in_json,
     is_checked,
+    is_set,
     is_wider,
     list_of,
     name_of,
@@ -49,6 +58,8 @@ from feast_dynamo_ext.exact import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from feast_dynamo_ext.declared import Declared, Nested
     from feast_dynamo_ext.exact import Column
@@ -325,7 +336,13 @@ def maps_of(array: pa.Array, *, lists: bool) -> list[Any]:
     bad = sum(cell is not None and not is_right(cell) for cell in cells)
     if bad:
         raise refused(array, "JSON of lists of maps" if lists else "JSON of maps", bad)
+    bad = sum(not all(map(_fits_a_map, (cell or ()) if lists else [cell])) for cell in cells)
+    if bad:
+        raise refused(array, KEPT_MAPS, bad)
     return cells
+
+
+KEPT_MAPS = "maps as Feast keeps them (numbers of 64 bits; lists of one type, and not empty)"
 
 
 def _is_map(cell: Any) -> bool:
@@ -334,6 +351,17 @@ def _is_map(cell: Any) -> bool:
 
 def _is_list_of_maps(cell: Any) -> bool:
     return isinstance(cell, list) and all(isinstance(part, dict) for part in cell)
+
+
+def _fits_a_map(part: Any) -> bool:
+    """Whether Feast has a value for what a map holds: JSON may say more."""
+    if isinstance(part, dict):
+        return all(map(_fits_a_map, part.values()))
+    if isinstance(part, list):
+        kinds = {type(each) for each in part}
+        is_of_one = len(kinds) == 1 and not kinds & {list, type(None)}
+        return is_of_one and all(map(_fits_a_map, part))
+    return not isinstance(part, int) or -(2**63) <= part < 2**63
 
 
 def _array_of(cells: list[Any]) -> pa.Array:
@@ -355,13 +383,18 @@ def as_declared(column: Column, declared: Declared) -> Column:
     if is_same and not is_checked(declared, target):
         return column
     if isinstance(column, pa.ChunkedArray):
-        chunks = [as_declared(chunk, declared) for chunk in column.chunks]
-        return column if is_same else pa.chunked_array(chunks, target)
+        given = column.chunks
+        made = [as_declared(chunk, declared) for chunk in given]
+        is_kept = is_same and all(one is other for one, other in zip(made, given, strict=True))
+        return column if is_kept else pa.chunked_array(made, target)
     array = plain(column)
     if pa.types.is_null(array.type):
         return column
     exact = any_exact(array, declared)
-    return column if is_same else cast_exact(exact, target)
+    is_scalar = isinstance(declared, ValueType) and declared in SCALARS
+    is_json = not is_scalar and (is_text(array.type) or is_bytes(array.type))
+    # Lists and maps that are kept as JSON stay the text that they are.
+    return column if is_same and (is_json or exact is array) else cast_exact(exact, target)
 
 
 def any_exact(array: pa.Array, declared: Declared) -> pa.Array:
@@ -379,5 +412,70 @@ def any_exact(array: pa.Array, declared: Declared) -> pa.Array:
         raise refused(array, name_of(declared))
     if element is None:
         return array
-    elements = scalar_exact(elements_of(array), element)
+    given = elements_of(array)
+    elements = scalar_exact(given, element)
+    if is_set(declared):
+        array, elements = without_repeats(array, elements, element)
+    if elements is given:
+        return array
     return with_elements(array, elements, list_of(array.type, elements.type))
+
+
+def without_repeats(
+    array: pa.Array, elements: pa.Array, kind: ValueType
+) -> tuple[pa.Array, pa.Array]:
+    """Lists, and all their elements, with the first of each list's equal elements alone.
+
+    Args:
+        array: the lists, of which only the lengths and nulls count.
+        elements: theirs, one after the other.
+        kind: value type of the elements.
+    """
+    lengths = numbers(pc.list_value_length(array))
+    first, sizes = first_of_equal(elements, lengths, kind)
+    if len(first) == len(elements):
+        return array, elements
+    # Arrow takes no elements of a view.
+    elements = elements.cast(VIEW_TO_PLAIN.get(elements.type, elements.type))
+    elements = elements.take(pa.array(first))
+    missing = array.is_null() if array.null_count else None
+    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    made = pa.LargeListArray.from_arrays(pa.array(offsets), elements, mask=missing)
+    return made.cast(pa.list_(elements.type)), elements
+
+
+def first_of_equal(
+    elements: pa.Array, lengths: NDArray[Any], kind: ValueType
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places of the first of each list's equal elements, and how many each list has."""
+    codes, count = codes_of(_compared(elements) if kind is ValueType.DECIMAL else elements)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    keys = rows * count + codes
+    ordered = np.sort(keys)
+    if not (ordered[1:] == ordered[:-1]).any():  # seldom; half the time of what follows
+        return np.arange(len(keys)), np.asarray(lengths, np.int64)
+    _, first = np.unique(keys, return_index=True)
+    first.sort()
+    return first, np.bincount(rows[first], minlength=len(lengths))
+
+
+def _compared(decimals: pa.Array) -> pa.Array:
+    """A number for each decimal, the same for equal ones, as 1.1 and 1.10; null for null."""
+    if is_bytes(decimals.type):
+        decimals = decimals.cast(pa.large_string())
+    seen: dict[Decimal | str, int] = {}
+    cells = (None if cell is None else Decimal(cell) for cell in decimals.to_pylist())
+    keys = (str(cell) if cell is not None and cell.is_nan() else cell for cell in cells)
+    return pa.array([key if key is None else seen.setdefault(key, len(seen)) for key in keys])
+
+
+def codes_of(array: pa.Array) -> tuple[NDArray[np.int64], int]:
+    """A number for each element, the same for equal ones and nulls, and how many there are."""
+    if pa.types.is_float16(array.type):
+        array = array.cast(pa.float32())
+    if pa.types.is_floating(array.type):
+        array = pc.add(array, pa.scalar(0.0, array.type))  # -0.0 equals 0.0
+    if pa.types.is_string_view(array.type):
+        array = array.cast(pa.large_string())
+    encoded = array.dictionary_encode("encode")
+    return numbers(encoded.indices).astype(np.int64), max(1, len(encoded.dictionary))

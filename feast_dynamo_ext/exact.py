@@ -109,9 +109,11 @@ def inexact_count(column: pa.Array, cast: Callable[[pa.Array], object]) -> int:
     return 0
 
 
-def refused(array: pa.Array, target: pa.DataType | str, count: int | None = None) -> ValueError:
+def refused(
+    array: pa.Array, target: pa.DataType | str, count: int | None = None, of: int | None = None
+) -> ValueError:
     """The error of a column of which a count of values, by default all, cannot be cast."""
-    of = len(array) - array.null_count
+    of = len(array) - array.null_count if of is None else of
     count = of if count is None else count
     least = "at least " if MOST_COUNTED <= count < of else ""
     return ValueError(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime, timezone
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.feature_view import DUMMY_ENTITY_ID
-from feast.types import Array, Set
+from feast.types import Array, Set, Struct
 from feast.value_type import ValueType
 
 from feast_dynamo_ext import _feast
@@ -24,11 +25,13 @@ from feast_dynamo_ext.arrow_types import (
     VALUE_FIELD,
     is_text,
     one_array,
+    plain,
     without_dictionary,
 )
-from feast_dynamo_ext.declared import JSON_KINDS, LISTS_OF_MAPS, MAPS, declared_as
+from feast_dynamo_ext.declared import JSON_KINDS, LISTS_OF_MAPS, MAPS, declared_as, value_type
 from feast_dynamo_ext.declared_values import (
     NotAsDeclaredError,
+    any_exact,
     documents,
     is_missing,
     json_text,
@@ -322,9 +325,26 @@ def _array_of_json(cells: list[Any], kind: ValueType) -> pa.Array | None:
     if any(isinstance(part, (str, bytes)) for part in parts):
         return None
     try:
-        return one_array(pa.array(given)) if _are_alike(parts) else None
+        if not _are_alike(parts):
+            return None
+        try:
+            return one_array(pa.array(given))
+        except pa.ArrowException:
+            return one_array(pa.array([_with_nulls(cell) for cell in given]))
     except (pa.ArrowException, OverflowError, TypeError):
         return None
+
+
+def _with_nulls(cell: Any) -> Any:
+    """A document with null for NaN beside texts, booleans or maps, as pandas means it there."""
+    if isinstance(cell, dict):
+        return {key: _with_nulls(part) for key, part in cell.items()}
+    if not isinstance(cell, (list, tuple, np.ndarray)):
+        return cell
+    has_others = any(
+        not is_missing(part) and isinstance(part, (str, bool, np.bool_, dict)) for part in cell
+    )
+    return [None if has_others and is_missing(part) else _with_nulls(part) for part in cell]
 
 
 def _array_of_objects(cells: list[Any], kind: ValueType) -> pa.Array:
@@ -350,7 +370,7 @@ def _array_of_objects(cells: list[Any], kind: ValueType) -> pa.Array:
 
 def _array_of_parts(cells: list[Any], declared: Nested) -> pa.Array:
     """Values of a nested type; as JSON where maps of no declared fields differ in their keys."""
-    cells = with_fields(_parsed(cells), declared, strict=True)
+    cells = with_fields(_with_documents(_parsed(cells), declared), declared, strict=True)
     innermost: Declared = declared
     while isinstance(innermost, (Array, Set)):
         innermost = declared_as(innermost.base_type)
@@ -359,6 +379,36 @@ def _array_of_parts(cells: list[Any], declared: Nested) -> pa.Array:
     if is_plain or _are_alike(cells):
         return _array_of_lists(cells)
     return pa.array([json_text(cell) for cell in cells], pa.string())
+
+
+def _with_documents(cells: list[Any], declared: Declared) -> list[Any]:
+    """What is declared as Json inside of nested types, as the texts that an append makes of it."""
+    if declared in JSON_KINDS:
+        kind = value_type(declared)
+        made = _array_of_json(cells, kind)
+        try:
+            return cells if made is None else any_exact(plain(made), kind).to_pylist()
+        except ValueError:
+            return cells  # NaN, which the encoding refuses by the feature's name
+    if isinstance(declared, ValueType):
+        return cells
+    if isinstance(declared, Struct):
+        made = [dict(cell) if isinstance(cell, dict) else cell for cell in cells]
+        for name, dtype in declared.fields.items():
+            holders = [cell for cell in made if isinstance(cell, dict) and name in cell]
+            parts = _with_documents([cell[name] for cell in holders], declared_as(dtype))
+            for cell, part in zip(holders, parts, strict=True):
+                cell[name] = part
+        return made
+    lists = [cell for cell in cells if isinstance(cell, (list, tuple, np.ndarray))]
+    inner = declared_as(declared.base_type)
+    documents_of = iter(_with_documents([part for cell in lists for part in cell], inner))
+    return [
+        list(islice(documents_of, len(cell)))
+        if isinstance(cell, (list, tuple, np.ndarray))
+        else cell
+        for cell in cells
+    ]
 
 
 def _parsed(cells: list[Any]) -> list[Any]:

@@ -40,6 +40,7 @@ from feast_dynamo_ext.declared import (
     declared_as,
     element_kind,
     has_form,
+    is_set,
     name_of,
     scalar_exact,
     value_type,
@@ -50,6 +51,7 @@ from feast_dynamo_ext.declared_values import (
     maps_of,
     may_have_more,
     parsed_json,
+    without_repeats,
 )
 from feast_dynamo_ext.errors import ColumnTypeError
 from feast_dynamo_ext.exact import (
@@ -195,7 +197,7 @@ def fitted(
         column: what it is called in messages.
         there: where it is.
         declared: what the feature or join key is declared as; None where nobody says. Then no
-            value is taken for one of another family.
+            value is taken for one of another family, and a float32 rounds nothing.
 
     Raises:
         ColumnTypeError: the type is of another family, or a value would not come back equal.
@@ -204,11 +206,11 @@ def fitted(
         return pa.chunked_array([pa.nulls(len(values), kind)])
     is_open = declared is None or value_type(declared) in OPEN_KINDS
     try:
-        if is_open and _is_of_another_family(values.type, kind):
+        if is_open and _is_of_another_family(values.type, kind, declared):
             raise refused(values, kind)
         if declared is not None:
             return stored_as(values, declared, kind)
-        return cast_exact(values, kind)
+        return pa.chunked_array([_as_item(chunk, kind) for chunk in values.chunks], kind)
     except ValueError as error:
         advice = "Cast it, so that you choose what is lost."
         if isinstance(error, OtherTextError):
@@ -225,15 +227,28 @@ def fitted(
         ) from error
 
 
-def _is_of_another_family(given: pa.DataType, kind: pa.DataType) -> bool:
-    """Whether an exact cast would change what values are: 7 is no text. Inside of lists, too."""
+def _is_of_another_family(
+    given: pa.DataType, kind: pa.DataType, declared: Declared | None = None
+) -> bool:
+    """Whether an exact cast would change what values are: 7 is no text. Inside of lists, too.
+
+    What is declared as Json is text whatever it was.
+    """
     given, kind = plain_type(given), plain_type(kind)
+    if declared is ValueType.JSON:
+        return False
     if is_list(given) and is_list(kind):
-        return _is_of_another_family(given.value_type, kind.value_type)
+        inner = declared_as(declared.base_type) if isinstance(declared, (Array, Set)) else None
+        return _is_of_another_family(given.value_type, kind.value_type, inner)
     if pa.types.is_struct(given) and pa.types.is_struct(kind):
         types = {field.name: field.type for field in kind}
+        fields = declared.fields if isinstance(declared, Struct) else {}
+        kinds = {name: declared_as(dtype) for name, dtype in fields.items()}
         return any(
-            _is_of_another_family(field.type, types.get(field.name, field.type)) for field in given
+            _is_of_another_family(
+                field.type, types.get(field.name, field.type), kinds.get(field.name)
+            )
+            for field in given
         )
     if pa.types.is_map(given) and pa.types.is_map(kind):
         return _is_of_another_family(given.key_type, kind.key_type) or _is_of_another_family(
@@ -269,8 +284,10 @@ def stored_as(column: Column, declared: Declared, target: pa.DataType) -> Column
         raise refused(array, name_of(declared))
     if is_list(array.type) and is_list(target) and isinstance(declared, ValueType):
         element = MAPS_OF.get(declared) or element_kind(declared) or ValueType.UNKNOWN
-        elements = stored_as(elements_of(array), element, target.value_type)
-        return with_elements(array, elements, target)
+        elements = elements_of(array)
+        if is_set(declared):
+            array, elements = without_repeats(array, scalar_exact(elements, element), element)
+        return with_elements(array, stored_as(elements, element, target.value_type), target)
     return _collection_stored(array, declared, target)
 
 
@@ -280,7 +297,7 @@ MAPS_OF = {ValueType.MAP_LIST: ValueType.MAP, ValueType.STRUCT_LIST: ValueType.S
 def _collection_stored(array: pa.Array, declared: Declared, target: pa.DataType) -> pa.Array:
     """Lists, structs and maps, some of which are kept as JSON; and what nobody declared."""
     if declared is ValueType.UNKNOWN:
-        return cast_exact(array, target)
+        return _as_item(array, target)
     in_json, to_json = (is_text(kind) or is_bytes(kind) for kind in (array.type, target))
     is_open = value_type(declared) in MAPS | LISTS_OF_MAPS and isinstance(declared, ValueType)
     if not in_json:

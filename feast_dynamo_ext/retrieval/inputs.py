@@ -573,7 +573,7 @@ class MatchInput:
         entities.require([column for column, _ in view.keys], view.view)
         stored = history.source.schema
         keys = [
-            one_array(entity_key(entities, view.view, ours, theirs, stored.field(theirs).type))
+            one_array(entity_key(entities, view, ours, theirs, stored.field(theirs).type))
             for ours, theirs in view.keys
         ]
         if not keys:
@@ -606,13 +606,13 @@ class MatchInput:
 
 
 def entity_key(
-    entities: EntityRows, view: str, ours: str, theirs: str, stored: pa.DataType
+    entities: EntityRows, view: ViewPlan, ours: str, theirs: str, stored: pa.DataType
 ) -> pa.Array | pa.ChunkedArray:
     """A join key of the entity rows as it is compared with a source's column.
 
     Args:
         entities: the entity rows.
-        view: the view's name, for messages.
+        view: the view, which says what its keys are declared as.
         ours: the entity rows' column.
         theirs: the source's column.
         stored: its type.
@@ -621,12 +621,23 @@ def entity_key(
         EntityRowsError: there is no such column, or it cannot be compared with the source's.
         ColumnTypeError: the source's column cannot be a key.
     """
-    entities.require([ours], view)
+    entities.require([ours], view.view)
     kind = entities.table.column(ours).type
     check_joinable(ours, kind, theirs, stored)
     if pa.types.is_null(kind):
         return pa.nulls(len(entities.times), compared_type(stored))
-    column = entities.key(ours, view)
+    column = entities.key(ours, view.view)
+    declared = dict(view.declared_keys)[theirs]
+    given = entities.table.column(ours)
+    if has_other_keys(kind, declared):
+        try:
+            check_keys(one_array(given), declared)
+        except ValueError as error:
+            raise EntityRowsError(
+                f"Feature view `{view.view}`: join key `{ours}` of the entity rows is declared as "
+                f"{declared.name}, and no row of the view has such a key: {error}. Correct them, "
+                "or take these rows out."
+            ) from None
     if is_uuid(without_dictionary(stored)) and is_text(without_dictionary(kind)):
         return pc.ascii_lower(column)  # a UUID has one text, but some write its digits in capitals
     return column

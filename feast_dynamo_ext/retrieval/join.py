@@ -86,7 +86,7 @@ def prune(view: ViewPlan, source: ParquetSource, entities: EntityRows) -> Parque
     """
     if source.has_bounds:
         keys = {
-            theirs: entity_key(entities, view.view, ours, theirs, source.schema.field(theirs).type)
+            theirs: entity_key(entities, view, ours, theirs, source.schema.field(theirs).type)
             for ours, theirs in view.keys
         }
         source = source.with_keys(keys)

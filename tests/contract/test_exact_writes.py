@@ -9,6 +9,7 @@ import math
 import uuid
 from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from feast.types import (
     Bool,
     Float32,
     Float64,
+    Int32,
     Int64,
     Json,
     Map,
@@ -32,6 +34,7 @@ from feast.types import (
     Struct,
     UnixTimestamp,
     Uuid,
+    ZonedTimestamp,
 )
 from feast.types import Decimal as DecimalType
 from views import CUSTOMER
@@ -139,6 +142,108 @@ def test_push_materialize_and_retrieval_answer_alike(
     store.push("orders_push", frame(x=pushed, n=[2]))
     assert answer(store, "orders:n") == [2]
     assert answer(store, "orders:x") == [expected]
+
+
+# Declared type, what a file and a push have, what is served, and what history has of it.
+FORMS = [
+    (Uuid, [str(UUID).upper()], UUID, str(UUID)),
+    (Uuid, [UUID.hex], UUID, str(UUID)),
+    (Array(Uuid), [[UUID.hex]], [UUID], [str(UUID)]),
+    (DecimalType, [" 1.10 "], Decimal("1.10"), "1.10"),
+    (Set(Int64), [[2, 1, 2]], {1, 2}, [2, 1]),
+    (Set(DecimalType), [["1.1", "1.10"]], {Decimal("1.1")}, ["1.1"]),
+]
+
+
+@pytest.mark.parametrize(("dtype", "cells", "served", "retrieved"), FORMS, ids=str)
+def test_each_value_has_one_form_online_and_in_history(
+    open_repo, tmp_path, dtype, cells, served, retrieved
+):
+    store = open_repo()
+    store.apply([CUSTOMER, view(tmp_path, x=(dtype, pa.array(cells)), n=(Int64, [1]))])
+    store.materialize(START, NOW)
+    assert answer(store, "orders:x") == [served]
+    assert history(store, "orders:x") == [retrieved]
+    store.push("orders_push", frame(x=cells, n=[2]), to=PushMode.ONLINE_AND_OFFLINE)
+    assert answer(store, "orders:n", 1) == [2]
+    assert answer(store, "orders:x") == [served]
+    assert history(store, "orders:x") == [retrieved]
+    source = store.get_feature_view("orders").batch_source
+    latest = store._get_provider().offline_store.pull_latest_from_table_or_query(
+        store.config, source, ["cid"], ["x"], "t", None, START, END
+    )
+    assert latest.to_arrow().column("x").to_pylist() == [retrieved]
+
+
+def test_a_key_out_of_its_declared_range_is_an_error_online_and_in_history(open_repo, tmp_path):
+    customer = Entity(name="small", join_keys=["small"], value_type=ValueType.INT32)
+    path = tmp_path / "small" / "part.parquet"
+    path.parent.mkdir()
+    pq.write_table(
+        pa.table({"small": pa.array([1], pa.int32()), "t": pa.array([YESTERDAY], TIME), "n": [7]}),
+        path,
+    )
+    declared = FeatureView(
+        name="small",
+        entities=[customer],
+        schema=[Field(name="small", dtype=Int32), Field(name="n", dtype=Int64)],
+        source=FileSource(path=str(path.parent), timestamp_field="t"),
+        ttl=dt.timedelta(0),
+    )
+    store = open_repo()
+    store.apply([customer, declared])
+    store.materialize(START, NOW)
+    far = 2**31
+    with pytest.raises(EntityKeyError, match="`small`"):
+        store.get_online_features(["small:n"], [{"small": 1}, {"small": far}])
+    rows = pd.DataFrame({"small": [1, far], "event_timestamp": [NOW] * 2})
+    with pytest.raises(
+        EntityRowsError, match=r"`small` of the entity rows .* INT32.*1 of 2 values"
+    ):
+        store.get_historical_features(rows, ["small:n"]).to_arrow()
+
+
+def test_rows_of_a_field_mapping_are_pushed_to_one_store_after_the_other(open_repo, tmp_path):
+    """Feast wants the view's names online, the source's offline, before the provider is called."""
+    path = tmp_path / "renamed" / "part.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"cid": [1], "t": pa.array([YESTERDAY], TIME), "raw": [7]}), path)
+    source = FileSource(
+        name="renamed_files",
+        path=str(path.parent),
+        timestamp_field="t",
+        field_mapping={"raw": "n"},
+    )
+    declared = FeatureView(
+        name="renamed",
+        entities=[CUSTOMER],
+        schema=[Field(name="cid", dtype=Int64), Field(name="n", dtype=Int64)],
+        source=PushSource(name="renamed_push", batch_source=source),
+        ttl=dt.timedelta(0),
+    )
+    store = open_repo()
+    store.apply([CUSTOMER, declared])
+    with pytest.raises(KeyError, match="'n'"):
+        store.push("renamed_push", frame(raw=[8]), to=PushMode.ONLINE)
+    store.push("renamed_push", frame(n=[8]), to=PushMode.ONLINE)
+    store.push("renamed_push", frame(raw=[8]), to=PushMode.OFFLINE)
+    assert answer(store, "renamed:n") == history(store, "renamed:n") == [8]
+    with pytest.raises(ValueError, match=r"missing_expected_columns: \['raw'\]"):
+        store.push("renamed_push", frame(n=[9]), to=PushMode.OFFLINE)
+
+
+def test_a_zone_stays_online_and_the_moment_in_history(open_repo, tmp_path):
+    moment = NOW.astimezone(ZoneInfo("Europe/Berlin"))
+    store = open_repo()
+    store.apply(
+        [CUSTOMER, view(tmp_path, x=(ZonedTimestamp, pa.array([YESTERDAY], TIME)), n=(Int64, [1]))]
+    )
+    cells = pd.Series([moment])
+    assert str(cells.dt.tz) == "Europe/Berlin"
+    store.push("orders_push", frame(x=cells, n=[2]), to=PushMode.ONLINE_AND_OFFLINE)
+    (served,), (retrieved,) = answer(store, "orders:x"), history(store, "orders:x")
+    assert served == retrieved == moment
+    assert (served.utcoffset(), retrieved.utcoffset()) == (moment.utcoffset(), dt.timedelta(0))
 
 
 def test_16_bytes_are_a_uuid_and_views_of_texts_are_texts(open_repo, tmp_path):

@@ -19,6 +19,7 @@ import pytest
 from feast import Entity, FeatureService, FeatureView, Field, ValueType
 from feast.feature_logging import FeatureServiceLoggingSource, LoggingConfig
 from feast.infra.offline_stores.file_source import FileLoggingDestination
+from feast.type_map import feast_value_type_to_python_type
 from feast.types import (
     Array,
     Bool,
@@ -267,6 +268,11 @@ ONE_TEXT = [
     (pa.array(["1"]), String, pd.Series([SIXTEEN_DIGITS, None]), [IN_A_DOUBLE, None]),
     (pa.array(["1"]), Json, pd.Series([[1, 2.5], [7], None]), ["[1.0, 2.5]", "[7.0]", None]),
     (pa.array(["1"]), Json, pd.Series([{"a": 1}, {"a": 2.5}]), ['{"a": 1.0}', '{"a": 2.5}']),
+    (pa.array(["1"]), Json, pd.Series([["a", math.nan], ["b", None]]),
+     ['["a", null]', '["b", null]']),
+    (pa.array(["1"]), Json, pd.Series([[True, math.nan]]), ["[true, null]"]),
+    (pa.array(["1"]), Json, pd.Series([[{"a": ["x", math.nan]}, math.nan]]),
+     ['[{"a": ["x", null]}, null]']),
     (pa.array([["1"]]), Array(Json), pd.Series([[[1], [2.5], None]]),
      [["[1.0]", "[2.5]", "null"]]),
 ]  # fmt: skip
@@ -282,6 +288,33 @@ def test_an_appended_value_has_one_text_online_and_in_history(
         in_history = [["null" if text is None else text for text in cell] for cell in in_history]
     assert in_history == texts
     assert texts_of_a_push(dtype, cells) == texts
+
+
+# Json inside of structs, whose numbers Arrow gives one type for an append: text, or list of texts.
+INSIDE = [
+    ([1, 2.5], ["1", "2.5"]),
+    ([1, None], ["1", None]),
+    ([[1, 2.5], [3]], ["[1.0, 2.5]", "[3.0]"]),
+    ([{"b": 1}, {"b": 0.5}], ['{"b": 1.0}', '{"b": 0.5}']),
+    ([["a", math.nan], ["b"]], ['["a", null]', '["b"]']),
+    ([True, False], ["true", "false"]),
+    (["1", '"x"'], ["1", '"x"']),
+]
+
+
+@pytest.mark.parametrize(("cells", "texts"), INSIDE, ids=str)
+@pytest.mark.parametrize("is_list", [False, True], ids=["Struct", "list of structs"])
+def test_json_inside_of_structs_has_one_text(tmp_path, cells, texts, is_list):
+    given, expected = [{"a": cell} for cell in cells], [{"a": text} for text in texts]
+    dtype, kind = Struct({"a": Json}), pa.struct([("a", pa.string())])
+    if is_list:
+        dtype, kind, given, expected = Array(dtype), pa.list_(kind), [given], [expected]
+    stored = pa.nulls(1, kind)
+    assert appended(tmp_path, stored, dtype, given) == expected
+    rows = pd.DataFrame({"cid": 1, "t": day(2), "x": given})
+    _, written = rows_of_frame(orders("nowhere", x=dtype), rows)
+    found = [feast_value_type_to_python_type(unpack(row.values)[0]) for row in written]
+    assert found == expected
 
 
 # What a file has, what its column is declared as, what is given, the text of the first of them
@@ -354,6 +387,28 @@ def test_only_what_is_declared_as_float32_is_rounded_to_one(tmp_path, stored, dt
     with pytest.raises(ColumnTypeError, match=message):
         appended(tmp_path, stored, dtype, cells)
     assert [path.name for path in (tmp_path / "orders").iterdir()] == ["old.parquet"]
+
+
+UNDECLARED = [
+    (SINGLES, [0.1]),
+    (SINGLE_LISTS, [[0.1]]),
+    (pa.array([{"a": 1.5}], pa.struct({"a": pa.float32()})), [{"a": 0.1}]),
+]
+
+
+@pytest.mark.parametrize(("stored", "cells"), UNDECLARED, ids=str)
+def test_a_column_that_no_view_declares_is_not_rounded(tmp_path, stored, cells):
+    old = write(tmp_path / "orders" / "old.parquet", x=pa.array([1]), more=stored)
+    rows = pd.DataFrame({"cid": 1, "t": [day(2)], "x": 1, "more": cells})
+    view = orders(old.parent, x=Int64)
+    with pytest.raises(
+        ColumnTypeError, match=r"column `more` of the rows.*1 of 1.*cannot be float"
+    ):
+        append_rows(view, repo_config(tmp_path), pa.Table.from_pandas(rows))
+    assert [*old.parent.iterdir()] == [old]
+    rows["more"] = pd.Series([stored[0].as_py()])
+    (new,) = append_rows(view, repo_config(tmp_path), pa.Table.from_pandas(rows))
+    assert pq.read_table(new)["more"].to_pylist() == stored.to_pylist()
 
 
 A_TENTH = 0.10000000149011612

@@ -210,7 +210,17 @@ def test_a_column_of_no_keys_of_the_declared_type_is_refused(tmp_path, kind, key
 def test_a_value_that_is_no_key_of_the_declared_type_is_refused(tmp_path, kind, keys, message):
     with pytest.raises(ColumnTypeError, match=message):
         encode_keys([keys], [ValueType[kind]], ["id"], "v", len(keys))
-    view, rows = history_of(tmp_path, ValueType[kind], keys)
+    view, asked = history_of(tmp_path, ValueType[kind], keys)
+    # As no row of the view has such a key, entity rows that have it are refused as well.
+    of_rows = message.replace("large_binary", ".*binary")
+    refused = rf"`v`: join key `id` of the entity rows is declared as {kind}.*{of_rows}"
+    with pytest.raises(EntityRowsError, match=refused):
+        list(of_every_plan([view], ["v:n"], asked))
+    if kind != "STRING":
+        with pytest.raises(EntityRowsError, match=refused):
+            job_of(view, asked).to_sql()
+    a_key = pa.array([b"x" * 16] if kind == "STRING" else [1]).cast(keys.type)
+    rows = asked[:1].set_column(0, "id", a_key)
     with pytest.raises(ColumnTypeError, match=rf"join key `id` is declared as {kind}.*{message}"):
         list(of_every_plan([view], ["v:n"], rows))
     if kind == "STRING":

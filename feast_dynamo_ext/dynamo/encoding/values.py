@@ -58,7 +58,13 @@ from feast_dynamo_ext.declared import (
     scalar_exact,
     value_type,
 )
-from feast_dynamo_ext.declared_values import maps_of, nested_exact, parsed_json
+from feast_dynamo_ext.declared_values import (
+    codes_of,
+    first_of_equal,
+    maps_of,
+    nested_exact,
+    parsed_json,
+)
 from feast_dynamo_ext.dynamo.encoding.protobuf import (
     FIXED32,
     FIXED64,
@@ -95,14 +101,6 @@ def flattened(array: pa.Array) -> tuple[pa.Array, Integers]:
 def rows_of(offsets: Integers) -> Integers:
     """Of each element, the row of its list."""
     return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-
-
-def codes_of(array: pa.Array) -> tuple[Integers, int]:
-    """A number for each element, the same for equal ones, and how many numbers there are."""
-    if pa.types.is_floating(array.type):
-        array = pa.array(numbers(array) + 0.0)  # -0.0 equals 0.0
-    encoded = array.dictionary_encode()
-    return numbers(encoded.indices).astype(np.int64), max(1, len(encoded.dictionary))
 
 
 def map_entries(array: pa.MapArray) -> tuple[pa.Array, pa.Array, Integers]:
@@ -217,7 +215,9 @@ def collection(array: pa.Array, kind: ValueType) -> Message:
         elements = _without_nulls(elements, element, is_set=is_set)
     elements = _as_written(elements, element)
     if is_set:
-        elements, offsets = _distinct(elements, offsets)
+        # In their order; Feast's order of a set is Python's, so any.
+        first, sizes = first_of_equal(elements, np.diff(offsets), element)
+        elements, offsets = elements.take(pa.array(first)), offsets_of(sizes)
     return delimited(FIELD_NUMBER[kind], repeated(elements, offsets), present(array))
 
 
@@ -265,16 +265,6 @@ def _typed(lists: pa.Array) -> pa.Array:
 
 def _missing(rows: int) -> Message:
     return Message.from_part(constant(b"", rows))
-
-
-def _distinct(elements: pa.Array, offsets: Integers) -> tuple[pa.Array, Integers]:
-    """The first of each row's equal elements; Feast's order of a set is Python's, so any."""
-    codes, count = codes_of(elements)
-    rows = rows_of(offsets)
-    _, first = np.unique(rows * count + codes, return_index=True)
-    first.sort()
-    sizes = np.bincount(rows[first], minlength=len(offsets) - 1)
-    return elements.take(pa.array(first)), offsets_of(sizes)
 
 
 def repeated(elements: pa.Array, offsets: Integers) -> Message:

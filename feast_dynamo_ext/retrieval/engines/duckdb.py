@@ -21,7 +21,7 @@ from feast_dynamo_ext.duckdb_connection import Limits, connected
 from feast_dynamo_ext.parquet.source import ROW
 from feast_dynamo_ext.retrieval.engines import sql
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Newest
-from feast_dynamo_ext.retrieval.engines.sql import DUCKDB
+from feast_dynamo_ext.retrieval.engines.sql_dialects import DUCKDB
 from feast_dynamo_ext.retrieval.inputs import History, MatchInput
 from feast_dynamo_ext.retrieval.ties import ranked_by_ties
 

@@ -14,7 +14,8 @@ The engine makes these relations out of Arrow batches, `to_sql` out of files; wh
 which row wins, is the same text. Times are integers, as in `timestamps`, so that neither the
 session's time zone nor the columns' units matter. Names of columns are quoted, never pasted.
 
-What differs from one SQL engine to another is a `Dialect`.
+What differs from one SQL engine to another is a `Dialect`; what a column's declared type makes of
+it, see `sql_casts`.
 """
 
 from __future__ import annotations
@@ -26,217 +27,29 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from feast.infra.offline_stores.file_source import FileSource
-from feast.types import Struct
-from feast.value_type import ValueType
 
-from feast_dynamo_ext.arrow_types import (
-    EXACT_BITS,
-    MOST_DIGITS,
-    SCALAR_ARROW,
-    is_bytes,
-    is_list,
-    is_number,
-    is_text,
-    is_uuid,
-    without_dictionary,
-)
-from feast_dynamo_ext.declared import (
-    MAPS,
-    OPEN_KINDS,
-    UUIDS,
-    declared_as,
-    declared_type,
-    element_kind,
-    in_json,
-    is_checked,
-    is_wider,
-    name_of,
-)
+from feast_dynamo_ext.arrow_types import MOST_DIGITS, is_uuid, without_dictionary
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
 from feast_dynamo_ext.key_types import family, has_other_keys, least_and_most
-from feast_dynamo_ext.parquet.listing import partition_value
+from feast_dynamo_ext.retrieval.engines.sql_casts import cast_as_declared
+from feast_dynamo_ext.retrieval.engines.sql_dialects import DUCKDB, literal
 from feast_dynamo_ext.retrieval.entity_rows.from_files import CSV
 from feast_dynamo_ext.retrieval.inputs import History, checked_source, entity_key, key_names
 from feast_dynamo_ext.retrieval.plan import PitPlan
 from feast_dynamo_ext.timestamps import HIGHEST, LOWEST, Axis
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from feast.data_source import DataSource
+    from feast.value_type import ValueType
 
     from feast_dynamo_ext.declared import Declared
     from feast_dynamo_ext.parquet.source import ParquetSource
+    from feast_dynamo_ext.retrieval.engines.sql_dialects import Dialect
     from feast_dynamo_ext.retrieval.inputs import EntityRows
     from feast_dynamo_ext.retrieval.plan import Plan, RowsPlan, ViewPlan
-
-
-# Dialects
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """Where SQL engines differ.
-
-    Attributes:
-        quote: what stands around names, doubled within them.
-        types: the types of keys' families, and those of integers of 64 bits and of `wide_bits`.
-        wide_bits: of the widest integer, without its sign.
-        asof_join: the join with the last row up to a time.
-        max_by: the function that gives one column's value where another is the greatest.
-        row: the function that makes one value of several, compared one after the other.
-        epoch_us: the function from a time to microseconds since 1970 UTC.
-        epoch_ns: likewise to nanoseconds.
-        of_folder: the types of columns that only the folders' names have, by what Arrow says.
-        read_files: the expression that reads a source's files, in the order of their paths.
-        position: the expression of a row's position in these; it ascends with file and row.
-        fail: the function that ends the statement with an error of these words.
-        inlined: what makes a common table expression part of each query that uses it. A history
-            is used for matching and for features, and the columns that each needs are read there
-            (measured: 3.2 s of CPU and 1.4 GB where it was kept, 2.2 s and 0.8 GB inlined).
-    """
-
-    quote: str
-    types: Mapping[str, str]
-    wide_bits: int
-    asof_join: str
-    max_by: str
-    row: str
-    epoch_us: str
-    epoch_ns: str
-    read_files: Callable[[ParquetSource], str]
-    position: str
-    fail: str
-    inlined: str
-
-    def quoted(self, name: str) -> str:
-        """A name of a column or a table."""
-        return self.quote + name.replace(self.quote, 2 * self.quote) + self.quote
-
-    def cast(self, expression: str, kind: str) -> str:
-        """An expression in one of `types`."""
-        return f"CAST({expression} AS {self.types[kind]})"
-
-    def whole(self, expression: str, kind: pa.DataType) -> str:
-        """A number as an integer, which it surely is; see `key_types.comparable`."""
-        exact, missing = f"{expression} = trunc({expression})", f"{expression} IS NULL"
-        if pa.types.is_floating(kind):
-            exact += f" AND abs({expression}) < {1 << EXACT_BITS[kind.bit_width]}"
-            missing += f" OR isnan({expression})"
-        refused = literal(f"a join key of type {kind} holds a value that is surely no integer")
-        return (
-            f"CASE WHEN {missing} THEN NULL WHEN {exact} "
-            f"THEN {self.cast(expression, 'integer')} ELSE {self.fail}({refused}) END"
-        )
-
-    def second(self, ticks: str, *, in_ns: bool) -> str:
-        """Nanoseconds or microseconds as the seconds that keys are; see `key_types`."""
-        per_second = 1_000_000_000 if in_ns else 1_000_000
-        whole = self.cast(f"{ticks} // {per_second}", "integer")
-        refused = literal(
-            "a join key is a time with a part below a second, which keys do not hold"
-        )
-        return (
-            f"CASE WHEN {ticks} IS NULL OR {ticks} % {per_second} = 0 THEN {whole} "
-            f"ELSE {self.fail}({refused}) END"
-        )
-
-
-def literal(text: str) -> str:
-    """A string."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _read_parquet(source: ParquetSource) -> str:
-    on_s3 = source.place.is_on_s3
-    paths = [f"s3://{file.path}" if on_s3 else file.path for file in source.files]
-    listed = ",\n    ".join(literal(path) for path in paths)
-    read = f"read_parquet([\n    {listed}\n  ], union_by_name = true, hive_partitioning = false)"
-    # Files of an Iceberg table have what its partitions say as well.
-    inside = {name for part in source.parts.fragments[:1] for name in part.physical_schema.names}
-    of_folders = sorted(source.parts.of_folders - inside)
-    if not of_folders:
-        return read
-    # DuckDB would guess at what folders' names mean; those of a Delta table need not say it.
-    columns = ",\n    ".join(_of_files(source, name) for name in of_folders)
-    return f"(SELECT *, file_index, file_row_number,\n    {columns}\n  FROM {read})"  # noqa: S608 - quoted
-
-
-def _of_files(source: ParquetSource, name: str) -> str:
-    """A column that each file has one value of, from a list in the order of the files."""
-    kind = source.schema.field(name).type
-    values = ", ".join(
-        _literal(partition_value(file, name, kind)) if name in dict(file.partition) else "NULL"
-        for file in source.files
-    )
-    listed = f"CAST([{values}] AS {_type_name(kind)}[])"
-    return f"{listed}[CAST(file_index AS BIGINT) + 1] AS {DUCKDB.quoted(name)}"
-
-
-def _literal(value: pa.Scalar) -> str:
-    """A value in DuckDB, of any type that tables are partitioned by."""
-    if not value.is_valid:
-        return "NULL"
-    kind = value.type
-    if pa.types.is_timestamp(kind):
-        ticks = value.cast(pa.timestamp("ns" if kind.unit == "ns" else "us", kind.tz)).value
-        # Text would be taken in the session's time zone.
-        made = "make_timestamp_ns" if kind.unit == "ns" else "make_timestamp"
-        return f"{'make_timestamptz' if kind.tz and kind.unit != 'ns' else made}({ticks})"
-    if is_bytes(kind):
-        return f"unhex('{value.as_py().hex()}')"
-    return literal(value.cast(pa.string()).as_py())
-
-
-def _type_name(kind: pa.DataType) -> str:
-    """DuckDB's name of a type that tables are partitioned by."""
-    if pa.types.is_decimal(kind):
-        return f"DECIMAL({kind.precision}, {kind.scale})"
-    if pa.types.is_timestamp(kind):
-        if kind.unit == "ns":
-            return "TIMESTAMP_NS"
-        return "TIMESTAMP WITH TIME ZONE" if kind.tz else "TIMESTAMP"
-    return next((name for test, name in TYPE_NAMES if test(kind)), "VARCHAR")
-
-
-TYPE_NAMES = (
-    (pa.types.is_boolean, "BOOLEAN"),
-    (pa.types.is_int8, "TINYINT"),
-    (pa.types.is_int16, "SMALLINT"),
-    (pa.types.is_int32, "INTEGER"),
-    (pa.types.is_integer, "BIGINT"),
-    (pa.types.is_float32, "FLOAT"),
-    (pa.types.is_floating, "DOUBLE"),
-    (pa.types.is_date, "DATE"),
-    (is_bytes, "BLOB"),
-)
-
-
-ROWS_OF_A_FILE = 1 << 43
-"""A position is a file's number times this, and the row's number in it; more files than a million
-would be beyond 64 bits, which DuckDB refuses."""
-
-DUCKDB = Dialect(
-    quote='"',
-    types={
-        "integer": "BIGINT",
-        "text": "VARCHAR",
-        "bytes": "BLOB",
-        "boolean": "BOOLEAN",
-        "wide": "HUGEINT",
-    },
-    wide_bits=127,
-    asof_join="ASOF JOIN",
-    max_by="max_by",
-    row="row",
-    epoch_us="epoch_us",
-    epoch_ns="epoch_ns",
-    read_files=_read_parquet,
-    position=f"CAST(file_index AS BIGINT) * {ROWS_OF_A_FILE} + file_row_number",
-    fail="error",
-    inlined="AS NOT MATERIALIZED",
-)
 
 
 # Which row wins
@@ -558,35 +371,8 @@ class _Files:
             ColumnTypeError: the column cannot be cast in SQL as it is in a retrieval.
         """
         stored = self.source.schema.field(column).type
-        target = declared_type(kind, stored)
         expression = f"{history}.{self.feature(column)}"
-        not_of_kind = f"`{column}` is not {name_of(kind)}"
-        wider, checked = is_wider(kind, target), is_checked(kind, target)
-        if isinstance(kind, ValueType) and in_json(stored, kind):
-            cast = _checked_maps(expression, kind, stored, not_of_kind)
-            if cast is None:
-                raise ColumnTypeError(
-                    f"Feature view `{self.view.view}`: `{column}` is declared as {name_of(kind)} "
-                    f"and kept as JSON in {stored}, of which SQL does not check what a retrieval "
-                    "does. Use `to_arrow()`, or keep it as lists."
-                )
-            return cast
-        if isinstance(kind, ValueType) and wider:
-            return _narrowed(expression, target, kind)
-        if isinstance(kind, ValueType) and kind not in OPEN_KINDS and target == stored:
-            return _checked(expression, kind, not_of_kind) if checked else expression
-        if target == stored and not (wider or checked):
-            return expression
-        # Of an open value type, the column is of another form.
-        is_open = isinstance(kind, ValueType) and kind in OPEN_KINDS
-        cast = None if is_open else _part(expression, kind, stored, not_of_kind)
-        if cast is None:
-            raise ColumnTypeError(
-                f"Feature view `{self.view.view}`: `{column}` is declared as {name_of(kind)}, but "
-                f"its column is {stored}, which SQL does not turn into {target} as a retrieval "
-                "does. Correct the dtype in the view, or use `to_arrow()`."
-            )
-        return cast
+        return cast_as_declared(expression, stored, kind, column, self.view.view)
 
     def declared_key(self, column: str, declared: ValueType) -> str:
         """A key of the history as it is compared, or an error where it could be none online.
@@ -633,153 +419,6 @@ class _Files:
         """A column of times as it is compared."""
         kind = self.source.schema.field(column).type
         return epoch(self.dialect.quoted(column), kind, self.dialect, ns=self.ns)
-
-
-NUMBER_TYPES = {
-    pa.int32(): "INTEGER",
-    pa.int64(): "BIGINT",
-    pa.float32(): "FLOAT",
-    pa.float64(): "DOUBLE",
-    pa.bool_(): "BOOLEAN",
-}
-
-
-def _narrowed(expression: str, kind: pa.DataType, declared: ValueType) -> str:
-    """Numbers, or lists of them, as a narrower type has them, in their own; or an error."""
-    element = element_kind(declared)
-    narrow = NUMBER_TYPES[SCALAR_ARROW[element or declared]]
-    own = without_dictionary(kind)
-    wide = str(_type_name(own.value_type if element else own))
-    brackets = "[]" if element else ""
-    return f"CAST(CAST({expression} AS {narrow}{brackets}) AS {wide}{brackets})"
-
-
-UUID_TEXT = r"^(urn:uuid:)?\{?[0-9a-fA-F]{8}-?([0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}\}?$"
-DECIMAL_TEXT = r"(?i)^[-+]?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?|inf(inity)?|s?nan[0-9]*)$"
-# DuckDB takes commas before a closing bracket, and any writing of NaN and infinity. What is left
-# of JSON without its texts and words shows them.
-JSON_PARTS = r'"(\\.|[^"\\])*"|true|false|null'
-NO_JSON = r"[A-DF-Za-df-z]|,\s*[\]}]"
-
-
-def _checked(expression: str, kind: ValueType, message: str) -> str:
-    """Texts, or lists of them, that must be UUIDs, decimals or JSON; or an error."""
-    element = element_kind(kind)
-
-    def fits(cell: str) -> str:
-        text = f"CAST({cell} AS VARCHAR)"
-        if (element or kind) in UUIDS:
-            return f"regexp_matches({text}, {literal(UUID_TEXT)})"
-        if (element or kind) is ValueType.DECIMAL:
-            return f"regexp_matches({text}, {literal(DECIMAL_TEXT)})"
-        rest = f"regexp_replace({text}, {literal(JSON_PARTS)}, '0', 'g')"
-        return f"json_valid({text}) AND NOT regexp_matches({rest}, {literal(NO_JSON)})"
-
-    bad = f"NOT ({fits(expression)})"
-    if element:
-        others = f"list_filter({expression}, lambda cell: NOT ({fits('cell')}))"
-        bad = f"len({others}) > 0"
-    return f"CASE WHEN {bad} THEN error({literal(message)}) ELSE {expression} END"
-
-
-def _checked_maps(
-    expression: str, kind: ValueType, stored: pa.DataType, message: str
-) -> str | None:
-    """Texts that must be JSON of maps, or an error; None of anything else that is JSON."""
-    if kind not in MAPS or not is_text(without_dictionary(stored)):
-        return None
-    checked = _checked(expression, ValueType.JSON, message)
-    return (
-        f"CASE WHEN json_type({checked}) <> 'OBJECT' THEN error({literal(message)}) "
-        f"ELSE {expression} END"
-    )
-
-
-def _part(
-    expression: str, kind: Declared, stored: pa.DataType, message: str, depth: int = 0
-) -> str | None:
-    """A column, or what is inside of one, in its declared type; None where SQL has no such cast.
-
-    Args:
-        expression: the column, or a variable that holds what is inside.
-        kind: what it is declared as.
-        stored: its type.
-        message: of the error of the statement where a value does not fit.
-        depth: how many lists it is inside of.
-    """
-    if isinstance(kind, Struct):
-        return _fields(expression, kind, stored, message, depth)
-    inner: Declared | None
-    if not isinstance(kind, ValueType):
-        inner = declared_as(kind.base_type)
-    elif (inner := element_kind(kind)) is None:
-        return _scalar(expression, kind, stored, message)
-    if not is_list(stored) or pa.types.is_fixed_size_list(stored):
-        return None
-    cell = f"cell_{depth}"
-    part = _part(cell, inner, stored.value_type, message, depth + 1)
-    return part and f"list_transform({expression}, lambda {cell}: {part})"
-
-
-def _scalar(expression: str, kind: ValueType, stored: pa.DataType, message: str) -> str | None:
-    target = declared_type(kind, stored)
-    if is_wider(kind, target):
-        return _narrowed(expression, target, kind)
-    if target != stored:
-        return exact_cast(expression, stored, target, message)
-    # Of maps inside of others nobody declares more than that they are maps.
-    is_free = kind in OPEN_KINDS or not is_checked(kind, target)
-    return expression if is_free else _checked(expression, kind, message)
-
-
-def _fields(
-    expression: str, kind: Struct, stored: pa.DataType, message: str, depth: int
-) -> str | None:
-    if not pa.types.is_struct(stored):
-        return None
-    kinds = {name: declared_as(declared) for name, declared in kind.fields.items()}
-    parts: dict[str, str | None] = {}
-    for field in stored:
-        part = f"struct_extract({expression}, {literal(field.name)})"
-        is_open = field.name not in kinds
-        parts[field.name] = (
-            part if is_open else _part(part, kinds[field.name], field.type, message, depth)
-        )
-    if None in parts.values():
-        return None
-    packed = _list([f"{DUCKDB.quoted(name)} := {part}" for name, part in parts.items()])
-    return f"CASE WHEN {expression} IS NULL THEN NULL ELSE struct_pack({packed}) END"
-
-
-def exact_cast(
-    expression: str, stored: pa.DataType, target: pa.DataType, message: str
-) -> str | None:
-    """Numbers and booleans as `exact.cast_exact` casts them, or an error of the statement.
-
-    None where SQL has no such cast: texts of numbers, times, lists, and long decimals.
-    """
-    stored = without_dictionary(stored)
-    name = NUMBER_TYPES.get(target)
-    is_bool, is_decimal = pa.types.is_boolean(stored), pa.types.is_decimal(stored)
-    if name is None or not (is_bool or is_number(stored)):
-        return None
-    cast, fits = f"CAST({expression} AS {name})", "true"
-    if pa.types.is_floating(target):
-        if is_decimal:
-            return None
-        if pa.types.is_integer(stored) and pa.types.is_float64(target):
-            fits = f"CAST({cast} AS HUGEINT) = {expression}"
-        # DuckDB refuses to make infinity of a number.
-    elif pa.types.is_boolean(target):
-        fits = f"{expression} IN (0, 1)"
-    elif not is_bool and not pa.types.is_integer(stored):
-        fits = f"{expression} = trunc({expression})"
-    missing = f"{expression} IS NULL"
-    if pa.types.is_floating(stored) and not pa.types.is_floating(target):
-        missing += f" OR isnan({expression})"
-    return (
-        f"CASE WHEN {missing} THEN NULL WHEN {fits} THEN {cast} ELSE error({literal(message)}) END"
-    )
 
 
 def _check_columns(view: ViewPlan, source: ParquetSource) -> None:
@@ -900,7 +539,7 @@ def _narrow_entities(files: _Files, entities: EntityRows) -> str:
     for ours, theirs in view.keys:
         entities.require([ours], view.view)
         kind, stored = entities.table.column(ours).type, files.source.schema.field(theirs).type
-        entity_key(entities, view.view, ours, theirs, stored)  # raises what matching would
+        entity_key(entities, view, ours, theirs, stored)  # raises what matching would
         # pandas makes floats of integers where one is missing; the history says what they are.
         keys.append(files.key(dialect.quoted(ours), stored, kind))
     columns = [
