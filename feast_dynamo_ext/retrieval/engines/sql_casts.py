@@ -80,6 +80,9 @@ def cast_as_declared(
 def _cast(expression: str, stored: pa.DataType, kind: Declared, message: str) -> str | None:
     target = declared_type(kind, stored)
     wider, checked = is_wider(kind, target), is_checked(kind, target)
+    element = element_kind(kind) if isinstance(kind, ValueType) and is_list(target) else None
+    if element is not None:
+        checked = is_checked(element, target.value_type)
     if isinstance(kind, ValueType) and wider:
         return _narrowed(expression, target, kind)
     if isinstance(kind, ValueType) and kind not in OPEN_KINDS and target == stored:
