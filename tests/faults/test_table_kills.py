@@ -1,6 +1,6 @@
 """Writers and the upkeep of a history table are killed at any moment: each row is there once.
 
-`FAULT_TIMES=10` makes it ten times as many appends and twenty kills (`make soak`).
+`FAULT_TIMES=10` makes it four writers of 250 appends each, and twenty kills (`make soak`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from feast_dynamo_ext.parquet.iceberg.optimize import optimize
 from feast_dynamo_ext.parquet.iceberg.snapshots import history
 
 TIMES = int(os.environ.get("FAULT_TIMES", "1"))
-WRITERS, APPENDS = 4, 8 * TIMES
+WRITERS, APPENDS = 4, 8 if TIMES == 1 else 25 * TIMES
 KILLS = 3 if TIMES == 1 else 2 * TIMES
 
 RUN = Path(__file__).with_name("table_run.py")
