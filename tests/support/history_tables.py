@@ -44,13 +44,19 @@ COLUMNS = pa.schema(
 )
 
 
+def places(folder: Path) -> dict[str, str]:
+    """Where an SQL catalog in a folder is, in pyiceberg's words."""
+    return {"uri": f"sqlite:///{folder}/catalog.db", "warehouse": f"file://{folder}/warehouse"}
+
+
 def source_of(folder: Path, **more: Any) -> IcebergSource:
     """The table in a folder as a source."""
+    at = places(folder)
     settings = {
         "name": "orders",
         "catalog_type": "sql",
-        "endpoint": f"sqlite:///{folder}/catalog.db",
-        "warehouse": f"file://{folder}/warehouse",
+        "endpoint": at["uri"],
+        "warehouse": at["warehouse"],
         "namespace": "shop",
         "table": "orders",
         "timestamp_field": "event",

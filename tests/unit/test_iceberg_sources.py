@@ -6,6 +6,7 @@ import datetime as dt
 import os
 import sys
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
@@ -14,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureView, Field, FileSource, ValueType
-from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
 from feast.types import Float64, Int64, UnixTimestamp
+from history_tables import places
+from history_tables import source_of as table_source
 from pyiceberg.catalog import load_catalog
 from pyiceberg.manifest import (
     DataFile,
@@ -45,6 +47,9 @@ from feast_dynamo_ext.parquet.iceberg import catalog as iceberg
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.source import ParquetSource, columns_of
 
+if TYPE_CHECKING:
+    from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
+
 UTC = dt.timezone.utc
 START = dt.datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = dt.timedelta(hours=1)
@@ -57,22 +62,8 @@ def catalog(tmp_path):
     return found
 
 
-def places(folder) -> dict[str, str]:
-    return {"uri": f"sqlite:///{folder}/catalog.db", "warehouse": f"file://{folder}/warehouse"}
-
-
-def source_of(folder, table="orders", **more) -> IcebergSource:
-    at = places(folder)
-    settings = {
-        "name": "orders",
-        "catalog_type": "sql",
-        "endpoint": at["uri"],
-        "warehouse": at["warehouse"],
-        "namespace": "shop",
-        "table": table,
-        "timestamp_field": "event",
-    }
-    return IcebergSource(**{**settings, **more})
+def source_of(folder, **more) -> IcebergSource:
+    return table_source(folder, **{"created_timestamp_column": None, **more})
 
 
 def opened(folder, **more) -> ParquetSource:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import threading
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,8 @@ import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, PushSource, ValueType
 from feast.data_source import PushMode
 from feast.feature_logging import LoggingConfig
-from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
 from feast.types import Array, Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from history_tables import source_of as table_source
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.types import LongType, StringType
 from repos import open_repo_config
@@ -35,6 +36,9 @@ from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.snapshot_files import tidy_after_append
 from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE, TableLayout, create_table
 from feast_dynamo_ext.sagemaker import TimeSplit, create_training_set, load_manifest
+
+if TYPE_CHECKING:
+    from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
 
 UTC = dt.timezone.utc
 START = dt.datetime(2026, 1, 1, tzinfo=UTC)
@@ -55,16 +59,8 @@ COLUMNS = pa.schema(
 
 
 def source_of(folder, table="orders", **more) -> IcebergSource:
-    return IcebergSource(
-        name=table,
-        catalog_type="sql",
-        endpoint=f"sqlite:///{folder}/catalog.db",
-        warehouse=f"file://{folder}/warehouse",
-        namespace="shop",
-        table=table,
-        timestamp_field="event",
-        **more,
-    )
+    given = {"name": table, "table": table, "created_timestamp_column": None}
+    return table_source(folder, **{**given, **more})
 
 
 @pytest.fixture

@@ -5,14 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import random
+from typing import TYPE_CHECKING
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
 import pytest
 from feast import Entity, FeatureView, Field, ValueType
-from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
 from feast.types import Int64
+from history_tables import source_of as table_source
 from repos import NoRegistry, repo_config
 
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
@@ -20,6 +21,9 @@ from feast_dynamo_ext.parquet.iceberg.catalog import opened
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE, TableLayout, create_table
 from feast_dynamo_ext.parquet.source import ParquetSource
+
+if TYPE_CHECKING:
+    from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
 
 UTC = dt.timezone.utc
 START = dt.datetime(2026, 1, 1, tzinfo=UTC)
@@ -36,16 +40,7 @@ LAST = START + 100 * HOUR
 
 
 def source_of(folder, created=True) -> IcebergSource:
-    return IcebergSource(
-        name="orders",
-        catalog_type="sql",
-        endpoint=f"sqlite:///{folder}/catalog.db",
-        warehouse=f"file://{folder}/warehouse",
-        namespace="shop",
-        table="orders",
-        timestamp_field="event",
-        created_timestamp_column="created" if created else None,
-    )
+    return table_source(folder, created_timestamp_column="created" if created else None)
 
 
 def made(folder, created=True, ours=True, partition="day") -> TableHandle:
