@@ -251,6 +251,20 @@ def service_model(service: str) -> ServiceModel:
         ) from error
 
 
+@functools.cache
+def dns_suffix(region: str) -> str:
+    """What the hosts of AWS in a region end with, for example `amazonaws.com`.
+
+    Raises:
+        ConfigError: the region is in no partition that botocore knows.
+    """
+    for partition in _loader().load_data("partitions")["partitions"]:
+        if region in partition["regions"] or re.match(partition["regionRegex"], region):
+            found: str = partition["outputs"]["dnsSuffix"]
+            return found
+    raise ConfigError(f"botocore {botocore.__version__} knows no region `{region}`.")
+
+
 def is_timestamp(value: Any) -> bool:
     """Whether botocore can send a value as a timestamp."""
     try:

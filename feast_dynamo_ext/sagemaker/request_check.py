@@ -299,7 +299,9 @@ def _hint(name: Any, known: Collection[str]) -> str:
     """The known name that is nearest, else those that exist where they are few."""
     from difflib import get_close_matches
 
-    close = get_close_matches(str(name), known, n=1)
+    # Of an instance type without its `ml.`, another size is nearer than the type itself.
+    ending = [one for one in known if one.endswith(f".{name}")]
+    close = ending or get_close_matches(str(name), known, n=1)
     if close:
         return f"Did you mean `{close[0]}`?"
     if len(known) <= MOST_NAMES:

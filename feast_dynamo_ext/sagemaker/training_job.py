@@ -1,33 +1,529 @@
-"""SageMaker training jobs: the request, checked before it is sent; start; status."""
+"""SageMaker training jobs: images, names, sources, and the request, checked before it is sent."""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import io
 import json
 import re
-from dataclasses import dataclass
+import stat
+import tarfile
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext import aws as aws_access
 from feast_dynamo_ext.errors import ConfigError, TrainingSetError
+from feast_dynamo_ext.sagemaker.request_check import check_request
+from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from feast_dynamo_ext.aws import AwsSettings
 
 
-# Limits of CreateTrainingJob, from the API's model.
-MOST_HYPERPARAMETERS = 100
-MOST_HYPERPARAMETER_NAME_CHARS = 256
-MOST_HYPERPARAMETER_CHARS = 2_500
-MOST_CHANNELS = 20
-MOST_TAGS = 50
-MOST_IMAGE_CHARS = 255
-MOST_S3_URI_CHARS = 1_024
-JOB_NAME = r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}"
 MOST_JOB_NAME_CHARS = 63
-CHANNEL_NAME = r"[A-Za-z0-9\.\-_]{1,64}"
-ROLE_ARN = r"arn:aws[a-z\-]*:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+"
+DIGEST_CHARS = 12
+"""Of a job's name: 48 bits of what makes two jobs the same."""
+
+# What the service model says of these, for messages that know more than the model.
+MOST_HYPERPARAMETERS = 100
+MOST_HYPERPARAMETER_CHARS = 2_500
+MOST_SOURCE_BYTES = 500_000_000
+
+# -- images -----------------------------------------------------------------------------------
+
+ACCOUNTS = {
+    "af-south-1": ("510948584623", "455444449433"),
+    "ap-east-1": ("651117190479", "286214385809"),
+    "ap-northeast-1": ("354813040037", "351501993468"),
+    "ap-northeast-2": ("366743142698", "835164637446"),
+    "ap-northeast-3": ("867004704886", "867004704886"),
+    "ap-south-1": ("720646828776", "991648021394"),
+    "ap-south-2": ("628508329040", "628508329040"),
+    "ap-southeast-1": ("121021644041", "475088953585"),
+    "ap-southeast-2": ("783357654285", "712309505854"),
+    "ap-southeast-3": ("951798379941", "951798379941"),
+    "ap-southeast-4": ("106583098589", "106583098589"),
+    "ca-central-1": ("341280168497", "469771592824"),
+    "ca-west-1": ("190319476487", "190319476487"),
+    "cn-north-1": ("450853457545", "390948362332"),
+    "cn-northwest-1": ("451049120500", "387376663083"),
+    "eu-central-1": ("492215442770", "664544806723"),
+    "eu-central-2": ("680994064768", "680994064768"),
+    "eu-north-1": ("662702820516", "669576153137"),
+    "eu-south-1": ("978288397137", "257386234256"),
+    "eu-south-2": ("104374241257", "104374241257"),
+    "eu-west-1": ("141502667606", "438346466558"),
+    "eu-west-2": ("764974769150", "644912444149"),
+    "eu-west-3": ("659782779980", "749696950732"),
+    "il-central-1": ("898809789911", "898809789911"),
+    "me-central-1": ("272398656194", "272398656194"),
+    "me-south-1": ("801668240914", "249704162688"),
+    "sa-east-1": ("737474898029", "855470959533"),
+    "us-east-1": ("683313688378", "382416733822"),
+    "us-east-2": ("257758044811", "404615174143"),
+    "us-gov-east-1": ("237065988967", "237065988967"),
+    "us-gov-west-1": ("414596584902", "226302683700"),
+    "us-iso-east-1": ("833128469047", "490574956308"),
+    "us-isob-east-1": ("281123927165", "765400339828"),
+    "us-isof-east-1": ("108575199400", "108575199400"),
+    "us-isof-south-1": ("124985052026", "124985052026"),
+    "us-west-1": ("746614075791", "632365934929"),
+    "us-west-2": ("246618743249", "174872318107"),
+}
+"""By region: the accounts of the framework containers (XGBoost, scikit-learn) and of the first
+algorithms. From the tables of SageMaker's Python SDK (sagemaker-core 2.27.0)."""
+
+XGBOOST_VERSIONS = ("1.2-1", "1.2-2", "1.3-1", "1.5-1", "1.7-1", "3.0-5", "3.2-0")
+SKLEARN_VERSIONS = ("1.2-1", "1.4-2")
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A container of AWS's own.
+
+    Attributes:
+        repository: in ECR.
+        versions: tags, the one that is taken by default last.
+        is_framework: of a framework, which runs a script too, and has accounts of its own.
+        suffix: of the tag.
+        needs_script: it trains nothing by itself.
+    """
+
+    repository: str
+    versions: tuple[str, ...] = ("1",)
+    is_framework: bool = False
+    suffix: str = ""
+    needs_script: bool = False
+
+
+ALGORITHMS = {
+    "xgboost": Algorithm("sagemaker-xgboost", XGBOOST_VERSIONS, is_framework=True),
+    "sklearn": Algorithm(
+        "sagemaker-scikit-learn", SKLEARN_VERSIONS, True, "-cpu-py3", needs_script=True
+    ),
+    "linear-learner": Algorithm("linear-learner"),
+    "factorization-machines": Algorithm("factorization-machines"),
+    "kmeans": Algorithm("kmeans"),
+    "knn": Algorithm("knn"),
+    "pca": Algorithm("pca"),
+    "randomcutforest": Algorithm("randomcutforest"),
+}
+# These run a script that AWS keeps in a bucket beside the image, both of another name a version.
+FROM_JUMPSTART = ("lightgbm", "catboost", "autogluon", "tabtransformer")
+
+
+def image_uri(algorithm: str, region: str, version: str | None = None) -> str:
+    """The ECR URI of a built-in algorithm's training image.
+
+    Args:
+        algorithm: a name of `ALGORITHMS`, for example `xgboost`.
+        region: of the job, for example `eu-west-1`.
+        version: for example `1.7-1`; by default the newest that is known here.
+
+    Raises:
+        ConfigError: an algorithm, a version or a region that is not in the tables here.
+    """
+    if algorithm in FROM_JUMPSTART:
+        raise ConfigError(
+            f"`{algorithm}` is an algorithm of JumpStart, whose image and script differ from "
+            "version to version. Pass image= with the URI that its page in AWS's documentation "
+            "names for your region, and the script."
+        )
+    found = ALGORITHMS.get(algorithm)
+    if found is None:
+        raise ConfigError(
+            f"No image of `{algorithm}` is known here. Known: {', '.join(ALGORITHMS)}. For "
+            "another pass image= with its URI in ECR."
+        )
+    version = version or found.versions[-1]
+    if version not in found.versions:
+        raise ConfigError(
+            f"`{algorithm}` has no version `{version}` that is known here. Known: "
+            f"{', '.join(found.versions)}. For another pass image= with its URI in ECR."
+        )
+    accounts = ACCOUNTS.get(region)
+    if accounts is None:
+        raise ConfigError(
+            f"The account of `{algorithm}` in region `{region}` is not known here. Pass image= "
+            "with its URI in ECR."
+        )
+    account = accounts[0 if found.is_framework else 1]
+    registry = f"{account}.dkr.ecr.{region}.{aws_access.dns_suffix(region)}"
+    return f"{registry}/{found.repository}:{version}{found.suffix}"
+
+
+# -- sources ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SourceCode:
+    """A training script, and what lies beside it, packed.
+
+    Attributes:
+        entry: path of the script within it, for example `train.py`.
+        archive: tar.gz; equal files give equal bytes.
+        sha256: of the archive before it was compressed, as compressors differ.
+    """
+
+    entry: str
+    archive: bytes = field(repr=False)
+    sha256: str
+
+    def hyperparameters(self, uri: str) -> dict[str, str]:
+        """What SageMaker's training toolkit finds the script by, its archive being at a URI."""
+        return {"sagemaker_program": self.entry, "sagemaker_submit_directory": uri}
+
+
+LEFT_OUT = frozenset({"__pycache__", ".git", ".venv", ".ipynb_checkpoints", ".mypy_cache"})
+ENTRY = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._+-]*(/[A-Za-z0-9._+-]+)*")  # of the toolkit
+
+
+def pack_source(path: Path, entry: str | None = None) -> SourceCode:
+    """Pack a training script, or a folder that holds one, for script mode.
+
+    Args:
+        path: the script, which is packed alone, or a folder, which is packed whole but for
+            caches and `.git`.
+        entry: of a folder: the script's path within it; by default `train.py`.
+
+    Raises:
+        ConfigError: no such file, a link, a name that the training toolkit refuses, or more than
+            500 MB.
+    """
+    if not path.exists():
+        raise ConfigError(f"There is no training script {path}.")
+    if path.is_file() and entry not in (None, path.name):
+        raise ConfigError(f"{path} is a file: name its folder to start `{entry}` of it.")
+    folder = path.parent if path.is_file() else path
+    entry = path.name if path.is_file() else (entry or "train.py")
+    files = [path] if path.is_file() else _files_in(folder)
+    by_name = {file.relative_to(folder).as_posix(): file for file in files}
+    if not ENTRY.fullmatch(entry) or {".", ".."} & set(entry.split("/")):
+        raise ConfigError(
+            f"`{entry}` cannot be the name of a training script: SageMaker's toolkit takes "
+            "letters, digits, `.`, `_`, `+`, `-` and `/`."
+        )
+    if entry not in by_name:
+        raise ConfigError(f"There is no `{entry}` in {folder}. Name the script: --entry FILE.")
+    size = sum(file.stat().st_size for file in files)
+    if size > MOST_SOURCE_BYTES:
+        raise ConfigError(
+            f"{folder} holds {size / 1e6:,.0f} MB, too much for the source of a script. Name the "
+            "script alone, or a folder of sources."
+        )
+    packed = _tar(by_name)
+    return SourceCode(entry, gzip.compress(packed, mtime=0), hashlib.sha256(packed).hexdigest())
+
+
+def _files_in(folder: Path) -> list[Path]:
+    files = []
+    for found in sorted(folder.rglob("*")):
+        within = found.relative_to(folder).parts
+        if LEFT_OUT & set(within):
+            continue
+        if found.is_symlink():
+            raise ConfigError(
+                f"{found} is a link, which a container cannot follow. Copy the file."
+            )
+        if found.is_file():
+            files.append(found)
+    return files
+
+
+def _tar(by_name: Mapping[str, Path]) -> bytes:
+    """A tar of files without what differs from one checkout to another: times, owners, umask."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in sorted(by_name):
+            data = by_name[name].read_bytes()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            may_run = by_name[name].stat().st_mode & stat.S_IXUSR
+            member.mode = 0o755 if may_run else 0o644
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def upload_source(source: SourceCode, folder: str, aws: AwsSettings) -> str:
+    """Put an archive below an S3 URI by its hash, once.
+
+    Returns:
+        Its URI: `<folder>/<sha256>/sourcedir.tar.gz`.
+
+    Raises:
+        AwsError: S3 refused.
+        ConfigError: not an S3 URI.
+    """
+    if not folder.startswith("s3://"):
+        raise ConfigError(f"Sources of a job are uploaded to S3, and `{folder}` is not on it.")
+    uri = f"{folder.rstrip('/')}/{source.sha256}/sourcedir.tar.gz"
+    storage = files_of(uri, aws)
+    if storage.find(uri) is None:
+        with storage.new_file(uri, "application/gzip") as file:
+            file.write(source.archive)
+    return uri
+
+
+# -- the request ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Vpc:
+    """The network that a job's instances are in."""
+
+    subnets: Sequence[str]
+    security_groups: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Instances that AWS may take away, at a lower price.
+
+    Attributes:
+        max_wait_s: seconds that job and waiting for instances may take together; at least
+            `max_runtime_s`.
+        checkpoints: S3 URI that `local_path` is copied to while the job runs, and from when it
+            goes on. Without one an interrupted job begins anew.
+        local_path: the folder in the container.
+    """
+
+    max_wait_s: int
+    checkpoints: str | None = None
+    local_path: str = "/opt/ml/checkpoints"
+
+
+def training_job_request(
+    name: str,
+    *,
+    role_arn: str,
+    image: str,
+    channels: Sequence[Mapping[str, Any]],
+    output_path: str,
+    instance_type: str = "ml.m5.xlarge",
+    instance_count: int = 1,
+    volume_gb: int = 30,
+    max_runtime_s: int = 86_400,
+    hyperparameters: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    kms_key: str | None = None,
+    volume_kms_key: str | None = None,
+    vpc: Vpc | None = None,
+    spot: Spot | None = None,
+    retries: int = 0,
+    environment: Mapping[str, str] | None = None,
+    metrics: Mapping[str, str] | None = None,
+    network_isolation: bool = False,
+    encrypt_traffic: bool = False,
+) -> dict[str, Any]:
+    """The request of CreateTrainingJob, as a plain dict to which anything else can be added.
+
+    It is held against AWS's service model; see `check_request`.
+
+    Args:
+        name: at most 63 letters, digits and hyphens, unique in account and region; `job_name`
+            makes one.
+        role_arn: role that SageMaker assumes; it reads the channels and writes the output.
+        image: URI of the training image in ECR; `image_uri` knows AWS's own.
+        channels: `TrainingSet.channels()`, and others if need be; at most 20.
+        output_path: S3 URI below which `<name>/output/model.tar.gz` is written.
+        instance_type: for example `ml.m5.xlarge`.
+        instance_count: at least 1.
+        volume_gb: disk of each instance, in GB; in File mode it holds the channels.
+        max_runtime_s: seconds after which the job is stopped.
+        hyperparameters: at most 100; see `hyperparameter_strings`.
+        tags: at most 50.
+        kms_key: KMS key (ARN, id or alias) that encrypts what the job writes to S3.
+        volume_kms_key: KMS key that encrypts the instances' disks.
+        vpc: the job's network; without one it is SageMaker's own.
+        spot: run on spot instances.
+        retries: how often a job that fails by a fault of SageMaker's is begun again, 0 to 30.
+        environment: variables of the container.
+        metrics: a regular expression by metric name, which SageMaker reads the log with; its
+            first group is the value.
+        network_isolation: the container reaches no network at all, S3 for a script included.
+        encrypt_traffic: between the instances of one job.
+
+    Raises:
+        RequestError: what AWS's service model does not allow, all of it.
+        ConfigError: a value beyond SageMaker's limits that its model does not state.
+        TrainingSetError: two channels of one name, or none.
+    """
+    request: dict[str, Any] = {
+        "TrainingJobName": name,
+        "RoleArn": role_arn,
+        "AlgorithmSpecification": {"TrainingImage": image, "TrainingInputMode": "File"},
+        "HyperParameters": hyperparameter_strings(hyperparameters or {}),
+        "InputDataConfig": [dict(channel) for channel in channels],
+        "OutputDataConfig": {"S3OutputPath": output_path},
+        "ResourceConfig": {
+            "InstanceType": instance_type,
+            "InstanceCount": instance_count,
+            "VolumeSizeInGB": volume_gb,
+        },
+        "StoppingCondition": {"MaxRuntimeInSeconds": max_runtime_s},
+        "Tags": [{"Key": key, "Value": value} for key, value in (tags or {}).items()],
+    }
+    if metrics:
+        request["AlgorithmSpecification"]["MetricDefinitions"] = [
+            {"Name": metric, "Regex": regex} for metric, regex in metrics.items()
+        ]
+    if kms_key is not None:
+        request["OutputDataConfig"]["KmsKeyId"] = kms_key
+    if volume_kms_key is not None:
+        request["ResourceConfig"]["VolumeKmsKeyId"] = volume_kms_key
+    if vpc is not None:
+        request["VpcConfig"] = {
+            "SecurityGroupIds": list(vpc.security_groups),
+            "Subnets": list(vpc.subnets),
+        }
+    if spot is not None:
+        request["EnableManagedSpotTraining"] = True
+        request["StoppingCondition"]["MaxWaitTimeInSeconds"] = spot.max_wait_s
+        if spot.checkpoints is not None:
+            checkpoints = {"S3Uri": spot.checkpoints, "LocalPath": spot.local_path}
+            request["CheckpointConfig"] = checkpoints
+    if retries:
+        request["RetryStrategy"] = {"MaximumRetryAttempts": retries}
+    if environment:
+        request["Environment"] = dict(environment)
+    if network_isolation:
+        request["EnableNetworkIsolation"] = True
+    if encrypt_traffic:
+        request["EnableInterContainerTrafficEncryption"] = True
+    check_training_job(request)
+    return request
+
+
+def check_training_job(request: Mapping[str, Any]) -> None:
+    """Refuse a request of CreateTrainingJob that SageMaker would refuse.
+
+    Raises: as `training_job_request`.
+    """
+    subject = f"training job `{request.get('TrainingJobName')}`"
+    check_request("CreateTrainingJob", request, subject=subject)
+    # What SageMaker refuses as well, and its model does not say.
+    resources = request.get("ResourceConfig", {})
+    for member in ("InstanceCount", "VolumeSizeInGB"):
+        if resources.get(member, 1) < 1:
+            raise ConfigError(
+                f"The {subject}: `ResourceConfig.{member}` is {resources[member]}; it must be 1 "
+                "or more."
+            )
+    names = Counter(channel["ChannelName"] for channel in request.get("InputDataConfig", []))
+    repeated = sorted(name for name, times in names.items() if times > 1)
+    if repeated or not names:
+        what = f"more than one channel {repeated}" if repeated else "no channel"
+        raise TrainingSetError(f"The {subject} has {what}.")
+    _check_time(subject, request)
+    _check_tags(subject, request.get("Tags", []))
+    for uri in (request["OutputDataConfig"]["S3OutputPath"],):
+        if not uri.startswith("s3://"):
+            raise ConfigError(f"The {subject} writes to `{uri}`, which is no s3:// URI.")
+    for metric in request.get("AlgorithmSpecification", {}).get("MetricDefinitions", []):
+        _check_metric(subject, metric)
+
+
+def _check_time(subject: str, request: Mapping[str, Any]) -> None:
+    limits = request.get("StoppingCondition", {})
+    wait_s, runtime_s = limits.get("MaxWaitTimeInSeconds"), limits.get("MaxRuntimeInSeconds", 0)
+    is_spot = request.get("EnableManagedSpotTraining", False)
+    if is_spot != (wait_s is not None):
+        raise ConfigError(
+            f"The {subject}: a job on spot instances needs `StoppingCondition."
+            "MaxWaitTimeInSeconds`, and no other job takes it."
+        )
+    if wait_s is not None and wait_s < runtime_s:
+        raise ConfigError(
+            f"The {subject} may run for {runtime_s} s and wait for {wait_s} s in all: the wait "
+            "holds the run, so it must be as long at least."
+        )
+
+
+def _check_tags(subject: str, tags: Sequence[Mapping[str, str]]) -> None:
+    keys = Counter(tag["Key"] for tag in tags)
+    wrong = sorted(key for key, times in keys.items() if times > 1 or key.startswith("aws:"))
+    if wrong:
+        raise ConfigError(
+            f"The {subject} has tags {wrong}: a key may be there once, and not begin with `aws:`."
+        )
+
+
+def _check_metric(subject: str, metric: Mapping[str, str]) -> None:
+    try:
+        groups = re.compile(metric["Regex"]).groups
+    except re.error as error:
+        raise ConfigError(
+            f"The {subject}: metric `{metric['Name']}` has the pattern `{metric['Regex']}`: "
+            f"{error}."
+        ) from error
+    if not groups:
+        raise ConfigError(
+            f"The {subject}: metric `{metric['Name']}` has the pattern `{metric['Regex']}` "
+            "without a group; what the first one finds is the value, as in `auc=([0-9.]+)`."
+        )
+
+
+def request_token(request: Mapping[str, Any], salt: str = "") -> str:
+    """SHA-256 of what makes two jobs the same: the request without its name and tags.
+
+    Args:
+        request: of `training_job_request`.
+        salt: what else tells jobs apart, as the hash of a training set's manifest.
+    """
+    inputs = {key: value for key, value in request.items() if key not in NOT_OF_THE_JOB}
+    text = json.dumps([inputs, salt], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+NOT_OF_THE_JOB = frozenset({"TrainingJobName", "Tags"})
+
+
+def job_name(base: str, token: str) -> str:
+    """A job's name: the same for the same token, at most 63 letters, digits and hyphens.
+
+    Args:
+        base: for people, for example the training set's name; what SageMaker does not take
+            becomes a hyphen.
+        token: of `request_token`.
+    """
+    words = re.sub(r"[^A-Za-z0-9]+", "-", base).strip("-") or "job"
+    digest = token[:DIGEST_CHARS]
+    return f"{words[: MOST_JOB_NAME_CHARS - len(digest) - 1].rstrip('-')}-{digest}"
+
+
+def hyperparameter_strings(hyperparameters: Mapping[str, Any]) -> dict[str, str]:
+    """Hyperparameters as SageMaker takes them: strings as they are, other values as JSON.
+
+    Raises:
+        ConfigError: more than 100, a value over 2,500 characters, or one that JSON cannot hold.
+    """
+    if len(hyperparameters) > MOST_HYPERPARAMETERS:
+        raise ConfigError(
+            f"{len(hyperparameters)} hyperparameters: SageMaker takes {MOST_HYPERPARAMETERS}. "
+            "Put some of them into one JSON value, or into a file of a channel."
+        )
+    return {name: _hyperparameter(name, value) for name, value in hyperparameters.items()}
+
+
+def _hyperparameter(name: str, value: Any) -> str:
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"Hyperparameter `{name}` cannot be written as JSON: {error}. "
+            "Give it as a string, number, boolean, list or mapping of these."
+        ) from error
+    if len(text) > MOST_HYPERPARAMETER_CHARS:
+        raise ConfigError(
+            f"Hyperparameter `{name}` has {len(text)} characters; SageMaker takes "
+            f"{MOST_HYPERPARAMETER_CHARS}. Put it into a file of a channel."
+        )
+    return text
 
 
 @dataclass(frozen=True)
@@ -49,107 +545,6 @@ class TrainingJob:
     failure_reason: str
     model_artifacts: str
     billable_s: int
-
-
-def training_job_request(
-    name: str,
-    *,
-    role_arn: str,
-    image: str,
-    channels: Sequence[Mapping[str, Any]],
-    output_path: str,
-    instance_type: str = "ml.m5.xlarge",
-    instance_count: int = 1,
-    volume_gb: int = 30,
-    max_runtime_s: int = 86_400,
-    hyperparameters: Mapping[str, Any] | None = None,
-    tags: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """The request of CreateTrainingJob, as a plain dict to which anything else can be added.
-
-    Args:
-        name: at most 63 letters, digits and hyphens, unique in account and region.
-        role_arn: role that SageMaker assumes; it reads the channels and writes the output.
-        image: URI of the training image in ECR.
-        channels: `TrainingSet.channels()`, and others if need be; at most 20.
-        output_path: S3 URI below which `<name>/output/model.tar.gz` is written.
-        instance_type: for example `ml.m5.xlarge`.
-        instance_count: at least 1.
-        volume_gb: disk of each instance, in GB; in File mode it holds the channels.
-        max_runtime_s: seconds after which the job is stopped.
-        hyperparameters: at most 100; see `hyperparameter_strings`.
-        tags: at most 50.
-
-    Raises:
-        ConfigError: a value beyond SageMaker's limits.
-        TrainingSetError: channels beyond them.
-    """
-    _check_text("job name", name, JOB_NAME, MOST_JOB_NAME_CHARS)
-    _check_text("role_arn", role_arn, ROLE_ARN, 2_048)
-    _check_text("image", image, r"\S+", MOST_IMAGE_CHARS)
-    _check_text("output_path", output_path, r"s3://[^/]+/?.*", MOST_S3_URI_CHARS)
-    _check_text("instance_type", instance_type, r"ml\.[a-z0-9-]+\.[a-z0-9]+", 64)
-    for field, number in (
-        ("instance_count", instance_count),
-        ("volume_gb", volume_gb),
-        ("max_runtime_s", max_runtime_s),
-    ):
-        if number < 1:
-            raise ConfigError(f"Training job `{name}`: {field} is {number}; it must be 1 or more.")
-    _check_channels(name, channels)
-    if len(tags or {}) > MOST_TAGS:
-        raise ConfigError(f"Training job `{name}` has {len(tags or {})} tags; the most are 50.")
-    return {
-        "TrainingJobName": name,
-        "RoleArn": role_arn,
-        "AlgorithmSpecification": {"TrainingImage": image, "TrainingInputMode": "File"},
-        "HyperParameters": hyperparameter_strings(hyperparameters or {}),
-        "InputDataConfig": [dict(channel) for channel in channels],
-        "OutputDataConfig": {"S3OutputPath": output_path},
-        "ResourceConfig": {
-            "InstanceType": instance_type,
-            "InstanceCount": instance_count,
-            "VolumeSizeInGB": volume_gb,
-        },
-        "StoppingCondition": {"MaxRuntimeInSeconds": max_runtime_s},
-        "Tags": [{"Key": key, "Value": value} for key, value in (tags or {}).items()],
-    }
-
-
-def hyperparameter_strings(hyperparameters: Mapping[str, Any]) -> dict[str, str]:
-    """Hyperparameters as SageMaker takes them: strings as they are, other values as JSON.
-
-    Raises:
-        ConfigError: more than 100, a name over 256 or a value over 2,500 characters, or a value
-            that JSON cannot hold.
-    """
-    if len(hyperparameters) > MOST_HYPERPARAMETERS:
-        raise ConfigError(
-            f"{len(hyperparameters)} hyperparameters: SageMaker takes {MOST_HYPERPARAMETERS}. "
-            "Put some of them into one JSON value, or into a file of a channel."
-        )
-    return {name: _hyperparameter(name, value) for name, value in hyperparameters.items()}
-
-
-def _hyperparameter(name: str, value: Any) -> str:
-    if len(name) > MOST_HYPERPARAMETER_NAME_CHARS:
-        raise ConfigError(
-            f"Hyperparameter `{name[:40]}...` has a name of {len(name)} characters; the most are "
-            f"{MOST_HYPERPARAMETER_NAME_CHARS}."
-        )
-    try:
-        text = value if isinstance(value, str) else json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"Hyperparameter `{name}` cannot be written as JSON: {error}. "
-            "Give it as a string, number, boolean, list or mapping of these."
-        ) from error
-    if len(text) > MOST_HYPERPARAMETER_CHARS:
-        raise ConfigError(
-            f"Hyperparameter `{name}` has {len(text)} characters; SageMaker takes "
-            f"{MOST_HYPERPARAMETER_CHARS}. Put it into a file of a channel."
-        )
-    return text
 
 
 def create_training_job(request: Mapping[str, Any], aws: AwsSettings) -> str:
@@ -189,29 +584,3 @@ def describe_training_job(name: str, aws: AwsSettings) -> TrainingJob:
         model_artifacts=found.get("ModelArtifacts", {}).get("S3ModelArtifacts", ""),
         billable_s=found.get("BillableTimeInSeconds", 0),
     )
-
-
-def _check_text(field: str, value: str, pattern: str, most_chars: int) -> None:
-    if len(value) > most_chars:
-        raise ConfigError(
-            f"Training job: {field} `{value}` has {len(value)} characters; the most are "
-            f"{most_chars}."
-        )
-    if not re.fullmatch(pattern, value):
-        raise ConfigError(f"Training job: {field} `{value}` does not match `{pattern}`.")
-
-
-def _check_channels(job: str, channels: Sequence[Mapping[str, Any]]) -> None:
-    if not 1 <= len(channels) <= MOST_CHANNELS:
-        raise TrainingSetError(
-            f"Training job `{job}` has {len(channels)} channels; it needs 1 to {MOST_CHANNELS}."
-        )
-    names = [channel["ChannelName"] for channel in channels]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise TrainingSetError(f"Training job `{job}` has more than one channel {repeated}.")
-    for name in names:
-        if not re.fullmatch(CHANNEL_NAME, name):
-            raise TrainingSetError(
-                f"Training job `{job}`: channel `{name}` does not match `{CHANNEL_NAME}`."
-            )
