@@ -43,6 +43,7 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   ├── TableImportError             files that a table cannot take         (ValueError)
     ├── UnsupportedTypeError             a value or type that cannot be kept    (TypeError)
     ├── TrainingSetError                 a training set SageMaker cannot read   (ValueError)
+    ├── PipelineError                    a pipeline's step that failed          (RuntimeError)
     ├── ViewsFailedError                 feature views that failed, each named  (RuntimeError)
     ├── BulkLoadError                    files that DynamoDB did not load whole (RuntimeError)
     └── LocalError                       the embedded AWS: cannot start or stop (RuntimeError)
@@ -348,6 +349,18 @@ class UnsupportedTypeError(FeastDynamoError, TypeError):
 
 class TrainingSetError(FeastDynamoError, ValueError):
     """A training set that SageMaker could not read."""
+
+
+class PipelineError(FeastDynamoError, RuntimeError):
+    """A step of a pipeline that failed on this machine.
+
+    Attributes:
+        step: its name.
+    """
+
+    def __init__(self, message: str, step: str) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class ViewsFailedError(FeastDynamoError, RuntimeError):

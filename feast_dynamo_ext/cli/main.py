@@ -11,6 +11,7 @@ from feast_dynamo_ext.cli.bulk_load import bulk_load
 from feast_dynamo_ext.cli.history_table import table
 from feast_dynamo_ext.cli.local import local
 from feast_dynamo_ext.cli.materialize import materialize
+from feast_dynamo_ext.cli.pipeline import pipeline
 from feast_dynamo_ext.cli.repo import InOrder
 from feast_dynamo_ext.cli.start import docs, init
 from feast_dynamo_ext.errors import FeastDynamoError
@@ -47,6 +48,7 @@ main.add_command(local)
 main.add_command(materialize)
 main.add_command(bulk_load)
 main.add_command(table)
+main.add_command(pipeline)
 main.add_command(docs)
 
 if __name__ == "__main__":

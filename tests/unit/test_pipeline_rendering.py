@@ -1,0 +1,269 @@
+"""A pipeline's definition beside the one that AWS's own SDK made, and the checks of its graph.
+
+`tests/support/sdk_pipeline.json` is a record: sdk_pipeline.py made it, and says how.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from feast_dynamo_ext.errors import ConfigError, RequestError
+from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import parse_pipeline
+from feast_dynamo_ext.sagemaker.pipeline.rendering import pipeline_steps, read_code, render
+from feast_dynamo_ext.sagemaker.pipeline.steps import Step, all_steps, check_graph, in_order
+
+BY_SDK = Path(__file__).parents[1] / "support" / "sdk_pipeline.json"
+REGISTRY = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+CASE = f"""
+name: churn
+role: arn:aws:iam::123456789012:role/pipeline
+output: s3://bucket/pipelines/churn
+image: {REGISTRY}/features:1
+volume_gb: 40
+max_runtime_s: 7200
+environment: {{STAGE: test}}
+cache: P7D
+retry: {{attempts: 5, interval_s: 30}}
+capture: {{command: [python, capture.py, --all]}}
+materialize: {{views: [orders, visits]}}
+training_set:
+  feature_service: churn_v1
+  entity_rows: labels.parquet
+  label: churned
+  split: {{validation_from: 2026-03-01, test_from: 2026-04-01T12:00:00+02:00}}
+  format: parquet
+  version: 2026-04
+train:
+  script: train.py
+  image: {REGISTRY}/xgboost:1
+  hyperparameters: {{max_depth: 3}}
+  instance_type: ml.m5.2xlarge
+  instance_count: 2
+  volume_gb: 50
+  max_runtime_s: 1800
+evaluate: {{script: evaluate.py}}
+condition: {{metric: metrics.auc.value, at_least: 0.7}}
+package: {{group: churn, image: {REGISTRY}/serve:1}}
+deploy: {{endpoint: churn-live, instance_count: 2}}
+"""
+
+
+def declared(text: str = CASE) -> Any:
+    return parse_pipeline(text, "pipelines/churn.yaml")
+
+
+@pytest.fixture
+def code(tmp_path):
+    (tmp_path / "train.py").write_text("print('trains')\n")
+    (tmp_path / "evaluate.py").write_text("print('evaluates')\n")
+    return read_code(declared(), tmp_path)
+
+
+def filled(value: Any) -> Any:
+    """JSON without members that are empty, of which the SDK writes some."""
+    if isinstance(value, dict):
+        inner = {name: filled(item) for name, item in value.items()}
+        return {name: item for name, item in inner.items() if item not in (None, {}, [])}
+    return [filled(item) for item in value] if isinstance(value, list) else value
+
+
+def by_name(steps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for step in steps:
+        arguments = step["Arguments"]
+        found[step["Name"]] = step | {
+            "Arguments": {k: v for k, v in arguments.items() if k not in ("IfSteps", "ElseSteps")}
+        }
+        found |= by_name([*arguments.get("IfSteps", []), *arguments.get("ElseSteps", [])])
+    return found
+
+
+def rendered(code) -> dict[str, Any]:
+    text = json.dumps(render(declared(), code))
+    training, evaluation = (
+        uri.split("/code/")[1].split("/")[0]
+        for uri in (code.training_uri("x"), code.evaluation_uri("x"))
+    )
+    return json.loads(text.replace(training, "aaaa").replace(evaluation, "bbbb"))
+
+
+SDK = filled(json.loads(BY_SDK.read_text()))
+
+
+@pytest.mark.parametrize("name", by_name(SDK["Steps"]))
+def test_a_step_is_what_the_sdk_makes_of_the_same(name, code):
+    ours = by_name(filled(rendered(code))["Steps"])
+    assert ours[name] == by_name(SDK["Steps"])[name]
+
+
+def test_all_else_is_what_the_sdk_makes_of_the_same(code):
+    ours = filled(rendered(code))
+    assert [*by_name(ours["Steps"])] == [*by_name(SDK["Steps"])]
+    assert ours | {"Steps": 0} == SDK | {"Steps": 0}
+
+
+def test_a_small_pipeline_has_no_more_than_it_declares(code):
+    lines = [
+        line
+        for line in CASE.splitlines()
+        if not line.startswith(("cache", "retry", "capture", "materialize", "deploy"))
+        and "version:" not in line
+    ]
+    definition = render(declared("\n".join(lines)), code)
+    assert [*by_name(definition["Steps"])] == [
+        *("BuildTrainingSet", "Train", "Evaluate", "CheckMetric", "RegisterModel"),
+        "MetricTooLow",
+    ]
+    build = by_name(definition["Steps"])["BuildTrainingSet"]
+    assert "DependsOn" not in build
+    assert "CacheConfig" not in json.dumps(definition)
+    assert "RetryPolicies" not in json.dumps(definition)
+    # Every execution builds a set of its own.
+    arguments = build["Arguments"]["AppSpecification"]["ContainerArguments"]
+    assert arguments[arguments.index("--output") + 1]["Std:Join"]["Values"] == [
+        "s3://bucket/pipelines/churn/sets",
+        {"Get": "Execution.PipelineExecutionId"},
+    ]
+
+
+def test_the_same_pipeline_is_the_same_text_whenever_it_is_rendered(code, tmp_path):
+    once = json.dumps(render(declared(), code))
+    assert json.dumps(render(declared(), read_code(declared(), tmp_path))) == once
+    (tmp_path / "train.py").write_text("print('trains otherwise')\n")
+    assert json.dumps(render(declared(), read_code(declared(), tmp_path))) != once
+
+
+def changed(steps, which: str, **changes) -> tuple[Step, ...]:
+    def inner(step: Step) -> Step:
+        step = dataclasses.replace(
+            step,
+            if_steps=tuple(map(inner, step.if_steps)),
+            else_steps=tuple(map(inner, step.else_steps)),
+        )
+        return dataclasses.replace(step, **changes) if step.name == which else step
+
+    return tuple(map(inner, steps))
+
+
+NAMES = (
+    "ProcessingInstanceType",
+    "TrainInstanceType",
+    "Threshold",
+    "ApprovalStatus",
+    "SetVersion",
+)
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "error"),
+    [
+        ("Train", {"name": "Evaluate"}, "more than one step Evaluate"),
+        ("Train", {"name": "T_rain"}, "`T_rain` cannot be a step's name"),
+        ("Train", {"depends_on": ("Bild",)}, "depends on Bild, and there is no such step"),
+        ("Evaluate", {"property_files": ()}, "Steps.Evaluate.PropertyFiles.Evaluation"),
+        ("Capture", {"depends_on": ("Train",)}, "wait for each other: Capture, Materialize"),
+        ("Train", {"depends_on": ("RegisterModel",)}, "wait for each other"),
+        ("MetricTooLow", {"arguments": {"ErrorMessage": {"Get": "Parameters.Treshold"}}},
+         "refers to Parameters.Treshold"),
+        ("MetricTooLow", {"arguments": {"ErrorMessage": {"Get": "Execution.Name"}}},
+         "refers to Execution.Name"),
+        ("MetricTooLow", {"arguments": {"ErrorMessage": {"Get": "Steps.Train"}}},
+         "refers to Steps.Train"),
+    ],
+)  # fmt: skip
+def test_a_graph_that_sagemaker_could_not_run_is_refused(step, changes, error, code):
+    steps = changed(pipeline_steps(declared(), code), step, **changes)
+    with pytest.raises(ConfigError, match=error):
+        check_graph("churn", steps, NAMES)
+
+
+def test_each_step_comes_after_all_that_it_needs(code):
+    steps = [*all_steps(pipeline_steps(declared(), code))]
+    names = [step.name for step in steps]
+    assert in_order("churn", steps[::-1]) != names[::-1]
+    assert in_order("churn", steps) == [
+        *("Capture", "Materialize", "BuildTrainingSet", "Train", "Evaluate", "CheckMetric"),
+        *("RegisterModel", "CreateModel", "CreateEndpointConfig", "DeployEndpoint"),
+        "MetricTooLow",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("ml.m5.large", "", ""),
+        ("volume_gb: 40", "volume_gb: 70000", "step Capture .*VolumeSizeInGB"),
+        ("max_depth: 3", f"max_depth: {'x' * 2501}", "2501 characters"),
+        ("instance_count: 2}", "instance_count: 9223372036854775807}", "InitialInstanceCount"),
+        ("STAGE: test", "'a b': test", "step Capture .*Environment"),
+        (
+            "group: churn,",
+            "group: churn, instance_types: [ml.m5.lerge],",
+            "RegisterModel.*ml.m5.la",
+        ),
+    ],
+)
+def test_what_awss_model_does_not_allow_is_refused_with_its_step(old, new, error, code):
+    if not error:
+        assert render(declared(), code)["Version"] == "2020-12-01"
+        return
+    assert old in CASE
+    with pytest.raises((RequestError, ConfigError), match=error):
+        render(declared(CASE.replace(old, new)), code)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("name: churn", "nam: churn", r"churn.yaml:2: there is no setting `nam`. Did you mean"),
+        ("volume_gb: 50", "volume: 50", r"churn.yaml:\d+: there is no setting `train.volume`"),
+        ("volume_gb: 40", "volume_gb: much", r"churn.yaml:6: `volume_gb` is `much`, but must be"),
+        ("  label: churned\n", "", r"churn.yaml:14: `training_set.label` is missing"),
+        ("script: evaluate.py", "", r"churn.yaml:28: `evaluate.script` is missing"),
+        ("attempts: 5", "attempts: 0", r"churn.yaml:10: `retry.attempts` is `0`"),
+        ("at_least: 0.7", "at_least: .nan", r"churn.yaml:29: `condition.at_least` is `nan`"),
+        (", at_least: 0.7", "", r"`condition` needs `at_least` or `at_most`"),
+        ("  feature_service: churn_v1\n", "", r"needs `feature_service` or `features`"),
+        ("  version: 2026-04\n", "", r"`cache` needs `training_set.version`"),
+        ("evaluate: {script: evaluate.py}", "evaluate: x", r"churn.yaml:28: `evaluate` must be a"),
+        ("cache: P7D", "cache: 7d", r"churn.yaml:9: `cache` is `7d`, but must be an ISO 8601"),
+        ("cache: P7D", "name: again", r"churn.yaml:9: `name` is there twice"),
+        ("cache: P7D", "cache: [", r"churn.yaml:\d+: this is no YAML"),
+        ("s3://bucket/pipelines/churn", "/srv/churn", r"churn.yaml:4: `output` is `/srv/churn`"),
+        ("validation_from: 2026-03-01", "validation_from: soon", r":17: `training_set.split.valid"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_file_and_line(old, new, error):
+    assert old in CASE
+    with pytest.raises(ConfigError, match=error):
+        declared(CASE.replace(old, new))
+
+
+def test_scripts_that_are_not_there_or_elsewhere_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="There is no training script"):
+        read_code(declared(), tmp_path)
+    (tmp_path / "train.py").touch()
+    with pytest.raises(ConfigError, match=r"evaluate.py cannot be read"):
+        read_code(declared(), tmp_path)
+    outside = CASE.replace("script: train.py", "script: train.py\n  source: src")
+    with pytest.raises(ConfigError, match="is not in its source"):
+        read_code(declared(outside), tmp_path)
+
+
+def test_a_folder_is_packed_whole(tmp_path):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "train.py").write_text("import other")
+    (tmp_path / "evaluate.py").touch()
+    text = CASE.replace("script: train.py", "script: src/train.py\n  source: src")
+    alone = read_code(declared(text), tmp_path)
+    (tmp_path / "src" / "other.py").touch()
+    both = read_code(declared(text), tmp_path)
+    assert both.training.entry == "train.py"
+    assert both.training.sha256 != alone.training.sha256
+    assert SimpleNamespace(**by_name(render(declared(text), both)["Steps"])["Train"]).Type
