@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import (
+    BaseModel,
     ConfigDict,
     ModelWrapValidatorHandler,
     ValidationError,
@@ -22,10 +24,11 @@ from feast_dynamo_ext.aws import AwsSettings, refuse_no_url
 from feast_dynamo_ext.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from feast.repo_config import RepoConfig
     from pydantic_core import ErrorDetails
+    from typing_extensions import Self
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str, prefix: str = "") -> str:
@@ -256,3 +259,101 @@ class SettingsModel(FeastConfigBaseModel):
         Raises:
             ConfigError: naming the subject and the settings.
         """
+
+
+_WITHIN: ContextVar[bool] = ContextVar("within a declaration", default=False)
+
+
+class DeclarationModel(BaseModel):
+    """What users declare in a yaml file or in Python, with models inside each other.
+
+    A mistake is one ConfigError of the outermost model, with the path of the key. The validation
+    context may say what is declared (`subject`) and where: `lines` has the line of each path of
+    keys in the file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(
+        cls, values: Any, handler: ModelWrapValidatorHandler[Any], info: ValidationInfo
+    ) -> Any:
+        # A ValueError of a model inside gets its path from pydantic.
+        if _WITHIN.get():
+            return handler(values).checked()
+        outermost, context = _WITHIN.set(True), info.context or {}
+        try:
+            return handler(values).checked()
+        except ValidationError as error:
+            raise ConfigError(_declared_wrongly(cls, error, context)) from error
+        except ValueError as error:
+            where = place_of((), context.get("subject", cls.__name__), context.get("lines", {}))
+            raise ConfigError(f"{where}: {error}.") from error
+        finally:
+            _WITHIN.reset(outermost)
+
+    def checked(self) -> Self:
+        """Itself.
+
+        Raises:
+            ValueError: settings that contradict each other.
+        """
+        return self
+
+
+def _declared_wrongly(
+    model: type[BaseModel], error: ValidationError, context: Mapping[str, Any]
+) -> str:
+    found = error.errors(include_url=False)
+    # An unknown key may be one that is missing. Of a value that may have several forms, the
+    # mistake is in the form that it is nearest to.
+    problem = max(found, key=lambda each: (_is_unknown(each), len(each["loc"])))
+    path = tuple(part for part in problem["loc"] if not _is_of_pydantic(part))
+    where = place_of(path, context.get("subject", model.__name__), context.get("lines", {}))
+    name = ".".join(map(str, path))
+    if _is_unknown(problem):
+        known = {field.alias or key for key, field in _model_at(model, path).model_fields.items()}
+        return f"{where}: there is no setting `{name}`. {did_you_mean(path[-1], known, 'Known')}"
+    if problem["type"] == "missing":
+        return f"{where}: `{name}` is missing. Add it."
+    words = _message(problem).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{where}: `{name}`: {words}."
+    words = words[:1].lower() + words[1:]
+    return f"{where}: `{name}` is `{problem['input']}`: {words}."
+
+
+def _is_unknown(problem: ErrorDetails) -> bool:
+    return problem["type"] == "extra_forbidden"
+
+
+def place_of(path: tuple[Any, ...], subject: str, lines: Mapping[tuple[Any, ...], int]) -> str:
+    """The subject, and the line of a path of keys or of the nearest one above it."""
+    while path and path not in lines:
+        path = path[:-1]
+    return f"{subject}, line {lines[path]}" if path in lines else subject
+
+
+def _is_of_pydantic(part: Any) -> bool:
+    """Whether a part of a path is the name of a form or of a check, which no user wrote."""
+    return isinstance(part, str) and ("[" in part or part in _FORMS)
+
+
+_FORMS = frozenset({"str", "int", "float", "bool", "none", "constrained-str"})
+
+
+def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel]:
+    """The model that has the last key of a path."""
+    for part in path[:-1]:
+        fields = {field.alias or key: field for key, field in model.model_fields.items()}
+        inner = _model_in(fields[part].annotation) if part in fields else None
+        model = inner or model
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = map(_model_in, getattr(annotation, "__args__", ()))
+    return next((model for model in found if model is not None), None)

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.materialize.engine import DynamoComputeEngine
     from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
     from feast_dynamo_ext.parquet.source import ParquetSource
-    from feast_dynamo_ext.sagemaker.split import TimeSplit
+    from feast_dynamo_ext.sagemaker.split import SplitRule
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
 
@@ -357,10 +357,16 @@ class DynamoProvider(PassthroughProvider):
         *,
         label: str,
         output: str,
-        split: TimeSplit,
+        split: SplitRule,
         overwrite: bool = False,
         parts: int = 1,
         features: Sequence[str] | None = None,
+        feature_service: str | None = None,
+        weight: str | None = None,
+        helpers: Sequence[str] = (),
+        given_features: Sequence[str] = (),
+        declared_entities: Sequence[str] | None = None,
+        **options: Any,
     ) -> TrainingSet:
         """Write a point-in-time retrieval as a training set that SageMaker jobs read.
 
@@ -370,41 +376,70 @@ class DynamoProvider(PassthroughProvider):
             job: what `get_historical_features` gave.
             label: the column to predict.
             output: `s3://bucket/prefix` or a local folder.
-            split: which event times are train, validation and test.
+            split: which rows are train, validation and test.
             overwrite: replace the training set that is there.
             parts: files a split and format.
             features: references of the requested features. Default: all of the retrieval, unless
                 it has on-demand views, whose inputs Feast adds.
+            feature_service: name of the service that has them, for the manifest.
+            weight: column of the entity rows with the rows' weights.
+            helpers: columns of the entity rows that are kept beside, and never trained on.
+            given_features: columns of the entity rows to train on, before the others.
+            declared_entities: columns of the entity rows that are entities, beside join keys;
+                each of the others must have a role then. Default: all others are entities.
+            options: `encodings`, `target`, `formats`, `name`, `definition`, as of
+                `sagemaker.write_training_set`.
 
         Raises:
             ConfigError: the retrieval is not from S3ParquetOfflineStore.
             OfflineStoreError: the join is not possible, or it is not known what was requested.
             TrainingSetError: the result cannot be a training set.
         """
-        from feast_dynamo_ext.sagemaker.manifest import provenance_of
-        from feast_dynamo_ext.sagemaker.training_set import write_training_set
+        from feast_dynamo_ext.sagemaker.manifest import entities_origin, provenance_of
+        from feast_dynamo_ext.sagemaker.training_set import (
+            refuse_roleless,
+            write_training_set,
+        )
 
         if not isinstance(job, ParquetRetrievalJob) or job.entities is None:
             raise ConfigError(
                 "A training set is made from `get_historical_features` of S3ParquetOfflineStore "
                 "with entity rows. Set `offline_store` in feature_store.yaml to it."
             )
-        event_time, keys = job.entities.event_time, job.entities.other_columns
-        columns = job.columns_of(features)
-        table = job.to_arrow()
-        given = [*keys, event_time]
+        offline = self.repo_config.offline_store
+        entities = job.entities
+        columns = [*given_features, *job.columns_of(features)]
+        rows, origin = entities.table, entities_origin(entities.origin, offline.aws())
+        provenance = provenance_of(
+            job,
+            self.repo_config.project,
+            rows.select([*entities.other_columns, entities.event_time]),
+            features,
+            feature_service=feature_service,
+            entity_rows_origin=origin,
+        )
+        others = {label, weight, *helpers, *given_features}
+        if declared_entities is not None:
+            joined = {ours for view in getattr(job.plan, "views", ()) for ours, _ in view.keys}
+            refuse_roleless(entities.other_columns, others | joined | {*declared_entities})
         return write_training_set(
-            table,
+            job.rows(),
             label=label,
-            event_timestamp=event_time,
-            entity_columns=[name for name in keys if name != label],
+            event_timestamp=entities.event_time,
+            entity_columns=[name for name in entities.other_columns if name not in others],
             features=columns,
             output=output,
             split=split,
-            aws=self.repo_config.offline_store.aws(),
-            provenance=provenance_of(job, self.repo_config.project, table.select(given), features),
+            aws=offline.aws(),
+            provenance=provenance,
             overwrite=overwrite,
             parts=parts,
+            weight=weight,
+            helpers=helpers,
+            given_features=given_features,
+            entity_rows=rows if origin.kind == "copy" else None,
+            spill_folder=offline.spill_folder,
+            **options,
         )
 
 

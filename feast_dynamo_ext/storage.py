@@ -26,6 +26,7 @@ from feast_dynamo_ext.errors import (
     AwsUnavailableError,
     ConfigError,
     DestinationError,
+    DestinationExistsError,
     FeastDynamoError,
     ResourceNotFoundError,
 )
@@ -151,6 +152,14 @@ class Files(Protocol):
         """A small file in one piece; None where there is none."""
         ...
 
+    def create(self, uri: str, data: bytes) -> None:
+        """Write a small file, unless there is one of that name: of several writers one succeeds.
+
+        Raises:
+            DestinationExistsError: there is one; it stays as it is.
+        """
+        ...
+
     def rewriting(self, uri: str) -> AbstractContextManager[tuple[FileState, NewFile]]:
         """A file and what takes its place where the block ends without error.
 
@@ -259,6 +268,21 @@ class LocalFiles:
             return _local(uri).read_bytes()
         except FileNotFoundError:
             return None
+
+    def create(self, uri: str, data: bytes) -> None:
+        """See `Files.create`: a link to a name that exists is refused by the system."""
+        path = _local(uri)
+        with _refusals(uri, "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = _LocalFile(uri, path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp"))
+            try:
+                file.write(data)
+                os.link(file.settle(), path)
+                _sync(path.parent)
+            except FileExistsError as error:
+                raise _taken(uri) from error
+            finally:
+                file.discard()
 
     @contextlib.contextmanager
     def rewriting(self, uri: str) -> Iterator[tuple[FileState, NewFile]]:
@@ -382,6 +406,12 @@ def _check_same(now: FileState | None, seen: FileState, uri: str) -> None:
         raise _replaced(uri)
 
 
+def _taken(uri: str) -> DestinationExistsError:
+    return DestinationExistsError(
+        f"{uri} was written by another process meanwhile, and is left as it is."
+    )
+
+
 def _replaced(uri: str) -> FileReplacedError:
     return FileReplacedError(
         f"{uri} was replaced or removed by another writer while it was being rewritten, and is "
@@ -479,6 +509,17 @@ class S3Files:
             if error.code == "NoSuchBucket":
                 raise
             return None
+
+    def create(self, uri: str, data: bytes) -> None:
+        """See `Files.create`: S3 refuses a name that exists."""
+        bucket, key = _bucket_and_key(uri)
+        try:
+            with aws.translated("s3", uri):
+                self.client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except AwsError as error:
+            if error.code in CHANGED:
+                raise _taken(uri) from error
+            raise
 
     @contextlib.contextmanager
     def rewriting(self, uri: str) -> Iterator[tuple[FileState, NewFile]]:

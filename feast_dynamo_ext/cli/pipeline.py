@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from feast_dynamo_ext.cli.repo import InOrder, Output, json_option, open_store, repo_option
+from feast_dynamo_ext.cli.repo import (
+    InOrder,
+    Output,
+    feasts_errors,
+    json_option,
+    open_store,
+    repo_option,
+)
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -118,7 +125,7 @@ def render(name: str, repo: Path) -> None:
     from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import read_pipeline
 
     declaration = read_pipeline(repo, name)
-    definition = rendering.render(declaration, rendering.read_code(declaration, repo))
+    definition = rendering.render(declaration, rendering.read_parts(declaration, repo))
     click.echo(json.dumps(definition, indent=2))
 
 
@@ -134,10 +141,10 @@ def upsert(name: str, region: str | None, repo: Path, output: Output) -> None:
     """
     from feast_dynamo_ext.sagemaker.pipeline import schedule as on_aws
     from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import read_pipeline
-    from feast_dynamo_ext.sagemaker.pipeline.rendering import read_code
+    from feast_dynamo_ext.sagemaker.pipeline.rendering import read_parts
 
     declaration = read_pipeline(repo, name)
-    outcome = on_aws.upsert_pipeline(declaration, read_code(declaration, repo), _aws(region))
+    outcome = on_aws.upsert_pipeline(declaration, read_parts(declaration, repo), _aws(region))
     output.show(
         {"pipeline": declaration.name, "outcome": outcome},
         f"Pipeline {declaration.name}: {outcome}.",
@@ -217,20 +224,24 @@ def schedule(name: str, region: str | None, repo: Path, output: Output) -> None:
 def build_set(
     name: str, place: str, summary: Path | None, *, if_absent: bool, repo: Path, output: Output
 ) -> None:
-    """Build the training set of pipeline NAME: the step BuildTrainingSet of it runs this.
+    """Build the set that pipeline NAME names; its step BuildTrainingSet runs this.
 
     \b
     feast-dynamo pipeline build-set churn --output s3://bucket/sets/1
     """  # noqa: D301 - click keeps the lines after \b as they are
+    from feast_dynamo_ext.sagemaker.definition import build_training_set
     from feast_dynamo_ext.sagemaker.pipeline import step_inputs
     from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import read_pipeline
+    from feast_dynamo_ext.sagemaker.pipeline.rendering import read_parts
 
     declaration = read_pipeline(repo, name)
+    definition = read_parts(declaration, repo).definition
     store = open_store(repo)
     aws = _aws(None, store)
-    found = step_inputs.set_at(declaration, store, place, aws) if if_absent else None
+    found = step_inputs.set_at(definition, place, aws) if if_absent else None
     if found is None:
-        found = step_inputs.build_set(declaration, repo.absolute(), store, place)
+        with feasts_errors():
+            found = build_training_set(store, definition, repo=repo, overwrite=False, output=place)
     data = step_inputs.set_summary(found, aws)
     if summary is not None:
         summary.parent.mkdir(parents=True, exist_ok=True)

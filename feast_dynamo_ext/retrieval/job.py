@@ -237,6 +237,16 @@ class ParquetRetrievalJob(RetrievalJob):
             for start in range(0, batch.num_rows, max_rows)
         )
 
+    def rows(self) -> pa.Table | pa.RecordBatchReader:
+        """The rows of `to_arrow`: batch by batch, or a table where there are on-demand views.
+
+        Raises:
+            OfflineStoreError: as `to_arrow`.
+        """
+        if self.odfvs:
+            return self.to_arrow()
+        return pa.RecordBatchReader.from_batches(self.result().schema, self.to_arrow_batches())
+
     def to_sql(self) -> str:
         """One statement that DuckDB runs on its own and that gives the same rows in order.
 

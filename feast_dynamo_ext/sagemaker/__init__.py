@@ -6,8 +6,12 @@ on them; `run_locally` runs a training script on this machine instead.
 """
 
 from feast_dynamo_ext.sagemaker.channels import copy_channels, input_data_config, local_folders
+from feast_dynamo_ext.sagemaker.content_hash import hash_table
+from feast_dynamo_ext.sagemaker.encodings import Encoding, FittedEncoding
 from feast_dynamo_ext.sagemaker.local_job import LocalRun, run_locally
 from feast_dynamo_ext.sagemaker.manifest import (
+    ColumnSummary,
+    EntityRowsOrigin,
     LabelStatistics,
     Manifest,
     OutputFile,
@@ -16,7 +20,6 @@ from feast_dynamo_ext.sagemaker.manifest import (
     SourceSnapshot,
     SplitSummary,
     VerifyReport,
-    hash_table,
     load_manifest,
     verify,
 )
@@ -25,7 +28,17 @@ from feast_dynamo_ext.sagemaker.request_check import (
     check_request,
     request_problems,
 )
-from feast_dynamo_ext.sagemaker.split import SPLITS, TimeSplit
+from feast_dynamo_ext.sagemaker.split import (
+    SPLITS,
+    ColumnSplit,
+    GroupSplit,
+    NoSplit,
+    RandomSplit,
+    SplitRule,
+    StratifiedSplit,
+    TimeFractions,
+    TimeSplit,
+)
 from feast_dynamo_ext.sagemaker.training_job import (
     TrainingJob,
     create_training_job,
@@ -42,15 +55,26 @@ from feast_dynamo_ext.sagemaker.training_set import (
 
 __all__ = [
     "SPLITS",
+    "ColumnSplit",
+    "ColumnSummary",
+    "Encoding",
+    "EntityRowsOrigin",
+    "FittedEncoding",
+    "GroupSplit",
     "LabelStatistics",
     "LocalRun",
     "Manifest",
+    "NoSplit",
     "OutputFile",
     "Provenance",
+    "RandomSplit",
     "RequestProblem",
     "SourceFile",
     "SourceSnapshot",
+    "SplitRule",
     "SplitSummary",
+    "StratifiedSplit",
+    "TimeFractions",
     "TimeSplit",
     "TrainingJob",
     "TrainingSet",

@@ -1,121 +1,43 @@
-"""What a training set is made of and from: its manifest, and the check of its files against it.
-
-The bytes of Arrow's own IPC stream would not do: they hold whatever lies under a null, the
-dictionaries a column happens to have, padding, and rows beyond a slice. So each column is hashed
-as its name, its type, and for each 65,536 rows which of them are valid and the values of those.
-The result depends on what the rows and columns hold and on their order, and on nothing else: not
-on chunks, slices, schema metadata, dictionary encoding or the version of pyarrow.
-"""
+"""What a training set is made of and from: its manifest, and the check of its files against it."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from feast_dynamo_ext.arrow_types import BYTES_TYPES, TEXT_TYPES, without_dictionary
 from feast_dynamo_ext.aws import scheme_and_path
 from feast_dynamo_ext.errors import DestinationError, FeastDynamoError, TrainingSetError
-from feast_dynamo_ext.sagemaker.split import SPLITS, TimeSplit
+from feast_dynamo_ext.sagemaker.content_hash import hash_table
+from feast_dynamo_ext.sagemaker.encodings import FittedEncoding
+from feast_dynamo_ext.sagemaker.split import SPLITS, split_from_manifest
 from feast_dynamo_ext.storage import LocalFiles, files_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from hashlib import _Hash
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.parquet.source import ParquetSource
+    from feast_dynamo_ext.retrieval.inputs import Origin
     from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
+    from feast_dynamo_ext.sagemaker.split import SplitRule
     from feast_dynamo_ext.storage import Files, NewFile
 
 
-_ROWS = 65_536
-
-
-def hash_table(table: pa.Table) -> str:
-    """SHA-256, in hex, of a table's columns, types, values and order of rows."""
-    digest = hashlib.sha256(f"rows {table.num_rows}\n".encode())
-    for name, kind, column in zip(
-        table.column_names, table.schema.types, table.columns, strict=True
-    ):
-        digest.update(f"{name!r} {without_dictionary(kind)}\n".encode())
-        for start in range(0, table.num_rows, _ROWS):
-            _update(digest, _contiguous(column.slice(start, _ROWS)))
-    return digest.hexdigest()
-
-
-def _contiguous(column: pa.ChunkedArray) -> pa.Array:
-    # Chunks of a dictionary column have dictionaries of their own: decode before joining them.
-    chunks = [
-        chunk.dictionary_decode() if pa.types.is_dictionary(chunk.type) else chunk
-        for chunk in column.chunks
-    ]
-    return pa.concat_arrays(chunks)
-
-
-def _update(digest: _Hash, array: pa.Array) -> None:
-    kind = array.type
-    if isinstance(kind, pa.ExtensionType):
-        _update(digest, array.storage)
-        return
-    if pa.types.is_dictionary(kind):
-        _update(digest, array.dictionary_decode())
-        return
-    digest.update(_bits(array.is_valid()))
-    if not pa.types.is_null(kind):
-        _update_values(digest, array.drop_null())
-
-
-def _update_values(digest: _Hash, array: pa.Array) -> None:
-    kind = array.type
-    if pa.types.is_struct(kind):
-        for child in array.flatten():
-            _update(digest, child)
-    elif pa.types.is_map(kind):
-        _update_values(digest, array.cast(pa.list_(pa.struct([kind.key_field, kind.item_field]))))
-    elif pa.types.is_nested(kind):
-        digest.update(pc.list_value_length(array).cast(pa.int64()).to_numpy())
-        _update(digest, array.flatten())
-    elif pa.types.is_boolean(kind):
-        digest.update(_bits(array))
-    elif kind in (*TEXT_TYPES, *BYTES_TYPES):
-        _update_bytes(digest, array.cast(pa.large_binary()))
-    else:
-        _update_fixed(digest, array)
-
-
-def _bits(array: pa.BooleanArray) -> bytes:
-    return np.packbits(array.to_numpy(zero_copy_only=False)).tobytes()
-
-
-def _update_bytes(digest: _Hash, array: pa.LargeBinaryArray) -> None:
-    digest.update(pc.binary_length(array).to_numpy())
-    _, offsets, data = array.buffers()
-    if len(array) and data is not None:
-        ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-        digest.update(memoryview(data)[ends[0] : ends[-1]])
-
-
-def _update_fixed(digest: _Hash, array: pa.Array) -> None:
-    width = array.type.bit_width // 8
-    data = array.buffers()[1]
-    if len(array) and data is not None:
-        start = array.offset * width
-        digest.update(memoryview(data)[start : start + len(array) * width])
-
-
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+ENTITY_ROWS = "rows/entity_rows.parquet"
+"""Where entity rows that came from memory are kept."""
+
+FORMAT_VERSION = 2
 LAYOUT_FOLDERS = (*SPLITS, "rows")
 
 _LIBRARIES = ("feast-dynamo-ext", "feast", "pyarrow", "duckdb")
@@ -150,6 +72,21 @@ class SourceSnapshot:
 
 
 @dataclass(frozen=True)
+class EntityRowsOrigin:
+    """Where entity rows can be read again.
+
+    Attributes:
+        kind: `sql`, `path`, or `copy` where they came from memory.
+        text: the statement, the path or URI, or the path of the copy below the set's output.
+        files: of a path the files that were read.
+    """
+
+    kind: str
+    text: str
+    files: tuple[SourceFile, ...] = ()
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Where the rows of a training set come from.
 
@@ -160,6 +97,9 @@ class Provenance:
         source_files: every file of the views' sources.
         entity_rows_sha256: `hash_table` of the entity rows.
         snapshots: of sources that are Iceberg tables the snapshot that was read, by the source.
+        feature_service: name of the feature service, where the features are one's.
+        full_feature_names: whether features are named `view__feature`.
+        entity_rows: where the entity rows can be read again; None in sets of version 1.
     """
 
     project: str
@@ -168,6 +108,9 @@ class Provenance:
     source_files: tuple[SourceFile, ...]
     entity_rows_sha256: str
     snapshots: Mapping[str, SourceSnapshot] = field(default_factory=dict)
+    feature_service: str | None = None
+    full_feature_names: bool = False
+    entity_rows: EntityRowsOrigin | None = None
 
 
 def listed_files(source: ParquetSource) -> list[SourceFile]:
@@ -181,15 +124,21 @@ def provenance_of(
     project: str,
     entity_rows: pa.Table,
     features: Sequence[str] | None = None,
+    *,
+    feature_service: str | None = None,
+    entity_rows_origin: EntityRowsOrigin | None = None,
 ) -> Provenance:
-    """The provenance of a retrieval.
+    """The provenance of a retrieval, which is run.
 
     Args:
-        job: the retrieval, after it has run.
+        job: the retrieval.
         project: Feast project.
         entity_rows: the entity rows, event time and label included.
         features: references of the requested features; None for all that the retrieval has.
+        feature_service: name of the service that has them.
+        entity_rows_origin: where the entity rows can be read again.
     """
+    job.result()
     files = {file for source in job.opened.values() for file in listed_files(source)}
     return Provenance(
         project=project,
@@ -204,7 +153,24 @@ def provenance_of(
             for name, source in job.opened.items()
             if source.parts.table is not None and source.parts.table.version
         },
+        feature_service=feature_service,
+        full_feature_names=job.full_names,
+        entity_rows=entity_rows_origin,
     )
+
+
+def entities_origin(origin: Origin, settings: AwsSettings) -> EntityRowsOrigin:
+    """Where a retrieval's entity rows can be read again: a copy, where they came from memory."""
+    if origin.kind == "sql":
+        return EntityRowsOrigin("sql", origin.text)
+    if origin.kind != "files":
+        return EntityRowsOrigin("copy", ENTITY_ROWS)
+    files = files_of(origin.text, settings)
+    one = files.find(origin.text)
+    found = [one] if one is not None else files.below(origin.text)
+    scheme = "" if isinstance(files, LocalFiles) else "s3://"
+    listed = [SourceFile(f"{scheme}{file.path}", file.size, file.etag) for file in found]
+    return EntityRowsOrigin("path", origin.text, tuple(sorted(listed, key=lambda file: file.path)))
 
 
 def definition_hash(view: Any) -> str:
@@ -253,6 +219,28 @@ class SplitSummary:
 
 
 @dataclass(frozen=True)
+class ColumnSummary:
+    """A column of the join, and what became of it.
+
+    Attributes:
+        name: of the join's column.
+        role: `label`, `weight`, `entity`, `event_time`, `helper` or `feature`.
+        type: Arrow type of it in the join, as text.
+        encoding: how label, weight and features are written; None of the others, which `rows/`
+            holds as they are.
+        nulls: rows without a value (NaN counts), by split.
+        source: `entity_rows`, or `features` of what the feature store looked up.
+    """
+
+    name: str
+    role: str
+    type: str
+    encoding: FittedEncoding | None = None
+    nulls: Mapping[str, int] = field(default_factory=dict)
+    source: str = "features"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A training set in full.
 
@@ -260,32 +248,121 @@ class Manifest:
         label: the label's column.
         event_timestamp: the event time's column.
         entity_columns: columns that identify the entity of a row.
-        features: feature columns in the order of the files, after the label.
-        types: Arrow type of label and features as written, by column.
+        features: feature columns of the join, in the order in which they are encoded.
+        columns: every column of the join that has a part in the set: label and weight, the
+            features in order, then the others.
         split: the split rule.
         splits: what came out of it, by split.
         files: every file of the training set, except the manifest.
         provenance: where the rows come from.
         libraries: version of each library that has a part in the result, by name.
+        weight: column of the rows' weights, if any.
+        helpers: columns that are kept beside, and never trained on.
+        target: what the files are for: `xgboost`, `lightgbm`, `autogluon`, `linear-learner` or
+            `script`; None for no algorithm in particular.
+        formats: formats in which each split was written.
+        parts: files of each split and format.
+        name: of the declared set; None for one that was not declared.
+        definition: the declaration, of JSON's own types; None for one that was not declared.
+        content: `ColumnHash` of what was written, by split and column.
+        left_out: rows that are in no split.
+        format_version: of the manifest.
     """
 
     label: str
     event_timestamp: str
     entity_columns: tuple[str, ...]
     features: tuple[str, ...]
-    types: Mapping[str, str]
-    split: TimeSplit
+    columns: tuple[ColumnSummary, ...]
+    split: SplitRule
     splits: Mapping[str, SplitSummary]
     files: tuple[OutputFile, ...]
     provenance: Provenance
     libraries: Mapping[str, str]
+    weight: str | None = None
+    helpers: tuple[str, ...] = ()
+    target: str | None = None
+    formats: tuple[str, ...] = ("csv", "parquet")
+    parts: int = 1
+    name: str | None = None
+    definition: Mapping[str, Any] | None = None
+    content: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    left_out: int = 0
+    format_version: int = FORMAT_VERSION
+
+    @functools.cached_property
+    def encodings(self) -> Mapping[str, FittedEncoding]:
+        """The encodings of label, weight and features, by column of the join."""
+        return {
+            column.name: column.encoding for column in self.columns if column.encoding is not None
+        }
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The encoded features' columns in the order of the files, after label and weight."""
+        return tuple(name for column in self.features for name in self.encodings[column].outputs)
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The columns of the files, in order: label, weight if any, encoded features."""
+        return (self.label, *((self.weight,) if self.weight else ()), *self.outputs)
+
+    @property
+    def categorical(self) -> tuple[str, ...]:
+        """Those of `outputs` that hold codes of categories, which have no order."""
+        return tuple(
+            name
+            for column in self.features
+            if self.encodings[column].is_categorical
+            for name in self.encodings[column].outputs
+        )
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Arrow type of each of `written`."""
+        return {
+            name: kind
+            for column in (self.label, self.weight, *self.features)
+            if column is not None
+            for name, kind in zip(
+                self.encodings[column].outputs, self.encodings[column].types, strict=True
+            )
+        }
+
+    def encode(
+        self,
+        rows: pa.Table | pa.RecordBatch,
+        event_times: pa.Array | pa.ChunkedArray | None = None,
+    ) -> pa.Table:
+        """The encoded features of some rows: the same function in a build and behind an endpoint.
+
+        Args:
+            rows: have each of `features` as a column; other columns are passed over.
+            event_times: of the rows, from which an age counts; needed where a feature is
+                encoded as one.
+
+        Returns:
+            The columns `outputs`, in order.
+
+        Raises:
+            TrainingSetError: a column that is not there, or a value that cannot be encoded.
+        """
+        absent = [name for name in self.features if name not in rows.schema.names]
+        if absent:
+            raise TrainingSetError(
+                f"The rows lack the features {absent}, which this training set encodes."
+            )
+        columns: list[pa.Array] = []
+        for name in self.features:
+            columns += self.encodings[name].encode(rows.column(name), event_times)
+        return pa.Table.from_arrays(columns, names=list(self.outputs))
 
     def to_json(self) -> str:
         """The text of `manifest.json`: the same for the same training set, byte for byte."""
-        values = vars(self) | {
-            "format_version": FORMAT_VERSION,
-            "split": self.split.as_manifest(),
-        }
+        values = {key: value for key, value in vars(self).items() if key in _FIELDS}
+        values["split"] = self.split.as_manifest()
+        if self.format_version == 1:
+            values = _version_1(self, values)
         return (
             json.dumps(values, indent=2, sort_keys=True, allow_nan=False, default=_members) + "\n"
         )
@@ -300,50 +377,125 @@ class Manifest:
         try:
             values = json.loads(text)
             version = values.pop("format_version")
-            if version == FORMAT_VERSION:
-                return _manifest(values)
+            if version in _READERS:
+                return _READERS[version](values)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise TrainingSetError(
                 f"{source} is not a training set's manifest: {type(error).__name__}: {error}. "
                 "Write the training set again."
             ) from error
         raise TrainingSetError(
-            f"{source} has format_version {version}; this version reads {FORMAT_VERSION}. "
-            "Upgrade feast-dynamo-ext, or write the training set again."
+            f"{source} has format_version {version}; this version reads "
+            f"{' and '.join(map(str, _READERS))}. Upgrade feast-dynamo-ext, or write the training "
+            "set again."
         )
 
 
+_FIELDS = {each.name for each in fields(Manifest)}
+
+
 def _members(value: Any) -> dict[str, Any]:
+    if isinstance(value, FittedEncoding):
+        return value.to_json()
     return dict(value) if isinstance(value, Mapping) else vars(value)
 
 
-def _manifest(values: dict[str, Any]) -> Manifest:
-    provenance = values["provenance"]
+def _version_1(manifest: Manifest, values: dict[str, Any]) -> dict[str, Any]:
+    """A set of version 1 as its manifest had it."""
+    kept = (
+        "entity_columns",
+        "event_timestamp",
+        "features",
+        "files",
+        "format_version",
+        "label",
+        "libraries",
+        "split",
+        "splits",
+    )
+    of_then = ("feature_service", "full_feature_names", "entity_rows")
+    origin = {key: value for key, value in vars(manifest.provenance).items() if key not in of_then}
+    return {key: values[key] for key in kept} | {"types": manifest.types, "provenance": origin}
+
+
+def _from_version_1(values: dict[str, Any]) -> Manifest:
+    """Numbers as they are were all that there was, and the type in the join was not kept."""
+    provenance, splits, types = _provenance(values), _splits(values), values["types"]
+    columns = [
+        ColumnSummary(
+            name,
+            "label" if name == values["label"] else "feature",
+            types[name],
+            FittedEncoding(name, "number", (name,), (types[name],), types[name], {}),
+        )
+        for name in (values["label"], *values["features"])
+    ]
     return Manifest(
         label=values["label"],
         event_timestamp=values["event_timestamp"],
         entity_columns=tuple(values["entity_columns"]),
         features=tuple(values["features"]),
-        types=values["types"],
-        split=TimeSplit.from_manifest(values["split"]),
-        splits={
-            split: SplitSummary(**summary | {"label": LabelStatistics(**summary["label"])})
-            for split, summary in values["splits"].items()
-        },
-        files=tuple(OutputFile(**file) for file in values["files"]),
-        provenance=Provenance(
-            project=provenance["project"],
-            feature_refs=tuple(provenance["feature_refs"]),
-            view_definitions=provenance["view_definitions"],
-            source_files=tuple(SourceFile(**file) for file in provenance["source_files"]),
-            entity_rows_sha256=provenance["entity_rows_sha256"],
-            snapshots={
-                name: SourceSnapshot(**found)
-                for name, found in provenance.get("snapshots", {}).items()
-            },
-        ),
+        columns=tuple(columns),
+        split=split_from_manifest(values["split"]),
+        splits=splits,
+        files=_files(values),
+        provenance=provenance,
         libraries=values["libraries"],
+        format_version=1,
     )
+
+
+def _from_version_2(values: dict[str, Any]) -> Manifest:
+    made = {
+        "provenance": _provenance(values),
+        "splits": _splits(values),
+        "split": split_from_manifest(values["split"]),
+        "files": _files(values),
+        "columns": tuple(map(_column, values["columns"])),
+    }
+    for name in ("entity_columns", "features", "helpers", "formats"):
+        made[name] = tuple(values[name])
+    return Manifest(**values | made)
+
+
+_READERS = {1: _from_version_1, 2: _from_version_2}
+
+
+def _column(values: dict[str, Any]) -> ColumnSummary:
+    encoding = values["encoding"]
+    fitted = None if encoding is None else FittedEncoding.from_json(encoding)
+    return ColumnSummary(**values | {"encoding": fitted})
+
+
+def _splits(values: dict[str, Any]) -> dict[str, SplitSummary]:
+    return {
+        split: SplitSummary(**summary | {"label": LabelStatistics(**summary["label"])})
+        for split, summary in values["splits"].items()
+    }
+
+
+def _files(values: dict[str, Any]) -> tuple[OutputFile, ...]:
+    return tuple(OutputFile(**file) for file in values["files"])
+
+
+def _provenance(values: dict[str, Any]) -> Provenance:
+    origin = values["provenance"]
+    rows = origin.get("entity_rows")
+    if rows is not None:
+        rows = EntityRowsOrigin(**rows | {"files": _source_files(rows["files"])})
+    made = {
+        "feature_refs": tuple(origin["feature_refs"]),
+        "source_files": _source_files(origin["source_files"]),
+        "entity_rows": rows,
+        "snapshots": {
+            name: SourceSnapshot(**found) for name, found in origin.get("snapshots", {}).items()
+        },
+    }
+    return Provenance(**origin | made)
+
+
+def _source_files(values: list[dict[str, Any]]) -> tuple[SourceFile, ...]:
+    return tuple(SourceFile(**file) for file in values)
 
 
 def library_versions() -> dict[str, str]:
@@ -369,6 +521,15 @@ class OutputFolder:
         """A file that appears where the block ends without error."""
         with _explained(self.uri_of(path)), self.storage.new_file(self.uri_of(path)) as file:
             yield file
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write a small file where there is none.
+
+        Raises:
+            DestinationExistsError: there is one.
+        """
+        with _explained(self.uri_of(path)):
+            self.storage.create(self.uri_of(path), data)
 
     def chunks(self, path: str) -> Iterator[bytes]:
         """A file's bytes, at most 1 MiB at a time.

@@ -1,48 +1,119 @@
-"""The columns an algorithm reads: which can be numbers, and as which type they are written."""
+"""The columns of a training set: the role of each, and what cannot play its role."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.arrow_types import is_number
+from feast_dynamo_ext.arrow_types import numbers
 from feast_dynamo_ext.errors import TrainingSetError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from feast_dynamo_ext.sagemaker.encodings import FittedEncoding
 
 
 _EXACT_FLOAT_LIMIT = 2**53
 
+ROLES = ("label", "weight", "entity", "event_time", "helper", "feature")
+
+LABEL_KINDS = ("number", "boolean", "ordinal")
+
 
 @dataclass(frozen=True)
-class NumericColumn:
-    """A column and the Arrow type it is written as."""
+class TrainingColumns:
+    """Which column has which role.
 
-    name: str
-    type: pa.DataType
+    Attributes:
+        label: the column to predict.
+        event_timestamp: the event time.
+        entity_columns: columns that identify a row's entity.
+        features: columns to train on, in order.
+        weight: the rows' weights; None where all weigh the same.
+        helpers: columns that are kept beside, and never trained on.
+    """
 
-    def convert(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """The column as its written type; NaN becomes null, so that missing has one spelling."""
-        converted = column.cast(self.type)
-        if not pa.types.is_floating(self.type):
-            return converted
-        return pc.if_else(pc.is_nan(converted), pa.scalar(None, self.type), converted)
+    label: str
+    event_timestamp: str
+    entity_columns: tuple[str, ...]
+    features: tuple[str, ...]
+    weight: str | None = None
+    helpers: tuple[str, ...] = ()
+
+    @property
+    def encoded(self) -> tuple[str, ...]:
+        """Label, weight if any, and features: what the files hold, encoded."""
+        return (self.label, *((self.weight,) if self.weight else ()), *self.features)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What `rows/` holds: entities, event time, helpers."""
+        names = (*self.entity_columns, self.event_timestamp, *self.helpers)
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, each once."""
+        return tuple(dict.fromkeys((*self.encoded, *self.kept)))
+
+    def roles(self) -> dict[str, str]:
+        """The role of each column, in the order of `names`."""
+        found = {
+            **dict.fromkeys(self.helpers, "helper"),
+            **dict.fromkeys(self.entity_columns, "entity"),
+            self.event_timestamp: "event_time",
+            **dict.fromkeys(self.features, "feature"),
+            self.label: "label",
+        }
+        if self.weight:
+            found[self.weight] = "weight"
+        return {name: found[name] for name in self.names}
+
+    def check(self, schema: pa.Schema) -> None:
+        """Refuse columns that are not there, or that have two roles where one spoils the other.
+
+        Raises:
+            TrainingSetError: names them.
+        """
+        require_columns(schema, self.names)
+        if not self.features:
+            raise TrainingSetError("`features` is empty. Name at least one column to train on.")
+        repeated = sorted({name for name in self.features if self.features.count(name) > 1})
+        if repeated:
+            raise TrainingSetError(f"`features` names {_listed(repeated)} more than once.")
+        if self.label in self.features:
+            raise TrainingSetError(
+                f"`{self.label}` is the label and one of `features`: the model would read its own "
+                "answer. Leave it out of `features`."
+            )
+        if self.weight == self.label or self.weight in self.features:
+            raise TrainingSetError(
+                f"`{self.weight}` is the weight and the label or one of `features`. Give the "
+                "weight a column of its own."
+            )
+        trained = sorted({*self.features, self.label} & set(self.helpers))
+        if trained:
+            raise TrainingSetError(
+                f"{_listed(trained)} are helpers, which are never trained on, and label or "
+                "features. Give each one role."
+            )
 
 
-def require_columns(table: pa.Table, names: Sequence[str]) -> None:
+def require_columns(schema: pa.Schema, names: Sequence[str]) -> None:
     """Raise TrainingSetError unless the table has each column exactly once."""
-    absent = [name for name in names if name not in table.column_names]
+    absent = [name for name in names if name not in schema.names]
     if absent:
         raise TrainingSetError(
-            f"The table has no column {_listed(absent)}. It has: {_listed(table.column_names)}. "
+            f"The table has no column {_listed(absent)}. It has: {_listed(schema.names)}. "
             "Features are named by their output columns, with the view's name in front where "
             "full_feature_names=True was used."
         )
-    twice = [name for name in names if table.column_names.count(name) > 1]
+    twice = [name for name in names if schema.names.count(name) > 1]
     if twice:
         raise TrainingSetError(
             f"The table has more than one column {_listed(twice)}. Retrieve the features with "
@@ -50,108 +121,152 @@ def require_columns(table: pa.Table, names: Sequence[str]) -> None:
         )
 
 
-def numeric_columns(
-    table: pa.Table, *, label: str, features: Sequence[str], entity_columns: Sequence[str]
-) -> list[NumericColumn]:
-    """The label, then the features in order, each with the type it is written as.
+class ColumnScan:
+    """What must be known of all rows before anything is written.
+
+    Attributes:
+        rows: that were looked at.
+        nulls: rows without a value, by column.
+    """
+
+    def __init__(self, columns: TrainingColumns) -> None:
+        """Nothing was looked at yet."""
+        self.rows = 0
+        self.nulls = dict.fromkeys(columns.encoded, 0)
+        self._columns = columns
+        self._infinite = dict.fromkeys(columns.encoded, 0)
+        self._beyond: set[str] = set()
+        self._negative = 0
+        self._first_unlabelled: tuple[int, dict[str, Any]] | None = None
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Look at rows; NaN is null in them."""
+        for name in self._columns.encoded:
+            column = batch.column(name)
+            self.nulls[name] += column.null_count
+            if pa.types.is_floating(column.type):
+                # The sum is finite unless a value is not, or it overflows: then look closer.
+                if not np.isfinite(pc.sum(column).as_py() or 0.0):
+                    self._infinite[name] += pc.sum(pc.is_inf(column)).as_py() or 0
+            elif pa.types.is_integer(column.type):
+                bounds = pc.min_max(column).as_py()
+                if bounds["max"] is not None:
+                    far = max(bounds["max"], -bounds["min"]) > _EXACT_FLOAT_LIMIT
+                    self._beyond |= {name} if far else set()
+        if self._columns.weight:
+            weights = batch.column(self._columns.weight)
+            if not pa.types.is_null(weights.type) and not pa.types.is_boolean(weights.type):
+                self._negative += int((numbers(weights) < 0).sum())
+        label = batch.column(self._columns.label)
+        if label.null_count and self._first_unlabelled is None:
+            at = pc.index(label.is_null(), pa.scalar(value=True)).as_py()
+            entity = {
+                name: batch.column(name)[at].as_py() for name in self._columns.entity_columns
+            }
+            self._first_unlabelled = (self.rows + at, entity)
+        self.rows += batch.num_rows
+
+    def check_inexact(self, names: Sequence[str]) -> None:
+        """Refuse integers that would be rounded.
+
+        Args:
+            names: integer columns that are written as float64.
+
+        Raises:
+            TrainingSetError: names them.
+        """
+        beyond = [name for name in names if name in self._beyond]
+        if beyond:
+            raise TrainingSetError(
+                f"Integer columns with missing values are written as float64, which would round "
+                f"values beyond 2^53 in {_listed(beyond)}. Fill the missing values, or leave the "
+                "columns out of `features`: numbers that large are usually identifiers."
+            )
+
+    def check(self) -> None:
+        """Refuse rows that cannot be trained on.
+
+        Raises:
+            TrainingSetError: infinite values, or rows without label or weight.
+        """
+        infinite = [f"`{name}` ({count} rows)" for name, count in self._infinite.items() if count]
+        if infinite:
+            raise TrainingSetError(
+                f"Infinite values, which XGBoost and most other algorithms refuse: "
+                f"{', '.join(infinite)}. Replace them by null, which reads as missing, or by a "
+                "number."
+            )
+        self._check_label()
+        weight = self._columns.weight
+        if weight and (self.nulls[weight] or self._negative):
+            raise TrainingSetError(
+                f"The weight `{weight}` is missing in {self.nulls[weight]} of {self.rows} rows "
+                f"and negative in {self._negative}. Give each row a weight of 0 or more."
+            )
+
+    def _check_label(self) -> None:
+        if self._first_unlabelled is not None:
+            row, entity = self._first_unlabelled
+            label = self._columns.label
+            named = ", ".join(f"{name}={value!r}" for name, value in entity.items())
+            raise TrainingSetError(
+                f"The label `{label}` is missing (null or NaN) in {self.nulls[label]} of "
+                f"{self.rows} rows; the first is row {row} ({named}). Drop these rows or give "
+                "them a label."
+            )
+
+
+def written_encodings(
+    fitted: Mapping[str, FittedEncoding], nulls: Mapping[str, int]
+) -> dict[str, FittedEncoding]:
+    """Encodings with the types that are written: integers that may be missing are float64.
+
+    SageMaker's XGBoost refuses integer Parquet columns with nulls. All splits are counted, so that
+    a column has one type in each.
+
+    Args:
+        fitted: the fitted encodings, by column.
+        nulls: rows of all splits without a value, by column.
+    """
+    return {
+        name: encoding.nullable() if _may_be_missing(encoding, nulls[name]) else encoding
+        for name, encoding in fitted.items()
+    }
+
+
+def _may_be_missing(encoding: FittedEncoding, nulls: int) -> bool:
+    state = encoding.state
+    if encoding.kind == "keep" or state.get("missing") is not None:
+        return False
+    # Elements of lists may be missing, and so are those that a shorter list lacks.
+    return bool(nulls) or state.get("unknown") == "missing" or encoding.kind == "list"
+
+
+def check_label(encoding: FittedEncoding) -> None:
+    """Refuse a label that is not one number.
 
     Raises:
-        TrainingSetError: a column that is no number, an integer column with nulls and values
-            that float64 would round, infinite values, or rows without a label.
+        TrainingSetError: names the column and its encodings.
     """
-    _refuse_repeated(label, features)
-    fields = [table.schema.field(name) for name in (label, *features)]
-    _refuse_other_types(fields)
-    _refuse_inexact([field.name for field in fields], table)
-    _refuse_infinite([field.name for field in fields], table)
-    _refuse_unlabelled(table, label, entity_columns)
-    return [
-        NumericColumn(field.name, _written_type(field.type, table.column(field.name).null_count))
-        for field in fields
-    ]
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return is_number(kind) or bool(pa.types.is_boolean(kind) or pa.types.is_null(kind))
-
-
-def _written_type(kind: pa.DataType, null_count: int) -> pa.DataType:
-    # SageMaker's XGBoost refuses integer Parquet columns with nulls. The table holds all splits,
-    # so a column has the same type in each.
-    if pa.types.is_decimal(kind) or pa.types.is_null(kind):
-        return pa.float64()
-    if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
-        whole = pa.int64() if pa.types.is_boolean(kind) else kind
-        return pa.float64() if null_count else whole
-    return pa.float32() if pa.types.is_float16(kind) else kind
-
-
-def _refuse_repeated(label: str, features: Sequence[str]) -> None:
-    if not features:
-        raise TrainingSetError("`features` is empty. Name at least one column to train on.")
-    repeated = sorted({name for name in features if features.count(name) > 1})
-    if repeated:
-        raise TrainingSetError(f"`features` names {_listed(repeated)} more than once.")
-    if label in features:
+    if encoding.kind not in LABEL_KINDS:
         raise TrainingSetError(
-            f"`{label}` is the label and one of `features`: the model would read its own answer. "
-            "Leave it out of `features`."
+            f"The label `{encoding.column}` cannot be encoded by `{encoding.kind}`: use one of "
+            f"{', '.join(LABEL_KINDS)}."
         )
 
 
-def _refuse_other_types(fields: list[pa.Field]) -> None:
-    others = [f"`{field.name}` ({field.type})" for field in fields if not _is_number(field.type)]
-    if others:
+def check_outputs(names: Sequence[str]) -> None:
+    """Refuse encoded columns of one name.
+
+    Raises:
+        TrainingSetError: names them.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
         raise TrainingSetError(
-            f"SageMaker's algorithms read numbers only, which these columns are not: "
-            f"{', '.join(others)}. Encode them as numbers, or leave them out of `features`."
+            f"Several encoded columns are named {_listed(twice)}. Rename a feature, for example "
+            "by full_feature_names."
         )
-
-
-def _refuse_inexact(names: list[str], table: pa.Table) -> None:
-    inexact = []
-    for name in names:
-        column = table.column(name)
-        if pa.types.is_integer(column.type) and 0 < column.null_count < len(column):
-            bounds = pc.min_max(column).as_py()
-            if max(bounds["max"], -bounds["min"]) > _EXACT_FLOAT_LIMIT:
-                inexact.append(name)
-    if inexact:
-        raise TrainingSetError(
-            f"Integer columns with missing values are written as float64, which would round "
-            f"values beyond 2^53 in {_listed(inexact)}. Fill the missing values, or leave the "
-            "columns out of `features`: numbers that large are usually identifiers."
-        )
-
-
-def _refuse_infinite(names: list[str], table: pa.Table) -> None:
-    infinite = []
-    for name in names:
-        column = table.column(name)
-        if pa.types.is_floating(column.type):
-            count = pc.sum(pc.is_inf(column)).as_py() or 0
-            infinite += [f"`{name}` ({count} rows)"] if count else []
-    if infinite:
-        raise TrainingSetError(
-            f"Infinite values, which XGBoost and most other algorithms refuse: "
-            f"{', '.join(infinite)}. Replace them by null, which reads as missing, or by a number."
-        )
-
-
-def _refuse_unlabelled(table: pa.Table, label: str, entity_columns: Sequence[str]) -> None:
-    missing = pc.is_null(table.column(label), nan_is_null=True)
-    count = pc.sum(missing).as_py() or 0
-    if count:
-        row = pc.index(missing, pa.scalar(value=True)).as_py()
-        entity = ", ".join(f"{name}={_cell(table, name, row)!r}" for name in entity_columns)
-        raise TrainingSetError(
-            f"The label `{label}` is missing (null or NaN) in {count} of {table.num_rows} rows; "
-            f"the first is row {row} ({entity}). Drop these rows or give them a label."
-        )
-
-
-def _cell(table: pa.Table, name: str, row: int) -> Any:
-    return table.column(name)[row].as_py()
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,40 +1,62 @@
-"""A training set: the rows of a point-in-time join, split by time, as files SageMaker reads.
+"""A training set: the rows of a point-in-time join, split and encoded, as files SageMaker reads.
 
 Under its output::
 
     train/       csv/part-00000.csv    parquet/part-00000.parquet
     validation/  csv/part-00000.csv    parquet/part-00000.parquet
     test/        csv/part-00000.csv    parquet/part-00000.parquet
-    rows/        train.parquet  validation.parquet  test.parquet
+    rows/        train/part-00000.parquet   ...   entity_rows.parquet
     manifest.json
 
-`rows/` holds entity columns and event time of each row, in the order of the split's files, so that
-predictions can be joined back. It lies outside the folders that channels point to.
+`rows/` holds entity columns, event time and helpers of each row, in the order of the split's
+files, so that predictions can be joined back, and the entity rows where they came from memory. It
+lies outside the folders that channels point to.
+
+A build streams: the join is spooled to disk once, rows are assigned to splits by narrow columns,
+encodings are fitted on those that train, and all are encoded from the spool. The manifest is
+written last, and only where there is none.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pyarrow import csv
 
-from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, TrainingSetError
+from feast_dynamo_ext.arrow_types import one_array, plain, plain_type
+from feast_dynamo_ext.errors import (
+    ConfigError,
+    DestinationExistsError,
+    FeastDynamoError,
+    TrainingSetError,
+)
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.snapshots import tag
 from feast_dynamo_ext.parquet.iceberg.table_files import pinned_snapshots
 from feast_dynamo_ext.sagemaker.channels import input_data_config
+from feast_dynamo_ext.sagemaker.encodings import (
+    CATEGORY_KINDS,
+    Encoding,
+    FittedEncoding,
+    arrow_type,
+)
+from feast_dynamo_ext.sagemaker.fitting import Fitting
+from feast_dynamo_ext.sagemaker.formats import (
+    CATEGORICAL_INDEX,
+    EXTENSIONS,
+    FileRoles,
+    categorical_index,
+    type_problems,
+)
 from feast_dynamo_ext.sagemaker.manifest import (
+    ENTITY_ROWS,
     MANIFEST,
-    LabelStatistics,
+    ColumnSummary,
     Manifest,
     OutputFile,
     OutputFolder,
@@ -44,34 +66,58 @@ from feast_dynamo_ext.sagemaker.manifest import (
     open_folder,
     read_manifest,
 )
-from feast_dynamo_ext.sagemaker.split import SPLITS, TimeSplit, checked_split, event_range
+from feast_dynamo_ext.sagemaker.row_spool import BATCH_ROWS, RowSpool
+from feast_dynamo_ext.sagemaker.shards import (
+    HashingFile,
+    OpenShards,
+    ParquetFile,
+    ShardFormat,
+    SplitTally,
+    deal,
+    hash_of_parts,
+)
+from feast_dynamo_ext.sagemaker.split import checked_split
 from feast_dynamo_ext.sagemaker.training_columns import (
-    NumericColumn,
-    numeric_columns,
-    require_columns,
+    ColumnScan,
+    TrainingColumns,
+    check_label,
+    check_outputs,
+    written_encodings,
 )
 from feast_dynamo_ext.storage import discard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from feast import FeatureService, FeatureStore
+    from numpy.typing import NDArray
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.storage import NewFile
+    from feast_dynamo_ext.sagemaker.split import SplitRule
 
 _OWN_FILE = re.compile(
-    r"(train|validation|test)/(csv/part-\d{5}\.csv|parquet/part-\d{5}\.parquet)"
-    r"|rows/(train|validation|test)\.parquet"
+    r"(train|validation|test)/(csv|parquet|recordio|libsvm)/part-\d{5}\.(csv|parquet|recordio|libsvm)"
+    r"|(train|validation|test)/csv/categorical_index\.json"
+    r"|rows/(train|validation|test)(/part-\d{5})?\.parquet"
+    r"|rows/entity_rows\.parquet"
 )
 _KILLED = re.compile(r"(.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp")
 """What a writer that was killed leaves on a disk."""
 
-_MOST_LABEL_VALUES = 20
+FORMATS = ("csv", "parquet")
+"""Written by default."""
 
-# Rows written at a time, and rows of a Parquet row group. Fixed, as it shows in the bytes.
-BATCH_ROWS = 65_536
+KEEPS_TEXT = "script"
+"""The target for which texts and times may stay as they are."""
+
+ROUNDS_TO_FLOAT32 = frozenset({"xgboost", "linear-learner"})
+"""Targets that keep no more of a number, and of which one misreads longer ones in text."""
+
+INDEXED = frozenset({"lightgbm", "autogluon"})
+"""Targets that read which columns are categories from a file beside CSV."""
+
+OPEN_BYTES = 256 << 20
+"""Of rows that wait in shards that are written side by side, about."""
 
 
 logger = logging.getLogger(__name__)
@@ -99,7 +145,7 @@ class TrainingSet:
         return input_data_config(self, **options)
 
     def summary(self) -> list[dict[str, Any]]:
-        """A row per split: rows, first and last event time, and the label's mean, min and max."""
+        """A row per split, train first: its rows, its first and last event time, its label."""
         return [
             {
                 "split": split,
@@ -110,7 +156,11 @@ class TrainingSet:
                 "label_min": found.label.min,
                 "label_max": found.label.max,
             }
-            for split, found in ((split, self.manifest.splits[split]) for split in SPLITS)
+            for split, found in (
+                (split, self.manifest.splits[split])
+                for split in self.manifest.split.splits
+                if split in self.manifest.splits
+            )
         ]
 
 
@@ -132,11 +182,12 @@ def create_training_set(
     features: list[str] | FeatureService,
     label: str,
     output: str,
-    split: TimeSplit | None = None,
+    split: SplitRule | None = None,
     full_feature_names: bool = False,
     overwrite: bool = False,
     parts: int = 1,
     snapshots: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> TrainingSet:
     """Join features to entity rows, point in time, and write the result for SageMaker.
 
@@ -147,13 +198,15 @@ def create_training_set(
         features: feature references, or a feature service.
         label: the column of the entity rows that is to be predicted.
         output: `s3://bucket/prefix` or a local folder.
-        split: which event times are train, validation and test; required.
+        split: which rows are train, validation and test; required.
         full_feature_names: name features ``view__feature``.
         overwrite: replace the training set that is there.
         parts: files a split and format.
         snapshots: of sources that are Iceberg tables the snapshot to read, by the source's name:
             an id, as `manifest.json` of an earlier training set has it, or a tag. By default the
             newest.
+        options: `weight`, `helpers`, `given_features` (columns of the entity rows to train on),
+            `encodings`, `target`, `formats`, `name`, `definition`, as of `write_training_set`.
 
     Raises:
         ConfigError: the store has another provider.
@@ -187,6 +240,8 @@ def create_training_set(
             overwrite=overwrite,
             parts=parts,
             features=_references(store, features),
+            feature_service=None if isinstance(features, list) else features.name,
+            **options,
         )
     _tag_snapshots(store, job, written)
     return written
@@ -242,31 +297,43 @@ def _references(store: FeatureStore, features: Any) -> list[str]:
 
 
 def write_training_set(
-    table: pa.Table,
+    table: pa.Table | pa.RecordBatchReader,
     *,
     label: str,
     event_timestamp: str,
     entity_columns: Sequence[str],
     features: Sequence[str],
     output: str,
-    split: TimeSplit,
+    split: SplitRule,
     aws: AwsSettings,
     provenance: Provenance,
     overwrite: bool = False,
     parts: int = 1,
+    weight: str | None = None,
+    helpers: Sequence[str] = (),
+    encodings: Mapping[str, Encoding] | None = None,
+    target: str | None = None,
+    formats: Sequence[str] = FORMATS,
+    name: str | None = None,
+    definition: Mapping[str, Any] | None = None,
+    entity_rows: pa.Table | None = None,
+    given_features: Sequence[str] = (),
+    spill_folder: str | None = None,
 ) -> TrainingSet:
     """Write the rows of a point-in-time join as a training set.
 
-    Both formats hold the label first, then the features in order, as plain numbers: booleans as
-    int64, decimals as float64, integers with missing values as float64; the rest keeps its type.
-    A missing value is an empty cell or a null; NaN counts as missing. Rows keep their order. The
-    same input and library versions give the same bytes. The manifest is written last: without
-    one, a training set is incomplete, and may be written again.
+    All formats hold the label first, then the weight, then the encoded features in order.
+    Undeclared columns are plain numbers: booleans as int64, decimals as float64, integers with
+    missing values as float64; the rest keeps its type. A missing value is an empty cell or a
+    null; NaN counts as missing. Rows keep their order, but for shards that keep the balance of
+    classes. The same input and library versions give the same bytes. The manifest is written
+    last: without one, a training set is incomplete, and may be written again.
 
     Args:
-        table: one row per example.
-        label: column to predict: numbers or booleans, none missing.
-        event_timestamp: column of the event time, by which rows are split.
+        table: one row per example; of a reader, the rows are never in memory all at once.
+        label: column to predict: numbers or booleans, or categories with a declared encoding;
+            none missing.
+        event_timestamp: column of the event time.
         entity_columns: columns that identify a row's entity; kept in `rows/`, not trained on.
         features: columns to train on.
         output: `s3://bucket/prefix` or a local folder.
@@ -276,280 +343,423 @@ def write_training_set(
         overwrite: replace the training set that is there.
         parts: files per split and format. As many as the job has instances lets each of them
             read a part of its own (`ShardedByS3Key`).
+        weight: column of the rows' weights, 0 or more.
+        helpers: columns that are kept in `rows/`, and never trained on.
+        encodings: how columns become numbers, by column; fitted on the rows that train.
+        target: what the files are for; None for no algorithm in particular. For `script`, texts
+            and times without a declared encoding stay as they are.
+        formats: of `formats.FORMATS`.
+        name: of a declared set, for the manifest.
+        definition: its declaration, for the manifest.
+        entity_rows: those that came from memory; a copy of them is kept, for a rebuild.
+        given_features: those of `features` that are columns of the entity rows, which an endpoint
+            needs in its requests.
+        spill_folder: where rows are kept meanwhile; default: the system's folder for temporary
+            files.
 
     Raises:
-        TrainingSetError: a column that is absent or cannot be written as numbers, a row without
+        TrainingSetError: a column that is absent or cannot be written as declared, a row without
             label or event time, an empty split, a training set that is there already, or a file
             that is in the way.
+        OfflineStoreError: the disk for the rows is full.
         AwsError: S3 refused.
     """
-    require_columns(table, [label, event_timestamp, *entity_columns, *features])
-    columns = numeric_columns(table, label=label, features=features, entity_columns=entity_columns)
-    masks = checked_split(split).masks(table.column(event_timestamp))
-    _refuse_parts(parts, masks)
-    schemas = _schemas(table, columns, [*entity_columns, event_timestamp])
-    table = table.select(list(dict.fromkeys([*schemas.keys.names, label, *features])))
-
+    rule = checked_split(split)
+    roles = TrainingColumns(
+        label, event_timestamp, tuple(entity_columns), tuple(features), weight, tuple(helpers)
+    )
+    read_by_split = [
+        each for each in rule.columns(event_timestamp, label) if each not in roles.names
+    ]
+    roles = replace(roles, helpers=(*roles.helpers, *read_by_split))
+    roles.check(table.schema)
     folder = open_folder(output, aws)
-    _make_room(folder, overwrite=overwrite)
-    files = _write_files(folder, table, masks, parts, schemas)
+    _refuse_existing(folder, overwrite=overwrite)
+    schema = pa.schema([table.schema.field(each) for each in roles.names])
+    types = {each: schema.field(each).type for each in roles.encoded}
+    fitting = Fitting(encodings or {}, types, keeps=target == KEEPS_TEXT)
+    categories = [each for each, kind in fitting.kinds.items() if kind in CATEGORY_KINDS]
+    with RowSpool(schema, categories, spill_folder) as spool:
+        build = _Build(roles, rule, parts, spool)
+        build.keep(_batches_of(table, roles.names))
+        fitted = build.fit(fitting)
+        form = _form(roles, fitted, spool.schema, formats, target)
+        # The join took a while.
+        _refuse_existing(folder, overwrite=overwrite)
+        _make_room(folder)
+        written = build.write(folder, form, fitted, target, entity_rows)
+    given = {*given_features, *roles.names} - ({*features} - {*given_features})
     manifest = Manifest(
         label=label,
         event_timestamp=event_timestamp,
-        entity_columns=tuple(entity_columns),
-        features=tuple(features),
-        types={column.name: str(column.type) for column in columns},
-        split=split,
-        splits={
-            name: _summary(table, masks[name], columns[0], event_timestamp) for name in SPLITS
-        },
-        files=tuple(sorted(files, key=lambda file: file.path)),
+        entity_columns=roles.entity_columns,
+        features=roles.features,
+        columns=tuple(
+            ColumnSummary(
+                each,
+                role,
+                str(schema.field(each).type),
+                fitted.get(each),
+                written.nulls.get(each, {}),
+                "entity_rows" if each in given else "features",
+            )
+            for each, role in roles.roles().items()
+        ),
+        split=rule,
+        splits=written.splits,
+        files=written.files,
         provenance=provenance,
         libraries=library_versions(),
+        weight=weight,
+        helpers=roles.helpers,
+        target=target,
+        formats=tuple(formats),
+        parts=parts,
+        name=name,
+        definition=definition,
+        content=written.content,
+        left_out=int((build.assigned < 0).sum()),
     )
-    text = manifest.to_json().encode()
-    with folder.new_file(MANIFEST) as file:
-        file.write(text)
+    _publish(folder, manifest)
     return TrainingSet(folder.uri, manifest)
 
 
-def _refuse_parts(parts: int, masks: dict[str, pa.BooleanArray]) -> None:
-    smallest = min(SPLITS, key=lambda name: masks[name].true_count)
-    rows = masks[smallest].true_count
-    if not 1 <= parts <= rows:
+def refuse_roleless(columns: Sequence[str], known: Collection[str | None]) -> None:
+    """Refuse columns of the entity rows that no role is declared of.
+
+    Raises:
+        TrainingSetError: names them.
+    """
+    without = [name for name in columns if name not in known]
+    if without:
         raise TrainingSetError(
-            f"`parts` is {parts}: it must be at least 1 and at most the rows of the smallest "
-            f"split, which is {smallest} with {rows}."
+            f"The entity rows have columns without a role: {', '.join(without)}. Declare under "
+            f"`columns` whether each is a feature or a helper. `{without[0]}: helper` keeps it "
+            "beside, and never trains on it."
         )
 
 
-def _make_room(folder: OutputFolder, *, overwrite: bool) -> None:
-    if folder.exists(MANIFEST) and not overwrite:
+def _batches_of(
+    table: pa.Table | pa.RecordBatchReader, names: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    if isinstance(table, pa.Table):
+        yield from table.select(list(names)).to_batches(max_chunksize=BATCH_ROWS)
+        return
+    for batch in table:
+        yield batch.select(list(names))
+
+
+def _form(
+    roles: TrainingColumns,
+    fitted: Mapping[str, FittedEncoding],
+    schema: pa.Schema,
+    formats: Sequence[str],
+    target: str | None,
+) -> ShardFormat:
+    fields = [
+        pa.field(name, arrow_type(kind))
+        for column in roles.encoded
+        for name, kind in zip(fitted[column].outputs, fitted[column].types, strict=True)
+    ]
+    names = [each.name for each in fields]
+    check_outputs(names)
+    for each in formats:
+        if each not in EXTENSIONS:
+            raise TrainingSetError(f"Unknown format `{each}`. Known: {', '.join(EXTENSIONS)}.")
+    problems = [text for each in formats for text in type_problems(each, pa.schema(fields))]
+    if problems:
+        raise TrainingSetError(f"{'; '.join(problems)}. Encode it, or leave out the format.")
+    features = tuple(names[1 + (roles.weight is not None) :])
+    categorical = tuple(
+        name
+        for column in roles.features
+        if fitted[column].is_categorical
+        for name in fitted[column].outputs
+    )
+    # Fields made anew: the table's may carry metadata, pandas' index among it.
+    kept = pa.schema([pa.field(each, schema.field(each).type) for each in roles.kept])
+    return ShardFormat(
+        tuple(formats),
+        pa.schema(fields),
+        FileRoles(roles.label, roles.weight, features, categorical),
+        kept,
+        float32=target in ROUNDS_TO_FLOAT32,
+    )
+
+
+@dataclass
+class _Written:
+    """What a build has written."""
+
+    files: tuple[OutputFile, ...]
+    splits: dict[str, SplitSummary]
+    content: dict[str, dict[str, str]]
+    nulls: dict[str, dict[str, int]]
+
+
+class _Build:
+    """The steps from rows to files.
+
+    Attributes:
+        assigned: what the split assigned to each row, once all are kept.
+    """
+
+    def __init__(
+        self, roles: TrainingColumns, rule: SplitRule, parts: int, spool: RowSpool
+    ) -> None:
+        self._roles, self._rule, self._parts, self._spool = roles, rule, parts, spool
+        self._scan = ColumnScan(roles)
+        self.assigned: NDArray[np.int8] = np.zeros(0, np.int8)
+        self._shards: NDArray[np.int32] = np.zeros(0, np.int32)
+
+    def keep(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Spool the rows, and assign each to a shard."""
+        roles, rule = self._roles, self._rule
+        reads = rule.columns(roles.event_timestamp, roles.label)
+        empty = self._spool.schema.empty_table()
+        narrowed = [rule.narrow([one_array(empty.column(each)) for each in reads], 0)]
+        labels = [one_array(empty.column(roles.label))]
+        for block in self._spool.fill(batches):
+            narrowed.append(rule.narrow([block.column(each) for each in reads], self._scan.rows))
+            if self._parts > 1:
+                labels.append(block.column(roles.label))
+            self._scan.add(block)
+        self._scan.check()
+        self.assigned = rule.assign(pa.concat_arrays(narrowed))
+        self._refuse_parts()
+        self._shards = deal(self.assigned, len(rule.splits), self._parts, pa.concat_arrays(labels))
+
+    def _refuse_parts(self) -> None:
+        rows = {name: int((self.assigned == at).sum()) for at, name in enumerate(self._splits)}
+        smallest = min(filter(rows.__getitem__, rows), key=rows.__getitem__)
+        if not 1 <= self._parts <= rows[smallest]:
+            raise TrainingSetError(
+                f"`parts` is {self._parts}: it must be at least 1 and at most the rows of the "
+                f"smallest split, which is {smallest} with {rows[smallest]}."
+            )
+
+    @property
+    def _splits(self) -> tuple[str, ...]:
+        return self._rule.splits
+
+    def fit(self, fitting: Fitting) -> dict[str, FittedEncoding]:
+        """Fit on the rows that train, and choose the types that are written."""
+        while fitting.columns:
+            for rows in self._spool.train_rows(fitting.columns, self.assigned):
+                fitting.add(rows)
+            fitting.end_pass()
+        fitted = written_encodings(fitting.finish(), self._scan.nulls)
+        label = fitted[self._roles.label]
+        check_label(label)
+        if label.kind == "ordinal":
+            # A class that no model has seen is an error, not a class of its own.
+            state = {**label.state, "unknown": "missing"}
+            fitted[self._roles.label] = replace(label, state=state)
+        self._scan.check_inexact(
+            [
+                name
+                for name, each in fitted.items()
+                if each.types == ("double",)
+                and pa.types.is_integer(self._spool.schema.field(name).type)
+            ]
+        )
+        return fitted
+
+    def write(
+        self,
+        folder: OutputFolder,
+        form: ShardFormat,
+        fitted: Mapping[str, FittedEncoding],
+        target: str | None,
+        entity_rows: pa.Table | None,
+    ) -> _Written:
+        """Write all files but the manifest; where one fails, none of them remains."""
+        numbers = [int(each) for each in np.unique(self._shards[self._shards >= 0])]
+        names = [(self._splits[each // self._parts], each % self._parts) for each in numbers]
+        indexed = sorted({split for split, _ in names}) if self._has_index(form, target) else []
+        paths = [path for split, part in names for path in form.paths(split, part)]
+        paths += [f"{split}/csv/{CATEGORICAL_INDEX}" for split in indexed]
+        passing = _Passing(fitted, self._roles, form)
+        at_once = max(1, OPEN_BYTES // (BATCH_ROWS * form.row_bytes))
+        try:
+            files, digests = [], {}
+            for start in range(0, len(numbers), at_once):
+                with OpenShards(folder, form) as shards:
+                    for number, name in zip(
+                        numbers[start:][:at_once], names[start:], strict=False
+                    ):
+                        shards.open(number, *name)
+                    self._pass(shards, numbers[start:][:at_once], passing)
+                    done = shards.close()
+                for number, (made, hashes) in done.items():
+                    files += made
+                    digests[number] = hashes
+            for split in indexed:
+                files.append(_small(folder, f"{split}/csv/{CATEGORICAL_INDEX}", form))
+            if entity_rows is not None:
+                paths.append(ENTITY_ROWS)
+                files.append(_copy_of(folder, entity_rows))
+        except BaseException:
+            discard(folder.storage, [folder.uri_of(path) for path in paths])
+            raise
+        splits = [split for at, split in enumerate(self._splits) if at in passing.tallies]
+        return _Written(
+            tuple(sorted(files, key=lambda file: file.path)),
+            {split: passing.tallies[self._splits.index(split)].summary() for split in splits},
+            {split: self._content(form, names, numbers, digests, split) for split in splits},
+            {
+                column: {
+                    split: passing.nulls[column].get(self._splits.index(split), 0)
+                    for split in splits
+                }
+                for column in self._roles.encoded
+            },
+        )
+
+    @staticmethod
+    def _has_index(form: ShardFormat, target: str | None) -> bool:
+        return "csv" in form.formats and target in INDEXED and bool(form.roles.categorical)
+
+    @staticmethod
+    def _content(
+        form: ShardFormat,
+        names: Sequence[tuple[str, int]],
+        numbers: Sequence[int],
+        digests: Mapping[int, Sequence[str]],
+        split: str,
+    ) -> dict[str, str]:
+        of_split = [
+            digests[each] for each, (name, _) in zip(numbers, names, strict=True) if name == split
+        ]
+        return {
+            column: hash_of_parts([each[at] for each in of_split])
+            for at, column in enumerate(form.schema.names)
+        }
+
+    def _pass(self, shards: OpenShards, numbers: Sequence[int], passing: _Passing) -> None:
+        """Encode the rows of some shards, and append each to its own."""
+        for first, block in self._spool.read():
+            places = self._shards[first : first + block.num_rows]
+            is_in = (places >= numbers[0]) & (places <= numbers[-1])
+            if not is_in.any():
+                continue
+            if not is_in.all():
+                block, places = block.filter(pa.array(is_in)), places[is_in]  # noqa: PLW2901
+            encoded, kept = passing.encode(block, places // self._parts)
+            found = np.unique(places)
+            for number in found:
+                if len(found) == 1:
+                    shards.write(int(number), encoded, kept)
+                else:
+                    mask = pa.array(places == number)
+                    shards.write(int(number), encoded.filter(mask), kept.filter(mask))
+
+
+class _Passing:
+    """Encodes blocks, and counts what passes by split.
+
+    Attributes:
+        tallies: of each split, by its place.
+        nulls: rows without a value, by column and place of the split.
+    """
+
+    def __init__(
+        self, fitted: Mapping[str, FittedEncoding], roles: TrainingColumns, form: ShardFormat
+    ) -> None:
+        self._fitted, self._roles, self._form = fitted, roles, form
+        self.tallies: dict[int, SplitTally] = {}
+        self.nulls: dict[str, dict[int, int]] = {name: {} for name in roles.encoded}
+
+    def encode(
+        self, block: pa.RecordBatch, splits: NDArray[np.int32]
+    ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """The encoded columns of a block, and those that are kept beside."""
+        times, columns = block.column(self._roles.event_timestamp), []
+        for name in self._roles.encoded:
+            column = block.column(name)
+            if column.null_count:
+                missing = splits[np.asarray(column.is_null())]
+                for at, count in zip(*np.unique(missing, return_counts=True), strict=True):
+                    self.nulls[name][int(at)] = self.nulls[name].get(int(at), 0) + int(count)
+            columns += self._fitted[name].encode(column, times)
+        encoded = pa.RecordBatch.from_arrays(columns, schema=self._form.schema)
+        kept = pa.RecordBatch.from_arrays(
+            [plain(block.column(each.name)) for each in self._form.kept], schema=self._form.kept
+        )
+        self._tally(encoded.column(0), kept.column(self._roles.event_timestamp), splits)
+        return encoded, kept
+
+    def _tally(self, labels: pa.Array, times: pa.Array, splits: NDArray[np.int32]) -> None:
+        if labels.null_count:
+            raise TrainingSetError(
+                f"The label `{self._roles.label}` is in {labels.null_count} rows none of the "
+                "categories that the rows that train have. Declare all of its `categories`."
+            )
+        for at in np.unique(splits):
+            mask = pa.array(splits == at)
+            tally = self.tallies.setdefault(int(at), SplitTally())
+            tally.add(labels.filter(mask), times.filter(mask))
+
+
+def _small(folder: OutputFolder, path: str, form: ShardFormat) -> OutputFile:
+    data = categorical_index(form.roles)
+    with folder.new_file(path) as file:
+        file.write(data)
+    return OutputFile(path, len(data), 0, hashlib.sha256(data).hexdigest())
+
+
+def _copy_of(folder: OutputFolder, rows: pa.Table) -> OutputFile:
+    """Entity rows as they were given, without which the set could not be built again."""
+    schema = pa.schema([pa.field(each.name, plain_type(each.type)) for each in rows.schema])
+    with folder.new_file(ENTITY_ROWS) as new:
+        file = HashingFile(new)
+        copy = ParquetFile(file, schema)
+        for batch in rows.to_batches(max_chunksize=BATCH_ROWS):
+            columns = [plain(column) for column in batch.columns]
+            copy.write(pa.RecordBatch.from_arrays(columns, schema=schema))
+        copy.close()
+    return OutputFile(ENTITY_ROWS, file.written, rows.num_rows, file.sha256)
+
+
+def _refuse_existing(folder: OutputFolder, *, overwrite: bool) -> None:
+    if not overwrite and folder.exists(MANIFEST):
         raise TrainingSetError(
             f"{folder.uri} holds a training set already. Choose another output, or pass "
             "overwrite=True to replace it."
         )
-    found = folder.files()
     foreign = [
-        path for path in found if not (_OWN_FILE.fullmatch(path) or _KILLED.fullmatch(path))
+        path
+        for path in folder.files()
+        if not (_OWN_FILE.fullmatch(path) or _KILLED.fullmatch(path))
     ]
     if foreign:
         raise TrainingSetError(
             f"{folder.uri} holds {len(foreign)} files that no training set wrote, and a job would "
             f"read as data: {', '.join(foreign[:5])}. Choose another output, or move them away."
         )
+
+
+def _make_room(folder: OutputFolder) -> None:
     # The manifest goes first: what is left after an interruption is then no training set.
     if folder.exists(MANIFEST):
         folder.delete([MANIFEST])
-    folder.delete(found)
-
-
-@dataclass(frozen=True)
-class _Schemas:
-    """What the files of every split hold."""
-
-    columns: list[NumericColumn]
-    keys: pa.Schema
-
-    @property
-    def numbers(self) -> pa.Schema:
-        return pa.schema([pa.field(column.name, column.type) for column in self.columns])
-
-    def key_rows(self, rows: pa.Table) -> pa.Table:
-        return rows.select(self.keys.names).cast(self.keys)
-
-    def number_rows(self, rows: pa.Table) -> pa.Table:
-        return pa.Table.from_arrays(
-            [column.convert(rows.column(column.name)) for column in self.columns],
-            schema=self.numbers,
-        )
-
-
-def _schemas(table: pa.Table, columns: list[NumericColumn], keys: Sequence[str]) -> _Schemas:
-    # Fields made anew: the table's may carry metadata, pandas' index among it.
-    fields = [pa.field(key, table.schema.field(key).type) for key in dict.fromkeys(keys)]
-    return _Schemas(columns, pa.schema(fields))
-
-
-def _write_files(
-    folder: OutputFolder,
-    table: pa.Table,
-    masks: dict[str, pa.BooleanArray],
-    parts: int,
-    schemas: _Schemas,
-) -> list[OutputFile]:
-    """Write all files but the manifest; where one fails, none of them remains."""
-    sizes = {name: _part_sizes(masks[name].true_count, parts) for name in SPLITS}
-    try:
-        return [
-            file
-            for name in SPLITS
-            for file in _write_split(
-                folder,
-                name,
-                _filtered(table, masks[name], itertools.chain.from_iterable(sizes[name])),
-                sizes[name],
-                schemas,
-            )
-        ]
-    except BaseException:
-        paths = [path for name in SPLITS for path in _paths(name, parts)]
-        discard(folder.storage, [folder.uri_of(path) for path in paths])
-        raise
-
-
-def _paths(split: str, parts: int) -> Iterator[str]:
-    yield f"rows/{split}.parquet"
-    for part in range(parts):
-        yield from _part_paths(split, part)
-
-
-def _part_paths(split: str, part: int) -> tuple[str, str]:
-    return f"{split}/csv/part-{part:05d}.csv", f"{split}/parquet/part-{part:05d}.parquet"
-
-
-def _write_split(
-    folder: OutputFolder,
-    name: str,
-    batches: Iterator[pa.Table],
-    sizes: list[list[int]],
-    schemas: _Schemas,
-) -> Iterator[OutputFile]:
-    """Write one split's batches; `sizes` are those of the batches of each part."""
-    with _TableFile(folder, f"rows/{name}.parquet", schemas.keys) as row_file:
-        for part, part_sizes in enumerate(sizes):
-            csv_path, parquet_path = _part_paths(name, part)
-            with (
-                _TableFile(folder, csv_path, schemas.numbers) as csv_file,
-                _TableFile(folder, parquet_path, schemas.numbers) as parquet_file,
-            ):
-                for batch in itertools.islice(batches, len(part_sizes)):
-                    numbers = schemas.number_rows(batch)
-                    csv_file.write(numbers)
-                    parquet_file.write(numbers)
-                    row_file.write(schemas.key_rows(batch))
-            yield csv_file.written()
-            yield parquet_file.written()
-    yield row_file.written()
-
-
-class _HashingFile:
-    """A new file whose bytes are hashed as they are written."""
-
-    def __init__(self, new: NewFile) -> None:
-        self.new, self.closed = new, False
-        self._digest = hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self._digest.update(data)
-        return self.new.write(data)
-
-    def flush(self) -> None:
-        """Nothing, as `NewFile.flush`."""
-
-    def close(self) -> None:
-        """Nothing, as `NewFile.close`."""
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
-
-
-class _TableFile:
-    """A CSV (no header, missing = empty cell) or Parquet file being written.
-
-    Its bytes depend on the rows and on the sizes of the tables given to `write`, not on how their
-    memory is laid out.
-    """
-
-    def __init__(self, folder: OutputFolder, path: str, schema: pa.Schema) -> None:
-        self._path, self._rows = path, 0
-        self._resources = contextlib.ExitStack()
-        self._file = _HashingFile(self._resources.enter_context(folder.new_file(path)))
-        sink = pa.PythonFile(self._file, mode="w")
-        try:
-            self._writer = self._resources.enter_context(_writer(path, sink, schema))
-        except BaseException as error:
-            self._resources.__exit__(type(error), error, error.__traceback__)
-            raise
-
-    def write(self, table: pa.Table) -> None:
-        """Append rows: at most BATCH_ROWS of them."""
-        self._writer.write_table(table.combine_chunks())
-        self._rows += table.num_rows
-
-    def __enter__(self) -> _TableFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._resources.__exit__(kind, error, trace)
-
-    def written(self) -> OutputFile:
-        """What the closed file holds."""
-        return OutputFile(self._path, self._file.new.written, self._rows, self._file.sha256)
-
-
-def _writer(path: str, sink: pa.PythonFile, schema: pa.Schema) -> csv.CSVWriter | pq.ParquetWriter:
-    if path.endswith(".csv"):
-        return csv.CSVWriter(sink, schema, write_options=csv.WriteOptions(include_header=False))
-    # Every choice that shows in the bytes is spelled out: a default may change with pyarrow.
-    return pq.ParquetWriter(
-        sink,
-        schema,
-        version="2.6",
-        data_page_version="1.0",
-        compression="snappy",
-        use_dictionary=True,
-        write_statistics=True,
+    folder.delete(
+        [path for path in folder.files() if _OWN_FILE.fullmatch(path) or _KILLED.fullmatch(path)]
     )
 
 
-def _part_sizes(rows: int, parts: int) -> list[list[int]]:
-    """Sizes of the batches of each part, where the parts share the rows as evenly as they can."""
-    bounds = [rows * part // parts for part in range(parts + 1)]
-    return [
-        [min(BATCH_ROWS, end - at) for at in range(start, end, BATCH_ROWS)]
-        for start, end in itertools.pairwise(bounds)
-    ]
-
-
-def _filtered(table: pa.Table, mask: pa.BooleanArray, sizes: Iterable[int]) -> Iterator[pa.Table]:
-    """The rows of a mask in tables of the given sizes, which add up to the rows of the mask."""
-    windows = _windows(table, mask)
-    pending = table.slice(0, 0)
-    for size in sizes:
-        while pending.num_rows < size:
-            pending = pa.concat_tables([pending, next(windows)])
-        yield pending.slice(0, size)
-        pending = pending.slice(size)
-
-
-def _windows(table: pa.Table, mask: pa.BooleanArray) -> Iterator[pa.Table]:
-    for start in range(0, table.num_rows, BATCH_ROWS):
-        yield table.slice(start, BATCH_ROWS).filter(mask.slice(start, BATCH_ROWS))
-
-
-def _summary(
-    table: pa.Table, mask: pa.BooleanArray, label: NumericColumn, event_timestamp: str
-) -> SplitSummary:
-    rows = table.select([label.name, event_timestamp]).filter(mask)
-    first, last = event_range(rows.column(event_timestamp))
-    # In one piece, as the last digit of a mean depends on how the sum is cut up.
-    values = label.convert(rows.column(label.name)).combine_chunks()
-    return SplitSummary(rows.num_rows, first, last, _label_statistics(values))
-
-
-def _label_statistics(values: pa.Array) -> LabelStatistics:
-    bounds = pc.min_max(values).as_py()
-    counts = None
-    if pc.count_distinct(values).as_py() <= _MOST_LABEL_VALUES:
-        pairs = [(pair["values"], pair["counts"]) for pair in pc.value_counts(values).to_pylist()]
-        counts = {str(value): count for value, count in sorted(pairs)}
-    # As float64: a sum of large integers would overflow.
-    mean = pc.mean(values.cast(pa.float64(), safe=False)).as_py()
-    return LabelStatistics(len(values), mean, bounds["min"], bounds["max"], counts)
+def _publish(folder: OutputFolder, manifest: Manifest) -> None:
+    """Write the manifest, unless another build was here meanwhile."""
+    found, ours = set(folder.files()), {file.path for file in manifest.files}
+    if found != ours:
+        raise TrainingSetError(
+            f"Another process wrote to {folder.uri} meanwhile: {len(found ^ ours)} files are not "
+            "those of this training set. Build one set at a time there, and run it again."
+        )
+    try:
+        folder.create(MANIFEST, manifest.to_json().encode())
+    except DestinationExistsError as error:
+        raise TrainingSetError(
+            f"Another process wrote a training set to {folder.uri} meanwhile. Verify that one, or "
+            "run this again with overwrite=True."
+        ) from error

@@ -15,7 +15,7 @@ import pytest
 
 from feast_dynamo_ext.errors import ConfigError, RequestError
 from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import parse_pipeline
-from feast_dynamo_ext.sagemaker.pipeline.rendering import pipeline_steps, read_code, render
+from feast_dynamo_ext.sagemaker.pipeline.rendering import pipeline_steps, read_parts, render
 from feast_dynamo_ext.sagemaker.pipeline.steps import Step, all_steps, check_graph, in_order
 
 BY_SDK = Path(__file__).parents[1] / "support" / "sdk_pipeline.json"
@@ -33,10 +33,7 @@ retry: {{attempts: 5, interval_s: 30}}
 capture: {{command: [python, capture.py, --all]}}
 materialize: {{views: [orders, visits]}}
 training_set:
-  feature_service: churn_v1
-  entity_rows: labels.parquet
-  label: churned
-  split: {{validation_from: 2026-03-01, test_from: 2026-04-01T12:00:00+02:00}}
+  name: churned
   format: parquet
   version: 2026-04
 train:
@@ -54,15 +51,31 @@ deploy: {{endpoint: churn-live, instance_count: 2}}
 """
 
 
+SET = """
+feature_service: churn_v1
+entity_rows: {path: labels.parquet}
+label: churned
+split: {rule: time, validation_from: 2026-03-01, test_from: 2026-04-01}
+output: training
+"""
+
+
 def declared(text: str = CASE) -> Any:
     return parse_pipeline(text, "pipelines/churn.yaml")
 
 
 @pytest.fixture
-def code(tmp_path):
+def repo(tmp_path):
+    (tmp_path / "training_sets").mkdir()
+    (tmp_path / "training_sets" / "churned.yaml").write_text(SET)
     (tmp_path / "train.py").write_text("print('trains')\n")
     (tmp_path / "evaluate.py").write_text("print('evaluates')\n")
-    return read_code(declared(), tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def parts(repo):
+    return read_parts(declared(), repo)
 
 
 def filled(value: Any) -> Any:
@@ -84,11 +97,11 @@ def by_name(steps: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def rendered(code) -> dict[str, Any]:
-    text = json.dumps(render(declared(), code))
+def rendered(parts) -> dict[str, Any]:
+    text = json.dumps(render(declared(), parts))
     training, evaluation = (
         uri.split("/code/")[1].split("/")[0]
-        for uri in (code.training_uri("x"), code.evaluation_uri("x"))
+        for uri in (parts.training_uri("x"), parts.evaluation_uri("x"))
     )
     return json.loads(text.replace(training, "aaaa").replace(evaluation, "bbbb"))
 
@@ -97,25 +110,25 @@ SDK = filled(json.loads(BY_SDK.read_text()))
 
 
 @pytest.mark.parametrize("name", by_name(SDK["Steps"]))
-def test_a_step_is_what_the_sdk_makes_of_the_same(name, code):
-    ours = by_name(filled(rendered(code))["Steps"])
+def test_a_step_is_what_the_sdk_makes_of_the_same(name, parts):
+    ours = by_name(filled(rendered(parts))["Steps"])
     assert ours[name] == by_name(SDK["Steps"])[name]
 
 
-def test_all_else_is_what_the_sdk_makes_of_the_same(code):
-    ours = filled(rendered(code))
+def test_all_else_is_what_the_sdk_makes_of_the_same(parts):
+    ours = filled(rendered(parts))
     assert [*by_name(ours["Steps"])] == [*by_name(SDK["Steps"])]
     assert ours | {"Steps": 0} == SDK | {"Steps": 0}
 
 
-def test_a_small_pipeline_has_no_more_than_it_declares(code):
+def test_a_small_pipeline_has_no_more_than_it_declares(parts):
     lines = [
         line
         for line in CASE.splitlines()
         if not line.startswith(("cache", "retry", "capture", "materialize", "deploy"))
         and "version:" not in line
     ]
-    definition = render(declared("\n".join(lines)), code)
+    definition = render(declared("\n".join(lines)), parts)
     assert [*by_name(definition["Steps"])] == [
         *("BuildTrainingSet", "Train", "Evaluate", "CheckMetric", "RegisterModel"),
         "MetricTooLow",
@@ -132,11 +145,11 @@ def test_a_small_pipeline_has_no_more_than_it_declares(code):
     ]
 
 
-def test_the_same_pipeline_is_the_same_text_whenever_it_is_rendered(code, tmp_path):
-    once = json.dumps(render(declared(), code))
-    assert json.dumps(render(declared(), read_code(declared(), tmp_path))) == once
-    (tmp_path / "train.py").write_text("print('trains otherwise')\n")
-    assert json.dumps(render(declared(), read_code(declared(), tmp_path))) != once
+def test_the_same_pipeline_is_the_same_text_whenever_it_is_rendered(parts, repo):
+    once = json.dumps(render(declared(), parts))
+    assert json.dumps(render(declared(), read_parts(declared(), repo))) == once
+    (repo / "train.py").write_text("print('trains otherwise')\n")
+    assert json.dumps(render(declared(), read_parts(declared(), repo))) != once
 
 
 def changed(steps, which: str, **changes) -> tuple[Step, ...]:
@@ -177,14 +190,14 @@ NAMES = (
          "refers to Steps.Train"),
     ],
 )  # fmt: skip
-def test_a_graph_that_sagemaker_could_not_run_is_refused(step, changes, error, code):
-    steps = changed(pipeline_steps(declared(), code), step, **changes)
+def test_a_graph_that_sagemaker_could_not_run_is_refused(step, changes, error, parts):
+    steps = changed(pipeline_steps(declared(), parts), step, **changes)
     with pytest.raises(ConfigError, match=error):
         check_graph("churn", steps, NAMES)
 
 
-def test_each_step_comes_after_all_that_it_needs(code):
-    steps = [*all_steps(pipeline_steps(declared(), code))]
+def test_each_step_comes_after_all_that_it_needs(parts):
+    steps = [*all_steps(pipeline_steps(declared(), parts))]
     names = [step.name for step in steps]
     assert in_order("churn", steps[::-1]) != names[::-1]
     assert in_order("churn", steps) == [
@@ -209,34 +222,33 @@ def test_each_step_comes_after_all_that_it_needs(code):
         ),
     ],
 )
-def test_what_awss_model_does_not_allow_is_refused_with_its_step(old, new, error, code):
+def test_what_awss_model_does_not_allow_is_refused_with_its_step(old, new, error, parts):
     if not error:
-        assert render(declared(), code)["Version"] == "2020-12-01"
+        assert render(declared(), parts)["Version"] == "2020-12-01"
         return
     assert old in CASE
     with pytest.raises((RequestError, ConfigError), match=error):
-        render(declared(CASE.replace(old, new)), code)
+        render(declared(CASE.replace(old, new)), parts)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [
-        ("name: churn", "nam: churn", r"churn.yaml:2: there is no setting `nam`. Did you mean"),
-        ("volume_gb: 50", "volume: 50", r"churn.yaml:\d+: there is no setting `train.volume`"),
-        ("volume_gb: 40", "volume_gb: much", r"churn.yaml:6: `volume_gb` is `much`, but must be"),
-        ("  label: churned\n", "", r"churn.yaml:14: `training_set.label` is missing"),
-        ("script: evaluate.py", "", r"churn.yaml:28: `evaluate.script` is missing"),
-        ("attempts: 5", "attempts: 0", r"churn.yaml:10: `retry.attempts` is `0`"),
-        ("at_least: 0.7", "at_least: .nan", r"churn.yaml:29: `condition.at_least` is `nan`"),
+        ("name: churn", "nam: churn", r"line 2: there is no setting `nam`. Did you mean"),
+        ("volume_gb: 50", "volume: 50", r"line \d+: there is no setting `train.volume`"),
+        ("volume_gb: 40", "volume_gb: much", r"line 6: `volume_gb` is `much`, but must be"),
+        ("  name: churned\n", "", r"line 14: `training_set.name` is missing"),
+        ("script: evaluate.py", "", r"line 25: `evaluate.script` is missing"),
+        ("attempts: 5", "attempts: 0", r"line 10: `retry.attempts` is `0`"),
+        ("at_least: 0.7", "at_least: .nan", r"line 26: `condition.at_least` is `nan`"),
         (", at_least: 0.7", "", r"`condition` needs `at_least` or `at_most`"),
-        ("  feature_service: churn_v1\n", "", r"needs `feature_service` or `features`"),
         ("  version: 2026-04\n", "", r"`cache` needs `training_set.version`"),
-        ("evaluate: {script: evaluate.py}", "evaluate: x", r"churn.yaml:28: `evaluate` must be a"),
-        ("cache: P7D", "cache: 7d", r"churn.yaml:9: `cache` is `7d`, but must be an ISO 8601"),
-        ("cache: P7D", "name: again", r"churn.yaml:9: `name` is there twice"),
-        ("cache: P7D", "cache: [", r"churn.yaml:\d+: this is no YAML"),
-        ("s3://bucket/pipelines/churn", "/srv/churn", r"churn.yaml:4: `output` is `/srv/churn`"),
-        ("validation_from: 2026-03-01", "validation_from: soon", r":17: `training_set.split.valid"),
+        ("evaluate: {script: evaluate.py}", "evaluate: x", r"line 25: `evaluate` must be a"),
+        ("cache: P7D", "cache: 7d", r"line 9: `cache` is `7d`, but must be an ISO 8601"),
+        ("cache: P7D", "name: again", r"line 9: `name` is there twice"),
+        ("cache: P7D", "cache: [", r"line \d+: this is no YAML"),
+        ("s3://bucket/pipelines/churn", "/srv/churn", r"line 4: `output` is `/srv/churn`"),
+        ("format: parquet", "format: orc", r"line 15: `training_set.format` is `orc`"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_file_and_line(old, new, error):
@@ -247,23 +259,41 @@ def test_a_mistake_is_named_with_its_file_and_line(old, new, error):
 
 def test_scripts_that_are_not_there_or_elsewhere_are_named(tmp_path):
     with pytest.raises(ConfigError, match="There is no training script"):
-        read_code(declared(), tmp_path)
+        read_parts(declared(), tmp_path)
     (tmp_path / "train.py").touch()
     with pytest.raises(ConfigError, match=r"evaluate.py cannot be read"):
-        read_code(declared(), tmp_path)
+        read_parts(declared(), tmp_path)
     outside = CASE.replace("script: train.py", "script: train.py\n  source: src")
     with pytest.raises(ConfigError, match="is not in its source"):
-        read_code(declared(outside), tmp_path)
+        read_parts(declared(outside), tmp_path)
 
 
-def test_a_folder_is_packed_whole(tmp_path):
-    (tmp_path / "src").mkdir()
-    (tmp_path / "src" / "train.py").write_text("import other")
-    (tmp_path / "evaluate.py").touch()
+def test_a_folder_is_packed_whole(repo):
+    (repo / "src").mkdir()
+    (repo / "src" / "train.py").write_text("import other")
     text = CASE.replace("script: train.py", "script: src/train.py\n  source: src")
-    alone = read_code(declared(text), tmp_path)
-    (tmp_path / "src" / "other.py").touch()
-    both = read_code(declared(text), tmp_path)
+    alone = read_parts(declared(text), repo)
+    (repo / "src" / "other.py").touch()
+    both = read_parts(declared(text), repo)
     assert both.training.entry == "train.py"
     assert both.training.sha256 != alone.training.sha256
     assert SimpleNamespace(**by_name(render(declared(text), both)["Steps"])["Train"]).Type
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("output:", "formats: [recordio]\noutput:", "reads parquet, .* is written as recordio"),
+        (", test_from: 2026-04-01", "", "evaluates on the test split"),
+        ("label: churned", "lable: churned", r"churned.yaml, line 4"),
+    ],
+)
+def test_a_set_that_a_pipeline_cannot_read_is_refused(old, new, error, repo):
+    (repo / "training_sets" / "churned.yaml").write_text(SET.replace(old, new))
+    with pytest.raises(ConfigError, match=error):
+        read_parts(declared(), repo)
+
+
+def test_a_set_that_is_not_declared_is_refused(repo):
+    with pytest.raises(ConfigError, match=r"no training set `churnd`. Did you mean `churned`"):
+        read_parts(declared(CASE.replace("name: churned", "name: churnd")), repo)

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
+from dataclasses import replace
+from datetime import date, datetime, timezone
 from types import MappingProxyType
 
+import pyarrow as pa
 import pytest
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.errors import ConfigError, TrainingSetError
 from feast_dynamo_ext.sagemaker import (
+    ColumnSummary,
+    EntityRowsOrigin,
+    FittedEncoding,
     LabelStatistics,
     Manifest,
     OutputFile,
@@ -32,12 +37,17 @@ def summary(rows: int, values) -> SplitSummary:
     return SplitSummary(rows, "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00", label)
 
 
+CHURNED = FittedEncoding("churned", "boolean", ("churned",), ("int64",), "bool", {})
+SPEND = FittedEncoding("spend", "number", ("spend",), ("double",), "double", {"missing": None})
 MANIFEST = Manifest(
     label="churned",
     event_timestamp="event_timestamp",
     entity_columns=("customer_id",),
     features=("spend",),
-    types={"churned": "int64", "spend": "double"},
+    columns=(
+        ColumnSummary("churned", "label", "bool", CHURNED, {"train": 0}, "entity_rows"),
+        ColumnSummary("spend", "feature", "double", SPEND, {"train": 1}),
+    ),
     split=TimeSplit(
         datetime(2026, 3, 1, tzinfo=timezone.utc), datetime(2026, 4, 1, tzinfo=timezone.utc)
     ),
@@ -56,8 +66,12 @@ MANIFEST = Manifest(
         {"sales": "ab"},
         (SourceFile("s3://lake/a.parquet", 10, "e1"), SourceFile("b.parquet", 20)),
         "cd",
+        feature_service="churn",
+        entity_rows=EntityRowsOrigin("path", "rows.csv", (SourceFile("rows.csv", 3),)),
     ),
     libraries={"feast": "0.67.0"},
+    content={"train": {"spend": "ef"}},
+    definition={"label": "churned"},
 )
 
 
@@ -79,9 +93,99 @@ def test_json_has_sorted_keys_and_reads_back_as_the_same_manifest():
     assert Manifest.from_json(text, source="m") == MANIFEST
 
 
+VERSION_1 = {
+    "entity_columns": ["customer_id"],
+    "event_timestamp": "event_timestamp",
+    "features": ["spend", "visits"],
+    "files": [{"path": "rows/train.parquet", "bytes": 4, "rows": 1, "sha256": HASH_12}],
+    "format_version": 1,
+    "label": "churned",
+    "libraries": {"feast": "0.67.0"},
+    "provenance": {
+        "entity_rows_sha256": "cd",
+        "feature_refs": ["sales:spend", "sales:visits"],
+        "project": "shop",
+        "snapshots": {"sales": {"snapshot": "7", "table": "shop.sales"}},
+        "source_files": [{"etag": "e1", "path": "s3://lake/a.parquet", "size": 10}],
+        "view_definitions": {"sales": "ab"},
+    },
+    "split": {
+        "rule": "event_time",
+        "test_from": "2026-04-01T00:00:00+00:00",
+        "validation_from": "2026-03-01T00:00:00+00:00",
+    },
+    "splits": {
+        "train": {
+            "first_event": "2026-01-01T00:00:00+00:00",
+            "label": {"count": 1, "max": 1, "mean": 1.0, "min": 1, "values": {"1": 1}},
+            "last_event": "2026-01-01T00:00:00+00:00",
+            "rows": 1,
+        }
+    },
+    "types": {"churned": "int64", "spend": "double", "visits": "int32"},
+}
+
+
+def test_a_manifest_of_version_1_still_reads_and_encodes():
+    text = json.dumps(VERSION_1, indent=2, sort_keys=True) + "\n"
+    manifest = Manifest.from_json(text, source="m")
+    assert manifest.to_json() == text
+    assert (manifest.outputs, manifest.types) == (("spend", "visits"), VERSION_1["types"])
+    assert manifest.splits["train"].label.values == {"1": 1}
+    # An online answer has its own types.
+    rows = pa.table({"visits": [3.0, None], "spend": [1, 2], "other": ["a", "b"]})
+    assert manifest.encode(rows).equals(
+        pa.table({"spend": [1.0, 2.0], "visits": pa.array([3, None], pa.int32())})
+    )
+
+
+def test_a_manifest_encodes_features_in_the_order_of_its_files():
+    city = FittedEncoding(
+        "city", "one_hot", ("city=Ulm", "city=Bonn"), ("int8", "int8"), "string",
+        {"categories": ["Ulm", "Bonn"], "unknown": 0, "missing": None},
+    )  # fmt: skip
+    age = FittedEncoding("since", "age", ("since",), ("double",), "date32[day]", {"unit": "day"})
+    plan = FittedEncoding(
+        "plan", "ordinal", ("plan",), ("int32",), "string", {"categories": ["a"], "unknown": -1}
+    )
+    found = replace(
+        MANIFEST,
+        features=("since", "city", "plan", "spend"),
+        columns=(
+            *MANIFEST.columns,
+            ColumnSummary("city", "feature", "string", city),
+            ColumnSummary("since", "feature", "date32[day]", age),
+            ColumnSummary("plan", "feature", "string", plan),
+        ),
+    )
+    found = Manifest.from_json(found.to_json(), source="m")
+    rows = pa.table(
+        {
+            "city": ["Bonn", "Rom"],
+            "plan": ["a", "b"],
+            "spend": [0.5, None],
+            "since": [date(2026, 1, 1), date(2026, 1, 2)],
+        }
+    )
+    times = pa.array([datetime(2026, 1, 3)] * 2, pa.timestamp("us"))  # noqa: DTZ001 - is UTC
+    encoded = found.encode(rows, times)
+    assert encoded.column_names == list(found.outputs)
+    assert encoded.to_pydict() == {
+        "since": [2.0, 1.0],
+        "city=Ulm": [0, 0],
+        "city=Bonn": [1, 0],
+        "plan": [0, -1],
+        "spend": [0.5, None],
+    }
+    assert found.categorical == ("plan",)
+    assert found.written == ("churned", *encoded.column_names)
+    with pytest.raises(TrainingSetError, match=r"lack the features \['plan'\]"):
+        found.encode(rows.drop_columns("plan"), times)
+
+
 def test_any_mapping_will_do():
     frozen = Provenance("shop", (), MappingProxyType({"sales": "ab"}), (), "cd")
-    values = json.loads(Manifest(**vars(MANIFEST) | {"provenance": frozen}).to_json())
+    values = json.loads(replace(MANIFEST, provenance=frozen).to_json())
     assert values["provenance"]["view_definitions"] == {"sales": "ab"}
 
 
@@ -117,7 +221,7 @@ def test_verify_names_missing_changed_and_unexpected_files(output):
         ("[]", "is not a training set's manifest"),
         ("{}", "is not a training set's manifest: KeyError: 'format_version'"),
         ('{"format_version": 1}', "is not a training set's manifest: KeyError: 'provenance'"),
-        ('{"format_version": 2}', "has format_version 2; this version reads 1. Upgrade"),
+        ('{"format_version": 3}', "has format_version 3; this version reads 1 and 2. Upgrade"),
     ],
 )
 def test_a_manifest_that_cannot_be_read_is_refused_by_name(tmp_path, text, message):

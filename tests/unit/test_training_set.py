@@ -134,7 +134,7 @@ def test_parquet_holds_plain_numbers_of_one_type_in_every_split(tmp_path):
 def test_rows_keep_entities_and_times_in_the_order_of_the_split(tmp_path):
     write(tmp_path)
     rows = {
-        split: pq.read_table(tmp_path / "rows" / f"{split}.parquet")
+        split: pq.read_table(tmp_path / "rows" / split / "part-00000.parquet")
         for split in ("train", "validation", "test")
     }
     assert rows["train"].column_names == ["customer_id", "event_timestamp"]
@@ -148,9 +148,9 @@ def test_the_layout_is_these_files_and_no_other(tmp_path):
     write(tmp_path)
     assert sorted(contents(tmp_path)) == [
         "manifest.json",
-        "rows/test.parquet",
-        "rows/train.parquet",
-        "rows/validation.parquet",
+        "rows/test/part-00000.parquet",
+        "rows/train/part-00000.parquet",
+        "rows/validation/part-00000.parquet",
         "test/csv/part-00000.csv",
         "test/parquet/part-00000.parquet",
         "train/csv/part-00000.csv",
@@ -181,7 +181,7 @@ def test_a_pandas_index_never_shows(tmp_path):
     write(tmp_path, table, features=["age"])
     read = pd.read_parquet(tmp_path / "train/parquet/part-00000.parquet")
     assert list(read.columns) == ["churned", "age"]
-    rows = pd.read_parquet(tmp_path / "rows/train.parquet")
+    rows = pd.read_parquet(tmp_path / "rows/train/part-00000.parquet")
     assert list(rows.columns) == ["customer_id", "event_timestamp"]
     assert isinstance(rows.index, pd.RangeIndex)
 
@@ -189,7 +189,7 @@ def test_a_pandas_index_never_shows(tmp_path):
 def test_the_manifest_says_what_was_written(tmp_path):
     training_set = write(tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] == 2
     assert manifest["label"] == "churned"
     assert manifest["features"] == FEATURES
     assert manifest["split"] == {
@@ -214,7 +214,7 @@ def test_the_manifest_says_what_was_written(tmp_path):
         data = (tmp_path / file["path"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file["bytes"], file["sha256"])
     rows = {file["path"]: file["rows"] for file in manifest["files"]}
-    assert rows["validation/csv/part-00000.csv"] == rows["rows/validation.parquet"] == 2
+    assert rows["validation/csv/part-00000.csv"] == rows["rows/validation/part-00000.parquet"] == 2
     assert load_training_set(str(tmp_path), AWS) == training_set
 
 
@@ -292,7 +292,7 @@ def test_many_batches_keep_order_values_and_bytes_whatever_the_chunks(tmp_path):
 
     times = table["event_timestamp"].to_numpy()
     mask = times < np.datetime64("2026-03-01")
-    ids = pq.read_table(tmp_path / "a/rows/train.parquet")["customer_id"].to_numpy()
+    ids = pq.read_table(tmp_path / "a/rows/train")["customer_id"].to_numpy()
     np.testing.assert_array_equal(ids, np.flatnonzero(mask))
     files = training_set.files("train", "parquet")
     assert [file.path for file in files] == [
@@ -328,8 +328,10 @@ def test_python_memory_does_not_grow_with_the_rows(tmp_path):
 BAD = {
     "strings": (
         {"features": ["city", "age", "event_timestamp"]},
-        "`city` (string), `event_timestamp` (timestamp[us, tz=UTC]). Encode them as numbers, or "
-        "leave them out of `features`.",
+        "2 columns cannot be encoded as declared: `city` (string): algorithms read numbers; "
+        "declare its encoding: `ordinal`, `one_hot` or `hash`, or `keep` for the target `script`, "
+        "or leave it out; `event_timestamp` (timestamp[us, tz=UTC]): algorithms read numbers; "
+        "declare its encoding: `epoch` or `age`",
     ),
     "no such column": ({"features": ["age", "size", "sales__age"]}, "no column `size`, `sales__"),
     "no features": ({"features": []}, "`features` is empty"),

@@ -32,6 +32,7 @@ from feast_dynamo_ext import __version__
 from feast_dynamo_ext import aws as aws_access
 from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, PipelineError
 from feast_dynamo_ext.sagemaker.channels import copy_channels
+from feast_dynamo_ext.sagemaker.definition import build_training_set
 from feast_dynamo_ext.sagemaker.local_job import run_locally
 from feast_dynamo_ext.sagemaker.manifest import MANIFEST, open_folder
 from feast_dynamo_ext.sagemaker.pipeline.rendering import (
@@ -44,13 +45,10 @@ from feast_dynamo_ext.sagemaker.pipeline.rendering import (
     REGISTER,
     TRAIN,
     package_request,
-    read_code,
+    read_parts,
 )
 from feast_dynamo_ext.sagemaker.pipeline.step_inputs import (
-    build_set,
-    entity_rows,
     environment_hash,
-    features,
     file_hash,
     file_states,
     manifest_hash,
@@ -71,7 +69,7 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import PipelineDeclaration
-    from feast_dynamo_ext.sagemaker.pipeline.rendering import Code
+    from feast_dynamo_ext.sagemaker.pipeline.rendering import RepoParts
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
 STATE, STATE_VERSION = "state.json", 1
@@ -149,11 +147,11 @@ def run_pipeline_locally(
 
         hint = did_you_mean(unknown[0], STEPS, "Steps")
         raise ConfigError(f"There is no step `{unknown[0]}` that runs here. {hint}")
-    code = read_code(declaration, repo)
+    parts = read_parts(declaration, repo)
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        run = _Run(declaration, repo, store, folder, aws, frozenset(force), say, code)
+        run = _Run(declaration, repo, store, folder, aws, frozenset(force), say, parts)
         return run.all(registry=registry)
 
 
@@ -216,7 +214,7 @@ class _Run:
     aws: AwsSettings
     force: frozenset[str]
     say: Callable[[str], None]
-    code: Code
+    parts: RepoParts
     ended: list[LocalStep] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -349,12 +347,13 @@ class _Run:
     # -- the training set --------------------------------------------------------------------
 
     def _build(self) -> TrainingSet:
-        of_set = self.declaration.training_set
         key = self._guarded(BUILD, self._build_key)
         output = str(self.folder / "sets" / key[:16])
 
         def build() -> dict[str, Any]:
-            written = build_set(self.declaration, self.repo, self.store, output, overwrite=True)
+            written = build_training_set(
+                self.store, self.parts.definition, repo=self.repo, overwrite=True, output=output
+            )
             summary = set_summary(written, self.aws)
             rows = sum(summary["rows"].values())
             return summary | {"detail": f"{rows:,} rows in {output}"}
@@ -365,27 +364,31 @@ class _Run:
             found = load_training_set(output, self.aws)
             return manifest_hash(found, self.aws) == str(result["manifest_sha256"])
 
-        # Which files a query reads is not known, so it is made anew; a set that is the same as
-        # before changes no later step.
-        self._step(BUILD, None if of_set.is_sql else key, build, is_there)
+        # What a query or a frame is made of is not known, so the set is built anew; where it is as
+        # it was before, no later step runs again.
+        is_known = self._entity_file() is not None
+        self._step(BUILD, key if is_known else None, build, is_there)
         return load_training_set(output, self.aws)
 
+    def _entity_file(self) -> str | None:
+        """The file or folder of entity rows, if they are of one."""
+        definition = self.parts.definition
+        rows = definition.entity_rows
+        is_file = isinstance(rows, dict) and "path" in rows
+        return str(definition.entity_rows_in(self.repo)) if is_file else None
+
     def _build_key(self) -> str:
-        of_set = self.declaration.training_set
-        rows = entity_rows(of_set, self.repo)
+        file = self._entity_file()
         return self._key(
-            settings=of_set.model_dump(mode="json"),
-            references=references(of_set, self.store),
+            definition=self.parts.definition.to_json(),
+            references=references(self.parts.definition, self.store),
             views=view_states(self._views_of_set(), self.store),
-            entity_rows=rows if of_set.is_sql else file_states(rows, self.aws),
+            entity_rows=file_states(file, self.aws) if file is not None else None,
         )
 
     def _views_of_set(self) -> list[Any]:
-        names = {name.partition(":")[0] for name in self.declaration.training_set.features}
-        found = features(self.declaration.training_set, self.store)
-        if not isinstance(found, list):
-            names = {projection.name for projection in found.feature_view_projections}
-        views = [self._view(name) for name in sorted(names)]
+        found = references(self.parts.definition, self.store)
+        views = [self._view(name) for name in sorted({name for name, _ in found})]
         # An on-demand view is made of others.
         for view in list(views):
             inputs = getattr(view, "source_feature_view_projections", {})
@@ -405,11 +408,11 @@ class _Run:
     def _train(self, training_set: TrainingSet) -> dict[str, Any]:
         train = self.declaration.train
         key = self._key(
-            script=self.code.training.sha256,
-            entry=self.code.training.entry,
+            script=self.parts.training.sha256,
+            entry=self.parts.training.entry,
             hyperparameters=train.hyperparameters,
-            files=self._files(training_set, "train", "validation"),
-            columns=[training_set.manifest.label, *training_set.manifest.features],
+            files=self._files(training_set, *self.parts.fitted_on),
+            columns=training_set.manifest.written,
         )
 
         def fit() -> dict[str, Any]:
@@ -421,6 +424,7 @@ class _Run:
                 hyperparameters=train.hyperparameters,
                 work_dir=partial / "ml",
                 format=self.declaration.training_set.format,
+                splits=self.parts.fitted_on,
                 aws=self.aws,
                 log=partial / "log.txt",
             )
@@ -434,7 +438,7 @@ class _Run:
 
     def _evaluate(self, training_set: TrainingSet, model: Mapping[str, Any]) -> dict[str, Any]:
         key = self._key(
-            script=hashlib.sha256(self.code.evaluation).hexdigest(),
+            script=hashlib.sha256(self.parts.evaluation).hexdigest(),
             model=model["sha256"],
             files=self._files(training_set, "test"),
         )
@@ -484,12 +488,11 @@ class _Run:
         *,
         registry: bool,
     ) -> str:
-        of_set = self.declaration.training_set
         entry = {
             "group": self.declaration.package.group,
             "approval": self.declaration.package.approval,
             "pipeline": self.declaration.name,
-            "feature_service": of_set.feature_service,
+            "feature_service": self.parts.definition.feature_service,
             "features": list(training_set.manifest.provenance.feature_refs),
             "training_set": training_set.output,
             "manifest_sha256": manifest_hash(training_set, self.aws),
@@ -499,7 +502,9 @@ class _Run:
         }
         package = self.declaration.package.model_dump(mode="json")
         output = self.declaration.output if registry else ""
-        key = self._key(entry=entry, package=package, output=output)
+        # Equal files in another place are no other model.
+        places = {"training_set": None, "model": model["sha256"]}
+        key = self._key(entry=entry | places, package=package, output=output)
         path = self.folder / "packages" / f"{key[:16]}.json"
 
         def write() -> dict[str, Any]:
@@ -532,6 +537,7 @@ class _Run:
         self._upload(Path(training_set.output) / MANIFEST, manifest_uri)
         request = package_request(
             self.declaration,
+            self.parts.definition,
             {"Image": self.declaration.package.image, "ModelDataUrl": model_uri},
             evaluation_uri=evaluation_uri,
             approval=self.declaration.package.approval,

@@ -7,11 +7,7 @@
     output: s3://bucket/pipelines/churn
     image: 123456789012.dkr.ecr.eu-west-1.amazonaws.com/features:1
     materialize: {views: [orders]}
-    training_set:
-      feature_service: churn
-      entity_rows: labels.parquet
-      label: churned
-      split: {validation_from: 2026-03-01, test_from: 2026-04-01}
+    training_set: {name: churn}
     train: {script: train.py, image: ..., hyperparameters: {max_depth: 3}}
     evaluate: {script: evaluate.py}
     condition: {metric: metrics.auc.value, at_least: 0.7}
@@ -22,7 +18,6 @@ Paths are from the repo's folder. Every mistake is named with the file and the l
 
 from __future__ import annotations
 
-from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -74,71 +69,24 @@ class Materialize(Section):
     _expected: ClassVar[dict[str, str]] = WORDS
 
 
-class SplitTimes(Section):
-    """The instants at which validation and test begin."""
-
-    validation_from: datetime | date
-    """First instant of validation; without an offset it is UTC."""
-
-    test_from: datetime | date
-    """First instant of test, later than that."""
-
-    _expected: ClassVar[dict[str, str]] = {
-        "validation_from": "a date or a time",
-        "test_from": "a date or a time",
-    }
-
-
 class TrainingSetSection(Section):
-    """The training set that is built."""
+    """The declared training set that is built."""
 
-    feature_service: str | None = None
-    """Name of the feature service; either that or `features`."""
-
-    features: tuple[str, ...] = ()
-    """Feature references, `view:feature`; either these or `feature_service`."""
-
-    entity_rows: str
-    """Path or URI of Parquet or CSV, or SQL that begins with SELECT or WITH."""
-
-    label: str
-    """Column of the entity rows that is to be predicted."""
-
-    split: SplitTimes
-    """Which event times are train, validation and test."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
+    """Name of the set, which the feature repo declares in training_sets/ or in Python."""
 
     format: Literal["csv", "parquet"] = "csv"
     """Which of the set's files training and evaluation read."""
-
-    parts: int = Field(default=1, ge=1)
-    """Files a split and format."""
 
     version: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Default of the parameter SetVersion, which names the set's folder: a version is built once
     and taken again. Default: each execution builds a set of its own."""
 
     _expected: ClassVar[dict[str, str]] = {
-        "feature_service": "the name of a feature service",
-        "features": "a list of feature references, `view:feature`",
-        "entity_rows": "a path, a URI or SQL",
-        "label": "the name of a column",
-        "split": "a mapping with validation_from and test_from",
+        "name": "the name of a declared training set",
         "format": "csv or parquet",
-        "parts": "a whole number, at least 1",
         "version": "letters, digits and `._-`",
     }
-
-    def check(self, subject: str) -> None:
-        """Refuse both or neither of service and references."""
-        if (self.feature_service is None) == (not self.features):
-            raise ConfigError(
-                f"{subject}: `training_set` needs `feature_service` or `features`, not both."
-            )
-
-    @property
-    def is_sql(self) -> bool:
-        """Whether the entity rows are a query."""
-        return self.entity_rows.lstrip().lower().startswith(("select", "with"))
 
 
 class Train(Section):
@@ -411,7 +359,6 @@ SECTIONS: dict[str, type[Section]] = {
     "deploy": Deploy,
     "retry": Retry,
     "schedule": Schedule,
-    "split": SplitTimes,
 }
 Model = TypeVar("Model", bound=Section)
 
@@ -447,12 +394,12 @@ def parse_pipeline(text: str, file: str) -> PipelineDeclaration:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{file}:{mark.line + 1}" if mark else file
+        where = f"{file}, line {mark.line + 1}" if mark else file
         raise ConfigError(
             f"{where}: this is no YAML: {getattr(error, 'problem', error)}."
         ) from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{file}:1: a pipeline is a mapping of settings.")
+        raise ConfigError(f"{file}, line 1: a pipeline is a mapping of settings.")
     return _validated(PipelineDeclaration, node, values, file, "")
 
 
@@ -463,7 +410,7 @@ def _validated(
     checked: dict[str, Any] = {}
     for key, value in values.items():
         line = lines.get(str(key), node.start_mark.line + 1)
-        refuse_unknown(f"{file}:{line}", prefix, [str(key)], model.model_fields)
+        refuse_unknown(f"{file}, line {line}", prefix, [str(key)], model.model_fields)
         section = SECTIONS.get(key)
         if section is None or value is None:
             checked[key] = value
@@ -471,10 +418,12 @@ def _validated(
             inner = next(item for name, item in node.value if name.value == key)
             checked[key] = _validated(section, inner, value, file, f"{prefix}{key}.")
         else:
-            raise ConfigError(f"{file}:{line}: `{prefix}{key}` must be a mapping of settings.")
+            raise ConfigError(
+                f"{file}, line {line}: `{prefix}{key}` must be a mapping of settings."
+            )
     missing = [name for name, of in model.model_fields.items() if of.is_required()]
     missing = [name for name in missing if name not in checked]
-    start = f"{file}:{node.start_mark.line + 1}"
+    start = f"{file}, line {node.start_mark.line + 1}"
     if missing:
         raise ConfigError(f"{start}: `{prefix}{missing[0]}` is missing.")
     try:
@@ -486,7 +435,7 @@ def _validated(
         if line is None:
             raise
         message = str(error).removeprefix(start)
-        raise ConfigError(f"{file}:{line}{message}") from cause
+        raise ConfigError(f"{file}, line {line}{message}") from cause
 
 
 def _lines(node: Any, file: str) -> dict[Any, int]:
@@ -494,13 +443,6 @@ def _lines(node: Any, file: str) -> dict[Any, int]:
     for key, _ in node.value:
         line = key.start_mark.line + 1
         if key.value in lines:
-            raise ConfigError(f"{file}:{line}: `{key.value}` is there twice.")
+            raise ConfigError(f"{file}, line {line}: `{key.value}` is there twice.")
         lines[key.value] = line
     return lines
-
-
-def utc_instant(value: datetime | date) -> datetime:
-    """A date's midnight, or a time; without an offset in UTC."""
-    if not isinstance(value, datetime):
-        value = datetime(value.year, value.month, value.day, tzinfo=timezone.utc)
-    return value if value.tzinfo else value.replace(tzinfo=timezone.utc)

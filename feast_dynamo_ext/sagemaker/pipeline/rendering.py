@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker.channels import CONTENT_TYPES
+from feast_dynamo_ext.sagemaker.definition import TrainingSetDefinition, definition_named
 from feast_dynamo_ext.sagemaker.manifest import MANIFEST
 from feast_dynamo_ext.sagemaker.pipeline.steps import (
     Step,
@@ -56,18 +57,25 @@ DEPLOY, FAIL = "DeployEndpoint", "MetricTooLow"
 
 
 @dataclass(frozen=True)
-class Code:
-    """The scripts of a pipeline, by their content.
+class RepoParts:
+    """What a pipeline uses of its feature repo: scripts, by their content, and the declared set.
 
     Attributes:
         training: the training script with what is packed beside it.
         evaluation: bytes of the evaluation script.
         evaluation_name: its file's name.
+        definition: the training set's.
     """
 
     training: SourceCode
     evaluation: bytes
     evaluation_name: str
+    definition: TrainingSetDefinition
+
+    @property
+    def fitted_on(self) -> tuple[str, ...]:
+        """Splits of the set that training reads."""
+        return tuple(name for name in self.definition.split.to_rule().splits if name != "test")
 
     def training_uri(self, output: str) -> str:
         """Where the packed training script is on S3."""
@@ -79,11 +87,12 @@ class Code:
         return f"{output}/code/{sha256}/{self.evaluation_name}"
 
 
-def read_code(declaration: PipelineDeclaration, repo: Path) -> Code:
-    """Read and pack the scripts that a pipeline names.
+def read_parts(declaration: PipelineDeclaration, repo: Path) -> RepoParts:
+    """Read what a pipeline names of its repo, and pack its scripts.
 
     Raises:
-        ConfigError: a script that is not there, or that cannot be packed.
+        ConfigError: a script that is not there or cannot be packed, or a training set that is not
+            declared, or not with what the pipeline reads of it.
     """
     train, evaluate = declaration.train, declaration.evaluate
     script = repo / train.script
@@ -101,25 +110,43 @@ def read_code(declaration: PipelineDeclaration, repo: Path) -> Code:
         raise ConfigError(
             f"The evaluation script {path} cannot be read: {error.strerror}."
         ) from error
-    return Code(training, evaluation, path.name)
+    return RepoParts(training, evaluation, path.name, _definition(declaration, repo))
 
 
-def upload_code(declaration: PipelineDeclaration, code: Code, aws: AwsSettings) -> None:
+def _definition(declaration: PipelineDeclaration, repo: Path) -> TrainingSetDefinition:
+    of_set = declaration.training_set
+    declared = definition_named(repo, of_set.name)
+    definition = declared.definition
+    if of_set.format not in definition.formats:
+        written = ", ".join(definition.formats)
+        raise ConfigError(
+            f"Pipeline {declaration.name} reads {of_set.format}, and training set {of_set.name} "
+            f"is written as {written}: add it to `formats` in {declared.where}."
+        )
+    if "test" not in definition.split.to_rule().splits:
+        raise ConfigError(
+            f"Pipeline {declaration.name} evaluates on the test split, and the `split` of "
+            f"training set {of_set.name} in {declared.where} makes none."
+        )
+    return definition
+
+
+def upload_code(declaration: PipelineDeclaration, parts: RepoParts, aws: AwsSettings) -> None:
     """Put the scripts where the definition says; those that are there stay.
 
     Raises:
         AwsError: S3 refused.
     """
     output = declaration.output.rstrip("/")
-    upload_source(code.training, f"{output}/code", aws)
-    uri = code.evaluation_uri(output)
+    upload_source(parts.training, f"{output}/code", aws)
+    uri = parts.evaluation_uri(output)
     storage = files_of(uri, aws)
     if storage.find(uri) is None:
         with storage.new_file(uri, "text/x-python") as file:
-            file.write(code.evaluation)
+            file.write(parts.evaluation)
 
 
-def render(declaration: PipelineDeclaration, code: Code) -> dict[str, Any]:
+def render(declaration: PipelineDeclaration, parts: RepoParts) -> dict[str, Any]:
     """The definition of a pipeline, checked: see `check_graph`.
 
     Raises:
@@ -127,7 +154,7 @@ def render(declaration: PipelineDeclaration, code: Code) -> dict[str, Any]:
         RequestError: what AWS's service model does not allow, of a step.
     """
     parameters = _parameters(declaration)
-    steps = pipeline_steps(declaration, code)
+    steps = pipeline_steps(declaration, parts)
     check_graph(declaration.name, steps, [found["Name"] for found in parameters])
     definition = {
         "Version": VERSION,
@@ -188,15 +215,15 @@ def checked_parameters(declaration: PipelineDeclaration, given: Sequence[str]) -
     return values
 
 
-def pipeline_steps(declaration: PipelineDeclaration, code: Code) -> tuple[Step, ...]:
+def pipeline_steps(declaration: PipelineDeclaration, parts: RepoParts) -> tuple[Step, ...]:
     """The steps of a pipeline, those that are decided on within their condition."""
-    return _Steps(declaration, code).all()
+    return _Steps(declaration, parts).all()
 
 
 class _Steps:
-    def __init__(self, declaration: PipelineDeclaration, code: Code) -> None:
+    def __init__(self, declaration: PipelineDeclaration, parts: RepoParts) -> None:
         self._declared = declaration
-        self._code = code
+        self._parts = parts
         self._output = declaration.output.rstrip("/")
         version = declaration.training_set.version
         folder = RUN if version is None else parameter("SetVersion")
@@ -303,11 +330,11 @@ class _Steps:
             "HyperParameters": hyperparameter_strings(
                 {
                     **train.hyperparameters,
-                    "sagemaker_program": self._code.training.entry,
-                    "sagemaker_submit_directory": self._code.training_uri(self._output),
+                    "sagemaker_program": self._parts.training.entry,
+                    "sagemaker_submit_directory": self._parts.training_uri(self._output),
                 }
             ),
-            "InputDataConfig": [self._channel(name) for name in ("train", "validation")],
+            "InputDataConfig": [self._channel(name) for name in self._parts.fitted_on],
             "OutputDataConfig": {"S3OutputPath": f"{self._output}/models"},
             "ResourceConfig": {
                 "InstanceType": parameter("TrainInstanceType"),
@@ -331,14 +358,14 @@ class _Steps:
         return self._processing(
             EVALUATE,
             self._declared.evaluate.image or self._declared.train.image,
-            ["python3", f"{folder}/code/{self._code.evaluation_name}"],
+            ["python3", f"{folder}/code/{self._parts.evaluation_name}"],
             [
                 *("--model", f"{folder}/model"),
                 *("--test", f"{folder}/test"),
                 *("--output", f"{CONTAINER}/output/evaluation"),
             ],
             inputs=[
-                ("code", self._code.evaluation_uri(self._output)),
+                ("code", self._parts.evaluation_uri(self._output)),
                 ("model", output_of(TRAIN, "ModelArtifacts.S3ModelArtifacts")),
                 ("test", self._split("test")),
             ],
@@ -376,6 +403,7 @@ class _Steps:
         set_uri = self._set
         request = package_request(
             self._declared,
+            self._parts.definition,
             self._container(),
             evaluation_uri=join("/", [self._evaluations, EVALUATION]),
             approval=parameter("ApprovalStatus"),
@@ -417,6 +445,7 @@ class _Steps:
 
 def package_request(
     declaration: PipelineDeclaration,
+    definition: TrainingSetDefinition,
     container: Mapping[str, Any],
     *,
     evaluation_uri: Any,
@@ -427,15 +456,16 @@ def package_request(
 
     Args:
         declaration: the pipeline.
+        definition: its training set's.
         container: image and model.
         evaluation_uri: of evaluation.json on S3.
         approval: approval status.
         metadata: what is kept with the model besides pipeline and features.
     """
-    package, of_set = declaration.package, declaration.training_set
-    service = of_set.feature_service
+    package, service = declaration.package, definition.feature_service
     # The service takes 256 characters a value; a set's manifest has all of its references.
-    features = service if service is not None else f"{len(of_set.features)} references"
+    count = len(definition.features or ())
+    features = service if service is not None else f"{count} references"
     key = "feature_service" if service is not None else "features"
     return {
         "ModelPackageGroupName": package.group,

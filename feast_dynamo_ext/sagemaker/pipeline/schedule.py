@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         PipelineDeclaration,
         Schedule,
     )
-    from feast_dynamo_ext.sagemaker.pipeline.rendering import Code
+    from feast_dynamo_ext.sagemaker.pipeline.rendering import RepoParts
 
 RATE = re.compile(r"rate\((\d+) (minute|hour|day)(s?)\)")
 CRON = re.compile(r"cron\((.+)\)")
@@ -111,7 +111,7 @@ def _number(text: str, least: int, most: int, names: tuple[str, ...]) -> int | N
     return int(text) if text.isascii() and text.isdigit() and least <= int(text) <= most else None
 
 
-def upsert_pipeline(declaration: PipelineDeclaration, code: Code, aws: AwsSettings) -> str:
+def upsert_pipeline(declaration: PipelineDeclaration, parts: RepoParts, aws: AwsSettings) -> str:
     """Put the scripts and the definition there: made, or changed where it is another.
 
     Returns:
@@ -121,7 +121,7 @@ def upsert_pipeline(declaration: PipelineDeclaration, code: Code, aws: AwsSettin
         ConfigError: a definition that SageMaker could not run.
         AwsError: AWS refused.
     """
-    text = definition_text(render(declaration, code))
+    text = definition_text(render(declaration, parts))
     request = {
         "PipelineName": declaration.name,
         "PipelineDefinition": text,
@@ -131,7 +131,7 @@ def upsert_pipeline(declaration: PipelineDeclaration, code: Code, aws: AwsSettin
     subject = f"pipeline `{declaration.name}`"
     check_request("CreatePipeline", {**request, "ClientRequestToken": token}, subject=subject)
     client = aws_access.client("sagemaker", aws)
-    upload_code(declaration, code, aws)
+    upload_code(declaration, parts, aws)
     _make_group(declaration.package.group, client)
     with aws_access.translated("sagemaker", subject):
         there = {

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker.manifest import MANIFEST, definition_hash, open_folder
-from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import utc_instant
-from feast_dynamo_ext.sagemaker.split import TimeSplit
-from feast_dynamo_ext.sagemaker.training_set import create_training_set, load_training_set
+from feast_dynamo_ext.sagemaker.training_set import load_training_set
 from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
@@ -27,38 +25,10 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import (
-        PipelineDeclaration,
-        TrainingSetSection,
-    )
+    from feast_dynamo_ext.sagemaker.definition import TrainingSetDefinition
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
 METRIC_PART = re.compile(r"([A-Za-z_]\w*)|\[(\d+)\]")
-
-
-def build_set(
-    declaration: PipelineDeclaration,
-    repo: Path,
-    store: FeatureStore,
-    output: str,
-    *,
-    overwrite: bool = False,
-) -> TrainingSet:
-    """Build the training set that a pipeline declares.
-
-    Raises: as `create_training_set`; ConfigError where the feature service is not there.
-    """
-    of_set = declaration.training_set
-    return create_training_set(
-        store,
-        entity_rows=entity_rows(of_set, repo),
-        features=features(of_set, store),
-        label=of_set.label,
-        output=output,
-        split=time_split(of_set),
-        parts=of_set.parts,
-        overwrite=overwrite,
-    )
 
 
 def set_summary(training_set: TrainingSet, aws: AwsSettings) -> dict[str, Any]:
@@ -71,9 +41,7 @@ def set_summary(training_set: TrainingSet, aws: AwsSettings) -> dict[str, Any]:
     }
 
 
-def set_at(
-    declaration: PipelineDeclaration, store: FeatureStore, output: str, aws: AwsSettings
-) -> TrainingSet | None:
+def set_at(definition: TrainingSetDefinition, output: str, aws: AwsSettings) -> TrainingSet | None:
     """The complete set that is at a place, if there is one.
 
     Raises:
@@ -83,18 +51,10 @@ def set_at(
     if not folder.exists(MANIFEST):
         return None
     found = load_training_set(output, aws)
-    of_set = declaration.training_set
-    differ = []
-    if found.manifest.label != of_set.label:
-        differ.append("label")
-    if found.manifest.split != time_split(of_set):
-        differ.append("split")
-    if [*found.manifest.provenance.feature_refs] != references(of_set, store):
-        differ.append("features")
-    if differ:
+    if found.manifest.definition != definition.to_json():
         raise ConfigError(
-            f"{found.output} holds another training set: its {', '.join(differ)} are not those of "
-            f"pipeline {declaration.name}. Give `training_set.version` another value."
+            f"{found.output} holds a training set that was declared otherwise than "
+            f"{definition.name} is now. Give `training_set.version` another value."
         )
     return found
 
@@ -105,46 +65,26 @@ def manifest_hash(training_set: TrainingSet, aws: AwsSettings) -> str:
     return hashlib.sha256(b"".join(folder.chunks(MANIFEST))).hexdigest()
 
 
-def time_split(of_set: TrainingSetSection) -> TimeSplit:
-    """The split of a declared set."""
-    return TimeSplit(
-        utc_instant(of_set.split.validation_from), utc_instant(of_set.split.test_from)
-    )
-
-
-def entity_rows(of_set: TrainingSetSection, repo: Path) -> str:
-    """The entity rows of a declared set: SQL, a URI or an absolute path."""
-    if of_set.is_sql or "://" in of_set.entity_rows:
-        return of_set.entity_rows
-    return str((repo / of_set.entity_rows).absolute())
-
-
-def features(of_set: TrainingSetSection, store: FeatureStore) -> Any:
-    """A feature service, or references, of a declared set.
+def references(definition: TrainingSetDefinition, store: FeatureStore) -> list[tuple[str, str]]:
+    """Views and features of a declared set, in order.
 
     Raises:
         ConfigError: no such feature service.
     """
     from feast.errors import FeatureServiceNotFoundException
 
-    if of_set.feature_service is None:
-        return list(of_set.features)
+    if definition.features is not None:
+        parted = (reference.partition(":") for reference in definition.features)
+        return [(view, feature) for view, _, feature in parted]
     try:
-        return store.get_feature_service(of_set.feature_service)
+        service = store.get_feature_service(definition.feature_service or "")
     except FeatureServiceNotFoundException as error:
         raise ConfigError(
-            f"There is no feature service `{of_set.feature_service}`. Run `feast apply` first."
+            f"There is no feature service `{definition.feature_service}`. Run `feast apply` first."
         ) from error
-
-
-def references(of_set: TrainingSetSection, store: FeatureStore) -> list[str]:
-    """References of the features of a declared set."""
-    found = features(of_set, store)
-    if isinstance(found, list):
-        return found
     return [
-        f"{projection.name_to_use()}:{feature.name}"
-        for projection in found.feature_view_projections
+        (projection.name, feature.name)
+        for projection in service.feature_view_projections
         for feature in projection.features
     ]
 
