@@ -297,3 +297,13 @@ def test_a_set_that_a_pipeline_cannot_read_is_refused(old, new, error, repo):
 def test_a_set_that_is_not_declared_is_refused(repo):
     with pytest.raises(ConfigError, match=r"no training set `churnd`. Did you mean `churned`"):
         read_parts(declared(CASE.replace("name: churned", "name: churnd")), repo)
+
+
+def test_the_pipeline_on_the_page_is_one(repo):
+    snippet = Path(__file__).parents[2] / "docs" / "snippets" / "pipeline.yaml"
+    (repo / "training_sets" / "churned.yaml").rename(repo / "training_sets" / "churn.yaml")
+    declaration = parse_pipeline(snippet.read_text(), "pipelines/churn.yaml")
+    definition = render(declaration, read_parts(declaration, repo))
+    assert [step["Name"] for step in definition["Steps"]] == [
+        *("Materialize", "BuildTrainingSet", "Train", "Evaluate", "CheckMetric")
+    ]
