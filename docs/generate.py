@@ -9,6 +9,7 @@ Such a part stands in a page between two lines, `<!-- generated: NAME -->` and
     batch_engine                  a table of the fields of that block of feature_store.yaml
     table                         the same of the `table` block inside `online_store`
     catalog                       the same of the `catalog` block inside `offline_store`
+    settings CLASS                keys and meanings of what a training set's yaml declares
     cli                           the help of every feast-dynamo command
     iam                           a section for each policy of snippets/iam/policies.yaml
     errors                        a section for each class of errors.py
@@ -125,6 +126,8 @@ def rendered(page: str) -> str:
 def _part(name: str) -> str:
     if name.startswith("file "):
         return _file(ROOT / name.removeprefix("file "))
+    if name.startswith("settings "):
+        return _settings(name.removeprefix("settings "))
     whole = {"cli": _cli, "iam": _iam, "errors": _errors}
     return whole[name]() if name in whole else _table(name)
 
@@ -142,6 +145,42 @@ def _table(block: str) -> str:
     shared = {field.name for field in _fields(*SHARED)} if block == "offline_store" else set()
     rows = [field.row() for field in config_fields(block) if field.name not in shared]
     return "\n".join(["| field | type | default | meaning |", "|---|---|---|---|", *rows])
+
+
+DECLARATIONS = ("encodings", "definition")
+"""Modules of `sagemaker/` with what users declare."""
+
+
+def _settings(class_name: str) -> str:
+    """The keys of a declaration's class, own ones alone, with what stands below each."""
+    modules = [
+        ast.parse((PACKAGE / "sagemaker" / f"{name}.py").read_text()) for name in DECLARATIONS
+    ]
+    (found,) = (
+        node
+        for module in modules
+        for node in module.body
+        if isinstance(node, ast.ClassDef) and node.name == class_name
+    )
+    rows = [
+        f"| `{_key(node)}` | {_meaning(following)}{'' if node.value else ' Required.'} |"
+        for node, following in zip(found.body, found.body[1:], strict=False)
+        if isinstance(node, ast.AnnAssign)
+    ]
+    return "\n".join(["| key | meaning |", "|---|---|", *rows])
+
+
+def _key(node: ast.AnnAssign) -> str:
+    """The name that yaml has for a field."""
+    words = node.value.keywords if isinstance(node.value, ast.Call) else []
+    aliases = [ast.literal_eval(word.value) for word in words if word.arg == "alias"]
+    return str(aliases[0]) if aliases else ast.unparse(node.target)
+
+
+def _meaning(following: ast.stmt) -> str:
+    if not (isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)):
+        raise TypeError("A declared key has no text after it that says what it means.")
+    return " ".join(str(following.value.value).split()).replace("|", r"\|")
 
 
 def config_fields(block: str) -> list[ConfigField]:

@@ -5,7 +5,13 @@ checks them; `TrainingSet.channels`, `training_job_request` and `create_training
 on them; `run_locally` runs a training script on this machine instead.
 """
 
-from feast_dynamo_ext.sagemaker.channels import copy_channels, input_data_config, local_folders
+from feast_dynamo_ext.sagemaker.channels import (
+    copy_channels,
+    input_data_config,
+    local_folders,
+    sdk_channels,
+    write_manifest_files,
+)
 from feast_dynamo_ext.sagemaker.content_hash import hash_table
 from feast_dynamo_ext.sagemaker.encodings import Encoding, FittedEncoding
 from feast_dynamo_ext.sagemaker.local_job import LocalRun, run_locally
@@ -92,7 +98,9 @@ __all__ = [
     "local_folders",
     "request_problems",
     "run_locally",
+    "sdk_channels",
     "training_job_request",
     "verify",
+    "write_manifest_files",
     "write_training_set",
 ]

@@ -323,6 +323,8 @@ def _hash(fitted: FittedEncoding, array: pa.Array, _: Any) -> list[pa.Array]:
     return [hashed.take(indices)]
 
 
+# The same categories come block after block.
+@functools.lru_cache(maxsize=1 << 16, typed=True)
 def bucket_of(value: str | int | bool, buckets: int) -> int:
     """The number from 0 to below `buckets` that a category is hashed to.
 

@@ -41,8 +41,8 @@ CATEGORICAL_INDEX = "categorical_index.json"
 ROW_GROUP_ROWS = 65_536
 """Rows of a Parquet row group; fixed, as it shows in the bytes."""
 
-_CELLS = 2**22
-"""Cells that are turned into text or records at a time: some 100 MB of text at the most."""
+_CELLS = 2**20
+"""Cells that are turned into text or records at a time: some 30 MB of text."""
 
 
 @dataclass(frozen=True)
@@ -417,11 +417,11 @@ def _large(text: str) -> pa.Scalar:
     return pa.scalar(text, pa.large_string())
 
 
-# A float32 is exact as text to XGBoost if all its digits are there, and in no power of ten: its
-# parser adds whole part and fraction as float32, and multiplies by the power. It keeps 19 digits
-# behind the point, and 64 bits before it.
-_PLAIN_FROM, _PLAIN_BELOW = 1e-5, 1e15  # pyarrow writes others as powers of ten
-_DIGITS_FROM, _DIGITS_BELOW = 1e-11, 2.0**64
+# XGBoost's parser of text adds whole part and fraction as float32, and multiplies by the power of
+# ten: a float32 is exact to it if all its digits are there and no power is. It keeps 19 digits
+# behind the point, and 64 bits before it. pyarrow writes powers below 1e-6 and from 1e10 on.
+_TINY, _SMALL = 1e-11, 1e-5
+_LARGE, _HUGE = 1e9, 2.0**63
 
 
 def _text(column: pa.Array) -> pa.Array:
@@ -429,18 +429,21 @@ def _text(column: pa.Array) -> pa.Array:
     if column.type != pa.float32():
         return column.cast(pa.large_string())
     texts = column.cast(pa.float64()).cast(pa.large_string())
-    sizes = np.abs(column.to_numpy(zero_copy_only=False).astype(np.float64))
-    is_power = ((sizes < _PLAIN_FROM) & (sizes >= _DIGITS_FROM)) | (
-        (sizes >= _PLAIN_BELOW) & (sizes < _DIGITS_BELOW)
-    )
-    if not is_power.any():
-        return texts
-    mask = pa.array(is_power)
-    digits = [
-        np.format_float_positional(value, precision=19, unique=False, trim="-")
-        for value in column.filter(mask).cast(pa.float64()).to_pylist()
-    ]
-    return pc.replace_with_mask(texts, mask, pa.array(digits, pa.large_string()))
+    sizes = np.abs(column.to_numpy(zero_copy_only=False))  # NaN, which is in no range, for null
+    is_large = (sizes >= _LARGE) & (sizes < _HUGE)
+    if is_large.any():
+        mask = pa.array(is_large)
+        whole = column.filter(mask).cast(pa.int64()).cast(pa.large_string())
+        texts = pc.replace_with_mask(texts, mask, whole)
+    is_small = (sizes >= _TINY) & (sizes < _SMALL)
+    if is_small.any():
+        mask = pa.array(is_small)
+        digits = [
+            np.format_float_positional(value, precision=19, unique=False, trim="-")
+            for value in column.filter(mask).cast(pa.float64()).to_pylist()
+        ]
+        texts = pc.replace_with_mask(texts, mask, pa.array(digits, pa.large_string()))
+    return texts
 
 
 _WRITERS: Mapping[str, Callable[..., FormatWriter]] = {

@@ -23,6 +23,7 @@ from feast_dynamo_ext.sagemaker.formats import FileRoles, part_name, writer
 from feast_dynamo_ext.sagemaker.manifest import LabelStatistics, OutputFile, SplitSummary
 from feast_dynamo_ext.sagemaker.row_spool import Blocks
 from feast_dynamo_ext.sagemaker.split import event_range
+from feast_dynamo_ext.sagemaker.targets import target_of, writer_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,19 +79,29 @@ class ShardFormat:
         schema: columns of the encoded rows.
         roles: what these are.
         kept: columns of `rows/`.
-        float32: as of `formats.writer`.
+        target: what the files are for; None for no algorithm in particular.
     """
 
     formats: tuple[str, ...]
     schema: pa.Schema
     roles: FileRoles
     kept: pa.Schema
-    float32: bool = False
+    target: str | None = None
 
     def paths(self, split: str, part: int) -> list[str]:
         """The files of a shard."""
         files = [f"{split}/{each}/{part_name(each, part)}" for each in self.formats]
         return [*files, f"rows/{split}/{part_name('parquet', part)}"]
+
+    def options(self, format: str) -> dict[str, Any]:  # noqa: A002 - as channels
+        """Options of the writer of a format."""
+        return writer_options(self.target, format) if self.target else {}
+
+    @property
+    def has_index(self) -> bool:
+        """Whether a file beside CSV says which columns are categories."""
+        reads = self.target is not None and target_of(self.target).categories
+        return reads and "csv" in self.formats and bool(self.roles.categorical)
 
     @property
     def row_bytes(self) -> int:
@@ -172,7 +183,7 @@ class Shard:
         ]
         *formatted, (_, beside) = self._files
         self._writers: list[Any] = [
-            writer(each, file, form.schema, form.roles, float32=form.float32)
+            writer(each, file, form.schema, form.roles, **form.options(each))
             for each, (_, file) in zip(form.formats, formatted, strict=True)
         ]
         self._beside = ParquetFile(beside, form.kept)

@@ -19,9 +19,11 @@ written last, and only where there is none.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +79,8 @@ from feast_dynamo_ext.sagemaker.shards import (
     hash_of_parts,
 )
 from feast_dynamo_ext.sagemaker.split import checked_split
+from feast_dynamo_ext.sagemaker.targets import check as check_target
+from feast_dynamo_ext.sagemaker.targets import target_of
 from feast_dynamo_ext.sagemaker.training_columns import (
     ColumnScan,
     TrainingColumns,
@@ -88,6 +92,7 @@ from feast_dynamo_ext.storage import discard
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
     from feast import FeatureService, FeatureStore
     from numpy.typing import NDArray
@@ -110,11 +115,8 @@ FORMATS = ("csv", "parquet")
 KEEPS_TEXT = "script"
 """The target for which texts and times may stay as they are."""
 
-ROUNDS_TO_FLOAT32 = frozenset({"xgboost", "linear-learner"})
-"""Targets that keep no more of a number, and of which one misreads longer ones in text."""
-
-INDEXED = frozenset({"lightgbm", "autogluon"})
-"""Targets that read which columns are categories from a file beside CSV."""
+WRITES_AHEAD = 2
+"""Blocks that are encoded before they are written."""
 
 OPEN_BYTES = 256 << 20
 """Of rows that wait in shards that are written side by side, about."""
@@ -373,6 +375,8 @@ def write_training_set(
     ]
     roles = replace(roles, helpers=(*roles.helpers, *read_by_split))
     roles.check(table.schema)
+    if target is not None:
+        target_of(target)
     folder = open_folder(output, aws)
     _refuse_existing(folder, overwrite=overwrite)
     schema = pa.schema([table.schema.field(each) for each in roles.names])
@@ -384,10 +388,11 @@ def write_training_set(
         build.keep(_batches_of(table, roles.names))
         fitted = build.fit(fitting)
         form = _form(roles, fitted, spool.schema, formats, target)
+        build.check(form, fitted)
         # The join took a while.
         _refuse_existing(folder, overwrite=overwrite)
         _make_room(folder)
-        written = build.write(folder, form, fitted, target, entity_rows)
+        written = build.write(folder, form, fitted, entity_rows)
     given = {*given_features, *roles.names} - ({*features} - {*given_features})
     manifest = Manifest(
         label=label,
@@ -483,7 +488,7 @@ def _form(
         pa.schema(fields),
         FileRoles(roles.label, roles.weight, features, categorical),
         kept,
-        float32=target in ROUNDS_TO_FLOAT32,
+        target,
     )
 
 
@@ -565,18 +570,46 @@ class _Build:
         )
         return fitted
 
+    def check(self, form: ShardFormat, fitted: Mapping[str, FittedEncoding]) -> None:
+        """Refuse what the target cannot train on."""
+        if form.target is None:
+            return
+        sizes = {name: int((self.assigned == at).sum()) for at, name in enumerate(self._splits)}
+        missing: dict[str, dict[str, int]] = {name: {} for name in self._splits}
+        holes = [
+            name
+            for name in self._roles.features
+            if self._scan.nulls[name] and fitted[name].state.get("missing") is None
+        ]
+        for first, block in self._spool.read(holes) if holes else ():
+            places = self.assigned[first : first + block.num_rows]
+            for column in holes:
+                of_null = places[np.asarray(block.column(column).is_null())]
+                for at, split in enumerate(self._splits):
+                    count = int((of_null == at).sum())
+                    for output in fitted[column].outputs if count else ():
+                        missing[split][output] = missing[split].get(output, 0) + count
+        check_target(
+            form.target,
+            form.formats,
+            form.schema,
+            form.roles,
+            rows=sizes,
+            missing=missing,
+            parts=self._parts,
+        )
+
     def write(
         self,
         folder: OutputFolder,
         form: ShardFormat,
         fitted: Mapping[str, FittedEncoding],
-        target: str | None,
         entity_rows: pa.Table | None,
     ) -> _Written:
         """Write all files but the manifest; where one fails, none of them remains."""
         numbers = [int(each) for each in np.unique(self._shards[self._shards >= 0])]
         names = [(self._splits[each // self._parts], each % self._parts) for each in numbers]
-        indexed = sorted({split for split, _ in names}) if self._has_index(form, target) else []
+        indexed = sorted({split for split, _ in names}) if form.has_index else []
         paths = [path for split, part in names for path in form.paths(split, part)]
         paths += [f"{split}/csv/{CATEGORICAL_INDEX}" for split in indexed]
         passing = _Passing(fitted, self._roles, form)
@@ -617,10 +650,6 @@ class _Build:
         )
 
     @staticmethod
-    def _has_index(form: ShardFormat, target: str | None) -> bool:
-        return "csv" in form.formats and target in INDEXED and bool(form.roles.categorical)
-
-    @staticmethod
     def _content(
         form: ShardFormat,
         names: Sequence[tuple[str, int]],
@@ -637,7 +666,23 @@ class _Build:
         }
 
     def _pass(self, shards: OpenShards, numbers: Sequence[int], passing: _Passing) -> None:
-        """Encode the rows of some shards, and append each to its own."""
+        """Encode the rows of some shards, and append each to its own.
+
+        A thread writes, in order, what this one has encoded.
+        """
+        under_way: collections.deque[Future[None]] = collections.deque()
+        with ThreadPoolExecutor(1, "feast-dynamo-training-set") as writer:
+            for part in self._parts_of(numbers, passing):
+                under_way.append(writer.submit(shards.write, *part))
+                if len(under_way) > WRITES_AHEAD:
+                    under_way.popleft().result()
+            for write in under_way:
+                write.result()
+
+    def _parts_of(
+        self, numbers: Sequence[int], passing: _Passing
+    ) -> Iterator[tuple[int, pa.RecordBatch, pa.RecordBatch]]:
+        """Of each block the rows of each of the shards: its number, encoded and kept columns."""
         for first, block in self._spool.read():
             places = self._shards[first : first + block.num_rows]
             is_in = (places >= numbers[0]) & (places <= numbers[-1])
@@ -649,10 +694,10 @@ class _Build:
             found = np.unique(places)
             for number in found:
                 if len(found) == 1:
-                    shards.write(int(number), encoded, kept)
+                    yield int(number), encoded, kept
                 else:
                     mask = pa.array(places == number)
-                    shards.write(int(number), encoded.filter(mask), kept.filter(mask))
+                    yield int(number), encoded.filter(mask), kept.filter(mask)
 
 
 class _Passing:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from materialize import Materialized, Runs
     from offline import Joined
     from tables import TableRuns
+    from training_sets import Round
 
 BASE, OURS, FLOOR = "Feast", "ours", "floor"
 
@@ -158,6 +159,23 @@ def percent(sizes: Mapping[str, Sequence[int]]) -> Figure:
     """Our bytes of each row, as per cent of the bytes that Feast's store takes."""
     base, ours = statistics.median(sizes["feast"]), sizes["ours"]
     return Figure.of([size / base * 100 for size in ours])
+
+
+SETS_PERCENT, SETS_MB = 40.0, 1_200.0
+
+
+def of_sets(rounds: Sequence[Round]) -> Held:
+    """Of builds of training sets: their speed beside pyarrow's writing, and their memory."""
+    return [
+        (
+            Bar("training set/pyarrow's writing", SETS_PERCENT, "%"),
+            Figure.of([each.percent for each in rounds]),
+        ),
+        (
+            Bar("peak memory, training set", SETS_MB, " MB", at_least=False),
+            Figure.of([each.build.peak_mb for each in rounds]),
+        ),
+    ]
 
 
 def of_materialize(runs: Runs) -> Held:

@@ -24,6 +24,7 @@ import offline_bars
 import report
 import tables
 import tabulate
+import training_sets
 from bars import BASE, FLOOR, OURS
 from harness import Case, Client, Command, Measured, measure, running
 from parts import ALL, PARTS, Part
@@ -101,6 +102,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 results[name], more = _run_offline(rounds, options)
             elif name == "tables":
                 results[name], more = _run_tables(rounds, options)
+            elif name == "sets":
+                results[name], more = _run_sets(rounds, options)
             else:
                 results[name], more = _run_part(server, name, part, rounds)
             held += more
@@ -157,6 +160,12 @@ def _run_offline(rounds: int, options: argparse.Namespace) -> tuple[dict[str, An
         print(f"{options.scale:g} times the rows: these figures and their bars mean nothing.")
     print(f"{time.monotonic() - started:.0f} s, history included.", flush=True)
     return {"rounds": rounds, "runs": report.offline_as_json(runs)}, offline_bars.of_offline(runs)
+
+
+def _run_sets(rounds: int, options: argparse.Namespace) -> tuple[dict[str, Any], bars.Held]:
+    found = training_sets.run(rounds, options.scale)
+    print(training_sets.report(found, options.scale), flush=True)
+    return {"rounds": rounds, "runs": training_sets.as_json(found)}, bars.of_sets(found)
 
 
 def _run_tables(rounds: int, options: argparse.Namespace) -> tuple[dict[str, Any], bars.Held]:
@@ -244,7 +253,7 @@ def _sizes(server: Server, part: Part) -> dict[str, dict[str, list[int]]]:
 @contextlib.contextmanager
 def _server_of(parts: Collection[str]) -> Iterator[Server | None]:
     """DynamoDB Local, where a part needs it."""
-    if set(parts) <= {"offline", "tables"}:
+    if set(parts) <= {"offline", "tables", "sets"}:
         yield None
         return
     with tempfile.TemporaryDirectory() as name:
@@ -274,7 +283,7 @@ def _options() -> argparse.Namespace:
         "--scale",
         type=float,
         default=1,
-        help="materialize, offline, tables: of the rows, to try it out",
+        help="materialize, offline, tables, sets: of the rows, to try it out",
     )
     parser.add_argument(
         "--case",

@@ -111,5 +111,7 @@ PARTS = {
         rounds=3,
     ),
     # As above: see `tables.py`.
+    # See `training_sets.py`.
+    "sets": Part("training sets, on local files", (), rounds=3),
     "tables": Part("history tables of an SQL catalog, on local files", (), rounds=3),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from datetime import datetime, timezone
@@ -33,6 +34,7 @@ from feast_dynamo_ext.sagemaker import (
     verify,
     write_training_set,
 )
+from feast_dynamo_ext.sagemaker.channels import write_manifest_files
 
 
 def utc(*parts: int) -> datetime:
@@ -55,9 +57,9 @@ ROWS = pa.table(
 )
 ONE_PART = [
     "manifest.json",
-    "rows/test.parquet",
-    "rows/train.parquet",
-    "rows/validation.parquet",
+    "rows/test/part-00000.parquet",
+    "rows/train/part-00000.parquet",
+    "rows/validation/part-00000.parquet",
     "test/csv/part-00000.csv",
     "test/parquet/part-00000.parquet",
     "train/csv/part-00000.csv",
@@ -142,13 +144,33 @@ def test_overwriting_leaves_no_stale_file_and_no_empty_folder_objects(aws, s3, b
     assert verify(output, aws).ok
 
 
+def test_manifest_files_list_what_was_written_and_not_what_came_later(aws, s3, bucket, more_rows):
+    output = f"s3://{bucket}/set"
+    training_set = write(output, aws, more_rows, parts=2)
+    s3.put_object(Bucket=bucket, Key="set/train/csv/part-00009.csv", Body=b"0,1\n")
+    written = write_manifest_files(training_set, aws)
+    channels = training_set.channels(data_type="ManifestFile", distribution="ShardedByS3Key")
+    sources = [channel["DataSource"]["S3DataSource"] for channel in channels]
+    assert {source["S3DataType"] for source in sources} == {"ManifestFile"}
+    assert [source["S3Uri"] for source in sources] == list(written.values())
+    key = written["train"].removeprefix(f"s3://{bucket}/")
+    listed = json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+    assert listed == [
+        {"prefix": f"{output}/train/csv/"},
+        "part-00000.csv",
+        "part-00001.csv",
+    ]
+    s3.delete_object(Bucket=bucket, Key="set/train/csv/part-00009.csv")
+    assert verify(output, aws).ok
+
+
 def test_verify_finds_what_changed_on_s3(aws, s3, bucket):
     write(f"s3://{bucket}/set", aws)
     s3.put_object(Bucket=bucket, Key="set/train/csv/part-00000.csv", Body=b"0,\n1,4\n0,-1.4\n")
     s3.put_object(Bucket=bucket, Key="set/train/csv/part-00001.csv", Body=b"1,1\n")
-    s3.delete_object(Bucket=bucket, Key="set/rows/test.parquet")
+    s3.delete_object(Bucket=bucket, Key="set/rows/test/part-00000.parquet")
     report = verify(f"s3://{bucket}/set", aws)
-    assert report.missing == ("rows/test.parquet",)
+    assert report.missing == ("rows/test/part-00000.parquet",)
     assert report.changed == ("train/csv/part-00000.csv",)
     assert report.unexpected == ("train/csv/part-00001.csv",)
 

@@ -13,7 +13,12 @@ import pytest
 from botocore.stub import Stubber
 
 from feast_dynamo_ext.aws import AwsSettings
-from feast_dynamo_ext.errors import AwsUnavailableError, DestinationError, ResourceNotFoundError
+from feast_dynamo_ext.errors import (
+    AwsUnavailableError,
+    DestinationError,
+    DestinationExistsError,
+    ResourceNotFoundError,
+)
 from feast_dynamo_ext.storage import (
     PARTS_OF_A_SIZE,
     FileReplacedError,
@@ -85,6 +90,30 @@ def test_a_file_is_rewritten_unless_another_writer_was_there(files, root, size):
     with pytest.raises(FileNotFoundError), files.rewriting(uri):
         pass
     assert all(file.path.endswith(".lock") for file in files.below(root))
+
+
+def test_of_several_writers_of_one_new_file_one_succeeds(files, root):
+    uri, outcomes = f"{root}/new/manifest.json", []
+
+    def write(number: int) -> None:
+        try:
+            files.create(uri, b"%d" % number)
+        except DestinationExistsError as error:
+            outcomes.append(str(error))
+        else:
+            outcomes.append(number)
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    (winner,) = [outcome for outcome in outcomes if isinstance(outcome, int)]
+    assert files.read(uri) == b"%d" % winner
+    assert len(outcomes) == 6
+    assert sum("was written by another process meanwhile" in str(each) for each in outcomes) == 5
+    # Nothing else is left, hidden or not.
+    assert len(list(files.below(root))) == 1
 
 
 def test_a_rewriting_that_fails_leaves_the_file(files, root):

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import importlib.util
+import itertools
+import re
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
+from botocore.session import get_session
 
 from feast_dynamo_ext.aws import AwsSettings
-from feast_dynamo_ext.errors import TrainingSetError
+from feast_dynamo_ext.errors import ConfigError, TrainingSetError
 from feast_dynamo_ext.sagemaker import (
     Provenance,
     TimeSplit,
@@ -16,6 +20,7 @@ from feast_dynamo_ext.sagemaker import (
     local_folders,
     write_training_set,
 )
+from feast_dynamo_ext.sagemaker.channels import DATA_TYPES, DISTRIBUTIONS, sdk_channels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,14 +94,33 @@ def test_parquet_shards_streams_and_other_names(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "orc"}, "Unknown format `orc`. Known: csv, parquet."),
+        ({"format": "orc"}, "Unknown format `orc`. Known: csv, parquet, recordio, libsvm."),
         ({"splits": ["holdout"]}, "Unknown split `holdout`. Known: train, validation, test."),
         ({"names": {"training": "train"}}, "Unknown split `training`"),
         ({"distribution": "Sharded"}, "Unknown distribution `Sharded`"),
-        ({"input_mode": "Pipe"}, "Unknown input_mode `Pipe`"),
+        ({"input_mode": "Fast"}, "Unknown input_mode `Fast`. Known: File, FastFile, Pipe."),
         ({"splits": []}, "there must be at least one"),
         ({"splits": ["train", "train"]}, "each split needs a channel of its own"),
         ({"names": {"train": "x", "validation": "x"}}, "each split needs a channel of its own"),
+        ({"data_type": "Foo"}, "Unknown data_type `Foo`. Known: S3Prefix, ManifestFile."),
+        ({"target": "keras"}, "Unknown target `keras`. Known: xgboost, lightgbm, autogluon"),
+        ({"format": "libsvm"}, "there are no files of train in libsvm; there are no files of"),
+        ({"input_mode": "Pipe"}, "script reads recordio in Pipe mode, and not csv: use FastFile"),
+        (
+            {"input_mode": "Pipe", "format": "parquet", "target": "xgboost"},
+            "xgboost reads no format in Pipe mode, and not parquet: use FastFile",
+        ),
+        ({"target": "lightgbm", "format": "parquet"}, "lightgbm reads no parquet: it reads csv"),
+        ({"target": "xgboost", "splits": ["validation"]}, "xgboost needs the split train"),
+        (
+            {"target": "xgboost", "splits": ["train", "test"]},
+            "xgboost has no channel for the split test: leave it out",
+        ),
+        (
+            {"target": "autogluon", "names": {"train": "train"}},
+            "reads the split train from the channel training, and not from train",
+        ),
+        ({"distribution": "ShardedByS3Key", "instances": 3}, "the train split has 1"),
         ({"distribution": "ShardedByS3Key"}, "all other instances would train on nothing"),
     ],
 )
@@ -161,3 +185,101 @@ def test_a_channel_that_would_be_another_folder_is_refused(tmp_path, name):
         copy_channels(training_set, tmp_path / "data", AWS, names={"train": name})
     assert kept.read_text() == "mine"
     assert not (tmp_path / "data").exists()
+
+
+def test_a_target_has_its_own_channels_and_content_types(tmp_path):
+    training_set = on_s3(written(tmp_path))
+    of_autogluon = training_set.channels(target="autogluon")
+    of_xgboost = training_set.channels(target="xgboost", format="parquet")
+    assert [(found["ChannelName"], found["ContentType"]) for found in of_autogluon] == [
+        ("training", "text/csv"),
+        ("validation", "text/csv"),
+    ]
+    assert [(found["ChannelName"], found["ContentType"]) for found in of_xgboost] == [
+        ("train", "application/x-parquet"),
+        ("validation", "application/x-parquet"),
+    ]
+
+
+def test_shuffling_is_of_the_train_channel_alone(tmp_path):
+    channels = on_s3(written(tmp_path)).channels(shuffle_seed=7)
+    assert [found.get("ShuffleConfig") for found in channels] == [{"Seed": 7}, None]
+
+
+def test_all_problems_of_a_target_are_named_at_once(tmp_path):
+    with pytest.raises(TrainingSetError) as error:
+        on_s3(written(tmp_path)).channels(
+            target="lightgbm", format="parquet", splits=["test"], input_mode="Pipe"
+        )
+    assert str(error.value) == (
+        "Channels of s3://lake/sets/july: lightgbm reads no parquet: it reads csv; "
+        "lightgbm reads no format in Pipe mode, and not parquet: use FastFile; "
+        "lightgbm has no channel for the split test: leave it out; "
+        "lightgbm needs the split train."
+    )
+
+
+def test_a_prefix_that_s3_would_not_take_is_refused(tmp_path):
+    training_set = TrainingSet("s3://lake/" + "x" * 1_000, written(tmp_path).manifest)
+    with pytest.raises(TrainingSetError, match="a channel's S3Uri 1024 at the most"):
+        training_set.channels()
+
+
+def test_every_channel_is_one_that_the_service_model_knows(tmp_path):
+    """Members, enums, lengths and patterns, of which botocore itself checks members alone."""
+    model = get_session().get_service_model("sagemaker")
+    training_set = on_s3(written(tmp_path, parts=2))
+    for data_type, distribution in itertools.product(DATA_TYPES, DISTRIBUTIONS):
+        for found in training_set.channels(
+            data_type=data_type, distribution=distribution, input_mode="FastFile", shuffle_seed=1
+        ):
+            walk(model.shape_for("Channel"), found)
+
+
+def walk(shape, value) -> None:
+    if shape.type_name == "structure":
+        assert set(shape.required_members) <= set(value) <= set(shape.members)
+        for name, member in value.items():
+            walk(shape.members[name], member)
+    elif shape.type_name == "string":
+        assert not shape.enum or value in shape.enum
+        assert len(value) <= shape.metadata.get("max", len(value))
+        assert re.fullmatch(shape.metadata.get("pattern", ".*"), value)
+    else:
+        assert isinstance(value, int)
+
+
+def test_sdk_channels_are_the_same_as_the_plain_ones(tmp_path):
+    pytest.importorskip("sagemaker.core.shapes")
+    training_set = on_s3(written(tmp_path, parts=2))
+    options = {"distribution": "ShardedByS3Key", "input_mode": "FastFile", "shuffle_seed": 3}
+    made = sdk_channels(training_set, **options)
+    assert [in_camel_case(channel.model_dump(exclude_unset=True)) for channel in made] == (
+        training_set.channels(**options)
+    )
+
+
+def in_camel_case(values):
+    if not isinstance(values, dict):
+        return values
+    return {
+        "".join(part.capitalize() for part in name.split("_")): in_camel_case(value)
+        for name, value in values.items()
+    }
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sagemaker") is not None, reason="SageMaker's SDK is installed"
+)
+def test_without_the_sdk_the_extra_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"pip install 'feast-dynamo-ext\[sagemaker\]'"):
+        sdk_channels(on_s3(written(tmp_path)))
+
+
+def test_an_sdk_of_before_version_3_is_refused_by_its_version(tmp_path, monkeypatch):
+    found = tmp_path / "site" / "sagemaker-2.254.1.dist-info"
+    found.mkdir(parents=True)
+    (found / "METADATA").write_text("Metadata-Version: 2.1\nName: sagemaker\nVersion: 2.254.1\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    with pytest.raises(ConfigError, match=r"installed in version 2\.254\.1.*for version 3"):
+        sdk_channels(on_s3(written(tmp_path / "set")))
