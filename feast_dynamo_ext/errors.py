@@ -43,6 +43,7 @@ Where a caller would expect a builtin, the error is that builtin too::
     │   ├── TableImportError             files that a table cannot take         (ValueError)
     ├── UnsupportedTypeError             a value or type that cannot be kept    (TypeError)
     ├── TrainingSetError                 a training set SageMaker cannot read   (ValueError)
+    ├── TrainingJobError                 a training job that failed or stopped  (RuntimeError)
     ├── PipelineError                    a pipeline's step that failed          (RuntimeError)
     ├── ViewsFailedError                 feature views that failed, each named  (RuntimeError)
     ├── BulkLoadError                    files that DynamoDB did not load whole (RuntimeError)
@@ -349,6 +350,22 @@ class UnsupportedTypeError(FeastDynamoError, TypeError):
 
 class TrainingSetError(FeastDynamoError, ValueError):
     """A training set that SageMaker could not read."""
+
+
+class TrainingJobError(FeastDynamoError, RuntimeError):
+    """A training job that failed or was stopped, on SageMaker or on this machine.
+
+    Attributes:
+        name: of the job.
+        status: `Failed` or `Stopped`.
+        failure_reason: SageMaker's words; empty where there are none.
+    """
+
+    def __init__(
+        self, message: str, *, name: str = "", status: str = "", failure_reason: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.name, self.status, self.failure_reason = name, status, failure_reason
 
 
 class PipelineError(FeastDynamoError, RuntimeError):

@@ -14,6 +14,7 @@ from feast_dynamo_ext.cli.materialize import materialize
 from feast_dynamo_ext.cli.pipeline import pipeline
 from feast_dynamo_ext.cli.repo import InOrder
 from feast_dynamo_ext.cli.start import docs, init
+from feast_dynamo_ext.cli.train import train
 from feast_dynamo_ext.cli.training_sets import training_set
 from feast_dynamo_ext.errors import FeastDynamoError
 
@@ -50,6 +51,7 @@ main.add_command(materialize)
 main.add_command(bulk_load)
 main.add_command(table)
 main.add_command(training_set)
+main.add_command(train)
 main.add_command(pipeline)
 main.add_command(docs)
 

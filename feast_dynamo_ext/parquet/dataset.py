@@ -63,7 +63,10 @@ class Footer:
 
 
 def read_footers(
-    fragments: Sequence[Any], errors: ReadErrors, checked: Collection[str] = ()
+    fragments: Sequence[Any],
+    errors: ReadErrors,
+    checked: Collection[str] = (),
+    unchecked: Collection[str] = (),
 ) -> list[Footer]:
     """The footers of files.
 
@@ -71,6 +74,7 @@ def read_footers(
         fragments: the files.
         errors: names the file in errors.
         checked: columns of which footers will be asked; see `ReadErrors.check_columns`.
+        unchecked: paths of files whose footers will not be asked.
     """
 
     def read(fragment: Any) -> Footer:
@@ -78,7 +82,7 @@ def read_footers(
             fragment.ensure_complete_metadata()
             schema = without_view_layouts(fragment.physical_schema.remove_metadata())
             footer = Footer(fragment.path, schema, fragment)
-            if not set(checked).isdisjoint(schema.names):
+            if fragment.path not in unchecked and not set(checked).isdisjoint(schema.names):
                 errors.check_columns(fragment, checked)
             return footer if len(set(schema.names)) == len(schema) else _without_repeated(footer)
 
@@ -294,41 +298,61 @@ class SourceDataset:
                 file.path for file in self.files if self.periods.may_hold(file, first, last)
             }
             fragments = [fragment for fragment in fragments if fragment.path in may_hold]
+        inside: frozenset[str] = frozenset()
         if condition is not None:
-            fragments = self._bounded(fragments, column, first, last)
+            fragments, inside = self._bounded(fragments, column, first, last)
         asked = frozenset([] if condition is None else [column])
-        footers = self._footers(fragments, asked - self.checked)
+        footers = self._footers(fragments, asked - self.checked, inside)
         found = [
-            # Under another name in a file, its statistics are not asked.
-            part_within(footer, "" if self._view(footer.part) else column, first, last)
+            # Where all of a file is within, or it has the column under another name, its
+            # statistics are not asked.
+            part_within(
+                footer,
+                "" if footer.path in inside or self._view(footer.part) else column,
+                first,
+                last,
+            )
             for footer in footers
         ]
         within = self._of_footers([part for part in found if part], self._widened(footers))
         gone = {footer.path for footer in footers} - {file.path for file in within.files}
         left_out = tuple(file for file in self.files if file.path in gone)
-        return replace(within, checked=self.checked | asked, left_out=(*self.left_out, *left_out))
+        checked = self.checked if inside else self.checked | asked
+        return replace(within, checked=checked, left_out=(*self.left_out, *left_out))
 
     def _bounded(
         self, fragments: list[Any], column: str, first: datetime | None, last: datetime | None
-    ) -> list[Any]:
-        """Without the files that hold no time of a range, as a table's log says."""
+    ) -> tuple[list[Any], frozenset[str]]:
+        """What a table's log says of the files and a range of time.
+
+        Returns:
+            The files that may hold a time of it, and paths of those that surely hold no other: of
+            a long history most, and their footers need not be asked for times.
+        """
         bounds = self.table.bounds if self.table else None
         if bounds is None:
-            return fragments
+            return fragments, frozenset()
         kind = self.schema.field(column).type
         axis, unit = Axis.from_type(kind), DAY_S if pa.types.is_date(kind) else 1
         least = None if first is None else axis.first_at_or_after(first)
         greatest = None if last is None else axis.last_at_or_before(last)
 
-        def may_hold(path: str) -> bool:
-            said = bounds.range(path, column)
+        kept, inside = [], []
+        for fragment in fragments:
+            said = bounds.range(fragment.path, column)
             if said is None:
-                return not bounds.is_all_null(path, column)
-            return (greatest is None or said[0] * unit <= greatest) and (
-                least is None or said[1] * unit >= least
-            )
-
-        return [fragment for fragment in fragments if may_hold(fragment.path)]
+                if not bounds.is_all_null(fragment.path, column):
+                    kept.append(fragment)
+                continue
+            lowest, highest = said[0] * unit, said[1] * unit
+            is_before = least is not None and lowest < least
+            is_after = greatest is not None and highest > greatest
+            if (is_before and highest < least) or (is_after and lowest > greatest):
+                continue
+            kept.append(fragment)
+            if not (is_before or is_after):
+                inside.append(fragment.path)
+        return kept, frozenset(inside)
 
     def with_keys(self, keys: Mapping[str, pa.Array | pa.ChunkedArray]) -> SourceDataset:
         """Without the files that hold none of some keys; see `ParquetSource.with_keys`."""
@@ -427,8 +451,13 @@ class SourceDataset:
                 check_holds(self.schema, footers, self.place.uri, set(columns) - self.of_folders)
         return self.dataset
 
-    def _footers(self, fragments: Sequence[Any], checked: Collection[str] = ()) -> list[Footer]:
-        return read_footers(fragments, self._read_errors, checked)
+    def _footers(
+        self,
+        fragments: Sequence[Any],
+        checked: Collection[str] = (),
+        unchecked: Collection[str] = (),
+    ) -> list[Footer]:
+        return read_footers(fragments, self._read_errors, checked, unchecked)
 
     @property
     def _read_errors(self) -> ReadErrors:

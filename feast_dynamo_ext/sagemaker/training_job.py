@@ -220,6 +220,11 @@ def pack_source(path: Path, entry: str | None = None) -> SourceCode:
     return SourceCode(entry, gzip.compress(packed, mtime=0), hashlib.sha256(packed).hexdigest())
 
 
+def pack_files(by_name: Mapping[str, Path]) -> bytes:
+    """A tar.gz of files by their path within it; equal files give equal bytes."""
+    return gzip.compress(_tar(by_name), mtime=0)
+
+
 def _files_in(folder: Path) -> list[Path]:
     files = []
     for found in sorted(folder.rglob("*")):
@@ -536,6 +541,9 @@ class TrainingJob:
         failure_reason: empty unless it failed.
         model_artifacts: S3 URI of model.tar.gz; empty until there is one.
         billable_s: seconds that are billed, so far 0 while it runs.
+        metrics: last value of each metric that SageMaker read in the log.
+        last_message: what its last stage said.
+        description: SageMaker's whole answer.
     """
 
     name: str
@@ -545,6 +553,14 @@ class TrainingJob:
     failure_reason: str
     model_artifacts: str
     billable_s: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    last_message: str = ""
+    description: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.status in ("Completed", "Failed", "Stopped")
 
 
 def create_training_job(request: Mapping[str, Any], aws: AwsSettings) -> str:
@@ -583,4 +599,12 @@ def describe_training_job(name: str, aws: AwsSettings) -> TrainingJob:
         failure_reason=found.get("FailureReason", ""),
         model_artifacts=found.get("ModelArtifacts", {}).get("S3ModelArtifacts", ""),
         billable_s=found.get("BillableTimeInSeconds", 0),
+        metrics={
+            metric["MetricName"]: metric["Value"]
+            for metric in found.get("FinalMetricDataList", [])
+        },
+        last_message=(found.get("SecondaryStatusTransitions") or [{}])[-1].get(
+            "StatusMessage", ""
+        ),
+        description=found,
     )

@@ -12,8 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
+from feast import FeatureView, Field
+from feast.infra.data_sources.contrib.iceberg_catalog import IcebergSource
 from feast.types import Int64
 from order_files import TIME, customers, day, orders
+from pyiceberg.catalog import load_catalog
 from views import CUSTOMER
 
 from feast_dynamo_ext import S3ParquetOfflineStore
@@ -56,6 +59,10 @@ def encrypt(path: Path, column: str) -> None:
 def corrupt(path: Path, _: str) -> None:
     """A file whose footer says of its columns of 64-bit integers a type that there is not."""
     pq.write_table(TABLE, path)
+    corrupt_in_place(path)
+
+
+def corrupt_in_place(path: Path) -> None:
     content = path.read_bytes()
     footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     columns = footer + 3  # behind the version, which is written alike
@@ -95,6 +102,40 @@ def test_each_use_is_an_error_that_names_the_file(open_store, tmp_path, make, co
     make(path, column)
     store = open_store(online={"region": "us-east-1"})
     store.apply([CUSTOMER, orders(path, total=Int64)])
+    check_messages(store, str(path))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("days", [(1, 1), (1, 9)], ids=["all within", "partly within"])
+def test_files_of_tables_too(open_store, tmp_path, days):
+    """Whether a table's log says that all of the file is within the range, or not."""
+    at = {"uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"file://{tmp_path}/warehouse"}
+    catalog = load_catalog("feast_iceberg", type="sql", **at)
+    catalog.create_namespace("shop")
+    table = catalog.create_table("shop.orders", schema=TABLE.schema)
+    times = pa.array([day(one) for one in days], TIME)
+    table.append(TABLE.set_column(1, "t", times))
+    (path,) = (tmp_path / "warehouse").rglob("data/*.parquet")
+    corrupt_in_place(path)
+    source = IcebergSource(
+        name="orders",
+        catalog_type="sql",
+        endpoint=at["uri"],
+        warehouse=at["warehouse"],
+        namespace="shop",
+        table="orders",
+        timestamp_field="t",
+    )
+    store = open_store(online={"region": "us-east-1"})
+    schema = [Field(name="cid", dtype=Int64), Field(name="total", dtype=Int64)]
+    view = FeatureView(
+        name="orders", source=source, entities=[CUSTOMER], schema=schema, online=False
+    )
+    store.apply([CUSTOMER, view])
+    check_messages(store, str(path))
+
+
+def check_messages(store: FeatureStore, path: str) -> None:
     context = multiprocessing.get_context("fork")
     ours, childs = context.Pipe(duplex=False)
     child = context.Process(target=messages_of_uses, args=(store, childs))

@@ -564,3 +564,21 @@ def test_files_are_left_out_by_keys_but_not_by_keys_that_are_dates(tmp_path, cat
     assert len(source.with_keys({"cid": pa.array([30])}).files) == 1
     day = pa.array([START]).cast(pa.timestamp("us")).cast(pa.int64())
     assert len(source.with_keys({"day": day}).files) == 2
+
+
+def test_footers_are_checked_of_files_that_are_partly_within_a_range_alone(tmp_path, catalog):
+    """Of a file that is all within, no row group can be left out by what its footer says."""
+    table = catalog.create_table("shop.orders", schema=rows(1).schema)
+    for hours in ((1, 2), (3, 8), (20, 30)):
+        table.append(rows(*hours))
+    source = opened(tmp_path)
+    for first, last, kept in ((0, 40, 3), (2, 4, 2), (3, 8, 1), (4, 7, 1), (9, 19, 0)):
+        within = source.within("event", START + first * HOUR, START + last * HOUR)
+        assert len(within.files) == kept
+        found = rows_of(within, "cid")["cid"]
+        assert {value for value in (1, 2, 3, 8, 20, 30) if first <= value <= last} <= set(found)
+    whole = source.within("event", START, START + 40 * HOUR)
+    assert whole.parts.checked == set()  # none was asked
+    assert source.within("event", START + 4 * HOUR, START + 7 * HOUR).parts.checked == {"event"}
+    limits = [START + hours * HOUR for hours in (1, 2, 3, 8, 20, 30)]
+    assert sorted(whole.limits("event").to_pylist()) == limits

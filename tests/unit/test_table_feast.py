@@ -6,9 +6,11 @@ import datetime as dt
 import threading
 from decimal import Decimal
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, PushSource, ValueType
 from feast.data_source import PushMode
@@ -451,3 +453,39 @@ def test_manifests_that_a_commit_merges_are_not_left_behind(tmp_path, store):
     }
     there = {f"file://{path}" for path in (tmp_path / "warehouse").rglob("*-m*.avro")}
     assert there == listed
+
+
+def test_appends_pack_columns_where_it_saves_a_good_part(tmp_path):
+    """By all rows of an append: a partition of one row takes what the others have."""
+    config = open_repo_config(
+        tmp_path,
+        provider="local",
+        online_store={"type": "sqlite", "path": f"{tmp_path}/online.db"},
+    )
+    handle = TableHandle.from_source(source_of(tmp_path), config)
+    count = 5_000
+    events = [START, *[START + dt.timedelta(days=40)] * (count - 1)]
+    given = pa.table(
+        {
+            "cid": pa.array(range(count), pa.int64()),
+            "event": pa.array(events, pa.timestamp("us", "UTC")),
+            "noise": np.random.default_rng(3).random(count),
+            "name": [f"city {at % 7}" for at in range(count)],
+        }
+    )
+    layout = TableLayout(("cid",), "event", None, "month")
+    create_table(opened(handle.address, handle.settings), handle.name, given.schema, layout)
+    handle.append(given)
+    footers = [
+        pq.read_metadata(path) for path in (tmp_path / "warehouse").rglob("data/**/*.parquet")
+    ]
+    assert sorted(footer.num_rows for footer in footers) == [1, count - 1]
+    for footer in footers:
+        columns = map(footer.row_group(0).column, range(footer.num_columns))
+        packed = {
+            one.path_in_schema: (one.compression, one.has_dictionary_page) for one in columns
+        }
+        assert packed["noise"] == ("UNCOMPRESSED", False)
+        assert packed["name"] == ("ZSTD", True)
+    read = handle.load().scan().to_arrow().sort_by("cid")
+    assert read.select(given.column_names).cast(given.schema).equals(given)

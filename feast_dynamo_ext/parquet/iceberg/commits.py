@@ -44,6 +44,7 @@ from feast_dynamo_ext.parquet.iceberg.data_files import (
 )
 from feast_dynamo_ext.parquet.iceberg.snapshot_files import tidy_after_append
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, new_sequence
+from feast_dynamo_ext.parquet.writer import worthwhile_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -154,11 +155,13 @@ class TableHandle:
             return table
         rows = _complete(table, rows)
         _check_required(table, rows)
-        layout, files = TableLayout.from_table(table), DataFiles(table, self.settings)
+        layout = TableLayout.from_table(table)
         if layout is not None:
             sequence = new_sequence(table.metadata.last_sequence_number, rows.num_rows)
             rows = in_order(rows.append_column(layout.sequence, sequence), layout)
-        written: list[Any] = []
+        # By all rows: a partition's may be few, and trying each would take as long as writing it.
+        options = worthwhile_options(rows)
+        files, written = DataFiles(table, self.settings, lambda _: options), []
         try:
             with catalog_errors(self.address, self.name):
                 for partition, part in partitions_of(table, rows):

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from feast_dynamo_ext.arrow_types import LARGE_TO_PLAIN, map_type
 from feast_dynamo_ext.parquet.iceberg.catalog import file_settings
 from feast_dynamo_ext.parquet.iceberg.table_schema import TARGET_FILE_BYTES
-from feast_dynamo_ext.parquet.writer import PartSize, PartWriter, zstd
+from feast_dynamo_ext.parquet.writer import PartSize, PartWriter, worthwhile_options
 from feast_dynamo_ext.storage import discard, files_of
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class DataFiles:
 
     table: Any
     settings: AwsSettings
-    options: Callable[[pa.Table], dict[str, Any]] = zstd
+    options: Callable[[pa.Table], dict[str, Any]] = worthwhile_options
 
     def write(
         self,

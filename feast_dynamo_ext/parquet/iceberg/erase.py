@@ -43,7 +43,6 @@ from feast_dynamo_ext.parquet.iceberg.file_rows import FileRows
 from feast_dynamo_ext.parquet.iceberg.snapshots import MAIN, SnapshotInfo, snapshots_of, untag
 from feast_dynamo_ext.parquet.iceberg.table_files import ManifestBounds
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout
-from feast_dynamo_ext.parquet.writer import worthwhile_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -259,7 +258,7 @@ class _Erasure:
                 if self.dry_run:
                     report = replace(report, rows=counts, files=len(tasks))
                 return report
-            files = DataFiles(table, self.handle.settings, worthwhile_options)
+            files = DataFiles(table, self.handle.settings)
             written = self._rewritten(rows, files, tasks)
             change = Change(written, tasks, {OPERATION: "erase"})
             try:

@@ -34,7 +34,6 @@ from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, first_seq
 from feast_dynamo_ext.parquet.iceberg.view_table import IMPORTED, make
 from feast_dynamo_ext.parquet.source import ROW
 from feast_dynamo_ext.parquet.spill import BinSpool
-from feast_dynamo_ext.parquet.writer import worthwhile_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,7 +101,7 @@ def run_import(
     if not plan.files:
         return ImportResult(handle.name, 0, 0, 0)
     table = plan.table if plan.table is not None else make(plan.new)
-    files = DataFiles(table, handle.settings, worthwhile_options)
+    files = DataFiles(table, handle.settings)
     added: list[Any] = []
     copied = [] if plan.register else added
     try:

@@ -48,7 +48,6 @@ from feast_dynamo_ext.parquet.iceberg.file_rows import FileRows
 from feast_dynamo_ext.parquet.iceberg.table_files import ManifestBounds
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout
 from feast_dynamo_ext.parquet.spill import BinSpool
-from feast_dynamo_ext.parquet.writer import worthwhile_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -373,7 +372,7 @@ class _Rewrite:
     def _together(
         self, table: Any, layout: TableLayout, work: Mapping[Unit, Sequence[Any]]
     ) -> list[PartitionResult]:
-        files = DataFiles(table, self.handle.settings, worthwhile_options)
+        files = DataFiles(table, self.handle.settings)
         results: list[PartitionResult] = []
         written: list[Any] = []
         try:

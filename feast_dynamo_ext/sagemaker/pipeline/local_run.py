@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from feast_dynamo_ext import __version__
 from feast_dynamo_ext import aws as aws_access
 from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, PipelineError
+from feast_dynamo_ext.sagemaker import targets
 from feast_dynamo_ext.sagemaker.channels import copy_channels
 from feast_dynamo_ext.sagemaker.definition import build_training_set
 from feast_dynamo_ext.sagemaker.local_job import run_locally
@@ -405,10 +406,15 @@ class _Run:
             for file in training_set.files(split, format_)
         ]
 
+    def _channel_names(self) -> dict[str, str]:
+        names = targets.channel_names(self.parts.target)
+        return {split: names[split] for split in self.parts.fitted_on if split in names}
+
     def _train(self, training_set: TrainingSet) -> dict[str, Any]:
         train = self.declaration.train
         key = self._key(
             script=self.parts.training.sha256,
+            channels=self._channel_names(),
             entry=self.parts.training.entry,
             hyperparameters=train.hyperparameters,
             files=self._files(training_set, *self.parts.fitted_on),
@@ -425,6 +431,7 @@ class _Run:
                 work_dir=partial / "ml",
                 format=self.declaration.training_set.format,
                 splits=self.parts.fitted_on,
+                names=self._channel_names(),
                 aws=self.aws,
                 log=partial / "log.txt",
             )

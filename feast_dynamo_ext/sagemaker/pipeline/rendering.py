@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.sagemaker.channels import CONTENT_TYPES
+from feast_dynamo_ext.sagemaker import targets
 from feast_dynamo_ext.sagemaker.definition import TrainingSetDefinition, definition_named
 from feast_dynamo_ext.sagemaker.manifest import MANIFEST
 from feast_dynamo_ext.sagemaker.pipeline.steps import (
@@ -71,6 +71,11 @@ class RepoParts:
     evaluation: bytes
     evaluation_name: str
     definition: TrainingSetDefinition
+
+    @property
+    def target(self) -> str:
+        """What trains on the set."""
+        return self.definition.target or "script"
 
     @property
     def fitted_on(self) -> tuple[str, ...]:
@@ -311,7 +316,7 @@ class _Steps:
 
     def _channel(self, name: str) -> dict[str, Any]:
         return {
-            "ChannelName": name,
+            "ChannelName": targets.channel_names(self._parts.target).get(name, name),
             "DataSource": {
                 "S3DataSource": {
                     "S3DataType": "S3Prefix",
@@ -319,7 +324,9 @@ class _Steps:
                     "S3DataDistributionType": "FullyReplicated",
                 }
             },
-            "ContentType": CONTENT_TYPES[self._declared.training_set.format],
+            "ContentType": targets.content_type(
+                self._parts.target, self._declared.training_set.format
+            ),
             "InputMode": "File",
         }
 

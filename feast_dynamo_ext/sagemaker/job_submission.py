@@ -1,0 +1,426 @@
+"""A training job from its request to its model: started once, followed, and linked to its set.
+
+    request, token -> job's name -> is there such a job? -- no --> CreateTrainingJob
+                                          | yes: is it the same?      |
+                                          v                           v
+                                   follow: status and log until it has ended
+                                          v
+                     lineage.json beside model.tar.gz, or one error with the reason
+
+A job's name follows from its inputs, so that a command that runs again, after its terminal has
+closed for example, finds the job that it started and follows that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from feast_dynamo_ext import aws as aws_access
+from feast_dynamo_ext.errors import (
+    AccessDeniedError,
+    AwsError,
+    AwsUnavailableError,
+    ConfigError,
+    ResourceNotFoundError,
+    ThrottledError,
+    TrainingJobError,
+    TrainingSetError,
+)
+from feast_dynamo_ext.sagemaker.request_check import java_pattern
+from feast_dynamo_ext.sagemaker.training_job import (
+    check_training_job,
+    create_training_job,
+    describe_training_job,
+)
+from feast_dynamo_ext.storage import files_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.sagemaker.training_job import TrainingJob
+    from feast_dynamo_ext.sagemaker.training_set import TrainingSet
+
+Answer = TypeVar("Answer")
+
+logger = logging.getLogger(__name__)
+
+NOT_THERE = re.compile("resource not found|could not find", re.IGNORECASE)
+LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+LINEAGE = "lineage.json"
+LINEAGE_VERSION = 1
+LAST_LINES = 20
+POLL_S = 5.0
+LONGEST_WAIT_S = 60.0
+MOST_REFUSALS = 20
+"""Throttled or failed calls in a row after which following a job is given up."""
+
+READS_AFTER_END = 2
+"""Of the log, that must find nothing new: it comes some seconds late."""
+
+TAG_SET = "feast-dynamo:training-set"
+TAG_MANIFEST = "feast-dynamo:manifest"
+TAG_TOKEN = "feast-dynamo:token"  # noqa: S105 - the name of a tag
+
+
+# -- what a job is linked to ------------------------------------------------------------------
+
+
+def manifest_sha256(output: str, aws: AwsSettings) -> str:
+    """SHA-256 of a training set's manifest, as hex.
+
+    Raises:
+        TrainingSetError: there is none.
+        AwsError: S3 refused.
+    """
+    uri = f"{output.rstrip('/')}/manifest.json"
+    found = files_of(uri, aws).read(uri)
+    if found is None:
+        raise TrainingSetError(f"There is no training set at {output}: it has no manifest.json.")
+    return hashlib.sha256(found).hexdigest()
+
+
+def link_tags(training_set: TrainingSet, manifest: str, token: str) -> dict[str, str]:
+    """The tags that say which training set a job is of.
+
+    Those whose value a tag cannot have, as a path with a space, are left out: the lineage file
+    has them all.
+
+    Args:
+        training_set: what the job trains on.
+        manifest: of `manifest_sha256`.
+        token: of `request_token`.
+    """
+    tags = {TAG_SET: training_set.output, TAG_MANIFEST: manifest, TAG_TOKEN: token}
+    shape = aws_access.service_model("sagemaker").shape_for("TagValue").metadata
+    allowed = java_pattern(shape["pattern"])
+    return {
+        key: value
+        for key, value in tags.items()
+        if len(value) <= shape["max"] and (allowed is None or allowed.fullmatch(value))
+    }
+
+
+# -- start ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that is there.
+
+    Attributes:
+        job: as it was described.
+        is_new: whether this call started it.
+    """
+
+    job: TrainingJob
+    is_new: bool
+
+
+def submit_training_job(request: Mapping[str, Any], aws: AwsSettings) -> Submission:
+    """Start a training job, or find the one of that name where it trains on the same.
+
+    Raises:
+        RequestError: what AWS's service model does not allow.
+        ConfigError: there is a job of that name with other inputs.
+        AwsError: SageMaker refused.
+    """
+    check_training_job(request)
+    name = request["TrainingJobName"]
+    found = _find(name, aws)
+    if found is None:
+        try:
+            create_training_job(request, aws)
+        except AwsError as error:
+            # Somebody else was quicker, or this very call has been sent again.
+            if error.code != "ResourceInUse":
+                raise
+        else:
+            return Submission(describe_training_job(name, aws), is_new=True)
+        found = describe_training_job(name, aws)
+    _refuse_other(found, request)
+    return Submission(found, is_new=False)
+
+
+def _find(name: str, aws: AwsSettings) -> TrainingJob | None:
+    try:
+        return describe_training_job(name, aws)
+    except ResourceNotFoundError:
+        return None
+    except AwsError as error:
+        # SageMaker has no code of its own for it; the other words are of a stand-in.
+        if "Validation" in error.code and NOT_THERE.search(str(error)):
+            return None
+        raise
+
+
+def _refuse_other(job: TrainingJob, request: Mapping[str, Any]) -> None:
+    ours, theirs = _inputs(request), _inputs(job.description)
+    differ = sorted(name for name in ours if ours[name] != theirs[name])
+    if differ:
+        raise ConfigError(
+            f"There is a training job `{job.name}` already, with other values of "
+            f"{', '.join(differ)}. Give this one another name, or another token."
+        )
+
+
+def _inputs(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request and the description of its job both say, without what SageMaker adds."""
+    resources = request.get("ResourceConfig", {})
+    return {
+        "image": request.get("AlgorithmSpecification", {}).get("TrainingImage"),
+        "role": request.get("RoleArn"),
+        "hyperparameters": dict(request.get("HyperParameters", {})),
+        "channels": sorted(
+            (
+                channel["ChannelName"],
+                channel["DataSource"].get("S3DataSource", {}).get("S3Uri", ""),
+            )
+            for channel in request.get("InputDataConfig", [])
+        ),
+        "output": request.get("OutputDataConfig", {}).get("S3OutputPath"),
+        "instances": (resources.get("InstanceType"), resources.get("InstanceCount")),
+    }
+
+
+# -- follow -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Where the news of a job that is followed go; each is called in order, from one thread.
+
+    Attributes:
+        status: the job, each time that it has been looked at.
+        line: host and text of a line of the job's log.
+        note: what a person should know besides.
+    """
+
+    status: Callable[[TrainingJob], None]
+    line: Callable[[str, str], None]
+    note: Callable[[str], None]
+
+
+def follow_training_job(
+    name: str, aws: AwsSettings, shown: Shown, *, poll_s: float = POLL_S
+) -> TrainingJob:
+    """Wait until a training job has ended, and show its log meanwhile.
+
+    Throttling and networks that fail are waited out; without permission to read the log the job
+    is followed without it.
+
+    Args:
+        name: of the job.
+        aws: how to reach SageMaker and CloudWatch Logs.
+        shown: where its news go.
+        poll_s: seconds between two looks.
+
+    Returns:
+        The job, completed.
+
+    Raises:
+        TrainingJobError: it failed or was stopped; the message has the reason and the end of its
+            log.
+        AwsError: SageMaker refused, or kept failing.
+    """
+    waits = _Waits(poll_s)
+    log = _Log(name, aws, shown)
+    while True:
+        job = waits.answer(lambda: describe_training_job(name, aws))
+        shown.status(job)
+        waits.answer(log.read)
+        if job.has_ended:
+            break
+        waits.wait()
+    quiet = 0
+    while quiet < READS_AFTER_END and log.is_readable:
+        waits.wait()
+        quiet = 0 if waits.answer(log.read) else quiet + 1
+    refuse_unsuccessful(job, log.last)
+    return job
+
+
+def refuse_unsuccessful(job: TrainingJob, last_lines: deque[str] | tuple[str, ...] = ()) -> None:
+    """Raise what became of a job that has ended without success.
+
+    Raises:
+        TrainingJobError: with the reason, and the end of its log.
+    """
+    if job.status == "Completed":
+        return
+    why = job.failure_reason or job.last_message or f"it ended as {job.secondary_status}"
+    ending = f" The end of its log: {' | '.join(last_lines)}" if last_lines else ""
+    did = "failed" if job.status == "Failed" else "was stopped"
+    raise TrainingJobError(
+        f"Training job `{job.name}` {did} ({job.secondary_status}): {why.rstrip('.')}.{ending}",
+        name=job.name,
+        status=job.status,
+        failure_reason=job.failure_reason,
+    )
+
+
+class _Waits:
+    """Between two looks: `poll_s`, and longer the more calls in a row have failed."""
+
+    def __init__(self, poll_s: float) -> None:
+        self._poll_s = poll_s
+        self._event = threading.Event()
+
+    def wait(self, failed: int = 0) -> None:
+        self._event.wait(min(self._poll_s * 2**failed, max(LONGEST_WAIT_S, self._poll_s)))
+
+    def answer(self, call: Callable[[], Answer]) -> Answer:
+        """What a call gives, sent again while AWS asks to slow down or does not answer."""
+        failed = 0
+        while True:
+            try:
+                return call()
+            except (ThrottledError, AwsUnavailableError) as error:  # noqa: PERF203
+                failed += 1
+                if failed == MOST_REFUSALS:
+                    raise
+                logger.info("Asking again: %s", error)
+                self.wait(failed)
+
+
+class _Log:
+    """A job's log in CloudWatch: a stream for each host, read on from where it was left.
+
+    Attributes:
+        last: the end of it, at most 20 lines.
+        is_readable: False once it was refused.
+    """
+
+    def __init__(self, name: str, aws: AwsSettings, shown: Shown) -> None:
+        self._name, self._shown = name, shown
+        self._client = aws_access.client("logs", aws)
+        self._tokens: dict[str, str] = {}
+        self.last: deque[str] = deque(maxlen=LAST_LINES)
+        self.is_readable = True
+
+    def read(self) -> int:
+        """Show what is new; gives the number of lines."""
+        if not self.is_readable:
+            return 0
+        try:
+            with aws_access.translated("logs", f"the log of training job `{self._name}`"):
+                return sum(self._read(stream) for stream in self._streams())
+        except ResourceNotFoundError:  # no job has written a log in this account yet
+            return 0
+        except AccessDeniedError as error:
+            self.is_readable = False
+            self._shown.note(f"The job is followed without its log: {error}")
+            return 0
+
+    def _streams(self) -> Iterator[str]:
+        options: dict[str, Any] = {
+            "logGroupName": LOG_GROUP,
+            "logStreamNamePrefix": f"{self._name}/",
+        }
+        while True:
+            found = self._client.describe_log_streams(**options)
+            yield from sorted(stream["logStreamName"] for stream in found["logStreams"])
+            if not found.get("nextToken"):
+                return
+            options["nextToken"] = found["nextToken"]
+
+    def _read(self, stream: str) -> int:
+        # `<job>/algo-1-1690000000`
+        host = stream.removeprefix(f"{self._name}/").rpartition("-")[0]
+        count = 0
+        while True:
+            token = self._tokens.get(stream)
+            found = self._client.get_log_events(
+                logGroupName=LOG_GROUP,
+                logStreamName=stream,
+                startFromHead=True,
+                **({"nextToken": token} if token else {}),
+            )
+            # Kept before its lines are shown: no call is made twice for one page.
+            self._tokens[stream] = found["nextForwardToken"]
+            for event in found["events"]:
+                text = event["message"].rstrip("\n")
+                self._shown.line(host, text)
+                self.last.append(text)
+                count += 1
+            if found["nextForwardToken"] == token or not found["events"]:
+                return count
+
+
+# -- lineage ----------------------------------------------------------------------------------
+
+
+def lineage_of(
+    job: TrainingJob,
+    request: Mapping[str, Any],
+    training_set: TrainingSet,
+    manifest: str,
+    model_etag: str | None = None,
+) -> dict[str, Any]:
+    """What a model came from, of JSON's own types.
+
+    Values of `Environment` may be secrets, and are left out.
+
+    Args:
+        job: as it has ended.
+        request: that it was started with.
+        training_set: that it trained on.
+        manifest: SHA-256 of the set's manifest.
+        model_etag: S3's ETag of the model.
+    """
+    kept = {name: value for name, value in request.items() if name != "Environment"}
+    if "Environment" in request:
+        kept["Environment"] = dict.fromkeys(sorted(request["Environment"]), "(left out)")
+    provenance = training_set.manifest.provenance
+    return {
+        "format_version": LINEAGE_VERSION,
+        "training_set": {
+            "output": training_set.output,
+            "manifest_sha256": manifest,
+            "project": provenance.project,
+            "features": list(provenance.feature_refs),
+        },
+        "job": {"name": job.name, "arn": job.arn, "status": job.status, "request": kept},
+        "model": {"uri": job.model_artifacts, "etag": model_etag},
+        "metrics": dict(job.metrics),
+    }
+
+
+def write_lineage(
+    job: TrainingJob,
+    request: Mapping[str, Any],
+    training_set: TrainingSet,
+    manifest: str,
+    aws: AwsSettings,
+) -> str:
+    """Write lineage.json beside a job's model.
+
+    Args: as `lineage_of`, and how to reach S3.
+
+    Returns:
+        Its URI.
+
+    Raises:
+        TrainingJobError: the job left no model.
+        AwsError: S3 refused.
+    """
+    if not job.model_artifacts:
+        raise TrainingJobError(
+            f"Training job `{job.name}` is {job.status} and has no model to write a lineage of.",
+            name=job.name,
+            status=job.status,
+        )
+    storage = files_of(job.model_artifacts, aws)
+    model = storage.find(job.model_artifacts)
+    lineage = lineage_of(job, request, training_set, manifest, model.etag if model else None)
+    uri = f"{job.model_artifacts.rpartition('/')[0]}/{LINEAGE}"
+    with storage.new_file(uri, "application/json") as file:
+        file.write((json.dumps(lineage, indent=2, sort_keys=True) + "\n").encode())
+    return uri
