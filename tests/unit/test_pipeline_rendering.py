@@ -257,6 +257,13 @@ def test_a_mistake_is_named_with_its_file_and_line(old, new, error):
         declared(CASE.replace(old, new))
 
 
+def test_yamls_own_merging_is_read():
+    merged = CASE.replace("evaluate: {script: evaluate.py}", "<<: {evaluate: {script: e.py}}")
+    assert declared(merged).evaluate.script == "e.py"
+    with pytest.raises(ConfigError, match="line 2: `evaluate.script` is missing"):
+        declared(merged.replace("script: e.py", ""))
+
+
 def test_scripts_that_are_not_there_or_elsewhere_are_named(tmp_path):
     with pytest.raises(ConfigError, match="There is no training script"):
         read_parts(declared(), tmp_path)

@@ -415,7 +415,8 @@ def _validated(
         if section is None or value is None:
             checked[key] = value
         elif isinstance(value, dict):
-            inner = next(item for name, item in node.value if name.value == key)
+            # What YAML merges in has no line of its own: the mapping it is merged into has.
+            inner = next((item for name, item in node.value if name.value == key), node)
             checked[key] = _validated(section, inner, value, file, f"{prefix}{key}.")
         else:
             raise ConfigError(
