@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import multiprocessing
 import tarfile
@@ -12,11 +13,14 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from feast import FeatureService
 from feast.types import Float64, Int64
+from repos import write_repo_yaml
 from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.aws import AwsSettings
+from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.errors import ConfigError, PipelineError
 from feast_dynamo_ext.sagemaker import load_training_set, verify
 from feast_dynamo_ext.sagemaker.pipeline.local_run import run_pipeline_locally
@@ -362,3 +366,66 @@ def test_scripts_of_the_demo_and_the_page_train_and_measure_a_model(run, repo, s
     assert booster.num_features() == 2
     with pytest.raises(PipelineError, match=r"CheckMetric .* is 1 and has to be at most 0.5"):
         run(text.replace("at_least: 2.5", "at_most: 0.5"))
+
+
+@pytest.fixture
+def command(repo, store, tmp_path, moto_endpoint, monkeypatch):
+    """The command in a repo whose registry is the store's."""
+    write_repo_yaml(
+        repo,
+        registry=str(tmp_path / "registry.db"),
+        online={"region": "us-east-1", "endpoint_url": moto_endpoint},
+        offline={"region": "us-east-1"},
+    )
+    (repo / "pipelines").mkdir()
+    (repo / "pipelines" / "churn.yaml").write_text(PIPELINE.replace("BUCKET", "bucket"))
+
+    def command(*arguments: str):
+        return CliRunner().invoke(main, ["pipeline", *arguments, "-c", str(repo)])
+
+    return command
+
+
+def test_the_command_runs_a_pipeline_and_says_what_each_step_did(command, repo):
+    found = command("run", "churn", "--local", "--json")
+    assert found.exit_code == 0, found.stderr
+    data = json.loads(found.stdout[found.stdout.index("{") :])
+    assert data["steps"] == dict.fromkeys(ALL, "done")
+    assert data["metric"] == 3.0
+    assert Path(data["package"]).is_relative_to(repo / ".pipelines" / "churn")
+
+    found = command("run", "churn", "--local", "--force", "Evaluate")
+    assert "Train: unchanged" in found.stderr
+    assert "Evaluate: done in " in found.stderr
+    assert found.stdout == f"2 of 6 steps run. Registered: {data['package']}\n"
+
+    (repo / "train.py").write_text("raise SystemExit('no convergence')")
+    found = command("run", "churn", "--local")
+    assert found.exit_code == 1
+    last = found.stderr.splitlines()[-1]
+    assert last.startswith("error: Step Train of pipeline churn failed: train.py ended with")
+    assert last.endswith("no convergence")
+
+
+def test_the_step_of_the_set_builds_it_says_what_it_is_and_takes_it_again(command, repo, tmp_path):
+    output, summary = str(tmp_path / "set"), tmp_path / "out" / "training-set.json"
+    build = ("build-set", "churn", "--output", output, "--summary", str(summary), "--if-absent")
+    found = command(*build)
+    assert (found.exit_code, found.stdout) == (0, f"{output}: 4 rows\n"), found.stderr
+    manifest = Path(output, "manifest.json").read_bytes()
+    said = json.loads(summary.read_text())
+    assert said == {
+        "output": output,
+        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+        "rows": {"train": 2, "validation": 1, "test": 1},
+    }
+    # Taken again although the history has grown; without the flag, or declared otherwise, refused.
+    history(repo / "orders", "b.parquet", 7.0, 7.0)
+    summary.unlink()
+    assert command(*build).exit_code == 0
+    assert json.loads(summary.read_text()) == said
+    assert "holds a training set already" in command(*build[:-1]).stderr
+    file = repo / "training_sets" / "churn.yaml"
+    file.write_text(SET.replace("2026-01-21", "2026-01-22"))
+    assert "Give `training_set.version` another value" in command(*build).stderr
+    assert Path(output, "manifest.json").read_bytes() == manifest

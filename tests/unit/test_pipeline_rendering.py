@@ -260,7 +260,7 @@ def test_a_mistake_is_named_with_its_file_and_line(old, new, error):
 def test_yamls_own_merging_is_read():
     merged = CASE.replace("evaluate: {script: evaluate.py}", "<<: {evaluate: {script: e.py}}")
     assert declared(merged).evaluate.script == "e.py"
-    with pytest.raises(ConfigError, match="line 2: `evaluate.script` is missing"):
+    with pytest.raises(ConfigError, match=r"line 2: `evaluate.script` is missing"):
         declared(merged.replace("script: e.py", ""))
 
 

@@ -436,7 +436,8 @@ class _Run:
                 log=partial / "log.txt",
             )
             pack_model(partial / "model", partial / "model.tar.gz")
-            shutil.rmtree(partial / "ml" / "input")
+            for copied in (partial / "ml" / "input", partial / "model"):
+                shutil.rmtree(copied)
             path = self._complete(partial) / "model.tar.gz"
             size = path.stat().st_size
             return {"path": str(path), "sha256": file_hash(path), "detail": f"{size:,} bytes"}
