@@ -67,7 +67,13 @@ BLOCKS = {
 }
 PAGE_WIDTH = 90
 MOST_SHOWN = 2
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".diff": "diff"}
+LANGUAGES = {
+    ".dockerfile": "dockerfile",
+    ".py": "python",
+    ".yaml": "yaml",
+    ".json": "json",
+    ".diff": "diff",
+}
 YAML_TYPES = {
     "str": "text",
     "StrictStr": "text",

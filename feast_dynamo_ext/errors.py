@@ -44,6 +44,8 @@ Where a caller would expect a builtin, the error is that builtin too::
     ├── UnsupportedTypeError             a value or type that cannot be kept    (TypeError)
     ├── TrainingSetError                 a training set SageMaker cannot read   (ValueError)
     ├── TrainingJobError                 a training job that failed or stopped  (RuntimeError)
+    ├── ServingError                     a model that cannot be served          (RuntimeError)
+    ├── InvocationError                  a request that an endpoint refuses     (ValueError)
     ├── PipelineError                    a pipeline's step that failed          (RuntimeError)
     ├── ViewsFailedError                 feature views that failed, each named  (RuntimeError)
     ├── BulkLoadError                    files that DynamoDB did not load whole (RuntimeError)
@@ -378,6 +380,24 @@ class PipelineError(FeastDynamoError, RuntimeError):
     def __init__(self, message: str, step: str) -> None:
         super().__init__(message)
         self.step = step
+
+
+class ServingError(FeastDynamoError, RuntimeError):
+    """A model that cannot be served: its archive is incomplete, or its features have changed."""
+
+
+class InvocationError(FeastDynamoError, ValueError):
+    """A request that a model's endpoint refuses.
+
+    Attributes:
+        status: HTTP status of the answer.
+    """
+
+    http_status: ClassVar[int] = BAD_REQUEST
+
+    def __init__(self, message: str, status: int = BAD_REQUEST) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class ViewsFailedError(FeastDynamoError, RuntimeError):

@@ -8,6 +8,7 @@ import click
 
 from feast_dynamo_ext import __version__
 from feast_dynamo_ext.cli.bulk_load import bulk_load
+from feast_dynamo_ext.cli.endpoint import endpoint
 from feast_dynamo_ext.cli.history_table import table
 from feast_dynamo_ext.cli.local import local
 from feast_dynamo_ext.cli.materialize import materialize
@@ -53,6 +54,7 @@ main.add_command(table)
 main.add_command(training_set)
 main.add_command(train)
 main.add_command(pipeline)
+main.add_command(endpoint)
 main.add_command(docs)
 
 if __name__ == "__main__":

@@ -170,15 +170,23 @@ def age_in(text: str) -> float:
     return float(int(found[1]) * SECONDS[found[2]])
 
 
+def is_repo(repo: Path) -> bool:
+    """Whether Feast finds a feature_store.yaml there, or by the environment."""
+    return _yaml_path(repo).exists() or bool(os.environ.get(YAML_VARIABLE))
+
+
+def _yaml_path(repo: Path) -> Path:
+    return Path(os.environ.get(YAML_PATH_VARIABLE, repo.absolute() / "feature_store.yaml"))
+
+
 def open_store(repo: Path) -> FeatureStore:
     """The feature store of a repo, as the `feast` command opens it.
 
     Raises:
         ConfigError: there is no feature_store.yaml, or Feast cannot use what it says.
     """
-    folder = repo.absolute()
-    path = Path(os.environ.get(YAML_PATH_VARIABLE, folder / "feature_store.yaml"))
-    if not path.exists() and not os.environ.get(YAML_VARIABLE):
+    folder, path = repo.absolute(), _yaml_path(repo)
+    if not is_repo(repo):
         raise ConfigError(f"There is no {path.name} in {path.parent}. {NO_REPO}")
     from feast_dynamo_ext import _feast
 

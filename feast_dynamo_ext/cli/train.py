@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from feast_dynamo_ext.cli.repo import Output, age_in, json_option, open_store, repo_option
+from feast_dynamo_ext.cli.set_checks import output_of
 from feast_dynamo_ext.errors import ConfigError, TrainingSetError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def _age(_context: Any, _option: Any, text: str | None) -> int | None:
 
 
 @click.command("train", short_help="Train a model on a training set, on SageMaker or here.")
-@click.argument("training_set", metavar="OUTPUT")
+@click.argument("training_set", metavar="SET")
 @click.option("--image", metavar="URI", help="Training image in ECR.")
 @click.option("--algorithm", metavar="NAME", help="Built-in image instead: xgboost, sklearn, ...")
 @click.option("--version", "version", metavar="TAG", help="Of the algorithm. Default: the newest.")
@@ -58,7 +59,7 @@ def _age(_context: Any, _option: Any, text: str | None) -> int | None:
 @click.option("--entry", metavar="FILE", help="Script within the folder.  [default: train.py]")
 @click.option("--role", metavar="ARN", envvar="SAGEMAKER_ROLE_ARN", help="Role of the job.")
 @click.option(
-    "--output-path", metavar="URI", help="For the model. Default: models/ beside OUTPUT."
+    "--output-path", metavar="URI", help="For the model. Default: models/ beside the set."
 )
 @click.option("--instance-type", default=LOCAL_INSTANCE, show_default=True)
 @click.option("--instances", type=click.IntRange(min=1), default=1, show_default=True)
@@ -68,9 +69,9 @@ def _age(_context: Any, _option: Any, text: str | None) -> int | None:
 @click.option("--env", "environment", multiple=True, metavar="KEY=VALUE", callback=_pairs)
 @click.option("--metric", "metrics", multiple=True, metavar="NAME=REGEX", callback=_pairs)
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=_pairs)
-@click.option("--format", "file_format", default="csv", show_default=True)
+@click.option("--format", "file_format", metavar="NAME", help="Default: the first the set has.")
 @click.option(
-    "--split", "splits", multiple=True, metavar="NAME", help="Default: train, validation."
+    "--split", "splits", multiple=True, metavar="NAME", help="Default: all but the test split."
 )
 @click.option("--sharded", is_flag=True, help="Each instance reads train files of its own.")
 @click.option("--input-mode", type=click.Choice(["File", "FastFile"]), default="File")
@@ -95,7 +96,9 @@ def _age(_context: Any, _option: Any, text: str | None) -> int | None:
 @repo_option
 @json_option
 def train(output: Output, repo: Path, **choices: Any) -> None:
-    """Train a model on the training set at OUTPUT, an s3://bucket/prefix or a local folder.
+    """Train a model on a training set.
+
+    SET is the name of a declared one or an output, s3://bucket/prefix or a folder.
 
     The set is verified, the request checked, the job started and followed with its log, and the
     model linked to the set by tags and lineage.json. The same command again finds the job that it
@@ -103,11 +106,12 @@ def train(output: Output, repo: Path, **choices: Any) -> None:
 
     \b
     AWS's XGBoost:
-      feast-dynamo train s3://lake/churn/july --algorithm xgboost --role arn:aws:iam::... \\
+      feast-dynamo train churn --algorithm xgboost --role arn:aws:iam::... \\
         --set objective=binary:logistic --set num_round=200
     A script of your own, first on this machine (no container; needs `[local-training]`):
-      feast-dynamo train s3://lake/churn/july --script train.py --set max_depth=4 --local
+      feast-dynamo train s3://lake/churn --script train.py --set max_depth=4 --local
     """  # noqa: D301 - click keeps the lines after \b as they are
+    choices["training_set"] = output_of(choices["training_set"], repo)
     job = _Job(output, repo, choices)
     job.refuse_wrong_usage()
     if choices["local"]:
@@ -148,7 +152,7 @@ class _Job:
             uri = f"{folder}/{source.sha256}/sourcedir.tar.gz"
         hyperparameters = self._hyperparameters(source, uri)
         request, token = self._request(
-            made.channels(**self._channel_options()), output_path, hyperparameters, manifest
+            made.channels(**self._channel_options(made)), output_path, hyperparameters, manifest
         )
         links = job_submission.link_tags(made, manifest, token)
         tags = links | self._choices["tags"]
@@ -185,7 +189,7 @@ class _Job:
         # As SageMaker would get it; then the files of this machine in the places of S3's.
         here = not made.output.startswith("s3://")
         on_s3 = TrainingSet(f"{HERE}{made.output[1:]}", made.manifest) if here else made
-        channels = on_s3.channels(**self._channel_options())
+        channels = on_s3.channels(**self._channel_options(made))
         path = output_path if output_path.startswith("s3://") else f"{HERE}{output_path[1:]}"
         hyperparameters = self._hyperparameters(source, "")
         hyperparameters.pop("sagemaker_submit_directory", None)
@@ -203,7 +207,7 @@ class _Job:
         self._answer(done.job, "", log=str(done.log))
 
     def _verified(self) -> TrainingSet:
-        from feast_dynamo_ext.sagemaker.manifest import verify
+        from feast_dynamo_ext.sagemaker.set_verification import verify
         from feast_dynamo_ext.sagemaker.training_set import load_training_set
 
         output = self._choices["training_set"]
@@ -239,19 +243,20 @@ class _Job:
         given = dict(self._choices["hyperparameters"])
         return given | source.hyperparameters(uri) if source is not None else given
 
-    def _channel_options(self) -> dict[str, Any]:
+    def _channel_options(self, made: TrainingSet) -> dict[str, Any]:
         from feast_dynamo_ext.sagemaker.targets import TARGETS
 
         chosen = self._choices
+        splits = [name for name in made.manifest.split.splits if name != "test"]
         # A script reads what it likes; an algorithm refuses channels and types minutes later.
         is_algorithm = chosen["script"] is None and chosen["algorithm"] in TARGETS
         return {
             "target": chosen["algorithm"] if is_algorithm else "script",
             **({"instances": chosen["instances"]} if chosen["sharded"] else {}),
-            "format": chosen["file_format"],
+            "format": chosen["file_format"] or made.manifest.formats[0],
             "input_mode": chosen["input_mode"],
             "distribution": "ShardedByS3Key" if chosen["sharded"] else "FullyReplicated",
-            **({"splits": chosen["splits"]} if chosen["splits"] else {}),
+            "splits": chosen["splits"] or splits,
         }
 
     def _output_path(self, made: TrainingSet) -> str:

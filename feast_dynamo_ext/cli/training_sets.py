@@ -15,6 +15,7 @@ from feast_dynamo_ext.cli.repo import (
     repo_option,
     table,
 )
+from feast_dynamo_ext.cli.set_checks import diff, output_of, rebuild, report, verify
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 name_argument = click.argument("name")
 
 
-@click.group("training-set", cls=InOrder, short_help="Training sets: build, list, show.")
+@click.group(
+    "training-set",
+    cls=InOrder,
+    short_help="Training sets: build, list, show, verify, diff, rebuild, report.",
+)
 def training_set() -> None:
     """Build the training sets that the feature repo declares.
 
@@ -38,6 +43,7 @@ def training_set() -> None:
     feast-dynamo training-set build churn
     feast-dynamo training-set list
     feast-dynamo training-set show churn
+    feast-dynamo training-set report churn
     """  # noqa: D301 - click keeps the lines after \b as they are
 
 
@@ -87,17 +93,8 @@ def show(name: str, output: Output, repo: Path) -> None:
     from feast_dynamo_ext.sagemaker.training_set import load_training_set
 
     store = open_store(repo)
-    made = load_training_set(_output_of(name, repo), store.config.offline_store.aws())
+    made = load_training_set(output_of(name, repo), store.config.offline_store.aws())
     output.show(_summary(made) | {"columns": _columns(made.manifest)}, _shown(made))
-
-
-def _output_of(name: str, repo: Path) -> str:
-    """The output of a declared set, or the output itself."""
-    from feast_dynamo_ext.sagemaker.definition import definition_named
-
-    if "/" in name:
-        return name
-    return definition_named(repo, name).definition.output_in(repo)
 
 
 def _listed(store: FeatureStore, repo: Path, declared: Declared) -> dict[str, Any]:
@@ -179,3 +176,7 @@ def _shown(made: TrainingSet) -> str:
     size = sum(file.bytes for file in made.manifest.files)
     files = f"{len(made.manifest.files)} files, {size:,} bytes"
     return f"{made.output}\n\n{_splits(made)}\n\n{columns}\n\n{files}"
+
+
+for command in (verify, diff, rebuild, report):
+    training_set.add_command(command)

@@ -163,16 +163,19 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
     kinds = {field.name: declared_as(field.dtype) for field in view.features}
     key_kinds = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
     stored, (event_time, created_time) = stored_names(source), stored_times(source)
+    features = tuple(
+        (stored[name], result_name(view, name, full_feature_names=full_feature_names))
+        for name in wanted
+    )
+    if _TIMES_ALONE.get():
+        wanted, features = [""], ((event_time, f"{named}{EVENT_TIME}"),)
     return ViewPlan(
         view=named,
         source=source,
         keys=tuple((column, stored[name]) for name, column in request_columns(view)),
         event_time=event_time,
         created_time=created_time,
-        features=tuple(
-            (stored[name], result_name(view, name, full_feature_names=full_feature_names))
-            for name in wanted
-        ),
+        features=features,
         ttl=view.ttl or None,
         kinds=tuple(kinds.get(name, ValueType.UNKNOWN) for name in wanted),
         key_kinds=tuple(key_kinds[name] for name, _ in request_columns(view)),
@@ -227,6 +230,25 @@ def materialized_by_feast(view: Any) -> Iterator[None]:
         yield
     finally:
         _MATERIALIZED.reset(token)
+
+
+EVENT_TIME = "__event_timestamp"
+"""Behind a view's name: the result's column of the event time of the row that was found."""
+
+_TIMES_ALONE: ContextVar[bool] = ContextVar("event_times_alone", default=False)
+
+
+@contextlib.contextmanager
+def event_times_alone() -> Iterator[None]:
+    """Joins that are planned in the block give, of each view, its rows' event time alone.
+
+    Rows are found as always, so this says how old features were.
+    """
+    token = _TIMES_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _TIMES_ALONE.reset(token)
 
 
 def with_declared_kinds(plan: ViewPlan) -> ViewPlan:

@@ -25,15 +25,14 @@ from feast_dynamo_ext.sagemaker.manifest import (
     SourceFile,
     SourceSnapshot,
     SplitSummary,
-    VerifyReport,
     load_manifest,
-    verify,
 )
 from feast_dynamo_ext.sagemaker.request_check import (
     RequestProblem,
     check_request,
     request_problems,
 )
+from feast_dynamo_ext.sagemaker.set_verification import VerifyReport, verify
 from feast_dynamo_ext.sagemaker.split import (
     SPLITS,
     ColumnSplit,

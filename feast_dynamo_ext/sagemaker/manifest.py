@@ -1,4 +1,4 @@
-"""What a training set is made of and from: its manifest, and the check of its files against it."""
+"""What a training set is made of and from: its manifest."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ ENTITY_ROWS = "rows/entity_rows.parquet"
 
 FORMAT_VERSION = 2
 LAYOUT_FOLDERS = (*SPLITS, "rows")
+SEAL = "manifest_sha256"
+"""Of the manifest's own text without it, so that a change of the manifest shows."""
 
 _LIBRARIES = ("feast-dynamo-ext", "feast", "pyarrow", "duckdb")
 
@@ -230,6 +232,8 @@ class ColumnSummary:
             holds as they are.
         nulls: rows without a value (NaN counts), by split.
         source: `entity_rows`, or `features` of what the feature store looked up.
+        declared: the encoding as it was declared, of JSON's own types, so that a rebuild fits it
+            again; None where none was.
     """
 
     name: str
@@ -238,6 +242,7 @@ class ColumnSummary:
     encoding: FittedEncoding | None = None
     nulls: Mapping[str, int] = field(default_factory=dict)
     source: str = "features"
+    declared: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -362,10 +367,8 @@ class Manifest:
         values = {key: value for key, value in vars(self).items() if key in _FIELDS}
         values["split"] = self.split.as_manifest()
         if self.format_version == 1:
-            values = _version_1(self, values)
-        return (
-            json.dumps(values, indent=2, sort_keys=True, allow_nan=False, default=_members) + "\n"
-        )
+            return _text(_version_1(self, values))
+        return _text(values | {SEAL: _sha256(values)})
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str) -> Manifest:
@@ -376,14 +379,21 @@ class Manifest:
         """
         try:
             values = json.loads(text)
+            seal = values.pop(SEAL, None)
+            changed = seal is not None and seal != _sha256(values)
             version = values.pop("format_version")
-            if version in _READERS:
+            if version in _READERS and not changed:
                 return _READERS[version](values)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise TrainingSetError(
                 f"{source} is not a training set's manifest: {type(error).__name__}: {error}. "
                 "Write the training set again."
             ) from error
+        if changed:
+            raise TrainingSetError(
+                f"{source} is not as it was written: its `{SEAL}` is of another text. Build the "
+                "training set again."
+            )
         raise TrainingSetError(
             f"{source} has format_version {version}; this version reads "
             f"{' and '.join(map(str, _READERS))}. Upgrade feast-dynamo-ext, or write the training "
@@ -392,6 +402,14 @@ class Manifest:
 
 
 _FIELDS = {each.name for each in fields(Manifest)}
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2, sort_keys=True, allow_nan=False, default=_members) + "\n"
+
+
+def _sha256(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_text(values).encode()).hexdigest()
 
 
 def _members(value: Any) -> dict[str, Any]:
@@ -591,29 +609,6 @@ def _explained(resource: str) -> Iterator[None]:
         ) from error
 
 
-@dataclass(frozen=True)
-class VerifyReport:
-    """The files of a training set against its manifest, by path.
-
-    Attributes:
-        checked: number of files in the manifest.
-        missing: in the manifest, but not there.
-        changed: there, with another size or hash.
-        unexpected: not in the manifest, but in a folder of the training set, where a SageMaker
-            channel would read it as data.
-    """
-
-    checked: int
-    missing: tuple[str, ...]
-    changed: tuple[str, ...]
-    unexpected: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether the training set is what its manifest says."""
-        return not (self.missing or self.changed or self.unexpected)
-
-
 def load_manifest(output: str, aws: AwsSettings) -> Manifest:
     """Read the manifest of a training set.
 
@@ -638,31 +633,3 @@ def read_manifest(folder: OutputFolder) -> Manifest:
             "was interrupted. Write it again."
         ) from error
     return Manifest.from_json(text, source=f"{folder.uri}/{MANIFEST}")
-
-
-def verify(output: str, aws: AwsSettings) -> VerifyReport:
-    """Recompute size and hash of every file of a training set.
-
-    Raises:
-        TrainingSetError: as `load_manifest`.
-        AwsError: S3 refused.
-    """
-    folder = open_folder(output, aws)
-    manifest = read_manifest(folder)
-    found = set(folder.files())
-    expected = {file.path: file for file in manifest.files}
-    present = sorted(expected.keys() & found)
-    return VerifyReport(
-        checked=len(expected),
-        missing=tuple(sorted(expected.keys() - found)),
-        changed=tuple(path for path in present if not _matches(folder, expected[path])),
-        unexpected=tuple(sorted(found - expected.keys())),
-    )
-
-
-def _matches(folder: OutputFolder, file: OutputFile) -> bool:
-    digest, size = hashlib.sha256(), 0
-    for chunk in folder.chunks(file.path):
-        digest.update(chunk)
-        size += len(chunk)
-    return (size, digest.hexdigest()) == (file.bytes, file.sha256)

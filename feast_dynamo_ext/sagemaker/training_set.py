@@ -407,6 +407,7 @@ def write_training_set(
                 fitted.get(each),
                 written.nulls.get(each, {}),
                 "entity_rows" if each in given else "features",
+                _declared((encodings or {}).get(each)),
             )
             for each, role in roles.roles().items()
         ),
@@ -427,6 +428,17 @@ def write_training_set(
     )
     _publish(folder, manifest)
     return TrainingSet(folder.uri, manifest)
+
+
+def _declared(encoding: Encoding | None) -> dict[str, Any] | None:
+    if encoding is None:
+        return None
+    # A declared set's columns have a role besides, which is not of the encoding.
+    fields = set(Encoding.model_fields)
+    values: dict[str, Any] = encoding.model_dump(
+        mode="json", by_alias=True, exclude_unset=True, include=fields
+    )
+    return values
 
 
 def refuse_roleless(columns: Sequence[str], known: Collection[str | None]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bars
+import endpoints
 import materialize
 import offline
 import offline_bars
@@ -100,6 +101,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 results[name], more = _run_materialize(server, rounds, options)
             elif name == "offline":
                 results[name], more = _run_offline(rounds, options)
+            elif name == "serving":
+                results[name], more = _run_serving(server, rounds)
             elif name == "tables":
                 results[name], more = _run_tables(rounds, options)
             elif name == "sets":
@@ -166,6 +169,12 @@ def _run_sets(rounds: int, options: argparse.Namespace) -> tuple[dict[str, Any],
     found = training_sets.run(rounds, options.scale)
     print(training_sets.report(found, options.scale), flush=True)
     return {"rounds": rounds, "runs": training_sets.as_json(found)}, bars.of_sets(found)
+
+
+def _run_serving(server: Server, rounds: int) -> tuple[dict[str, Any], bars.Held]:
+    runs = endpoints.run(server.endpoint, rounds)
+    print(endpoints.table(runs), flush=True)
+    return {"rounds": rounds, "runs": endpoints.as_json(runs)}, endpoints.held(runs)
 
 
 def _run_tables(rounds: int, options: argparse.Namespace) -> tuple[dict[str, Any], bars.Held]:

@@ -110,6 +110,8 @@ PARTS = {
         (),
         rounds=3,
     ),
+    # As above: see `endpoints.py`; it makes its own tables.
+    "serving": Part("a served model, 2 views, 1 entity a request", (), rounds=5),
     # As above: see `tables.py`.
     # See `training_sets.py`.
     "sets": Part("training sets, on local files", (), rounds=3),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+import tarfile
 
 import pandas as pd
 import pyarrow as pa
@@ -205,3 +206,48 @@ def test_sql_is_kept_as_it_is(repo):
     assert (origin.kind, origin.text) == ("sql", sql)
     read = pd.read_parquet(repo / "out/churn/train/parquet/part-00000.parquet")
     assert sorted(read["churned"]) == [0, 0, 1, 1]
+
+
+def test_a_declared_set_is_verified_rebuilt_compared_and_reported_by_its_name(repo, tmp_path):
+    run(repo, "build", "churn")
+    assert "files are as they were written, and so are the sources" in run(repo, "verify", "churn")
+    report = json.loads(run(repo, "rebuild", "churn", "--json"))
+    assert report["same_bytes"] is True
+    assert report["same_entity_rows"] is True
+    again = str(tmp_path / "again")
+    run(repo, "rebuild", "churn", "--to", again)
+    assert "the same rows, features and inputs" in run(repo, "diff", "churn", again)
+    page = tmp_path / "churn.html"
+    run(repo, "report", "churn", "--to", str(page))
+    text = page.read_text()
+    assert "<h1>churn</h1>" in text
+    assert "string as codes" in text
+    assert "sales__event_timestamp" in text
+    pq.write_table(LABELS.slice(1), repo / "labels.parquet")
+    assert "entity rows" in run(repo, "rebuild", "churn", code=1)
+
+
+SCRIPT = """\
+import json, os, pathlib
+import pyarrow.parquet as pq
+rows = {}
+for split in ("train", "validation"):
+    (path,) = pathlib.Path(os.environ[f"SM_CHANNEL_{split.upper()}"]).rglob("*.parquet")
+    rows[split] = pq.read_table(path).num_rows
+pathlib.Path(os.environ["SM_MODEL_DIR"], "rows.json").write_text(json.dumps(rows))
+"""
+
+
+def test_a_declared_set_is_trained_on_by_its_name_from_the_format_that_it_has(repo, tmp_path):
+    pytest.importorskip("sagemaker_training")
+    run(repo, "build", "churn")
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    models = tmp_path / "models"
+    given = ["train", "churn", "--local", "--script", str(script), "--output-path", str(models)]
+    work = ["--work-dir", str(tmp_path / "work"), "--chdir", str(repo), "--json"]
+    done = CliRunner().invoke(main, [*given, *work])
+    assert done.exit_code == 0, done.output
+    (archive,) = models.rglob("model.tar.gz")
+    with tarfile.open(archive) as files:
+        assert json.load(files.extractfile("rows.json")) == {"train": 6, "validation": 2}

@@ -18,14 +18,21 @@ from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext import aws, sagemaker
 from feast_dynamo_ext.aws import AwsSettings
+from feast_dynamo_ext.duckdb_connection import Limits
 from feast_dynamo_ext.errors import (
     ConfigError,
     FeatureNotFoundError,
     OfflineStoreError,
     TrainingSetError,
 )
+from feast_dynamo_ext.sagemaker.rebuild import rebuild
+from feast_dynamo_ext.sagemaker.set_difference import difference
+from feast_dynamo_ext.sagemaker.set_inspection import inspect
+from feast_dynamo_ext.sagemaker.set_report import html
+from feast_dynamo_ext.sagemaker.set_verification import changed_sources
 
 DAY = dt.timedelta(days=1)
+LIMITS = Limits("200MB")
 START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
 SPLIT = sagemaker.TimeSplit(validation_from=START + 10 * DAY, test_from=START + 20 * DAY)
 ROWS = pd.DataFrame(
@@ -207,3 +214,30 @@ def test_a_retrieval_that_may_have_inputs_needs_the_requested_features(store_wit
         store_with_facts.provider.write_training_set(job, **given)
     made = store_with_facts.provider.write_training_set(job, **given, features=["facts:doubled"])
     assert made.manifest.features == ("doubled",)
+
+
+def test_a_set_on_s3_is_verified_rebuilt_compared_and_reported(store, bucket, moto_endpoint):
+    made, offline = write(store, bucket), store.config.offline_store.aws()
+    again = f"s3://{bucket}/again"
+    assert changed_sources(made.manifest, offline, store) == ()
+    assert rebuild(store, made.output, again).same_bytes
+    other = sagemaker.load_training_set(again, offline)
+    assert difference(made, other, offline, LIMITS).is_same
+    found = inspect(made, offline, LIMITS, store)
+    (ages,) = found.ages
+    # The rows of January 1 and 15, seen on days 5, 15 and 25.
+    assert (ages.youngest_s, ages.oldest_s, ages.unmatched) == (86_400, 25 * 86_400, 0)
+    assert "orders__event_timestamp" in html(found)
+
+    client = boto3.client("s3", region_name="us-east-1", endpoint_url=moto_endpoint)
+    key = {"Bucket": bucket, "Key": "orders/a.parquet"}
+    body = bytearray(client.get_object(**key)["Body"].read())
+    body[20] ^= 1
+    client.put_object(**key, Body=bytes(body))
+    (change,) = changed_sources(made.manifest, offline)
+    assert (change.kind, change.name) == ("file", f"s3://{bucket}/orders/a.parquet")
+    assert "has the ETag" in change.words
+    with pytest.raises(TrainingSetError, match=r"orders/a\.parquet has the ETag"):
+        rebuild(store, made.output, f"s3://{bucket}/third")
+    listed = client.list_objects_v2(Bucket=bucket, Prefix="third/")
+    assert listed["KeyCount"] == 0

@@ -21,6 +21,7 @@ STATUSES = {
         "RequestTooLargeError",
         "TableImportError",
         "EntityRowsError",
+        "InvocationError",
         "ItemTooLargeError",
         "UnsupportedTypeError",
         "WindowError",

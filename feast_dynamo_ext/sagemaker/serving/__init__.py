@@ -1,0 +1,1 @@
+"""A model behind HTTP: entity keys come in, their features are looked up, predictions go out."""
