@@ -46,6 +46,7 @@ Where a caller would expect a builtin, the error is that builtin too::
     ├── TrainingJobError                 a training job that failed or stopped  (RuntimeError)
     ├── ServingError                     a model that cannot be served          (RuntimeError)
     ├── InvocationError                  a request that an endpoint refuses     (ValueError)
+    ├── PipelineError                    a pipeline's step that failed          (RuntimeError)
     ├── ViewsFailedError                 feature views that failed, each named  (RuntimeError)
     ├── BulkLoadError                    files that DynamoDB did not load whole (RuntimeError)
     └── LocalError                       the embedded AWS: cannot start or stop (RuntimeError)
@@ -367,6 +368,18 @@ class TrainingJobError(FeastDynamoError, RuntimeError):
     ) -> None:
         super().__init__(message)
         self.name, self.status, self.failure_reason = name, status, failure_reason
+
+
+class PipelineError(FeastDynamoError, RuntimeError):
+    """A step of a pipeline that failed on this machine.
+
+    Attributes:
+        step: its name.
+    """
+
+    def __init__(self, message: str, step: str) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class ServingError(FeastDynamoError, RuntimeError):

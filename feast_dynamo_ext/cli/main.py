@@ -12,6 +12,7 @@ from feast_dynamo_ext.cli.endpoint import endpoint
 from feast_dynamo_ext.cli.history_table import table
 from feast_dynamo_ext.cli.local import local
 from feast_dynamo_ext.cli.materialize import materialize
+from feast_dynamo_ext.cli.pipeline import pipeline
 from feast_dynamo_ext.cli.repo import InOrder
 from feast_dynamo_ext.cli.start import docs, init
 from feast_dynamo_ext.cli.train import train
@@ -52,6 +53,7 @@ main.add_command(bulk_load)
 main.add_command(table)
 main.add_command(training_set)
 main.add_command(train)
+main.add_command(pipeline)
 main.add_command(endpoint)
 main.add_command(docs)
 

@@ -1,0 +1,431 @@
+"""A declared pipeline run on this machine: what runs again, what does not, and how it fails."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import multiprocessing
+import tarfile
+from pathlib import Path
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from feast import FeatureService
+from feast.types import Float64, Int64
+from repos import write_repo_yaml
+from views import CUSTOMER, customer_view, parquet_files
+
+from feast_dynamo_ext.aws import AwsSettings
+from feast_dynamo_ext.cli.main import main
+from feast_dynamo_ext.errors import ConfigError, PipelineError
+from feast_dynamo_ext.sagemaker import load_training_set, verify
+from feast_dynamo_ext.sagemaker.pipeline.local_run import run_pipeline_locally
+from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import parse_pipeline
+
+DAY = dt.timedelta(days=1)
+START = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
+SET = """
+feature_service: churn_v1
+entity_rows: {path: labels.parquet}
+label: bought
+split: {rule: time, validation_from: 2026-01-11, test_from: 2026-01-21}
+formats: [csv]
+output: training
+"""
+PIPELINE = """
+name: churn
+role: arn:aws:iam::123456789012:role/pipeline
+output: s3://BUCKET/churn
+image: features:1
+materialize: {views: [orders]}
+training_set: {name: churn}
+train: {script: train.py, image: "xgboost:1", hyperparameters: {add: 1}}
+evaluate: {script: evaluate.py}
+condition: {metric: "metrics.mean[0].value", at_least: 2.5}
+package: {group: churn, image: "serve:1"}
+"""
+# The model is the mean of the first feature on the train split, and what the job adds.
+TRAIN = """
+import argparse, csv, json, os, pathlib
+parser = argparse.ArgumentParser()
+parser.add_argument("--add", type=float)
+add = parser.parse_args().add
+folder = pathlib.Path(os.environ["SM_CHANNEL_TRAIN"])
+rows = [row for file in sorted(folder.iterdir()) for row in csv.reader(file.open())]
+mean = sum(float(row[1]) for row in rows) / len(rows)
+model = pathlib.Path(os.environ["SM_MODEL_DIR"], "model.json")
+model.write_text(json.dumps({"mean": mean + add}))
+"""
+EVALUATE = """
+import argparse, csv, json, pathlib, tarfile
+parser = argparse.ArgumentParser()
+for name in ("model", "test", "output"):
+    parser.add_argument("--" + name, type=pathlib.Path)
+given = parser.parse_args()
+with tarfile.open(given.model / "model.tar.gz") as archive:
+    model = json.load(archive.extractfile("model.json"))
+rows = [row for file in sorted(given.test.iterdir()) for row in csv.reader(file.open())]
+metrics = {"mean": [{"value": model["mean"]}], "rows": len(rows)}
+(given.output / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
+"""
+ALL = ["Materialize", "BuildTrainingSet", "Train", "Evaluate", "CheckMetric", "RegisterModel"]
+
+
+def history(folder: Path, name: str, *totals: float) -> None:
+    table = pa.table(
+        {
+            "cid": [1, 2],
+            "event_timestamp": pa.array([START, START], pa.timestamp("us", tz="UTC")),
+            "total": totals,
+            "orders": [1, 2],
+        }
+    )
+    pq.write_table(table, folder / name)
+
+
+def labels(repo: Path, *, bought: int = 1) -> None:
+    times = [START + days * DAY for days in (5, 6, 15, 25)]
+    rows = {"cid": [1, 2, 1, 2], "bought": [1, 0, 0, bought]}
+    times = pa.array(times, pa.timestamp("us", tz="UTC"))
+    pq.write_table(pa.table(rows | {"event_timestamp": times}), repo / "labels.parquet")
+
+
+@pytest.fixture
+def repo(tmp_path) -> Path:
+    repo = tmp_path / "repo"
+    (repo / "training_sets").mkdir(parents=True)
+    (repo / "training_sets" / "churn.yaml").write_text(SET)
+    (repo / "train.py").write_text(TRAIN)
+    (repo / "evaluate.py").write_text(EVALUATE)
+    (repo / "orders").mkdir()
+    history(repo / "orders", "a.parquet", 1.0, 3.0)
+    labels(repo)
+    return repo
+
+
+@pytest.fixture
+def store(open_store, repo, moto_endpoint):
+    orders = customer_view(source=parquet_files(repo / "orders"), total=Float64, orders=Int64)
+    store = open_store(online={"region": "us-east-1", "endpoint_url": moto_endpoint})
+    store.apply([CUSTOMER, orders, FeatureService(name="churn_v1", features=[orders])])
+    yield store
+    store.teardown()
+
+
+@pytest.fixture
+def run(repo, store, tmp_path, moto_endpoint, bucket):
+    aws = AwsSettings("us-east-1", moto_endpoint)
+
+    def run(text: str = PIPELINE, **options):
+        declaration = parse_pipeline(text.replace("BUCKET", bucket), "pipelines/churn.yaml")
+        return run_pipeline_locally(
+            declaration, repo, store, folder=tmp_path / "work", aws=aws, **options
+        )
+
+    return run
+
+
+def done(found) -> list[str]:
+    return [step.name for step in found.steps if step.outcome == "done"]
+
+
+def test_each_step_runs_once_for_what_it_is_made_of(run, repo, store, tmp_path):
+    lines = []
+    first = run(say=lines.append)
+    assert done(first) == ALL
+    assert first.metric == 3.0  # (1 + 3) / 2 + 1
+    online = store.get_online_features(["orders:total"], [{"cid": 2}]).to_dict()
+    assert online["total"] == [3.0]
+    assert next(line for line in lines if line.startswith("Train")) == "Train ..."
+    assert any(line.startswith("Train: done in ") for line in lines)
+
+    # The model, its set and its metric, as they would stand in the registry.
+    package = json.loads(Path(first.package).read_text())
+    assert package["metric"] == {"path": "metrics.mean[0].value", "value": 3.0}
+    assert package["features"] == ["orders:total", "orders:orders"]
+    assert (package["feature_service"], package["approval"]) == (
+        "churn_v1",
+        "PendingManualApproval",
+    )
+    aws = AwsSettings("us-east-1")
+    assert verify(first.training_set, aws).ok
+    assert load_training_set(first.training_set, aws).manifest.name == "churn"
+    with tarfile.open(first.model) as archive:
+        assert json.load(archive.extractfile("model.json")) == {"mean": 3.0}
+        assert [member.mtime for member in archive] == [0]
+
+    # Nothing new: only the decision is made again.
+    assert done(run()) == ["CheckMetric"]
+    # Other hyperparameters: no new set.
+    changed = PIPELINE.replace("add: 1", "add: 2")
+    found = run(changed)
+    assert done(found) == ["Train", "Evaluate", "CheckMetric", "RegisterModel"]
+    assert (found.metric, found.training_set) == (4.0, first.training_set)
+    assert done(run()) == ["Train", "Evaluate", "CheckMetric", "RegisterModel"]
+    # Another way to measure: no new model.
+    (repo / "evaluate.py").write_text(EVALUATE.replace('"rows"', '"count"'))
+    assert done(run()) == ["Evaluate", "CheckMetric", "RegisterModel"]
+    # A comment in the script: trained again to the same model, so nothing after it.
+    (repo / "train.py").write_text(TRAIN + "# a comment\n")
+    assert done(run()) == ["Train", "CheckMetric"]
+    # Labels of the test split alone: a new set, no new model, and it is measured again.
+    labels(repo, bought=0)
+    assert done(run()) == ["BuildTrainingSet", "Evaluate", "CheckMetric", "RegisterModel"]
+    # Other history: everything.
+    history(repo / "orders", "a.parquet", 5.0, 3.0)
+    found = run()
+    assert done(found) == ALL
+    assert found.metric == 5.0
+
+
+def test_forced_steps_run_and_what_they_make_the_same_changes_nothing_else(run):
+    run()
+    assert done(run(force=("Train",))) == ["Train", "CheckMetric"]
+    assert done(run(force=("BuildTrainingSet", "Materialize"))) == [
+        *("Materialize", "BuildTrainingSet", "CheckMetric")
+    ]
+    with pytest.raises(
+        ConfigError, match=r"no step `Trian` that runs here.* Did you mean `Train`"
+    ):
+        run(force=("Trian",))
+
+
+def test_results_that_are_gone_or_changed_are_made_again(run, store, repo, tmp_path):
+    first = run()
+    Path(first.model).write_bytes(b"no archive")
+    assert done(run()) == ["Train", "CheckMetric"]
+    Path(first.training_set, "manifest.json").unlink()
+    assert done(run()) == ["BuildTrainingSet", "CheckMetric"]
+    Path(first.package).unlink()
+    assert done(run()) == ["CheckMetric", "RegisterModel"]
+    # What a killed run leaves of a step is not taken for its result.
+    folder = Path(first.model).parent
+    folder.rename(folder.with_name(f"{folder.name}.partial"))
+    assert done(run()) == ["Train", "CheckMetric"]
+    assert [path.suffix for path in folder.parent.iterdir()] == [""]
+
+
+def test_a_step_that_fails_is_named_and_the_next_run_goes_on_there(run, repo, tmp_path):
+    (repo / "train.py").write_text("print('began')\nraise SystemExit('no convergence')\n")
+    with pytest.raises(
+        PipelineError, match=r"Step Train of pipeline churn failed: (.*\n)+no conv"
+    ) as e:
+        run()
+    assert e.value.step == "Train"
+    (repo / "train.py").write_text(TRAIN)
+    (repo / "evaluate.py").write_text("raise SystemExit('no metric')")
+    with pytest.raises(PipelineError, match=r"Step Evaluate .*exit code 1(.*\n)+no metric"):
+        run()
+    (repo / "evaluate.py").write_text("")
+    with pytest.raises(PipelineError, match=r"Step Evaluate .*wrote no evaluation.json"):
+        run()
+    (repo / "evaluate.py").write_text(EVALUATE)
+    assert done(run()) == ["Evaluate", "CheckMetric", "RegisterModel"]
+    (repo / "train.py").write_text("")
+    with pytest.raises(PipelineError, match=r"Step Train .*left no file in SM_MODEL_DIR"):
+        run()
+
+
+def test_a_model_below_the_threshold_is_not_registered(run, tmp_path):
+    low = PIPELINE.replace("at_least: 2.5", "at_least: 3.01")
+    with pytest.raises(PipelineError, match=r"CheckMetric .* is 3 and has to be at least 3.01"):
+        run(low)
+    assert not (tmp_path / "work" / "packages").exists()
+    assert done(run(PIPELINE.replace("at_least: 2.5", "at_most: 3"))) == [
+        *("CheckMetric", "RegisterModel")
+    ]
+    with pytest.raises(PipelineError, match=r"CheckMetric .*has no `metrics.auc`"):
+        run(PIPELINE.replace('"metrics.mean[0].value"', "metrics.auc"))
+    with pytest.raises(PipelineError, match=r"CheckMetric .*no finite number"):
+        run(PIPELINE.replace('"metrics.mean[0].value"', "metrics.mean"))
+
+
+def test_rows_of_a_query_are_read_every_time_and_train_only_what_they_change(run, repo):
+    query = (
+        "SELECT cid, event_timestamp + to_days(unnest([5, 15, 25])) AS event_timestamp, "
+        "orders AS bought FROM orders"
+    )
+    definition = SET.replace("{path: labels.parquet}", f"{{sql: '{query}'}}")
+    (repo / "training_sets" / "churn.yaml").write_text(definition)
+    assert done(run()) == ALL
+    assert done(run()) == ["BuildTrainingSet", "CheckMetric"]
+
+
+def test_views_whose_rows_were_torn_down_are_materialized_again(run, store):
+    run()
+    objects = [store.get_entity("customer"), store.get_feature_view("orders")]
+    service = store.get_feature_service("churn_v1")
+    store.teardown()
+    objects[1].materialization_intervals = []
+    store.apply([*objects, service])
+    assert "Materialize" in done(run())
+
+
+def test_a_capture_runs_first_and_every_time(run, repo):
+    command = "[python3, -c, \"import pathlib; pathlib.Path('seen').open('a').write('x')\"]"
+    text = f"{PIPELINE}capture: {{command: {command}}}\n"
+    assert done(run(text)) == ["Capture", *ALL]
+    assert done(run(text)) == ["Capture", "CheckMetric"]
+    assert (repo / "seen").read_text() == "xx"
+    with pytest.raises(PipelineError, match=r"Step Capture .*nothing-there cannot be run"):
+        run(f"{PIPELINE}capture: {{command: [nothing-there]}}\n")
+
+
+def test_a_state_that_is_none_is_refused_with_words(run, tmp_path):
+    run()
+    state = tmp_path / "work" / "state.json"
+    whole = state.read_bytes()
+    for text in (b"{", b'{"version": 1}', b'{"version": 2, "steps": {}}', b"[]"):
+        state.write_bytes(text)
+        with pytest.raises(ConfigError, match=r"state.json is .*[Dd]elete"):
+            run()
+    state.write_bytes(whole)
+    assert done(run()) == ["CheckMetric"]
+
+
+def _hold(folder: str, is_held, may_end) -> None:
+    import fcntl
+
+    with open(folder, "w") as file:  # noqa: PTH123
+        fcntl.flock(file, fcntl.LOCK_EX)
+        is_held.set()
+        may_end.wait(60)
+
+
+def test_two_runs_of_one_folder_do_not_mix(run, tmp_path):
+    (tmp_path / "work").mkdir()
+    spawned = multiprocessing.get_context("fork")
+    is_held, may_end = spawned.Event(), spawned.Event()
+    other = spawned.Process(
+        target=_hold, args=(str(tmp_path / "work" / ".lock"), is_held, may_end)
+    )
+    other.start()
+    try:
+        assert is_held.wait(60)
+        with pytest.raises(ConfigError, match="Another run of this pipeline is under way"):
+            run()
+    finally:
+        may_end.set()
+        other.join()
+
+
+def test_a_model_is_registered_with_sagemaker_where_that_is_chosen(run, moto_endpoint, bucket):
+    found = run(registry=True)
+    client = boto3.client("sagemaker", region_name="us-east-1", endpoint_url=moto_endpoint)
+    package = client.describe_model_package(ModelPackageName=found.package)
+    assert package["ModelApprovalStatus"] == "PendingManualApproval"
+    (container,) = package["InferenceSpecification"]["Containers"]
+    s3 = boto3.client("s3", region_name="us-east-1", endpoint_url=moto_endpoint)
+
+    def content(uri: str) -> bytes:
+        key = uri.removeprefix(f"s3://{bucket}/")
+        return s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+
+    assert content(container["ModelDataUrl"]) == Path(found.model).read_bytes()
+    metadata = package["CustomerMetadataProperties"]
+    manifest = Path(found.training_set, "manifest.json").read_bytes()
+    assert content(metadata["manifest"]) == manifest
+    assert metadata["feature_service"] == "churn_v1"
+    assert metadata["metric"] == "3.0"
+    statistics = package["ModelMetrics"]["ModelQuality"]["Statistics"]
+    assert json.loads(content(statistics["S3Uri"]))["metrics"]["mean"] == [{"value": 3.0}]
+    # Registered once.
+    again = run(registry=True)
+    assert (done(again), again.package) == (["CheckMetric"], found.package)
+
+
+def test_scripts_of_the_demo_and_the_page_train_and_measure_a_model(run, repo, store):
+    xgboost = pytest.importorskip("xgboost")
+    root = Path(__file__).parents[2]
+    (repo / "train.py").write_bytes((root / "feature_repo" / "train.py").read_bytes())
+    (repo / "evaluate.py").write_bytes((root / "docs" / "snippets" / "evaluate.py").read_bytes())
+    count = 60
+    times = pa.array([START] * count, pa.timestamp("us", tz="UTC"))
+    totals = [float(number % 7) for number in range(count)]
+    columns = {"cid": range(count), "total": totals, "orders": range(count)}
+    history = pa.table({name: list(values) for name, values in columns.items()})
+    pq.write_table(history.append_column("event_timestamp", times), repo / "orders/a.parquet")
+    days = [(5, 15, 25)[number % 3] for number in range(count)]
+    rows = {
+        "cid": list(range(count)),
+        "event_timestamp": pa.array([START + d * DAY for d in days], times.type),
+        "bought": [int(total > 3) for total in totals],
+    }
+    pq.write_table(pa.table(rows), repo / "labels.parquet")
+    text = PIPELINE.replace("{add: 1}", "{num_round: 5, min_child_weight: 0}")
+    text = text.replace('"metrics.mean[0].value"', "metrics.auc.value")
+    found = run(text.replace("at_least: 2.5", "at_least: 0.9"))
+    assert found.metric == 1.0  # what is bought follows from the total alone
+
+    with tarfile.open(found.model) as archive:
+        booster = xgboost.Booster(model_file=bytearray(archive.extractfile("model.json").read()))
+    assert booster.num_features() == 2
+    with pytest.raises(PipelineError, match=r"CheckMetric .* is 1 and has to be at most 0.5"):
+        run(text.replace("at_least: 2.5", "at_most: 0.5"))
+
+
+@pytest.fixture
+def command(repo, store, tmp_path, moto_endpoint, monkeypatch):
+    """The command in a repo whose registry is the store's."""
+    write_repo_yaml(
+        repo,
+        registry=str(tmp_path / "registry.db"),
+        online={"region": "us-east-1", "endpoint_url": moto_endpoint},
+        offline={"region": "us-east-1"},
+    )
+    (repo / "pipelines").mkdir()
+    (repo / "pipelines" / "churn.yaml").write_text(PIPELINE.replace("BUCKET", "bucket"))
+
+    def command(*arguments: str):
+        return CliRunner().invoke(main, ["pipeline", *arguments, "-c", str(repo)])
+
+    return command
+
+
+def test_the_command_runs_a_pipeline_and_says_what_each_step_did(command, repo):
+    found = command("run", "churn", "--local", "--json")
+    assert found.exit_code == 0, found.stderr
+    data = json.loads(found.stdout[found.stdout.index("{") :])
+    assert data["steps"] == dict.fromkeys(ALL, "done")
+    assert data["metric"] == 3.0
+    assert Path(data["package"]).is_relative_to(repo / ".pipelines" / "churn")
+
+    found = command("run", "churn", "--local", "--force", "Evaluate")
+    assert "Train: unchanged" in found.stderr
+    assert "Evaluate: done in " in found.stderr
+    assert found.stdout == f"2 of 6 steps run. Registered: {data['package']}\n"
+
+    (repo / "train.py").write_text("raise SystemExit('no convergence')")
+    found = command("run", "churn", "--local")
+    assert found.exit_code == 1
+    last = found.stderr.splitlines()[-1]
+    assert last.startswith("error: Step Train of pipeline churn failed: train.py ended with")
+    assert last.endswith("no convergence")
+
+
+def test_the_step_of_the_set_builds_it_says_what_it_is_and_takes_it_again(command, repo, tmp_path):
+    output, summary = str(tmp_path / "set"), tmp_path / "out" / "training-set.json"
+    build = ("build-set", "churn", "--output", output, "--summary", str(summary), "--if-absent")
+    found = command(*build)
+    assert (found.exit_code, found.stdout) == (0, f"{output}: 4 rows\n"), found.stderr
+    manifest = Path(output, "manifest.json").read_bytes()
+    said = json.loads(summary.read_text())
+    assert said == {
+        "output": output,
+        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+        "rows": {"train": 2, "validation": 1, "test": 1},
+    }
+    # Taken again although the history has grown; without the flag, or declared otherwise, refused.
+    history(repo / "orders", "b.parquet", 7.0, 7.0)
+    summary.unlink()
+    assert command(*build).exit_code == 0
+    assert json.loads(summary.read_text()) == said
+    assert "holds a training set already" in command(*build[:-1]).stderr
+    file = repo / "training_sets" / "churn.yaml"
+    file.write_text(SET.replace("2026-01-21", "2026-01-22"))
+    assert "Give `training_set.version` another value" in command(*build).stderr
+    assert Path(output, "manifest.json").read_bytes() == manifest
