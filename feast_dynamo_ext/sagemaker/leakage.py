@@ -262,7 +262,7 @@ def _entities(rows: SplitRows, keys: Keys, limits: Limits) -> Finding:
     words = f"{shared:,} of {every:,} entities ({shared / every:.0%}) are in several splits. "
     if keys.keeps_entities:
         level, more = "error", "The rule promises that none is: build the set again."
-    elif keys.rule in ("time", "event_time"):
+    elif keys.rule in ("event_time", "event_time_fractions"):
         level = "note"
         more = (
             "A split by time has the same customers before and after; the model is measured on "
@@ -374,7 +374,7 @@ def _later_rows(rows: SplitRows, keys: Keys) -> Finding:
         return Finding(check, "ok", "All rows of train are before those of the other splits.")
     return Finding(
         check,
-        "error" if keys.rule in ("time", "event_time") else "note",
+        "error" if keys.rule in ("event_time", "event_time_fractions") else "note",
         "Train has rows of after the first row of another split: the model is measured on a past "
         "whose future it has seen. Split by time where it will predict what comes.",
         (keys.event_time,),

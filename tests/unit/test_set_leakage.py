@@ -77,7 +77,7 @@ def crossing(made):
 
 
 def crossing_by_time(made):
-    return crossing(made) | {"rule": "time"}
+    return crossing(made) | {"rule": "event_time"}
 
 
 def crossing_by_group(made):
@@ -133,7 +133,7 @@ def later_rows(made):
 
 
 def later_by_time(made):
-    return later_rows(made) | {"rule": "time"}
+    return later_rows(made) | {"rule": "event_time"}
 
 
 @pytest.mark.parametrize(
