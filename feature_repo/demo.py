@@ -1,14 +1,13 @@
 """The whole job on a real shop's purchases, on an embedded AWS: `make demo` runs this file.
 
-Declare, apply, materialize, serve online, retrieve a point-in-time training set, train on it under
-SageMaker's contract. Each step says what it did and how long it took; what it starts it stops,
-also when a step fails or on Ctrl-C.
+Declare, apply, materialize, serve online; build a declared point-in-time training set, run its
+pipeline up to a registered model, and serve that behind HTTP. Each step says what it did and how
+long it took; what it starts it stops, also when a step fails or on Ctrl-C.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import json
 import math
 import os
@@ -18,14 +17,19 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import xgboost as xgb
 from history import build_history, write_history
 from labels import entity_rows
 from purchases import load_purchases
@@ -42,19 +46,11 @@ WORK = REPO.parent / ".feast-dynamo" / "demo"
 BUCKET = "feast-dynamo-demo"
 SERVICE = "repurchase_v1"
 VIEWS = ("customer_90d", "customer_lifetime")
-LABEL = "bought_again_60d"
+SET = PIPELINE = "repurchase"
 COMPARED = 200
 # moto takes about 800 rows a second: this many keep the demo well under three minutes on it.
 CUSTOMERS_ON_MOTO = 10_000
 UNKNOWN_CUSTOMER = 10_000_000
-
-# Label windows overlap for 60 days, so two cutoffs between the parts belong to none (labels.py).
-TRAIN_UNTIL = pd.Timestamp("1997-09-01", tz="UTC")
-SPLIT = sagemaker.TimeSplit(
-    validation_from=dt.datetime(1997, 11, 1, tzinfo=dt.timezone.utc),
-    test_from=dt.datetime(1998, 2, 1, tzinfo=dt.timezone.utc),
-)
-VALIDATION_UNTIL = pd.Timestamp("1997-12-01", tz="UTC")
 
 
 class Demo:
@@ -70,7 +66,7 @@ class Demo:
     def step(self, title: str) -> Iterator[list[str]]:
         """Announce a step; afterwards print its time and the facts it appended."""
         self.step_number += 1
-        print(f"\n\033[1m[{self.step_number}/6] {title}\033[0m", flush=True)
+        print(f"\n\033[1m[{self.step_number}/7] {title}\033[0m", flush=True)
         started = time.monotonic()
         facts: list[str] = []
         yield facts
@@ -87,12 +83,15 @@ class Demo:
             self.materialize(facts)
         with self.step("Online: through the SDK and through feast serve") as facts:
             self.serve(facts)
-        with self.step("Point-in-time training set on S3") as facts:
-            training_set = self.write_training_set(entity_rows(purchases), facts)
-        with self.step("Train under SageMaker's contract") as facts:
-            self.train(training_set, facts)
+        with self.step("The declared training set, point in time, on S3") as facts:
+            self.write_training_set(entity_rows(purchases), facts)
+        with self.step("Its pipeline on this machine: build, train, evaluate, register") as facts:
+            run = self.run_pipeline(facts)
+        with self.step("The model behind HTTP looks its features up") as facts:
+            self.serve_model(run, facts)
         print("\nWhat now exists (and goes with the embedded AWS, but for the model):\n")
         print(tabulate(self.made, headers=("what", "where", "how much"), tablefmt="rounded_grid"))
+        print(f"\nThe training set on one page: {os.path.relpath(WORK / 'report.html')}")
 
     def write_history(self, facts: list[str]) -> Any:
         """Step 1."""
@@ -151,46 +150,23 @@ class Demo:
             compare(way, asked, answer, expected)
         facts.append(f"all {COMPARED} equal the newest history; the unknown one is null")
 
-    def write_training_set(self, rows: pd.DataFrame, facts: list[str]) -> sagemaker.TrainingSet:
-        """Step 5."""
-        times = rows["event_timestamp"]
-        between = (times > TRAIN_UNTIL) & (times < SPLIT.validation_from)
-        between |= (times > VALIDATION_UNTIL) & (times < SPLIT.test_from)
-        rows = rows[~between].reset_index(drop=True)
-        store = open_store()
-        training_set = sagemaker.create_training_set(
-            store,
-            entity_rows=rows,
-            features=store.get_feature_service(SERVICE),
-            label=LABEL,
-            output=f"s3://{BUCKET}/training/{SERVICE}",
-            split=SPLIT,
-        )
-        facts.append(f"{len(rows):,} rows, {len(training_set.manifest.features)} features")
-        print(tabulate(training_set.summary(), headers="keys", floatfmt=".3f"))
+    def write_training_set(self, rows: pd.DataFrame, facts: list[str]) -> None:
+        """Step 5: what training_sets/repurchase.yaml declares, and a SageMaker job on it."""
+        filesystem, folder = aws.filesystem(f"s3://{BUCKET}/labels", self.settings)
+        table = pa.Table.from_pandas(rows, preserve_index=False)
+        pq.write_table(table, f"{folder}/{SET}.parquet", filesystem=filesystem)
+        feast_dynamo("training-set", "build", SET)
+        output = f"s3://{BUCKET}/training/{SET}"
+        training_set = sagemaker.load_training_set(output, self.settings)
+        features = len(training_set.manifest.features)
+        facts.append(f"{len(rows):,} entity rows, {features} features")
         for split in sagemaker.SPLITS:
             rows_of_split = training_set.manifest.splits[split].rows
-            where = f"{training_set.output}/{split}/"
+            where = f"{output}/{split}/"
             self.made.append((f"{split} (CSV, Parquet)", where, f"{rows_of_split:,} rows"))
         files = len(training_set.manifest.files)
-        self.made.append(("manifest", f"{training_set.output}/manifest.json", f"{files} files"))
-        return training_set
-
-    def train(self, training_set: sagemaker.TrainingSet, facts: list[str]) -> None:
-        """Step 6: the script on this machine, and the same job for SageMaker's control plane."""
-        model = WORK / "model"
-        run = sagemaker.run_locally(
-            REPO / "train.py",
-            training_set,
-            model_dir=model,
-            hyperparameters={},
-            work_dir=WORK / "job",
-            splits=sagemaker.SPLITS,
-            aws=self.settings,
-        )
-        metrics = json.loads((run.output_data_dir / "metrics.json").read_text())
-        auc, base = metrics["test-auc"], metrics["test-base-rate"]
-        facts.append(f"test AUC {auc:.3f} (a coin: 0.5), base rate {base:.3f}")
+        self.made.append(("manifest", f"{output}/manifest.json", f"{files} files"))
+        feast_dynamo("training-set", "report", SET, "--to", str(WORK / "report.html"))
         request = sagemaker.training_job_request(
             name=f"{SERVICE.replace('_', '-')}-{int(time.time())}",
             role_arn="arn:aws:iam::123456789012:role/sagemaker-training",
@@ -202,19 +178,70 @@ class Demo:
         sagemaker.create_training_job(request, self.settings)
         job = sagemaker.describe_training_job(request["TrainingJobName"], self.settings)
         facts.append(f"CreateTrainingJob {job.name}: {job.status}")
-        size = (model / "model.json").stat().st_size
-        here = os.path.relpath(model / "model.json")
-        self.made.append(("model", here, f"{size / 1024:,.0f} KB"))
-        self.made.append(
-            ("metric", "AUC on the test cutoffs", f"{auc:.3f} at base rate {base:.3f}")
-        )
         self.made.append(("SageMaker training job", job.name, job.status))
+
+    def run_pipeline(self, facts: list[str]) -> dict[str, Any]:
+        """Step 6: pipelines/repurchase.yaml, as SageMaker would run it."""
+        answer = feast_dynamo(
+            *(
+                "pipeline",
+                "run",
+                PIPELINE,
+                "--local",
+                "--output",
+                str(WORK / "pipeline"),
+                "--json",
+            ),
+            is_answer=True,
+        )
+        run: dict[str, Any] = json.loads(answer)
+        facts.append(f"test AUC {run['metric']:.3f} (a coin: 0.5)")
+        facts.append(", ".join(f"{step} {outcome}" for step, outcome in run["steps"].items()))
+        size = Path(run["model"]).stat().st_size
+        self.made.append(("model", os.path.relpath(run["model"]), f"{size / 1024:,.0f} KB"))
+        self.made.append(("metric", "AUC on the test cutoffs", f"{run['metric']:.3f}"))
+        self.made.append(("model's entry", os.path.relpath(run["package"]), "its set and metric"))
+        return run
+
+    def serve_model(self, run: dict[str, Any], facts: list[str]) -> None:
+        """Step 7: 200 customers scored over HTTP, and by the model on the newest history."""
+        archive = WORK / "endpoint.tar.gz"
+        feast_dynamo(
+            *("endpoint", "package", "--training-set", run["training_set"]),
+            *("--model", run["model"], "--output", str(archive)),
+        )
+        newest = {view: newest_rows(view, self.settings) for view in VIEWS}
+        known = newest["customer_lifetime"].index.tolist()
+        customers = random.Random(8).sample(known, COMPARED)  # noqa: S311 - a sample
+        served = served_scores(archive, customers)
+        training_set = sagemaker.load_training_set(run["training_set"], self.settings)
+        rows = pd.concat([of_view.reindex(customers) for of_view in newest.values()], axis=1)
+        rows = rows[list(training_set.manifest.features)]
+        matrix = rows.to_numpy(dtype="float64", na_value=math.nan)
+        expected = booster_of(Path(run["model"])).predict(xgb.DMatrix(matrix)).tolist()
+        wrong = sum(one != other for one, other in zip(served, expected, strict=True))
+        if wrong:
+            fail(f"{wrong} of {COMPARED} scores over HTTP are not those of the newest history")
+        facts.append(f"{COMPARED} customers over HTTP: each score is that of the newest history")
+        size = archive.stat().st_size
+        self.made.append(
+            ("endpoint's archive", os.path.relpath(archive), f"{size / 1024:,.0f} KB")
+        )
 
 
 def feast(*arguments: str) -> None:
     """Run the real `feast` command in the repo."""
     print(f"      $ feast {' '.join(arguments)}", flush=True)
     subprocess.run([Path(sys.executable).parent / "feast", *arguments], cwd=REPO, check=True)
+
+
+def feast_dynamo(*arguments: str, is_answer: bool = False) -> str:
+    """Run the real `feast-dynamo` command in the repo; gives what it printed if that is wanted."""
+    print(f"      $ feast-dynamo {' '.join(arguments)}", flush=True)
+    command = [Path(sys.executable).parent / "feast-dynamo", *arguments]
+    out = subprocess.PIPE if is_answer else None
+    ended = subprocess.run(command, cwd=REPO, check=True, stdout=out, text=True)
+    return ended.stdout or ""
 
 
 def open_store() -> Any:
@@ -246,52 +273,81 @@ def online_by_sdk(customers: list[int]) -> dict[str, list[Any]]:
 def online_by_http(url: str, customers: list[int]) -> dict[str, list[Any]]:
     """The same through `feast serve`."""
     body = {"feature_service": SERVICE, "entities": {"customer_id": customers}}
-    request = urllib.request.Request(  # noqa: S310 - our own server
-        f"{url}/get-online-features",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - our own server
-        decoded = json.load(answer)
+    decoded = posted(f"{url}/get-online-features", body)
     names = decoded["metadata"]["feature_names"]
     return {name: result["values"] for name, result in zip(names, decoded["results"], strict=True)}
 
 
-@contextlib.contextmanager
-def feast_serve() -> Iterator[str]:
+def served_scores(archive: Path, customers: list[int]) -> list[float]:
+    """The scores of customers, from a model that `feast-dynamo endpoint local` serves."""
+    command = ["feast-dynamo", "endpoint", "local", str(archive)]
+    with served(command, "SAGEMAKER_BIND_TO_PORT", "/ping") as url:
+        body = {"instances": [{"customer_id": customer} for customer in customers]}
+        decoded = posted(f"{url}/invocations", body)
+    return [prediction["score"] for prediction in decoded["predictions"]]
+
+
+def booster_of(archive: Path) -> xgb.Booster:
+    """The model that a job left."""
+    with tarfile.open(archive) as packed, tempfile.TemporaryDirectory() as folder:
+        packed.extract("model.json", folder, filter="data")
+        return xgb.Booster(model_file=str(Path(folder, "model.json")))
+
+
+def posted(url: str, body: dict[str, Any]) -> Any:
+    """What a server of ours answers to JSON."""
+    request = urllib.request.Request(  # noqa: S310 - our own server
+        url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - our own server
+        return json.load(answer)
+
+
+def feast_serve() -> contextlib.AbstractContextManager[str]:
     """A really started `feast serve` on a free port; gives its URL."""
+    return served(["feast", "serve", "-h", "127.0.0.1", "--no-access-log"], "", "/health")
+
+
+@contextlib.contextmanager
+def served(command: list[str], port_variable: str, health: str) -> Iterator[str]:
+    """A server on a free port, which an environment variable or else `-p` says; gives its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port = str(probe.getsockname()[1])
     url = f"http://127.0.0.1:{port}"
-    command = [Path(sys.executable).parent / "feast", "serve", "-h", "127.0.0.1", "-p", str(port)]
-    print(f"      $ feast serve -h 127.0.0.1 -p {port}", flush=True)
-    with (WORK / "serve.log").open("w") as log:
+    command = command if port_variable else [*command, "-p", port]
+    print(f"      $ {' '.join(command)}", flush=True)
+    log_path = WORK / f"{command[0]}-{command[1]}.log"
+    with log_path.open("w") as log:
         server = subprocess.Popen(
-            [*command, "--no-access-log"], cwd=REPO, stdout=log, stderr=subprocess.STDOUT
+            [Path(sys.executable).parent / command[0], *command[1:]],
+            cwd=REPO,
+            env=os.environ | ({port_variable: port} if port_variable else {}),
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
         try:
-            wait_until_healthy(server, url)
+            wait_until_healthy(server, f"{url}{health}", log_path)
             yield url
         finally:
             server.terminate()
             server.wait(timeout=30)
 
 
-def wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
-    """Wait until a feature server answers."""
+def wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Wait until a server answers."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and server.poll() is None:
         if is_healthy(url):
             return
         time.sleep(0.2)
-    fail(f"feast serve did not answer; its log: {WORK / 'serve.log'}")
+    fail(f"The server did not answer; its log: {log}")
 
 
 def is_healthy(url: str) -> bool:
-    """Whether a feature server answers."""
+    """Whether a server answers."""
     try:
-        urllib.request.urlopen(f"{url}/health", timeout=5).close()  # noqa: S310 - our own
+        urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - our own
     except OSError:
         return False
     return True

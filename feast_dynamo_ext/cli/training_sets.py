@@ -136,7 +136,11 @@ def _summary(made: TrainingSet) -> dict[str, Any]:
 
 def _splits(made: TrainingSet) -> str:
     rows = made.summary()
-    return table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+    return table(list(rows[0]), [[_shown(value) for value in row.values()] for row in rows])
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _columns(manifest: Manifest) -> list[dict[str, Any]]:
