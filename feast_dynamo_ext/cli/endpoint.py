@@ -198,7 +198,7 @@ def serve_command(model_dir: Path, workers: int, host: str) -> None:  # fmt: ski
     It is the entry point of a container: SageMaker runs its image with the argument `serve`.
 
     \b
-    ENTRYPOINT ["feast-dynamo", "endpoint"]
+    feast-dynamo endpoint serve
     """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.sagemaker.serving.app import serve
 
@@ -303,6 +303,7 @@ def invoke(name: str, body: Any, content_type: str, accept: str, region: str | N
     """Send a file (`-` for stdin) to an endpoint, and print its answer.
 
     \b
+    feast-dynamo endpoint invoke churn request.json
     echo '{"customer_id": 1}' | feast-dynamo endpoint invoke churn -
     """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.sagemaker.serving.deploy import invoke as send

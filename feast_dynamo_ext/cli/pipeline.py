@@ -120,7 +120,10 @@ def render(name: str, repo: Path) -> None:
     """Print the definition of pipeline NAME, as JSON, once every step of it is checked.
 
     Nothing is sent. Scripts are named by the hash of their content.
-    """
+
+    \b
+    feast-dynamo pipeline render churn
+    """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.sagemaker.pipeline import rendering
     from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import read_pipeline
 
@@ -138,7 +141,10 @@ def upsert(name: str, region: str | None, repo: Path, output: Output) -> None:
     """Upload the scripts of pipeline NAME and make it in SageMaker, or change it.
 
     A pipeline that is as declared already stays as it is.
-    """
+
+    \b
+    feast-dynamo pipeline upsert churn
+    """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.sagemaker.pipeline import schedule as on_aws
     from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import read_pipeline
     from feast_dynamo_ext.sagemaker.pipeline.rendering import read_parts
@@ -197,7 +203,10 @@ def schedule(name: str, region: str | None, repo: Path, output: Output) -> None:
     """Make the schedule that pipeline NAME declares in EventBridge Scheduler, or change it.
 
     A schedule that is as declared already stays as it is.
-    """
+
+    \b
+    feast-dynamo pipeline schedule churn
+    """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.sagemaker.pipeline import schedule as on_aws
     from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import read_pipeline
 

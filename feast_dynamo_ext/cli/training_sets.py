@@ -57,7 +57,10 @@ def build(name: str, place: str | None, output: Output, repo: Path, *, overwrite
     """Join, split, encode and write the training set NAME.
 
     It reads the history as it is now; the manifest pins what was read.
-    """
+
+    \b
+    feast-dynamo training-set build churn
+    """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.sagemaker.definition import build_training_set, definition_named
 
     declared = definition_named(repo, name)
@@ -73,7 +76,11 @@ def build(name: str, place: str | None, output: Output, repo: Path, *, overwrite
 @repo_option
 @json_option
 def list_(output: Output, repo: Path) -> None:
-    """List the training sets that the feature repo declares."""
+    """List the training sets that the feature repo declares.
+
+    \b
+    feast-dynamo training-set list
+    """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.sagemaker.definition import load_definitions
 
     declared = load_definitions(repo)
@@ -89,7 +96,11 @@ def list_(output: Output, repo: Path) -> None:
 @repo_option
 @json_option
 def show(name: str, output: Output, repo: Path) -> None:
-    """Show the built training set NAME, or that at an output: s3://bucket/prefix or a folder."""
+    """Show the built training set NAME, or that at an output: s3://bucket/prefix or a folder.
+
+    \b
+    feast-dynamo training-set show churn
+    """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.sagemaker.training_set import load_training_set
 
     store = open_store(repo)
@@ -136,10 +147,10 @@ def _summary(made: TrainingSet) -> dict[str, Any]:
 
 def _splits(made: TrainingSet) -> str:
     rows = made.summary()
-    return table(list(rows[0]), [[_shown(value) for value in row.values()] for row in rows])
+    return table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
 
 
-def _shown(value: Any) -> str:
+def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

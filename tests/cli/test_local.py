@@ -245,6 +245,11 @@ def test_errors_are_one_line_and_usage_errors_are_clicks(tmp_path) -> None:
     assert "Directory 'no-such-folder' does not exist" in usage.stderr
 
 
+GROUPS = [name for name, command in main.commands.items() if hasattr(command, "commands")]
+PLAIN = ["endpoint local", "endpoint serve", "endpoint invoke", "pipeline render"]
+"""Servers have no answer, and what these others print has one form."""
+
+
 def every_command() -> Iterator[str]:
     for name, command in main.commands.items():
         yield name
@@ -258,7 +263,7 @@ def test_each_command_explains_itself_with_an_example() -> None:
         shown = CliRunner().invoke(main, [*name.split(), "--help"], prog_name="feast-dynamo")
         assert shown.stdout.startswith(f"Usage: feast-dynamo {name} [OPTIONS]"), name
         assert re.search(rf'^ +(eval "\$\()?feast-dynamo {name}', shown.stdout, re.M), name
-        assert ("--json" in shown.stdout) is (name not in ("local", "table")), name
+        assert ("--json" in shown.stdout) is (name not in (*GROUPS, *PLAIN)), name
         # In the list of its group, in one line.
         assert "..." not in shown.stdout.partition("\nCommands:")[2], name
 
@@ -368,7 +373,7 @@ ANSWERS_AT_ONCE = [
     *(([command, "--help"], 0) for command in main.commands),
     *(
         ([group, command, "--help"], 0)
-        for group in ("local", "table")
+        for group in GROUPS
         for command in main.commands[group].commands
     ),
     (["init", "my shop"], 1),
@@ -428,7 +433,7 @@ def test_the_pages_that_errors_name_are_there() -> None:
         ("configration", "`reference/configuration`"),
         ("move", "`how-to/move-from-feast`"),
         ("materiali", "`how-to/materialize` or `explanation/materialization`"),
-        ("how-to/serv", "`how-to/serve`"),
+        ("how-to/precompte", "`how-to/precompute`"),
     ],
 )
 def test_a_page_that_is_not_there(page, meant) -> None:
