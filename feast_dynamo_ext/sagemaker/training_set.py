@@ -537,9 +537,10 @@ class _Build:
         narrowed = [rule.narrow([one_array(empty.column(each)) for each in reads], 0)]
         labels = [one_array(empty.column(roles.label))]
         for block in self._spool.fill(batches):
-            narrowed.append(rule.narrow([block.column(each) for each in reads], self._scan.rows))
+            of_block = rule.narrow([block.column(each) for each in reads], self._scan.rows)
+            narrowed.append(_alone(of_block))
             if self._parts > 1:
-                labels.append(block.column(roles.label))
+                labels.append(_alone(block.column(roles.label)))
             self._scan.add(block)
         self._scan.check()
         self.assigned = rule.assign(pa.concat_arrays(narrowed))
@@ -756,6 +757,11 @@ class _Passing:
             mask = pa.array(splits == at)
             tally = self.tallies.setdefault(int(at), SplitTally())
             tally.add(labels.filter(mask), times.filter(mask))
+
+
+def _alone(column: pa.Array) -> pa.Array:
+    """A copy with memory of its own: a column of a message that was read holds the whole of it."""
+    return pa.concat_arrays([column, column.slice(0, 0)])
 
 
 def _small(folder: OutputFolder, path: str, form: ShardFormat) -> OutputFile:

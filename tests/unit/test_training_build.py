@@ -29,6 +29,7 @@ from feast_dynamo_ext.sagemaker import (
     Manifest,
     NoSplit,
     Provenance,
+    TimeFractions,
     TimeSplit,
     hash_table,
     load_training_set,
@@ -419,3 +420,47 @@ def test_two_builds_in_fresh_processes_are_byte_identical(tmp_path):
         "validation": 4,
         "test": 4,
     }
+
+
+def test_what_is_kept_of_a_block_does_not_hold_all_of_it(tmp_path):
+    """A column that was read from a stream has the memory of its whole message."""
+    rows, blocks = 65_536, 12
+    schema = pa.schema(
+        [
+            ("cid", pa.int64()),
+            ("event_timestamp", pa.timestamp("us", "UTC")),
+            ("y", pa.int64()),
+            *((f"x{at}", pa.float64()) for at in range(20)),
+        ]
+    )
+    with pa.ipc.new_stream(str(tmp_path / "rows.arrow"), schema) as sink:
+        for block in range(blocks):
+            numbers = np.arange(block * rows, (block + 1) * rows)
+            times = pa.array(numbers * 1_000_000).cast(schema.field("event_timestamp").type)
+            features = [numbers / 7] * 20
+            columns = [numbers, times, numbers % 2, *features]
+            sink.write_batch(pa.record_batch(list(map(pa.array, columns)), schema=schema))
+    seen = []
+
+    def read():
+        with pa.OSFile(str(tmp_path / "rows.arrow")) as file, pa.ipc.open_stream(file) as stream:
+            for batch in stream:
+                seen.append(pa.total_allocated_bytes())
+                yield batch
+
+    write_training_set(
+        pa.RecordBatchReader.from_batches(schema, read()),
+        label="y",
+        event_timestamp="event_timestamp",
+        entity_columns=["cid"],
+        features=[f"x{at}" for at in range(20)],
+        output=str(tmp_path / "set"),
+        split=TimeFractions({"train": 0.6, "validation": 0.2, "test": 0.2}),
+        aws=AwsSettings(),
+        provenance=Provenance("test", (), {}, (), ""),
+        formats=["parquet"],
+        parts=2,
+    )
+    assert len(seen) == blocks
+    # Of each block event time and label stay: 16 bytes of 184 a row.
+    assert seen[-1] - seen[2] < 4 * rows * 184
