@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import tabulate
 import urllib3
 from bars import Bar, Figure
+from offline_client import use_test_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +67,7 @@ def run(endpoint: str, rounds: int, requests: int = 1_000) -> Runs:
     sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
     from served_model import make_model
 
+    use_test_credentials()
     runs: Runs = {(BARE, 1): Load()}
     runs |= {(host, count): Load() for host in (SINGLE, BATCHED) for count in CLIENTS}
     with tempfile.TemporaryDirectory() as name:
