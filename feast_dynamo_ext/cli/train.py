@@ -140,11 +140,12 @@ class _Job:
 
     def run_on_sagemaker(self) -> None:
         from feast_dynamo_ext.sagemaker import job_submission
+        from feast_dynamo_ext.sagemaker.manifest import manifest_sha256
         from feast_dynamo_ext.sagemaker.training_job import upload_source
 
         source = self._source()
         made = self._verified()
-        manifest = job_submission.manifest_sha256(made.output, self._s3)
+        manifest = manifest_sha256(made.output, self._s3)
         output_path = self._output_path(made)
         uri = ""
         if source is not None:

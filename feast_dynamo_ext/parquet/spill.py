@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@contextlib.contextmanager
+def disk_errors(rows: str, folder: str) -> Iterator[None]:
+    """Errors of a disk where rows are kept, in words: which rows, where, and what to do.
+
+    Raises:
+        OfflineStoreError: in place of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OfflineStoreError(
+            f"{rows} cannot be kept in {folder}: {error}. Free space there, or point "
+            "`spill_folder` of the offline store to a larger disk."
+        ) from error
+
+
 class BinSpool:
     """A context manager, whose end deletes the rows; so does the end of the process.
 
@@ -58,7 +74,7 @@ class BinSpool:
         self._held: list[pa.RecordBatch] = []
         self._held_bytes = 0
         self._parts: dict[int, list[tuple[int, int]]] = {}
-        with self._disk_errors():
+        with disk_errors(f"The rows to {self._purpose}", self._folder):
             # Without a name: nothing is left of it after a kill -9. Unbuffered: closing it never
             # writes what a full disk has not taken.
             self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
@@ -93,7 +109,7 @@ class BinSpool:
             return
         table = pa.Table.from_batches(self._held, self._schema).combine_chunks()
         self._held, self._held_bytes = [], 0
-        with self._disk_errors():
+        with disk_errors(f"The rows to {self._purpose}", self._folder):
             for found, rows in self._by_bin(table):
                 for batch in rows.to_batches():
                     self._parts.setdefault(found, []).append(self._append(batch.serialize()))
@@ -139,16 +155,6 @@ class BinSpool:
             rest = rest[self._file.write(rest) :]
         self._spilled_bytes += data.size
         return start, data.size
-
-    @contextlib.contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OfflineStoreError(
-                f"The rows to {self._purpose} cannot be kept in {self._folder}: {error}. Free "
-                "space there, or point `spill_folder` of the offline store to a larger disk."
-            ) from error
 
     def __enter__(self) -> BinSpool:
         return self

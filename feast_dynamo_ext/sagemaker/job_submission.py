@@ -13,7 +13,6 @@ closed for example, finds the job that it started and follows that.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -31,7 +30,6 @@ from feast_dynamo_ext.errors import (
     ResourceNotFoundError,
     ThrottledError,
     TrainingJobError,
-    TrainingSetError,
 )
 from feast_dynamo_ext.sagemaker.request_check import java_pattern
 from feast_dynamo_ext.sagemaker.training_job import (
@@ -71,20 +69,6 @@ TAG_TOKEN = "feast-dynamo:token"  # noqa: S105 - the name of a tag
 
 
 # -- what a job is linked to ------------------------------------------------------------------
-
-
-def manifest_sha256(output: str, aws: AwsSettings) -> str:
-    """SHA-256 of a training set's manifest, as hex.
-
-    Raises:
-        TrainingSetError: there is none.
-        AwsError: S3 refused.
-    """
-    uri = f"{output.rstrip('/')}/manifest.json"
-    found = files_of(uri, aws).read(uri)
-    if found is None:
-        raise TrainingSetError(f"There is no training set at {output}: it has no manifest.json.")
-    return hashlib.sha256(found).hexdigest()
 
 
 def link_tags(training_set: TrainingSet, manifest: str, token: str) -> dict[str, str]:

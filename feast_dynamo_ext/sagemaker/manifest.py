@@ -408,6 +408,20 @@ def _text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=2, sort_keys=True, allow_nan=False, default=_members) + "\n"
 
 
+def manifest_sha256(output: str, aws: AwsSettings) -> str:
+    """SHA-256 of a training set's manifest, as hex.
+
+    Raises:
+        TrainingSetError: there is none.
+        AwsError: S3 refused.
+    """
+    uri = f"{output.rstrip('/')}/manifest.json"
+    found = files_of(uri, aws).read(uri)
+    if found is None:
+        raise TrainingSetError(f"There is no training set at {output}: it has no manifest.json.")
+    return hashlib.sha256(found).hexdigest()
+
+
 def _sha256(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(_text(values).encode()).hexdigest()
 

@@ -8,15 +8,14 @@ dictionary per block, so that they are hashed once and not in each pass.
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from feast_dynamo_ext.arrow_types import VIEW_TO_PLAIN, plain, plain_type
-from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.exact import without_nan
+from feast_dynamo_ext.parquet.spill import disk_errors
 from feast_dynamo_ext.sagemaker.fitting import TrainRows
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ class RowSpool:
             ]
         )
         self._folder = folder or tempfile.gettempdir()
-        with self._disk_errors():
+        with disk_errors("The rows of a training set", self._folder):
             self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - see `close`
 
     def fill(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -111,7 +110,7 @@ class RowSpool:
         for batch in batches:
             yield from self._written(writer, blocks.add(self._plain(batch)))
         yield from self._written(writer, blocks.rest())
-        with self._disk_errors():
+        with disk_errors("The rows of a training set", self._folder):
             writer.close()
             self._file.flush()
 
@@ -119,7 +118,7 @@ class RowSpool:
         self, writer: pa.RecordBatchWriter, blocks: Iterator[pa.RecordBatch]
     ) -> Iterator[pa.RecordBatch]:
         for block in blocks:
-            with self._disk_errors():
+            with disk_errors("The rows of a training set", self._folder):
                 writer.write_batch(self._encoded(block))
             self.rows += block.num_rows
             yield block
@@ -169,16 +168,6 @@ class RowSpool:
             for name, column in zip(block.schema.names, block.columns, strict=True)
         ]
         return pa.RecordBatch.from_arrays(columns, schema=self._stored)
-
-    @contextlib.contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OfflineStoreError(
-                f"The rows of a training set cannot be kept in {self._folder}: {error}. Free "
-                "space there, or point `spill_folder` of the offline store to a larger disk."
-            ) from error
 
     def __enter__(self) -> RowSpool:
         return self

@@ -342,7 +342,7 @@ def test_scripts_of_the_demo_and_the_page_train_and_measure_a_model(run, repo, s
     xgboost = pytest.importorskip("xgboost")
     root = Path(__file__).parents[2]
     (repo / "train.py").write_bytes((root / "feature_repo" / "train.py").read_bytes())
-    (repo / "evaluate.py").write_bytes((root / "docs" / "snippets" / "evaluate.py").read_bytes())
+    (repo / "evaluate.py").write_bytes((root / "feature_repo" / "evaluate.py").read_bytes())
     count = 60
     times = pa.array([START] * count, pa.timestamp("us", tz="UTC"))
     totals = [float(number % 7) for number in range(count)]

@@ -35,7 +35,7 @@ from feast_dynamo_ext.sagemaker import targets
 from feast_dynamo_ext.sagemaker.channels import copy_channels
 from feast_dynamo_ext.sagemaker.definition import build_training_set
 from feast_dynamo_ext.sagemaker.local_job import run_locally
-from feast_dynamo_ext.sagemaker.manifest import MANIFEST, open_folder
+from feast_dynamo_ext.sagemaker.manifest import MANIFEST, manifest_sha256, open_folder
 from feast_dynamo_ext.sagemaker.pipeline.rendering import (
     BUILD,
     CAPTURE,
@@ -52,7 +52,6 @@ from feast_dynamo_ext.sagemaker.pipeline.step_inputs import (
     environment_hash,
     file_hash,
     file_states,
-    manifest_hash,
     metric_in,
     pack_model,
     references,
@@ -363,7 +362,7 @@ class _Run:
             if not open_folder(output, self.aws).exists(MANIFEST):
                 return False
             found = load_training_set(output, self.aws)
-            return manifest_hash(found, self.aws) == str(result["manifest_sha256"])
+            return manifest_sha256(found.output, self.aws) == str(result["manifest_sha256"])
 
         # What a query or a frame is made of is not known, so the set is built anew; where it is as
         # it was before, no later step runs again.
@@ -503,7 +502,7 @@ class _Run:
             "feature_service": self.parts.definition.feature_service,
             "features": list(training_set.manifest.provenance.feature_refs),
             "training_set": training_set.output,
-            "manifest_sha256": manifest_hash(training_set, self.aws),
+            "manifest_sha256": manifest_sha256(training_set.output, self.aws),
             "model": {"path": model["path"], "sha256": model["sha256"]},
             "metric": {"path": self.declaration.condition.metric, "value": metric},
             "evaluation": json.loads(Path(evaluation["path"]).read_text(encoding="utf-8")),

@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.sagemaker.manifest import MANIFEST, definition_hash, open_folder
+from feast_dynamo_ext.sagemaker.manifest import (
+    MANIFEST,
+    definition_hash,
+    manifest_sha256,
+    open_folder,
+)
 from feast_dynamo_ext.sagemaker.training_set import load_training_set
 from feast_dynamo_ext.storage import files_of
 
@@ -36,7 +41,7 @@ def set_summary(training_set: TrainingSet, aws: AwsSettings) -> dict[str, Any]:
     splits = training_set.manifest.splits
     return {
         "output": training_set.output,
-        "manifest_sha256": manifest_hash(training_set, aws),
+        "manifest_sha256": manifest_sha256(training_set.output, aws),
         "rows": {name: split.rows for name, split in splits.items()},
     }
 
@@ -59,12 +64,6 @@ def set_at(definition: TrainingSetDefinition, output: str, aws: AwsSettings) -> 
     return found
 
 
-def manifest_hash(training_set: TrainingSet, aws: AwsSettings) -> str:
-    """SHA-256 of a set's manifest, which names the hash of every file."""
-    folder = open_folder(training_set.output, aws)
-    return hashlib.sha256(b"".join(folder.chunks(MANIFEST))).hexdigest()
-
-
 def references(definition: TrainingSetDefinition, store: FeatureStore) -> list[tuple[str, str]]:
     """Views and features of a declared set, in order.
 
@@ -74,8 +73,8 @@ def references(definition: TrainingSetDefinition, store: FeatureStore) -> list[t
     from feast.errors import FeatureServiceNotFoundException
 
     if definition.features is not None:
-        parted = (reference.partition(":") for reference in definition.features)
-        return [(view, feature) for view, _, feature in parted]
+        split = (reference.partition(":") for reference in definition.features)
+        return [(view, feature) for view, _, feature in split]
     try:
         service = store.get_feature_service(definition.feature_service or "")
     except FeatureServiceNotFoundException as error:
