@@ -11,7 +11,8 @@ import pyarrow as pa
 from feast_dynamo_ext.arrow_types import is_time, plain
 from feast_dynamo_ext.duckdb_connection import connected
 from feast_dynamo_ext.errors import TrainingSetError
-from feast_dynamo_ext.sagemaker.distributions import Label, statistics
+from feast_dynamo_ext.sagemaker.column_statistics import Label
+from feast_dynamo_ext.sagemaker.distributions import statistics
 from feast_dynamo_ext.sagemaker.set_rows import opened_rows
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.duckdb_connection import Limits
-    from feast_dynamo_ext.sagemaker.manifest import Manifest, Provenance
+    from feast_dynamo_ext.sagemaker.manifest import Manifest
+    from feast_dynamo_ext.sagemaker.provenance import Provenance
     from feast_dynamo_ext.sagemaker.set_rows import SetRows
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from feast_dynamo_ext.errors import FeastDynamoError
 from feast_dynamo_ext.parquet.iceberg.table_files import pinned_snapshots
-from feast_dynamo_ext.sagemaker.distributions import label_of, statistics
+from feast_dynamo_ext.sagemaker.column_statistics import label_of
+from feast_dynamo_ext.sagemaker.distributions import statistics
 from feast_dynamo_ext.sagemaker.leakage import Keys, leakage
 from feast_dynamo_ext.sagemaker.over_time import ages, over_time
 from feast_dynamo_ext.sagemaker.set_report import Feature, SetReport, SplitFigures, html
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.duckdb_connection import Limits
-    from feast_dynamo_ext.sagemaker.distributions import ColumnStatistics
+    from feast_dynamo_ext.sagemaker.column_statistics import ColumnStatistics
     from feast_dynamo_ext.sagemaker.manifest import ColumnSummary, Manifest
     from feast_dynamo_ext.sagemaker.over_time import Ages
     from feast_dynamo_ext.sagemaker.set_rows import SetRows

@@ -17,7 +17,8 @@ from split_rows import TablesBySplit
 
 from feast_dynamo_ext.duckdb_connection import Limits
 from feast_dynamo_ext.sagemaker import distributions, over_time
-from feast_dynamo_ext.sagemaker.distributions import label_of, psi, statistics
+from feast_dynamo_ext.sagemaker.column_statistics import label_of, psi
+from feast_dynamo_ext.sagemaker.distributions import statistics
 
 LIMITS = Limits(memory_limit="200MB", threads=2)
 UTC = dt.timezone.utc
