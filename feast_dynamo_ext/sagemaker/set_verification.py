@@ -15,12 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.aws import scheme_and_path
 from feast_dynamo_ext.errors import ConfigError, SourceNotFoundError
-from feast_dynamo_ext.sagemaker.manifest import (
-    MANIFEST,
-    definition_hash,
-    open_folder,
-    read_manifest,
-)
+from feast_dynamo_ext.sagemaker.manifest import read_manifest
+from feast_dynamo_ext.sagemaker.output_folder import MANIFEST, open_folder
+from feast_dynamo_ext.sagemaker.provenance import definition_hash
 from feast_dynamo_ext.storage import FileState, files_of
 
 if TYPE_CHECKING:
@@ -29,13 +26,9 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.sagemaker.manifest import (
-        Manifest,
-        OutputFile,
-        OutputFolder,
-        Provenance,
-        SourceFile,
-    )
+    from feast_dynamo_ext.sagemaker.manifest import Manifest, OutputFile
+    from feast_dynamo_ext.sagemaker.output_folder import OutputFolder
+    from feast_dynamo_ext.sagemaker.provenance import Provenance, SourceFile
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,7 @@ def verify(output: str, aws: AwsSettings) -> VerifyReport:
     present = sorted(expected.keys() & found)
     changed = [path for path in present if not file_matches(folder, expected[path])]
     # A text of version 1 may lack what later writers of that version put in.
-    text = b"".join(folder.chunks(MANIFEST))
+    text = folder.manifest_text()
     if manifest.format_version > 1 and text != manifest.to_json().encode():
         changed.append(MANIFEST)
     return VerifyReport(

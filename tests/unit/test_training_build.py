@@ -240,13 +240,10 @@ def test_shards_are_of_equal_size_and_balance(tmp_path, parts):
     assert sorted(seen) == list(range(rows))
 
 
-def test_shards_that_are_not_open_at_once_are_the_same(tmp_path, monkeypatch):
-    from feast_dynamo_ext.sagemaker import training_set
-
+def test_shards_that_are_not_open_at_once_are_the_same(tmp_path):
     options = {"parts": 2, "split": TimeSplit(START + 4 * DAY, START + 7 * DAY)}
     write(tmp_path / "a", **options)
-    monkeypatch.setattr(training_set, "OPEN_BYTES", 1)
-    write(tmp_path / "b", **options)
+    write(tmp_path / "b", **options, open_bytes=1)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
