@@ -31,6 +31,7 @@ from feast_dynamo_ext.errors import (
     DestinationError,
     DestinationExistsError,
     FeastDynamoError,
+    ResourceNotFoundError,
     TrainingSetError,
 )
 from feast_dynamo_ext.sagemaker.split_rule import SPLITS
@@ -119,8 +120,9 @@ class OutputFolder:
 
     def manifest(self) -> bytes | None:
         """What stands in the manifest's place, a claim too; None where there is nothing."""
-        with _explained(self.uri_of(MANIFEST)):
+        with _explained(self.uri_of(MANIFEST)), contextlib.suppress(ResourceNotFoundError):
             return self.storage.read(self.uri_of(MANIFEST))
+        return None  # nor is there such a bucket
 
     def has_set(self) -> bool:
         """Whether there is the manifest of a complete training set."""
@@ -136,13 +138,13 @@ class OutputFolder:
         found = self.manifest()
         if found is None:
             raise TrainingSetError(
-                f"There is no training set at {self.uri}: it has no {MANIFEST}. None was written "
-                "there, or writing it was interrupted. Write it again."
+                f"{self.uri} has no {MANIFEST}: no training set was written there, or writing it "
+                "was interrupted. Write it again."
             )
         if found.startswith(_CLAIM):
             raise TrainingSetError(
-                f"There is no complete training set at {self.uri}: {_begun(found)}, and has not "
-                "ended, or was interrupted. Wait for it, or write the set again."
+                f"{self.uri} holds no complete training set: {_begun(found)}, and has not ended, "
+                "or was interrupted. Wait for it, or write the set again."
             )
         return found
 
@@ -233,6 +235,12 @@ class Claim:
                     raise self._lost()
         except DestinationExistsError as error:
             raise self._lost() from error
+        except TrainingSetError as error:
+            # A disk's own file, under its hidden name, is nobody's to delete.
+            refusal = error.__cause__ and error.__cause__.__cause__
+            if isinstance(refusal, FileNotFoundError):
+                raise self._disturbed("deleted files in") from error
+            raise
 
     def publish(self, manifest: bytes, files: Sequence[str]) -> None:
         """Put the manifest in the place of the claim: from then on the set is there.
@@ -246,11 +254,7 @@ class Claim:
         """
         found, ours = set(self.folder.files()), set(files)
         if found != ours:
-            raise TrainingSetError(
-                f"Another process wrote to {self.folder.uri} meanwhile: {len(found ^ ours)} files "
-                "are not those of this training set. Build one set at a time there, and run it "
-                "again."
-            )
+            raise self._disturbed(f"changed {len(found ^ ours)} files of")
         try:
             self._swap(self.text, manifest)
         except FileReplacedError as error:
@@ -261,12 +265,19 @@ class Claim:
         return self.folder.manifest() == self.text
 
     def make_room(self) -> None:
-        """Delete what builds before have left, of this folder's own files alone."""
-        self.folder.delete([path for path in self.folder.files() if _is_own(path)])
+        """Delete what builds before have left, of this folder's own files alone.
+
+        Raises:
+            TrainingSetError: another build has taken over, whose files they may be.
+        """
+        left = [path for path in self.folder.files() if _is_own(path)]
+        if not self.is_held():
+            raise self._lost()
+        self.folder.delete(left)
         if isinstance(self.folder.storage, LocalFiles):
             # Manifests that were not renamed, which are outside of the set's folders.
-            left = [path.name for path in Path(self.folder.uri).glob(f".{MANIFEST}.*.tmp")]
-            self.folder.delete([name for name in left if _KILLED.fullmatch(name)])
+            beside = [path.name for path in Path(self.folder.uri).glob(f".{MANIFEST}.*.tmp")]
+            self.folder.delete([name for name in beside if _KILLED.fullmatch(name)])
 
     def give_up(self, error: BaseException) -> None:
         """Leave nothing of the build, which has failed.
@@ -302,6 +313,12 @@ class Claim:
             if self.is_held():  # a request whose answer was lost, and that was sent again
                 return
             raise _meanwhile(self.folder) from error
+
+    def _disturbed(self, did: str) -> TrainingSetError:
+        return TrainingSetError(
+            f"Another process {did} {self.folder.uri} while this training set was written. Build "
+            "one set at a time there, and run it again."
+        )
 
     def _lost(self) -> TrainingSetError:
         return TrainingSetError(

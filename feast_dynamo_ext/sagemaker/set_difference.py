@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
 EXAMPLES = 5
+_SHOWN = ("buckets", "unit")
+"""What is declared of an encoding and cannot be seen by its columns."""
 
 
 @dataclass(frozen=True)
@@ -177,9 +179,9 @@ def _encodings(
 def _encoded(encoding: Any) -> str:
     count = len(encoding.outputs)
     columns = "" if count == 1 else f" in {count} columns"
-    return (
-        f"{encoding.input_type} as {encoding.kind} {encoding.types[0] if count else ''}{columns}"
-    )
+    more = [f", {each} {encoding.state[each]}" for each in _SHOWN if each in encoding.state]
+    kind = encoding.types[0] if count else ""
+    return f"{encoding.input_type} as {encoding.kind} {kind}{columns}{''.join(more)}"
 
 
 def _splits(one: Manifest, other: Manifest) -> dict[str, dict[str, tuple[Any, Any]]]:

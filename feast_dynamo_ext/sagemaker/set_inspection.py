@@ -39,11 +39,20 @@ _KIND_WORDS = {
     "boolean": "",
     "ordinal": " as codes",
     "one_hot": " as one-hot",
-    "hash": " as hashes",
-    "epoch": " as time since 1970",
-    "age": " as age",
+    "hash": " as hashes modulo {buckets}",
+    "epoch": " as time since 1970 in {unit}",
+    "age": " as age in {unit}",
     "list": " as columns",
     "keep": " kept",
+}
+_UNIT_WORDS = {
+    "ns": "nanoseconds",
+    "us": "microseconds",
+    "ms": "milliseconds",
+    "s": "seconds",
+    "min": "minutes",
+    "h": "hours",
+    "day": "days",
 }
 
 
@@ -167,8 +176,11 @@ def _feature(manifest: Manifest, name: str, columns: Mapping[str, ColumnStatisti
 
 
 def _words(column: ColumnSummary) -> str:
-    kind = column.encoding.kind if column.encoding is not None else "keep"
-    return f"{column.type}{_KIND_WORDS[kind]}"
+    if column.encoding is None:
+        return column.type
+    state = column.encoding.state
+    about = {"unit": _UNIT_WORDS.get(str(state.get("unit"))), "buckets": state.get("buckets")}
+    return column.type + _KIND_WORDS[column.encoding.kind].format(**about)
 
 
 # Ages
