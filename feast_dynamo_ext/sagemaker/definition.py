@@ -21,13 +21,13 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from feast_dynamo_ext.config import DeclarationModel, did_you_mean
+from feast_dynamo_ext.config import DeclarationModel, did_you_mean, place_of
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker.encodings import Encoding
 from feast_dynamo_ext.sagemaker.split import (
@@ -183,6 +183,19 @@ class SplitDeclaration(DeclarationModel):
         return timedelta(seconds=float(found[1]) * _LENGTH_SECONDS[found[2]])
 
 
+@dataclass(frozen=True)
+class DeclaredAt:
+    """Where a set is declared, which makes no difference between two sets.
+
+    Attributes:
+        subject: the file, or variable of a module; empty where it is not known.
+        lines: the line of each path of keys.
+    """
+
+    subject: str = field(default="", compare=False)
+    lines: Mapping[tuple[Any, ...], int] = field(default_factory=dict, compare=False)
+
+
 class TrainingSetDefinition(DeclarationModel):
     """A training set as it is declared. Exactly one of `feature_service` and `features` is."""
 
@@ -232,6 +245,23 @@ class TrainingSetDefinition(DeclarationModel):
 
     overwrite: bool = False
     """Whether a build replaces the set that is there."""
+
+    _source: DeclaredAt = PrivateAttr(default_factory=DeclaredAt)
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep where it is declared, for errors that only the columns of a join show."""
+        if context:
+            self._source = DeclaredAt(context.get("subject", ""), context.get("lines", {}))
+
+    def places(self) -> dict[str, str]:
+        """File and line of each column that is declared, label and weight too, where known."""
+        subject, lines = self._source.subject, self._source.lines
+        if not subject:
+            return {}
+        paths: dict[str, tuple[str, ...]] = {self.label: ("label",)}
+        paths |= {self.weight: ("weight",)} if self.weight else {}
+        paths |= {name: ("columns", name) for name in self.columns}
+        return {name: place_of(path, subject, lines) for name, path in paths.items()}
 
     def checked(self) -> Self:
         """See `DeclarationModel.checked`."""
@@ -474,6 +504,7 @@ def build_training_set(
         helpers=definition.with_role("helper"),
         given_features=definition.with_role("feature"),
         declared_entities=definition.with_role("entity"),
+        places=definition.places(),
         encodings={
             name: column
             for name, column in definition.columns.items()

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext.arrow_types import numbers
+from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import TrainingSetError
 
 if TYPE_CHECKING:
@@ -101,6 +102,73 @@ class TrainingColumns:
             raise TrainingSetError(
                 f"{_listed(trained)} are helpers, which are never trained on, and label or "
                 "features. Give each one role."
+            )
+
+
+def refuse_idle(
+    declared: Mapping[str, str | None],
+    kinds: Mapping[str, str],
+    places: Mapping[str, str] | None = None,
+) -> None:
+    """Refuse declarations of columns that would change nothing.
+
+    Args:
+        declared: the declared role by column; None where there is an encoding alone.
+        kinds: what each column is: `label`, `weight`, `event_time`, `join_key`, `helper`,
+            `entity_rows` for others of these, or `feature` where it is looked up.
+        places: file and line of declarations, by column, where these are known.
+
+    Raises:
+        TrainingSetError: names all of them.
+    """
+    problems = []
+    for name, role in declared.items():
+        words = _idle(name, role, kinds)
+        if words:
+            place = f"{places[name]}: " if places and name in places else ""
+            problems.append(f"{place}`{name}` {words}")
+    if problems:
+        raise TrainingSetError(
+            f"Declarations that apply to no column: {len(problems)}: {'; '.join(problems)}."
+        )
+
+
+_TO_TRAIN_ON_IT = "declare `role: feature` beside it, in Python `given_features`, to train on it"
+
+
+def _idle(name: str, role: str | None, kinds: Mapping[str, str]) -> str | None:
+    if name not in kinds:
+        return f"is no column. {did_you_mean(name, kinds, 'There are').removesuffix('.')}"
+    if kinds[name] == "feature":
+        return role and f"is looked up, and so it is a feature: leave out its role `{role}`"
+    if kinds[name] == "event_time" and role != "feature":
+        return "is the event time, and kept as it is: leave it out"
+    if kinds[name] == "join_key" and role == "helper":
+        return "is a join key, and so it is an entity: leave out its role `helper`"
+    if kinds[name] in ("join_key", "helper", "entity_rows") and role is None:
+        return f"has an encoding, and is kept as it is: leave it out, or {_TO_TRAIN_ON_IT}"
+    return None
+
+
+def refuse_absent(
+    roles: Mapping[str, str | None], known: Sequence[str], places: Mapping[str, str] | None = None
+) -> None:
+    """Refuse a label or a weight that the entity rows do not have.
+
+    Args:
+        roles: the column by role; None where there is none.
+        known: columns of the entity rows.
+        places: file and line of these columns, where they are known.
+
+    Raises:
+        TrainingSetError: names the role and the column.
+    """
+    for role, name in roles.items():
+        if name is not None and name not in known:
+            place = f"{places[name]}: " if places and name in places else ""
+            raise TrainingSetError(
+                f"{place}The {role} `{name}` is no column of the entity rows. "
+                f"{did_you_mean(name, known, 'They have')}"
             )
 
 
