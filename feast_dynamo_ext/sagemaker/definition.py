@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from feast_dynamo_ext.config import DeclarationModel, did_you_mean, place_of
+from feast_dynamo_ext.config import DeclarationModel, WrongKeyError, did_you_mean, place_of
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker.encodings import Encoding
 from feast_dynamo_ext.sagemaker.split import (
@@ -41,6 +41,7 @@ from feast_dynamo_ext.sagemaker.split import (
     TimeFractions,
     TimeSplit,
 )
+from feast_dynamo_ext.sagemaker.training_columns import filled_option, never_filled
 from feast_dynamo_ext.sagemaker.training_set import TrainingSet, create_training_set
 
 if TYPE_CHECKING:
@@ -266,11 +267,15 @@ class TrainingSetDefinition(DeclarationModel):
     def checked(self) -> Self:
         """See `DeclarationModel.checked`."""
         if (self.feature_service is None) == (self.features is None):
-            raise ValueError("name a `feature_service` or `features`, one of the two")
+            raise WrongKeyError(
+                "name a `feature_service` or `features`, one of the two",
+                *(() if self.features is None else ("features",)),
+            )
         if self.name and not NAME.fullmatch(self.name):
-            raise ValueError(
+            raise WrongKeyError(
                 f"`name` is `{self.name}`: up to 63 letters, digits, `_` and `-`, first a letter "
-                "or a digit"
+                "or a digit",
+                "name",
             )
         rows = self.entity_rows
         is_mapping = isinstance(rows, dict)
@@ -278,11 +283,23 @@ class TrainingSetDefinition(DeclarationModel):
             rows.keys() not in ({"sql"}, {"path"})
             or not all(isinstance(each, str) for each in rows.values())
         ):
-            raise ValueError("`entity_rows` is `{sql: ...}`, `{path: ...}` or, in Python, a frame")
-        for role in ("label", "weight"):
-            column = self.columns.get(getattr(self, role) or "")
-            if column is not None and column.role is not None:
-                raise ValueError(f"`{getattr(self, role)}` is the {role} and a {column.role}")
+            wrong = next((str(key) for key in rows if key not in ("sql", "path")), "")
+            raise WrongKeyError(
+                "`entity_rows` is `{sql: ...}`, `{path: ...}` or, in Python, a frame",
+                "entity_rows",
+                wrong,
+            )
+        for role, name in (("label", self.label), ("weight", self.weight)):
+            column = self.columns.get(name or "")
+            if column is None or name is None:
+                continue
+            if column.role is not None:
+                words = f"`{name}` is the {role} and a {column.role}"
+                raise WrongKeyError(words, "columns", name, "role")
+            filled = filled_option(column)
+            if filled:
+                words = f"the {role} `{name}` {never_filled(filled)}"
+                raise WrongKeyError(words, "columns", name, filled)
         return self
 
     @field_validator("formats")

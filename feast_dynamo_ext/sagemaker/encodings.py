@@ -105,10 +105,14 @@ class Encoding(DeclarationModel):
     def checked(self) -> Self:
         """See `DeclarationModel.checked`."""
         given = self.model_fields_set - {"kind", "missing", "role"}
-        if self.kind is not None:
-            others = sorted(given - _OPTIONS.get(self.kind, set()))
-            if others:
-                raise ValueError(f"`{others[0]}` is not an option of `{self.kind}`; leave it out")
+        others = sorted(given - _OPTIONS.get(self.kind or "", set()))
+        if others and self.kind is None:
+            kinds = [f"`{kind}`" for kind, options in _OPTIONS.items() if others[0] in options]
+            raise ValueError(
+                f"`{others[0]}` is an option of {' and '.join(kinds)}: name the `encoding`"
+            )
+        if others:
+            raise ValueError(f"`{others[0]}` is not an option of `{self.kind}`; leave it out")
         needed = {"hash": "buckets", "list": "length"}.get(self.kind or "")
         if needed and getattr(self, needed) is None:
             raise ValueError(f"`{self.kind}` needs `{needed}`: say how many")
@@ -121,9 +125,18 @@ class Encoding(DeclarationModel):
             raise ValueError("`keep` leaves a column as it is, missing values too")
         if self.kind != "one_hot" and self.unknown == "column":
             raise ValueError("`unknown: column` is for `one_hot`")
-        if self.categories is not None and len(set(self.categories)) < len(self.categories):
-            raise ValueError("`categories` names one of them twice")
+        if self.categories is not None:
+            self._check_categories(self.categories)
         return self
+
+    def _check_categories(self, categories: Sequence[Any]) -> None:
+        if not categories:
+            raise ValueError("`categories` is empty: name them, or leave it out")
+        if len(set(categories)) < len(categories):
+            raise ValueError("`categories` names one of them twice")
+        cuts = sorted({"max_categories", "min_count"} & self.model_fields_set)
+        if cuts:
+            raise ValueError(f"all `categories` are named: `{cuts[0]}` cuts none off, leave it out")
 
 
 # What is fitted
@@ -252,6 +265,8 @@ class of_column:  # noqa: N801 - a context manager, cheaper than a generator whe
 def _filled(array: pa.Array, fill: float) -> pa.Array:
     if not array.null_count:
         return array
+    if pa.types.is_uint64(array.type) and fill >= 0 and float(fill).is_integer():
+        return array.fill_null(pa.scalar(int(fill), array.type))  # which int64 does not hold
     if float(fill).is_integer() and pa.types.is_integer(array.type):
         return array.cast(pa.int64()).fill_null(int(fill))
     return cast_exact(array, pa.float64()).fill_null(fill)

@@ -38,7 +38,6 @@ from feast_dynamo_ext.sagemaker.targets import target_of
 from feast_dynamo_ext.sagemaker.training_columns import (
     ColumnScan,
     TrainingColumns,
-    check_label,
     check_outputs,
     may_be_missing,
     written_encodings,
@@ -179,7 +178,6 @@ class Build:
             fitting.end_pass()
         fitted = written_encodings(fitting.finish(), self._scan.nulls)
         label = fitted[self._roles.label]
-        check_label(label)
         if label.kind == "ordinal":
             # A class that no model has seen is an error, not a class of its own.
             state = {**label.state, "unknown": "missing"}

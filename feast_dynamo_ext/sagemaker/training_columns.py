@@ -16,7 +16,7 @@ from feast_dynamo_ext.errors import TrainingSetError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from feast_dynamo_ext.sagemaker.encodings import FittedEncoding
+    from feast_dynamo_ext.sagemaker.encodings import Encoding, FittedEncoding
 
 
 _EXACT_FLOAT_LIMIT = 2**53
@@ -24,6 +24,7 @@ _EXACT_FLOAT_LIMIT = 2**53
 ROLES = ("label", "weight", "entity", "event_time", "helper", "feature")
 
 LABEL_KINDS = ("number", "boolean", "ordinal")
+WEIGHT_KINDS = ("number", "boolean")
 
 
 @dataclass(frozen=True)
@@ -311,17 +312,48 @@ def may_be_missing(encoding: FittedEncoding, nulls: int) -> bool:
     return bool(nulls) or state.get("unknown") == "missing" or encoding.kind == "list"
 
 
-def check_label(encoding: FittedEncoding) -> None:
-    """Refuse a label that is not one number.
+def check_answers(
+    columns: TrainingColumns, kinds: Mapping[str, str], encodings: Mapping[str, Encoding]
+) -> None:
+    """Refuse a label or a weight that is not one number, or whose missing values are filled.
+
+    Args:
+        columns: the roles.
+        kinds: of the encodings, by column.
+        encodings: those that are declared.
 
     Raises:
         TrainingSetError: names the column and its encodings.
     """
-    if encoding.kind not in LABEL_KINDS:
-        raise TrainingSetError(
-            f"The label `{encoding.column}` cannot be encoded by `{encoding.kind}`: use one of "
-            f"{', '.join(LABEL_KINDS)}."
-        )
+    for role, name, able in (
+        ("label", columns.label, LABEL_KINDS),
+        ("weight", columns.weight, WEIGHT_KINDS),
+    ):
+        if name is None:
+            continue
+        if kinds[name] not in able:
+            raise TrainingSetError(
+                f"The {role} `{name}` cannot be encoded by `{kinds[name]}`: use one of "
+                f"{', '.join(able)}."
+            )
+        filled = filled_option(encodings[name]) if name in encodings else None
+        if filled:
+            raise TrainingSetError(f"The {role} `{name}` {never_filled(filled)}.")
+
+
+def filled_option(encoding: Encoding) -> str | None:
+    """The declared option that makes up values which are not there, if any."""
+    if encoding.missing != "keep":
+        return "missing"
+    return "unknown" if encoding.unknown is not None else None
+
+
+def never_filled(option: str) -> str:
+    """Why a label or a weight has no such option."""
+    return (
+        f"has the option `{option}`, and nothing stands for a label or a weight: a row without "
+        "one, or with a class that no row of train has, is an error. Leave it out"
+    )
 
 
 def check_outputs(names: Sequence[str]) -> None:
