@@ -235,11 +235,12 @@ class ColumnScan:
             self._first_unlabelled = (self.rows + at, entity)
         self.rows += batch.num_rows
 
-    def check_inexact(self, names: Sequence[str]) -> None:
+    def check_inexact(self, names: Sequence[str], reason: str) -> None:
         """Refuse integers that would be rounded.
 
         Args:
-            names: integer columns that are written as float64.
+            names: columns that are written as float64.
+            reason: why they are.
 
         Raises:
             TrainingSetError: names them.
@@ -247,9 +248,9 @@ class ColumnScan:
         beyond = [name for name in names if name in self._beyond]
         if beyond:
             raise TrainingSetError(
-                f"Integer columns with missing values are written as float64, which would round "
-                f"values beyond 2^53 in {_listed(beyond)}. Fill the missing values, or leave the "
-                "columns out of `features`: numbers that large are usually identifiers."
+                f"{reason}, which would round values beyond 2^53 in {_listed(beyond)}. Leave the "
+                "columns out of `features`, as numbers that large are usually identifiers, or "
+                "write another format and fill missing values."
             )
 
     def check(self) -> None:

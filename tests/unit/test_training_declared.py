@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import datetime as dt
-from pathlib import Path
+import hashlib
+from decimal import Decimal
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.errors import ConfigError, TrainingSetError
 from feast_dynamo_ext.sagemaker import (
+    ColumnSplit,
     Encoding,
+    GroupSplit,
     NoSplit,
     Provenance,
+    RandomSplit,
+    StratifiedSplit,
+    TimeFractions,
     TimeSplit,
+    load_training_set,
     write_training_set,
 )
+from feast_dynamo_ext.sagemaker.definition import SplitDeclaration
 from feast_dynamo_ext.sagemaker.fitting import Fitting
+from feast_dynamo_ext.sagemaker.formats import FileRoles, writer
+from feast_dynamo_ext.sagemaker.output_folder import open_folder
+from feast_dynamo_ext.storage import LocalFiles
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 AWS = AwsSettings()
 PROVENANCE = Provenance("shop", ("sales:spend",), {"sales": "ab" * 32}, (), "cd" * 32)
@@ -183,14 +200,22 @@ WIDER = "Choose one, or give the column a wider type"
         ({"missing": "mean"}, pa.bool_(), "`missing: mean` is for numbers; declare `encoding: nu"),
         ({"missing": "median"}, pa.bool_(), "`missing: median` is for numbers; declare"),
         ({"missing": 1e39}, pa.float32(), "`missing: 1e+39` is beyond float"),
-        ({"encoding": "ordinal", "missing": 2**31}, pa.int64(), "`missing: 2147483648` is no int32"),
+        (
+            {"encoding": "ordinal", "missing": 2**31},
+            pa.int64(),
+            "`missing: 2147483648` is no int32",
+        ),
         ({"encoding": "ordinal", "unknown": 2**31}, pa.int64(), "`unknown: 2147483648` is no int"),
         ({"encoding": "one_hot", "missing": 128}, pa.int64(), "`missing: 128` is no int8"),
         ({"encoding": "one_hot", "unknown": 300}, pa.int64(), "`unknown: 300` is no int8"),
         ({"encoding": "hash", "buckets": 4, "missing": -(2**32)}, pa.int64(), "is no int32"),
         ({"encoding": "list", "length": 2, "pad": 300}, pa.list_(pa.int8()), "`pad: 300.0` is no"),
         ({"encoding": "list", "length": 2, "missing": 300}, pa.list_(pa.int8()), "`missing: 300`"),
-        ({"encoding": "epoch", "missing": 1e300}, pa.timestamp("s"), "`missing: 1e+300` is no int"),
+        (
+            {"encoding": "epoch", "missing": 1e300},
+            pa.timestamp("s"),
+            "`missing: 1e+300` is no int",
+        ),
         ({"encoding": "boolean", "missing": 1e30}, pa.bool_(), "`missing: 1e+30` is no int64"),
     ],
 )
@@ -221,3 +246,219 @@ def test_a_fill_at_the_edge_of_the_type_is_written(declared, kind, values, expec
 def test_a_column_that_is_kept_is_not_filled(tmp_path):
     words = "`a` (string): it is kept as it is, so `missing` applies to nothing: leave it out"
     assert words in refusal(tmp_path, {"a": {"missing": 0}}, a=list("abcdef"), target="script")
+
+
+def _hash(text: str) -> int:
+    """A number from 0 to 6, as the reference says that a category is hashed."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 7
+
+
+def read(output, split="train", kind="parquet"):
+    return pq.read_table(output / split / kind / f"part-00000.{kind}")
+
+
+BIG = 2**53 + 1
+
+
+@pytest.mark.parametrize("column", ["a", "label"])
+def test_recordio_for_a_script_rounds_no_whole_number(tmp_path, column):
+    found = refusal(
+        tmp_path,
+        **{"a": range(6), column: [BIG, 1, 2, 3, 4, 5]},
+        formats=["recordio", "csv"],
+        target="script",
+    )
+    assert f"RecordIO holds float64, which would round values beyond 2^53 in `{column}`." in found
+
+
+def test_a_writer_of_recordio_rounds_no_whole_number(tmp_path):
+    schema = pa.schema([("y", pa.int64()), ("a", pa.int64())])
+    roles = FileRoles("y", None, ("a",))
+    with LocalFiles().new_file(str(tmp_path / "a.recordio"), replaces=True) as file:
+        made = writer("recordio", file, schema, roles)
+        made.write(pa.table({"y": [1], "a": [2**53]}, schema))
+        with pytest.raises(TrainingSetError, match="Column `a` has whole numbers beyond 2"):
+            made.write(pa.table({"y": [1], "a": [BIG]}, schema))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "recordio", "libsvm"])
+@pytest.mark.parametrize("value", [1e300, -4e38])
+def test_xgboost_gets_no_number_that_it_reads_as_infinite(tmp_path, kind, value):
+    values = [0.5, value, 2.0, 3.0, 4.0, 5.0]
+    found = refusal(tmp_path, a=values, formats=[kind], target="xgboost")
+    assert "Column `a` has 1 values that are infinite, or become so as float" in found
+
+
+def test_xgboost_gets_the_greatest_float32_in_parquet_and_doubles_as_they_are(tmp_path):
+    values = [0.1, 3.4028234663852886e38, -3.4028234663852886e38, 1e-300, 4.0, None]
+    write(tmp_path, a=values, formats=["parquet"], target="xgboost")
+    assert read(tmp_path)["a"].to_pylist() == values
+
+
+ANY_RULE = {
+    "none": NoSplit(),
+    "random": RandomSplit({"train": 0.5, "test": 0.5}),
+    "group": GroupSplit({"train": 0.5, "test": 0.5}, ("cid",)),
+    "stratified": StratifiedSplit({"train": 0.5, "test": 0.5}),
+    "column": ColumnSplit("h_s"),
+    "time": TimeSplit(validation_from=START + dt.timedelta(hours=3)),
+    "fractions": TimeFractions({"train": 0.5, "test": 0.5}),
+}
+
+
+@pytest.mark.parametrize("rule", ANY_RULE)
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        (
+            pa.array([None, *TIMES.to_pylist()[1:]], TIMES.type),
+            "The event timestamp is missing in 1 of 6 rows",
+        ),
+        (pa.array(range(6)), "The event timestamp column holds int64, not timestamps or dates"),
+        (pa.array(["2026-01-01"] * 6), "column holds string, not timestamps or dates"),
+    ],
+)
+def test_every_row_has_an_event_time(tmp_path, rule, times, words):
+    given = {"a": range(6), "h_s": ["train", "test"] * 3, "event_timestamp": times}
+    assert words in refusal(tmp_path, split=ANY_RULE[rule], **given)
+
+
+HALVES = pa.array(np.array([1, 2, 1, 2, 3, np.nan], np.float16))
+
+
+@pytest.mark.parametrize(
+    ("values", "declared", "expected"),
+    [
+        (HALVES, {}, {"a": [1.0, 2.0, 1.0, 2.0, 3.0, None]}),
+        (HALVES, {"missing": "mean"}, {"a": [1.0, 2.0, 1.0, 2.0, 3.0, pytest.approx(1.8)]}),
+        (HALVES, {"encoding": "ordinal"}, {"a": [0, 1, 0, 1, 2, None]}),
+        (
+            pa.array([[1.5], [2.5], [], None, [1], [2]], pa.list_(pa.float16())),
+            {"encoding": "list", "length": 1, "pad": 0},
+            {"a[0]": [1.5, 2.5, 0.0, None, 1.0, 2.0]},
+        ),
+        # Whole numbers with missing values, as pandas holds them.
+        (
+            [1.0, 2.0, None, 1.0, 2.0, 3.0],
+            {"encoding": "ordinal", "categories": [1, 2, 3]},
+            {"a": [0, 1, None, 0, 1, 2]},
+        ),
+        ([7.0, 7.0, None, 7.0, -0.0, 0.0], {"encoding": "ordinal"}, {"a": [0, 0, None, 0, 1, 1]}),
+        (
+            [1.0, 1.0, None, 1.0, 1.0, 2.0],
+            {"encoding": "one_hot", "missing": 0},
+            {"a=1": [1, 1, 0, 1, 1, 0], "a=2": [0, 0, 0, 0, 0, 1]},
+        ),
+        (
+            [1.0, 2.0, None, 1.0, 2.0, 3.0],
+            {"encoding": "hash", "buckets": 7},
+            {"a": [_hash("1"), _hash("2"), None, _hash("1"), _hash("2"), _hash("3")]},
+        ),
+        (
+            [2**60, 1, 2, 3, 4, None],
+            {"encoding": "hash", "buckets": 7},
+            {"a": [*map(_hash, (str(2**60), "1", "2", "3", "4")), None]},
+        ),
+        (
+            [2**60, 2**60, 2, 2, 2, None],
+            {"encoding": "ordinal"},
+            {"a": [1, 1, 0, 0, 0, None]},
+        ),
+        (
+            pa.array([2**64 - 1, 1, None, 3, 4, 5], pa.uint64()),
+            {"missing": 0},
+            {"a": [2**64 - 1, 1, 0, 3, 4, 5]},
+        ),
+    ],
+)
+def test_what_is_legal_is_written(tmp_path, values, declared, expected):
+    made = write(tmp_path, {"a": declared}, a=values, formats=["parquet"])
+    assert {name: read(tmp_path)[name].to_pylist() for name in made.manifest.outputs} == expected
+    assert load_training_set(str(tmp_path), AWS) == made
+
+
+def test_decimals_that_are_kept(tmp_path):
+    kinds = {"a": pa.decimal128(5, 2), "b": pa.decimal256(40, 1), "c": pa.decimal32(4, 0)}
+    given = {
+        "a": pa.array([Decimal("1.10")] * 5 + [None], kinds["a"]),
+        "b": pa.array([Decimal("123456789012345678901.5")] * 6, kinds["b"]),
+        "c": pa.array([Decimal("120")] * 6, kinds["c"]),
+    }
+    encodings = {name: {"encoding": "keep"} for name in given}
+    made = write(tmp_path, encodings, target="script", formats=["parquet"], **given)
+    assert {name: read(tmp_path)[name].to_pylist() for name in given} == {
+        name: values.to_pylist() for name, values in given.items()
+    }
+    assert load_training_set(str(tmp_path), AWS) == made
+
+
+@pytest.mark.parametrize("output", ["a\0b", "s3://bucket/a\0b"])
+def test_an_output_with_a_nul_is_refused(output):
+    with pytest.raises(TrainingSetError, match="which is no path: it has a NUL in it"):
+        open_folder(output, AWS)
+
+
+@pytest.mark.parametrize("output", ["s3://bkt//q//", "s3://bkt//q", "s3://bkt/a//b", "s3:///x"])
+def test_an_output_with_an_empty_name_is_refused(output):
+    with pytest.raises(TrainingSetError, match="with an empty name before a slash"):
+        open_folder(output, AwsSettings(region="eu-west-1"))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"building": ' * 100_000])
+def test_a_manifest_that_is_nested_without_end_is_none(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(
+        TrainingSetError, match=r"(is not a training set's manifest|a process has begun)"
+    ):
+        load_training_set(str(tmp_path), AWS)
+
+
+DAY = dt.date(2026, 1, 1), dt.date(2026, 1, 2)
+NOON = dt.datetime(2026, 1, 1, 12, tzinfo=dt.timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "kept"),
+    [
+        (pa.array([*DAY] * 3), {"train": DAY[0], "test": [DAY[1]]}, ["2026-01-01"]),
+        (pa.array([*DAY] * 3), {"train": "2026-01-01", "test": "2026-01-02"}, ["2026-01-01"]),
+        (["2026-01-01", "2026-01-02"] * 3, {"train": DAY[0], "test": DAY[1]}, ["2026-01-01"]),
+        (
+            pa.array([NOON, START] * 3, pa.timestamp("us", "Europe/Paris")),
+            {"train": NOON, "test": START},
+            ["2026-01-01T12:00:00+00:00"],
+        ),
+        (
+            pa.array([NOON, START] * 3, pa.timestamp("ns")),
+            {"train": NOON.replace(tzinfo=None), "test": START},
+            ["2026-01-01T12:00:00+00:00"],
+        ),
+        ([None, "x"] * 3, {"train": None, "test": "x"}, [None]),
+        ([True, False] * 3, {"train": True, "test": False}, [True]),
+    ],
+)
+def test_a_split_by_a_column_of_dates(tmp_path, column, values, kept):
+    rule = SplitDeclaration(rule="column", column="h_s", values=values).to_rule()
+    assert rule == ColumnSplit("h_s", values)
+    made = write(tmp_path, split=rule, a=range(6), h_s=column)
+    assert read(tmp_path)["a"].to_pylist() == [0, 2, 4]
+    assert made.manifest.split.as_manifest()["values"]["train"] == kept
+    assert load_training_set(str(tmp_path), AWS) == made
+    declared = SplitDeclaration(rule="column", column="h_s", values=values)
+    again = SplitDeclaration(**declared.model_dump(mode="json", exclude_unset=True))
+    assert again.to_rule() == rule
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [([["a"]], "list"), (b"a", "bytes"), (float("nan"), "float"), ({"a": 1}, "dict")],
+)
+def test_a_split_goes_by_no_such_value(value, kind):
+    words = f"and not by a {kind}. Make the column"
+    with pytest.raises(TrainingSetError) as caught:
+        ColumnSplit("s", {"train": value, "test": "b"})
+    assert words in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        SplitDeclaration(rule="column", column="s", values={"train": value, "test": "b"})
+    assert words in str(caught.value)
