@@ -40,6 +40,7 @@ from feast_dynamo_ext.sagemaker.split import (
     StratifiedSplit,
     TimeFractions,
     TimeSplit,
+    kept_value,
 )
 from feast_dynamo_ext.sagemaker.training_columns import filled_option, never_filled
 from feast_dynamo_ext.sagemaker.training_set import TrainingSet, create_training_set
@@ -118,6 +119,16 @@ class SplitDeclaration(DeclarationModel):
     values: dict[str, Any] | None = None
     """Of `column`: of each split the value or values that are in it. Default: the column has the
     names of the splits."""
+
+    @field_validator("values")
+    @classmethod
+    def _as_kept(cls, values: dict[str, Any] | None) -> dict[str, Any] | None:
+        return values and {
+            name: [kept_value(each) for each in found]
+            if isinstance(found, (list, tuple))
+            else kept_value(found)
+            for name, found in values.items()
+        }
 
     @model_validator(mode="before")
     @classmethod

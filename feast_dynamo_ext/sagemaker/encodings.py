@@ -136,7 +136,9 @@ class Encoding(DeclarationModel):
             raise ValueError("`categories` names one of them twice")
         cuts = sorted({"max_categories", "min_count"} & self.model_fields_set)
         if cuts:
-            raise ValueError(f"all `categories` are named: `{cuts[0]}` cuts none off, leave it out")
+            raise ValueError(
+                f"all `categories` are named: `{cuts[0]}` cuts none off, leave it out"
+            )
 
 
 # What is fitted
@@ -237,6 +239,14 @@ class FittedEncoding:
 
 _TIMESTAMP = re.compile(r"timestamp\[(s|ms|us|ns)(?:, tz=(.+))?\]")
 
+_DECIMAL = re.compile(r"decimal(32|64|128|256)\((\d+), (-?\d+)\)")
+_DECIMALS = {
+    "32": pa.decimal32,
+    "64": pa.decimal64,
+    "128": pa.decimal128,
+    "256": pa.decimal256,
+}
+
 
 def arrow_type(text: str) -> pa.DataType:
     """The Arrow type of a text that `str` gave, of a type that an output can have.
@@ -244,8 +254,12 @@ def arrow_type(text: str) -> pa.DataType:
     Raises:
         ValueError: the text is of no such type.
     """
-    stamp = _TIMESTAMP.fullmatch(text)
-    return pa.timestamp(stamp[1], stamp[2]) if stamp else pa.type_for_alias(text)
+    stamp, decimal = _TIMESTAMP.fullmatch(text), _DECIMAL.fullmatch(text)
+    if stamp:
+        return pa.timestamp(stamp[1], stamp[2])
+    if decimal:
+        return _DECIMALS[decimal[1]](int(decimal[2]), int(decimal[3]))
+    return pa.type_for_alias(text)
 
 
 class of_column:  # noqa: N801 - a context manager, cheaper than a generator where a row is served
@@ -359,16 +373,19 @@ def distinct_values(array: pa.Array) -> tuple[list[Any], pa.Array]:
         ValueError: no texts, whole numbers or booleans.
     """
     if not pa.types.is_dictionary(array.type):
-        if pa.types.is_floating(array.type):
-            # Whole numbers with missing values, as pandas holds them.
-            array = cast_exact(without_nan(array), pa.int64())
-        array = plain(array).dictionary_encode()
-    values = array.dictionary
+        array = _whole(plain(array)).dictionary_encode()
+    values = _whole(array.dictionary)
     check_category(values.type)
     indices = array.indices
     if values.null_count:  # a null may stand in the dictionary, too
         indices = pc.if_else(values.is_null().take(indices), None, indices)
     return values.to_pylist(), indices
+
+
+def _whole(values: pa.Array) -> pa.Array:
+    """Floats as whole numbers, as which pandas holds those of which some are missing."""
+    is_float = pa.types.is_floating(values.type)
+    return cast_exact(without_nan(values), pa.int64()) if is_float else values
 
 
 def check_category(kind: pa.DataType) -> None:

@@ -477,7 +477,8 @@ def _output_type(name: str, kind: pa.DataType, encoding: Encoding) -> pa.DataTyp
     if name in fixed:
         return fixed[name]
     if name == "keep":
-        return pa.string() if is_text(kind) else kind
+        kind = pa.string() if is_text(kind) else kind
+        return pa.float32() if pa.types.is_float16(kind) else kind
     if name == "list" and is_list(kind):
         kind = kind.value_type
     fills: Iterable[Any] = (encoding.missing, encoding.pad)

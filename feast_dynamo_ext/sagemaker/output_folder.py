@@ -158,9 +158,16 @@ def open_folder(output: str, settings: AwsSettings) -> OutputFolder:
     """
     if not output:
         raise TrainingSetError("`output` is empty. Name an s3://bucket/prefix or a local folder.")
+    if "\0" in output:
+        raise TrainingSetError(f"`output` is {output!r}, which is no path: it has a NUL in it.")
     storage, path = files_of(output, settings), scheme_and_path(output)[1]
     if isinstance(storage, LocalFiles):
         return OutputFolder(str(Path(path).resolve()), storage)
+    if path.startswith("/") or "//" in path.strip("/"):
+        raise TrainingSetError(
+            f"`output` is {output}, with an empty name before a slash. Write s3://bucket/prefix "
+            "with single slashes."
+        )
     return OutputFolder(f"s3://{path.strip('/')}", storage)
 
 
@@ -376,5 +383,5 @@ def _begun(text: bytes) -> str:
             f"process {claim['process']} of {claim['host']} has begun to write one at "
             f"{claim['since']}"
         )
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return "a process has begun to write one"
