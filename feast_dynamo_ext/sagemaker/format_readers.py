@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _CELLS = 2**20
 """Cells of a batch, about."""
 
-_LENGTH_AT, _LENGTH_BYTES = 4, 4
+_HEAD_BYTES, _LENGTH_AT = 8, 4
 _LINE_BYTES = 4 << 20
 
 
@@ -58,21 +58,22 @@ def _csv(stream: pa.NativeFile, schema: pa.Schema, _: bool) -> Iterator[pa.Recor
 
 def _recordio(stream: pa.NativeFile, schema: pa.Schema, _: bool) -> Iterator[pa.RecordBatch]:
     count = len(schema) - 1
-    layout = rows = None
-    while data := stream.read(layout.itemsize * rows if layout is not None else 8):
-        if layout is None:
-            # The first frame says how long it is, and so whether it holds float32 or float64.
-            layout, empty = _layout(data, count)
-            rows = max(1, _CELLS // (count + 1))
-            data += stream.read(layout.itemsize * rows - len(data))
+    # The first frame says how long it is, and so whether it holds float32 or float64.
+    head = stream.read(_HEAD_BYTES)
+    if not head:
+        return
+    layout, empty = _layout(head, count)
+    size = layout.itemsize * max(1, _CELLS // (count + 1))
+    data = head + stream.read(size - len(head))
+    while data:
         if len(data) % layout.itemsize:
             raise ValueError(f"its last record has {len(data) % layout.itemsize} bytes")
         frames = np.frombuffer(data, layout)
         for part in ("start", "between"):
             if not (frames[part] == empty[part]).all():
                 raise ValueError(f"a record is no label with {count} features")
-        columns = [frames["label"], *frames["features"].T]
-        yield _batch(columns, schema)
+        yield _batch([frames["label"], *frames["features"].T], schema)
+        data = stream.read(size)
 
 
 def _layout(head: bytes, features: int) -> tuple[np.dtype[Any], NDArray[Any]]:
@@ -80,7 +81,7 @@ def _layout(head: bytes, features: int) -> tuple[np.dtype[Any], NDArray[Any]]:
         layout, empty = record_frame(kind, features)
         if empty["start"].tobytes()[: len(head)] == head:
             return layout, empty
-    length = int.from_bytes(head[_LENGTH_AT : _LENGTH_AT + _LENGTH_BYTES], "little")
+    length = int.from_bytes(head[_LENGTH_AT:], "little")
     raise ValueError(f"its first record has {length} bytes, which no {features} features have")
 
 

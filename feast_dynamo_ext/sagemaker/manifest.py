@@ -287,6 +287,9 @@ def _sha256(values: Mapping[str, Any]) -> str:
 def _members(value: Any) -> dict[str, Any]:
     if isinstance(value, FittedEncoding):
         return value.to_json()
+    if isinstance(value, SourceFile) and value.sha256 is None:
+        # Of S3, or as manifests had it before it was kept.
+        return {key: each for key, each in vars(value).items() if key != "sha256"}
     return dict(value) if isinstance(value, Mapping) else vars(value)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from feast_dynamo_ext.aws import scheme_and_path
+from feast_dynamo_ext.errors import TrainingSetError
 from feast_dynamo_ext.sagemaker.content_hash import hash_table
 from feast_dynamo_ext.storage import LocalFiles, files_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pyarrow as pa
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 ENTITY_ROWS = "rows/entity_rows.parquet"
 """Where entity rows that came from memory are kept."""
 
+_LOCAL = ("", "file")
+
 
 @dataclass(frozen=True)
 class SourceFile:
@@ -31,11 +35,13 @@ class SourceFile:
         path: S3 URI or local path.
         size: in bytes.
         etag: S3's ETag; None for a local file.
+        sha256: of a local file, which has no ETag; None where it was not kept.
     """
 
     path: str
     size: int
     etag: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,33 @@ def listed_files(source: ParquetSource) -> list[SourceFile]:
     return [SourceFile(f"{scheme}{file.path}", file.size, file.etag) for file in source.files]
 
 
+def file_sha256(path: str) -> str:
+    """SHA-256 of a local file, in hex.
+
+    Raises:
+        TrainingSetError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for chunk in LocalFiles().chunks(path):
+            digest.update(chunk)
+    except OSError as error:
+        raise TrainingSetError(
+            f"{path}, which a training set is made of, cannot be read: {error.strerror or error}."
+        ) from error
+    return digest.hexdigest()
+
+
+def _with_hashes(files: Iterable[SourceFile]) -> tuple[SourceFile, ...]:
+    """In the order of their paths; those on a disk with their hashes."""
+    return tuple(
+        replace(file, sha256=file_sha256(scheme_and_path(file.path)[1]))
+        if scheme_and_path(file.path)[0] in _LOCAL
+        else file
+        for file in sorted(files, key=lambda file: file.path)
+    )
+
+
 def provenance_of(
     job: ParquetRetrievalJob,
     project: str,
@@ -126,7 +159,7 @@ def provenance_of(
         view_definitions={
             view.name: definition_hash(view) for view in [*job.views, *job.on_demand_feature_views]
         },
-        source_files=tuple(sorted(files, key=lambda file: file.path)),
+        source_files=_with_hashes(files),
         entity_rows_sha256=hash_table(entity_rows),
         snapshots={
             name: SourceSnapshot(source.parts.table.name, source.parts.table.version)
@@ -150,7 +183,7 @@ def entities_origin(origin: Origin, settings: AwsSettings) -> EntityRowsOrigin:
     found = [one] if one is not None else files.below(origin.text)
     scheme = "" if isinstance(files, LocalFiles) else "s3://"
     listed = [SourceFile(f"{scheme}{file.path}", file.size, file.etag) for file in found]
-    return EntityRowsOrigin("path", origin.text, tuple(sorted(listed, key=lambda file: file.path)))
+    return EntityRowsOrigin("path", origin.text, _with_hashes(listed))
 
 
 def definition_hash(view: Any) -> str:

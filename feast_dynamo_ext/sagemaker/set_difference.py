@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.duckdb_connection import Limits
     from feast_dynamo_ext.sagemaker.manifest import Manifest
-    from feast_dynamo_ext.sagemaker.provenance import Provenance
+    from feast_dynamo_ext.sagemaker.provenance import Provenance, SourceFile
     from feast_dynamo_ext.sagemaker.set_rows import SetRows
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
@@ -346,6 +346,12 @@ def _inputs(one: Manifest, other: Manifest) -> Iterator[tuple[str, str | None, s
             yield name, was, now
 
 
+def _version(file: SourceFile) -> str:
+    if file.etag:
+        return f", ETag {file.etag}"
+    return f", SHA-256 {file.sha256[:16]}" if file.sha256 else ""
+
+
 def _input_values(manifest: Manifest) -> dict[str, str]:
     """Everything that a set is made of, as texts by name."""
     origin: Provenance = manifest.provenance
@@ -367,8 +373,5 @@ def _input_values(manifest: Manifest) -> dict[str, str]:
     values |= {f"definition of {name}": value for name, value in origin.view_definitions.items()}
     values |= {f"snapshot of {name}": read.snapshot for name, read in origin.snapshots.items()}
     files = [*origin.source_files, *(rows.files if rows is not None else ())]
-    values |= {
-        f"file {file.path}": f"{file.size} bytes" + (f", ETag {file.etag}" if file.etag else "")
-        for file in files
-    }
+    values |= {f"file {file.path}": f"{file.size} bytes{_version(file)}" for file in files}
     return values | {f"library {name}": value for name, value in manifest.libraries.items()}
