@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import os
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from feast_dynamo_ext.sagemaker import (
     TimeFractions,
     TimeSplit,
     load_training_set,
+    verify,
     write_training_set,
 )
 from feast_dynamo_ext.sagemaker.definition import SplitDeclaration
@@ -45,7 +47,7 @@ TIMES = pa.array([START + dt.timedelta(hours=n) for n in range(6)], pa.timestamp
 def write(output, encodings=None, split=None, **columns):
     """A set of six rows; columns but `label`, `w` and `h_...` are features."""
     given = {"cid": range(6), "event_timestamp": TIMES, "label": [0, 1] * 3} | columns
-    options = {key: given.pop(key) for key in ("target", "formats") if key in given}
+    options = {key: given.pop(key) for key in ("target", "formats", "overwrite") if key in given}
     table = pa.table({name: pa.array(values) for name, values in given.items()})
     known = {"cid", "event_timestamp", "label", "w"}
     features = [name for name in given if name not in known and not name.startswith("h_")]
@@ -462,3 +464,87 @@ def test_a_split_goes_by_no_such_value(value, kind):
     with pytest.raises(ConfigError) as caught:
         SplitDeclaration(rule="column", column="s", values={"train": value, "test": "b"})
     assert words in str(caught.value)
+
+
+def contents(folder) -> dict[str, bytes]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+FOREIGN = ("train/csv/part-00000.csv", "test/parquet/part-00007.parquet", "rows/train.parquet")
+
+
+@pytest.mark.parametrize("path", FOREIGN)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_of_others_stays_where_no_set_is(tmp_path, path, overwrite):
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    file.write_text("precious")
+    with pytest.raises(TrainingSetError) as caught:
+        write(tmp_path, a=range(6), overwrite=overwrite)
+    assert f"holds 1 files that no training set wrote, and a job would read as data: {path}" in (
+        str(caught.value)
+    )
+    assert contents(tmp_path) == {path: b"precious"}
+
+
+@pytest.mark.parametrize("path", FOREIGN[1:])
+def test_a_file_of_others_stays_beside_a_set(tmp_path, path):
+    write(tmp_path, a=range(6))
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("precious")
+    before = contents(tmp_path)
+    with pytest.raises(TrainingSetError, match="holds 1 files that no training set wrote"):
+        write(tmp_path, a=range(6), overwrite=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("text", ["{}", "[[", '{"files": [{"path": "../precious"}]}'])
+def test_no_file_goes_by_a_manifest_that_does_not_name_it(tmp_path, text):
+    output = tmp_path / "set"
+    write(output, a=range(6))
+    (tmp_path / "precious").write_text("precious")
+    (output / "manifest.json").write_text(text)
+    before = contents(tmp_path)
+    with pytest.raises(TrainingSetError, match="files that no training set wrote"):
+        write(output, a=range(6), overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_files_behind_a_link_in_place_of_a_split_stay(tmp_path):
+    other, output = tmp_path / "other", tmp_path / "set"
+    (other / "csv").mkdir(parents=True)
+    (other / "csv/part-00000.csv").write_text("precious")
+    output.mkdir()
+    (output / "train").symlink_to(other)
+    with pytest.raises(TrainingSetError, match="holds 1 files that no training set wrote"):
+        write(output, a=range(6), overwrite=True)
+    assert contents(other) == {"csv/part-00000.csv": b"precious"}
+
+
+def test_an_interrupted_build_is_replaced(tmp_path):
+    write(tmp_path, a=range(6))
+    before = contents(tmp_path)
+    (tmp_path / "manifest.json").write_text(
+        '{"building": "ab", "since": "2026-01-01", "host": "h", "process": 1}'
+    )
+    (tmp_path / "train/csv/part-00001.csv").write_text("half")
+    write(tmp_path, a=range(6))
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: path.symlink_to("/nowhere/at/all"), os.mkfifo], ids=["link", "pipe"]
+)
+def test_what_is_no_file_in_a_channel_is_seen(tmp_path, make):
+    write(tmp_path, a=range(6))
+    make(tmp_path / "train/csv/extra.csv")
+    assert verify(str(tmp_path), AWS).unexpected == ("train/csv/extra.csv",)
+    with pytest.raises(TrainingSetError, match=r"read as data: train/csv/extra\.csv"):
+        write(tmp_path, a=range(6), overwrite=True)
+    (tmp_path / "train/csv/extra.csv").unlink()
+    (tmp_path / "train/csv/part-00000.csv").unlink()
+    make(tmp_path / "train/csv/part-00000.csv")
+    found = verify(str(tmp_path), AWS)
+    assert (found.missing, found.unexpected) == (("train/csv/part-00000.csv",), ())
