@@ -51,9 +51,9 @@ class GroupSplit(OfFractions):
 
     def assign(self, narrowed: pa.Array) -> NDArray[np.int8]:
         """See `SplitRule.assign`."""
-        bounds = np.array([int(bound * 2**64) for bound in self.bounds], np.uint64)
+        bounds = np.array([int(bound * 2**64) for bound in self._bounds], np.uint64)
         places = np.searchsorted(bounds, narrowed.to_numpy(zero_copy_only=False), side="right")
-        return self._refuseempty_splits(places.astype(np.int8))
+        return self._refuse_empty(places.astype(np.int8))
 
     def as_manifest(self) -> dict[str, Any]:
         """See `SplitRule.as_manifest`."""
@@ -92,8 +92,8 @@ class RandomSplit(OfFractions):
         """See `SplitRule.assign`."""
         order = np.argsort(_draws(self.seed, len(narrowed)), kind="stable")
         assigned = np.empty(len(order), np.int8)
-        assigned[order] = _cut(len(order), self.bounds)
-        return self._refuseempty_splits(assigned)
+        assigned[order] = _cut(len(order), self._bounds)
+        return self._refuse_empty(assigned)
 
     def as_manifest(self) -> dict[str, Any]:
         """See `SplitRule.as_manifest`."""
@@ -142,9 +142,9 @@ class StratifiedSplit(OfFractions):
             )
         order = np.lexsort((_draws(self.seed, len(strata)), strata))
         assigned = np.empty(len(order), np.int8)
-        parts = [_cut(int(count), self.bounds) for count in counts]
+        parts = [_cut(int(count), self._bounds) for count in counts]
         assigned[order] = np.concatenate(parts) if parts else np.zeros(0, np.int8)
-        return self._refuseempty_splits(assigned)
+        return self._refuse_empty(assigned)
 
     def as_manifest(self) -> dict[str, Any]:
         """See `SplitRule.as_manifest`."""

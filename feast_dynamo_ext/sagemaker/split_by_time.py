@@ -91,7 +91,7 @@ class TimeSplit:
         ticks, unit = _ticks(narrowed)
         bounds = [_boundary(instant, unit) for _, instant in self._boundaries]
         assigned = _by_time(numbers(ticks), bounds, _length(self.embargo, unit))
-        self._refuseempty_splits(empty_splits(self.splits, assigned), narrowed)
+        self._refuse_empty(empty_splits(self.splits, assigned), narrowed)
         return assigned
 
     def as_manifest(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class TimeSplit:
         assigned = self.assign(one_array(event_times))
         return {name: pa.array(assigned == place) for place, name in enumerate(self.splits)}
 
-    def _refuseempty_splits(self, empty: Sequence[str], event_times: pa.Array) -> None:
+    def _refuse_empty(self, empty: Sequence[str], event_times: pa.Array) -> None:
         if not empty:
             return
         rows = len(event_times)
@@ -169,11 +169,11 @@ class TimeFractions(OfFractions):
         array, unit = _ticks(narrowed)
         ticks = numbers(array)
         if not len(ticks):
-            return self._refuseempty_splits(np.zeros(0, np.int8))
-        places = [int(len(ticks) * bound) for bound in self.bounds]
+            return self._refuse_empty(np.zeros(0, np.int8))
+        places = [int(len(ticks) * bound) for bound in self._bounds]
         ordered = np.partition(ticks, places)
         bounds = [int(ordered[place]) for place in places]
-        return self._refuseempty_splits(_by_time(ticks, bounds, _length(self.embargo, unit)))
+        return self._refuse_empty(_by_time(ticks, bounds, _length(self.embargo, unit)))
 
     def as_manifest(self) -> dict[str, Any]:
         """See `SplitRule.as_manifest`."""

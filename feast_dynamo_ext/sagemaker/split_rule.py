@@ -94,12 +94,12 @@ class OfFractions:
         return tuple(self.fractions)
 
     @property
-    def bounds(self) -> list[Fraction]:
+    def _bounds(self) -> list[Fraction]:
         """Where in 0 to 1 each split but the first begins."""
         parts = [Fraction(str(part)) for part in self.fractions.values()]
         return list(itertools.accumulate(parts))[:-1]
 
-    def _refuseempty_splits(self, assigned: NDArray[np.int8]) -> NDArray[np.int8]:
+    def _refuse_empty(self, assigned: NDArray[np.int8]) -> NDArray[np.int8]:
         empty = empty_splits(self.splits, assigned)
         if empty:
             raise TrainingSetError(

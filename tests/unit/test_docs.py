@@ -143,7 +143,7 @@ def repo_yaml(monkeypatch):
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     monkeypatch.setenv("FEATURE_BUCKET", "my-features")
     (diff,) = blocks((ROOT / "README.md").read_text(), "diff")
-    (quickstart,) = blocks((DOCS / "tutorial" / "quickstart.md").read_text(), "yaml")
+    quickstart, _ = blocks((DOCS / "tutorial" / "quickstart.md").read_text(), "yaml")
     return {"before": side(diff, "-"), "after": side(diff, "+"), "quickstart": quickstart}
 
 
