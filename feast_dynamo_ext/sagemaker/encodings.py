@@ -7,6 +7,7 @@ build and behind an endpoint. `fitting.Fitting` makes the one of the other.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import re
@@ -33,7 +34,7 @@ from feast_dynamo_ext.errors import TrainingSetError
 from feast_dynamo_ext.exact import cast_exact, elements_of, without_nan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from typing_extensions import Self
 
@@ -417,11 +418,24 @@ def per_unit(unit: str, ticks: str) -> tuple[int, int]:
     return (theirs // ours, 1) if theirs >= ours else (1, ours // theirs)
 
 
+@contextlib.contextmanager
+def _within_64_bits(unit: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"a time is so far from the others that it cannot be counted in {unit}, as 9999-12-31 "
+            "for `never` may be. Replace it by null, which reads as missing, or keep all times in "
+            "a coarser unit, such as microseconds"
+        ) from error
+
+
 def _epoch(fitted: FittedEncoding, array: pa.Array, _: Any) -> list[pa.Array]:
     ticks, unit = _ticks(array)
     over, times = per_unit(fitted.state["unit"], unit)
     if times > 1:
-        return [pc.multiply_checked(ticks, times)]
+        with _within_64_bits(fitted.state["unit"]):
+            return [pc.multiply_checked(ticks, times)]
     missing = np.asarray(ticks.is_null()) if ticks.null_count else None
     return [pa.array(numbers(ticks) // over, pa.int64(), mask=missing)]
 
@@ -432,12 +446,13 @@ def _age(fitted: FittedEncoding, array: pa.Array, event_times: Any) -> list[pa.A
     ticks, unit = _ticks(array)
     until, other = _ticks(event_times)
     finest = max(unit, other, key=PER_SECOND.__getitem__)
-    ticks, until = (
-        pc.multiply_checked(each, PER_SECOND[finest] // PER_SECOND[its])
-        for each, its in ((ticks, unit), (until, other))
-    )
     over, times = per_unit(fitted.state["unit"], finest)
-    age = pc.subtract_checked(until, ticks)
+    with _within_64_bits(finest):
+        ticks, until = (
+            pc.multiply_checked(each, PER_SECOND[finest] // PER_SECOND[its])
+            for each, its in ((ticks, unit), (until, other))
+        )
+        age = pc.subtract_checked(until, ticks)
     missing = np.asarray(age.is_null()) if age.null_count else None
     return [pa.array(numbers(age) * float(times) / float(over), pa.float64(), mask=missing)]
 
