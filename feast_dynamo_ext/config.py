@@ -306,7 +306,7 @@ class DeclarationModel(BaseModel):
         except ValueError as error:
             path = error.path if isinstance(error, WrongKeyError) else ()
             where = place_of(path, context.get("subject", cls.__name__), context.get("lines", {}))
-            raise ConfigError(f"{where}: {error}.") from error
+            raise ConfigError(f"{where}: {str(error).removesuffix('.')}.") from error
         finally:
             _WITHIN.reset(outermost)
 
@@ -337,7 +337,7 @@ def _declared_wrongly(
         return f"{where}: there is no setting `{name}`. {did_you_mean(path[-1], known, 'Known')}"
     if problem["type"] == "missing":
         return f"{where}: `{name}` is missing. Add it."
-    words = _message(problem).removeprefix("Value error, ")
+    words = _message(problem).removeprefix("Value error, ").removesuffix(".")
     if problem["type"] == "value_error":
         return f"{where}: `{name}`: {words}."
     words = words[:1].lower() + words[1:]

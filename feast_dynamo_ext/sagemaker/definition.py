@@ -270,7 +270,8 @@ class TrainingSetDefinition(DeclarationModel):
     overwrite: bool = False
     """Whether a build replaces the set that is there."""
 
-    _source: DeclaredAt = PrivateAttr(default_factory=DeclaredAt)
+    # Without an annotation, as it is no key that users write.
+    _source = PrivateAttr(default_factory=DeclaredAt)
 
     def model_post_init(self, context: Any) -> None:
         """Keep where it is declared, for errors that only the columns of a join show."""

@@ -173,6 +173,7 @@ def test_errors_name_file_and_line(folder, name):
         load_definitions(folder)
     assert f"training_sets/churn.yaml, line {line}: " in str(caught.value)
     assert words in str(caught.value)
+    assert not str(caught.value).endswith("..")
 
 
 @pytest.mark.parametrize(
