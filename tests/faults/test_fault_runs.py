@@ -192,8 +192,7 @@ def test_short_deadlines_with_marks_and_hedged_reads(faulty):
     # Both happened: that is what the deadlines are so short for.
     assert totals.marked > 0
     assert totals.errors["IncompleteWriteError"] > 0
-    # And a good part was read whole; how much depends on what else the machine does.
-    # How many are not depends on what else the machine does.
+    # And some were read whole; how many depends on what else the machine does.
     assert totals.marked < totals.reads
 
 
