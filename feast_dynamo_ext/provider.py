@@ -395,11 +395,8 @@ class DynamoProvider(PassthroughProvider):
             OfflineStoreError: the join is not possible, or it is not known what was requested.
             TrainingSetError: the result cannot be a training set.
         """
-        from feast_dynamo_ext.sagemaker.manifest import entities_origin, provenance_of
-        from feast_dynamo_ext.sagemaker.training_set import (
-            refuse_roleless,
-            write_training_set,
-        )
+        from feast_dynamo_ext.sagemaker.provenance import entities_origin, provenance_of
+        from feast_dynamo_ext.sagemaker.training_set import refuse_roleless, write_training_set
 
         if not isinstance(job, ParquetRetrievalJob) or job.entities is None:
             raise ConfigError(

@@ -119,9 +119,18 @@ class Files(Protocol):
     """
 
     def new_file(
-        self, uri: str, content_type: str | None = None
+        self, uri: str, content_type: str | None = None, *, replaces: bool = True
     ) -> AbstractContextManager[NewFile]:
-        """A file that appears, or replaces what is there, where the block ends without error."""
+        """A file that appears, or replaces what is there, where the block ends without error.
+
+        Args:
+            uri: its name.
+            content_type: of an object of S3.
+            replaces: whether it may take the place of another.
+
+        Raises:
+            DestinationExistsError: there is one and it may not; it stays as it is.
+        """
         ...
 
     def below(self, folder: str) -> Iterator[FileState]:
@@ -157,6 +166,14 @@ class Files(Protocol):
 
         Raises:
             DestinationExistsError: there is one; it stays as it is.
+        """
+        ...
+
+    def swap(self, uri: str, old: bytes, new: bytes) -> None:
+        """Write a small file in the place of one that holds `old`: of several writers one does.
+
+        Raises:
+            FileReplacedError: it holds something else, or there is none; it stays as it is.
         """
         ...
 
@@ -216,7 +233,13 @@ class LocalFiles:
     """Files on a local disk; see `Files`."""
 
     @contextlib.contextmanager
-    def new_file(self, uri: str, content_type: str | None = None) -> Iterator[NewFile]:  # noqa: ARG002
+    def new_file(
+        self,
+        uri: str,
+        content_type: str | None = None,  # noqa: ARG002
+        *,
+        replaces: bool = True,
+    ) -> Iterator[NewFile]:
         """A file under a hidden name, which is renamed where the block ends without error."""
         path = _local(uri)
         with _refusals(uri, "written"):
@@ -226,7 +249,10 @@ class LocalFiles:
         try:
             yield file
             with _refusals(uri, "written"):
-                file.settle().replace(path)
+                if replaces:
+                    file.settle().replace(path)
+                else:
+                    _link(file.settle(), path, uri)
                 _sync(path.parent)
         except BaseException:
             file.discard()
@@ -271,18 +297,27 @@ class LocalFiles:
 
     def create(self, uri: str, data: bytes) -> None:
         """See `Files.create`: a link to a name that exists is refused by the system."""
+        with self.new_file(uri, replaces=False) as file:
+            file.write(data)
+
+    def swap(self, uri: str, old: bytes, new: bytes) -> None:
+        """See `Files.swap`: writers take turns by a lock on the file that is replaced."""
+        import fcntl
+
         path = _local(uri)
-        with _refusals(uri, "written"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = _LocalFile(uri, path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp"))
+        with _refusals(uri, "written"), contextlib.ExitStack() as stack:
             try:
-                file.write(data)
-                os.link(file.settle(), path)
-                _sync(path.parent)
-            except FileExistsError as error:
-                raise _taken(uri) from error
-            finally:
-                file.discard()
+                opened = open_plain(path, os.O_RDWR)
+            except FileNotFoundError as error:
+                raise _replaced(uri) from error
+            file = stack.enter_context(open(opened, "r+b"))  # noqa: PTH123 - it is opened already
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Another writer may have had the lock before, and put another file there.
+            is_there = path.exists() and os.path.samestat(path.stat(), os.fstat(opened))
+            if not is_there or file.read() != old:
+                raise _replaced(uri)
+            with self.new_file(uri) as written:
+                written.write(new)
 
     @contextlib.contextmanager
     def rewriting(self, uri: str) -> Iterator[tuple[FileState, NewFile]]:
@@ -335,6 +370,15 @@ class _LocalFile:
         with contextlib.suppress(OSError):
             self._file.close()
         self._path.unlink(missing_ok=True)
+
+
+def _link(made: Path, path: Path, uri: str) -> None:
+    """Give a file its name, which the system refuses where there is one of that name."""
+    try:
+        os.link(made, path)
+    except FileExistsError as error:
+        raise _taken(uri) from error
+    made.unlink()
 
 
 @contextlib.contextmanager
@@ -439,12 +483,20 @@ class S3Files:
     part_bytes: int = UPLOAD_BYTES
 
     @contextlib.contextmanager
-    def new_file(self, uri: str, content_type: str | None = None) -> Iterator[NewFile]:
+    def new_file(
+        self, uri: str, content_type: str | None = None, *, replaces: bool = True
+    ) -> Iterator[NewFile]:
         """An upload that is completed, or aborted where the block ends with an error."""
-        file = _Upload(self.client, uri, content_type, self.part_bytes)
+        condition = {} if replaces else {"IfNoneMatch": "*"}
+        file = _Upload(self.client, uri, content_type, self.part_bytes, condition)
         try:
             yield file
-            file.complete()
+            try:
+                file.complete()
+            except AwsError as error:
+                if not replaces and error.code in CHANGED:
+                    raise _taken(uri) from error
+                raise
         except BaseException:
             file.discard()
             raise
@@ -512,14 +564,24 @@ class S3Files:
 
     def create(self, uri: str, data: bytes) -> None:
         """See `Files.create`: S3 refuses a name that exists."""
+        with self.new_file(uri, replaces=False) as file:
+            file.write(data)
+
+    def swap(self, uri: str, old: bytes, new: bytes) -> None:
+        """See `Files.swap`: S3 compares the ETag of what was read."""
         bucket, key = _bucket_and_key(uri)
         try:
             with aws.translated("s3", uri):
-                self.client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+                answer = self.client.get_object(Bucket=bucket, Key=key)
+                if answer["Body"].read() != old:
+                    raise _replaced(uri)
+                self.client.put_object(Bucket=bucket, Key=key, Body=new, IfMatch=answer["ETag"])
         except AwsError as error:
-            if error.code in CHANGED:
-                raise _taken(uri) from error
-            raise
+            if not (error.code in CHANGED or isinstance(error, ResourceNotFoundError)):
+                raise
+            # A request whose answer was lost is sent again, and then finds what it wrote.
+            if self.read(uri) != new:
+                raise _replaced(uri) from error
 
     @contextlib.contextmanager
     def rewriting(self, uri: str) -> Iterator[tuple[FileState, NewFile]]:

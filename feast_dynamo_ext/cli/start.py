@@ -46,7 +46,7 @@ NEXT = (
     "feast apply",
     "feast-dynamo materialize --all",
     "python read.py",
-    "python training_set.py",
+    "feast-dynamo training-set build repurchase",
     "feast-dynamo local down",
 )
 
@@ -57,9 +57,10 @@ NEXT = (
 def init(name: str, output: Output) -> None:
     """Make a small feature repo in a new folder NAME, which is its project too.
 
-    It has one view of a made-up shop's customers with 90 days of history, and scripts that read
-    features and write a training set. It runs at once on the embedded AWS, without an account or
-    a bucket; the commands for that are printed. Make it yours by changing definitions.py.
+    It has one view of a made-up shop's customers with 90 days of history, a script that reads
+    features, and the declaration of a training set. It runs at once on the embedded AWS, without
+    an account or a bucket; the commands for that are printed. Make it yours by changing
+    definitions.py.
 
     \b
     feast-dynamo init shop
@@ -73,9 +74,11 @@ def init(name: str, output: Output) -> None:
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made: {error.strerror}.") from error
     try:
-        for source in sorted(TEMPLATE.iterdir()):
+        for source in sorted(TEMPLATE.rglob(f"*{SUFFIX}")):
             text = source.read_text(encoding="utf-8").replace("{project}", folder.name)
-            (folder / source.name.removesuffix(SUFFIX)).write_text(text, encoding="utf-8")
+            made = folder / str(source.relative_to(TEMPLATE)).removesuffix(SUFFIX)
+            made.parent.mkdir(exist_ok=True)
+            made.write_text(text, encoding="utf-8")
         runpy.run_path(str(folder / "history.py"), run_name="__main__")
     except OSError as error:
         shutil.rmtree(folder)

@@ -17,15 +17,17 @@ from feast_dynamo_ext.sagemaker.encodings import Encoding, FittedEncoding
 from feast_dynamo_ext.sagemaker.local_job import LocalRun, run_locally
 from feast_dynamo_ext.sagemaker.manifest import (
     ColumnSummary,
-    EntityRowsOrigin,
     LabelStatistics,
     Manifest,
     OutputFile,
+    SplitSummary,
+    load_manifest,
+)
+from feast_dynamo_ext.sagemaker.provenance import (
+    EntityRowsOrigin,
     Provenance,
     SourceFile,
     SourceSnapshot,
-    SplitSummary,
-    load_manifest,
 )
 from feast_dynamo_ext.sagemaker.request_check import (
     RequestProblem,

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from feast_dynamo_ext.errors import ConfigError, TrainingSetError
 from feast_dynamo_ext.sagemaker import targets
 from feast_dynamo_ext.sagemaker.formats import FORMATS
-from feast_dynamo_ext.sagemaker.manifest import open_folder
+from feast_dynamo_ext.sagemaker.output_folder import open_folder
 from feast_dynamo_ext.sagemaker.split import SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.sagemaker.manifest import OutputFile, OutputFolder
+    from feast_dynamo_ext.sagemaker.manifest import OutputFile
+    from feast_dynamo_ext.sagemaker.output_folder import OutputFolder
 
 DISTRIBUTIONS = ("FullyReplicated", "ShardedByS3Key")
 INPUT_MODES = ("File", "FastFile", "Pipe")

@@ -320,7 +320,7 @@ class _RecordIO:
         # Integers of any width become float64, which encodings keep exact, or refuse.
         is_float32 = float32 or all(kind == pa.float32() for kind in schema.types)
         self._kind = "float32" if is_float32 else "float64"
-        self._frame, self._empty = _frame(self._kind, len(roles.features))
+        self._frame, self._empty = record_frame(self._kind, len(roles.features))
 
     def write(self, batch: pa.RecordBatch | pa.Table) -> None:
         for rows in _pieces(batch):
@@ -340,8 +340,13 @@ class _RecordIO:
         """Nothing: each frame is whole."""
 
 
-def _frame(kind: str, features: int) -> tuple[np.dtype[Any], NDArray[Any]]:
-    """The layout of a row's frame, and a frame with all but the numbers in it."""
+def record_frame(kind: str, features: int) -> tuple[np.dtype[Any], NDArray[Any]]:
+    """The layout of a row's frame in RecordIO, and a frame with all but the numbers in it.
+
+    Args:
+        kind: `float32` or `float64`, of all its numbers.
+        features: how many.
+    """
     before_features, before_label = (
         _before_values(part, kind, count) for part, count in (("features", features), ("label", 1))
     )

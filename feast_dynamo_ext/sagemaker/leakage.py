@@ -23,13 +23,13 @@ import pyarrow.compute as pc
 
 from feast_dynamo_ext.arrow_types import is_time, numbers, plain
 from feast_dynamo_ext.duckdb_connection import connected
-from feast_dynamo_ext.sagemaker.distributions import comparable, kind_of
+from feast_dynamo_ext.sagemaker.column_statistics import comparable, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from feast_dynamo_ext.duckdb_connection import Limits
-    from feast_dynamo_ext.sagemaker.distributions import ColumnStatistics, Label, SplitRows
+    from feast_dynamo_ext.sagemaker.column_statistics import ColumnStatistics, Label, SplitRows
     from feast_dynamo_ext.sagemaker.over_time import Ages
 
 LEVELS = ("error", "warning", "note", "unknown", "ok")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -10,175 +9,32 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from feast_dynamo_ext.aws import scheme_and_path
-from feast_dynamo_ext.errors import DestinationError, FeastDynamoError, TrainingSetError
-from feast_dynamo_ext.sagemaker.content_hash import hash_table
+from feast_dynamo_ext.errors import TrainingSetError
 from feast_dynamo_ext.sagemaker.encodings import FittedEncoding
-from feast_dynamo_ext.sagemaker.split import SPLITS, split_from_manifest
-from feast_dynamo_ext.storage import LocalFiles, files_of
+from feast_dynamo_ext.sagemaker.output_folder import MANIFEST, open_folder
+from feast_dynamo_ext.sagemaker.provenance import (
+    EntityRowsOrigin,
+    Provenance,
+    SourceFile,
+    SourceSnapshot,
+)
+from feast_dynamo_ext.sagemaker.split import split_from_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.parquet.source import ParquetSource
-    from feast_dynamo_ext.retrieval.inputs import Origin
-    from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
+    from feast_dynamo_ext.sagemaker.output_folder import OutputFolder
     from feast_dynamo_ext.sagemaker.split import SplitRule
-    from feast_dynamo_ext.storage import Files, NewFile
 
-
-MANIFEST = "manifest.json"
-ENTITY_ROWS = "rows/entity_rows.parquet"
-"""Where entity rows that came from memory are kept."""
 
 FORMAT_VERSION = 2
-LAYOUT_FOLDERS = (*SPLITS, "rows")
 SEAL = "manifest_sha256"
 """Of the manifest's own text without it, so that a change of the manifest shows."""
 
 _LIBRARIES = ("feast-dynamo-ext", "feast", "pyarrow", "duckdb")
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file that features were read from, as it was at that time.
-
-    Attributes:
-        path: S3 URI or local path.
-        size: in bytes.
-        etag: S3's ETag; None for a local file.
-    """
-
-    path: str
-    size: int
-    etag: str | None = None
-
-
-@dataclass(frozen=True)
-class SourceSnapshot:
-    """A snapshot of an Iceberg table that features were read from.
-
-    Attributes:
-        table: namespace and name in its catalog.
-        snapshot: its id; a rebuild names it, and `feast-dynamo table expire` keeps it.
-    """
-
-    table: str
-    snapshot: str
-
-
-@dataclass(frozen=True)
-class EntityRowsOrigin:
-    """Where entity rows can be read again.
-
-    Attributes:
-        kind: `sql`, `path`, or `copy` where they came from memory.
-        text: the statement, the path or URI, or the path of the copy below the set's output.
-        files: of a path the files that were read.
-    """
-
-    kind: str
-    text: str
-    files: tuple[SourceFile, ...] = ()
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where the rows of a training set come from.
-
-    Attributes:
-        project: Feast project.
-        feature_refs: feature references as they were asked for, `view:feature`.
-        view_definitions: SHA-256 of each feature view's definition, by its name.
-        source_files: every file of the views' sources.
-        entity_rows_sha256: `hash_table` of the entity rows.
-        snapshots: of sources that are Iceberg tables the snapshot that was read, by the source.
-        feature_service: name of the feature service, where the features are one's.
-        full_feature_names: whether features are named `view__feature`.
-        entity_rows: where the entity rows can be read again; None in sets of version 1.
-    """
-
-    project: str
-    feature_refs: tuple[str, ...]
-    view_definitions: Mapping[str, str]
-    source_files: tuple[SourceFile, ...]
-    entity_rows_sha256: str
-    snapshots: Mapping[str, SourceSnapshot] = field(default_factory=dict)
-    feature_service: str | None = None
-    full_feature_names: bool = False
-    entity_rows: EntityRowsOrigin | None = None
-
-
-def listed_files(source: ParquetSource) -> list[SourceFile]:
-    """The files of a source, as they were listed, in the order of their rows' positions."""
-    scheme = "s3://" if source.parts.place.is_on_s3 else ""
-    return [SourceFile(f"{scheme}{file.path}", file.size, file.etag) for file in source.files]
-
-
-def provenance_of(
-    job: ParquetRetrievalJob,
-    project: str,
-    entity_rows: pa.Table,
-    features: Sequence[str] | None = None,
-    *,
-    feature_service: str | None = None,
-    entity_rows_origin: EntityRowsOrigin | None = None,
-) -> Provenance:
-    """The provenance of a retrieval, which is run.
-
-    Args:
-        job: the retrieval.
-        project: Feast project.
-        entity_rows: the entity rows, event time and label included.
-        features: references of the requested features; None for all that the retrieval has.
-        feature_service: name of the service that has them.
-        entity_rows_origin: where the entity rows can be read again.
-    """
-    job.result()
-    files = {file for source in job.opened.values() for file in listed_files(source)}
-    return Provenance(
-        project=project,
-        feature_refs=tuple(features or (job.metadata.features if job.metadata else ())),
-        view_definitions={
-            view.name: definition_hash(view) for view in [*job.views, *job.on_demand_feature_views]
-        },
-        source_files=tuple(sorted(files, key=lambda file: file.path)),
-        entity_rows_sha256=hash_table(entity_rows),
-        snapshots={
-            name: SourceSnapshot(source.parts.table.name, source.parts.table.version)
-            for name, source in job.opened.items()
-            if source.parts.table is not None and source.parts.table.version
-        },
-        feature_service=feature_service,
-        full_feature_names=job.full_names,
-        entity_rows=entity_rows_origin,
-    )
-
-
-def entities_origin(origin: Origin, settings: AwsSettings) -> EntityRowsOrigin:
-    """Where a retrieval's entity rows can be read again: a copy, where they came from memory."""
-    if origin.kind == "sql":
-        return EntityRowsOrigin("sql", origin.text)
-    if origin.kind != "files":
-        return EntityRowsOrigin("copy", ENTITY_ROWS)
-    files = files_of(origin.text, settings)
-    one = files.find(origin.text)
-    found = [one] if one is not None else files.below(origin.text)
-    scheme = "" if isinstance(files, LocalFiles) else "s3://"
-    listed = [SourceFile(f"{scheme}{file.path}", file.size, file.etag) for file in found]
-    return EntityRowsOrigin("path", origin.text, tuple(sorted(listed, key=lambda file: file.path)))
-
-
-def definition_hash(view: Any) -> str:
-    """SHA-256 of a view's definition: its schema, entities, source, ttl and transformation."""
-    spec = view.to_proto().spec
-    return hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -415,11 +271,7 @@ def manifest_sha256(output: str, aws: AwsSettings) -> str:
         TrainingSetError: there is none.
         AwsError: S3 refused.
     """
-    uri = f"{output.rstrip('/')}/manifest.json"
-    found = files_of(uri, aws).read(uri)
-    if found is None:
-        raise TrainingSetError(f"There is no training set at {output}: it has no manifest.json.")
-    return hashlib.sha256(found).hexdigest()
+    return hashlib.sha256(open_folder(output, aws).manifest_text()).hexdigest()
 
 
 def _sha256(values: Mapping[str, Any]) -> str:
@@ -429,6 +281,9 @@ def _sha256(values: Mapping[str, Any]) -> str:
 def _members(value: Any) -> dict[str, Any]:
     if isinstance(value, FittedEncoding):
         return value.to_json()
+    if isinstance(value, SourceFile) and value.sha256 is None:
+        # Of S3, or as manifests had it before it was kept.
+        return {key: each for key, each in vars(value).items() if key != "sha256"}
     return dict(value) if isinstance(value, Mapping) else vars(value)
 
 
@@ -536,93 +391,6 @@ def library_versions() -> dict[str, str]:
     return versions | {"python": platform.python_version()}
 
 
-@dataclass(frozen=True)
-class OutputFolder:
-    """Where a training set is kept; paths are relative to it, with forward slashes.
-
-    Attributes:
-        uri: `s3://bucket/prefix` or an absolute local path, without a slash at the end.
-        storage: what lists, reads and writes files there.
-    """
-
-    uri: str
-    storage: Files
-
-    @contextlib.contextmanager
-    def new_file(self, path: str) -> Iterator[NewFile]:
-        """A file that appears where the block ends without error."""
-        with _explained(self.uri_of(path)), self.storage.new_file(self.uri_of(path)) as file:
-            yield file
-
-    def create(self, path: str, data: bytes) -> None:
-        """Write a small file where there is none.
-
-        Raises:
-            DestinationExistsError: there is one.
-        """
-        with _explained(self.uri_of(path)):
-            self.storage.create(self.uri_of(path), data)
-
-    def chunks(self, path: str) -> Iterator[bytes]:
-        """A file's bytes, at most 1 MiB at a time.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
-        with _explained(self.uri_of(path)):
-            yield from self.storage.chunks(self.uri_of(path))
-
-    def exists(self, path: str) -> bool:
-        """Whether there is a file at the path."""
-        with _explained(self.uri_of(path)):
-            return self.storage.find(self.uri_of(path)) is not None
-
-    def files(self) -> list[str]:
-        """Paths of all files in the folders of a training set, sorted."""
-        start = len(self.uri) + 1
-        with _explained(self.uri):
-            found = [uri for name in LAYOUT_FOLDERS for uri in self.storage.at(self.uri_of(name))]
-        return sorted(uri[start:] for uri in found)
-
-    def delete(self, paths: Sequence[str]) -> None:
-        """Delete files."""
-        with _explained(self.uri):
-            self.storage.delete([self.uri_of(path) for path in paths])
-
-    def uri_of(self, path: str) -> str:
-        """URI of a file."""
-        return f"{self.uri}/{path}"
-
-
-def open_folder(output: str, settings: AwsSettings) -> OutputFolder:
-    """The folder of a URI or local path.
-
-    Raises:
-        TrainingSetError: the output is empty.
-        ConfigError: neither S3 nor a local path.
-    """
-    if not output:
-        raise TrainingSetError("`output` is empty. Name an s3://bucket/prefix or a local folder.")
-    storage, path = files_of(output, settings), scheme_and_path(output)[1]
-    if isinstance(storage, LocalFiles):
-        return OutputFolder(str(Path(path).resolve()), storage)
-    return OutputFolder(f"s3://{path.strip('/')}", storage)
-
-
-@contextlib.contextmanager
-def _explained(resource: str) -> Iterator[None]:
-    try:
-        yield
-    except DestinationError as error:
-        raise TrainingSetError(str(error)) from error
-    except (FeastDynamoError, FileNotFoundError):
-        raise
-    except OSError as error:
-        raise TrainingSetError(
-            f"{resource}: {error}. Check the path, its permissions and the free space."
-        ) from error
-
-
 def load_manifest(output: str, aws: AwsSettings) -> Manifest:
     """Read the manifest of a training set.
 
@@ -639,11 +407,4 @@ def load_manifest(output: str, aws: AwsSettings) -> Manifest:
 
 def read_manifest(folder: OutputFolder) -> Manifest:
     """As `load_manifest`, for a folder that is open."""
-    try:
-        text = b"".join(folder.chunks(MANIFEST))
-    except FileNotFoundError as error:
-        raise TrainingSetError(
-            f"{folder.uri} has no {MANIFEST}: no training set was written there, or writing it "
-            "was interrupted. Write it again."
-        ) from error
-    return Manifest.from_json(text, source=f"{folder.uri}/{MANIFEST}")
+    return Manifest.from_json(folder.manifest_text(), source=f"{folder.uri}/{MANIFEST}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feast_dynamo_ext.arrow_types import numbers
-from feast_dynamo_ext.sagemaker.distributions import comparable, label_numbers
+from feast_dynamo_ext.sagemaker.column_statistics import comparable, label_numbers
 from feast_dynamo_ext.timestamps import moment_of
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from feast_dynamo_ext.sagemaker.distributions import Label, SplitRows
+    from feast_dynamo_ext.sagemaker.column_statistics import Label, SplitRows
 
 
 @dataclass(frozen=True)

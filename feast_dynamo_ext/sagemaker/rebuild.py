@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.errors import TrainingSetError
 from feast_dynamo_ext.sagemaker.encodings import Encoding
-from feast_dynamo_ext.sagemaker.manifest import (
-    ENTITY_ROWS,
-    library_versions,
-    load_manifest,
-    open_folder,
-)
+from feast_dynamo_ext.sagemaker.manifest import library_versions, load_manifest
+from feast_dynamo_ext.sagemaker.output_folder import open_folder
+from feast_dynamo_ext.sagemaker.provenance import ENTITY_ROWS
 from feast_dynamo_ext.sagemaker.set_verification import changed_sources, file_matches
 from feast_dynamo_ext.sagemaker.training_set import create_training_set
 

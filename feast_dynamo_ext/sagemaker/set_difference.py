@@ -11,7 +11,8 @@ import pyarrow as pa
 from feast_dynamo_ext.arrow_types import is_time, plain
 from feast_dynamo_ext.duckdb_connection import connected
 from feast_dynamo_ext.errors import TrainingSetError
-from feast_dynamo_ext.sagemaker.distributions import Label, statistics
+from feast_dynamo_ext.sagemaker.column_statistics import Label
+from feast_dynamo_ext.sagemaker.distributions import statistics
 from feast_dynamo_ext.sagemaker.set_rows import opened_rows
 
 if TYPE_CHECKING:
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.duckdb_connection import Limits
-    from feast_dynamo_ext.sagemaker.manifest import Manifest, Provenance
+    from feast_dynamo_ext.sagemaker.manifest import Manifest
+    from feast_dynamo_ext.sagemaker.provenance import Provenance, SourceFile
     from feast_dynamo_ext.sagemaker.set_rows import SetRows
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
 EXAMPLES = 5
+_SHOWN = ("buckets", "unit")
+"""What is declared of an encoding and cannot be seen by its columns."""
 
 
 @dataclass(frozen=True)
@@ -175,9 +179,9 @@ def _encodings(
 def _encoded(encoding: Any) -> str:
     count = len(encoding.outputs)
     columns = "" if count == 1 else f" in {count} columns"
-    return (
-        f"{encoding.input_type} as {encoding.kind} {encoding.types[0] if count else ''}{columns}"
-    )
+    more = [f", {each} {encoding.state[each]}" for each in _SHOWN if each in encoding.state]
+    kind = encoding.types[0] if count else ""
+    return f"{encoding.input_type} as {encoding.kind} {kind}{columns}{''.join(more)}"
 
 
 def _splits(one: Manifest, other: Manifest) -> dict[str, dict[str, tuple[Any, Any]]]:
@@ -342,6 +346,12 @@ def _inputs(one: Manifest, other: Manifest) -> Iterator[tuple[str, str | None, s
             yield name, was, now
 
 
+def _version(file: SourceFile) -> str:
+    if file.etag:
+        return f", ETag {file.etag}"
+    return f", SHA-256 {file.sha256[:16]}" if file.sha256 else ""
+
+
 def _input_values(manifest: Manifest) -> dict[str, str]:
     """Everything that a set is made of, as texts by name."""
     origin: Provenance = manifest.provenance
@@ -363,8 +373,5 @@ def _input_values(manifest: Manifest) -> dict[str, str]:
     values |= {f"definition of {name}": value for name, value in origin.view_definitions.items()}
     values |= {f"snapshot of {name}": read.snapshot for name, read in origin.snapshots.items()}
     files = [*origin.source_files, *(rows.files if rows is not None else ())]
-    values |= {
-        f"file {file.path}": f"{file.size} bytes" + (f", ETag {file.etag}" if file.etag else "")
-        for file in files
-    }
+    values |= {f"file {file.path}": f"{file.size} bytes{_version(file)}" for file in files}
     return values | {f"library {name}": value for name, value in manifest.libraries.items()}

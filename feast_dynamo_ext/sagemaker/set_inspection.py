@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from feast_dynamo_ext.errors import FeastDynamoError
 from feast_dynamo_ext.parquet.iceberg.table_files import pinned_snapshots
-from feast_dynamo_ext.sagemaker.distributions import label_of, statistics
+from feast_dynamo_ext.sagemaker.column_statistics import label_of
+from feast_dynamo_ext.sagemaker.distributions import statistics
 from feast_dynamo_ext.sagemaker.leakage import Keys, leakage
 from feast_dynamo_ext.sagemaker.over_time import ages, over_time
 from feast_dynamo_ext.sagemaker.set_report import Feature, SetReport, SplitFigures, html
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.duckdb_connection import Limits
-    from feast_dynamo_ext.sagemaker.distributions import ColumnStatistics
+    from feast_dynamo_ext.sagemaker.column_statistics import ColumnStatistics
     from feast_dynamo_ext.sagemaker.manifest import ColumnSummary, Manifest
     from feast_dynamo_ext.sagemaker.over_time import Ages
     from feast_dynamo_ext.sagemaker.set_rows import SetRows
@@ -38,11 +39,20 @@ _KIND_WORDS = {
     "boolean": "",
     "ordinal": " as codes",
     "one_hot": " as one-hot",
-    "hash": " as hashes",
-    "epoch": " as time since 1970",
-    "age": " as age",
+    "hash": " as hashes modulo {buckets}",
+    "epoch": " as time since 1970 in {unit}",
+    "age": " as age in {unit}",
     "list": " as columns",
     "keep": " kept",
+}
+_UNIT_WORDS = {
+    "ns": "nanoseconds",
+    "us": "microseconds",
+    "ms": "milliseconds",
+    "s": "seconds",
+    "min": "minutes",
+    "h": "hours",
+    "day": "days",
 }
 
 
@@ -166,8 +176,11 @@ def _feature(manifest: Manifest, name: str, columns: Mapping[str, ColumnStatisti
 
 
 def _words(column: ColumnSummary) -> str:
-    kind = column.encoding.kind if column.encoding is not None else "keep"
-    return f"{column.type}{_KIND_WORDS[kind]}"
+    if column.encoding is None:
+        return column.type
+    state = column.encoding.state
+    about = {"unit": _UNIT_WORDS.get(str(state.get("unit"))), "buckets": state.get("buckets")}
+    return column.type + _KIND_WORDS[column.encoding.kind].format(**about)
 
 
 # Ages

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.sagemaker.distributions import LEAST_ROWS, Psi, psi
+from feast_dynamo_ext.sagemaker.column_statistics import LEAST_ROWS, Psi, psi
 from feast_dynamo_ext.sagemaker.leakage import LEVELS, NEAR_PERFECT, worst
 from feast_dynamo_ext.sagemaker.over_time import AGE_BOUNDS, OLDER
 from feast_dynamo_ext.timestamps import moment_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from markupsafe import Markup
 
-    from feast_dynamo_ext.sagemaker.distributions import (
+    from feast_dynamo_ext.sagemaker.column_statistics import (
         ColumnStatistics,
         Label,
         SplitStatistics,

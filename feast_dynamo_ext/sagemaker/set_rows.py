@@ -1,8 +1,8 @@
 """The rows of a training set that is there, read split by split as often as needed.
 
 Encoded columns come from the files of one format, keys and times from `rows/`, whose rows are in
-the same order. Parquet is read where it is. Of a set without Parquet, CSV is read once and kept as
-Parquet on disk meanwhile.
+the same order. Parquet is read where it is. Of a set without Parquet, CSV, RecordIO or libsvm is
+read once and kept as Parquet on disk meanwhile.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import csv, fs
+from pyarrow import fs
 
 from feast_dynamo_ext.aws import filesystem
 from feast_dynamo_ext.duckdb_connection import spill_folder
 from feast_dynamo_ext.errors import TrainingSetError
 from feast_dynamo_ext.sagemaker.encodings import arrow_type
+from feast_dynamo_ext.sagemaker.format_readers import read_batches
+from feast_dynamo_ext.sagemaker.formats import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -78,7 +80,7 @@ class SetRows:
 def _readable(path: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise TrainingSetError(
             f"{path} cannot be read: {error}. `feast-dynamo training-set verify` says which "
             "files of the training set are not as they were written."
@@ -122,10 +124,10 @@ def opened_rows(
         output: where it is.
         manifest: its manifest.
         aws: how to reach S3.
-        folder: where CSV is kept as Parquet meanwhile; None for the system's.
+        folder: where other formats are kept as Parquet meanwhile; None for the system's.
 
     Raises:
-        TrainingSetError: the set has neither Parquet nor CSV.
+        TrainingSetError: a file that cannot be read.
     """
     system, base = filesystem(output, aws)
     # In the order of the rule: JSON has them in that of their names.
@@ -138,17 +140,14 @@ def opened_rows(
         files = {name: (system, _paths(base, manifest, f"{name}/parquet")) for name in splits}
         yield SetRows(splits, _schema(*files[splits[0]]), beside, files, row_files)
         return
-    if "csv" not in manifest.formats:
-        raise TrainingSetError(
-            f"{output} is written as {' and '.join(manifest.formats)} alone, which is not read "
-            "here. Add `parquet` to its `formats`, and build it again."
-        )
+    # CSV comes first: it holds texts, and numbers as they are.
+    kind = next(each for each in FORMATS if each in manifest.formats)
     with spill_folder(folder) as spilled:
         local = fs.LocalFileSystem()
         files = {}
         for name in splits:
             path = str(Path(spilled) / f"{name}.parquet")
-            _convert(system, _paths(base, manifest, f"{name}/csv"), manifest, path)
+            _convert(system, _paths(base, manifest, f"{name}/{kind}"), kind, manifest, path)
             files[name] = (local, (path,))
         yield SetRows(splits, _schema(*files[splits[0]]), beside, files, row_files)
 
@@ -169,13 +168,15 @@ def _schema(system: fs.FileSystem, paths: Sequence[str]) -> pa.Schema:
         return pq.read_schema(paths[0], filesystem=system)
 
 
-def _convert(system: fs.FileSystem, paths: Sequence[str], manifest: Manifest, target: str) -> None:
-    types = {name: arrow_type(kind) for name, kind in manifest.types.items()}
+def _convert(
+    system: fs.FileSystem, paths: Sequence[str], kind: str, manifest: Manifest, target: str
+) -> None:
+    types = {name: arrow_type(text) for name, text in manifest.types.items()}
     schema = pa.schema([(name, types[name]) for name in manifest.written])
-    options = csv.ConvertOptions(column_types=schema, strings_can_be_null=True, null_values=[""])
-    names = csv.ReadOptions(column_names=list(manifest.written))
     with pq.ParquetWriter(target, schema) as writer:
         for path in paths:
             with _readable(path), system.open_input_stream(path) as stream:
-                for batch in csv.open_csv(stream, names, convert_options=options):
+                for batch in read_batches(
+                    kind, stream, schema, weight=manifest.weight is not None
+                ):
                     writer.write_batch(batch)

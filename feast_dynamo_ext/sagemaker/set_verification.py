@@ -1,9 +1,9 @@
 """Whether a training set is what its manifest says, and its sources are what they were.
 
 `verify` reads every file again. `changed_sources` looks at what the set was made of: plain files
-by size and ETag (a local file by its size alone, as nothing else of it is kept), snapshots of
-Iceberg tables, and, where a feature repo is at hand, definitions of feature views. A changed
-source says nothing against the set; it can then not be built again as it was.
+by size and ETag, those on a disk by their bytes, snapshots of Iceberg tables, and, where a feature
+repo is at hand, definitions of feature views. A changed source says nothing against the set; it
+can then not be built again as it was.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.aws import scheme_and_path
 from feast_dynamo_ext.errors import ConfigError, SourceNotFoundError
-from feast_dynamo_ext.sagemaker.manifest import (
-    MANIFEST,
-    definition_hash,
-    open_folder,
-    read_manifest,
-)
+from feast_dynamo_ext.sagemaker.manifest import read_manifest
+from feast_dynamo_ext.sagemaker.output_folder import MANIFEST, open_folder
+from feast_dynamo_ext.sagemaker.provenance import definition_hash, file_sha256
 from feast_dynamo_ext.storage import FileState, files_of
 
 if TYPE_CHECKING:
@@ -29,13 +26,9 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.sagemaker.manifest import (
-        Manifest,
-        OutputFile,
-        OutputFolder,
-        Provenance,
-        SourceFile,
-    )
+    from feast_dynamo_ext.sagemaker.manifest import Manifest, OutputFile
+    from feast_dynamo_ext.sagemaker.output_folder import OutputFolder
+    from feast_dynamo_ext.sagemaker.provenance import Provenance, SourceFile
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,7 @@ def verify(output: str, aws: AwsSettings) -> VerifyReport:
     present = sorted(expected.keys() & found)
     changed = [path for path in present if not file_matches(folder, expected[path])]
     # A text of version 1 may lack what later writers of that version put in.
-    text = b"".join(folder.chunks(MANIFEST))
+    text = folder.manifest_text()
     if manifest.format_version > 1 and text != manifest.to_json().encode():
         changed.append(MANIFEST)
     return VerifyReport(
@@ -165,6 +158,8 @@ def _difference(file: SourceFile, now: FileState | None) -> str:
         return f"has {now.size:,} bytes, and had {file.size:,}"
     if file.etag is not None and now.etag != file.etag:
         return f"has the ETag {now.etag}, and had {file.etag}"
+    if file.sha256 is not None and file_sha256(now.path) != file.sha256:
+        return "has other bytes than it had"
     return ""
 
 

@@ -22,7 +22,7 @@ from feast_dynamo_ext.sagemaker.fitting import ExactSum, present_numbers
 from feast_dynamo_ext.sagemaker.formats import FileRoles, part_name, writer
 from feast_dynamo_ext.sagemaker.manifest import LabelStatistics, OutputFile, SplitSummary
 from feast_dynamo_ext.sagemaker.row_spool import Blocks
-from feast_dynamo_ext.sagemaker.split import event_range
+from feast_dynamo_ext.sagemaker.split_by_time import event_range
 from feast_dynamo_ext.sagemaker.targets import target_of, writer_options
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from feast_dynamo_ext.sagemaker.manifest import OutputFolder
+    from feast_dynamo_ext.sagemaker.output_folder import Claim
     from feast_dynamo_ext.storage import NewFile
 
 MOST_LABEL_VALUES = 20
@@ -172,14 +172,12 @@ class Shard:
         rows: that were written.
     """
 
-    def __init__(
-        self, folder: OutputFolder, paths: Sequence[str], form: ShardFormat, stack: Any
-    ) -> None:
+    def __init__(self, claim: Claim, paths: Sequence[str], form: ShardFormat, stack: Any) -> None:
         """Open its files on the stack, which closes them."""
         self.rows = 0
         self._hashes = [ColumnHash(each.name, each.type) for each in form.schema]
         self._files = [
-            (path, HashingFile(stack.enter_context(folder.new_file(path)))) for path in paths
+            (path, HashingFile(stack.enter_context(claim.new_file(path)))) for path in paths
         ]
         *formatted, (_, beside) = self._files
         self._writers: list[Any] = [
@@ -255,16 +253,16 @@ class SplitTally:
 class OpenShards:
     """Several shards that are written side by side; files appear where the block ends well."""
 
-    def __init__(self, folder: OutputFolder, form: ShardFormat) -> None:
+    def __init__(self, claim: Claim, form: ShardFormat) -> None:
         """None is open yet."""
-        self._folder, self._form = folder, form
+        self._claim, self._form = claim, form
         self._stack = contextlib.ExitStack()
         self._shards: dict[int, Shard] = {}
 
     def open(self, number: int, split: str, part: int) -> None:
         """Open a shard under a number."""
         paths = self._form.paths(split, part)
-        self._shards[number] = Shard(self._folder, paths, self._form, self._stack)
+        self._shards[number] = Shard(self._claim, paths, self._form, self._stack)
 
     def write(self, number: int, encoded: pa.RecordBatch, kept: pa.RecordBatch) -> None:
         """Append rows to a shard."""

@@ -229,12 +229,13 @@ def written_encodings(
         nulls: rows of all splits without a value, by column.
     """
     return {
-        name: encoding.nullable() if _may_be_missing(encoding, nulls[name]) else encoding
+        name: encoding.nullable() if may_be_missing(encoding, nulls[name]) else encoding
         for name, encoding in fitted.items()
     }
 
 
-def _may_be_missing(encoding: FittedEncoding, nulls: int) -> bool:
+def may_be_missing(encoding: FittedEncoding, nulls: int) -> bool:
+    """Whether encoded columns may lack values, given the rows of the join without one."""
     state = encoding.state
     if encoding.kind == "keep" or state.get("missing") is not None:
         return False

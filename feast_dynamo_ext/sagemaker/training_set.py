@@ -19,104 +19,48 @@ written last, and only where there is none.
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import logging
-import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
-from feast_dynamo_ext.arrow_types import one_array, plain, plain_type
-from feast_dynamo_ext.errors import (
-    ConfigError,
-    DestinationExistsError,
-    FeastDynamoError,
-    TrainingSetError,
-)
+from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, TrainingSetError
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.snapshots import tag
 from feast_dynamo_ext.parquet.iceberg.table_files import pinned_snapshots
 from feast_dynamo_ext.sagemaker.channels import input_data_config
-from feast_dynamo_ext.sagemaker.encodings import (
-    CATEGORY_KINDS,
-    Encoding,
-    FittedEncoding,
-    arrow_type,
-)
+from feast_dynamo_ext.sagemaker.encodings import CATEGORY_KINDS, Encoding
 from feast_dynamo_ext.sagemaker.fitting import Fitting
-from feast_dynamo_ext.sagemaker.formats import (
-    CATEGORICAL_INDEX,
-    EXTENSIONS,
-    FileRoles,
-    categorical_index,
-    type_problems,
-)
 from feast_dynamo_ext.sagemaker.manifest import (
-    ENTITY_ROWS,
-    MANIFEST,
     ColumnSummary,
     Manifest,
     OutputFile,
-    OutputFolder,
-    Provenance,
-    SplitSummary,
     library_versions,
-    open_folder,
     read_manifest,
 )
+from feast_dynamo_ext.sagemaker.output_folder import claimed, open_folder, refuse_existing
 from feast_dynamo_ext.sagemaker.row_spool import BATCH_ROWS, RowSpool
-from feast_dynamo_ext.sagemaker.shards import (
-    HashingFile,
-    OpenShards,
-    ParquetFile,
-    ShardFormat,
-    SplitTally,
-    deal,
-    hash_of_parts,
-)
+from feast_dynamo_ext.sagemaker.set_build import Build, form_of
 from feast_dynamo_ext.sagemaker.split import checked_split
-from feast_dynamo_ext.sagemaker.targets import check as check_target
 from feast_dynamo_ext.sagemaker.targets import target_of
-from feast_dynamo_ext.sagemaker.training_columns import (
-    ColumnScan,
-    TrainingColumns,
-    check_label,
-    check_outputs,
-    written_encodings,
-)
-from feast_dynamo_ext.storage import discard
+from feast_dynamo_ext.sagemaker.training_columns import TrainingColumns
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-    from concurrent.futures import Future
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from feast import FeatureService, FeatureStore
-    from numpy.typing import NDArray
 
     from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.sagemaker.provenance import Provenance
     from feast_dynamo_ext.sagemaker.split import SplitRule
-
-_OWN_FILE = re.compile(
-    r"(train|validation|test)/(csv|parquet|recordio|libsvm)/part-\d{5}\.(csv|parquet|recordio|libsvm)"
-    r"|(train|validation|test)/csv/categorical_index\.json"
-    r"|rows/(train|validation|test)(/part-\d{5})?\.parquet"
-    r"|rows/entity_rows\.parquet"
-)
-_KILLED = re.compile(r"(.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp")
-"""What a writer that was killed leaves on a disk."""
 
 FORMATS = ("csv", "parquet")
 """Written by default."""
 
 KEEPS_TEXT = "script"
 """The target for which texts and times may stay as they are."""
-
-WRITES_AHEAD = 2
-"""Blocks that are encoded before they are written."""
 
 OPEN_BYTES = 256 << 20
 """Of rows that wait in shards that are written side by side, about."""
@@ -321,6 +265,7 @@ def write_training_set(
     entity_rows: pa.Table | None = None,
     given_features: Sequence[str] = (),
     spill_folder: str | None = None,
+    open_bytes: int = OPEN_BYTES,
 ) -> TrainingSet:
     """Write the rows of a point-in-time join as a training set.
 
@@ -358,6 +303,7 @@ def write_training_set(
             needs in its requests.
         spill_folder: where rows are kept meanwhile; default: the system's folder for temporary
             files.
+        open_bytes: memory of rows that wait in shards that are written side by side, about.
 
     Raises:
         TrainingSetError: a column that is absent or cannot be written as declared, a row without
@@ -377,56 +323,56 @@ def write_training_set(
     roles.check(table.schema)
     if target is not None:
         target_of(target)
+    given = {*given_features, *roles.names} - ({*features} - {*given_features})
     folder = open_folder(output, aws)
-    _refuse_existing(folder, overwrite=overwrite)
+    seen = refuse_existing(folder, overwrite=overwrite)
     schema = pa.schema([table.schema.field(each) for each in roles.names])
     types = {each: schema.field(each).type for each in roles.encoded}
     fitting = Fitting(encodings or {}, types, keeps=target == KEEPS_TEXT)
     categories = [each for each, kind in fitting.kinds.items() if kind in CATEGORY_KINDS]
     with RowSpool(schema, categories, spill_folder) as spool:
-        build = _Build(roles, rule, parts, spool)
+        build = Build(roles, rule, parts, spool, open_bytes)
         build.keep(_batches_of(table, roles.names))
         fitted = build.fit(fitting)
-        form = _form(roles, fitted, spool.schema, formats, target)
+        form = form_of(roles, fitted, spool.schema, formats, target)
         build.check(form, fitted)
         # The join took a while.
-        _refuse_existing(folder, overwrite=overwrite)
-        _make_room(folder)
-        written = build.write(folder, form, fitted, entity_rows)
-    given = {*given_features, *roles.names} - ({*features} - {*given_features})
-    manifest = Manifest(
-        label=label,
-        event_timestamp=event_timestamp,
-        entity_columns=roles.entity_columns,
-        features=roles.features,
-        columns=tuple(
-            ColumnSummary(
-                each,
-                role,
-                str(schema.field(each).type),
-                fitted.get(each),
-                written.nulls.get(each, {}),
-                "entity_rows" if each in given else "features",
-                _declared((encodings or {}).get(each)),
+        refuse_existing(folder, overwrite=overwrite)
+        with claimed(folder, seen) as claim:
+            written = build.write(claim, form, fitted, entity_rows)
+            manifest = Manifest(
+                label=label,
+                event_timestamp=event_timestamp,
+                entity_columns=roles.entity_columns,
+                features=roles.features,
+                columns=tuple(
+                    ColumnSummary(
+                        each,
+                        role,
+                        str(schema.field(each).type),
+                        fitted.get(each),
+                        written.nulls.get(each, {}),
+                        "entity_rows" if each in given else "features",
+                        _declared((encodings or {}).get(each)),
+                    )
+                    for each, role in roles.roles().items()
+                ),
+                split=rule,
+                splits=written.splits,
+                files=written.files,
+                provenance=provenance,
+                libraries=library_versions(),
+                weight=weight,
+                helpers=roles.helpers,
+                target=target,
+                formats=tuple(formats),
+                parts=parts,
+                name=name,
+                definition=definition,
+                content=written.content,
+                left_out=int((build.assigned < 0).sum()),
             )
-            for each, role in roles.roles().items()
-        ),
-        split=rule,
-        splits=written.splits,
-        files=written.files,
-        provenance=provenance,
-        libraries=library_versions(),
-        weight=weight,
-        helpers=roles.helpers,
-        target=target,
-        formats=tuple(formats),
-        parts=parts,
-        name=name,
-        definition=definition,
-        content=written.content,
-        left_out=int((build.assigned < 0).sum()),
-    )
-    _publish(folder, manifest)
+            claim.publish(manifest.to_json().encode(), [file.path for file in manifest.files])
     return TrainingSet(folder.uri, manifest)
 
 
@@ -464,365 +410,3 @@ def _batches_of(
         return
     for batch in table:
         yield batch.select(list(names))
-
-
-def _form(
-    roles: TrainingColumns,
-    fitted: Mapping[str, FittedEncoding],
-    schema: pa.Schema,
-    formats: Sequence[str],
-    target: str | None,
-) -> ShardFormat:
-    fields = [
-        pa.field(name, arrow_type(kind))
-        for column in roles.encoded
-        for name, kind in zip(fitted[column].outputs, fitted[column].types, strict=True)
-    ]
-    names = [each.name for each in fields]
-    check_outputs(names)
-    for each in formats:
-        if each not in EXTENSIONS:
-            raise TrainingSetError(f"Unknown format `{each}`. Known: {', '.join(EXTENSIONS)}.")
-    problems = [text for each in formats for text in type_problems(each, pa.schema(fields))]
-    if problems:
-        raise TrainingSetError(f"{'; '.join(problems)}. Encode it, or leave out the format.")
-    features = tuple(names[1 + (roles.weight is not None) :])
-    categorical = tuple(
-        name
-        for column in roles.features
-        if fitted[column].is_categorical
-        for name in fitted[column].outputs
-    )
-    # Fields made anew: the table's may carry metadata, pandas' index among it.
-    kept = pa.schema([pa.field(each, schema.field(each).type) for each in roles.kept])
-    return ShardFormat(
-        tuple(formats),
-        pa.schema(fields),
-        FileRoles(roles.label, roles.weight, features, categorical),
-        kept,
-        target,
-    )
-
-
-@dataclass
-class _Written:
-    """What a build has written."""
-
-    files: tuple[OutputFile, ...]
-    splits: dict[str, SplitSummary]
-    content: dict[str, dict[str, str]]
-    nulls: dict[str, dict[str, int]]
-
-
-class _Build:
-    """The steps from rows to files.
-
-    Attributes:
-        assigned: what the split assigned to each row, once all are kept.
-    """
-
-    def __init__(
-        self, roles: TrainingColumns, rule: SplitRule, parts: int, spool: RowSpool
-    ) -> None:
-        self._roles, self._rule, self._parts, self._spool = roles, rule, parts, spool
-        self._scan = ColumnScan(roles)
-        self.assigned: NDArray[np.int8] = np.zeros(0, np.int8)
-        self._shards: NDArray[np.int32] = np.zeros(0, np.int32)
-
-    def keep(self, batches: Iterable[pa.RecordBatch]) -> None:
-        """Spool the rows, and assign each to a shard."""
-        roles, rule = self._roles, self._rule
-        reads = rule.columns(roles.event_timestamp, roles.label)
-        empty = self._spool.schema.empty_table()
-        narrowed = [rule.narrow([one_array(empty.column(each)) for each in reads], 0)]
-        labels = [one_array(empty.column(roles.label))]
-        for block in self._spool.fill(batches):
-            of_block = rule.narrow([block.column(each) for each in reads], self._scan.rows)
-            narrowed.append(_alone(of_block))
-            if self._parts > 1:
-                labels.append(_alone(block.column(roles.label)))
-            self._scan.add(block)
-        self._scan.check()
-        self.assigned = rule.assign(pa.concat_arrays(narrowed))
-        self._refuse_parts()
-        self._shards = deal(self.assigned, len(rule.splits), self._parts, pa.concat_arrays(labels))
-
-    def _refuse_parts(self) -> None:
-        rows = {name: int((self.assigned == at).sum()) for at, name in enumerate(self._splits)}
-        smallest = min(filter(rows.__getitem__, rows), key=rows.__getitem__)
-        if not 1 <= self._parts <= rows[smallest]:
-            raise TrainingSetError(
-                f"`parts` is {self._parts}: it must be at least 1 and at most the rows of the "
-                f"smallest split, which is {smallest} with {rows[smallest]}."
-            )
-
-    @property
-    def _splits(self) -> tuple[str, ...]:
-        return self._rule.splits
-
-    def fit(self, fitting: Fitting) -> dict[str, FittedEncoding]:
-        """Fit on the rows that train, and choose the types that are written."""
-        while fitting.columns:
-            for rows in self._spool.train_rows(fitting.columns, self.assigned):
-                fitting.add(rows)
-            fitting.end_pass()
-        fitted = written_encodings(fitting.finish(), self._scan.nulls)
-        label = fitted[self._roles.label]
-        check_label(label)
-        if label.kind == "ordinal":
-            # A class that no model has seen is an error, not a class of its own.
-            state = {**label.state, "unknown": "missing"}
-            fitted[self._roles.label] = replace(label, state=state)
-        self._scan.check_inexact(
-            [
-                name
-                for name, each in fitted.items()
-                if each.types == ("double",)
-                and pa.types.is_integer(self._spool.schema.field(name).type)
-            ]
-        )
-        return fitted
-
-    def check(self, form: ShardFormat, fitted: Mapping[str, FittedEncoding]) -> None:
-        """Refuse what the target cannot train on."""
-        if form.target is None:
-            return
-        sizes = {name: int((self.assigned == at).sum()) for at, name in enumerate(self._splits)}
-        missing: dict[str, dict[str, int]] = {name: {} for name in self._splits}
-        holes = [
-            name
-            for name in self._roles.features
-            if self._scan.nulls[name] and fitted[name].state.get("missing") is None
-        ]
-        for first, block in self._spool.read(holes) if holes else ():
-            places = self.assigned[first : first + block.num_rows]
-            for column in holes:
-                of_null = places[np.asarray(block.column(column).is_null())]
-                for at, split in enumerate(self._splits):
-                    count = int((of_null == at).sum())
-                    for output in fitted[column].outputs if count else ():
-                        missing[split][output] = missing[split].get(output, 0) + count
-        check_target(
-            form.target,
-            form.formats,
-            form.schema,
-            form.roles,
-            rows=sizes,
-            missing=missing,
-            parts=self._parts,
-        )
-
-    def write(
-        self,
-        folder: OutputFolder,
-        form: ShardFormat,
-        fitted: Mapping[str, FittedEncoding],
-        entity_rows: pa.Table | None,
-    ) -> _Written:
-        """Write all files but the manifest; where one fails, none of them remains."""
-        numbers = [int(each) for each in np.unique(self._shards[self._shards >= 0])]
-        names = [(self._splits[each // self._parts], each % self._parts) for each in numbers]
-        indexed = sorted({split for split, _ in names}) if form.has_index else []
-        paths = [path for split, part in names for path in form.paths(split, part)]
-        paths += [f"{split}/csv/{CATEGORICAL_INDEX}" for split in indexed]
-        passing = _Passing(fitted, self._roles, form)
-        at_once = max(1, OPEN_BYTES // (BATCH_ROWS * form.row_bytes))
-        try:
-            files, digests = [], {}
-            for start in range(0, len(numbers), at_once):
-                with OpenShards(folder, form) as shards:
-                    for number, name in zip(
-                        numbers[start:][:at_once], names[start:], strict=False
-                    ):
-                        shards.open(number, *name)
-                    self._pass(shards, numbers[start:][:at_once], passing)
-                    done = shards.close()
-                for number, (made, hashes) in done.items():
-                    files += made
-                    digests[number] = hashes
-            for split in indexed:
-                files.append(_small(folder, f"{split}/csv/{CATEGORICAL_INDEX}", form))
-            if entity_rows is not None:
-                paths.append(ENTITY_ROWS)
-                files.append(_copy_of(folder, entity_rows))
-        except BaseException:
-            discard(folder.storage, [folder.uri_of(path) for path in paths])
-            raise
-        splits = [split for at, split in enumerate(self._splits) if at in passing.tallies]
-        return _Written(
-            tuple(sorted(files, key=lambda file: file.path)),
-            {split: passing.tallies[self._splits.index(split)].summary() for split in splits},
-            {split: self._content(form, names, numbers, digests, split) for split in splits},
-            {
-                column: {
-                    split: passing.nulls[column].get(self._splits.index(split), 0)
-                    for split in splits
-                }
-                for column in self._roles.encoded
-            },
-        )
-
-    @staticmethod
-    def _content(
-        form: ShardFormat,
-        names: Sequence[tuple[str, int]],
-        numbers: Sequence[int],
-        digests: Mapping[int, Sequence[str]],
-        split: str,
-    ) -> dict[str, str]:
-        of_split = [
-            digests[each] for each, (name, _) in zip(numbers, names, strict=True) if name == split
-        ]
-        return {
-            column: hash_of_parts([each[at] for each in of_split])
-            for at, column in enumerate(form.schema.names)
-        }
-
-    def _pass(self, shards: OpenShards, numbers: Sequence[int], passing: _Passing) -> None:
-        """Encode the rows of some shards, and append each to its own.
-
-        A thread writes, in order, what this one has encoded.
-        """
-        under_way: collections.deque[Future[None]] = collections.deque()
-        with ThreadPoolExecutor(1, "feast-dynamo-training-set") as writer:
-            for part in self._parts_of(numbers, passing):
-                under_way.append(writer.submit(shards.write, *part))
-                if len(under_way) > WRITES_AHEAD:
-                    under_way.popleft().result()
-            for write in under_way:
-                write.result()
-
-    def _parts_of(
-        self, numbers: Sequence[int], passing: _Passing
-    ) -> Iterator[tuple[int, pa.RecordBatch, pa.RecordBatch]]:
-        """Of each block the rows of each of the shards: its number, encoded and kept columns."""
-        for first, block in self._spool.read():
-            places = self._shards[first : first + block.num_rows]
-            is_in = (places >= numbers[0]) & (places <= numbers[-1])
-            if not is_in.any():
-                continue
-            if not is_in.all():
-                block, places = block.filter(pa.array(is_in)), places[is_in]  # noqa: PLW2901
-            encoded, kept = passing.encode(block, places // self._parts)
-            found = np.unique(places)
-            for number in found:
-                if len(found) == 1:
-                    yield int(number), encoded, kept
-                else:
-                    mask = pa.array(places == number)
-                    yield int(number), encoded.filter(mask), kept.filter(mask)
-
-
-class _Passing:
-    """Encodes blocks, and counts what passes by split.
-
-    Attributes:
-        tallies: of each split, by its place.
-        nulls: rows without a value, by column and place of the split.
-    """
-
-    def __init__(
-        self, fitted: Mapping[str, FittedEncoding], roles: TrainingColumns, form: ShardFormat
-    ) -> None:
-        self._fitted, self._roles, self._form = fitted, roles, form
-        self.tallies: dict[int, SplitTally] = {}
-        self.nulls: dict[str, dict[int, int]] = {name: {} for name in roles.encoded}
-
-    def encode(
-        self, block: pa.RecordBatch, splits: NDArray[np.int32]
-    ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """The encoded columns of a block, and those that are kept beside."""
-        times, columns = block.column(self._roles.event_timestamp), []
-        for name in self._roles.encoded:
-            column = block.column(name)
-            if column.null_count:
-                missing = splits[np.asarray(column.is_null())]
-                for at, count in zip(*np.unique(missing, return_counts=True), strict=True):
-                    self.nulls[name][int(at)] = self.nulls[name].get(int(at), 0) + int(count)
-            columns += self._fitted[name].encode(column, times)
-        encoded = pa.RecordBatch.from_arrays(columns, schema=self._form.schema)
-        kept = pa.RecordBatch.from_arrays(
-            [plain(block.column(each.name)) for each in self._form.kept], schema=self._form.kept
-        )
-        self._tally(encoded.column(0), kept.column(self._roles.event_timestamp), splits)
-        return encoded, kept
-
-    def _tally(self, labels: pa.Array, times: pa.Array, splits: NDArray[np.int32]) -> None:
-        if labels.null_count:
-            raise TrainingSetError(
-                f"The label `{self._roles.label}` is in {labels.null_count} rows none of the "
-                "categories that the rows that train have. Declare all of its `categories`."
-            )
-        for at in np.unique(splits):
-            mask = pa.array(splits == at)
-            tally = self.tallies.setdefault(int(at), SplitTally())
-            tally.add(labels.filter(mask), times.filter(mask))
-
-
-def _alone(column: pa.Array) -> pa.Array:
-    """A copy with memory of its own: a column of a message that was read holds the whole of it."""
-    return pa.concat_arrays([column, column.slice(0, 0)])
-
-
-def _small(folder: OutputFolder, path: str, form: ShardFormat) -> OutputFile:
-    data = categorical_index(form.roles)
-    with folder.new_file(path) as file:
-        file.write(data)
-    return OutputFile(path, len(data), 0, hashlib.sha256(data).hexdigest())
-
-
-def _copy_of(folder: OutputFolder, rows: pa.Table) -> OutputFile:
-    """Entity rows as they were given, without which the set could not be built again."""
-    schema = pa.schema([pa.field(each.name, plain_type(each.type)) for each in rows.schema])
-    with folder.new_file(ENTITY_ROWS) as new:
-        file = HashingFile(new)
-        copy = ParquetFile(file, schema)
-        for batch in rows.to_batches(max_chunksize=BATCH_ROWS):
-            columns = [plain(column) for column in batch.columns]
-            copy.write(pa.RecordBatch.from_arrays(columns, schema=schema))
-        copy.close()
-    return OutputFile(ENTITY_ROWS, file.written, rows.num_rows, file.sha256)
-
-
-def _refuse_existing(folder: OutputFolder, *, overwrite: bool) -> None:
-    if not overwrite and folder.exists(MANIFEST):
-        raise TrainingSetError(
-            f"{folder.uri} holds a training set already. Choose another output, or pass "
-            "overwrite=True to replace it."
-        )
-    foreign = [
-        path
-        for path in folder.files()
-        if not (_OWN_FILE.fullmatch(path) or _KILLED.fullmatch(path))
-    ]
-    if foreign:
-        raise TrainingSetError(
-            f"{folder.uri} holds {len(foreign)} files that no training set wrote, and a job would "
-            f"read as data: {', '.join(foreign[:5])}. Choose another output, or move them away."
-        )
-
-
-def _make_room(folder: OutputFolder) -> None:
-    # The manifest goes first: what is left after an interruption is then no training set.
-    if folder.exists(MANIFEST):
-        folder.delete([MANIFEST])
-    folder.delete(
-        [path for path in folder.files() if _OWN_FILE.fullmatch(path) or _KILLED.fullmatch(path)]
-    )
-
-
-def _publish(folder: OutputFolder, manifest: Manifest) -> None:
-    """Write the manifest, unless another build was here meanwhile."""
-    found, ours = set(folder.files()), {file.path for file in manifest.files}
-    if found != ours:
-        raise TrainingSetError(
-            f"Another process wrote to {folder.uri} meanwhile: {len(found ^ ours)} files are not "
-            "those of this training set. Build one set at a time there, and run it again."
-        )
-    try:
-        folder.create(MANIFEST, manifest.to_json().encode())
-    except DestinationExistsError as error:
-        raise TrainingSetError(
-            f"Another process wrote a training set to {folder.uri} meanwhile. Verify that one, or "
-            "run this again with overwrite=True."
-        ) from error

@@ -321,14 +321,20 @@ def test_a_new_repo_says_what_to_do(tmp_path, monkeypatch) -> None:
     steps = [line.strip() for line in made.stdout.splitlines() if line.startswith("  ")]
     assert steps == [
         "cd shop", "feast-dynamo local up", 'eval "$(feast-dynamo local env)"', "feast apply",
-        "feast-dynamo materialize --all", "python read.py", "python training_set.py",
-        "feast-dynamo local down",
+        "feast-dynamo materialize --all", "python read.py",
+        "feast-dynamo training-set build repurchase", "feast-dynamo local down",
     ]  # fmt: skip
     history = pd.read_parquet("shop/history/orders")
     assert len(history) == 9_000
     assert history["event_timestamp"].nunique() == 90
     assert not history.duplicated(["customer_id", "event_timestamp"]).any()
     assert history["orders_7d"].dtype == "int64"
+    labels = pd.read_parquet("shop/labels/repurchase.parquet")
+    assert labels.groupby("event_timestamp").size().tolist() == [100] * 10
+    later = labels.assign(event_timestamp=labels["event_timestamp"] + pd.Timedelta(days=7))
+    both = later.merge(history, on=["customer_id", "event_timestamp"])
+    assert len(both) == 1_000
+    assert ((both["orders_7d"] > 0) == (both["orders_again"] == 1)).all()
 
 
 REFUSED = "cannot be a project's name. Use letters from a to z, digits, underscores and hyphens"
@@ -361,7 +367,7 @@ def test_a_new_repo_in_a_folder_whose_name_needs_quotes(tmp_path, monkeypatch) -
     made = CliRunner().invoke(main, ["init", "my shops/first", "--json"])
     assert json.loads(made.stdout)["files"] == [
         ".feastignore", ".gitignore", "definitions.py", "feature_store.yaml", "history",
-        "history.py", "read.py", "training_set.py",
+        "history.py", "labels", "read.py", "training_sets",
     ]  # fmt: skip
     assert "\nproject: first\n" in (tmp_path / "my shops/first/feature_store.yaml").read_text()
     text = CliRunner().invoke(main, ["init", "my shops/second"]).stdout

@@ -38,6 +38,7 @@ from feast_dynamo_ext.sagemaker import (
     create_training_job,
     create_training_set,
     describe_training_job,
+    load_training_set,
     training_job_request,
 )
 
@@ -48,6 +49,7 @@ SNIPPETS = ROOT / "docs" / "snippets"
 BIN = Path(sys.executable).parent
 CDNOW = "lifetimes/datasets/CDNOW_master.txt"
 PORT = "6566"
+SPLITS = ("train ", "validation ", "test ")
 
 QUICKSTART = (ROOT / "docs" / "tutorial" / "quickstart.md").read_text()
 _, _, EMBEDDED = QUICKSTART.partition("## 2. On the embedded AWS\n")
@@ -114,7 +116,7 @@ def test_the_quickstart_runs_and_prints_what_it_says(checkout, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     outputs = blocks("text")
-    assert len(outputs) == 2
+    assert len(outputs) == 1
     assert [output for output in outputs if output not in result.stdout] == []
     served, _ = json.JSONDecoder().raw_decode(result.stdout, result.stdout.index('{"results":'))
     spend = served["metadata"]["feature_names"].index("spend_7d")
@@ -126,7 +128,14 @@ def test_the_quickstart_runs_and_prints_what_it_says(checkout, tmp_path):
     history = pd.read_parquet(tmp_path / "shop" / "history" / "orders")
     newest = history[history["event_timestamp"] == history["event_timestamp"].max()]
     assert list(newest["spend_7d"][:3]) == [8.01, 0.0, 107.82]
-    assert (tmp_path / "shop" / "training" / "manifest.json").exists()
+    built = [line.split() for line in result.stdout.splitlines() if line.startswith(SPLITS)]
+    assert [(line[0], line[1], line[4]) for line in built] == [
+        ("train", "600", "0.51"),
+        ("validation", "200", "0.56"),
+        ("test", "200", "0.575"),
+    ]
+    made = load_training_set(str(tmp_path / "shop" / "training" / "repurchase"), AwsSettings())
+    assert made.manifest.name == "repurchase"
 
 
 # Moving from Feast's stores

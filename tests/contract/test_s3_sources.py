@@ -32,7 +32,7 @@ from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 from feast_dynamo_ext.parquet.append import append_rows
 from feast_dynamo_ext.parquet.listing import Place
 from feast_dynamo_ext.parquet.source import ParquetSource
-from feast_dynamo_ext.sagemaker.manifest import SourceFile, listed_files
+from feast_dynamo_ext.sagemaker.provenance import SourceFile, listed_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -116,6 +116,51 @@ def test_of_several_writers_of_one_new_file_one_succeeds(files, root):
     assert len(list(files.below(root))) == 1
 
 
+@pytest.mark.parametrize("size", [10, 20_000_000])
+def test_a_file_that_may_not_replace_another_does_not(files, root, size):
+    """Small ones are one request of S3, large ones are uploaded in parts."""
+    with files.new_file(f"{root}/a", replaces=False) as file:
+        file.write(b"1" * size)
+    with (
+        pytest.raises(DestinationExistsError, match=r"/a was written by another"),
+        files.new_file(f"{root}/a", replaces=False) as file,
+    ):
+        file.write(b"2" * size)
+    assert files.read(f"{root}/a") == b"1" * size
+    assert [state.path for state in files.below(root)] == [f"{root}/a".removeprefix("s3://")]
+
+
+def test_a_file_is_swapped_where_it_holds_what_it_is_known_to(files, root):
+    put(files, f"{root}/a", b"old")
+    files.swap(f"{root}/a", b"old", b"new")
+    assert files.read(f"{root}/a") == b"new"
+    with pytest.raises(FileReplacedError, match=r"/a was replaced or removed"):
+        files.swap(f"{root}/a", b"old", b"newer")
+    assert files.read(f"{root}/a") == b"new"
+    with pytest.raises(FileReplacedError, match=r"/b was replaced or removed"):
+        files.swap(f"{root}/b", b"old", b"new")
+    assert [state.path for state in files.below(root)] == [f"{root}/a".removeprefix("s3://")]
+
+
+def test_of_several_writers_that_swap_one_file_one_succeeds(files, root):
+    put(files, f"{root}/a", b"0")
+    start, won = threading.Barrier(6), []
+
+    def swap(number: int) -> None:
+        start.wait()
+        with contextlib.suppress(FileReplacedError):
+            files.swap(f"{root}/a", b"0", f"{number}".encode())
+            won.append(number)
+
+    threads = [threading.Thread(target=swap, args=(number,)) for number in range(1, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert files.read(f"{root}/a") == f"{won[0]}".encode()
+
+
 def test_a_rewriting_that_fails_leaves_the_file(files, root):
     uri = f"{root}/orders.parquet"
     put(files, uri, b"old")

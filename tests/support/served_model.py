@@ -18,13 +18,8 @@ from views import customer_view, pushed
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.sagemaker.encodings import Encoding
 from feast_dynamo_ext.sagemaker.fitting import Fitting, TrainRows
-from feast_dynamo_ext.sagemaker.manifest import (
-    ColumnSummary,
-    Manifest,
-    Provenance,
-    definition_hash,
-    library_versions,
-)
+from feast_dynamo_ext.sagemaker.manifest import ColumnSummary, Manifest, library_versions
+from feast_dynamo_ext.sagemaker.provenance import Provenance, definition_hash
 from feast_dynamo_ext.sagemaker.serving.package import package_model, references_of, unpack
 from feast_dynamo_ext.sagemaker.split import NoSplit
 

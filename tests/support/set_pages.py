@@ -9,7 +9,8 @@ import pyarrow as pa
 from split_rows import TablesBySplit
 
 from feast_dynamo_ext.duckdb_connection import Limits
-from feast_dynamo_ext.sagemaker.distributions import label_of, statistics
+from feast_dynamo_ext.sagemaker.column_statistics import label_of
+from feast_dynamo_ext.sagemaker.distributions import statistics
 from feast_dynamo_ext.sagemaker.leakage import Keys, leakage
 from feast_dynamo_ext.sagemaker.over_time import ages, over_time
 from feast_dynamo_ext.sagemaker.set_report import Feature, SetReport, SplitFigures

@@ -143,7 +143,7 @@ def repo_yaml(monkeypatch):
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     monkeypatch.setenv("FEATURE_BUCKET", "my-features")
     (diff,) = blocks((ROOT / "README.md").read_text(), "diff")
-    (quickstart,) = blocks((DOCS / "tutorial" / "quickstart.md").read_text(), "yaml")
+    quickstart, _ = blocks((DOCS / "tutorial" / "quickstart.md").read_text(), "yaml")
     return {"before": side(diff, "-"), "after": side(diff, "+"), "quickstart": quickstart}
 
 
@@ -290,9 +290,7 @@ def test_the_readme_begins_as_the_quickstart_and_init_do():
     quickstart, _, _ = (DOCS / "tutorial" / "quickstart.md").read_text().partition("## 3. On AWS")
     commands = "".join(blocks(quickstart, "bash")).splitlines()
     assert [line for line in commands if line in readme.splitlines()] == readme.splitlines()
-    assert [line for line in readme.splitlines() if line in NEXT] == [
-        line for line in NEXT if line != "python training_set.py"
-    ]
+    assert [line for line in readme.splitlines() if line in NEXT] == [*NEXT]
 
 
 def is_command(text: str) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import json
+import os
 import runpy
 import shutil
 from pathlib import Path
@@ -35,6 +37,7 @@ from feast_dynamo_ext.duckdb_connection import Limits
 from feast_dynamo_ext.errors import TrainingSetError
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.erase import erase
+from feast_dynamo_ext.parquet.iceberg.expire import expire
 from feast_dynamo_ext.parquet.iceberg.optimize import optimize
 from feast_dynamo_ext.sagemaker import Encoding, load_training_set, verify
 from feast_dynamo_ext.sagemaker.rebuild import rebuild
@@ -169,6 +172,61 @@ def test_changed_sources_are_named(own, tmp_path):
     assert "source file" in result.stdout
     assert "cannot be built again as it is" in result.stderr
     assert run("verify", tmp_path / "set", "-c", tmp_path, "--files-only").exit_code == 0
+
+
+def test_a_source_of_the_same_size_and_time_with_other_bytes_is_named(own, tmp_path):
+    source = tmp_path / "visits.parquet"
+    before = source.stat()
+    data = bytearray(source.read_bytes())
+    data[len(data) // 3] ^= 1
+    source.write_bytes(data)
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (source.stat().st_size, source.stat().st_mtime_ns) == (
+        before.st_size,
+        before.st_mtime_ns,
+    )
+    manifest = load_training_set(str(tmp_path / "set"), AWS).manifest
+    (found,) = changed_sources(manifest, AWS, own)
+    assert (found.kind, found.name) == ("file", str(source))
+    assert found.words == "has other bytes than it had"
+
+
+def test_manifests_without_hashes_of_local_files_are_as_they_were(tmp_path):
+    """Those of earlier versions, whose text verifies by its own seal."""
+    store = shop(tmp_path)
+    made = build(store, tmp_path / "set").manifest
+    without = tuple(
+        dataclasses.replace(file, sha256=None) for file in made.provenance.source_files
+    )
+    older = dataclasses.replace(
+        made, provenance=dataclasses.replace(made.provenance, source_files=without)
+    )
+    assert len(without) > 0
+    assert "sha256" not in json.loads(older.to_json())["provenance"]["source_files"][0]
+    (tmp_path / "set/manifest.json").write_text(older.to_json())
+    assert verify(str(tmp_path / "set"), AWS).ok
+    assert changed_sources(older, AWS, store) == ()
+
+
+def test_expire_keeps_what_a_set_was_made_of_until_its_tag_is_gone(own, tmp_path):
+    handle = TableHandle.from_source(iceberg_source(tmp_path), own.config)
+    for at in range(3):
+        handle.append(history(range(DAYS + at, DAYS + at + 1)))
+    optimize(handle, 200 << 20)
+    later = dt.datetime.now(dt.timezone.utc) + 30 * DAY
+    expire(handle, older_than=later, keep_last=1)
+    assert rebuild(own, str(tmp_path / "set"), str(tmp_path / "again")).same_bytes
+    table = handle.load()
+    for tag in [name for name in table.refs() if name.startswith("training-set-")]:
+        table.manage_snapshots().remove_tag(tag).commit()
+    manifest = load_training_set(str(tmp_path / "set"), AWS).manifest
+    assert changed_sources(manifest, AWS, own) == ()
+    expire(handle, older_than=later, keep_last=1)
+    kinds = {change.kind for change in changed_sources(manifest, AWS, own)}
+    assert "snapshot" in kinds
+    with pytest.raises(TrainingSetError, match="has no snapshot"):
+        rebuild(own, str(tmp_path / "set"), str(tmp_path / "third"))
+    assert not (tmp_path / "third").exists()
 
 
 def test_an_expired_snapshot_is_named(own, tmp_path):
@@ -395,6 +453,35 @@ def test_entity_rows_are_read_again_from_a_path_and_by_sql(own, tmp_path):
     pq.write_table(entity_rows().slice(1), path)
     with pytest.raises(TrainingSetError, match=f"entity rows {path} has"):
         rebuild(own, by_path.output, str(tmp_path / "third"))
+
+
+def test_sql_that_answers_otherwise_is_said(own, tmp_path):
+    sql = (
+        "SELECT cid, event AS event_timestamp, (random() < 0.5)::INT AS bought FROM purchases "
+        "ORDER BY 2, 1"
+    )
+    made = build(own, tmp_path / "drawn", entity_rows=sql)
+    report = rebuild(own, made.output, str(tmp_path / "again"))
+    assert not report.same_entity_rows
+    assert not report.ok
+    result = run("rebuild", tmp_path / "drawn", "-c", tmp_path)
+    assert result.exit_code == 1
+    assert "not equal; the entity rows are others" in result.stdout
+
+
+def test_another_zone_and_language_build_the_same(own, tmp_path, fork_server):
+    sql = (
+        "SELECT cid, event AS event_timestamp, day(event) % 2 AS bought FROM purchases "
+        "ORDER BY 2, 1"
+    )
+    build(own, tmp_path / "by_sql", entity_rows=sql)
+    environment = {**os.environ, "TZ": "Asia/Kathmandu", "LC_ALL": "de_DE.UTF-8"}
+    for name in ("set", "by_sql"):
+        done = fork_server.run(
+            *("feast-dynamo", "training-set", "rebuild", tmp_path / name, "-c", tmp_path),
+            env=environment,
+        )
+        assert done.stdout.endswith("was built again: equal byte for byte.\n"), done.stderr
 
 
 def test_a_feature_service_must_be_as_it_was(own, tmp_path):

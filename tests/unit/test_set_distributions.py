@@ -10,14 +10,16 @@ from decimal import Decimal
 import numpy as np
 import pyarrow as pa
 import pytest
+from examples import cases
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from split_rows import TablesBySplit
 
 from feast_dynamo_ext.duckdb_connection import Limits
-from feast_dynamo_ext.sagemaker import distributions, over_time
-from feast_dynamo_ext.sagemaker.distributions import label_of, psi, statistics
+from feast_dynamo_ext.sagemaker import column_statistics, over_time, value_counts
+from feast_dynamo_ext.sagemaker.column_statistics import label_of, psi
+from feast_dynamo_ext.sagemaker.distributions import statistics
 
 LIMITS = Limits(memory_limit="200MB", threads=2)
 UTC = dt.timezone.utc
@@ -101,6 +103,7 @@ def test_auc_is_that_of_all_pairs_and_of_scipys_ranks(skewed, split):
     assert found.auc_of_missing > 0.6
 
 
+@cases()
 @given(
     st.lists(
         st.tuples(st.sampled_from([None, -0.0, 0.0, 1.5, -3.0, 1e300]), st.booleans()),
@@ -124,9 +127,9 @@ def test_auc_of_any_ties_is_that_of_all_pairs(rows):
 def test_quantiles_are_values_of_the_column(skewed):
     for split, found in of_column(skewed).splits.items():
         values = np.sort(known(skewed, split)[0])
-        ranks = [math.ceil(len(values) * percent / 100) for percent in distributions.PERCENTS]
+        ranks = [math.ceil(len(values) * percent / 100) for percent in value_counts.PERCENTS]
         assert found.percentiles == tuple(values[rank - 1] for rank in ranks)
-        shares = np.array(distributions.PERCENTS) / 100
+        shares = np.array(value_counts.PERCENTS) / 100
         assert found.percentiles == tuple(np.quantile(values, shares, method="inverted_cdf"))
 
 
@@ -134,7 +137,7 @@ def test_bars_are_numpys_histogram_with_the_rest_in_the_outer_ones(skewed):
     found = of_column(skewed)
     train = known(skewed, "train")[0]
     ends = np.quantile(train, [1 / 200, 199 / 200], method="inverted_cdf")
-    assert found.edges == tuple(np.linspace(*ends, distributions.BARS + 1))
+    assert found.edges == tuple(np.linspace(*ends, value_counts.BARS + 1))
     for split, of_split in found.splits.items():
         values = known(skewed, split)[0]
         inside = [-np.inf, *found.edges[1:-1], np.inf]
@@ -182,9 +185,9 @@ def test_small_samples_would_alarm_at_nothing_and_the_least_count_prevents_it():
         return [psi(one, two, least_rows).value for one, two in pairs]
 
     assert np.mean([value > 0.25 for value in highest(50, 1)]) > 0.5
-    assert max(highest(distributions.LEAST_ROWS, distributions.LEAST_ROWS)) < 0.1
-    assert set(highest(50, distributions.LEAST_ROWS)) == {None}
-    large = highest(4_000, distributions.LEAST_ROWS)
+    assert max(highest(column_statistics.LEAST_ROWS, column_statistics.LEAST_ROWS)) < 0.1
+    assert set(highest(50, column_statistics.LEAST_ROWS)) == {None}
+    large = highest(4_000, column_statistics.LEAST_ROWS)
     assert np.mean(large) == pytest.approx(psi([400] * 10, [400] * 10).by_chance, rel=0.1)
 
 
@@ -235,7 +238,7 @@ def test_texts_are_counted_by_descending_count_in_train():
     found = of_column(rows_of(train=train, test=test))
     assert (found.kind, found.distinct) == ("text", 34)
     assert found.values[:4] == ("c", "b", "a", "rare00")
-    assert len(found.values) == distributions.FEW_VALUES
+    assert len(found.values) == column_statistics.FEW_VALUES
     assert found.splits["train"].counts[:3] == (3, 2, 1)
     assert found.others == {"train": 13, "test": 1}
     assert (found.splits["train"].missing, found.splits["test"].missing) == (1, 1)

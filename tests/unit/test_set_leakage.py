@@ -10,7 +10,8 @@ import pytest
 from split_rows import TablesBySplit
 
 from feast_dynamo_ext.duckdb_connection import Limits
-from feast_dynamo_ext.sagemaker.distributions import label_of, statistics
+from feast_dynamo_ext.sagemaker.column_statistics import label_of
+from feast_dynamo_ext.sagemaker.distributions import statistics
 from feast_dynamo_ext.sagemaker.leakage import Keys, leakage, worst
 from feast_dynamo_ext.sagemaker.over_time import ages
 

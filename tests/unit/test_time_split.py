@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from feast_dynamo_ext.errors import TrainingSetError
 from feast_dynamo_ext.sagemaker import TimeSplit
-from feast_dynamo_ext.sagemaker.split import event_range
+from feast_dynamo_ext.sagemaker.split_by_time import event_range
 
 
 def utc(*parts: int) -> datetime:

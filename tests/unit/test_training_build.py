@@ -37,6 +37,7 @@ from feast_dynamo_ext.sagemaker import (
     write_training_set,
 )
 from feast_dynamo_ext.sagemaker.content_hash import ColumnHash
+from feast_dynamo_ext.sagemaker.manifest import manifest_sha256
 
 AWS = AwsSettings()
 PROVENANCE = Provenance("shop", ("sales:spend",), {"sales": "ab" * 32}, (), "cd" * 32)
@@ -240,13 +241,10 @@ def test_shards_are_of_equal_size_and_balance(tmp_path, parts):
     assert sorted(seen) == list(range(rows))
 
 
-def test_shards_that_are_not_open_at_once_are_the_same(tmp_path, monkeypatch):
-    from feast_dynamo_ext.sagemaker import training_set
-
+def test_shards_that_are_not_open_at_once_are_the_same(tmp_path):
     options = {"parts": 2, "split": TimeSplit(START + 4 * DAY, START + 7 * DAY)}
     write(tmp_path / "a", **options)
-    monkeypatch.setattr(training_set, "OPEN_BYTES", 1)
-    write(tmp_path / "b", **options)
+    write(tmp_path / "b", **options, open_bytes=1)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
@@ -363,6 +361,69 @@ def test_what_is_refused_leaves_nothing(tmp_path, name):
     assert contents(tmp_path) == {}
 
 
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_refused_costs_no_set_that_is_there(tmp_path, name):
+    write(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(TrainingSetError):
+        write(tmp_path, **BAD[name][0], overwrite=True)
+    if name != "a longer list":  # which shows when it is encoded
+        assert contents(tmp_path) == before
+
+
+BECOMES_MISSING = {
+    "an unknown category": (
+        {
+            "city": Encoding(
+                encoding="ordinal", unknown="missing", max_categories=1, missing="keep"
+            )
+        },
+        r"missing values, which train has in `city` \(3 rows\)",
+    ),
+    "an unknown category of one-hot": (
+        {"city": Encoding(encoding="one_hot", unknown="missing", max_categories=1)},
+        r"which train has in `city=Ulm` \(3 rows\)",
+    ),
+    "a shorter list": (
+        {"tags": Encoding(encoding="list", length=2)},
+        r"which train has in `tags\[0\]` \(2 rows\), `tags\[1\]` \(4 rows\)",
+    ),
+    "a missing list, though others are padded": (
+        {"tags": Encoding(encoding="list", length=2, pad=0)},
+        r"which train has in `tags\[0\]` \(1 rows\), `tags\[1\]` \(1 rows\)",
+    ),
+    "a missing time": (
+        {"since": Encoding(encoding="age")},
+        r"which test has in `since` \(1 rows\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BECOMES_MISSING)
+def test_values_that_become_missing_are_refused_before_anything_is_written(tmp_path, name):
+    encodings, words = BECOMES_MISSING[name]
+    (column,) = encodings
+    times = pa.array([*ROWS["since"].to_pylist()[:9], None], ROWS["since"].type)
+    rows = ROWS.set_column(ROWS.schema.get_field_index("since"), "since", times)
+    options = {
+        "target": "linear-learner",
+        "formats": ["recordio"],
+        "features": [column],
+        "weight": None,
+        "helpers": [],
+    }
+    label = {"bought": ENCODINGS["bought"]}
+    with pytest.raises(TrainingSetError, match=words):
+        write(tmp_path, rows, encodings=label | encodings, **options)
+    assert contents(tmp_path) == {}
+    filled = {
+        column: encoding.model_copy(update={"missing": -9.0})
+        for column, encoding in encodings.items()
+    }
+    made = write(tmp_path, rows, encodings=label | filled, **options)
+    assert made.manifest.target == "linear-learner"
+
+
 def test_a_build_that_ends_leaves_no_manifest_and_can_be_repeated(tmp_path):
     def rows():
         yield ROWS.to_batches()[0].slice(0, 5)
@@ -388,6 +449,34 @@ def test_of_two_builds_at_once_one_manifest_is_written(tmp_path):
     reader = pa.RecordBatchReader.from_batches(ROWS.schema, rows())
     with pytest.raises(TrainingSetError, match="holds a training set already"):
         write(tmp_path, reader)
+    assert verify(str(tmp_path), AWS).ok
+
+
+def test_a_claim_is_no_set_and_says_who_has_begun(tmp_path):
+    claim = {"building": "ab", "since": "2026-01-31T12:00:00+00:00", "host": "h", "process": 7}
+    (tmp_path / "manifest.json").write_text(json.dumps(claim))
+    words = "process 7 of h has begun to write one at 2026-01-31T12:00:00"
+    for look in (load_training_set, verify, manifest_sha256):
+        with pytest.raises(TrainingSetError, match=words):
+            look(str(tmp_path), AWS)
+    # Who claimed it may have been killed.
+    write(tmp_path)
+    assert verify(str(tmp_path), AWS).ok
+
+
+def test_a_set_that_came_meanwhile_is_not_replaced(tmp_path):
+    first = write(tmp_path)
+
+    def rows():
+        write(tmp_path, overwrite=True, parts=2)
+        yield from ROWS.to_batches()
+
+    reader = pa.RecordBatchReader.from_batches(ROWS.schema, rows())
+    with pytest.raises(TrainingSetError, match="Another process wrote a training set"):
+        write(tmp_path, reader, overwrite=True)
+    made = load_training_set(str(tmp_path), AWS)
+    assert made.manifest.parts == 2
+    assert made != first
     assert verify(str(tmp_path), AWS).ok
 
 

@@ -35,7 +35,8 @@ from feast_dynamo_ext.sagemaker import targets
 from feast_dynamo_ext.sagemaker.channels import copy_channels
 from feast_dynamo_ext.sagemaker.definition import build_training_set
 from feast_dynamo_ext.sagemaker.local_job import run_locally
-from feast_dynamo_ext.sagemaker.manifest import MANIFEST, manifest_sha256, open_folder
+from feast_dynamo_ext.sagemaker.manifest import manifest_sha256
+from feast_dynamo_ext.sagemaker.output_folder import MANIFEST, open_folder
 from feast_dynamo_ext.sagemaker.pipeline.rendering import (
     BUILD,
     CAPTURE,
@@ -359,7 +360,7 @@ class _Run:
             return summary | {"detail": f"{rows:,} rows in {output}"}
 
         def is_there(result: dict[str, Any]) -> bool:
-            if not open_folder(output, self.aws).exists(MANIFEST):
+            if not open_folder(output, self.aws).has_set():
                 return False
             found = load_training_set(output, self.aws)
             return manifest_sha256(found.output, self.aws) == str(result["manifest_sha256"])

@@ -15,7 +15,7 @@ from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker import targets
 from feast_dynamo_ext.sagemaker.definition import TrainingSetDefinition, definition_named
-from feast_dynamo_ext.sagemaker.manifest import MANIFEST
+from feast_dynamo_ext.sagemaker.output_folder import MANIFEST
 from feast_dynamo_ext.sagemaker.pipeline.steps import (
     Step,
     check_graph,

@@ -15,12 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.sagemaker.manifest import (
-    MANIFEST,
-    definition_hash,
-    manifest_sha256,
-    open_folder,
-)
+from feast_dynamo_ext.sagemaker.manifest import manifest_sha256
+from feast_dynamo_ext.sagemaker.output_folder import open_folder
+from feast_dynamo_ext.sagemaker.provenance import definition_hash
 from feast_dynamo_ext.sagemaker.training_set import load_training_set
 from feast_dynamo_ext.storage import files_of
 
@@ -52,8 +49,7 @@ def set_at(definition: TrainingSetDefinition, output: str, aws: AwsSettings) -> 
     Raises:
         ConfigError: it is not of this declaration.
     """
-    folder = open_folder(output, aws)
-    if not folder.exists(MANIFEST):
+    if not open_folder(output, aws).has_set():
         return None
     found = load_training_set(output, aws)
     if found.manifest.definition != definition.to_json():

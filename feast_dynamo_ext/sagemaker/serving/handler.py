@@ -30,7 +30,8 @@ from feast_dynamo_ext.errors import (
     TrainingSetError,
 )
 from feast_dynamo_ext.sagemaker.encodings import arrow_type
-from feast_dynamo_ext.sagemaker.manifest import Manifest, definition_hash
+from feast_dynamo_ext.sagemaker.manifest import Manifest
+from feast_dynamo_ext.sagemaker.provenance import definition_hash
 from feast_dynamo_ext.sagemaker.serving.bodies import (
     BAD_VALUE,
     JSON,
