@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.sagemaker.job_source import SourceCode
     from feast_dynamo_ext.sagemaker.job_submission import Shown
-    from feast_dynamo_ext.sagemaker.training_job import SourceCode, Spot, TrainingJob, Vpc
+    from feast_dynamo_ext.sagemaker.training_job import Spot, TrainingJob, Vpc
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
 NO_ROLE = "arn:aws:iam::000000000000:role/none"
@@ -140,8 +141,8 @@ class _Job:
 
     def run_on_sagemaker(self) -> None:
         from feast_dynamo_ext.sagemaker import job_submission
+        from feast_dynamo_ext.sagemaker.job_source import upload_source
         from feast_dynamo_ext.sagemaker.manifest import manifest_sha256
-        from feast_dynamo_ext.sagemaker.training_job import upload_source
 
         source = self._source()
         made = self._verified()
@@ -230,7 +231,8 @@ class _Job:
         return made
 
     def _source(self) -> SourceCode | None:
-        from feast_dynamo_ext.sagemaker.training_job import ALGORITHMS, pack_source
+        from feast_dynamo_ext.sagemaker.job_source import pack_source
+        from feast_dynamo_ext.sagemaker.training_images import ALGORITHMS
 
         script, entry = self._choices["script"], self._choices["entry"]
         known = ALGORITHMS.get(self._choices["algorithm"] or "")
@@ -313,7 +315,7 @@ class _Job:
 
     def _image(self) -> str:
         from feast_dynamo_ext import aws as aws_access
-        from feast_dynamo_ext.sagemaker.training_job import image_uri
+        from feast_dynamo_ext.sagemaker.training_images import image_uri
 
         image, algorithm = self._choices["image"], self._choices["algorithm"]
         if image is not None and algorithm is not None:

@@ -408,5 +408,5 @@ def _refuse_local(training_set: WrittenFiles) -> None:
     if not training_set.output.startswith("s3://"):
         raise TrainingSetError(
             f"{training_set.output} is a folder of this machine, and SageMaker reads from S3. "
-            "Write the training set to s3://bucket/prefix, or train here with `run_locally`."
+            "Write the training set to s3://bucket/prefix, or train here with `run_training_job`."
         )

@@ -17,19 +17,16 @@ from hypothesis import strategies as st
 
 from feast_dynamo_ext.aws import AwsSettings, service_model
 from feast_dynamo_ext.errors import ConfigError, RequestError, TrainingSetError
+from feast_dynamo_ext.sagemaker.job_source import pack_source, upload_source
 from feast_dynamo_ext.sagemaker.request_check import request_problems
+from feast_dynamo_ext.sagemaker.training_images import ACCOUNTS, ALGORITHMS, image_uri
 from feast_dynamo_ext.sagemaker.training_job import (
-    ACCOUNTS,
-    ALGORITHMS,
     Spot,
     Vpc,
     hyperparameter_strings,
-    image_uri,
     job_name,
-    pack_source,
     request_token,
     training_job_request,
-    upload_source,
 )
 
 CHANNEL = {
