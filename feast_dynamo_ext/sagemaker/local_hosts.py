@@ -79,24 +79,26 @@ class Hosts:
         path = self._folder / "log.txt"
         command = [sys.executable, "-m", f"{TOOLKIT}.cli.train"]
         processes: dict[str, subprocess.Popen[str]] = {}
-        with (
-            path.open("w", encoding="utf-8") as file,
-            ThreadPoolExecutor(len(self._environments)) as pool,
-        ):
-            readers: dict[Future[int], str] = {}
-            try:
-                for host, environment in self._environments.items():
-                    process = _started(command, self._folder / host, environment)
-                    processes[host] = process
-                    readers[pool.submit(self._read, host, process, file)] = host
-                is_stopped, failed = self._until_done(readers, processes, limit_s)
-            except BaseException:
-                _stop({reader: processes[host] for reader, host in readers.items()})
-                raise
-        codes = {host: process.wait() for host, process in processes.items()}
-        for process in processes.values():
-            if process.stdout is not None:
-                process.stdout.close()
+        readers: dict[Future[int], str] = {}
+        try:
+            with (
+                path.open("w", encoding="utf-8") as file,
+                ThreadPoolExecutor(len(self._environments)) as pool,
+            ):
+                try:
+                    for host, environment in self._environments.items():
+                        process = _started(command, self._folder / host, environment)
+                        processes[host] = process
+                        readers[pool.submit(self._read, host, process, file)] = host
+                    is_stopped, failed = self._until_done(readers, processes, limit_s)
+                except BaseException:
+                    _stop({reader: processes[host] for reader, host in readers.items()})
+                    raise
+            codes = {host: process.wait() for host, process in processes.items()}
+        finally:
+            for process in processes.values():
+                if process.stdout is not None:
+                    process.stdout.close()
         shown = {host: code if code >= 0 else 128 - code for host, code in codes.items()}
         return Ran(shown, is_stopped, failed, path)
 

@@ -313,7 +313,10 @@ def test_two_runs_of_one_folder_do_not_mix(run, tmp_path):
         other.join()
 
 
-def test_a_model_is_registered_with_sagemaker_where_that_is_chosen(run, moto_endpoint, bucket):
+def test_a_model_is_registered_with_sagemaker_where_that_is_chosen(
+    run, moto_endpoint, bucket, monkeypatch
+):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_endpoint)
     found = run(registry=True)
     client = boto3.client("sagemaker", region_name="us-east-1", endpoint_url=moto_endpoint)
     package = client.describe_model_package(ModelPackageName=found.package)
@@ -332,6 +335,8 @@ def test_a_model_is_registered_with_sagemaker_where_that_is_chosen(run, moto_end
     assert metadata["feature_service"] == "churn_v1"
     assert metadata["metric"] == "3.0"
     statistics = package["ModelMetrics"]["ModelQuality"]["Statistics"]
+    digest = hashlib.sha256(content(statistics["S3Uri"])).hexdigest()
+    assert statistics["ContentDigest"] == f"sha256:{digest}"
     assert json.loads(content(statistics["S3Uri"]))["metrics"]["mean"] == [{"value": 3.0}]
     # Registered once.
     again = run(registry=True)

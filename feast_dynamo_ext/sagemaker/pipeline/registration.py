@@ -6,6 +6,7 @@ pipeline, the feature service, the set's place, its manifest and the manifest's 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -87,6 +88,11 @@ def package_request(
     }
 
 
+def sagemaker_client(aws: AwsSettings) -> Any:
+    """SageMaker as S3 is reached, but for an endpoint, which is that of S3."""
+    return aws_access.client("sagemaker", dataclasses.replace(aws, endpoint_url=None))
+
+
 def make_group(group: str, client: Any) -> None:
     """Make a model package group where there is none of that name.
 
@@ -154,7 +160,7 @@ def register_model(
     _upload(Path(model["path"]), model_uri, aws)
     _upload(Path(evaluation["path"]), evaluation_uri, aws)
     _upload(Path(entry["training_set"]) / MANIFEST, manifest_uri, aws)
-    client = aws_access.client("sagemaker", aws)
+    client = sagemaker_client(aws)
     make_group(group, client)
     with aws_access.translated("sagemaker", f"model package group `{group}`"):
         arn: str = client.create_model_package(**request)["ModelPackageArn"]

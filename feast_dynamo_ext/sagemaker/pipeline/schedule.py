@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from feast_dynamo_ext import aws as aws_access
 from feast_dynamo_ext.errors import ConfigError, ResourceNotFoundError
-from feast_dynamo_ext.sagemaker.pipeline.registration import make_group
+from feast_dynamo_ext.sagemaker.pipeline.registration import make_group, sagemaker_client
 from feast_dynamo_ext.sagemaker.pipeline.rendering import definition_text, render, upload_code
 from feast_dynamo_ext.sagemaker.request_check import check_request
 
@@ -131,7 +131,7 @@ def upsert_pipeline(declaration: PipelineDeclaration, parts: RepoParts, aws: Aws
     token = hashlib.sha256(json.dumps(request).encode()).hexdigest()
     subject = f"pipeline `{declaration.name}`"
     check_request("CreatePipeline", {**request, "ClientRequestToken": token}, subject=subject)
-    client = aws_access.client("sagemaker", aws)
+    client = sagemaker_client(aws)
     upload_code(declaration, parts, aws)
     make_group(declaration.package.group, client)
     with aws_access.translated("sagemaker", subject):
