@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pytest
 from botocore.session import get_session
+from sagemaker_sdk import importable
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.errors import ConfigError, TrainingSetError
@@ -249,11 +250,12 @@ def walk(shape, value) -> None:
         assert isinstance(value, int)
 
 
+@pytest.mark.slow  # importing the SDK takes seconds
 def test_sdk_channels_are_the_same_as_the_plain_ones(tmp_path):
-    pytest.importorskip("sagemaker.core.shapes")
     training_set = on_s3(written(tmp_path, parts=2))
     options = {"distribution": "ShardedByS3Key", "input_mode": "FastFile", "shuffle_seed": 3}
-    made = sdk_channels(training_set, **options)
+    with importable():
+        made = sdk_channels(training_set, **options)
     assert [in_camel_case(channel.model_dump(exclude_unset=True)) for channel in made] == (
         training_set.channels(**options)
     )

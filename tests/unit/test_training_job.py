@@ -1,19 +1,19 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import io
 import json
 import os
 import re
 import subprocess
 import tarfile
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from examples import cases
 from hypothesis import given
 from hypothesis import strategies as st
+from sagemaker_sdk import importable
 
 from feast_dynamo_ext.aws import AwsSettings, service_model
 from feast_dynamo_ext.errors import ConfigError, RequestError, TrainingSetError
@@ -28,6 +28,9 @@ from feast_dynamo_ext.sagemaker.training_job import (
     request_token,
     training_job_request,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CHANNEL = {
     "ChannelName": "train",
@@ -248,11 +251,13 @@ def test_an_image_is_that_of_sagemakers_sdk(algorithm, region, version, uri):
 
 
 def test_the_tables_of_images_are_those_of_sagemakers_sdk():
-    if importlib.util.find_spec("sagemaker") is None:
-        pytest.skip("sagemaker-core is not installed")
-    (folder,) = importlib.util.find_spec("sagemaker").submodule_search_locations
+    with importable() as folder:
+        tables = {
+            name: json.loads((folder / f"image_uri_config/{name}.json").read_text())
+            for name in ALGORITHMS
+        }
     for name, algorithm in ALGORITHMS.items():
-        table = json.loads((Path(folder) / f"core/image_uri_config/{name}.json").read_text())
+        table = tables[name]
         versions = table.get("training", table)["versions"]
         for version in algorithm.versions:
             found = versions[version]
