@@ -395,7 +395,9 @@ class Mode(str, enum.Enum):
 
 STORAGE = "InstanceGroups.0.InstanceStorageConfigs"
 EBS = {"EbsVolumeConfig": {"VolumeSizeInGB": 10}}
-FSX = {"FsxLustreConfig": {"DnsName": "fs-1.fsx.eu-west-1.amazonaws.com", "MountName": "a"}}
+FSX = {
+    "FsxLustreConfig": {"DnsName": "fs-0123456789ab.fsx.eu-west-1.amazonaws.com", "MountName": "a"}
+}
 WEIGHT = "ProductionVariants.0.InitialVariantWeight"
 # Kinds of fault that the sixty have not: where, what, and what is found there.
 MORE_FAULTS = [

@@ -488,6 +488,7 @@ class _Run:
         entry = {
             "group": self.declaration.package.group,
             "approval": self.declaration.package.approval,
+            "image": self.declaration.package.image,
             "pipeline": self.declaration.name,
             "feature_service": self.parts.definition.feature_service,
             "features": list(training_set.manifest.provenance.feature_refs),
@@ -519,8 +520,8 @@ class _Run:
         return str(self._step(REGISTER, key, write, _is_as_it_was)["place"])
 
     def _key(self, **inputs: Any) -> str:
-        inputs |= {"package": __version__, "environment": self.environment}
-        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        read = {"inputs": inputs, "version": __version__, "environment": self.environment}
+        return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
 def _is_as_it_was(result: Mapping[str, Any]) -> bool:
