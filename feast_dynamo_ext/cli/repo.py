@@ -95,7 +95,7 @@ repo_option = click.option(
 region_option = click.option(
     "--region",
     metavar="NAME",
-    help="AWS region.  [default: the repo's, else the environment's]",
+    help="AWS region, in place of the one that is configured.",
 )
 
 views_option = click.option(

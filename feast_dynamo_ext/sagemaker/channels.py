@@ -94,6 +94,11 @@ def input_data_config(
         *_file_problems(training_set, format, splits),
     ]
     if distribution == "ShardedByS3Key":
+        if not targets.target_of(target).shards:
+            problems.append(
+                f"{target} needs all files on each instance, and not ShardedByS3Key: use "
+                "FullyReplicated"
+            )
         problems += _shard_problems(training_set, format, instances or 2)
     if problems:
         raise TrainingSetError(f"Channels of {training_set.output}: {'; '.join(problems)}.")

@@ -32,7 +32,7 @@ from feast_dynamo_ext.sagemaker.pipeline.rendering import pipeline_steps, read_p
 from feast_dynamo_ext.sagemaker.pipeline.steps import OPERATIONS, all_steps
 from feast_dynamo_ext.sagemaker.training_job import Spot, training_job_request
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = pytest.mark.server  # a moto of its own, that refuses
 
 ROLE = "arn:aws:iam::111122223333:role/sagemaker-training"
 SET = "s3://my-features/training/churn"

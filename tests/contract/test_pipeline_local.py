@@ -256,7 +256,7 @@ def test_scripts_of_the_demo_and_the_page_train_and_measure_a_model(run, repo, s
     }
     pq.write_table(pa.table(rows), repo / "labels.parquet")
     text = PIPELINE.replace("{add: 1}", "{num_round: 5, min_child_weight: 0}")
-    text = text.replace('"metrics.mean[0].value"', "metrics.auc.value")
+    text = text.replace('"metrics.mean[0].value"', "binary_classification_metrics.auc.value")
     found = run(text.replace("at_least: 2.5", "at_least: 0.9"))
     assert found.metric == 1.0  # what is bought follows from the total alone
 

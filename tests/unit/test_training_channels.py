@@ -123,6 +123,10 @@ def test_parquet_shards_streams_and_other_names(tmp_path):
         ),
         ({"distribution": "ShardedByS3Key", "instances": 3}, "the train split has 1"),
         ({"distribution": "ShardedByS3Key"}, "all other instances would train on nothing"),
+        (
+            {"target": "lightgbm", "distribution": "ShardedByS3Key", "instances": 1},
+            "lightgbm needs all files on each instance",
+        ),
     ],
 )
 def test_options_that_make_no_channels_are_refused(tmp_path, options, message):
