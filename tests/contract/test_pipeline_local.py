@@ -136,6 +136,9 @@ def test_a_step_that_fails_is_named_and_the_next_run_goes_on_there(run, repo, tm
     ) as e:
         run()
     assert e.value.step == "Train"
+    # The log stays, and nothing that `feast apply` would import.
+    assert len(list(tmp_path.glob("work/train/*.partial/ml/churn/log.txt"))) == 1
+    assert list((tmp_path / "work").rglob("*.py")) == []
     (repo / "train.py").write_text(TRAIN)
     (repo / "evaluate.py").write_text("raise SystemExit('no metric')")
     with pytest.raises(PipelineError, match=r"Step Evaluate .*exit code 1(.*\n)+no metric"):

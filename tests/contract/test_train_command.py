@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from job_server import JobServer
+from repos import write_repo_yaml
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.cli.main import main
@@ -389,6 +390,22 @@ else:
     os.kill(COMMAND, signal.SIGTERM)
     signal.pause()
 """
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("sagemaker_training") is None,
+    reason="sagemaker-training is not installed",
+)
+def test_a_folder_of_a_repo_is_named_without_a_slash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_repo_yaml(tmp_path, registry=str(tmp_path / "r.db"), offline={"region": "us-east-1"})
+    write_set(str(tmp_path / "july"))
+    done = run("july", "--image", IMAGE, "--local", "--script", __file__, "--dry-run")
+    made = json.loads(done.stdout)
+    uri = made["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"]
+    assert uri == f"file://{tmp_path}/july/train/csv/"
+    assert "declares no training set" in run("june", "--image", IMAGE, "--local", code=1).stderr
 
 
 @pytest.mark.slow

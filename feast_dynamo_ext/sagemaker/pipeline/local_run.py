@@ -160,6 +160,7 @@ def run_pipeline_locally(
     parts = read_parts(declaration, repo)
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
     with alone(folder):
         run = _Run(declaration, repo, store, folder, aws, frozenset(force), say, parts)
         return run.all(registry=registry)
@@ -401,9 +402,16 @@ class _Run:
         def fit() -> dict[str, Any]:
             partial = self._into("train", key)
             job = self._job(request, training_set, partial)
-            done = run_training_job(
-                job, work_dir=partial / "ml", aws=self.aws, source=self.parts.training
-            )
+            try:
+                done = run_training_job(
+                    job, work_dir=partial / "ml", aws=self.aws, source=self.parts.training
+                )
+            finally:
+                # `feast apply` imports every Python file below a repo. What else a job that
+                # failed has left is looked at by people.
+                for copied in ("code", "packages", "input"):
+                    for folder in partial.glob(f"ml/*/*/{copied}"):
+                        shutil.rmtree(folder)
             if not done.job.model_artifacts:
                 raise self._error(TRAIN, "The training script left no file in SM_MODEL_DIR.")
             done.log.replace(partial / "log.txt")
