@@ -269,7 +269,7 @@ def is_timestamp(value: Any) -> bool:
     """Whether botocore can send a value as a timestamp."""
     try:
         parse_to_aware_datetime(value)
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, RuntimeError):
         return False
     return True
 
