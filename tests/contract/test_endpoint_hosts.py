@@ -20,7 +20,8 @@ import uvicorn
 from served_model import CASES, Reply, ServedModel, check, make_model
 
 from feast_dynamo_ext.sagemaker.serving.app import create_app
-from feast_dynamo_ext.sagemaker.serving.handler import COUNTS_HEADER, open_handler
+from feast_dynamo_ext.sagemaker.serving.handler import COUNTS_HEADER
+from feast_dynamo_ext.sagemaker.serving.opening import open_handler
 
 pytestmark = [pytest.mark.dynamodb_local, pytest.mark.server]
 

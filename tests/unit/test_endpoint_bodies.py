@@ -1,12 +1,10 @@
-"""Bodies of an endpoint, and requests that are answered together."""
+"""Bodies of an endpoint: what is read, what is refused, what is answered."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,8 +12,7 @@ from examples import cases
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.errors import AwsUnavailableError, InvocationError
-from feast_dynamo_ext.sagemaker.serving.batching import MicroBatcher
+from feast_dynamo_ext.errors import InvocationError
 from feast_dynamo_ext.sagemaker.serving.bodies import (
     CSV,
     JSON,
@@ -152,97 +149,3 @@ def test_answers_are_of_the_containers_forms():
     assert write_answer(scores, CSV, counts) == b"0.25,0.75\n0.5,0.5\n"
     lines = write_answer(np.array([1, 2]), JSON_LINES, counts)
     assert lines == b'{"score":1}\n{"score":2}\n'
-
-
-# Batches
-
-
-class Gated:
-    """Doubles numbers; holds the first batch until it is let go, while others gather."""
-
-    def __init__(self):
-        self.batches, self.began, self.go = [], threading.Event(), threading.Event()
-
-    def __call__(self, numbers):
-        self.batches.append(list(numbers))
-        self.began.set()
-        assert self.go.wait(30)
-        if "bad" in numbers:
-            raise ValueError("a bad one")
-        if "away" in numbers:
-            raise AwsUnavailableError("no answer")
-        return [2 * number for number in numbers]
-
-
-@pytest.fixture
-def gated():
-    function = Gated()
-    batcher = MicroBatcher(function, max_wait_s=0.0, max_batch_rows=4, max_queued_rows=6)
-    yield function, batcher
-    function.go.set()
-    batcher.close()
-
-
-def first(function, batcher):
-    future = batcher.submit(0, 1)
-    assert function.began.wait(30)
-    return future
-
-
-def test_what_waits_is_answered_together_in_order(gated):
-    function, batcher = gated
-    futures = [first(function, batcher), *(batcher.submit(n, 1) for n in range(1, 7))]
-    function.go.set()
-    assert [future.result(30) for future in futures] == [2 * n for n in range(7)]
-    assert function.batches == [[0], [1, 2, 3, 4], [5, 6]]
-
-
-def test_a_bad_request_does_not_spoil_its_neighbours(gated):
-    function, batcher = gated
-    first(function, batcher)
-    futures = [batcher.submit(each, 1) for each in (1, "bad", 3)]
-    function.go.set()
-    assert (futures[0].result(30), futures[2].result(30)) == (2, 6)
-    with pytest.raises(ValueError, match="a bad one"):
-        futures[1].result(30)
-    assert function.batches == [[0], [1, "bad", 3], [1], ["bad"], [3]]
-
-
-def test_a_store_that_is_away_is_not_asked_for_each(gated):
-    function, batcher = gated
-    first(function, batcher)
-    futures = [batcher.submit(each, 1) for each in (1, "away", 3)]
-    function.go.set()
-    for future in futures:
-        with pytest.raises(AwsUnavailableError):
-            future.result(30)
-    assert function.batches == [[0], [1, "away", 3]]
-
-
-def test_the_queue_is_bounded(gated):
-    function, batcher = gated
-    first(function, batcher)
-    futures = [batcher.submit(1, 5), batcher.submit(2, 1)]
-    with pytest.raises(InvocationError, match="6 rows wait already, the most are 6") as caught:
-        batcher.submit(3, 1)
-    assert caught.value.status == 503
-    assert futures[1].cancel()
-    function.go.set()
-    assert futures[0].result(30) == 2
-    batcher.close()
-    assert function.batches == [[0], [1]]
-    with pytest.raises(InvocationError, match="stopping"):
-        batcher.submit(4, 1)
-
-
-def test_answers_go_to_their_own_requests_from_many_threads():
-    batcher = MicroBatcher(
-        lambda numbers: [n * n for n in numbers],
-        max_wait_s=0.001,
-        max_batch_rows=16,
-        max_queued_rows=1_000,
-    )
-    with ThreadPoolExecutor(16) as threads:
-        found = list(threads.map(lambda n: batcher.submit(n, 1).result(30), range(500)))
-    batcher.close()
-    assert found == [n * n for n in range(500)]

@@ -26,14 +26,7 @@ from feast_dynamo_ext.sagemaker.serving.bodies import (
     accepted_form,
     too_large,
 )
-from feast_dynamo_ext.sagemaker.serving.handler import (
-    Answer,
-    FeatureHandler,
-    Prediction,
-    Received,
-    ServingSettings,
-    open_handler,
-)
+from feast_dynamo_ext.sagemaker.serving.opening import open_handler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,6 +35,14 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.requests import Request
     from starlette.responses import Response
+
+    from feast_dynamo_ext.sagemaker.serving.handler import (
+        Answer,
+        FeatureHandler,
+        Prediction,
+        Received,
+    )
+    from feast_dynamo_ext.sagemaker.serving.serving_settings import ServingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def create_app(handler: FeatureHandler) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.get_running_loop().run_in_executor(None, answering.close)
+        await answering.close()
 
     app: FastAPI = FastAPIOffline(
         title=f"Model on {handler.settings.feature_service or 'features'}",
@@ -198,7 +199,7 @@ def create_app(handler: FeatureHandler) -> FastAPI:
 
 
 class _Answering:
-    """Bodies read and answered on the event loop, batches on the batcher's thread."""
+    """Bodies read, batched and answered on the event loop."""
 
     def __init__(self, handler: FeatureHandler) -> None:
         self._handler = handler
@@ -206,7 +207,7 @@ class _Answering:
         self._batcher: MicroBatcher[Received, Prediction] | None = None
         if limits.max_wait_ms is not None:
             self._batcher = MicroBatcher(
-                handler.predict,
+                handler.predict_async,
                 max_wait_s=limits.max_wait_ms / 1_000,
                 max_batch_rows=limits.max_batch_rows,
                 max_queued_rows=limits.max_queued_rows,
@@ -229,15 +230,13 @@ class _Answering:
 
     async def _predicted(self, received: Received) -> Prediction:
         if self._batcher is not None:
-            future = self._batcher.submit(received, received.rows.count)
-            return await asyncio.wrap_future(future)
-        loop = asyncio.get_running_loop()
-        return (await loop.run_in_executor(None, self._handler.predict, [received]))[0]
+            return await self._batcher.submit(received, received.rows.count)
+        return (await self._handler.predict_async([received]))[0]
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._batcher is not None:
-            self._batcher.close()
-        self._handler.close()
+            await self._batcher.close()
+        await self._handler.close_async()
 
 
 async def _body(request: Request, most: int) -> bytes:

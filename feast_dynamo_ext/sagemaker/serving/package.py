@@ -25,7 +25,8 @@ import yaml
 
 from feast_dynamo_ext.errors import ConfigError, ServingError
 from feast_dynamo_ext.sagemaker.serving.bodies import RequestColumn
-from feast_dynamo_ext.sagemaker.serving.handler import (
+from feast_dynamo_ext.sagemaker.serving.opening import references_of, refuse_changed
+from feast_dynamo_ext.sagemaker.serving.serving_settings import (
     CODE,
     FOLDER,
     MANIFEST,
@@ -34,8 +35,6 @@ from feast_dynamo_ext.sagemaker.serving.handler import (
     STORE_YAML,
     USER_MODULE,
     ServingSettings,
-    references_of,
-    refuse_changed,
 )
 from feast_dynamo_ext.storage import files_of
 
