@@ -110,6 +110,17 @@ KEY = (RequestColumn("id", "int"),)
         ("id\n", CSV, 422, "no rows"),
         ("1", "", 415, "The request has no Content-Type"),
         ("1", "image/png", 415, "text/csv"),
+        ('{"id": 1, "id": 2}', JSON, 422, "A row has a name twice"),
+        ('[{"id": 1},{"id":2,"id":2}]', JSON, 422, "A row has a name twice"),
+        ('{"id": 1}\n{"id":2, "id": 3}', JSON_LINES, 422, "A row has a name twice"),
+        ("[" * 30, JSON, 400, "no JSON"),
+        ('{"id": 1e999}', JSON, 400, "no JSON: number is infinity"),
+        ('{"id": [1]}', JSON, 422, "Row 1: `id` is no whole number"),
+        ('{"id": "\\ud800"}', JSON, 400, "no JSON"),
+        ("\ufeff[1]", JSON, 400, "no JSON"),
+        ('{"id": -Infinity}', JSON, 400, "no JSON"),
+        ("[1]", "application/json; charset=UTF-16", 415, "another charset"),
+        ("1\n", 'text/csv; charset="latin-1"', 415, "Send it as UTF-8"),
     ],
 )
 def test_what_is_refused(body, kind, status, words):
@@ -117,6 +128,37 @@ def test_what_is_refused(body, kind, status, words):
         read(body.encode(), kind, KEY, max_bytes=30)
     assert caught.value.status == status
     assert words in str(caught.value)
+
+
+DEEP = b"[" * 1_000 + b"]" * 1_000
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (DEEP, "Row 1"),
+        (b"[" * 100_000, "no JSON"),
+        (b'{"id":' * 5_000 + b"1" + b"}" * 5_000, "no JSON"),
+        (b'{"id": %s, "id": 1}' % DEEP, "A row has a name twice"),
+        (b'{"id": 1' + b"0" * 100_000 + b"}", "no JSON: number is infinity"),
+        (b'{"instances":[{"id":1}],"instances":[{"id":2}]}', "A row has a name twice"),
+        (b"9" * 100_000, "`id` is no whole number"),
+        (b'"' + b"x" * 200_000 + b'"', "no CSV"),
+        (b"1\0,", "Line 1|no CSV"),
+    ],
+)
+def test_bodies_that_are_deep_or_long(body, words):
+    kind = JSON if body[:1] in b"[{" else CSV
+    with pytest.raises(InvocationError, match=words) as caught:
+        read(body, kind, KEY)
+    assert caught.value.status in (400, 422)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("body", [b'{"instances": [{"id": 1}]}', b'["a:b", ":"]', b'[{"id":1}]'])
+def test_colons_are_not_always_names(body):
+    columns = (RequestColumn("id", "string"),) if b'"a' in body else KEY
+    assert read(body, JSON, columns).count in (1, 2)
 
 
 def test_a_list_of_keys_alone():

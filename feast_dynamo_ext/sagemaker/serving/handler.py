@@ -155,9 +155,7 @@ class FeatureHandler:
         response = await self._store.get_online_features_async(**wanted)
         if sum(each.rows.count for each in requests) <= FEW_ROWS:
             return self._answered(requests, wanted, response)
-        return await loop.run_in_executor(
-            self._thread, self._answered, requests, wanted, response
-        )
+        return await loop.run_in_executor(self._thread, self._answered, requests, wanted, response)
 
     def _wanted(self, requests: Sequence[Received]) -> dict[str, Any]:
         """What `get_online_features` is to look up."""

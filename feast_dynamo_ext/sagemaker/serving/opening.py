@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.errors import ServingError
+from feast_dynamo_ext.errors import FeastDynamoError, ServingError
 from feast_dynamo_ext.sagemaker.manifest import Manifest, definition_hash
 from feast_dynamo_ext.sagemaker.serving.handler import FeatureHandler
 from feast_dynamo_ext.sagemaker.serving.predictors import load_model
@@ -43,12 +43,7 @@ def open_handler(model_dir: str | Path) -> FeatureHandler:
     store = _open_store(folder)
     refuse_changed(store, manifest, settings, "The packaged registry")
     if settings.live_registry is not None:
-        refuse_changed(
-            _live_store(store, settings.live_registry),
-            manifest,
-            settings,
-            f"The registry {settings.live_registry}",
-        )
+        _compare_live(store, manifest, settings, settings.live_registry)
     model = load_model(model_dir, settings, manifest)
     logger.info(
         "serving %d features of %s", len(manifest.features), settings.feature_service or "views"
@@ -74,6 +69,26 @@ def _open_store(folder: Path) -> FeatureStore:
     return FeatureStore(repo_path=str(folder), fs_yaml_file=folder / STORE_YAML)
 
 
+def _compare_live(
+    store: FeatureStore, manifest: Manifest, settings: ServingSettings, path: str
+) -> None:
+    try:
+        live = _live_store(store, path)
+        packaged = _service(store, settings.feature_service)
+        refuse_changed(live, manifest, settings, f"The registry {path}", packaged=packaged)
+    except FeastDynamoError:
+        raise
+    except Exception as error:  # of Feast, of S3, of a database
+        raise ServingError(
+            f"The registry {path} cannot be compared with: {type(error).__name__}: {error}. Let "
+            "the endpoint's role read it, or package the model with --no-live-registry."
+        ) from error
+
+
+def _service(store: FeatureStore, name: str | None) -> Any:
+    return None if name is None else store.get_feature_service(name)
+
+
 def _live_store(store: FeatureStore, path: str) -> FeatureStore:
     from feast import FeatureStore
 
@@ -89,9 +104,20 @@ def _live_store(store: FeatureStore, path: str) -> FeatureStore:
 
 
 def refuse_changed(
-    store: FeatureStore, manifest: Manifest, settings: ServingSettings, subject: str
+    store: FeatureStore,
+    manifest: Manifest,
+    settings: ServingSettings,
+    subject: str,
+    packaged: Any = None,
 ) -> None:
     """Refuse a registry whose definitions are not those of the training set.
+
+    Args:
+        store: of the registry.
+        manifest: of the training set.
+        settings: name the feature service, if any.
+        subject: the registry in words.
+        packaged: the feature service as it was packaged.
 
     Raises:
         ServingError: naming each feature view or service that is gone or has changed.
@@ -108,17 +134,26 @@ def refuse_changed(
     name = settings.feature_service
     if name is not None:
         try:
-            refs = references_of(store.get_feature_service(name))
+            service = store.get_feature_service(name)
         except FeastError:
             changes.append(f"feature service `{name}` is gone")
         else:
-            if refs != manifest.provenance.feature_refs:
+            if references_of(service) != manifest.provenance.feature_refs:
                 changes.append(f"feature service `{name}` has other features")
+            if packaged is not None and _keys_of(service) != _keys_of(packaged):
+                changes.append(f"feature service `{name}` names its join keys otherwise")
     if changes:
         raise ServingError(
             f"{subject} is not what the model was trained on: {'; '.join(changes)}. Build the "
             "training set and the model again, or bring the definitions back."
         )
+
+
+def _keys_of(service: Any) -> list[tuple[str, dict[str, str]]]:
+    """How requests name the join keys of a service's views."""
+    return [
+        (each.name_to_use(), dict(each.join_key_map)) for each in service.feature_view_projections
+    ]
 
 
 def references_of(service: Any) -> tuple[str, ...]:
