@@ -195,6 +195,52 @@ def test_the_same_definitions_applied_again_are_no_change(served, tmp_path):
     open_handler(folder).close()
 
 
+BROKEN = "The model could not answer; the endpoint's log says why."
+
+
+@pytest.mark.parametrize(
+    ("code", "accept", "status", "answered"),
+    [
+        ("raise MemoryError('secret')", "application/json", 500, BROKEN),
+        ("return matrix[:1]", "application/json", 500, BROKEN),
+        ("return [1 + 2j] * len(matrix)", "application/json", 500, BROKEN),
+        ("return [[1, 2], [3]]", "application/json", 500, BROKEN),
+        ("return None", "text/csv", 500, BROKEN),
+        ("return [float('nan'), float('inf')]", "application/json", 200, [None, None]),
+        ("return [float('nan'), 2]", "text/csv", 200, "nan\n2.0\n"),
+        ("return ['yes', 'no']", "application/json", 200, ["yes", "no"]),
+        ("import sys; sys.exit(3)", "application/json", 500, BROKEN),
+    ],
+)
+def test_what_a_model_of_ones_own_does_is_an_answer(
+    served, tmp_path, caplog, code, accept, status, answered
+):
+    folder = tmp_path / "model"
+    shutil.copytree(served.folder, folder)
+    (folder / "code" / "inference.py").write_text(f"def predict(matrix):\n    {code}\n")
+    opened = open_handler(folder)
+    body = json.dumps(served.request([1, 2])).encode()
+    if "sys.exit" in code:  # it could end a server
+        with running(create_app(opened)) as (url, _):
+            for _ in range(2):
+                answer = urllib3.request("POST", f"{url}/invocations", body=body, headers=HEADERS)
+                assert answer.status == status
+        found = answer.data
+    else:
+        answer = opened.answer(body, "application/json", accept)
+        assert answer.status == status
+        found = answer.body
+        opened.close()
+    if status == 500:
+        assert json.loads(found) == {"error": answered}
+        assert caplog.records[-1].exc_info is not None
+        assert opened.counters["requests"] == opened.counters["errors_500"] > 0
+    elif accept == "text/csv":
+        assert found.decode() == answered
+    else:
+        assert [each["score"] for each in json.loads(found)["predictions"]] == answered
+
+
 # Several workers
 
 

@@ -141,7 +141,10 @@ class FeatureHandler:
             ServingError: the model failed.
         """
         wanted = self._wanted(requests)
-        return self._answered(requests, wanted, self._store.get_online_features(**wanted))
+        try:
+            return self._answered(requests, wanted, self._store.get_online_features(**wanted))
+        except SystemExit as error:  # of code of the user's: it ends a request, not the server
+            raise ServingError("The model failed: it called sys.exit.") from error
 
     async def predict_async(self, requests: Sequence[Received]) -> list[Prediction]:
         """The same on an event loop, which nothing that takes long holds up.
@@ -235,19 +238,18 @@ class FeatureHandler:
     def answered(self, prediction: Prediction, form: str, started: float) -> Answer:
         """The answer of a prediction; `started` is the monotonic time of its request."""
         counts = prediction.counts
+        header, body = counts.header(), write_answer(prediction.values, form, counts)
         with self._counting:
             self.counters.update(
                 requests=1,
                 **{name: sum(found.values()) for name, found in vars(counts).items()},
             )
-        header = counts.header()
         logger.info(
             "%d rows; %s; %.1f ms",
             len(prediction.values),
             header,
             (time.monotonic() - started) * 1_000,
         )
-        body = write_answer(prediction.values, form, counts)
         return Answer(200, body, form, {COUNTS_HEADER: header})
 
     def refused(self, error: BaseException) -> Answer:

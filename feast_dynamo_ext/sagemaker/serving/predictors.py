@@ -121,7 +121,7 @@ class _UserModel:
             spec.loader.exec_module(module)
             if hasattr(module, "load"):
                 module.load(str(model_dir))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ServingError(
                 f"{path} failed when it was loaded: {type(error).__name__}: {error}."
             ) from error
