@@ -19,11 +19,9 @@ from feast_dynamo_ext.local import start_moto, stop
 from feast_dynamo_ext.sagemaker.serving.opening import open_handler
 from feast_dynamo_ext.sagemaker.serving.package import unpack
 
-pytestmark = [
-    pytest.mark.server,
-    # Feast's registry on S3 leaves its temporary files to the garbage collector.
-    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
-]
+pytestmark = pytest.mark.server
+# Feast's registry on S3 leaves its temporary files to the garbage collector.
+leaves_files = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 MODELS = "s3://my-features/models/churn"
 IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/churn:1"
 ROLE = "arn:aws:iam::123456789012:role/sagemaker-endpoint"
@@ -118,6 +116,7 @@ def sent(monkeypatch):
     return found
 
 
+@leaves_files
 def test_the_user_of_an_endpoint(as_user, repo, sent):
     """Moto checks what its policy allows; what it allows is what is sent."""
     as_user("endpoint")
@@ -149,6 +148,7 @@ def test_the_user_of_an_endpoint(as_user, repo, sent):
     assert allowed == needed
 
 
+@leaves_files
 @pytest.mark.parametrize("without", S3_OF_PACKAGE)
 def test_each_statement_of_packaging_is_needed(as_user, repo, without):
     as_user("endpoint", without)
@@ -157,6 +157,7 @@ def test_each_statement_of_packaging_is_needed(as_user, repo, without):
     assert DENIED.search(refused.output + str(refused.exception)), refused.output
 
 
+@leaves_files
 def test_the_role_of_an_endpoint(as_user, repo, tmp_path):
     as_user("endpoint")
     made = package(repo)
