@@ -36,7 +36,7 @@ from feast_dynamo_ext.sagemaker.channels import copy_channels
 from feast_dynamo_ext.sagemaker.definition import build_training_set
 from feast_dynamo_ext.sagemaker.local_job import run_training_job
 from feast_dynamo_ext.sagemaker.manifest import manifest_sha256
-from feast_dynamo_ext.sagemaker.output_folder import MANIFEST, open_folder
+from feast_dynamo_ext.sagemaker.output_folder import open_folder
 from feast_dynamo_ext.sagemaker.pipeline.registration import (
     EVALUATION,
     metric_in,
@@ -418,8 +418,8 @@ class _Run:
             done.log.replace(partial / "log.txt")
             for archive in (partial / "output" / done.job.name / "output").iterdir():
                 archive.replace(partial / archive.name)
-            for copied in (partial / "ml", partial / "output"):
-                shutil.rmtree(copied)
+            for done_with in (partial / "ml", partial / "output"):
+                shutil.rmtree(done_with)
             path = self._complete(partial, key) / "model.tar.gz"
             size = path.stat().st_size
             return {"path": str(path), "sha256": file_hash(path), "detail": f"{size:,} bytes"}

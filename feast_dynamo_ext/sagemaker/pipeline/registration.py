@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext import aws as aws_access
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.sagemaker.manifest import MANIFEST
+from feast_dynamo_ext.sagemaker.output_folder import MANIFEST
 from feast_dynamo_ext.sagemaker.request_check import check_request
 from feast_dynamo_ext.storage import files_of
 
