@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import runpy
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from history_tables import COLUMNS, new_table, rows
+from feast import Entity, FeatureStore, FeatureView, Field, ValueType
+from feast.types import Float64
+from history_tables import COLUMNS, new_table, rows, source_of
+from repos import write_repo_yaml
 
 from feast_dynamo_ext.errors import (
     ColumnNotFoundError,
@@ -355,3 +360,46 @@ def test_batches_that_end_in_an_error_leave_nothing(tmp_path):
     assert min(seen) > 1  # files were there by then
     assert history(handle) == []
     assert [*tmp_path.rglob("*.parquet")] == []
+
+
+# The example of the docs
+
+
+SNIPPET = Path(__file__).parents[2] / "docs" / "snippets" / "offline" / "append_once.py"
+
+
+def test_the_example_appends_a_day_each_time(tmp_path, monkeypatch):
+    repo = tmp_path / "feature_repo"
+    repo.mkdir()
+    write_repo_yaml(repo, project="shop", online_store={"type": "sqlite", "path": "online.db"})
+    columns = pa.schema(
+        [
+            ("customer_id", pa.int64()),
+            ("event_timestamp", pa.timestamp("us", "UTC")),
+            ("spend", pa.float64()),
+        ]
+    )
+    handle = new_table(
+        tmp_path, keys=("customer_id",), columns=columns, times=("event_timestamp", None)
+    )
+    source = source_of(tmp_path, timestamp_field="event_timestamp", created_timestamp_column=None)
+    customer = Entity(name="c", join_keys=["customer_id"], value_type=ValueType.INT64)
+    view = FeatureView(
+        name="customer_orders",
+        entities=[customer],
+        schema=[Field(name="spend", dtype=Float64)],
+        source=source,
+    )
+    FeatureStore(str(repo)).apply([customer, view])
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        runpy.run_path(str(SNIPPET))
+        expire(handle, FAR)
+    found = handle.load().scan().to_arrow()
+    assert sorted(
+        moment.date().isoformat() for moment in found["event_timestamp"].to_pylist()
+    ) == [
+        "2026-01-11",
+        "2026-01-12",
+    ]
+    assert handle.state("daily orders") == "2026-01-12"

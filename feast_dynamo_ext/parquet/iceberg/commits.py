@@ -324,10 +324,13 @@ class TableHandle:
             except NotCommittedError:
                 raise
             except REFUSED as error:
-                if not unanswered:
-                    raise
-                # What was not answered may still be at work.
-                raise self._unknown(error, "changed any more") from error
+                if unanswered:  # what was not answered may still be at work
+                    raise self._unknown(error, "changed any more") from error
+                # Clients repeat what is not answered: of two requests one may have been made.
+                table = self._known(1)
+                if has_commit(table, commit_id, is_kept=is_kept):
+                    return table
+                raise
             except FeastDynamoError as error:
                 unanswered += 1
                 # At once: after many more commits of others its snapshot may be expired.

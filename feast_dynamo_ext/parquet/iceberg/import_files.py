@@ -30,6 +30,7 @@ from feast_dynamo_ext.parquet.iceberg.data_files import (
     partitions_of,
     table_columns,
 )
+from feast_dynamo_ext.parquet.iceberg.import_record import forget
 from feast_dynamo_ext.parquet.iceberg.ledger import COMMIT_ID, carried
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, first_sequence
 from feast_dynamo_ext.parquet.iceberg.view_table import IMPORTED, make
@@ -301,9 +302,9 @@ def _commit(plan: ImportPlan, table: Any, added: list[Any]) -> bool:
         summaries = [snapshot.summary or {} for snapshot in done.snapshots()]
         is_ours = any(each.get(RUN) == run for each in summaries)
     except (NotCommittedError, *REFUSED):
-        table.io.delete(record)
+        forget(table, record)
         raise
     outdated = before if is_ours else record
     if outdated is not None:
-        table.io.delete(outdated)
+        forget(table, outdated)
     return is_ours
