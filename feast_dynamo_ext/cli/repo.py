@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from tabulate import tabulate
 
-from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, ViewsFailedError
+from feast_dynamo_ext.errors import (
+    AccessDeniedError,
+    ConfigError,
+    FeastDynamoError,
+    ViewsFailedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -296,6 +301,44 @@ def _in_region(settings: AwsSettings, region: str | None) -> AwsAccess:
     return AwsAccess(s3, replace(s3, endpoint_url=None))
 
 
+@contextlib.contextmanager
+def registry_errors() -> Iterator[None]:
+    """Errors of a registry on S3 that is opened, and what `feasts_errors` turns into ours.
+
+    Raises:
+        AccessDeniedError: names the action. Feast takes a registry that it may not read for a
+            missing one, and writes an empty one: its own error is of that.
+        ConfigError, AwsError: another.
+    """
+    from feast.errors import S3RegistryBucketForbiddenAccess
+
+    from feast_dynamo_ext.aws import aws_error, translated
+
+    with feasts_errors():
+        try:
+            with translated("s3", "the registry"):
+                yield
+        except S3RegistryBucketForbiddenAccess as error:
+            raise aws_error(
+                "AccessDenied",
+                str(error),
+                service="s3",
+                operation="HeadBucket",
+                resource="the bucket of the registry",
+            ) from error
+        except AccessDeniedError as error:
+            if error.operation != "PutObject":
+                raise
+            raise AccessDeniedError(
+                "The registry on S3 is not there, or may not be read. Run `feast apply` if it was "
+                "not run yet; else add the missing action, `s3:GetObject`, to the identity's IAM "
+                "policy: `feast-dynamo docs iam`.",
+                service="s3",
+                operation="GetObject",
+                code=error.code,
+            ) from error
+
+
 def chosen_views(
     store: FeatureStore, names: Sequence[str] | None, version: str | None
 ) -> list[Any]:
@@ -313,9 +356,8 @@ def chosen_views(
     from feast.errors import FeatureViewNotFoundException
 
     from feast_dynamo_ext import _feast
-    from feast_dynamo_ext.aws import translated
 
-    with feasts_errors(), translated("s3", "the registry"):
+    with registry_errors():
         try:
             return _feast.views_to_materialize(store, names, version)
         except FeatureViewNotFoundException as error:

@@ -33,7 +33,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from feast_dynamo_ext.parquet.listing import FileView, Periods, Place, TableFiles, Views
+    from feast_dynamo_ext.parquet.listing import (
+        Bounds,
+        FileView,
+        Periods,
+        Place,
+        TableFiles,
+        Views,
+    )
     from feast_dynamo_ext.storage import FileState
 
 
@@ -282,6 +289,11 @@ class SourceDataset:
         return None if views is None or views.are_plain else views
 
     @property
+    def bounds(self) -> Bounds | None:
+        """What a table's log says of the values in its files; None of plain files."""
+        return self.table.bounds if self.table else None
+
+    @property
     def schema(self) -> pa.Schema:
         """Names and types of all columns, those of folders included."""
         return self.dataset.schema
@@ -340,7 +352,7 @@ class SourceDataset:
             The files that may hold a time of it, and paths of those that surely hold no other: of
             a long history most, and their footers need not be asked for times.
         """
-        bounds = self.table.bounds if self.table else None
+        bounds = self.bounds
         if bounds is None:
             return fragments, frozenset()
         kind = self.schema.field(column).type
@@ -367,7 +379,7 @@ class SourceDataset:
 
     def with_keys(self, keys: Mapping[str, pa.Array | pa.ChunkedArray]) -> SourceDataset:
         """Without the files that hold none of some keys; see `ParquetSource.with_keys`."""
-        bounds = self.table.bounds if self.table else None
+        bounds = self.bounds
         if bounds is None or len(self.files) < 2:  # noqa: PLR2004 - one file may hold anything
             return self
         kept = {file.path for file in self.files}
@@ -432,7 +444,7 @@ class SourceDataset:
 
     def _said_limits(self, column: str) -> pa.Array | None:
         """The limits of a column of times as a table's log says them of all files."""
-        bounds = self.table.bounds if self.table else None
+        bounds = self.bounds
         if bounds is None:
             return None
         kind = self.schema.field(column).type
