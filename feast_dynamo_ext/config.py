@@ -264,6 +264,19 @@ class SettingsModel(FeastConfigBaseModel):
 _WITHIN: ContextVar[bool] = ContextVar("within a declaration", default=False)
 
 
+class WrongKeyError(ValueError):
+    """Settings of the outermost declaration that contradict each other, and where.
+
+    Attributes:
+        path: of the key to correct.
+    """
+
+    def __init__(self, message: str, *path: str) -> None:
+        """See the class."""
+        super().__init__(message)
+        self.path = path
+
+
 class DeclarationModel(BaseModel):
     """What users declare in a yaml file or in Python, with models inside each other.
 
@@ -272,7 +285,10 @@ class DeclarationModel(BaseModel):
     keys in the file.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    # No infinity and no NaN: a declaration is kept as JSON, which has neither.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False
+    )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -288,7 +304,8 @@ class DeclarationModel(BaseModel):
         except ValidationError as error:
             raise ConfigError(_declared_wrongly(cls, error, context)) from error
         except ValueError as error:
-            where = place_of((), context.get("subject", cls.__name__), context.get("lines", {}))
+            path = error.path if isinstance(error, WrongKeyError) else ()
+            where = place_of(path, context.get("subject", cls.__name__), context.get("lines", {}))
             raise ConfigError(f"{where}: {error}.") from error
         finally:
             _WITHIN.reset(outermost)
@@ -308,7 +325,10 @@ def _declared_wrongly(
     found = error.errors(include_url=False)
     # An unknown key may be one that is missing. Of a value that may have several forms, the
     # mistake is in the form that it is nearest to.
-    problem = max(found, key=lambda each: (_is_unknown(each), len(each["loc"])))
+    problem = max(
+        found,
+        key=lambda each: (_is_unknown(each), len(each["loc"]), each["type"] == "finite_number"),
+    )
     path = tuple(part for part in problem["loc"] if not _is_of_pydantic(part))
     where = place_of(path, context.get("subject", model.__name__), context.get("lines", {}))
     name = ".".join(map(str, path))

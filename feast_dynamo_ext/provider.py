@@ -29,7 +29,7 @@ from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 from feast_dynamo_ext.retrieval.plan import materialized_by_feast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     import pyarrow as pa
@@ -366,6 +366,7 @@ class DynamoProvider(PassthroughProvider):
         helpers: Sequence[str] = (),
         given_features: Sequence[str] = (),
         declared_entities: Sequence[str] | None = None,
+        places: Mapping[str, str] | None = None,
         **options: Any,
     ) -> TrainingSet:
         """Write a point-in-time retrieval as a training set that SageMaker jobs read.
@@ -387,6 +388,7 @@ class DynamoProvider(PassthroughProvider):
             given_features: columns of the entity rows to train on, before the others.
             declared_entities: columns of the entity rows that are entities, beside join keys;
                 each of the others must have a role then. Default: all others are entities.
+            places: file and line of declared columns, label and weight, by column, for errors.
             options: `encodings`, `target`, `formats`, `name`, `definition`, as of
                 `sagemaker.write_training_set`.
 
@@ -396,6 +398,7 @@ class DynamoProvider(PassthroughProvider):
             TrainingSetError: the result cannot be a training set.
         """
         from feast_dynamo_ext.sagemaker.provenance import entities_origin, provenance_of
+        from feast_dynamo_ext.sagemaker.training_columns import refuse_absent, refuse_idle
         from feast_dynamo_ext.sagemaker.training_set import refuse_roleless, write_training_set
 
         if not isinstance(job, ParquetRetrievalJob) or job.entities is None:
@@ -415,15 +418,33 @@ class DynamoProvider(PassthroughProvider):
             feature_service=feature_service,
             entity_rows_origin=origin,
         )
-        others = {label, weight, *helpers, *given_features}
+        joined = {ours for view in getattr(job.plan, "views", ()) for ours, _ in view.keys}
+        given = entities.other_columns
+        refuse_absent({"label": label, "weight": weight}, given, places)
+        refuse_idle(
+            {
+                **dict.fromkeys(options.get("encodings") or ()),
+                **dict.fromkeys(declared_entities or (), "entity"),
+                **dict.fromkeys(helpers, "helper"),
+                **dict.fromkeys(given_features, "feature"),
+            },
+            {
+                **dict.fromkeys(columns[len(given_features) :], "feature"),
+                **dict.fromkeys(given, "entity_rows"),
+                **dict.fromkeys(joined, "join_key"),
+                entities.event_time: "event_time",
+                **{name: role for name, role in ((label, "label"), (weight, "weight")) if name},
+            },
+            places,
+        )
+        others = {label, weight, *helpers, *given_features} - joined
         if declared_entities is not None:
-            joined = {ours for view in getattr(job.plan, "views", ()) for ours, _ in view.keys}
-            refuse_roleless(entities.other_columns, others | joined | {*declared_entities})
+            refuse_roleless(given, others | joined | {*declared_entities})
         return write_training_set(
             job.rows(),
             label=label,
             event_timestamp=entities.event_time,
-            entity_columns=[name for name in entities.other_columns if name not in others],
+            entity_columns=[name for name in given if name not in others],
             features=columns,
             output=output,
             split=split,

@@ -21,13 +21,14 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from dataclasses import dataclass
+import traceback
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from feast_dynamo_ext.config import DeclarationModel, did_you_mean
+from feast_dynamo_ext.config import DeclarationModel, WrongKeyError, did_you_mean, place_of
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker.encodings import Encoding
 from feast_dynamo_ext.sagemaker.split import (
@@ -40,7 +41,9 @@ from feast_dynamo_ext.sagemaker.split import (
     StratifiedSplit,
     TimeFractions,
     TimeSplit,
+    kept_value,
 )
+from feast_dynamo_ext.sagemaker.training_columns import filled_option, never_filled
 from feast_dynamo_ext.sagemaker.training_set import TrainingSet, create_training_set
 
 if TYPE_CHECKING:
@@ -118,6 +121,24 @@ class SplitDeclaration(DeclarationModel):
     """Of `column`: of each split the value or values that are in it. Default: the column has the
     names of the splits."""
 
+    @field_validator("validation_from", "test_from", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any) -> Any:
+        # Pydantic takes a number for seconds since 1970: 20260110 for a day in August 1970.
+        if isinstance(value, (int, float)) or (isinstance(value, str) and value.isdigit()):
+            raise ValueError(f"is the number {value}: write an instant as 2026-01-10 or in full")
+        return value
+
+    @field_validator("values")
+    @classmethod
+    def _as_kept(cls, values: dict[str, Any] | None) -> dict[str, Any] | None:
+        return values and {
+            name: [kept_value(each) for each in found]
+            if isinstance(found, (list, tuple))
+            else kept_value(found)
+            for name, found in values.items()
+        }
+
     @model_validator(mode="before")
     @classmethod
     def _of_rule(cls, value: Any) -> Any:
@@ -180,7 +201,23 @@ class SplitDeclaration(DeclarationModel):
         found = _LENGTH.fullmatch(self.embargo or "0s")
         if found is None:
             raise ValueError(f"`embargo` is `{self.embargo}`: write it as 7d, 12h, 90min or 30s")
-        return timedelta(seconds=float(found[1]) * _LENGTH_SECONDS[found[2]])
+        try:
+            return timedelta(seconds=float(found[1]) * _LENGTH_SECONDS[found[2]])
+        except OverflowError as error:
+            raise ValueError(f"`embargo` is `{self.embargo}`, which is too long") from error
+
+
+@dataclass(frozen=True)
+class DeclaredAt:
+    """Where a set is declared, which makes no difference between two sets.
+
+    Attributes:
+        subject: the file, or variable of a module; empty where it is not known.
+        lines: the line of each path of keys.
+    """
+
+    subject: str = field(default="", compare=False)
+    lines: Mapping[tuple[Any, ...], int] = field(default_factory=dict, compare=False)
 
 
 class TrainingSetDefinition(DeclarationModel):
@@ -233,14 +270,35 @@ class TrainingSetDefinition(DeclarationModel):
     overwrite: bool = False
     """Whether a build replaces the set that is there."""
 
+    _source: DeclaredAt = PrivateAttr(default_factory=DeclaredAt)
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep where it is declared, for errors that only the columns of a join show."""
+        if context:
+            self._source = DeclaredAt(context.get("subject", ""), context.get("lines", {}))
+
+    def places(self) -> dict[str, str]:
+        """File and line of each column that is declared, label and weight too, where known."""
+        subject, lines = self._source.subject, self._source.lines
+        if not subject:
+            return {}
+        paths: dict[str, tuple[str, ...]] = {self.label: ("label",)}
+        paths |= {self.weight: ("weight",)} if self.weight else {}
+        paths |= {name: ("columns", name) for name in self.columns}
+        return {name: place_of(path, subject, lines) for name, path in paths.items()}
+
     def checked(self) -> Self:
         """See `DeclarationModel.checked`."""
         if (self.feature_service is None) == (self.features is None):
-            raise ValueError("name a `feature_service` or `features`, one of the two")
+            raise WrongKeyError(
+                "name a `feature_service` or `features`, one of the two",
+                *(() if self.features is None else ("features",)),
+            )
         if self.name and not NAME.fullmatch(self.name):
-            raise ValueError(
+            raise WrongKeyError(
                 f"`name` is `{self.name}`: up to 63 letters, digits, `_` and `-`, first a letter "
-                "or a digit"
+                "or a digit",
+                "name",
             )
         rows = self.entity_rows
         is_mapping = isinstance(rows, dict)
@@ -248,11 +306,23 @@ class TrainingSetDefinition(DeclarationModel):
             rows.keys() not in ({"sql"}, {"path"})
             or not all(isinstance(each, str) for each in rows.values())
         ):
-            raise ValueError("`entity_rows` is `{sql: ...}`, `{path: ...}` or, in Python, a frame")
-        for role in ("label", "weight"):
-            column = self.columns.get(getattr(self, role) or "")
-            if column is not None and column.role is not None:
-                raise ValueError(f"`{getattr(self, role)}` is the {role} and a {column.role}")
+            wrong = next((str(key) for key in rows if key not in ("sql", "path")), "")
+            raise WrongKeyError(
+                "`entity_rows` is `{sql: ...}`, `{path: ...}` or, in Python, a frame",
+                "entity_rows",
+                wrong,
+            )
+        for role, name in (("label", self.label), ("weight", self.weight)):
+            column = self.columns.get(name or "")
+            if column is None or name is None:
+                continue
+            if column.role is not None:
+                words = f"`{name}` is the {role} and a {column.role}"
+                raise WrongKeyError(words, "columns", name, "role")
+            filled = filled_option(column)
+            if filled:
+                words = f"the {role} `{name}` {never_filled(filled)}"
+                raise WrongKeyError(words, "columns", name, filled)
         return self
 
     @field_validator("formats")
@@ -313,38 +383,108 @@ def load_definition(path: Path, shown: str | None = None) -> TrainingSetDefiniti
     Raises:
         ConfigError: no yaml, or a setting that cannot be; names file and line.
     """
-    import yaml
-
     subject = shown or str(path)
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        lines = dict(_lines(node, (), subject))
-        values = loader.construct_document(node) if node is not None else None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        words = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{subject}{line}: it is no yaml: {words}.") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{subject}: it is no mapping of settings, such as `label: churned`.")
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{subject} cannot be read: {error}.") from error
+    values, lines = declared_yaml(text, subject)
     return TrainingSetDefinition.model_validate(
         {"name": path.stem, **values}, context={"subject": subject, "lines": lines}
     )
 
 
-def _lines(node: Any, path: tuple[Any, ...], subject: str) -> Iterator[tuple[Any, int]]:
-    """The line of each path of keys.
+def declared_yaml(text: str, subject: str) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
+    """The mapping that a yaml text declares, and the line of each path of keys in it.
+
+    Args:
+        text: of one document.
+        subject: its name in errors.
 
     Raises:
-        ConfigError: a key stands twice, of which yaml would take the last.
+        ConfigError: no yaml, a value that its form makes a wrong date or number, a key that is
+            there twice or is no text or number, or no mapping; names the line.
     """
     import yaml
 
+    node: Any = None
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        lines = dict(_lines(node, (), subject))
+        _refuse_unreadable(loader, node, subject)
+        values = loader.construct_document(node) if node is not None else None
+    except RecursionError as error:
+        raise ConfigError(f"{subject}: it is nested too deep. Write it flat.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        words = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{subject}{line}: it is no yaml: {words}.") from error
+    if not isinstance(values, dict):
+        line = f", line {node.start_mark.line + 1}" if node is not None else ""
+        raise ConfigError(
+            f"{subject}{line}: it is no mapping of settings, such as `label: churned`."
+        )
+    return values, lines
+
+
+def _refuse_unreadable(loader: Any, node: Any, subject: str) -> None:
+    """Refuse plain values that yaml takes for dates or numbers which they are not.
+
+    Raises:
+        ConfigError: names the line.
+    """
+    import yaml
+
+    waiting, seen = [node], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, yaml.MappingNode):
+            waiting += [part for pair in each.value for part in pair]
+        elif isinstance(each, yaml.SequenceNode):
+            waiting += each.value
+        else:
+            try:
+                loader.construct_object(each)
+            except yaml.YAMLError:
+                raise  # names its line itself
+            except (ValueError, LookupError, OverflowError) as error:
+                kind = each.tag.rpartition(":")[2]
+                raise ConfigError(
+                    f"{subject}, line {each.start_mark.line + 1}: `{each.value}` is no {kind}: "
+                    f"{error}. Correct it, or put it in quotes if it is a text."
+                ) from error
+
+
+def _lines(
+    node: Any, path: tuple[Any, ...], subject: str, above: tuple[int, ...] = ()
+) -> Iterator[tuple[Any, int]]:
+    """The line of each path of keys.
+
+    Raises:
+        ConfigError: a key stands twice, of which yaml would take the last; a key is a list or a
+            mapping; or an alias stands for what it is in.
+    """
+    import yaml
+
+    if node is not None and id(node) in above:
+        raise ConfigError(
+            f"{subject}, line {node.start_mark.line + 1}: it holds an alias of itself. Write out "
+            "what is meant."
+        )
+    inner = (*above, id(node))
     if isinstance(node, yaml.MappingNode):
         seen: dict[Any, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(
+                    f"{subject}, line {line}: a key is a list or a mapping. Write a name."
+                )
             if key.value in seen:
                 raise ConfigError(
                     f"{subject}, line {line}: `{key.value}` stands in line {seen[key.value]} "
@@ -352,11 +492,11 @@ def _lines(node: Any, path: tuple[Any, ...], subject: str) -> Iterator[tuple[Any
                 )
             seen[key.value] = line
             yield (*path, key.value), line
-            yield from _lines(value, (*path, key.value), subject)
+            yield from _lines(value, (*path, key.value), subject, inner)
     elif isinstance(node, yaml.SequenceNode):
         for place, each in enumerate(node.value):
             yield (*path, place), each.start_mark.line + 1
-            yield from _lines(each, (*path, place), subject)
+            yield from _lines(each, (*path, place), subject, inner)
 
 
 def load_definitions(repo: Path) -> dict[str, Declared]:
@@ -383,7 +523,8 @@ def load_definitions(repo: Path) -> dict[str, Declared]:
 
 def _of_yaml(repo: Path) -> Iterator[tuple[str, TrainingSetDefinition]]:
     for path in sorted((repo / FOLDER).glob("*.y*ml")):
-        if path.suffix in (".yaml", ".yml"):
+        # Editors keep hidden files beside those that are open, Emacs a link to nothing.
+        if path.suffix in (".yaml", ".yml") and not path.name.startswith("."):
             where = f"{FOLDER}/{path.name}"
             yield where, load_definition(path, where)
 
@@ -391,8 +532,14 @@ def _of_yaml(repo: Path) -> Iterator[tuple[str, TrainingSetDefinition]]:
 def _of_python(repo: Path) -> Iterator[tuple[str, TrainingSetDefinition]]:
     for path in sorted(repo.glob("*.py")):
         if TrainingSetDefinition.__name__ in path.read_text(encoding="utf-8", errors="replace"):
-            for value in vars(_module(path)).values():
+            for variable, value in vars(_module(path)).items():
                 if isinstance(value, TrainingSetDefinition):
+                    if not value.name:
+                        raise ConfigError(
+                            f"{path.name}: the training set `{variable}` has no `name`. Give it "
+                            "one."
+                        )
+                    value._source = DeclaredAt(f"{path.name}: {variable}")
                     yield path.name, value
 
 
@@ -407,7 +554,7 @@ def _module(path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except ConfigError as error:
-        raise ConfigError(f"{path.name}: {error}") from error
+        raise ConfigError(f"{path.name}{_line_of(error, path)}: {error}") from error
     except Exception as error:
         raise ConfigError(
             f"{path.name} cannot be loaded: {type(error).__name__}: {error}. Correct it."
@@ -415,6 +562,16 @@ def _module(path: Path) -> Any:
     finally:
         sys.path.remove(str(path.parent))
     return module
+
+
+def _line_of(error: BaseException, path: Path) -> str:
+    """Where in a module the call is that has raised, in words."""
+    found = [
+        line
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == str(path)
+    ]
+    return f", line {found[-1]}" if found else ""
 
 
 def definition_named(repo: Path, name: str) -> Declared:
@@ -474,6 +631,7 @@ def build_training_set(
         helpers=definition.with_role("helper"),
         given_features=definition.with_role("feature"),
         declared_entities=definition.with_role("entity"),
+        places=definition.places(),
         encodings={
             name: column
             for name, column in definition.columns.items()

@@ -7,6 +7,7 @@ build and behind an endpoint. `fitting.Fitting` makes the one of the other.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import re
@@ -33,7 +34,7 @@ from feast_dynamo_ext.errors import TrainingSetError
 from feast_dynamo_ext.exact import cast_exact, elements_of, without_nan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from typing_extensions import Self
 
@@ -105,10 +106,14 @@ class Encoding(DeclarationModel):
     def checked(self) -> Self:
         """See `DeclarationModel.checked`."""
         given = self.model_fields_set - {"kind", "missing", "role"}
-        if self.kind is not None:
-            others = sorted(given - _OPTIONS.get(self.kind, set()))
-            if others:
-                raise ValueError(f"`{others[0]}` is not an option of `{self.kind}`; leave it out")
+        others = sorted(given - _OPTIONS.get(self.kind or "", set()))
+        if others and self.kind is None:
+            kinds = [f"`{kind}`" for kind, options in _OPTIONS.items() if others[0] in options]
+            raise ValueError(
+                f"`{others[0]}` is an option of {' and '.join(kinds)}: name the `encoding`"
+            )
+        if others:
+            raise ValueError(f"`{others[0]}` is not an option of `{self.kind}`; leave it out")
         needed = {"hash": "buckets", "list": "length"}.get(self.kind or "")
         if needed and getattr(self, needed) is None:
             raise ValueError(f"`{self.kind}` needs `{needed}`: say how many")
@@ -121,9 +126,20 @@ class Encoding(DeclarationModel):
             raise ValueError("`keep` leaves a column as it is, missing values too")
         if self.kind != "one_hot" and self.unknown == "column":
             raise ValueError("`unknown: column` is for `one_hot`")
-        if self.categories is not None and len(set(self.categories)) < len(self.categories):
-            raise ValueError("`categories` names one of them twice")
+        if self.categories is not None:
+            self._check_categories(self.categories)
         return self
+
+    def _check_categories(self, categories: Sequence[Any]) -> None:
+        if not categories:
+            raise ValueError("`categories` is empty: name them, or leave it out")
+        if len(set(categories)) < len(categories):
+            raise ValueError("`categories` names one of them twice")
+        cuts = sorted({"max_categories", "min_count"} & self.model_fields_set)
+        if cuts:
+            raise ValueError(
+                f"all `categories` are named: `{cuts[0]}` cuts none off, leave it out"
+            )
 
 
 # What is fitted
@@ -224,6 +240,14 @@ class FittedEncoding:
 
 _TIMESTAMP = re.compile(r"timestamp\[(s|ms|us|ns)(?:, tz=(.+))?\]")
 
+_DECIMAL = re.compile(r"decimal(32|64|128|256)\((\d+), (-?\d+)\)")
+_DECIMALS = {
+    "32": pa.decimal32,
+    "64": pa.decimal64,
+    "128": pa.decimal128,
+    "256": pa.decimal256,
+}
+
 
 def arrow_type(text: str) -> pa.DataType:
     """The Arrow type of a text that `str` gave, of a type that an output can have.
@@ -231,8 +255,12 @@ def arrow_type(text: str) -> pa.DataType:
     Raises:
         ValueError: the text is of no such type.
     """
-    stamp = _TIMESTAMP.fullmatch(text)
-    return pa.timestamp(stamp[1], stamp[2]) if stamp else pa.type_for_alias(text)
+    stamp, decimal = _TIMESTAMP.fullmatch(text), _DECIMAL.fullmatch(text)
+    if stamp:
+        return pa.timestamp(stamp[1], stamp[2])
+    if decimal:
+        return _DECIMALS[decimal[1]](int(decimal[2]), int(decimal[3]))
+    return pa.type_for_alias(text)
 
 
 class of_column:  # noqa: N801 - a context manager, cheaper than a generator where a row is served
@@ -252,6 +280,8 @@ class of_column:  # noqa: N801 - a context manager, cheaper than a generator whe
 def _filled(array: pa.Array, fill: float) -> pa.Array:
     if not array.null_count:
         return array
+    if pa.types.is_uint64(array.type) and fill >= 0 and float(fill).is_integer():
+        return array.fill_null(pa.scalar(int(fill), array.type))  # which int64 does not hold
     if float(fill).is_integer() and pa.types.is_integer(array.type):
         return array.cast(pa.int64()).fill_null(int(fill))
     return cast_exact(array, pa.float64()).fill_null(fill)
@@ -344,16 +374,19 @@ def distinct_values(array: pa.Array) -> tuple[list[Any], pa.Array]:
         ValueError: no texts, whole numbers or booleans.
     """
     if not pa.types.is_dictionary(array.type):
-        if pa.types.is_floating(array.type):
-            # Whole numbers with missing values, as pandas holds them.
-            array = cast_exact(without_nan(array), pa.int64())
-        array = plain(array).dictionary_encode()
-    values = array.dictionary
+        array = _whole(plain(array)).dictionary_encode()
+    values = _whole(array.dictionary)
     check_category(values.type)
     indices = array.indices
     if values.null_count:  # a null may stand in the dictionary, too
         indices = pc.if_else(values.is_null().take(indices), None, indices)
     return values.to_pylist(), indices
+
+
+def _whole(values: pa.Array) -> pa.Array:
+    """Floats as whole numbers, as which pandas holds those of which some are missing."""
+    is_float = pa.types.is_floating(values.type)
+    return cast_exact(without_nan(values), pa.int64()) if is_float else values
 
 
 def check_category(kind: pa.DataType) -> None:
@@ -385,11 +418,24 @@ def per_unit(unit: str, ticks: str) -> tuple[int, int]:
     return (theirs // ours, 1) if theirs >= ours else (1, ours // theirs)
 
 
+@contextlib.contextmanager
+def _within_64_bits(unit: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"a time is so far from the others that it cannot be counted in {unit}, as 9999-12-31 "
+            "for `never` may be. Replace it by null, which reads as missing, or keep all times in "
+            "a coarser unit, such as microseconds"
+        ) from error
+
+
 def _epoch(fitted: FittedEncoding, array: pa.Array, _: Any) -> list[pa.Array]:
     ticks, unit = _ticks(array)
     over, times = per_unit(fitted.state["unit"], unit)
     if times > 1:
-        return [pc.multiply_checked(ticks, times)]
+        with _within_64_bits(fitted.state["unit"]):
+            return [pc.multiply_checked(ticks, times)]
     missing = np.asarray(ticks.is_null()) if ticks.null_count else None
     return [pa.array(numbers(ticks) // over, pa.int64(), mask=missing)]
 
@@ -400,12 +446,13 @@ def _age(fitted: FittedEncoding, array: pa.Array, event_times: Any) -> list[pa.A
     ticks, unit = _ticks(array)
     until, other = _ticks(event_times)
     finest = max(unit, other, key=PER_SECOND.__getitem__)
-    ticks, until = (
-        pc.multiply_checked(each, PER_SECOND[finest] // PER_SECOND[its])
-        for each, its in ((ticks, unit), (until, other))
-    )
     over, times = per_unit(fitted.state["unit"], finest)
-    age = pc.subtract_checked(until, ticks)
+    with _within_64_bits(finest):
+        ticks, until = (
+            pc.multiply_checked(each, PER_SECOND[finest] // PER_SECOND[its])
+            for each, its in ((ticks, unit), (until, other))
+        )
+        age = pc.subtract_checked(until, ticks)
     missing = np.asarray(age.is_null()) if age.null_count else None
     return [pa.array(numbers(age) * float(times) / float(over), pa.float64(), mask=missing)]
 

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 TRAIN = 0
 """What a split assigns to a row that trains."""
 
+EXACT = 2**53
+"""Below it a whole number that is declared, and read as a double, is the one that was meant."""
+
 MOST_DISTINCT = 2_000_000
 """Categories of a column that are counted in memory."""
 
@@ -358,9 +361,15 @@ def _fit_of(column: str, encoding: Encoding, kind: pa.DataType, *, keeps: bool) 
     """
     name = encoding.kind or _kind_of(kind, keeps=keeps)
     _check_kind(name, kind)
-    missing = None if isinstance(encoding.missing, str) else encoding.missing
-    if missing is not None and missing.is_integer():
+    missing: float | None = None if isinstance(encoding.missing, str) else encoding.missing
+    if missing is not None and missing.is_integer() and abs(missing) < EXACT:
         missing = int(missing)
+    if name == "keep" and encoding.missing != "keep":
+        raise ValueError("it is kept as it is, so `missing` applies to nothing: leave it out")
+    if name == "boolean" and encoding.missing in ("mean", "median"):
+        raise ValueError(
+            f"`missing: {encoding.missing}` is for numbers; declare `encoding: number` beside it"
+        )
     state: dict[str, Any] = {} if name == "keep" else {"missing": missing}
     types = [_output_type(name, kind, encoding)]
     outputs = [column]
@@ -376,6 +385,10 @@ def _fit_of(column: str, encoding: Encoding, kind: pa.DataType, *, keeps: bool) 
         state |= {"length": encoding.length, "pad": encoding.pad, "longer": encoding.longer}
         outputs = [f"{column}[{place}]" for place in range(encoding.length or 0)]
         types *= len(outputs)
+    fills = {"missing": missing, "unknown": state.get("unknown"), "pad": state.get("pad")}
+    for option, fill in fills.items():
+        if isinstance(fill, (int, float)):
+            _check_fill(option, fill, types[0])
     texts = tuple(map(str, types))
     fitted = FittedEncoding(column, name, tuple(outputs), texts, str(kind), state)
     if name in ("ordinal", "one_hot"):
@@ -385,6 +398,26 @@ def _fit_of(column: str, encoding: Encoding, kind: pa.DataType, *, keeps: bool) 
     if encoding.missing == "mean":
         return _Mean(fitted)
     return _Median(fitted) if encoding.missing == "median" else _Fit(fitted)
+
+
+def _check_fill(option: str, fill: float, kind: pa.DataType) -> None:
+    """Refuse a declared number that the encoded column cannot hold, whether it is needed or not.
+
+    Behind an endpoint it may be needed for the first time.
+
+    Raises:
+        ValueError: says what the column can hold.
+    """
+    if pa.types.is_integer(kind):
+        limits = np.iinfo(kind.to_pandas_dtype())
+        low, high = max(int(limits.min), 1 - EXACT), min(int(limits.max), EXACT - 1)
+        if not (low <= fill <= high and float(fill).is_integer()):
+            raise ValueError(
+                f"`{option}: {fill}` is no {kind}, as which it is written: whole numbers from "
+                f"{low} to {high} are. Choose one, or give the column a wider type"
+            )
+    elif pa.types.is_float32(kind) and abs(fill) > float(np.finfo(np.float32).max):
+        raise ValueError(f"`{option}: {fill}` is beyond {kind}, as which it is written")
 
 
 def _kind_of(kind: pa.DataType, *, keeps: bool) -> str:
@@ -444,7 +477,8 @@ def _output_type(name: str, kind: pa.DataType, encoding: Encoding) -> pa.DataTyp
     if name in fixed:
         return fixed[name]
     if name == "keep":
-        return pa.string() if is_text(kind) else kind
+        kind = pa.string() if is_text(kind) else kind
+        return pa.float32() if pa.types.is_float16(kind) else kind
     if name == "list" and is_list(kind):
         kind = kind.value_type
     fills: Iterable[Any] = (encoding.missing, encoding.pad)

@@ -91,6 +91,7 @@ def writer(
     *,
     header: bool = False,
     float32: bool = False,
+    within_float32: bool = False,
 ) -> FormatWriter:
     """A writer of one file.
 
@@ -104,6 +105,8 @@ def writer(
         float32: whether floats are rounded to the nearest float32, never to infinity. It is all
             that XGBoost keeps and linear-learner reads; XGBoost rounds those of Parquet itself,
             but misreads long numbers in text. RecordIO's tensors are then float32, else float64.
+        within_float32: of Parquet: whether a number beyond float32 is an error, as which XGBoost
+            would read infinity.
 
     Raises:
         TrainingSetError: an unknown format, columns that are not those of `roles`, or a type that
@@ -122,6 +125,8 @@ def writer(
     # Fields made anew, as a table's may carry metadata: pandas' index among it.
     plain = pa.schema([pa.field(field.name, field.type) for field in schema])
     options: dict[str, Any] = {"header": header} if format == "csv" else {}
+    if format == "parquet":
+        options["within_float32"] = within_float32
     return _WRITERS[format](file, plain, roles, float32=float32, **options)
 
 
@@ -190,8 +195,8 @@ def _pieces(rows: pa.RecordBatch | pa.Table) -> Iterator[pa.RecordBatch]:
 class _Columns:
     """Columns as a file holds them: NaN is null, infinity an error, floats of one width."""
 
-    def __init__(self, *, float32: bool) -> None:
-        self._float32, self._rows = float32, 0
+    def __init__(self, *, float32: bool, within_float32: bool = False) -> None:
+        self._float32, self._within, self._rows = float32, within_float32, 0
 
     def of(self, rows: pa.RecordBatch) -> list[pa.Array]:
         """The next rows' columns."""
@@ -204,7 +209,8 @@ class _Columns:
             return column
         if self._float32:
             column = column.cast(pa.float32(), safe=False)
-        self._refuse_infinite(name, column)
+        narrow = column.cast(pa.float32(), safe=False) if self._within else column
+        self._refuse_infinite(name, narrow)
         is_nan = pc.is_nan(column)
         if not pc.any(is_nan).as_py():
             return column
@@ -253,11 +259,20 @@ class _Csv:
 class _Parquet:
     """Plain columns, with no metadata but Arrow's own schema."""
 
-    def __init__(self, file: NewFile, schema: pa.Schema, _: FileRoles, *, float32: bool) -> None:
+    def __init__(
+        self,
+        file: NewFile,
+        schema: pa.Schema,
+        _: FileRoles,
+        *,
+        float32: bool,
+        within_float32: bool,
+    ) -> None:
         if float32:
             kinds = [pa.float32() if pa.types.is_floating(kind) else kind for kind in schema.types]
             schema = pa.schema([*zip(schema.names, kinds, strict=True)])
-        self._schema, self._columns = schema, _Columns(float32=float32)
+        self._columns = _Columns(float32=float32, within_float32=within_float32)
+        self._schema = schema
         self._waiting: list[pa.RecordBatch] = []
         self._rows = 0
         # Every choice that shows in the bytes is spelled out: a default may change with pyarrow.
@@ -326,14 +341,23 @@ class _RecordIO:
         for rows in _pieces(batch):
             frames = np.full(rows.num_rows, self._empty, self._frame)
             label, *features = self._columns.of(rows)
-            frames["label"] = self._numbers(label)
-            for at, column in enumerate(features):
-                frames["features"][:, at] = self._numbers(column)
+            label_name, *names = rows.schema.names
+            frames["label"] = self._numbers(label_name, label)
+            for at, (name, column) in enumerate(zip(names, features, strict=True)):
+                frames["features"][:, at] = self._numbers(name, column)
             self._file.write(frames.tobytes())
 
-    def _numbers(self, column: pa.Array) -> NDArray[Any]:
+    def _numbers(self, name: str, column: pa.Array) -> NDArray[Any]:
         kind = pa.float64() if self._kind == "float64" else pa.float32()
-        numbers: NDArray[Any] = column.cast(kind, safe=False).to_numpy(zero_copy_only=False)
+        try:
+            # A float32 rounds to the nearest; a float64 holds whole numbers up to 2^53.
+            cast = column.cast(kind, safe=self._kind == "float64")
+        except pa.ArrowInvalid as error:
+            raise TrainingSetError(
+                f"Column `{name}` has whole numbers beyond 2^53, which RecordIO's float64 would "
+                "round. Write CSV or Parquet, or leave the column out."
+            ) from error
+        numbers: NDArray[Any] = cast.to_numpy(zero_copy_only=False)
         return numbers
 
     def close(self) -> None:

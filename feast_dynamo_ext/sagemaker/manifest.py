@@ -240,7 +240,13 @@ class Manifest:
             version = values.pop("format_version")
             if version in _READERS and not changed:
                 return _READERS[version](values)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise TrainingSetError(
                 f"{source} is not a training set's manifest: {type(error).__name__}: {error}. "
                 "Write the training set again."

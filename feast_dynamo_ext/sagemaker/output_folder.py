@@ -21,7 +21,7 @@ import os
 import platform
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,6 +109,19 @@ class OutputFolder:
             found = [uri for name in LAYOUT_FOLDERS for uri in self.storage.at(self.uri_of(name))]
         return sorted(uri[start:] for uri in found)
 
+    def unreadable(self) -> list[str]:
+        """Paths there, on a disk, that are neither files nor folders: links to nothing, pipes."""
+        if not isinstance(self.storage, LocalFiles):
+            return []
+        base = Path(self.uri)
+        return sorted(
+            (Path(folder) / name).relative_to(base).as_posix()
+            for of_set in LAYOUT_FOLDERS
+            for folder, _, names in os.walk(base / of_set)
+            for name in names
+            if not (Path(folder) / name).is_file()
+        )
+
     def delete(self, paths: Sequence[str]) -> None:
         """Delete files."""
         with _explained(self.uri):
@@ -135,7 +148,11 @@ class OutputFolder:
         Raises:
             TrainingSetError: there is none, or a build has begun and has not ended.
         """
-        found = self.manifest()
+        with _explained(self.uri_of(MANIFEST)):
+            try:
+                found = self.storage.read(self.uri_of(MANIFEST))
+            except ResourceNotFoundError as error:
+                raise TrainingSetError(f"{self.uri}: there is no such bucket. {error}") from error
         if found is None:
             raise TrainingSetError(
                 f"{self.uri} has no {MANIFEST}: no training set was written there, or writing it "
@@ -158,9 +175,16 @@ def open_folder(output: str, settings: AwsSettings) -> OutputFolder:
     """
     if not output:
         raise TrainingSetError("`output` is empty. Name an s3://bucket/prefix or a local folder.")
+    if "\0" in output:
+        raise TrainingSetError(f"`output` is {output!r}, which is no path: it has a NUL in it.")
     storage, path = files_of(output, settings), scheme_and_path(output)[1]
     if isinstance(storage, LocalFiles):
         return OutputFolder(str(Path(path).resolve()), storage)
+    if path.startswith("/") or "//" in path.strip("/"):
+        raise TrainingSetError(
+            f"`output` is {output}, with an empty name before a slash. Write s3://bucket/prefix "
+            "with single slashes."
+        )
     return OutputFolder(f"s3://{path.strip('/')}", storage)
 
 
@@ -196,7 +220,10 @@ def refuse_existing(folder: OutputFolder, *, overwrite: bool) -> bytes | None:
             f"{folder.uri} holds a training set already. Choose another output, or pass "
             "overwrite=True to replace it."
         )
-    foreign = [path for path in folder.files() if not _is_own(path)]
+    files = folder.files()
+    foreign = sorted({*files, *folder.unreadable()} - set(_replaceable(found, files)))
+    if foreign and folder.manifest() != found:
+        return refuse_existing(folder, overwrite=overwrite)  # another build has begun since
     if foreign:
         raise TrainingSetError(
             f"{folder.uri} holds {len(foreign)} files that no training set wrote, and a job would "
@@ -205,8 +232,25 @@ def refuse_existing(folder: OutputFolder, *, overwrite: bool) -> bytes | None:
     return found
 
 
-def _is_own(path: str) -> bool:
-    return bool(_OWN_FILE.fullmatch(path) or _KILLED.fullmatch(path))
+def _replaceable(found: bytes | None, files: Sequence[str]) -> list[str]:
+    """Those files that are certainly of the set, or of the build, in the manifest's place.
+
+    Where a build has begun, it has seen that there were no files of others. Without a claim and
+    without a manifest, a part's name proves nothing.
+    """
+    if found is None or found.startswith(_CLAIM):
+        named = {path for path in files if found is not None and _OWN_FILE.fullmatch(path)}
+    else:
+        named = {path for path in _named_files(found) if _OWN_FILE.fullmatch(path)}
+    return [path for path in files if path in named or _KILLED.fullmatch(path)]
+
+
+def _named_files(manifest: bytes) -> set[str]:
+    """The files that a manifest names; none where it cannot be read."""
+    try:
+        return {file["path"] for file in json.loads(manifest)["files"]}
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return set()
 
 
 @dataclass(frozen=True)
@@ -216,10 +260,12 @@ class Claim:
     Attributes:
         folder: where it writes.
         text: of the claim, in the manifest's place.
+        ours: files that it may delete: those that it found and replaces, and those that it wrote.
     """
 
     folder: OutputFolder
     text: bytes
+    ours: set[str] = field(default_factory=set)
 
     @contextlib.contextmanager
     def new_file(self, path: str) -> Iterator[NewFile]:
@@ -228,12 +274,16 @@ class Claim:
         Raises:
             TrainingSetError: another build writes here.
         """
+        replaced = path in self.ours
+        self.ours.add(path)
         try:
             with self.folder.new_file(path, replaces=False) as file:
                 yield file
                 if not self.is_held():
                     raise self._lost()
         except DestinationExistsError as error:
+            if not replaced:
+                self.ours.discard(path)
             raise self._lost() from error
         except TrainingSetError as error:
             # A disk's own file, under its hidden name, is nobody's to delete.
@@ -265,12 +315,14 @@ class Claim:
         return self.folder.manifest() == self.text
 
     def make_room(self) -> None:
-        """Delete what builds before have left, of this folder's own files alone.
+        """Delete what builds before have left, and what this one has written.
 
         Raises:
             TrainingSetError: another build has taken over, whose files they may be.
         """
-        left = [path for path in self.folder.files() if _is_own(path)]
+        left = [
+            path for path in self.folder.files() if path in self.ours or _KILLED.fullmatch(path)
+        ]
         if not self.is_held():
             raise self._lost()
         self.folder.delete(left)
@@ -345,6 +397,8 @@ def claimed(folder: OutputFolder, seen: bytes | None) -> Iterator[Claim]:
     claim = Claim(folder, _claim_text())
     claim._take(now)
     try:
+        # Listed once the claim is there: a build that is at work may have written until now.
+        claim.ours.update(_replaceable(now, folder.files()))
         claim.make_room()
         yield claim
     except BaseException as error:
@@ -376,5 +430,5 @@ def _begun(text: bytes) -> str:
             f"process {claim['process']} of {claim['host']} has begun to write one at "
             f"{claim['since']}"
         )
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return "a process has begun to write one"

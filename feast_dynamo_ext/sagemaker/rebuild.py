@@ -107,7 +107,7 @@ def rebuild(
         encodings={
             column.name: Encoding.model_validate(dict(column.declared))
             for column in manifest.columns
-            if column.declared is not None
+            if column.declared is not None and column.encoding is not None
         },
         target=manifest.target,
         formats=manifest.formats,

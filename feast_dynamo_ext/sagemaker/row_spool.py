@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from feast_dynamo_ext.arrow_types import VIEW_TO_PLAIN, plain, plain_type
+from feast_dynamo_ext.arrow_types import VIEW_TO_PLAIN, map_type, plain, plain_type
 from feast_dynamo_ext.exact import without_nan
 from feast_dynamo_ext.parquet.spill import disk_errors
 from feast_dynamo_ext.sagemaker.fitting import TrainRows
@@ -183,4 +183,8 @@ class RowSpool:
 
 def _kept_type(kind: pa.DataType) -> pa.DataType:
     kind = plain_type(kind)
-    return VIEW_TO_PLAIN.get(kind, kind)
+    # Arrow sums no float16, and a float32 holds each of them.
+    return map_type(
+        kind,
+        lambda each: pa.float32() if pa.types.is_float16(each) else VIEW_TO_PLAIN.get(each, each),
+    )

@@ -33,12 +33,12 @@ from feast_dynamo_ext.sagemaker.shards import (
     deal,
     hash_of_parts,
 )
+from feast_dynamo_ext.sagemaker.split_by_time import refuse_untimed
 from feast_dynamo_ext.sagemaker.targets import check as check_target
 from feast_dynamo_ext.sagemaker.targets import target_of
 from feast_dynamo_ext.sagemaker.training_columns import (
     ColumnScan,
     TrainingColumns,
-    check_label,
     check_outputs,
     may_be_missing,
     written_encodings,
@@ -148,6 +148,7 @@ class Build:
         narrowed = [rule.narrow([one_array(empty.column(each)) for each in reads], 0)]
         labels = [one_array(empty.column(roles.label))]
         for block in self._spool.fill(batches):
+            refuse_untimed(block.column(roles.event_timestamp))
             of_block = rule.narrow([block.column(each) for each in reads], self._scan.rows)
             narrowed.append(_alone(of_block))
             if self._parts > 1:
@@ -179,7 +180,6 @@ class Build:
             fitting.end_pass()
         fitted = written_encodings(fitting.finish(), self._scan.nulls)
         label = fitted[self._roles.label]
-        check_label(label)
         if label.kind == "ordinal":
             # A class that no model has seen is an error, not a class of its own.
             state = {**label.state, "unknown": "missing"}
@@ -188,9 +188,11 @@ class Build:
             [
                 name
                 for name, each in fitted.items()
-                if each.types == ("double",)
+                if each.kind == "number"
+                and each.types == ("double",)
                 and pa.types.is_integer(self._spool.schema.field(name).type)
-            ]
+            ],
+            "Integer columns with missing values are written as float64",
         )
         return fitted
 
@@ -203,6 +205,9 @@ class Build:
         label, features = self._roles.label, self._roles.features
         if fitted[label].kind == "ordinal":
             self._check_classes(sum(self._missing([label], fitted)[label].values()))
+        if "recordio" in form.formats and not form.options("recordio").get("float32"):
+            whole = [name for name, each in fitted.items() if each.kind == "number"]
+            self._scan.check_inexact(whole, "RecordIO holds float64")
         if form.target is None:
             return
         # Of a target that takes missing values, it matters whether its last column has any value.

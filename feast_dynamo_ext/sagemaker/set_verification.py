@@ -79,7 +79,7 @@ def verify(output: str, aws: AwsSettings) -> VerifyReport:
         checked=len(expected),
         missing=tuple(sorted(expected.keys() - found)),
         changed=tuple(changed),
-        unexpected=tuple(sorted(found - expected.keys())),
+        unexpected=tuple(sorted({*found, *folder.unreadable()} - expected.keys())),
     )
 
 

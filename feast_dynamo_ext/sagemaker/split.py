@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from datetime import date, datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from feast_dynamo_ext.arrow_types import plain
 from feast_dynamo_ext.errors import TrainingSetError
@@ -31,8 +34,29 @@ __all__ = [
     "TimeFractions",
     "TimeSplit",
     "checked_split",
+    "kept_value",
     "split_from_manifest",
 ]
+
+
+def kept_value(value: Any) -> Any:
+    """A value of a column as a manifest keeps it: a date or a time is its ISO text, in UTC.
+
+    Raises:
+        TrainingSetError: no text, finite number, boolean, date or time.
+    """
+    if isinstance(value, datetime):
+        zoned = value if value.tzinfo else value.replace(tzinfo=timezone.utc)
+        return zoned.astimezone(timezone.utc).isoformat()
+    if isinstance(value, date):
+        return value.isoformat()
+    is_number = isinstance(value, (int, float)) and math.isfinite(value)
+    if value is None or is_number or isinstance(value, str):
+        return value
+    raise TrainingSetError(
+        "A split by a column goes by texts, finite numbers, booleans, dates and times, and not by "
+        f"a {type(value).__name__}. Make the column, and its declared `values`, one of these."
+    )
 
 
 @dataclass(frozen=True)
@@ -41,8 +65,8 @@ class ColumnSplit:
 
     Attributes:
         column: its name.
-        values: of each split the values that are in it. Default: the column has the names of the
-            splits.
+        values: of each split the values that are in it; a date or a time is kept as its ISO text,
+            in UTC. Default: the column has the names of the splits.
 
     Raises:
         TrainingSetError: no split `train`, an unknown one, or a value in two of them.
@@ -55,7 +79,9 @@ class ColumnSplit:
         given: dict[str, Any] = {name: (name,) for name in SPLITS}
         if self.values is not None:
             given = {
-                name: tuple(values if isinstance(values, (list, tuple)) else [values])
+                name: tuple(
+                    map(kept_value, values if isinstance(values, (list, tuple)) else [values])
+                )
                 for name, values in self.values.items()
             }
             object.__setattr__(self, "values", given)
@@ -89,9 +115,12 @@ class ColumnSplit:
         # A bool is an int to Python.
         places = [
             known.get(value) if any(type(value) is type(each) for each in known) else None
-            for value in encoded.dictionary.to_pylist()
+            for value in map(kept_value, encoded.dictionary.to_pylist())
         ]
         found = pa.array(places, pa.int8()).take(encoded.indices)
+        if None in known:
+            missing = pa.scalar(known[None], pa.int8())
+            found = pc.if_else(encoded.indices.is_null(), missing, found)
         if found.null_count:
             raise TrainingSetError(
                 f"`{self.column}` names no split in {found.null_count} of {len(found)} rows: it "

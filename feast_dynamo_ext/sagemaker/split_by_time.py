@@ -187,6 +187,15 @@ class TimeFractions(OfFractions):
         return cls(values["fractions"], _embargo_of(values))
 
 
+def refuse_untimed(event_times: pa.Array | pa.ChunkedArray) -> None:
+    """Refuse rows without an event time.
+
+    Raises:
+        TrainingSetError: counts them; or the column holds no times.
+    """
+    _ticks(event_times)
+
+
 def event_range(event_times: pa.Array | pa.ChunkedArray) -> tuple[str, str]:
     """First and last of at least one event time, as ISO 8601 in UTC with every digit it has."""
     ticks, unit = _ticks(event_times)

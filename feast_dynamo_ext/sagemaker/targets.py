@@ -141,9 +141,11 @@ def content_type(target: str, format: str) -> str:  # noqa: A002 - the word of S
 
 def writer_options(target: str, format: str, *, header: bool = False) -> dict[str, Any]:  # noqa: A002
     """The options of `formats.writer` for a target."""
+    float32 = target_of(target).float32
     # XGBoost rounds Parquet's numbers itself, and to the nearest: they are kept as they are.
-    options = {"float32": target_of(target).float32 and format != "parquet"}
-    return options | ({"header": header} if format == "csv" else {})
+    if format == "parquet":
+        return {"float32": False, "within_float32": float32}
+    return {"float32": float32} | ({"header": header} if format == "csv" else {})
 
 
 def hyperparameters(target: str, format: str, roles: FileRoles) -> dict[str, str]:  # noqa: A002

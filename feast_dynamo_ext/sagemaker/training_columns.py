@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext.arrow_types import numbers
+from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import TrainingSetError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from feast_dynamo_ext.sagemaker.encodings import FittedEncoding
+    from feast_dynamo_ext.sagemaker.encodings import Encoding, FittedEncoding
 
 
 _EXACT_FLOAT_LIMIT = 2**53
@@ -23,6 +24,7 @@ _EXACT_FLOAT_LIMIT = 2**53
 ROLES = ("label", "weight", "entity", "event_time", "helper", "feature")
 
 LABEL_KINDS = ("number", "boolean", "ordinal")
+WEIGHT_KINDS = ("number", "boolean")
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,73 @@ class TrainingColumns:
             )
 
 
+def refuse_idle(
+    declared: Mapping[str, str | None],
+    kinds: Mapping[str, str],
+    places: Mapping[str, str] | None = None,
+) -> None:
+    """Refuse declarations of columns that would change nothing.
+
+    Args:
+        declared: the declared role by column; None where there is an encoding alone.
+        kinds: what each column is: `label`, `weight`, `event_time`, `join_key`, `helper`,
+            `entity_rows` for others of these, or `feature` where it is looked up.
+        places: file and line of declarations, by column, where these are known.
+
+    Raises:
+        TrainingSetError: names all of them.
+    """
+    problems = []
+    for name, role in declared.items():
+        words = _idle(name, role, kinds)
+        if words:
+            place = f"{places[name]}: " if places and name in places else ""
+            problems.append(f"{place}`{name}` {words}")
+    if problems:
+        raise TrainingSetError(
+            f"Declarations that apply to no column: {len(problems)}: {'; '.join(problems)}."
+        )
+
+
+_TO_TRAIN_ON_IT = "declare `role: feature` beside it, in Python `given_features`, to train on it"
+
+
+def _idle(name: str, role: str | None, kinds: Mapping[str, str]) -> str | None:
+    if name not in kinds:
+        return f"is no column. {did_you_mean(name, kinds, 'There are').removesuffix('.')}"
+    if kinds[name] == "feature":
+        return role and f"is looked up, and so it is a feature: leave out its role `{role}`"
+    if kinds[name] == "event_time" and role != "feature":
+        return "is the event time, and kept as it is: leave it out"
+    if kinds[name] == "join_key" and role == "helper":
+        return "is a join key, and so it is an entity: leave out its role `helper`"
+    if kinds[name] in ("join_key", "helper", "entity_rows") and role is None:
+        return f"has an encoding, and is kept as it is: leave it out, or {_TO_TRAIN_ON_IT}"
+    return None
+
+
+def refuse_absent(
+    roles: Mapping[str, str | None], known: Sequence[str], places: Mapping[str, str] | None = None
+) -> None:
+    """Refuse a label or a weight that the entity rows do not have.
+
+    Args:
+        roles: the column by role; None where there is none.
+        known: columns of the entity rows.
+        places: file and line of these columns, where they are known.
+
+    Raises:
+        TrainingSetError: names the role and the column.
+    """
+    for role, name in roles.items():
+        if name is not None and name not in known:
+            place = f"{places[name]}: " if places and name in places else ""
+            raise TrainingSetError(
+                f"{place}The {role} `{name}` is no column of the entity rows. "
+                f"{did_you_mean(name, known, 'They have')}"
+            )
+
+
 def require_columns(schema: pa.Schema, names: Sequence[str]) -> None:
     """Raise TrainingSetError unless the table has each column exactly once."""
     absent = [name for name in names if name not in schema.names]
@@ -166,11 +235,12 @@ class ColumnScan:
             self._first_unlabelled = (self.rows + at, entity)
         self.rows += batch.num_rows
 
-    def check_inexact(self, names: Sequence[str]) -> None:
+    def check_inexact(self, names: Sequence[str], reason: str) -> None:
         """Refuse integers that would be rounded.
 
         Args:
-            names: integer columns that are written as float64.
+            names: columns that are written as float64.
+            reason: why they are.
 
         Raises:
             TrainingSetError: names them.
@@ -178,9 +248,9 @@ class ColumnScan:
         beyond = [name for name in names if name in self._beyond]
         if beyond:
             raise TrainingSetError(
-                f"Integer columns with missing values are written as float64, which would round "
-                f"values beyond 2^53 in {_listed(beyond)}. Fill the missing values, or leave the "
-                "columns out of `features`: numbers that large are usually identifiers."
+                f"{reason}, which would round values beyond 2^53 in {_listed(beyond)}. Leave the "
+                "columns out of `features`, as numbers that large are usually identifiers, or "
+                "write another format and fill missing values."
             )
 
     def check(self) -> None:
@@ -243,17 +313,48 @@ def may_be_missing(encoding: FittedEncoding, nulls: int) -> bool:
     return bool(nulls) or state.get("unknown") == "missing" or encoding.kind == "list"
 
 
-def check_label(encoding: FittedEncoding) -> None:
-    """Refuse a label that is not one number.
+def check_answers(
+    columns: TrainingColumns, kinds: Mapping[str, str], encodings: Mapping[str, Encoding]
+) -> None:
+    """Refuse a label or a weight that is not one number, or whose missing values are filled.
+
+    Args:
+        columns: the roles.
+        kinds: of the encodings, by column.
+        encodings: those that are declared.
 
     Raises:
         TrainingSetError: names the column and its encodings.
     """
-    if encoding.kind not in LABEL_KINDS:
-        raise TrainingSetError(
-            f"The label `{encoding.column}` cannot be encoded by `{encoding.kind}`: use one of "
-            f"{', '.join(LABEL_KINDS)}."
-        )
+    for role, name, able in (
+        ("label", columns.label, LABEL_KINDS),
+        ("weight", columns.weight, WEIGHT_KINDS),
+    ):
+        if name is None:
+            continue
+        if kinds[name] not in able:
+            raise TrainingSetError(
+                f"The {role} `{name}` cannot be encoded by `{kinds[name]}`: use one of "
+                f"{', '.join(able)}."
+            )
+        filled = filled_option(encodings[name]) if name in encodings else None
+        if filled:
+            raise TrainingSetError(f"The {role} `{name}` {never_filled(filled)}.")
+
+
+def filled_option(encoding: Encoding) -> str | None:
+    """The declared option that makes up values which are not there, if any."""
+    if encoding.missing != "keep":
+        return "missing"
+    return "unknown" if encoding.unknown is not None else None
+
+
+def never_filled(option: str) -> str:
+    """Why a label or a weight has no such option."""
+    return (
+        f"has the option `{option}`, and nothing stands for a label or a weight: a row without "
+        "one, or with a class that no row of train has, is an error. Leave it out"
+    )
 
 
 def check_outputs(names: Sequence[str]) -> None:

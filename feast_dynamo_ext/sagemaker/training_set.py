@@ -45,7 +45,11 @@ from feast_dynamo_ext.sagemaker.row_spool import BATCH_ROWS, RowSpool
 from feast_dynamo_ext.sagemaker.set_build import Build, form_of
 from feast_dynamo_ext.sagemaker.split import checked_split
 from feast_dynamo_ext.sagemaker.targets import target_of
-from feast_dynamo_ext.sagemaker.training_columns import TrainingColumns
+from feast_dynamo_ext.sagemaker.training_columns import (
+    TrainingColumns,
+    check_answers,
+    refuse_idle,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -321,6 +325,10 @@ def write_training_set(
     ]
     roles = replace(roles, helpers=(*roles.helpers, *read_by_split))
     roles.check(table.schema)
+    kinds = {
+        each: "join_key" if role == "entity" else role for each, role in roles.roles().items()
+    }
+    refuse_idle(dict.fromkeys(encodings or {}), kinds)
     if target is not None:
         target_of(target)
     given = {*given_features, *roles.names} - ({*features} - {*given_features})
@@ -329,6 +337,7 @@ def write_training_set(
     schema = pa.schema([table.schema.field(each) for each in roles.names])
     types = {each: schema.field(each).type for each in roles.encoded}
     fitting = Fitting(encodings or {}, types, keeps=target == KEEPS_TEXT)
+    check_answers(roles, fitting.kinds, encodings or {})
     categories = [each for each, kind in fitting.kinds.items() if kind in CATEGORY_KINDS]
     with RowSpool(schema, categories, spill_folder) as spool:
         build = Build(roles, rule, parts, spool, open_bytes)

@@ -176,7 +176,13 @@ def test_entity_rows_of_python_are_kept_for_a_rebuild(repo):
     [
         ("  order: helper\n", "", "columns without a role: order. Declare under"),
         ("service: churn", "service: chrn", "no feature service `chrn`. Did you mean `churn`?"),
-        ("label: churned", "label: churn", "columns without a role: churned"),
+        (
+            "label: churned",
+            "label: churn",
+            "training_sets/churn.yaml, line 3: The label `churn` is no column of the entity rows. "
+            "Did you mean `churned`?",
+        ),
+        ("weight: w", "weight: W2", "line 4: The weight `W2` is no column of the entity rows. "),
         ("target: script", "target: xgboost, x", "training_sets/churn.yaml, line 10: "),
         ("ordinal, unknown: -1", "age", "`city` (string): `age` does not take string"),
     ],
@@ -188,6 +194,68 @@ def test_what_is_wrong_is_said_in_one_line(repo, old, new, words):
     assert words in output
     assert output.startswith("error: ")
     assert not (repo / "out").exists()
+
+
+IDLE = "training_sets/churn.yaml, line 6: "
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        ("ctiy: ordinal", "`ctiy` is no column. Did you mean `city`?"),
+        ("sales__city: ordinal", "`sales__city` is no column. "),
+        ("cid: ordinal", "`cid` has an encoding, and is kept as it is: leave it out, or declare"),
+        ("cid: helper", "`cid` is a join key, and so it is an entity: leave out its role"),
+        ("event_timestamp: epoch", "`event_timestamp` is the event time, and kept as it is"),
+        ("event_timestamp: helper", "`event_timestamp` is the event time, and kept as it is"),
+        ("event_timestamp: entity", "`event_timestamp` is the event time, and kept as it is"),
+        ("spend: helper", "`spend` is looked up, and so it is a feature: leave out its role"),
+        ("spend: entity", "`spend` is looked up, and so it is a feature: leave out its role"),
+        ("spend: {role: feature, missing: 0}", "`spend` is looked up, and so it is a feature"),
+    ],
+)
+def test_a_declaration_that_applies_to_nothing_is_an_error(repo, declared, words):
+    text = SET.replace("columns:\n", f"columns:\n  {declared}\n")
+    (repo / "training_sets/churn.yaml").write_text(text)
+    assert IDLE + words in run(repo, "build", "churn", code=1)
+    assert not (repo / "out").exists()
+
+
+def test_all_declarations_that_apply_to_nothing_are_named_at_once(repo):
+    text = SET.replace("columns:\n", "columns:\n  ctiy: ordinal\n  spend: helper\n")
+    text = text.replace("  basket: {role: feature}", "  basket: {missing: 0}")
+    (repo / "training_sets/churn.yaml").write_text(text)
+    output = run(repo, "build", "churn", code=1)
+    assert output == (
+        "error: Declarations that apply to no column: 3: "
+        "training_sets/churn.yaml, line 6: `ctiy` is no column. Did you mean `city`?; "
+        "training_sets/churn.yaml, line 9: `basket` has an encoding, and is kept as it is: leave "
+        "it out, or declare `role: feature` beside it, in Python `given_features`, to train on "
+        "it; training_sets/churn.yaml, line 7: `spend` is looked up, and so it is a feature: "
+        "leave out its role `helper`.\n"
+    )
+
+
+@pytest.mark.parametrize("column", ["cid", "event_timestamp"])
+def test_a_key_that_is_a_feature_stays_a_key(repo, tmp_path, column):
+    encoding = ", encoding: epoch, unit: day" if column == "event_timestamp" else ""
+    text = SET.replace("columns:\n", f"columns:\n  {column}: {{role: feature{encoding}}}\n")
+    (repo / "training_sets/churn.yaml").write_text(text)
+    run(repo, "build", "churn")
+    manifest = load_training_set(str(repo / "out/churn"), AWS).manifest
+    assert manifest.entity_columns == ("cid",)
+    assert manifest.features == (column, "basket", "spend", "city")
+    test = repo / "out/churn/test/parquet/part-00000.parquet"
+    expected = {"cid": [2, 0], "event_timestamp": [20462, 20463]}[column]  # 9 January 2026
+    assert pq.read_table(test)[column].to_pylist() == expected
+    beside = pq.read_table(repo / "out/churn/rows/test/part-00000.parquet")
+    assert beside.column_names == ["cid", "event_timestamp", "order"]
+    assert beside["cid"].to_pylist() == [2, 0]
+    assert beside["event_timestamp"].to_pylist() == DAYS[8:]
+    again = str(tmp_path / "again")
+    assert json.loads(run(repo, "rebuild", "churn", "--to", again, "--json"))["same_bytes"] is True
+    assert "the same rows, features and inputs" in run(repo, "diff", "churn", again)
+    run(repo, "report", "churn", "--to", str(tmp_path / "churn.html"))
 
 
 def test_an_unknown_set(repo):

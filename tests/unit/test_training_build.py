@@ -84,7 +84,10 @@ OPTIONS = {
 
 
 def write(output, table=ROWS, **changes):
-    return write_training_set(table, output=str(output), **OPTIONS | changes)
+    options = OPTIONS | changes
+    encoded = {options["label"], options["weight"], *options["features"]}
+    encodings = {name: each for name, each in options["encodings"].items() if name in encoded}
+    return write_training_set(table, output=str(output), **options | {"encodings": encodings})
 
 
 def contents(folder: Path) -> dict[str, bytes]:

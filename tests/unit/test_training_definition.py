@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -106,6 +107,59 @@ WRONG = {
     "another rule's option": ("rule: time", "rule: random", 12, "is not an option of `random`"),
     "a wrong format": ("[parquet, csv]", "[parquet, orc]", 18, "`formats.1` is `orc`"),
     "a key twice": ("parts: 2", "label: other", 20, "`label` stands in line 5 already"),
+    "the 30th of February": ("2026-03-01", "2026-02-30", 14, "`2026-02-30` is no timestamp: day"),
+    "month 13": ("2026-03-01", "2026-13-01", 14, "`2026-13-01` is no timestamp: month must be"),
+    "a wrong tag": ("label: churned", "label: !!int foo", 5, "`foo` is no int: invalid literal"),
+    "a wrong float": ("parts: 2", "parts: !!float foo", 20, "`foo` is no float: could not conve"),
+    "a wrong bool": ("parts: 2", "parts: !!bool foo", 20, "`foo` is no bool"),
+    "a list as key": ("parts: 2", "? [a, b]\n: 2", 20, "a key is a list or a mapping. Write a na"),
+    "a mapping as key": (
+        "  plan: ordinal",
+        "  ? {a: b}\n  : 2",
+        9,
+        "a key is a list or a mapping",
+    ),
+    "an alias of itself": ("parts: 2", "parts: &a [*a]", 20, "it holds an alias of itself"),
+    "a mapping in itself": ("columns:", "columns: &c\n  x: *c", 7, "it holds an alias of itself"),
+    "no mapping": (TEXT, "# sets\n- a\n", 2, "it is no mapping of settings"),
+    "a huge embargo": ("embargo: 7d", "embargo: 99999999999999d", 12, "which is too long"),
+    "a number as instant": ("2026-03-01", "20260301", 14, "is the number 20260301: write an inst"),
+    "a quoted number": ("2026-03-01", "'20260301'", 14, "is the number 20260301: write an inst"),
+    "values of lists": (
+        "rule: time\n  validation_from: 2026-03-01\n  test_from: 2026-04-01T12:00:00Z\n"
+        "  embargo: 7d",
+        "rule: column\n  column: a\n  values: {train: [[a]], test: b}",
+        15,
+        "`split.values`: A split by a column goes by texts",
+    ),
+    "infinity": (
+        "missing: median",
+        "missing: .inf",
+        10,
+        "`columns.basket_value.missing` is `inf`",
+    ),
+    "a label with a role": ("plan: ordinal", "churned: helper", 9, "is the label and a helper"),
+    "a weight with a role": ("plan: ordinal", "w: feature", 9, "is the weight and a feature"),
+    "a filled label": (
+        "plan: ordinal",
+        "churned: {missing: 0}",
+        9,
+        "the label `churned` has the opt",
+    ),
+    "a filled weight": (
+        "plan: ordinal",
+        "w: {missing: 0}",
+        9,
+        "the weight `w` has the option `mis",
+    ),
+    "features twice": ("label: churned", "features: [a:b]\nlabel: churned", 5, "one of the two"),
+    "another key of rows": ("  path: labels", "  pth: labels", 4, "`entity_rows` is `{sql: ...}`"),
+    "a wrong name": (
+        "label: churned",
+        "name: a b\nlabel: churned",
+        5,
+        "`name` is `a b`: up to 63",
+    ),
     "no yaml": ("label: churned", "label: [churned", 6, "it is no yaml"),
 }
 
@@ -186,7 +240,8 @@ def test_one_name_stands_for_one_set(folder):
             "no setting `labels`. Did you mean `label`?",
         ),
         (MODULE.replace("pd.DataFrame", "pd.Frame"), "sets.py cannot be loaded: AttributeError"),
-        (MODULE.replace('name="returns",', ""), "sets.py: a training set has no `name`"),
+        (MODULE.replace('name="returns",', ""), "the training set `returns` has no `name`"),
+        (MODULE.replace("label=", "labels="), "sets.py, line 6: "),
     ],
 )
 def test_errors_of_python_name_the_module(folder, text, words):
@@ -215,3 +270,42 @@ def test_splits(split, rule):
     found = TrainingSetDefinition(**given, split=split)
     assert found.split.to_rule() == rule
     assert TrainingSetDefinition(**given, split=rule).split.to_rule() == rule
+
+
+DEEP = "[" * 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"label: {DEEP}", "it is nested too deep"),
+        (f"label: {DEEP}{']' * 5000}\n", "it is nested too deep"),
+        ("label: \x00\n", "it is no yaml"),
+    ],
+)
+def test_what_no_yaml_can_be_is_one_error(folder, text, words):
+    write(folder, text)
+    with pytest.raises(ConfigError) as caught:
+        load_definitions(folder)
+    assert str(caught.value).startswith("training_sets/churn.yaml")
+    assert words in str(caught.value)
+
+
+def test_an_alias_may_stand_twice(folder):
+    text = TEXT.replace("plan: ordinal", "plan: &c {encoding: ordinal}\n  tier: *c")
+    found = load_definition(write(folder, text))
+    assert found.columns["plan"] == found.columns["tier"]
+
+
+def test_files_of_editors_are_passed_over(folder):
+    write(folder, TEXT)
+    (folder / "training_sets/.#churn.yaml").symlink_to("user@host.1:2")
+    (folder / "training_sets/.churn.yaml").write_text("half")
+    assert list(load_definitions(folder)) == ["churn"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("/nowhere/at/all")])
+def test_what_is_no_file_is_named(folder, make):
+    make(folder / "training_sets/x.yaml")
+    with pytest.raises(ConfigError, match=r"training_sets/x\.yaml cannot be read: "):
+        load_definitions(folder)

@@ -152,7 +152,8 @@ def test_all_problems_are_named_at_once():
 def test_files_are_written_as_the_target_reads_them():
     assert writer_options("xgboost", "csv") == {"float32": True, "header": False}
     # Its reader of Parquet rounds to the nearest by itself.
-    assert writer_options("xgboost", "parquet") == {"float32": False}
+    assert writer_options("xgboost", "parquet") == {"float32": False, "within_float32": True}
+    assert writer_options("script", "parquet") == {"float32": False, "within_float32": False}
     assert writer_options("linear-learner", "recordio") == {"float32": True}
     assert writer_options("script", "csv", header=True) == {"float32": False, "header": True}
 
