@@ -21,7 +21,7 @@ demo: $(VENV)/.demo $(VENV)/.dynamodb-local ## the whole job on a real shop's pu
 	@$(BIN)/python feature_repo/demo.py
 
 # Two at once, which take tests from each other: the longest files have the fewest tests.
-test: $(VENV)/.dev $(VENV)/.dynamodb-local $(if $(filter pre,$(FEAST)),feast-pre) ## run all tests, or those of T=path (FEAST=pre: on Feast's pre-release)
+test: $(VENV)/.dev $(VENV)/.dynamodb-local .venv-sdk/.ready $(if $(filter pre,$(FEAST)),feast-pre) ## run all tests, or those of T=path (FEAST=pre: on Feast's pre-release)
 	@$(BIN)/python -m pytest $(or $(T),--numprocesses 2 --dist worksteal) $(ARGS)
 
 # A tenth of the usual cases for generated tests.
@@ -56,7 +56,7 @@ docs: $(VENV)/.dev .venv-docs/.ready ## the site of docs/ in site/, its generate
 	else echo "No npm here: the site's search works where it is served, not from a disk."; fi
 
 clean: ## remove what was installed and cached
-	rm -rf .venv .venv-bench .venv-docs .venv-feast-pre site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .feast-dynamo
+	rm -rf .venv .venv-bench .venv-docs .venv-feast-pre .venv-sdk site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .feast-dynamo
 
 $(BIN)/python:
 	@echo "Creating $(VENV) ..."
@@ -98,6 +98,14 @@ feast-pre: $(VENV)/.dev
 
 # Lets the search run where pages are opened from a disk; Zensical would load it from elsewhere.
 WORKER := .venv-docs/package/shim/index.js
+# SageMaker's SDK caps protobuf below what Feast takes. What is compared with it needs its core
+# alone, which is put beside the environment and not into it.
+.venv-sdk/.ready: tests/support/sdk_requirements.txt | $(BIN)/python
+	@echo "Installing the core of SageMaker's SDK to compare with (once, seconds) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--target .venv-sdk/packages --upgrade --requirement tests/support/sdk_requirements.txt
+	@touch $@
+
 # What builds the site has nothing to do with what the package runs on.
 .venv-docs/.ready: docs/requirements.txt
 	@echo "Installing what builds the site (once, under a minute) ..."

@@ -130,6 +130,19 @@ ADVICE: dict[type[AwsError], str] = {
 }
 
 
+S3_ACTIONS = {
+    "HeadObject": "GetObject",
+    "HeadBucket": "ListBucket",
+    "ListObjects": "ListBucket",
+    "ListObjectsV2": "ListBucket",
+    "CopyObject": "PutObject",
+    "CreateMultipartUpload": "PutObject",
+    "UploadPart": "PutObject",
+    "CompleteMultipartUpload": "PutObject",
+    "DeleteObjects": "DeleteObject",
+}
+"""Operations of S3 whose actions in policies have other names."""
+
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -269,7 +282,7 @@ def is_timestamp(value: Any) -> bool:
     """Whether botocore can send a value as a timestamp."""
     try:
         parse_to_aware_datetime(value)
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, RuntimeError):
         return False
     return True
 
@@ -503,6 +516,10 @@ def aws_error(
     """Our exception for a service's error code, naming operation and resource."""
     kind = ERROR_BY_CODE.get(code, AwsError)
     advice = ADVICE.get(kind, "")
+    if kind is AccessDeniedError and service == "s3" and " perform: " not in message:
+        # Where AWS names the action itself, it may be one of a key of KMS.
+        action = f"s3:{S3_ACTIONS.get(operation, operation)}"
+        advice = advice.replace("the missing action", f"the missing action, `{action}`,")
     text = f"{service} {operation} on {resource}: {code}: {message.rstrip('.')}. {advice}".rstrip()
     return kind(text, service=service, operation=operation, code=code, request_id=request_id)
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from feast_dynamo_ext.cli.repo import InOrder, Output, json_option, open_store, repo_option, table
-from feast_dynamo_ext.errors import ConfigError
-
-if TYPE_CHECKING:
-    from feast_dynamo_ext.aws import AwsSettings
+from feast_dynamo_ext.cli.repo import (
+    InOrder,
+    Output,
+    aws_access,
+    aws_of,
+    json_option,
+    open_store,
+    region_option,
+    repo_option,
+    table,
+)
 
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 - what a container is reached at
 
-region_option = click.option("--region", help="AWS region.  [default: the environment's]")
 name_argument = click.argument("name", metavar="NAME")
 
 
@@ -100,7 +105,7 @@ def package(
     from feast_dynamo_ext.sagemaker.serving.package import package_model
 
     store = open_store(repo)
-    aws = _s3_of(store)
+    aws = aws_of(store).s3
     given = {"max_rows": max_rows, "max_wait_ms": max_wait_ms}
     made = package_model(
         store,
@@ -130,17 +135,6 @@ def _registry(store: Any, *, wanted: bool | None) -> str | None:
     return path if is_on_s3 else str(Path(store.config.repo_path or ".", path).absolute())
 
 
-def _s3_of(store: Any) -> AwsSettings:
-    settings = getattr(store.config.offline_store, "aws", None)
-    if settings is None:
-        raise ConfigError(
-            f"The offline store of this repo is `{store.config.offline_store.type}`, which has no "
-            "training sets. Set `type: feast_dynamo_ext.S3ParquetOfflineStore`."
-        )
-    found: AwsSettings = settings()
-    return found
-
-
 @endpoint.command(short_help="Serve an archive on this machine.")
 @click.argument("archive", metavar="ARCHIVE")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -166,7 +160,7 @@ def local(archive: str, host: str, port: int | None, region: str | None) -> None
     with tempfile.TemporaryDirectory() as folder:
         model_dir = Path(archive)
         if not model_dir.is_dir():
-            unpack(archive, Path(folder), _aws(region))
+            unpack(archive, Path(folder), aws_access(region=region).services)
             model_dir = Path(folder)
         click.echo(
             f"Serving on http://{host}:{chosen}, try it on /docs. Ctrl-C ends it.", err=True
@@ -251,7 +245,7 @@ def deploy(name: str, output: Output, *, dry_run: bool, region: str | None, **gi
         data = vars(endpoint_requests(spec))
         output.show(data, json.dumps(data, indent=2))
         return
-    done = bring_up(spec, _aws(region))
+    done = bring_up(spec, aws_access(region=region).services)
     output.show(vars(done), f"Endpoint {name}: {done.action}, config {done.config}.")
 
 
@@ -287,12 +281,6 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _aws(region: str | None) -> AwsSettings:
-    from feast_dynamo_ext.aws import AwsSettings
-
-    return AwsSettings(region)
-
-
 @endpoint.command(short_help="Send a request to an endpoint.")
 @name_argument
 @click.argument("body", type=click.File("rb"), metavar="FILE")
@@ -309,7 +297,11 @@ def invoke(name: str, body: Any, content_type: str, accept: str, region: str | N
     from feast_dynamo_ext.sagemaker.serving.deploy import invoke as send
 
     answer, lacking = send(
-        name, body.read(), _aws(region), content_type=content_type, accept=accept
+        name,
+        body.read(),
+        aws_access(region=region).services,
+        content_type=content_type,
+        accept=accept,
     )
     click.echo(answer, nl=not answer.endswith(b"\n"))
     if lacking:
@@ -332,8 +324,8 @@ def delete(name: str, output: Output, *, yes: bool, region: str | None) -> None:
     from feast_dynamo_ext.sagemaker.serving.deploy import deletable
     from feast_dynamo_ext.sagemaker.serving.deploy import delete as take_down
 
-    found = deletable(name, _aws(region))
+    found = deletable(name, aws_access(region=region).services)
     if yes:
-        take_down(found, _aws(region))
+        take_down(found, aws_access(region=region).services)
     rows = table(["deleted" if yes else "would be deleted"], [[each] for each in found.names])
     output.show({"deleted": yes, **vars(found)}, rows)

@@ -78,9 +78,10 @@ def create(
     """Make an empty table for VIEW, and print the source that reads it.
 
     The columns are the view's, in the types of its schema; maps and JSON are kept as text. Rows
-    are sorted by join keys and event time, and partitioned by day or month of the event time: by
-    day where the view's files have 32 MB a day or more. To take over the files that there are,
-    use `feast-dynamo table import` instead, which makes the table as well.
+    are sorted by join keys and event time, and partitioned by it: by day where the view's files
+    have 32 MB a day or more, by month where they have as much in all or there are none, else not
+    at all. To take over the files that there are, use `feast-dynamo table import` instead, which
+    makes the table as well.
 
     \b
     feast-dynamo table create customer_orders

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from feast_dynamo_ext.cli.repo import Output, open_store
+from feast_dynamo_ext.cli.repo import Output, open_store, registry_errors
 from feast_dynamo_ext.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,8 +72,13 @@ def store_of(repo: Path) -> FeatureStore:
 
 
 def views_of(store: FeatureStore) -> dict[str, Any]:
-    """Views with a batch source, by name."""
-    views: list[Any] = list(store.list_all_feature_views())
+    """Views with a batch source, by name.
+
+    Raises:
+        ConfigError, AwsError: the registry cannot be read.
+    """
+    with registry_errors():
+        views: list[Any] = list(store.list_all_feature_views())
     return {view.name: view for view in views if getattr(view, "batch_source", None) is not None}
 
 

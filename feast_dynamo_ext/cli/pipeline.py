@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from feast_dynamo_ext.cli.repo import (
     InOrder,
     Output,
+    aws_access,
+    aws_of,
     feasts_errors,
     json_option,
     open_store,
+    region_option,
     repo_option,
 )
 
-if TYPE_CHECKING:
-    from feast import FeatureStore
-
-    from feast_dynamo_ext.aws import AwsSettings
-
 pipeline_argument = click.argument("name")
-region_option = click.option(
-    "--region", help="AWS region. Default: AWS_REGION, AWS_DEFAULT_REGION or the profile's."
-)
 
 
 @click.group(cls=InOrder)
@@ -97,7 +91,7 @@ def run(
         repo.absolute(),
         store,
         folder=folder or repo / ".pipelines" / declaration.name,
-        aws=_aws(region, store),
+        aws=aws_of(store, region).s3,
         force=force,
         registry=registry,
         say=output.note,
@@ -150,7 +144,8 @@ def upsert(name: str, region: str | None, repo: Path, output: Output) -> None:
     from feast_dynamo_ext.sagemaker.pipeline.rendering import read_parts
 
     declaration = read_pipeline(repo, name)
-    outcome = on_aws.upsert_pipeline(declaration, read_parts(declaration, repo), _aws(region))
+    access = aws_access(repo, region)
+    outcome = on_aws.upsert_pipeline(declaration, read_parts(declaration, repo), access.s3)
     output.show(
         {"pipeline": declaration.name, "outcome": outcome},
         f"Pipeline {declaration.name}: {outcome}.",
@@ -190,7 +185,7 @@ def start(
 
     declaration = read_pipeline(repo, name)
     values = checked_parameters(declaration, parameters)
-    arn = on_aws.start_pipeline(declaration.name, values, _aws(region), token)
+    arn = on_aws.start_pipeline(declaration.name, values, aws_access(repo, region).services, token)
     output.show({"execution": arn}, f"Started {arn}")
 
 
@@ -211,7 +206,7 @@ def schedule(name: str, region: str | None, repo: Path, output: Output) -> None:
     from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import read_pipeline
 
     declaration = read_pipeline(repo, name)
-    outcome = on_aws.upsert_schedule(declaration, _aws(region))
+    outcome = on_aws.upsert_schedule(declaration, aws_access(repo, region).services)
     expression = on_aws.declared_schedule(declaration).expression
     output.show(
         {"schedule": declaration.name, "expression": expression, "outcome": outcome},
@@ -246,7 +241,7 @@ def build_set(
     declaration = read_pipeline(repo, name)
     definition = read_parts(declaration, repo).definition
     store = open_store(repo)
-    aws = _aws(None, store)
+    aws = aws_of(store).s3
     found = step_inputs.set_at(definition, place, aws) if if_absent else None
     if found is None:
         with feasts_errors():
@@ -256,13 +251,3 @@ def build_set(
         summary.parent.mkdir(parents=True, exist_ok=True)
         summary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     output.show(data, f"{found.output}: {sum(data['rows'].values()):,} rows")
-
-
-def _aws(region: str | None, store: FeatureStore | None = None) -> AwsSettings:
-    """What the offline store says of S3, or else the environment, with a region of one's own."""
-    import dataclasses
-
-    from feast_dynamo_ext.aws import AwsSettings
-
-    found = store.config.offline_store.aws() if store is not None else AwsSettings()
-    return dataclasses.replace(found, region=region) if region else found

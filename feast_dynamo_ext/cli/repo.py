@@ -13,7 +13,7 @@ import json
 import os
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,12 +21,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from tabulate import tabulate
 
-from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, ViewsFailedError
+from feast_dynamo_ext.errors import (
+    AccessDeniedError,
+    ConfigError,
+    FeastDynamoError,
+    ViewsFailedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from feast import FeatureStore
+
+    from feast_dynamo_ext.aws import AwsSettings
 
 
 Command = TypeVar("Command", bound="Callable[..., Any]")
@@ -88,6 +95,12 @@ repo_option = click.option(
     envvar="FEATURE_REPO_DIR_ENV_VAR",
     show_default="the current one",
     help="Folder of the feature repo, as of `feast --chdir`.",
+)
+
+region_option = click.option(
+    "--region",
+    metavar="NAME",
+    help="AWS region, in place of the one that is configured.",
 )
 
 views_option = click.option(
@@ -236,6 +249,96 @@ def feasts_errors() -> Iterator[None]:
         raise
 
 
+@dataclass(frozen=True)
+class AwsAccess:
+    """How a command reaches AWS.
+
+    Attributes:
+        s3: as the block of the offline store says.
+        services: all else, with its region, profile and role; the block's endpoint is that of S3.
+    """
+
+    s3: AwsSettings
+    services: AwsSettings
+
+
+def aws_access(repo: Path | None = None, region: str | None = None) -> AwsAccess:
+    """How AWS is reached: as a repo with our store says, else as the environment does.
+
+    Args:
+        repo: the feature repo's folder; None for commands that need none.
+        region: of the command's option, in place of both.
+
+    Raises:
+        ConfigError: a feature_store.yaml that Feast cannot use.
+    """
+    from feast_dynamo_ext.aws import AwsSettings
+
+    found = AwsSettings()
+    if repo is not None and is_repo(repo):
+        settings = getattr(open_store(repo).config.offline_store, "aws", None)
+        found = settings() if settings is not None else found
+    return _in_region(found, region)
+
+
+def aws_of(store: FeatureStore, region: str | None = None) -> AwsAccess:
+    """How AWS is reached as an open store says.
+
+    Raises:
+        ConfigError: its offline store is another one.
+    """
+    settings = getattr(store.config.offline_store, "aws", None)
+    if settings is None:
+        raise ConfigError(
+            f"The offline store of this repo is `{store.config.offline_store.type}`, which has no "
+            "training sets. Set `type: feast_dynamo_ext.S3ParquetOfflineStore`."
+        )
+    return _in_region(settings(), region)
+
+
+def _in_region(settings: AwsSettings, region: str | None) -> AwsAccess:
+    s3 = replace(settings, region=region) if region else settings
+    return AwsAccess(s3, replace(s3, endpoint_url=None))
+
+
+@contextlib.contextmanager
+def registry_errors() -> Iterator[None]:
+    """Errors of a registry on S3 that is opened, and what `feasts_errors` turns into ours.
+
+    Raises:
+        AccessDeniedError: names the action. Feast takes a registry that it may not read for a
+            missing one, and writes an empty one: its own error is of that.
+        ConfigError, AwsError: another.
+    """
+    from feast.errors import S3RegistryBucketForbiddenAccess
+
+    from feast_dynamo_ext.aws import aws_error, translated
+
+    with feasts_errors():
+        try:
+            with translated("s3", "the registry"):
+                yield
+        except S3RegistryBucketForbiddenAccess as error:
+            raise aws_error(
+                "AccessDenied",
+                str(error),
+                service="s3",
+                operation="HeadBucket",
+                resource="the bucket of the registry",
+            ) from error
+        except AccessDeniedError as error:
+            if error.operation != "PutObject":
+                raise
+            raise AccessDeniedError(
+                "The registry on S3 is not there, or may not be read. Run `feast apply` if it was "
+                "not run yet; else add the missing action, `s3:GetObject`, to the identity's IAM "
+                "policy: `feast-dynamo docs iam`.",
+                service="s3",
+                operation="GetObject",
+                code=error.code,
+            ) from error
+
+
 def chosen_views(
     store: FeatureStore, names: Sequence[str] | None, version: str | None
 ) -> list[Any]:
@@ -253,9 +356,8 @@ def chosen_views(
     from feast.errors import FeatureViewNotFoundException
 
     from feast_dynamo_ext import _feast
-    from feast_dynamo_ext.aws import translated
 
-    with feasts_errors(), translated("s3", "the registry"):
+    with registry_errors():
         try:
             return _feast.views_to_materialize(store, names, version)
         except FeatureViewNotFoundException as error:

@@ -60,9 +60,13 @@ def _place(repo: Path) -> _Place:
 
 def output_of(name: str, repo: Path) -> str:
     """The output of the set that a repo declares by a name, or the output itself."""
-    from feast_dynamo_ext.sagemaker.definition import definition_named
+    from feast_dynamo_ext.sagemaker.definition import definition_named, load_definitions
+    from feast_dynamo_ext.sagemaker.output_folder import MANIFEST
 
     if "/" in name or not is_repo(repo):
+        return name
+    # A folder may be named without a slash where no declared set has its name.
+    if Path(name, MANIFEST).is_file() and name not in load_definitions(repo):
         return name
     return definition_named(repo, name).definition.output_in(repo)
 

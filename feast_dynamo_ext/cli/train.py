@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -13,16 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from feast_dynamo_ext.cli.repo import Output, age_in, json_option, open_store, repo_option
+from feast_dynamo_ext.cli.repo import (
+    Output,
+    age_in,
+    aws_access,
+    json_option,
+    region_option,
+    repo_option,
+)
 from feast_dynamo_ext.cli.set_checks import output_of
 from feast_dynamo_ext.errors import ConfigError, TrainingSetError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.sagemaker.job_source import SourceCode
     from feast_dynamo_ext.sagemaker.job_submission import Shown
-    from feast_dynamo_ext.sagemaker.training_job import SourceCode, Spot, TrainingJob, Vpc
+    from feast_dynamo_ext.sagemaker.training_job import Spot, TrainingJob, Vpc
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
 NO_ROLE = "arn:aws:iam::000000000000:role/none"
@@ -76,7 +84,7 @@ def _age(_context: Any, _option: Any, text: str | None) -> int | None:
 @click.option("--sharded", is_flag=True, help="Each instance reads train files of its own.")
 @click.option("--input-mode", type=click.Choice(["File", "FastFile"]), default="File")
 @click.option("--spot", "max_wait", metavar="AGE", callback=_age, help="On spot; longest wait.")
-@click.option("--checkpoints", metavar="URI", help="Kept there while a spot job runs.")
+@click.option("--checkpoints", metavar="URI", help="Kept there while a job on spot runs.")
 @click.option("--retries", type=click.IntRange(0, 30), default=0, show_default=True)
 @click.option("--kms-key", metavar="KEY", help="Encrypts the model.")
 @click.option("--volume-kms-key", metavar="KEY", help="Encrypts the instances' disks.")
@@ -93,6 +101,7 @@ def _age(_context: Any, _option: Any, text: str | None) -> int | None:
 @click.option(
     "--work-dir", type=click.Path(file_okay=False, path_type=Path), help="For --local: keep it."
 )
+@region_option
 @repo_option
 @json_option
 def train(output: Output, repo: Path, **choices: Any) -> None:
@@ -125,9 +134,8 @@ class _Job:
 
     def __init__(self, output: Output, repo: Path, choices: dict[str, Any]) -> None:
         self._output, self._choices = output, choices
-        self._s3 = _s3_settings(repo)
-        # The endpoint of the offline store's block is that of S3.
-        self._aws = dataclasses.replace(self._s3, endpoint_url=None)
+        found = aws_access(repo, choices.pop("region"))
+        self._s3, self._aws = found.s3, found.services
 
     def refuse_wrong_usage(self) -> None:
         """Refuse options that contradict each other, before anything is read.
@@ -140,8 +148,8 @@ class _Job:
 
     def run_on_sagemaker(self) -> None:
         from feast_dynamo_ext.sagemaker import job_submission
+        from feast_dynamo_ext.sagemaker.job_source import upload_source
         from feast_dynamo_ext.sagemaker.manifest import manifest_sha256
-        from feast_dynamo_ext.sagemaker.training_job import upload_source
 
         source = self._source()
         made = self._verified()
@@ -202,9 +210,16 @@ class _Job:
             return
         kept = self._choices["work_dir"] or Path(tempfile.mkdtemp(prefix="feast-dynamo-train-"))
         self._output.note(f"Running training job {request['TrainingJobName']} in {kept}.")
-        done = run_training_job(
-            request, work_dir=kept, aws=self._s3, source=source, on_line=_Progress.line
-        )
+        try:
+            with _terminated():
+                done = run_training_job(
+                    request, work_dir=kept, aws=self._s3, source=source, on_line=_Progress.line
+                )
+        except (KeyboardInterrupt, SystemExit):
+            config = request.get("CheckpointConfig")
+            after = f" The same command goes on from {config['S3Uri']}." if config else ""
+            self._output.note(f"\nThe job was stopped.{after}")
+            raise
         self._answer(done.job, "", log=str(done.log))
 
     def _verified(self) -> TrainingSet:
@@ -230,7 +245,8 @@ class _Job:
         return made
 
     def _source(self) -> SourceCode | None:
-        from feast_dynamo_ext.sagemaker.training_job import ALGORITHMS, pack_source
+        from feast_dynamo_ext.sagemaker.job_source import pack_source
+        from feast_dynamo_ext.sagemaker.training_images import ALGORITHMS
 
         script, entry = self._choices["script"], self._choices["entry"]
         known = ALGORITHMS.get(self._choices["algorithm"] or "")
@@ -312,8 +328,8 @@ class _Job:
         return request, token
 
     def _image(self) -> str:
-        from feast_dynamo_ext import aws as aws_access
-        from feast_dynamo_ext.sagemaker.training_job import image_uri
+        from feast_dynamo_ext.aws import session
+        from feast_dynamo_ext.sagemaker.training_images import image_uri
 
         image, algorithm = self._choices["image"], self._choices["algorithm"]
         if image is not None and algorithm is not None:
@@ -324,7 +340,7 @@ class _Job:
             return NO_IMAGE
         if algorithm is None:
             raise click.UsageError("Give --image URI or --algorithm NAME.")
-        region = aws_access.session(self._aws).region_name
+        region = session(self._aws).region_name
         return image_uri(algorithm, region, self._choices["version"])
 
     def _vpc(self) -> Vpc | None:
@@ -334,6 +350,7 @@ class _Job:
         return Vpc(subnets, groups) if subnets or groups else None
 
     def _spot(self) -> Spot | None:
+        from feast_dynamo_ext.sagemaker.local_job import HERE
         from feast_dynamo_ext.sagemaker.training_job import Spot
 
         wait_s, checkpoints = self._choices["max_wait"], self._choices["checkpoints"]
@@ -341,6 +358,8 @@ class _Job:
             raise click.UsageError(
                 "--checkpoints are of a job on spot instances: give --spot AGE."
             )
+        if checkpoints is not None and self._choices["local"] and "://" not in checkpoints:
+            checkpoints = f"{HERE}{str(Path(checkpoints).resolve())[1:]}"
         return None if wait_s is None else Spot(wait_s, checkpoints)
 
     def _answer(self, job: TrainingJob, lineage: str, log: str = "") -> None:
@@ -363,6 +382,20 @@ def _shown(job: TrainingJob, lineage: str, log: str = "") -> dict[str, Any]:
         "lineage": lineage,
         "log": log,
     }
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM ends a job as Ctrl-C does: its hosts are stopped, its checkpoints kept."""
+
+    def leave(number: int, _frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Progress:
@@ -396,13 +429,3 @@ class _Progress:
     def line(host: str, text: str) -> None:
         """A line of the job's log."""
         click.echo(f"{host} | {text}", err=True)
-
-
-def _s3_settings(repo: Path) -> AwsSettings:
-    """How S3 is reached: as the repo says if there is one, else as the environment does."""
-    from feast_dynamo_ext.aws import AwsSettings
-
-    if not (repo / "feature_store.yaml").exists():
-        return AwsSettings()
-    settings: AwsSettings = open_store(repo).config.offline_store.aws()
-    return settings

@@ -11,6 +11,8 @@ that no value is ever read in a type that does not hold it.
 from __future__ import annotations
 
 import bisect
+import functools
+import itertools
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,22 +26,30 @@ from feast_dynamo_ext.arrow_types import common_type, is_time, without_view_layo
 from feast_dynamo_ext.cancellation import in_threads
 from feast_dynamo_ext.errors import ColumnTypeError, SourceReadError
 from feast_dynamo_ext.parquet.listing import partition_expression, partition_types
-from feast_dynamo_ext.parquet.scan import ReadErrors
+from feast_dynamo_ext.parquet.scan import INT96_UNIT, ReadErrors
 from feast_dynamo_ext.timestamps import Axis
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from feast_dynamo_ext.parquet.listing import FileView, Periods, Place, TableFiles, Views
+    from feast_dynamo_ext.parquet.listing import (
+        Bounds,
+        FileView,
+        Periods,
+        Place,
+        TableFiles,
+        Views,
+    )
     from feast_dynamo_ext.storage import FileState
 
 
-FORMAT = ds.ParquetFileFormat(coerce_int96_timestamp_unit="us")
-"""Spark's old times, INT96, are read as microseconds: as nanoseconds, the year 9999 wraps to 1816.
-"""
+FORMAT = ds.ParquetFileFormat(coerce_int96_timestamp_unit=INT96_UNIT)
 
 FOOTERS_AT_ONCE = 16
+NEAR_FOOTERS_AT_ONCE, NEAR_FOOTERS_TOGETHER = 4, 8
+"""Of files on this machine: few threads, each of which takes several at a time. Nothing is waited
+for there, and a footer takes less time than its way to another thread."""
 
 DAY_S, DAY_MS = 86_400, 86_400_000
 
@@ -86,10 +96,17 @@ def read_footers(
                 errors.check_columns(fragment, checked)
             return footer if len(set(schema.names)) == len(schema) else _without_repeated(footer)
 
-    if len(fragments) == 1:
-        return [read(fragments[0])]
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        return list(pool.map(in_threads(read), fragments))
+    def read_all(some: Sequence[Any]) -> list[Footer]:
+        return [read(fragment) for fragment in some]
+
+    at_once, together = FOOTERS_AT_ONCE, 1
+    if not errors.place.is_on_s3:
+        at_once, together = NEAR_FOOTERS_AT_ONCE, NEAR_FOOTERS_TOGETHER
+    parts = [fragments[at : at + together] for at in range(0, len(fragments), together)]
+    if len(parts) == 1:
+        return read_all(parts[0])
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(itertools.chain(*pool.map(in_threads(read_all), parts)))
 
 
 def _without_repeated(footer: Footer) -> Footer:
@@ -113,6 +130,7 @@ def part_within(
     return replace(footer, part=part) if part.row_groups else None
 
 
+@functools.lru_cache(maxsize=64)  # of many files, all but the first have the type of another
 def range_condition(
     column: pa.Field, first: datetime | None, last: datetime | None
 ) -> ds.Expression | None:
@@ -271,6 +289,11 @@ class SourceDataset:
         return None if views is None or views.are_plain else views
 
     @property
+    def bounds(self) -> Bounds | None:
+        """What a table's log says of the values in its files; None of plain files."""
+        return self.table.bounds if self.table else None
+
+    @property
     def schema(self) -> pa.Schema:
         """Names and types of all columns, those of folders included."""
         return self.dataset.schema
@@ -329,7 +352,7 @@ class SourceDataset:
             The files that may hold a time of it, and paths of those that surely hold no other: of
             a long history most, and their footers need not be asked for times.
         """
-        bounds = self.table.bounds if self.table else None
+        bounds = self.bounds
         if bounds is None:
             return fragments, frozenset()
         kind = self.schema.field(column).type
@@ -356,7 +379,7 @@ class SourceDataset:
 
     def with_keys(self, keys: Mapping[str, pa.Array | pa.ChunkedArray]) -> SourceDataset:
         """Without the files that hold none of some keys; see `ParquetSource.with_keys`."""
-        bounds = self.table.bounds if self.table else None
+        bounds = self.bounds
         if bounds is None or len(self.files) < 2:  # noqa: PLR2004 - one file may hold anything
             return self
         kept = {file.path for file in self.files}
@@ -421,7 +444,7 @@ class SourceDataset:
 
     def _said_limits(self, column: str) -> pa.Array | None:
         """The limits of a column of times as a table's log says them of all files."""
-        bounds = self.table.bounds if self.table else None
+        bounds = self.bounds
         if bounds is None:
             return None
         kind = self.schema.field(column).type

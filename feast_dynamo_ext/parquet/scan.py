@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -194,20 +195,23 @@ def check_columns(fragment: Any, size: int, columns: Collection[str]) -> None:
     metadata, groups = fragment.metadata, [group.id for group in fragment.row_groups]
     if not groups:
         return
+    schema = metadata.schema
+    leaves = [(at, schema.column(at)) for at in range(metadata.num_columns)]
+    leaves = [(at, leaf) for at, leaf in leaves if leaf.path.partition(".")[0] in columns]
     unread = _NoBytes(size)
-    file = pq.ParquetFile(pa.PythonFile(unread, mode="r"), metadata=metadata, pre_buffer=True)
+    # Ahead of reading, Arrow looks at all that it will read, by threads of its own; of a single
+    # part of a file, which most are, it looks at all of it anyway before it wants the first byte.
+    ahead = len(groups) * len(leaves) > 1
+    file = pq.ParquetFile(pa.PythonFile(unread, mode="r"), metadata=metadata, pre_buffer=ahead)
     try:
         file.read_row_groups(groups, columns=list(columns), use_threads=False)
     except (OSError, pa.ArrowException):
         if not unread.is_wanted:
             raise
-    schema = metadata.schema
-    leaves = [schema.column(at) for at in range(metadata.num_columns)]
-    for at, leaf in enumerate(leaves):
-        if leaf.path.partition(".")[0] in columns:
-            kinds = {metadata.row_group(group).column(at).physical_type for group in groups}
-            if kinds != {leaf.physical_type}:  # which its statistics are not made of
-                raise OSError(f"column {leaf.path} is {leaf.physical_type} and {sorted(kinds)}")
+    for at, leaf in leaves:
+        kinds = {metadata.row_group(group).column(at).physical_type for group in groups}
+        if kinds != {leaf.physical_type}:  # which its statistics are not made of
+            raise OSError(f"column {leaf.path} is {leaf.physical_type} and {sorted(kinds)}")
 
 
 def _refusal(error: Exception, path: str) -> AwsError | None:
@@ -227,7 +231,22 @@ BATCH_ROWS, BATCH_BYTES = 65_536, 32 << 20
 """Of rows that are read into memory as one batch."""
 
 BUFFER_BYTES = 1 << 16
-"""Of a column that is read from this machine."""
+"""Of a column that is read from this machine: never a whole one of a large row group at once."""
+
+NEAR = ds.ParquetFragmentScanOptions(
+    pre_buffer=False, use_buffered_stream=True, buffer_size=BUFFER_BYTES
+)
+FAR = ds.ParquetFragmentScanOptions(pre_buffer=True)
+
+INT96_UNIT = "us"
+"""Spark's old times, INT96, are read as microseconds: as nanoseconds, the year 9999 wraps to 1816.
+"""
+
+SMALL_BYTES = 4 << 20
+"""Of a row group in memory, up to which its columns are read without such buffers."""
+
+MOST_TOGETHER = 16
+"""Small row groups that one thread reads as one: the others have work too."""
 
 READ_AHEAD = {"batch_readahead": 1, "fragment_readahead": 1}
 GROUPS_AHEAD = 1
@@ -258,15 +277,67 @@ class RowGroup:
     @property
     def rows(self) -> int:
         """How many of its rows count."""
+        stored = self._stored_rows
+        return stored - len(self._deleted(stored))
+
+    @functools.cached_property
+    def is_small(self) -> bool:
+        """Whether it is read so soon that what is done for each row group counts."""
         (info,) = self.fragment.row_groups
-        return int(info.num_rows) - len(self._deleted(info.num_rows))
+        return not self._is_far and int(info.total_byte_size) <= SMALL_BYTES
+
+    @functools.cached_property
+    def _stored_rows(self) -> int:
+        (info,) = self.fragment.row_groups
+        return int(info.num_rows)
 
     def batches(
-        self, schema: pa.Schema, columns: Sequence[str], **options: Any
+        self, schema: pa.Schema, columns: Sequence[str], *, by_one_thread: bool = False
     ) -> Iterator[pa.RecordBatch]:
-        """Its rows that count, in order."""
+        """Its rows that count, in order.
+
+        Args:
+            schema: names and types of the columns in the source.
+            columns: names of those to read.
+            by_one_thread: read by the caller's alone; else Arrow's read several columns at once.
+
+        Raises:
+            OSError: it has another number of rows than its footer says.
+        """
+        stored = self._stored_columns(schema, columns) if by_one_thread or self.is_small else None
+        if stored is None:
+            read = self._scanned(schema, columns, by_one_thread=by_one_thread)
+        else:
+            read = self._read(pa.schema([schema.field(name) for name in columns]), stored)
+        start, end = self.first, self.first + self._stored_rows
+        for batch in read:
+            first, start = start, start + batch.num_rows
+            gone = self._deleted(batch.num_rows, first) - first
+            if not len(gone):
+                yield batch
+                continue
+            counts = np.ones(batch.num_rows, dtype=bool)
+            counts[gone] = False
+            if counts.any():
+                yield batch.filter(pa.array(counts))
+        if start != end:
+            raise OSError(
+                f"a row group has {start - self.first:,} rows, and its footer says "
+                f"{end - self.first:,}"
+            )
+
+    def _scanned(
+        self, schema: pa.Schema, columns: Sequence[str], *, by_one_thread: bool
+    ) -> Iterator[pa.RecordBatch]:
         view = self.view
-        options |= {"batch_size": _batch_rows(self.fragment), **READ_AHEAD}
+        options = {"batch_size": _batch_rows(self.fragment), **READ_AHEAD}
+        if by_one_thread:
+            # Far away, a row group's columns are fetched together. What is on this machine is
+            # read as it is needed, which takes a sixth less time.
+            options |= {
+                "use_threads": False,
+                "fragment_scan_options": FAR if self._is_far else NEAR,
+            }
         if view is None:
             yield from self.fragment.scanner(
                 schema=schema, columns=list(columns), **options
@@ -275,26 +346,62 @@ class RowGroup:
         scanner = self.fragment.scanner(
             schema=_stored_schema(schema, view), columns=_stored(schema, columns, view), **options
         )
-        start = self.first
         for read in scanner.to_batches():
-            batch = _as_in_table(read, view)
-            gone = _between(view.deleted, start, start + batch.num_rows) - start
-            start += batch.num_rows
-            if not len(gone):
-                yield batch
-                continue
-            counts = np.ones(batch.num_rows, dtype=bool)
-            counts[gone] = False
-            if counts.any():
-                yield batch.filter(pa.array(counts))
+            yield _as_in_table(read, view)
 
-    def _deleted(self, rows: int) -> NDArray[np.int64]:
+    def _stored_columns(self, schema: pa.Schema, columns: Sequence[str]) -> list[str] | None:
+        """What columns are called in the file; None where it takes Arrow's scanner to read them.
+
+        That is where they are far away, in other types than in the source, or not in the file.
+        Of a small row group a scanner takes three times as long as what it does.
+        """
+        if self._is_far or not columns:
+            return None
+        there, view = self.fragment.physical_schema, self.view
+        of_folders = ds.get_partition_keys(self.fragment.partition_expression)
+        found = []
+        for name in columns:
+            inside = name if view is None else view.name(name)
+            if inside is None or "." in inside or name in of_folders:
+                return None
+            at, kind = there.get_field_index(inside), schema.field(name).type
+            if at < 0 or not _is_plain(kind) or there.field(at).type != kind:
+                return None
+            found.append(inside)
+        return found
+
+    def _read(self, schema: pa.Schema, stored: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        (info,) = self.fragment.row_groups
+        with self.fragment.filesystem.open_input_file(self.path) as opened:
+            file = pq.ParquetFile(
+                opened,
+                metadata=self.fragment.metadata,
+                buffer_size=0 if self.is_small else BUFFER_BYTES,
+                coerce_int96_timestamp_unit=INT96_UNIT,
+            )
+            read = file.read_row_groups([info.id], columns=list(stored), use_threads=False)
+        for batch in read.select(stored).to_batches(max_chunksize=_batch_rows(self.fragment)):
+            yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+
+    @property
+    def _is_far(self) -> bool:
+        return not isinstance(self.fragment.filesystem, fs.LocalFileSystem)
+
+    def _deleted(self, rows: int, first: int | None = None) -> NDArray[np.int64]:
         if self.view is None:
             return NONE
-        return _between(self.view.deleted, self.first, self.first + rows)
+        first = self.first if first is None else first
+        return _between(self.view.deleted, first, first + rows)
 
 
 NONE = np.empty(0, dtype=np.int64)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether there is one way alone to have a column of that type from a file."""
+    if isinstance(kind, pa.BaseExtensionType) or pa.types.is_dictionary(kind):
+        return False
+    return not pa.types.is_nested(kind)
 
 
 def _between(numbers: NDArray[np.int64], first: int, end: int) -> NDArray[np.int64]:
@@ -389,8 +496,8 @@ def each(
         threads: how many.
         reading: what a file is read in, given its path; what `work` raises is not of a file.
         wanted: ascending positions; row groups that hold none of them are not read. None for all.
-        together: row groups that follow each other are one batch up to so many rows; 0 for small
-            batches.
+        together: batches that follow each other are one up to so many rows, even of several row
+            groups; 0 for as they are read, but for those of small files on this machine.
         views: how each file is read; None for as they stand.
 
     Returns:
@@ -399,7 +506,10 @@ def each(
 
     def of_groups(groups: list[RowGroup], start: int) -> list[T]:
         made = []
-        for batch in _large(_read(groups, columns, dataset, reading), together):
+        # Each batch has its price, and many small files have many.
+        most_bytes = BATCH_BYTES if not together else sys.maxsize
+        read = _read(groups, columns, dataset, reading)
+        for batch in _merged(read, together or BATCH_ROWS, most_bytes):
             cancellation.check()
             made.append(work(batch, start))
             start += batch.num_rows
@@ -456,12 +566,21 @@ def _groups_with(
 def _runs(
     groups: Iterator[tuple[RowGroup, int]], most: int
 ) -> Iterator[tuple[list[RowGroup], int]]:
-    """Row groups that follow each other, up to so many rows together; at least one."""
+    """Row groups that follow each other, up to so many rows together; at least one.
+
+    Args:
+        groups: the row groups, and the positions of their first rows.
+        most: rows; 0: only small ones that are near, some at a time.
+    """
     run: list[RowGroup] = []
     start = end = 0
     for group, at in groups:
         rows = group.rows
-        if run and (at != end or end + rows - start > most):
+        fits = end + rows - start <= (most or BATCH_ROWS) and at == end
+        if not most:
+            fits &= group.is_small and run[-1:] != [] and run[-1].is_small
+            fits &= len(run) < MOST_TOGETHER
+        if run and not fits:
             yield run, start
             run = []
         start = start if run else at
@@ -477,27 +596,32 @@ def _read(
     dataset: ds.FileSystemDataset,
     reading: Reading,
 ) -> Iterator[pa.RecordBatch]:
-    # Far away, a row group's columns are fetched together. What is on this machine is read as it
-    # is needed, which takes a sixth less time, and never a whole column of a row group at once.
-    is_far = not isinstance(dataset.filesystem, fs.LocalFileSystem)
-    options = ds.ParquetFragmentScanOptions(
-        pre_buffer=is_far, use_buffered_stream=not is_far, buffer_size=BUFFER_BYTES
-    )
     for group in groups:
         with reading(group.path):
-            yield from group.batches(
-                dataset.schema, columns, use_threads=False, fragment_scan_options=options
-            )
+            yield from group.batches(dataset.schema, columns, by_one_thread=True)
 
 
-def _large(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:
-    """Batches put together, if they shall be."""
-    if not most:
-        yield from batches
-        return
-    read = list(batches)
-    if read:
-        yield from pa.Table.from_batches(read).combine_chunks().to_batches()
+def _merged(
+    batches: Iterator[pa.RecordBatch], most_rows: int, most_bytes: int
+) -> Iterator[pa.RecordBatch]:
+    """Batches put together as long as they are not too large."""
+    held: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        if held and (rows + batch.num_rows > most_rows or size + batch.nbytes > most_bytes):
+            yield from _together(held)
+            held, rows, size = [], 0, 0
+        held.append(batch)
+        rows += batch.num_rows
+        size += batch.nbytes
+    yield from _together(held)
+
+
+def _together(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    if len(batches) < 2:  # noqa: PLR2004 - nothing to put together
+        return batches
+    together: list[pa.RecordBatch] = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    return together
 
 
 def _batch_rows(group: Any) -> int:

@@ -2,7 +2,7 @@
 
 `write_training_set` writes rows as train, validation and test files with a manifest; `verify`
 checks them; `TrainingSet.channels`, `training_job_request` and `create_training_job` start a job
-on them; `run_locally` runs a training script on this machine instead.
+on them; `run_training_job` runs the same request on this machine instead.
 """
 
 from feast_dynamo_ext.sagemaker.channels import (
@@ -14,7 +14,8 @@ from feast_dynamo_ext.sagemaker.channels import (
 )
 from feast_dynamo_ext.sagemaker.content_hash import hash_table
 from feast_dynamo_ext.sagemaker.encodings import Encoding, FittedEncoding
-from feast_dynamo_ext.sagemaker.local_job import LocalRun, run_locally
+from feast_dynamo_ext.sagemaker.job_source import SourceCode, pack_source
+from feast_dynamo_ext.sagemaker.local_job import LocalJob, run_training_job
 from feast_dynamo_ext.sagemaker.manifest import (
     ColumnSummary,
     LabelStatistics,
@@ -69,13 +70,14 @@ __all__ = [
     "FittedEncoding",
     "GroupSplit",
     "LabelStatistics",
-    "LocalRun",
+    "LocalJob",
     "Manifest",
     "NoSplit",
     "OutputFile",
     "Provenance",
     "RandomSplit",
     "RequestProblem",
+    "SourceCode",
     "SourceFile",
     "SourceSnapshot",
     "SplitRule",
@@ -97,8 +99,9 @@ __all__ = [
     "load_manifest",
     "load_training_set",
     "local_folders",
+    "pack_source",
     "request_problems",
-    "run_locally",
+    "run_training_job",
     "sdk_channels",
     "training_job_request",
     "verify",

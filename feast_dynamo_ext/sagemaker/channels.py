@@ -95,6 +95,11 @@ def input_data_config(
         *_file_problems(training_set, format, splits),
     ]
     if distribution == "ShardedByS3Key":
+        if not targets.target_of(target).shards:
+            problems.append(
+                f"{target} needs all files on each instance, and not ShardedByS3Key: use "
+                "FullyReplicated"
+            )
         problems += _shard_problems(training_set, format, instances or 2)
     if problems:
         raise TrainingSetError(f"Channels of {training_set.output}: {'; '.join(problems)}.")
@@ -409,5 +414,5 @@ def _refuse_local(training_set: WrittenFiles) -> None:
     if not training_set.output.startswith("s3://"):
         raise TrainingSetError(
             f"{training_set.output} is a folder of this machine, and SageMaker reads from S3. "
-            "Write the training set to s3://bucket/prefix, or train here with `run_locally`."
+            "Write the training set to s3://bucket/prefix, or train here with `run_training_job`."
         )

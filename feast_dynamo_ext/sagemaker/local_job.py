@@ -1,32 +1,23 @@
-"""Training on this machine, without a container, in one of two forms.
+"""The request of a training job run on this machine, without a container.
 
-`run_training_job` runs the request of CreateTrainingJob itself under AWS's own toolkit, the
-`train` of `sagemaker-training`: a process and an /opt/ml for each host, with its share of the
-data; model.tar.gz where the request says; the reason of a failure as SageMaker gives it.
-
-`run_locally` runs one script on one training set with what that toolkit would give it: channels
-below `input/data/`, SM_* variables and hyperparameters as `--name value`. It needs no toolkit, and
-is what a first try and a test take. A test compares what a script sees in both.
+`run_training_job` takes the request of CreateTrainingJob as it is and runs it under AWS's own
+toolkit, the `train` of `sagemaker-training`: a process and an /opt/ml for each host, with its
+share of the data; model.tar.gz where the request says; checkpoints kept and brought back; the
+reason of a failure as SageMaker gives it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import importlib.util
 import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections import deque
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.errors import (
@@ -35,206 +26,22 @@ from feast_dynamo_ext.errors import (
     TrainingJobError,
     TrainingSetError,
 )
-from feast_dynamo_ext.sagemaker.channels import DEFAULT_SPLITS, copy_channels
-from feast_dynamo_ext.sagemaker.training_job import (
-    TrainingJob,
-    check_training_job,
-    hyperparameter_strings,
-    pack_files,
-)
+from feast_dynamo_ext.sagemaker.job_source import write_archive
+from feast_dynamo_ext.sagemaker.local_hosts import TOOLKIT, Checkpoints, Hosts
+from feast_dynamo_ext.sagemaker.training_job import TrainingJob, check_training_job
 from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
-    from feast_dynamo_ext.sagemaker.training_job import SourceCode
-    from feast_dynamo_ext.sagemaker.training_set import TrainingSet
+    from feast_dynamo_ext.sagemaker.job_source import SourceCode
+    from feast_dynamo_ext.sagemaker.local_hosts import Ran
 
-
-_HOST = "algo-1"
-_LAST_LINES = 20
-
-
-@dataclass(frozen=True)
-class LocalRun:
-    """A training script that ran to its end.
-
-    Attributes:
-        model_dir: where it left its model.
-        output_data_dir: where it left anything else.
-        channels: folder of each channel, by channel name.
-        last_lines: the end of its output, at most 20 lines.
-    """
-
-    model_dir: Path
-    output_data_dir: Path
-    channels: Mapping[str, Path]
-    last_lines: tuple[str, ...]
-
-
-def run_locally(
-    script: Path,
-    training_set: TrainingSet,
-    *,
-    model_dir: Path,
-    hyperparameters: Mapping[str, Any],
-    work_dir: Path,
-    format: str = "csv",  # noqa: A002 - the word that SageMaker's users know
-    splits: Sequence[str] = DEFAULT_SPLITS,
-    names: Mapping[str, str] | None = None,
-    aws: AwsSettings | None = None,
-    log: Path | None = None,
-) -> LocalRun:
-    """Run a training script on this machine with this Python.
-
-    Args:
-        script: the script, which runs in its own folder.
-        training_set: on S3 or on this machine; it is copied to `work_dir/input/data/<channel>/`.
-        model_dir: where the script writes its model; made if it is not there.
-        hyperparameters: as for `training_job_request`; those named `sagemaker_...` are for the
-            toolkit and not passed on.
-        work_dir: stands for `/opt/ml`.
-        format: `csv` or `parquet`.
-        splits: a channel each; name `test` too for a script that reads SM_CHANNEL_TEST.
-        names: channel name by split where it is another.
-        aws: how to reach S3; by default what the environment says.
-        log: file for the script's output; by default it goes to this process's stdout.
-
-    Raises:
-        TrainingSetError: no such script, a script that failed (with the end of its output), or
-            a training set that is not what was written.
-        ConfigError: hyperparameters beyond SageMaker's limits.
-        AwsError: S3 refused.
-    """
-    script, work_dir, model_dir = script.resolve(), work_dir.resolve(), model_dir.resolve()
-    if not script.is_file():
-        raise TrainingSetError(f"There is no training script {script}.")
-    decoded = _decoded(hyperparameter_strings(hyperparameters))
-    channels = copy_channels(
-        training_set,
-        work_dir / "input" / "data",
-        aws or AwsSettings(),
-        format=format,
-        splits=splits,
-        names=names,
-    )
-    output_data_dir = work_dir / "output" / "data"
-    for folder in (model_dir, output_data_dir):
-        folder.mkdir(parents=True, exist_ok=True)
-    environment = _environment(script, channels, model_dir, work_dir, decoded)
-    command = [sys.executable, str(script), *_arguments(decoded)]
-    if log is None:
-        last_lines = _run(command, script.parent, environment, sys.stdout)
-    else:
-        with log.open("w", encoding="utf-8") as file:
-            last_lines = _run(command, script.parent, environment, file)
-    return LocalRun(model_dir, output_data_dir, channels, last_lines)
-
-
-def _decoded(hyperparameters: Mapping[str, str]) -> dict[str, Any]:
-    # The toolkit reads each string as JSON where it is JSON: "5" arrives as a number.
-    return {
-        name: _json_or_text(text)
-        for name, text in sorted(hyperparameters.items())
-        if not name.startswith("sagemaker_")
-    }
-
-
-def _json_or_text(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _arguments(hyperparameters: Mapping[str, Any]) -> list[str]:
-    arguments = []
-    for name, value in hyperparameters.items():
-        arguments += [f"--{name}" if len(name) > 1 else f"-{name}", _argument(value)]
-    return arguments
-
-
-def _argument(value: Any) -> str:
-    if isinstance(value, dict):
-        return ",".join(f"{key}={item}" for key, item in sorted(value.items()))
-    return "" if value is None else str(value)
-
-
-def _environment(
-    script: Path,
-    channels: Mapping[str, Path],
-    model_dir: Path,
-    work_dir: Path,
-    hyperparameters: Mapping[str, Any],
-) -> dict[str, str]:
-    variables: dict[str, Any] = {
-        "SM_MODEL_DIR": str(model_dir),
-        "SM_INPUT_DIR": str(work_dir / "input"),
-        "SM_OUTPUT_DIR": str(work_dir / "output"),
-        "SM_OUTPUT_DATA_DIR": str(work_dir / "output" / "data"),
-        "SM_CHANNELS": sorted(channels),
-        "SM_HPS": dict(hyperparameters),
-        "SM_USER_ARGS": _arguments(hyperparameters),
-        "SM_USER_ENTRY_POINT": script.name,
-        "SM_MODULE_NAME": script.stem,
-        "SM_HOSTS": [_HOST],
-        "SM_CURRENT_HOST": _HOST,
-        "SM_NUM_CPUS": os.cpu_count() or 1,
-        "SM_NUM_GPUS": 0,
-    }
-    variables |= {f"SM_CHANNEL_{name.upper()}": str(path) for name, path in channels.items()}
-    variables |= {f"SM_HP_{name.upper()}": value for name, value in hyperparameters.items()}
-    texts = {name: _variable(value) for name, value in variables.items()}
-    # A variable of an outer run would pass for one of this run.
-    inherited = {name: text for name, text in os.environ.items() if not name.startswith("SM_")}
-    return inherited | texts | {"PYTHONUNBUFFERED": "1"}
-
-
-def _variable(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return "" if value is None else json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def _run(
-    command: list[str], folder: Path, environment: Mapping[str, str], sink: TextIO
-) -> tuple[str, ...]:
-    last: deque[str] = deque(maxlen=_LAST_LINES)
-    with _started(command, folder, environment) as process:
-        try:
-            for line in process.stdout or ():
-                sink.write(line)
-                sink.flush()
-                last.append(line.rstrip("\n"))
-        except BaseException:
-            _signal(process, signal.SIGKILL)
-            raise
-    if process.returncode:
-        ending = "\n".join(last)
-        raise TrainingSetError(
-            f"{Path(command[1]).name} ended with exit code {process.returncode}. "
-            f"The end of its output:\n{ending}"
-        )
-    return tuple(last)
-
-
-def _started(
-    command: list[str], folder: Path, environment: Mapping[str, str]
-) -> subprocess.Popen[str]:
-    return subprocess.Popen(  # noqa: S603 - running the caller's script is the purpose
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-    )
-
-
-# -- the request of a job, under AWS's toolkit ------------------------------------------------
+LAST_LINES = 20
+MOST_REASON_CHARS = 1_024
+HERE = "s3://this_machine/"
+"""In place of `file:///` where a request is checked; no bucket can have that name."""
 
 
 @dataclass(frozen=True)
@@ -256,15 +63,6 @@ class LocalJob:
     folder: Path
 
 
-HERE = "s3://this_machine/"
-"""In place of `file:///` where a request is checked; no bucket can have that name."""
-
-TOOLKIT = "sagemaker_training"
-MOST_REASON_CHARS = 1_024
-STOP_S = 120.0
-"""Seconds between SIGTERM and SIGKILL, as SageMaker gives a container."""
-
-
 def run_training_job(
     request: Mapping[str, Any],
     *,
@@ -276,8 +74,10 @@ def run_training_job(
     """Run the request of a training job on this machine, with this Python.
 
     The request is that of `training_job_request`; S3 URIs in it may be `file:///...` as well, so
-    that nothing leaves the machine. Encryption keys, networks, spot instances and retries have no
-    meaning here. Requirements that the source states are installed into the job's folder.
+    that nothing leaves the machine. Encryption keys, networks and retries have no meaning here,
+    and nobody takes the instance away; checkpoints are kept where `CheckpointConfig` says, and
+    are there when a job begins. Requirements that the source states are installed into the job's
+    folder.
 
     Args:
         request: with a script: `sagemaker_program` among its hyperparameters.
@@ -324,7 +124,8 @@ def run_training_job(
     }
     started = time.monotonic()
     limit_s = request.get("StoppingCondition", {}).get("MaxRuntimeInSeconds", 86_400)
-    ran = _Hosts(folder, environments, on_line).run(limit_s)
+    with _checkpoints(request, folder, hosts, settings):
+        ran = Hosts(folder, environments, on_line).run(limit_s)
     output = f"{request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{name}/output"
     artifacts = _upload(folder, hosts, "output/data", f"{output}/output.tar.gz", settings)
     model = ""
@@ -344,14 +145,26 @@ def run_training_job(
     )
     if job.status != "Completed":
         did = "failed" if reason else f"was stopped after {limit_s} s"
+        kept = request.get("CheckpointConfig", {}).get("S3Uri")
+        goes_on = f" A job with the checkpoints of {kept} goes on from them." if kept else ""
         raise TrainingJobError(
-            f"Training job `{name}` {did} on this machine: {reason or 'MaxRuntimeExceeded'}. Its "
-            f"log is {ran.log}, and ends: {_ending(ran)}",
+            f"Training job `{name}` {did} on this machine: {reason or 'MaxRuntimeExceeded'}."
+            f"{goes_on} Its log is {ran.log}, and ends: {_ending(ran)}",
             name=name,
             status=job.status,
             failure_reason=reason,
         )
     return LocalJob(job, artifacts, ran.exit_codes, ran.log, folder)
+
+
+def _checkpoints(
+    request: Mapping[str, Any], folder: Path, hosts: Sequence[str], aws: AwsSettings
+) -> contextlib.AbstractContextManager[None]:
+    config = request.get("CheckpointConfig")
+    if config is None:
+        return contextlib.nullcontext()
+    uri = _local_or_s3(config["S3Uri"])
+    return Checkpoints(uri, [folder / host / "checkpoints" for host in hosts], aws).kept()
 
 
 def _with_s3(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -499,6 +312,10 @@ def _configure(
             "network_interface_name": "lo",
         },
     }
+    if "CheckpointConfig" in request:
+        # SageMaker's own file, in which a script finds the folder here and there.
+        place = {"LocalPath": str(base / "checkpoints")}
+        config["checkpointconfig"] = {**request["CheckpointConfig"], **place}
     for file, content in config.items():
         (base / "input" / "config" / f"{file}.json").write_text(json.dumps(content))
     inherited = {
@@ -512,6 +329,7 @@ def _configure(
         **request.get("Environment", {}),
         "SAGEMAKER_BASE_DIR": str(base),
         "TRAINING_JOB_NAME": name,
+        "SM_CHECKPOINT_CONFIG_FILE": str(base / "input" / "config" / "checkpointconfig.json"),
         # The hosts are processes here, whose names no server knows.
         "SM_STUDIO_LOCAL_MODE": "true",
         # What the source requires is installed for this job, and not where this Python looks.
@@ -521,93 +339,7 @@ def _configure(
     }
 
 
-@dataclass(frozen=True)
-class _Ran:
-    exit_codes: Mapping[str, int]
-    is_stopped: bool
-    failed: str | None
-    log: Path
-
-
-class _Hosts:
-    """The hosts of a job, a process each; where one fails the others are stopped."""
-
-    def __init__(
-        self,
-        folder: Path,
-        environments: Mapping[str, Mapping[str, str]],
-        on_line: Callable[[str, str], None] | None,
-    ) -> None:
-        self._folder, self._environments, self._on_line = folder, environments, on_line
-        self._lock = threading.Lock()
-
-    def run(self, limit_s: float) -> _Ran:
-        path = self._folder / "log.txt"
-        command = [sys.executable, "-m", f"{TOOLKIT}.cli.train"]
-        processes: dict[str, subprocess.Popen[str]] = {}
-        with (
-            path.open("w", encoding="utf-8") as file,
-            ThreadPoolExecutor(len(self._environments)) as pool,
-        ):
-            try:
-                for host, environment in self._environments.items():
-                    processes[host] = _started(command, self._folder / host, environment)
-                readers = {
-                    pool.submit(self._read, host, process, file): host
-                    for host, process in processes.items()
-                }
-                is_stopped, failed = self._until_done(readers, processes, limit_s)
-            except BaseException:
-                for process in processes.values():
-                    _signal(process, signal.SIGKILL)
-                raise
-        codes = {host: process.wait() for host, process in processes.items()}
-        for process in processes.values():
-            if process.stdout is not None:
-                process.stdout.close()
-        return _Ran(codes, is_stopped, failed, path)
-
-    def _read(self, host: str, process: subprocess.Popen[str], file: TextIO) -> int:
-        for line in process.stdout or ():
-            with self._lock:
-                file.write(f"{host} | {line}")
-                file.flush()
-                if self._on_line is not None:
-                    self._on_line(host, line.rstrip("\n"))
-        return process.wait()
-
-    def _until_done(
-        self,
-        readers: Mapping[Future[int], str],
-        processes: Mapping[str, subprocess.Popen[str]],
-        limit_s: float,
-    ) -> tuple[bool, str | None]:
-        """Whether the hosts were stopped by the clock, and the one that failed first."""
-        deadline = time.monotonic() + limit_s
-        waiting = set(readers)
-        while waiting:
-            left_s = max(0.0, deadline - time.monotonic())
-            done, waiting = wait(waiting, timeout=left_s, return_when=FIRST_COMPLETED)
-            failed = next((readers[one] for one in done if one.result()), None)
-            if failed is None and done:
-                continue
-            for process in processes.values():
-                _signal(process, signal.SIGTERM)
-            _, late = wait(waiting, timeout=STOP_S)
-            for reader in late:
-                _signal(processes[readers[reader]], signal.SIGKILL)
-            return failed is None, failed
-        return False, None
-
-
-def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    """Send a signal to a toolkit and the script that it runs, which are a group of their own."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-
-
-def _failure_reason(folder: Path, ran: _Ran) -> str:
+def _failure_reason(folder: Path, ran: Ran) -> str:
     """What SageMaker would say of the host that failed; empty where none did."""
     if ran.failed is None:
         return ""
@@ -617,11 +349,23 @@ def _failure_reason(folder: Path, ran: _Ran) -> str:
     return f"AlgorithmError: {said[:MOST_REASON_CHARS].strip()}, exit code: {code}"
 
 
-def _ending(ran: _Ran) -> str:
-    """The last lines of the host that failed, or of all."""
+INVOKED = " | Invoking script with the following command:"
+OF_TOOLKIT = re.compile(r"\S+ \| [\d-]+ [\d:,]+ sagemaker-training-toolkit (INFO|ERROR)")
+
+
+def _ending(ran: Ran) -> str:
+    """The last lines of the script that failed, or of all; the toolkit's own are in the reason."""
     lines = ran.log.read_text(encoding="utf-8").splitlines()
-    of_host = [line for line in lines if line.startswith(f"{ran.failed or ''}")]
-    return "\n".join(of_host[-_LAST_LINES:])
+    lines = [line for line in lines if line.startswith(f"{ran.failed or ''}")]
+    begun = max((number for number, line in enumerate(lines) if line.endswith(INVOKED)), default=0)
+    of_script: list[str] = []
+    for line in lines[begun + 5 if begun else 0 :]:
+        found = OF_TOOLKIT.match(line)
+        if found and found[1] == "ERROR":
+            break
+        if not found:
+            of_script.append(line)
+    return "\n".join((of_script or lines)[-LAST_LINES:])
 
 
 def _upload(folder: Path, hosts: Sequence[str], part: str, uri: str, aws: AwsSettings) -> str:
@@ -639,7 +383,7 @@ def _upload(folder: Path, hosts: Sequence[str], part: str, uri: str, aws: AwsSet
         for file in sorted(path for path in base.rglob("*") if path.is_file()):
             name = file.relative_to(base).as_posix()
             other = by_name.setdefault(name, file)
-            if other.read_bytes() == file.read_bytes():
+            if filecmp.cmp(other, file, shallow=False):
                 continue
             if part != "model":
                 by_name[f"{host}/{name}"] = file
@@ -655,7 +399,7 @@ def _upload(folder: Path, hosts: Sequence[str], part: str, uri: str, aws: AwsSet
         return ""
     target = _local_or_s3(uri)
     with files_of(target, aws).new_file(target, "application/gzip") as archive:
-        archive.write(pack_files(by_name))
+        write_archive(by_name, archive)
     return uri
 
 

@@ -189,4 +189,19 @@ def entities_origin(origin: Origin, settings: AwsSettings) -> EntityRowsOrigin:
 def definition_hash(view: Any) -> str:
     """SHA-256 of a view's definition: its schema, entities, source, ttl and transformation."""
     spec = view.to_proto().spec
+    # Feast writes times into sources: of the last apply, which may change nothing else, and into
+    # those of an on-demand view the time at which it is read.
+    _without_times(spec)
     return hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _without_times(message: Any) -> None:
+    for field_of, value in message.ListFields():
+        if field_of.name == "meta":
+            message.ClearField("meta")
+        elif hasattr(value, "ListFields"):
+            _without_times(value)
+        elif field_of.message_type is not None:  # several, or by name
+            for each in value.values() if hasattr(value, "values") else value:
+                if hasattr(each, "ListFields"):
+                    _without_times(each)

@@ -12,6 +12,7 @@ logged by name, and its values are held against all else.
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import math
 import re
@@ -36,6 +37,12 @@ logger = logging.getLogger(__name__)
 MOST_SHOWN_CHARS = 60
 MOST_NAMES = 12
 BITS = {"integer": 32, "long": 64}
+GREATEST = {"float": 3.4028235677973366e38, "double": sys.float_info.max}
+ISO_8601 = re.compile(
+    r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d(:?\d\d)?)?)?"
+    r"|\d{8}T\d{6}Z|-?\d+(\.\d+)?"  # or compact, or seconds since 1970
+)
+HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 SECRET_HOLDERS = frozenset({"Environment", "HyperParameters"})
 """Members whose values may be secrets, which no message shows."""
 
@@ -181,9 +188,11 @@ class _Walk:
             if name not in value and name not in may_miss:
                 inner = f"{path}.{name}" if path else name
                 yield RequestProblem(inner, "missing", "is missing")
-        if shape.is_tagged_union and len(value.keys() & members.keys()) != 1:
+        known = value.keys() & members.keys()
+        # One that is misspelt is named as such, and is all that there is to say.
+        if shape.is_tagged_union and len(known) != 1 and (known or not value):
             yield RequestProblem(
-                path, "union", f"has {len(value)} members; it takes one of {_names(members)}"
+                path, "union", f"has {len(known)} members; it takes one of {_names(members)}"
             )
 
     def _list(self, path: str, shape: Any, value: Any) -> Iterator[RequestProblem]:
@@ -209,6 +218,9 @@ class _Walk:
 def _string(path: str, shape: Any, value: Any) -> Iterator[RequestProblem]:
     if not isinstance(value, str):
         yield _of_type(path, value, "a text")
+        return
+    if HALF_A_CHARACTER.search(value):
+        yield RequestProblem(path, "type", "has half of a surrogate pair, which is no character")
         return
     too_long_or_short = list(_within(path, shape, len(value), "characters"))
     pattern = shape.metadata.get("pattern")
@@ -236,8 +248,11 @@ def _whole_number(path: str, shape: Any, value: Any) -> Iterator[RequestProblem]
 def _number(path: str, shape: Any, value: Any) -> Iterator[RequestProblem]:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         yield _of_type(path, value, "a number")
-    elif not math.isfinite(value):
+    elif isinstance(value, float) and not math.isfinite(value):
         yield RequestProblem(path, "range", f"is {value}, which JSON does not hold")
+    elif abs(value) > GREATEST[shape.type_name]:
+        bits = 32 if shape.type_name == "float" else 64
+        yield RequestProblem(path, "range", f"is {_cut(value)}, which {bits} bits do not hold")
     else:
         yield from _between(path, shape, value)
 
@@ -250,13 +265,15 @@ def _boolean(path: str, _shape: Any, value: Any) -> Iterator[RequestProblem]:
 def _timestamp(path: str, shape: Any, value: Any) -> Iterator[RequestProblem]:
     if isinstance(value, datetime):
         return
-    if isinstance(value, bool) or not aws_access.is_timestamp(value):
+    # What the text of a date leaves out, botocore takes from today.
+    is_text = isinstance(value, str) and not ISO_8601.fullmatch(value)
+    if isinstance(value, (bool, bytes)) or is_text or not aws_access.is_timestamp(value):
         shown = _shown(path, shape, value)
         yield RequestProblem(path, "type", f"is {shown}; it takes a datetime, or ISO 8601 text")
 
 
 def _blob(path: str, shape: Any, value: Any) -> Iterator[RequestProblem]:
-    if hasattr(value, "read"):
+    if hasattr(value, "read") and not isinstance(value, io.TextIOBase):
         return
     if not isinstance(value, (bytes, bytearray, str)):
         yield _of_type(path, value, "bytes or a file")

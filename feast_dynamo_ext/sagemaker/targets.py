@@ -4,8 +4,11 @@ docs/reference/training-targets.md has the same rules as a table. Sources:
 
 - xgboost: the container's code of June 2026 (`data_utils.py`, `channel_validation.py`,
   `hyperparameter_validation.py`), and XGBoost itself, which reads the same files in tests.
-- lightgbm, autogluon, linear-learner: "Input/Output interface" of each in the SageMaker developer
-  guide; their code is not public.
+- lightgbm: the script of JumpStart (`lightgbm-classification-model`), which reads `train` or
+  `training`, `validation`, `categorical_index.json`; LightGBM itself, which reads our files in
+  tests.
+- autogluon, linear-learner: "Input/Output interface" of each in the SageMaker developer guide;
+  their code is not public.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ class Target:
         float32: whether it keeps numbers as float32, whatever a file holds.
         categories: whether it reads `categorical_index.json`.
         instances: the most instances it trains on; None for any number.
+        shards: whether an instance may have files of its own (`ShardedByS3Key`).
     """
 
     formats: tuple[str, ...]
@@ -58,6 +62,7 @@ class Target:
     float32: bool = False
     categories: bool = False
     instances: int | None = None
+    shards: bool = True
 
 
 TARGETS: Mapping[str, Target] = {
@@ -69,11 +74,13 @@ TARGETS: Mapping[str, Target] = {
         weights={"csv": {"csv_weights": "1"}, "libsvm": {}},
         float32=True,
     ),
-    # Without validation, it takes 20% of the rows at random: a split by time is lost.
+    # Without validation, it takes 20% of the rows at random: a split by time is lost. With several
+    # instances the first one alone lists the files, and the others read those that it names.
     "lightgbm": Target(
         formats=("csv",),
         channels={"train": "train", "validation": "validation"},
         categories=True,
+        shards=False,
     ),
     "autogluon": Target(
         formats=("csv",),

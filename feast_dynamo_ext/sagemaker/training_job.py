@@ -1,14 +1,10 @@
-"""SageMaker training jobs: images, names, sources, and the request, checked before it is sent."""
+"""SageMaker training jobs: names, and the request, checked before it is sent."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
 import re
-import stat
-import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 from feast_dynamo_ext import aws as aws_access
 from feast_dynamo_ext.errors import ConfigError, TrainingSetError
 from feast_dynamo_ext.sagemaker.request_check import check_request
-from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from feast_dynamo_ext.aws import AwsSettings
 
@@ -32,249 +26,6 @@ DIGEST_CHARS = 12
 # What the service model says of these, for messages that know more than the model.
 MOST_HYPERPARAMETERS = 100
 MOST_HYPERPARAMETER_CHARS = 2_500
-MOST_SOURCE_BYTES = 500_000_000
-
-# -- images -----------------------------------------------------------------------------------
-
-ACCOUNTS = {
-    "af-south-1": ("510948584623", "455444449433"),
-    "ap-east-1": ("651117190479", "286214385809"),
-    "ap-northeast-1": ("354813040037", "351501993468"),
-    "ap-northeast-2": ("366743142698", "835164637446"),
-    "ap-northeast-3": ("867004704886", "867004704886"),
-    "ap-south-1": ("720646828776", "991648021394"),
-    "ap-south-2": ("628508329040", "628508329040"),
-    "ap-southeast-1": ("121021644041", "475088953585"),
-    "ap-southeast-2": ("783357654285", "712309505854"),
-    "ap-southeast-3": ("951798379941", "951798379941"),
-    "ap-southeast-4": ("106583098589", "106583098589"),
-    "ca-central-1": ("341280168497", "469771592824"),
-    "ca-west-1": ("190319476487", "190319476487"),
-    "cn-north-1": ("450853457545", "390948362332"),
-    "cn-northwest-1": ("451049120500", "387376663083"),
-    "eu-central-1": ("492215442770", "664544806723"),
-    "eu-central-2": ("680994064768", "680994064768"),
-    "eu-north-1": ("662702820516", "669576153137"),
-    "eu-south-1": ("978288397137", "257386234256"),
-    "eu-south-2": ("104374241257", "104374241257"),
-    "eu-west-1": ("141502667606", "438346466558"),
-    "eu-west-2": ("764974769150", "644912444149"),
-    "eu-west-3": ("659782779980", "749696950732"),
-    "il-central-1": ("898809789911", "898809789911"),
-    "me-central-1": ("272398656194", "272398656194"),
-    "me-south-1": ("801668240914", "249704162688"),
-    "sa-east-1": ("737474898029", "855470959533"),
-    "us-east-1": ("683313688378", "382416733822"),
-    "us-east-2": ("257758044811", "404615174143"),
-    "us-gov-east-1": ("237065988967", "237065988967"),
-    "us-gov-west-1": ("414596584902", "226302683700"),
-    "us-iso-east-1": ("833128469047", "490574956308"),
-    "us-isob-east-1": ("281123927165", "765400339828"),
-    "us-isof-east-1": ("108575199400", "108575199400"),
-    "us-isof-south-1": ("124985052026", "124985052026"),
-    "us-west-1": ("746614075791", "632365934929"),
-    "us-west-2": ("246618743249", "174872318107"),
-}
-"""By region: the accounts of the framework containers (XGBoost, scikit-learn) and of the first
-algorithms. From the tables of SageMaker's Python SDK (sagemaker-core 2.27.0)."""
-
-XGBOOST_VERSIONS = ("1.2-1", "1.2-2", "1.3-1", "1.5-1", "1.7-1", "3.0-5", "3.2-0")
-SKLEARN_VERSIONS = ("1.2-1", "1.4-2")
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """A container of AWS's own.
-
-    Attributes:
-        repository: in ECR.
-        versions: tags, the one that is taken by default last.
-        is_framework: of a framework, which runs a script too, and has accounts of its own.
-        suffix: of the tag.
-        needs_script: it trains nothing by itself.
-    """
-
-    repository: str
-    versions: tuple[str, ...] = ("1",)
-    is_framework: bool = False
-    suffix: str = ""
-    needs_script: bool = False
-
-
-ALGORITHMS = {
-    "xgboost": Algorithm("sagemaker-xgboost", XGBOOST_VERSIONS, is_framework=True),
-    "sklearn": Algorithm(
-        "sagemaker-scikit-learn", SKLEARN_VERSIONS, True, "-cpu-py3", needs_script=True
-    ),
-    "linear-learner": Algorithm("linear-learner"),
-    "factorization-machines": Algorithm("factorization-machines"),
-    "kmeans": Algorithm("kmeans"),
-    "knn": Algorithm("knn"),
-    "pca": Algorithm("pca"),
-    "randomcutforest": Algorithm("randomcutforest"),
-}
-# These run a script that AWS keeps in a bucket beside the image, both of another name a version.
-FROM_JUMPSTART = ("lightgbm", "catboost", "autogluon", "tabtransformer")
-
-
-def image_uri(algorithm: str, region: str, version: str | None = None) -> str:
-    """The ECR URI of a built-in algorithm's training image.
-
-    Args:
-        algorithm: a name of `ALGORITHMS`, for example `xgboost`.
-        region: of the job, for example `eu-west-1`.
-        version: for example `1.7-1`; by default the newest that is known here.
-
-    Raises:
-        ConfigError: an algorithm, a version or a region that is not in the tables here.
-    """
-    if algorithm in FROM_JUMPSTART:
-        raise ConfigError(
-            f"`{algorithm}` is an algorithm of JumpStart, whose image and script differ from "
-            "version to version. Pass image= with the URI that its page in AWS's documentation "
-            "names for your region, and the script."
-        )
-    found = ALGORITHMS.get(algorithm)
-    if found is None:
-        raise ConfigError(
-            f"No image of `{algorithm}` is known here. Known: {', '.join(ALGORITHMS)}. For "
-            "another pass image= with its URI in ECR."
-        )
-    version = version or found.versions[-1]
-    if version not in found.versions:
-        raise ConfigError(
-            f"`{algorithm}` has no version `{version}` that is known here. Known: "
-            f"{', '.join(found.versions)}. For another pass image= with its URI in ECR."
-        )
-    accounts = ACCOUNTS.get(region)
-    if accounts is None:
-        raise ConfigError(
-            f"The account of `{algorithm}` in region `{region}` is not known here. Pass image= "
-            "with its URI in ECR."
-        )
-    account = accounts[0 if found.is_framework else 1]
-    registry = f"{account}.dkr.ecr.{region}.{aws_access.dns_suffix(region)}"
-    return f"{registry}/{found.repository}:{version}{found.suffix}"
-
-
-# -- sources ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SourceCode:
-    """A training script, and what lies beside it, packed.
-
-    Attributes:
-        entry: path of the script within it, for example `train.py`.
-        archive: tar.gz; equal files give equal bytes.
-        sha256: of the archive before it was compressed, as compressors differ.
-    """
-
-    entry: str
-    archive: bytes = field(repr=False)
-    sha256: str
-
-    def hyperparameters(self, uri: str) -> dict[str, str]:
-        """What SageMaker's training toolkit finds the script by, its archive being at a URI."""
-        return {"sagemaker_program": self.entry, "sagemaker_submit_directory": uri}
-
-
-LEFT_OUT = frozenset({"__pycache__", ".git", ".venv", ".ipynb_checkpoints", ".mypy_cache"})
-ENTRY = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._+-]*(/[A-Za-z0-9._+-]+)*")  # of the toolkit
-
-
-def pack_source(path: Path, entry: str | None = None) -> SourceCode:
-    """Pack a training script, or a folder that holds one, for script mode.
-
-    Args:
-        path: the script, which is packed alone, or a folder, which is packed whole but for
-            caches and `.git`.
-        entry: of a folder: the script's path within it; by default `train.py`.
-
-    Raises:
-        ConfigError: no such file, a link, a name that the training toolkit refuses, or more than
-            500 MB.
-    """
-    if not path.exists():
-        raise ConfigError(f"There is no training script {path}.")
-    if path.is_file() and entry not in (None, path.name):
-        raise ConfigError(f"{path} is a file: name its folder to start `{entry}` of it.")
-    folder = path.parent if path.is_file() else path
-    entry = path.name if path.is_file() else (entry or "train.py")
-    files = [path] if path.is_file() else _files_in(folder)
-    by_name = {file.relative_to(folder).as_posix(): file for file in files}
-    if not ENTRY.fullmatch(entry) or {".", ".."} & set(entry.split("/")):
-        raise ConfigError(
-            f"`{entry}` cannot be the name of a training script: SageMaker's toolkit takes "
-            "letters, digits, `.`, `_`, `+`, `-` and `/`."
-        )
-    if entry not in by_name:
-        raise ConfigError(f"There is no `{entry}` in {folder}. Name the script: --entry FILE.")
-    size = sum(file.stat().st_size for file in files)
-    if size > MOST_SOURCE_BYTES:
-        raise ConfigError(
-            f"{folder} holds {size / 1e6:,.0f} MB, too much for the source of a script. Name the "
-            "script alone, or a folder of sources."
-        )
-    packed = _tar(by_name)
-    return SourceCode(entry, gzip.compress(packed, mtime=0), hashlib.sha256(packed).hexdigest())
-
-
-def pack_files(by_name: Mapping[str, Path]) -> bytes:
-    """A tar.gz of files by their path within it; equal files give equal bytes."""
-    return gzip.compress(_tar(by_name), mtime=0)
-
-
-def _files_in(folder: Path) -> list[Path]:
-    files = []
-    for found in sorted(folder.rglob("*")):
-        within = found.relative_to(folder).parts
-        if LEFT_OUT & set(within):
-            continue
-        if found.is_symlink():
-            raise ConfigError(
-                f"{found} is a link, which a container cannot follow. Copy the file."
-            )
-        if found.is_file():
-            files.append(found)
-    return files
-
-
-def _tar(by_name: Mapping[str, Path]) -> bytes:
-    """A tar of files without what differs from one checkout to another: times, owners, umask."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name in sorted(by_name):
-            data = by_name[name].read_bytes()
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            may_run = by_name[name].stat().st_mode & stat.S_IXUSR
-            member.mode = 0o755 if may_run else 0o644
-            archive.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def upload_source(source: SourceCode, folder: str, aws: AwsSettings) -> str:
-    """Put an archive below an S3 URI by its hash, once.
-
-    Returns:
-        Its URI: `<folder>/<sha256>/sourcedir.tar.gz`.
-
-    Raises:
-        AwsError: S3 refused.
-        ConfigError: not an S3 URI.
-    """
-    if not folder.startswith("s3://"):
-        raise ConfigError(f"Sources of a job are uploaded to S3, and `{folder}` is not on it.")
-    uri = f"{folder.rstrip('/')}/{source.sha256}/sourcedir.tar.gz"
-    storage = files_of(uri, aws)
-    if storage.find(uri) is None:
-        with storage.new_file(uri, "application/gzip") as file:
-            file.write(source.archive)
-    return uri
-
-
-# -- the request ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

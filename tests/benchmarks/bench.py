@@ -11,11 +11,16 @@ import contextlib
 import dataclasses
 import datetime as dt
 import json
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# This checkout is measured, here and in what is started, whichever the environment has installed.
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+sys.path.insert(0, os.environ["PYTHONPATH"])
 
 import bars
 import endpoints

@@ -13,11 +13,14 @@ import os
 import statistics
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+"""The checkout that is measured: another one may be what the environment has installed."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,7 @@ def measure(clients: Sequence[Client], cases: Sequence[Case], rounds: int) -> Me
 
 
 def _environment() -> dict[str, str]:
-    """Test credentials, and nothing of the developer's own AWS or Feast set-up."""
+    """This checkout, test credentials, and nothing of the developer's own AWS or Feast set-up."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -193,6 +196,7 @@ def _environment() -> dict[str, str]:
     }
     return {
         **kept,
+        "PYTHONPATH": str(ROOT),
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_EC2_METADATA_DISABLED": "true",

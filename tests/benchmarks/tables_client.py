@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import tempfile
@@ -38,8 +37,9 @@ from feast_dynamo_ext.parquet.iceberg.table_schema import (
     SEQUENCE,
     TableLayout,
     create_table,
-    new_sequence,
+    first_sequence,
 )
+from feast_dynamo_ext.parquet.iceberg.view_table import Extent, partition_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from offline_client import Task
 
-VIEW_TABLE = "feast_dynamo_ext.parquet.iceberg.view_table"
 KEYS = (JOIN_KEY,)
 ORDER = (JOIN_KEY, EVENT_TIME, CREATED_TIME, SEQUENCE)
 TIMES = pa.timestamp("us", tz="UTC")
@@ -111,7 +110,7 @@ def write_views(task: Task) -> dict[str, Any]:
     for view in task.dataset.view_names():
         paths = sorted((task.folder / view).iterdir())
         handle = handle_of(str(task.tables), view, str(task.scratch))
-        partition = partition_for(paths)
+        partition = partition_of(paths)
         make(handle, columns_of(list(pq.read_schema(paths[0]))[3:]), partition)
         for path in paths:
             given = pd.read_parquet(path)
@@ -122,12 +121,8 @@ def write_views(task: Task) -> dict[str, Any]:
     return {"seconds": seconds, "rows": rows, "partition": partition}
 
 
-def partition_for(paths: Sequence[Path]) -> str:
+def partition_of(paths: Sequence[Path]) -> str:
     """What `feast-dynamo table create` takes where these files are the history."""
-    if importlib.util.find_spec(VIEW_TABLE) is None:
-        return "month"
-    from feast_dynamo_ext.parquet.iceberg.view_table import Extent, partition_for
-
     times = [pc.min_max(pq.read_table(path, columns=[EVENT_TIME])[EVENT_TIME]) for path in paths]
     first, last = (
         fold(one[end].value for one in times) for end, fold in (("min", min), ("max", max))
@@ -263,7 +258,8 @@ def fill(settings: dict[str, Any]) -> dict[str, Any]:
         table = handle.load()
         files, written = DataFiles(table, handle.settings), []
         count = settings["files"] * settings["rows"]
-        sequence = new_sequence(table.metadata.last_sequence_number, count)
+        start = first_sequence(table.metadata.last_sequence_number, count)
+        sequence = pa.array(np.arange(start, start + count))
         for first in range(0, count, settings["rows"]):
             rows = _unordered(dice, settings["rows"], settings["keys"], doubles, texts)
             of_file = sequence.slice(first, settings["rows"])

@@ -18,7 +18,7 @@ from pathlib import Path
 import boto3
 import pandas as pd
 import pytest
-import urllib3
+from enforced_iam import enforce, new_user
 from feast import (
     Entity,
     FeatureService,
@@ -202,19 +202,6 @@ def test_the_answers_of_both_repos_are_compared(tmp_path, moto_endpoint, monkeyp
 # IAM policies
 
 
-def policy_of(name: str) -> str:
-    """A policy of docs/reference/iam.md in the terms that moto enforces."""
-    policy = json.loads((SNIPPETS / "iam" / f"{name}.json").read_text())
-    for statement in policy["Statement"]:
-        if "s3:ListBucket" in statement["Action"]:
-            statement["Action"].append("s3:HeadBucket")  # AWS has no such action, moto has
-        if not statement["Action"][0].startswith("s3:"):
-            statement["Resource"] = "*"  # moto compares names of resources for S3 alone
-        if "dynamodb:PartiQLUpdate" in statement["Action"]:
-            statement["Action"].append("dynamodb:PutItem")  # moto's PartiQL takes no binary values
-    return json.dumps(policy)
-
-
 @pytest.fixture
 def as_user(tmp_path, small_shop, monkeypatch, fork_server):
     """A bucket with history on a moto that enforces IAM; acts as the user of a policy."""
@@ -233,10 +220,7 @@ def as_user(tmp_path, small_shop, monkeypatch, fork_server):
             f"feature_repo/{script[0]}", *script[1:], env=environment(small_shop)
         ).check_returncode()
     keys = {name: new_user(name) for name in NAMES}
-    no_request_is_free = {"Content-Type": "application/octet-stream"}
-    urllib3.request(
-        "POST", f"{server.endpoint}/moto-api/reset-auth", body=b"0", headers=no_request_is_free
-    )
+    enforce(server.endpoint)
 
     def as_user(name: str) -> None:
         monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
@@ -258,13 +242,6 @@ NAMES = (
     "training_job",
     "teardown",
 )
-
-
-def new_user(name: str) -> dict[str, str]:
-    iam = boto3.client("iam")
-    iam.create_user(UserName=name)
-    iam.put_user_policy(UserName=name, PolicyName=name, PolicyDocument=policy_of(name))
-    return iam.create_access_key(UserName=name)["AccessKey"]
 
 
 # Feast's registry on S3 leaves its temporary files to the garbage collector.

@@ -7,20 +7,19 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import uuid
 from pathlib import Path
 
 import pytest
 import urllib3
-import uvicorn
+from model_server import free_ports, running
 from served_model import CASES, Reply, ServedModel, check, make_model
 
 from feast_dynamo_ext.sagemaker.serving.app import create_app
-from feast_dynamo_ext.sagemaker.serving.handler import COUNTS_HEADER, open_handler
+from feast_dynamo_ext.sagemaker.serving.handler import COUNTS_HEADER
+from feast_dynamo_ext.sagemaker.serving.opening import open_handler
 
 pytestmark = [pytest.mark.dynamodb_local, pytest.mark.server]
 
@@ -39,20 +38,6 @@ def model(tmp_path_factory, dynamodb_local):
         )
         yield made
         made.store.teardown()
-
-
-@contextlib.contextmanager
-def running(app):
-    """The app on uvicorn, in a thread; its URL."""
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def post(http: urllib3.PoolManager, url: str, case) -> Reply:
@@ -78,7 +63,7 @@ def app_url(model):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
-        with running(create_app(open_handler(model.folder))) as url:
+        with running(create_app(open_handler(model.folder))) as (url, _):
             yield url
 
 
@@ -229,18 +214,6 @@ def server_url(model: ServedModel, tmp_path_factory, http):
             os.killpg(process.pid, signal.SIGTERM)
         process.wait(PATIENCE_S)
         log.close()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now; the server takes none from 49,151 on, where the system's begin."""
-    found = []
-    for port in range(20_000 + os.getpid() % 10_000, 49_000):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            break
-    return found
 
 
 def wait_until_answered(http, url, process, log) -> None:

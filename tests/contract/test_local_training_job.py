@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 import tarfile
 from pathlib import Path
 
 import boto3
-import pyarrow as pa
 import pytest
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.errors import (
     ConfigError,
     RequestError,
+    ResourceNotFoundError,
     TrainingJobError,
     TrainingSetError,
 )
-from feast_dynamo_ext.sagemaker import Provenance, TimeSplit, run_locally, write_training_set
+from feast_dynamo_ext.sagemaker.job_source import pack_source, upload_source
+from feast_dynamo_ext.sagemaker.local_hosts import Checkpoints
 from feast_dynamo_ext.sagemaker.local_job import run_training_job
-from feast_dynamo_ext.sagemaker.training_job import (
-    pack_source,
-    training_job_request,
-    upload_source,
-)
+from feast_dynamo_ext.sagemaker.training_job import Spot, training_job_request
 
 pytestmark = [
     pytest.mark.slow,
@@ -195,54 +194,132 @@ def test_a_job_that_runs_too_long_is_stopped(script, tmp_path):
         run_training_job(made, work_dir=tmp_path / "w", source=pack_source(script))
 
 
-def test_a_script_sees_the_same_in_both_forms(script, tmp_path, monkeypatch):
-    rows = pa.table({"label": [1, 0, 1], "t": [1, 2, 3], "spend": [1.0, 2.0, 3.0]})
-    rows = rows.set_column(1, "t", pa.array([0, 1, 2], pa.timestamp("us", "UTC")))
+# It goes on from its newest checkpoint, writes the next ones, and waits to be taken away.
+WITH_CHECKPOINTS = """
+import json, os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+config = json.loads(pathlib.Path(os.environ["SM_INPUT_CONFIG_DIR"], "checkpointconfig.json").read_text())
+folder = pathlib.Path(config["LocalPath"])
+host = os.environ["SM_CURRENT_HOST"]
+file = folder / "epochs" / f"{host}.json"
+done = json.loads(file.read_text())["epoch"] if file.exists() else 0
+print(f"{host} begins after epoch {done}", flush=True)
+file.parent.mkdir(exist_ok=True)
+for epoch in range(done + 1, min(done + 3, 5) + 1):
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps({"epoch": epoch}))
+    partial.replace(file)
+if epoch < 5:
+    kept = pathlib.Path(sys.argv[sys.argv.index("--kept") + 1], "epochs", f"{host}.json")
+    while not kept.exists() or json.loads(kept.read_text())["epoch"] < epoch:
+        time.sleep(0.05)
+    print(f"{host} waits in {os.getpgid(0)}", flush=True)
+    signal.pause()
+pathlib.Path(os.environ["SM_MODEL_DIR"], f"{host}.json").write_text(json.dumps({"epoch": epoch}))
+"""  # noqa: E501
 
-    def at(micros: int):
-        return rows["t"][micros].as_py()
 
-    made_set = write_training_set(
-        rows,
-        label="label",
-        event_timestamp="t",
-        entity_columns=[],
-        features=["spend"],
-        split=TimeSplit(at(1), at(2)),
-        output=str(tmp_path / "set"),
-        aws=AwsSettings(),
-        provenance=Provenance("shop", (), {}, (), "cd"),
+def spot_request(tmp_path, name: str, hosts: int = 1) -> dict:
+    made = request(
+        [channel("s3://b/x")],
+        f"file://{tmp_path}/out",
+        instance_count=hosts,
+        hyperparameters={"kept": str(tmp_path / "kept")},
+        spot=Spot(90_000, "s3://b/kept"),
+        metrics={},
     )
-    monkeypatch.setenv("SM_CHANNEL_TRAIN", "of an outer run")
-    folder = tmp_path / "one"
-    run_locally(
-        script,
-        made_set,
-        model_dir=folder / "model",
-        hyperparameters={"depth": 3},
-        work_dir=folder,
-        splits=("train",),
-        log=tmp_path / "one.log",
+    made["CheckpointConfig"]["S3Uri"] = f"file://{tmp_path}/kept"
+    made["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"] = f"file://{tmp_path}/in/"
+    return made | {"TrainingJobName": name}
+
+
+def test_a_job_on_spot_that_is_taken_away_goes_on_from_its_checkpoints(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/0.csv").write_text("1,2\n")
+    (tmp_path / "train.py").write_text(WITH_CHECKPOINTS)
+    source = pack_source(tmp_path / "train.py")
+    waiting = {}
+
+    def take_away(host: str, text: str) -> None:
+        if " waits in " not in text:
+            return
+        waiting[host] = int(text.rpartition(" ")[2])
+        if len(waiting) == 2:  # what AWS does to an instance, and then to the other
+            for group in waiting.values():
+                os.killpg(group, signal.SIGTERM)
+                os.killpg(group, signal.SIGKILL)
+
+    with pytest.raises(TrainingJobError, match=r"exit code: 1(37|43)\. A job with ") as e:
+        run_training_job(
+            spot_request(tmp_path, "first", 2),
+            work_dir=tmp_path / "w",
+            source=source,
+            on_line=take_away,
+        )
+    assert e.value.status == "Failed"
+    assert not (tmp_path / "out").exists()
+    kept = sorted(path.name for path in (tmp_path / "kept/epochs").iterdir())
+    assert kept == ["algo-1.json", "algo-2.json"]
+
+    lines = []
+    done = run_training_job(
+        spot_request(tmp_path, "second", 2),
+        work_dir=tmp_path / "w",
+        source=source,
+        on_line=lambda host, text: lines.append(text),
     )
-    made = request([channel("s3://b/x")], f"file://{tmp_path}/out", metrics={})
-    source = made["InputDataConfig"][0]["DataSource"]["S3DataSource"]
-    source["S3Uri"] = f"file://{tmp_path}/set/train/csv/"
-    done = run_training_job(made, work_dir=tmp_path / "w", source=pack_source(script))
-    ours = json.loads((folder / "output/data/seen.json").read_text())
-    theirs = json.loads((done.folder / "algo-1/output/data/seen.json").read_text())
-    base = {str(folder): "/opt/ml", str(done.folder / "algo-1"): "/opt/ml"}
-
-    def normal(text: str) -> str:
-        for path, name in base.items():
-            text = text.replace(path, name)
-        return text
-
-    # What the toolkit says besides: of clusters, logs and the archive's place.
-    common = ours.keys() & theirs.keys()
-    assert ours.keys() - theirs.keys() == set()
-    assert {name: normal(ours[name]) for name in common} == {
-        name: normal(theirs[name]) for name in common
+    assert {"algo-1 begins after epoch 3", "algo-2 begins after epoch 3"} <= set(lines)
+    model = members(Path(done.job.model_artifacts.removeprefix("file://")))
+    assert model == {"algo-1.json": b'{"epoch": 5}', "algo-2.json": b'{"epoch": 5}'}
+    assert json.loads((tmp_path / "kept/epochs/algo-1.json").read_text()) == {"epoch": 5}
+    config = done.folder / "algo-1/input/config/checkpointconfig.json"
+    assert json.loads(config.read_text()) == {
+        "S3Uri": f"file://{tmp_path}/kept",
+        "LocalPath": str(done.folder / "algo-1/checkpoints"),
     }
+
+
+def test_checkpoints_are_kept_on_s3_whole_and_brought_back(aws, bucket, moto_endpoint, tmp_path):
+    s3 = boto3.client("s3", region_name="us-east-1", endpoint_url=moto_endpoint)
+    uri = f"s3://{bucket}/kept"
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    with Checkpoints(uri, [first], aws).kept():
+        (first / "a").mkdir()
+        (first / "a/1.bin").write_bytes(b"one")
+    put(moto_endpoint, bucket, {"kept-not/3.bin": "another prefix"})
+
+    def change_and_stop() -> None:
+        assert (second / "a/1.bin").read_bytes() == b"one"
+        (second / "a/1.bin").write_bytes(b"another")
+        (second / "2.bin").write_bytes(b"two")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Checkpoints(uri, [second], aws).kept():
+        change_and_stop()
+    kept = {
+        one["Key"]: s3.get_object(Bucket=bucket, Key=one["Key"])["Body"].read()
+        for one in s3.list_objects_v2(Bucket=bucket, Prefix="kept/")["Contents"]
+    }
+    assert kept == {"kept/a/1.bin": b"another", "kept/2.bin": b"two"}
+    assert not (second / "3.bin").exists()
+    with (
+        pytest.raises(ResourceNotFoundError, match="no-such-bucket"),
+        Checkpoints("s3://no-such-bucket/x", [first], aws).kept(),
+    ):
+        pytest.fail("the block ran")
+
+
+def test_what_a_killed_writer_left_in_a_folder_is_no_checkpoint(tmp_path):
+    (tmp_path / "kept").mkdir()
+    left = f".1.bin.{'0' * 32}.tmp"
+    for name in ("1.bin", left, ".hidden"):
+        (tmp_path / "kept" / name).write_bytes(b"x")
+    (tmp_path / "host").mkdir()
+    with Checkpoints(str(tmp_path / "kept"), [tmp_path / "host"], AwsSettings()).kept():
+        found = sorted(path.name for path in (tmp_path / "host").iterdir())
+    assert found == [".hidden", "1.bin"]
 
 
 @pytest.mark.parametrize(

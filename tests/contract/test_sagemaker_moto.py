@@ -29,7 +29,6 @@ from feast_dynamo_ext.sagemaker import (
     create_training_job,
     describe_training_job,
     load_training_set,
-    run_locally,
     training_job_request,
     verify,
     write_training_set,
@@ -207,24 +206,6 @@ def test_a_job_is_created_on_the_channels_and_described(aws, bucket):
     assert stored["HyperParameters"] == {"max_depth": "5", "objective": "binary:logistic"}
     assert stored["EnableNetworkIsolation"] is True
     assert client.list_tags(ResourceArn=arn)["Tags"] == [{"Key": "team", "Value": "growth"}]
-
-
-def test_a_script_trains_here_on_what_is_on_s3(aws, bucket, tmp_path):
-    training_set = write(f"s3://{bucket}/set", aws)
-    script = tmp_path / "train.py"
-    script.write_text(
-        "import os, pathlib\n"
-        "print(pathlib.Path(os.environ['SM_CHANNEL_TRAIN'], 'part-00000.csv').read_text())\n"
-    )
-    run = run_locally(
-        script,
-        training_set,
-        model_dir=tmp_path / "model",
-        hyperparameters={},
-        work_dir=tmp_path / "work",
-        aws=aws,
-    )
-    assert run.last_lines == ("0,", "1,4", "0,-1.5", "")
 
 
 def test_an_unknown_job_is_an_error_that_names_it(aws):

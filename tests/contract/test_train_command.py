@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import re
+import signal
+import tarfile
 from pathlib import Path
 
 import boto3
@@ -13,6 +16,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from job_server import JobServer
+from repos import write_repo_yaml
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.cli.main import main
@@ -370,6 +374,60 @@ def test_the_job_runs_on_this_machine(tmp_path, monkeypatch):
     failed = run(*command, code=1)
     assert "failed on this machine: AlgorithmError: ExecuteUserScriptError" in failed.stderr
     assert "no luck" in failed.stderr
+
+
+GOES_ON = """
+import json, os, pathlib, signal, time
+config = pathlib.Path(os.environ["SM_INPUT_CONFIG_DIR"], "checkpointconfig.json")
+file = pathlib.Path(json.loads(config.read_text())["LocalPath"], "epoch")
+if file.exists():
+    pathlib.Path(os.environ["SM_MODEL_DIR"], "model").write_text(file.read_text())
+else:
+    def leave(*_):
+        file.write_text("7")
+        raise SystemExit("taken away")
+    signal.signal(signal.SIGTERM, leave)
+    os.kill(COMMAND, signal.SIGTERM)
+    signal.pause()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("sagemaker_training") is None,
+    reason="sagemaker-training is not installed",
+)
+def test_a_folder_of_a_repo_is_named_without_a_slash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_repo_yaml(tmp_path, registry=str(tmp_path / "r.db"), offline={"region": "us-east-1"})
+    write_set(str(tmp_path / "july"))
+    done = run("july", "--image", IMAGE, "--local", "--script", __file__, "--dry-run")
+    made = json.loads(done.stdout)
+    uri = made["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"]
+    assert uri == f"file://{tmp_path}/july/train/csv/"
+    assert "declares no training set" in run("june", "--image", IMAGE, "--local", code=1).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("sagemaker_training") is None,
+    reason="sagemaker-training is not installed",
+)
+def test_a_command_that_is_terminated_stops_its_job_and_the_next_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = write_set(str(tmp_path / "churn/july"))
+    (tmp_path / "train.py").write_text(GOES_ON.replace("COMMAND", str(os.getpid())))
+    command = [made.output, "--script", "train.py", "--local", "--work-dir", "w"]
+    command += ["--spot", "48h", "--checkpoints", "kept"]
+    before = signal.getsignal(signal.SIGTERM)
+    stopped = run(*command, code=143)
+    kept = f"file://{tmp_path}/kept"
+    assert f"The job was stopped. The same command goes on from {kept}." in stopped.stderr
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "kept/epoch").read_text() == "7"
+    done = json.loads(run(*command, "--json").stdout)
+    with tarfile.open(done["model"].removeprefix("file://")) as archive:
+        assert archive.extractfile("model").read() == b"7"
 
 
 @pytest.mark.slow

@@ -51,9 +51,10 @@ def store(open_store, moto_endpoint, tmp_path, monkeypatch):
 
 
 def test_every_block_of_the_page_runs(store, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sagemaker_training")
     monkeypatch.chdir(tmp_path)
     boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="my-lake")
-    Path("train.py").write_text("import os; print(os.listdir(os.environ['SM_CHANNEL_TEST']))")
+    Path("train.py").write_text("import os; print(os.listdir(os.environ['SM_CHANNEL_TRAIN']))")
     days = [START + timedelta(days=day) for day in range(0, 150, 5)]
     rows = pd.DataFrame(
         {
@@ -69,7 +70,9 @@ def test_every_block_of_the_page_runs(store, tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("'")[3] for line in lines[:3]] == ["train", "validation", "test"]
     assert lines[3] == "Completed"
-    assert lines[-1] == "['part-00000.csv']"
+    status, log = lines[-1].split()
+    assert status == "Completed"
+    assert "algo-1 | ['part-00000.csv']" in Path(log).read_text()
     manifest = names["training_set"].manifest
     assert manifest.features == ("spend", "visits")
     assert [file.path for file in manifest.provenance.source_files] == [

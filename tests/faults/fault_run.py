@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 THREADS, TASKS = 3, 4
 
+HEALED = 10
+"""Times that unwritten rows are written again."""
+
 
 @dataclass(frozen=True)
 class Shop:
@@ -72,23 +75,32 @@ def run(
     oracle = Oracle(totals, may_mark=online.get("on_partial") == "mark")
     ours, theirs = shop.store(**online), shop.store(**online)
     loop = asyncio.new_event_loop()
-    shop.proxy.plan(seed=seed, **plan)
-    with ThreadPoolExecutor(THREADS + 1) as threads:
-        for number, calls in enumerate(jobs(seed, rows, reads, rounds=3)):
-            left = deque(calls)
-            dice = [random.Random(f"{seed}:{number}:{n}") for n in range(THREADS)]  # noqa: S311
-            work = [threads.submit(_in_turn, ours, oracle, left, one) for one in dice]
-            work.append(threads.submit(loop.run_until_complete, _at_once(theirs, oracle, left)))
-            for one in work:
-                one.result()
-            # Requests that were given up may still be on their way.
-            report = shop.proxy.report()
-    totals.requests, totals.faults = report.requests, report.faults
-    totals.access_keys = report.access_keys
-    shop.proxy.plan()
-    shop.check(oracle)
-    _heal(ours, oracle)
-    shop.check(oracle)
+    try:
+        shop.proxy.plan(seed=seed, **plan)
+        with ThreadPoolExecutor(THREADS + 1) as threads:
+            for number, calls in enumerate(jobs(seed, rows, reads, rounds=3)):
+                left = deque(calls)
+                dice = [random.Random(f"{seed}:{number}:{n}") for n in range(THREADS)]  # noqa: S311
+                work = [threads.submit(_in_turn, ours, oracle, left, one) for one in dice]
+                work.append(
+                    threads.submit(loop.run_until_complete, _at_once(theirs, oracle, left))
+                )
+                for one in work:
+                    one.result()
+                # Requests that were given up may still be on their way.
+                report = shop.proxy.report()
+        totals.requests, totals.faults = report.requests, report.faults
+        totals.access_keys = report.access_keys
+        shop.proxy.plan()
+        shop.check(oracle)
+        _heal(ours, oracle)
+        shop.check(oracle)
+    except BaseException:
+        # What is left open would fail another test.
+        asyncio.run(ours.close())
+        loop.run_until_complete(theirs.close())
+        loop.close()
+        raise
     _close(shop, ours, theirs, loop)
     return totals
 
@@ -143,15 +155,15 @@ def _next(left: deque[Write | Read]) -> Write | Read | None:
 def _heal(store: FeatureStore, oracle: Oracle) -> None:
     """Do as the errors say: write the rows again. Then each key holds exactly its newest version.
 
-    The check that follows knows but one right version of each.
+    The check that follows knows but one right version of each. Nothing fails any more, but a
+    deadline of some milliseconds may pass on a machine that has much else to do.
     """
-    failures = oracle.totals.errors.total()
-    for write in oracle.unsettled():
-        with oracle.writing(write):
-            store._get_provider().online_write_batch(
-                store.config, VIEWS[write.view], write.of_feast(), None
-            )
-    assert oracle.totals.errors.total() == failures
+    for _ in range(HEALED):
+        for write in oracle.unsettled():
+            with oracle.writing(write):
+                store._get_provider().online_write_batch(
+                    store.config, VIEWS[write.view], write.of_feast(), None
+                )
     assert oracle.confirmed == oracle.attempted
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from history_tables import contents, handle_of, rows
 
 from feast_dynamo_ext.parquet.iceberg.expire import expire
+from feast_dynamo_ext.parquet.iceberg.ledger import Progress
 from feast_dynamo_ext.parquet.iceberg.optimize import optimize
-from feast_dynamo_ext.parquet.iceberg.snapshots import history
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,10 +46,15 @@ def done(folder: Path, writer: int) -> int:
 
 
 def append(folder: Path, writer: int, count: int) -> None:
-    """Append what is not known to be done, the first of it perhaps again."""
+    """Append what is not known to be done, the first of it perhaps again.
+
+    What came before is appended once more, as by a writer that was thought to be dead.
+    """
     handle, file = handle_of(folder), progress_of(folder, writer)
     for number in range(done(folder, writer), count):
-        handle.append(new_rows(writer, number), commit_id=f"{writer}-{number}")
+        for each in (number, number - 1) if number else (number,):
+            progress = Progress(f"writer {writer}", each or None, each + 1)
+            handle.append(new_rows(writer, each), f"{writer}-{each}", progress)
         new = file.with_suffix(".new")
         new.write_text(str(number + 1))
         new.replace(file)
@@ -60,16 +65,8 @@ def upkeep(folder: Path) -> None:
     handle = handle_of(folder)
     while not (folder / "stop").exists():
         optimize(handle, memory_bytes=1)
-        now = dt.datetime.now(dt.timezone.utc)
-        # What a writer does not know yet to be done, it looks for.
-        unknown = [info for info in history(handle) if not _is_known(folder, info.commit_id)]
-        expire(handle, now, 2, [info.snapshot_id for info in unknown])
+        expire(handle, dt.datetime.now(dt.timezone.utc))
     contents(handle)
-
-
-def _is_known(folder: Path, commit_id: str) -> bool:
-    writer, dash, number = commit_id.partition("-")
-    return not dash or int(number) < done(folder, int(writer))
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def test_each_committed_row_is_there_once_whoever_is_killed(tmp_path, fork_serve
         for number in range(APPENDS)
         for note in new_rows(writer, number).column("note").to_pylist()
     )
+    assert [handle.state(f"writer {writer}") for writer in range(WRITERS)] == [APPENDS] * WRITERS
     table = handle.load()
     left = [info.snapshot_id for info in history(handle)]
     assert notes(table, left[0]) == expected

@@ -6,7 +6,8 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import boto3
 import pyarrow as pa
@@ -15,9 +16,6 @@ from golden_record import outcome, replaced
 
 from feast_dynamo_ext import sagemaker
 from feast_dynamo_ext.aws import AwsSettings
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BUCKET = "golden-training"
 NO_AWS = AwsSettings(region="us-east-1")
@@ -83,11 +81,13 @@ def training_record(folder: Path, endpoint: str) -> dict[str, Any]:
     (folder / "sets" / "plain" / "train" / "csv" / "part-00000.csv").write_text("1,2\n")
     found["verify of a changed file"] = outcome(lambda: str(sagemaker.verify(plain, NO_AWS)))
     found |= _jobs(create, endpoint)
-    # A source's proto has the time at which it was applied, so its view's hash varies.
-    specs = {
-        _hash(view.to_proto().spec.SerializeToString(deterministic=True)): f"<hash of {view.name}>"
-        for view in store.list_feature_views()
-    }
+    # A source's proto has its path, which varies, and the time at which it was applied, which
+    # does not count.
+    specs = {}
+    for view in store.list_feature_views():
+        spec = view.to_proto().spec
+        spec.batch_source.ClearField("meta")
+        specs[_hash(spec.SerializeToString(deterministic=True))] = f"<hash of {view.name}>"
     answer: dict[str, Any] = replaced(found, specs)
     return answer
 
@@ -101,6 +101,9 @@ def _file(path: Path) -> Any:
             found["libraries"] = {name: _installed(name, version) for name, version in libraries}
             if "manifest_sha256" in found:  # of the versions too
                 found["manifest_sha256"] = "<of the rest>"
+            for source in found["provenance"]["source_files"]:
+                if source.get("sha256") == _hash(Path(source["path"]).read_bytes()):
+                    source["sha256"] = "<of the file>"
         return found
     if path.suffix == ".csv":
         return data.decode().split("\n")

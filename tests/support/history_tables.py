@@ -75,9 +75,10 @@ def new_table(
     partition: str = "none",
     keys: tuple[str, ...] = ("cid",),
     columns: pa.Schema = COLUMNS,
+    times: tuple[str, str | None] = ("event", "created"),
     **properties: str,
 ) -> TableHandle:
-    """A table in a folder, without rows."""
+    """A table in a folder, without rows; `times` are its columns of event and created time."""
     handle = handle_of(folder)
     made = create_table(
         opened(
@@ -85,7 +86,7 @@ def new_table(
         ),
         NAME,
         columns,
-        TableLayout(keys, "event", "created", partition),
+        TableLayout(keys, *times, partition),
     )
     if properties:
         with made.transaction() as transaction:

@@ -54,11 +54,12 @@ def views() -> list[Any]:
     return [profile, orders]
 
 
-def make_store(folder: Path, endpoint: str, project: str) -> FeatureStore:
+def make_store(folder: Path, endpoint: str, project: str, **more: Any) -> FeatureStore:
     """A repo whose tables hold `PROFILES` and `ORDERS`; the row of customer 4 has expired."""
     config = open_repo_config(
         folder,
         project=project,
+        **more,
         online={"region": REGION, "endpoint_url": endpoint, "expired": "status"},
         offline={"region": REGION},
     )
@@ -345,6 +346,22 @@ CASES: dict[str, Case] = {
         js(row(1, amuont=2)), 422, words="has `amuont`, which the model does not take. Did you"
     ),
     "a null key": Case(js(row(None)), 422, words="`customer_id` is null"),
+    "a name twice": Case(
+        b'{"customer_id": 1, "amount": 2, "amount": 3}', 422, words="A row has a name twice"
+    ),
+    "another charset": Case(
+        js(row(1)), 415, content_type="application/json; charset=utf-16", words="Send it as UTF-8"
+    ),
+    "UTF-8 that is said to be": Case(
+        js(PAIR), content_type="application/json; charset=utf-8", **TWO
+    ),
+    "bytes of latin-1 in JSON": Case(
+        b'{"customer_id": 1, "\xe4": 1}', 400, words="The body is no JSON", toolkit_status=500
+    ),
+    "a bad row beside a good one": Case(
+        js([row(1), row(2, "x")]), 422, words="Row 2: `amount` is no finite number"
+    ),
+    "deep JSON": Case(b"[" * 9_000, 400, words="The body is no JSON"),
     "no rows": Case(js({"instances": []}), 422, words="no rows"),
     "too few cells": Case(b"1,2\n3\n", 422, **CSV, words="Line 2 has 1 cells; it needs 2"),
     "a scalar": Case(b"7", 422, words="neither an object nor a list"),

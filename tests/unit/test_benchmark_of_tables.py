@@ -77,9 +77,8 @@ def test_tables_give_the_rows_of_the_plain_files(tmp_path):
 
 def test_tables_are_partitioned_as_the_package_would(tmp_path):
     dataclasses.replace(TINY, views=1).write(tmp_path / "data")
-    has_rule = importlib.util.find_spec(tables_client.VIEW_TABLE) is not None
-    found = tables_client.partition_for(sorted((tmp_path / "data" / "view_00").iterdir()))
-    assert found == ("none" if has_rule else "month")  # some kilobytes
+    found = tables_client.partition_of(sorted((tmp_path / "data" / "view_00").iterdir()))
+    assert found == "none"  # some kilobytes
 
 
 def test_a_week_opens_its_own_files_and_those_of_the_ttl(tmp_path):

@@ -286,6 +286,14 @@ def test_a_client_that_dies_is_named():
         command.finish()
 
 
+def test_clients_are_of_the_checkout_that_measures(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    code = "import feast_dynamo_ext; print(feast_dynamo_ext.__file__)"
+    printed = Command("one", Path(sys.executable), ("-c", code)).finish()
+    assert Path(printed.strip()).parents[1] == Path(__file__).parents[2]
+
+
 def test_a_client_has_nothing_of_the_developers_set_up(monkeypatch):
     monkeypatch.setenv("AWS_PROFILE", "mine")
     monkeypatch.setenv("FEAST_FS_YAML_FILE_PATH", "mine")

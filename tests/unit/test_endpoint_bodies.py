@@ -1,12 +1,10 @@
-"""Bodies of an endpoint, and requests that are answered together."""
+"""Bodies of an endpoint: what is read, what is refused, what is answered."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,8 +12,7 @@ from examples import cases
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.errors import AwsUnavailableError, InvocationError
-from feast_dynamo_ext.sagemaker.serving.batching import MicroBatcher
+from feast_dynamo_ext.errors import InvocationError
 from feast_dynamo_ext.sagemaker.serving.bodies import (
     CSV,
     JSON,
@@ -113,6 +110,17 @@ KEY = (RequestColumn("id", "int"),)
         ("id\n", CSV, 422, "no rows"),
         ("1", "", 415, "The request has no Content-Type"),
         ("1", "image/png", 415, "text/csv"),
+        ('{"id": 1, "id": 2}', JSON, 422, "A row has a name twice"),
+        ('[{"id": 1},{"id":2,"id":2}]', JSON, 422, "A row has a name twice"),
+        ('{"id": 1}\n{"id":2, "id": 3}', JSON_LINES, 422, "A row has a name twice"),
+        ("[" * 30, JSON, 400, "no JSON"),
+        ('{"id": 1e999}', JSON, 400, "no JSON: number is infinity"),
+        ('{"id": [1]}', JSON, 422, "Row 1: `id` is no whole number"),
+        ('{"id": "\\ud800"}', JSON, 400, "no JSON"),
+        ("\ufeff[1]", JSON, 400, "no JSON"),
+        ('{"id": -Infinity}', JSON, 400, "no JSON"),
+        ("[1]", "application/json; charset=UTF-16", 415, "another charset"),
+        ("1\n", 'text/csv; charset="latin-1"', 415, "Send it as UTF-8"),
     ],
 )
 def test_what_is_refused(body, kind, status, words):
@@ -120,6 +128,37 @@ def test_what_is_refused(body, kind, status, words):
         read(body.encode(), kind, KEY, max_bytes=30)
     assert caught.value.status == status
     assert words in str(caught.value)
+
+
+DEEP = b"[" * 1_000 + b"]" * 1_000
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (DEEP, "Row 1"),
+        (b"[" * 100_000, "no JSON"),
+        (b'{"id":' * 5_000 + b"1" + b"}" * 5_000, "no JSON"),
+        (b'{"id": %s, "id": 1}' % DEEP, "A row has a name twice"),
+        (b'{"id": 1' + b"0" * 100_000 + b"}", "no JSON: number is infinity"),
+        (b'{"instances":[{"id":1}],"instances":[{"id":2}]}', "A row has a name twice"),
+        (b"9" * 100_000, "`id` is no whole number"),
+        (b'"' + b"x" * 200_000 + b'"', "no CSV"),
+        (b"1\0,", "Line 1|no CSV"),
+    ],
+)
+def test_bodies_that_are_deep_or_long(body, words):
+    kind = JSON if body[:1] in b"[{" else CSV
+    with pytest.raises(InvocationError, match=words) as caught:
+        read(body, kind, KEY)
+    assert caught.value.status in (400, 422)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("body", [b'{"instances": [{"id": 1}]}', b'["a:b", ":"]', b'[{"id":1}]'])
+def test_colons_are_not_always_names(body):
+    columns = (RequestColumn("id", "string"),) if b'"a' in body else KEY
+    assert read(body, JSON, columns).count in (1, 2)
 
 
 def test_a_list_of_keys_alone():
@@ -152,97 +191,3 @@ def test_answers_are_of_the_containers_forms():
     assert write_answer(scores, CSV, counts) == b"0.25,0.75\n0.5,0.5\n"
     lines = write_answer(np.array([1, 2]), JSON_LINES, counts)
     assert lines == b'{"score":1}\n{"score":2}\n'
-
-
-# Batches
-
-
-class Gated:
-    """Doubles numbers; holds the first batch until it is let go, while others gather."""
-
-    def __init__(self):
-        self.batches, self.began, self.go = [], threading.Event(), threading.Event()
-
-    def __call__(self, numbers):
-        self.batches.append(list(numbers))
-        self.began.set()
-        assert self.go.wait(30)
-        if "bad" in numbers:
-            raise ValueError("a bad one")
-        if "away" in numbers:
-            raise AwsUnavailableError("no answer")
-        return [2 * number for number in numbers]
-
-
-@pytest.fixture
-def gated():
-    function = Gated()
-    batcher = MicroBatcher(function, max_wait_s=0.0, max_batch_rows=4, max_queued_rows=6)
-    yield function, batcher
-    function.go.set()
-    batcher.close()
-
-
-def first(function, batcher):
-    future = batcher.submit(0, 1)
-    assert function.began.wait(30)
-    return future
-
-
-def test_what_waits_is_answered_together_in_order(gated):
-    function, batcher = gated
-    futures = [first(function, batcher), *(batcher.submit(n, 1) for n in range(1, 7))]
-    function.go.set()
-    assert [future.result(30) for future in futures] == [2 * n for n in range(7)]
-    assert function.batches == [[0], [1, 2, 3, 4], [5, 6]]
-
-
-def test_a_bad_request_does_not_spoil_its_neighbours(gated):
-    function, batcher = gated
-    first(function, batcher)
-    futures = [batcher.submit(each, 1) for each in (1, "bad", 3)]
-    function.go.set()
-    assert (futures[0].result(30), futures[2].result(30)) == (2, 6)
-    with pytest.raises(ValueError, match="a bad one"):
-        futures[1].result(30)
-    assert function.batches == [[0], [1, "bad", 3], [1], ["bad"], [3]]
-
-
-def test_a_store_that_is_away_is_not_asked_for_each(gated):
-    function, batcher = gated
-    first(function, batcher)
-    futures = [batcher.submit(each, 1) for each in (1, "away", 3)]
-    function.go.set()
-    for future in futures:
-        with pytest.raises(AwsUnavailableError):
-            future.result(30)
-    assert function.batches == [[0], [1, "away", 3]]
-
-
-def test_the_queue_is_bounded(gated):
-    function, batcher = gated
-    first(function, batcher)
-    futures = [batcher.submit(1, 5), batcher.submit(2, 1)]
-    with pytest.raises(InvocationError, match="6 rows wait already, the most are 6") as caught:
-        batcher.submit(3, 1)
-    assert caught.value.status == 503
-    assert futures[1].cancel()
-    function.go.set()
-    assert futures[0].result(30) == 2
-    batcher.close()
-    assert function.batches == [[0], [1]]
-    with pytest.raises(InvocationError, match="stopping"):
-        batcher.submit(4, 1)
-
-
-def test_answers_go_to_their_own_requests_from_many_threads():
-    batcher = MicroBatcher(
-        lambda numbers: [n * n for n in numbers],
-        max_wait_s=0.001,
-        max_batch_rows=16,
-        max_queued_rows=1_000,
-    )
-    with ThreadPoolExecutor(16) as threads:
-        found = list(threads.map(lambda n: batcher.submit(n, 1).result(30), range(500)))
-    batcher.close()
-    assert found == [n * n for n in range(500)]

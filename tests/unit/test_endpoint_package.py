@@ -17,8 +17,9 @@ from served_model import AWS, CUSTOMER, make_manifest, train, views
 
 from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.errors import ConfigError, ServingError
-from feast_dynamo_ext.sagemaker.serving.handler import load_model, open_handler
+from feast_dynamo_ext.sagemaker.serving.opening import open_handler
 from feast_dynamo_ext.sagemaker.serving.package import archive, package_model, unpack
+from feast_dynamo_ext.sagemaker.serving.predictors import load_model
 
 FILES = (
     "code/requirements.txt",

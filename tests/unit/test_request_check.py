@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import copy
+import enum
 import functools
+import io
+import json
 import logging
 import re
 import shutil
 import subprocess
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from decimal import Decimal
 
+import boto3
 import pytest
 from examples import cases
 from hypothesis import given
@@ -357,6 +361,116 @@ FAULTS_OF_OTHERS = [
     ("CreateSchedule", "StartDate", "the first of July", "type"),
     ("CreateSchedule", "Target.RetryPolicy", {"MaximumRetryAttempts": 186}, "range"),
 ]
+
+
+CLUSTER = {
+    "ClusterName": "churn",
+    "InstanceGroups": [
+        {
+            "InstanceCount": 1,
+            "InstanceGroupName": "a",
+            "InstanceType": "ml.m5.large",
+            "ExecutionRole": ROLE,
+            "LifeCycleConfig": {"SourceS3Uri": "s3://sagemaker-x", "OnCreate": "on.sh"},
+            "InstanceStorageConfigs": [{"EbsVolumeConfig": {"VolumeSizeInGB": 10}}],
+        }
+    ],
+}
+MODEL = {
+    "ModelName": "churn",
+    "ExecutionRoleArn": ROLE,
+    "PrimaryContainer": {"Image": "churn:1", "Environment": {"STAGE": "test"}},
+}
+CREATED |= {
+    "CreateCluster": ("sagemaker", CLUSTER),
+    "CreateModel": ("sagemaker", MODEL),
+    "InvokeEndpoint": ("sagemaker-runtime", {"EndpointName": "churn", "Body": b"1"}),
+    "BatchWriteItem": ("dynamodb", {"RequestItems": {"t": [{"PutRequest": {"Item": {}}}]}}),
+}
+
+
+class Mode(str, enum.Enum):
+    OFF = "off"
+
+
+STORAGE = "InstanceGroups.0.InstanceStorageConfigs"
+EBS = {"EbsVolumeConfig": {"VolumeSizeInGB": 10}}
+FSX = {
+    "FsxLustreConfig": {"DnsName": "fs-0123456789ab.fsx.eu-west-1.amazonaws.com", "MountName": "a"}
+}
+WEIGHT = "ProductionVariants.0.InitialVariantWeight"
+# Kinds of fault that the sixty have not: where, what, and what is found there.
+MORE_FAULTS = [
+    ("CreateCluster", f"{STORAGE}.0", EBS | FSX, "union"),
+    ("CreateCluster", f"{STORAGE}.0", {}, "union"),
+    ("CreateCluster", f"{STORAGE}.0.EbsVolumeConfig", None, "null"),
+    ("CreateCluster", f"{STORAGE}.0.EbsVolumeConfig.VolumeSizeInGB", 10**30, "range"),
+    ("CreateCluster", "InstanceGroups", {1, 2}, "type"),
+    ("CreateCluster", "InstanceGroups", [], "length"),
+    ("CreateCluster", "InstanceGroups.0", None, "null"),
+    ("CreateCluster", "InstanceGroups.0.InstanceCount", 1.0, "type"),
+    ("CreateCluster", "InstanceGroups.0.InstanceGroupName", "a\n", "pattern"),
+    ("CreateModel", "PrimaryContainer", '{"Image": "churn:1"}', "type"),
+    ("CreateModel", "PrimaryContainer.Environment", [("STAGE", "test")], "type"),
+    ("CreateEndpointConfig", WEIGHT, 10**400, "range"),
+    ("CreateEndpointConfig", WEIGHT, 1e39, "range"),
+    ("CreateEndpointConfig", WEIGHT, Decimal("1.5"), "type"),
+    ("CreateEndpointConfig", WEIGHT, float("-inf"), "range"),
+    ("CreateModelPackage", "CustomerMetadataProperties.set", "\ud800", "type"),
+    ("CreateSchedule", "FlexibleTimeWindow.Mode", Mode.OFF, "enum"),
+    ("CreateSchedule", "StartDate", date(2026, 7, 1), "type"),
+    ("CreateSchedule", "StartDate", float("inf"), "type"),
+    ("CreateSchedule", "StartDate", "2026-07", "type"),
+    ("CreateSchedule", "StartDate", "tomorrow", "type"),
+    ("CreateSchedule", "StartDate", "2026-02-30", "type"),
+    ("CreateSchedule", "StartDate", b"2026-07-01", "type"),
+    ("CreateSchedule", "EndDate", True, "type"),
+    ("InvokeEndpoint", "Body", b"x" * 6_291_457, "length"),
+    ("InvokeEndpoint", "Body", io.StringIO("x"), "type"),
+    ("InvokeEndpoint", "Body", [1, 2], "type"),
+    ("BatchWriteItem", "RequestItems.t", [], "length"),
+    ("BatchWriteItem", "RequestItems", {}, "length"),
+]
+
+
+@pytest.mark.parametrize(("operation", "path", "value", "kind"), MORE_FAULTS)
+def test_faults_of_other_kinds_are_found(operation, path, value, kind):
+    service, request = CREATED[operation]
+    found = request_problems(operation, seeded(request, path, value), service=service)
+    shown_path = shown(path).replace("Properties.set", "Properties['set']")
+    shown_path = shown_path.replace("RequestItems.t", "RequestItems['t']")
+    assert [(problem.path, problem.kind) for problem in found] == [(shown_path, kind)]
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "kind"),
+    [("Environment", "1A", "pattern"), ("Environment", 5, "type"), ("Environment", "", "pattern")],
+)
+def test_keys_of_mappings_are_held_against_their_shape(path, key, kind):
+    request = seeded(MODEL, f"PrimaryContainer.{path}", {key: "x"})
+    (problem,) = request_problems("CreateModel", request)
+    assert (problem.path, problem.kind) == (f"PrimaryContainer.{path}[{str(key)!r}]", kind)
+    assert problem.message.startswith("as a key ")
+
+
+def test_a_misspelt_member_of_a_union_is_one_problem():
+    request = seeded(CLUSTER, f"{STORAGE}.0", {"EbsVolumeConfi": {"VolumeSizeInGB": 10}})
+    (problem,) = request_problems("CreateCluster", request)
+    assert problem.kind == "unknown"
+    assert "Did you mean `EbsVolumeConfig`?" in problem.message
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["2026-07-01", "2026-07-01T12:00:00Z", "2026-07-01T12:00:00.5+02:00", 1.5, "1767225600"],
+)
+def test_a_moment_may_be_text_or_a_number(moment):
+    request = SCHEDULE | {"StartDate": moment}
+    assert request_problems("CreateSchedule", request, service="scheduler") == ()
+    client = boto3.client("scheduler", region_name="eu-west-1")
+    model = client.meta.service_model.operation_model("CreateSchedule")
+    body = client._convert_to_request_dict(request, model, "https://x", {})["body"]
+    assert isinstance(json.loads(body)["StartDate"], (int, float))
 
 
 @pytest.mark.parametrize("operation", CREATED)

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -319,6 +320,74 @@ def test_lightgbm_finds_its_categories_beside_the_csv(tmp_path):
     index = json.loads((tmp_path / "train/csv/categorical_index.json").read_text())
     assert index == {"cat_index_list": [1]}
     assert verify(str(tmp_path), AWS).ok
+
+
+@pytest.mark.slow
+def test_lightgbm_trains_on_the_files_as_on_the_table(tmp_path):
+    """JumpStart's script reads all CSV of a channel with pandas, and says which are categories."""
+    lightgbm = pytest.importorskip("lightgbm")
+    count = 400
+    chance = np.random.default_rng(3)
+    city, spend = chance.integers(0, 6, count), chance.normal(size=count)
+    spend[::7] = np.nan
+    rows = pa.table(
+        {
+            "cid": range(count),
+            "event_timestamp": [START + n * DAY for n in range(count)],
+            "bought": ((city % 2 == 1) & ~(spend < 0)).astype("int64"),
+            "spend": spend,
+            "city": pa.array([f"city {code}" for code in city]),
+        }
+    )
+    made = write_training_set(
+        rows,
+        label="bought",
+        event_timestamp="event_timestamp",
+        entity_columns=["cid"],
+        features=["spend", "city"],
+        encodings={"city": Encoding(encoding="ordinal")},
+        target="lightgbm",
+        formats=["csv"],
+        parts=2,
+        split=TimeSplit(START + 300 * DAY, START + 350 * DAY),
+        output=str(tmp_path),
+        aws=AWS,
+        provenance=PROVENANCE,
+    )
+    folder = tmp_path / "train/csv"
+    index = json.loads((folder / "categorical_index.json").read_text())["cat_index_list"]
+    files = sorted(folder.glob("*.csv"))
+    assert len(files) == 2
+    read = pd.concat([pd.read_csv(file, header=None) for file in files])
+    wanted = made.manifest.encode(rows.slice(0, 300), rows["event_timestamp"].slice(0, 300))
+    order = ["spend", "city"]
+    table = np.stack([wanted[name].to_numpy() for name in order], 1)
+    parameters = {
+        "objective": "binary",
+        "verbosity": -1,
+        "num_threads": 1,
+        "deterministic": True,
+        "min_data_per_group": 1,
+        "cat_smooth": 1,
+        "seed": 1,
+    }
+
+    def trained(features, label, categories, **more):
+        data = lightgbm.Dataset(features, label, categorical_feature=categories, params=more)
+        return lightgbm.train(parameters | more, data, 5)
+
+    of_table = trained(table, rows["bought"].to_numpy()[:300], [1])
+    of_files = trained(read[[1, 2]].to_numpy(), read[0].to_numpy(), [at - 1 for at in index])
+    score = of_table.predict(table)
+    # Rows are in another order in two files, so sums of gradients differ in their last bits.
+    np.testing.assert_allclose(of_files.predict(table), score, rtol=1e-9)
+    # LightGBM's own reader of text finds the same in a file.
+    data = lightgbm.Dataset(str(files[0]), params={"label_column": 0, "header": False})
+    data.construct()
+    assert (data.num_data(), data.num_feature()) == (150, 2)
+    np.testing.assert_array_equal(data.get_label(), pd.read_csv(files[0], header=None)[0])
+    decisions = str(of_files.dump_model()["tree_info"])
+    assert "'decision_type': '=='" in decisions  # a split on categories, and not on their order
 
 
 BAD = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pytest
 from botocore.session import get_session
+from sagemaker_sdk import importable
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.errors import ConfigError, TrainingSetError
@@ -122,6 +123,10 @@ def test_parquet_shards_streams_and_other_names(tmp_path):
         ),
         ({"distribution": "ShardedByS3Key", "instances": 3}, "the train split has 1"),
         ({"distribution": "ShardedByS3Key"}, "all other instances would train on nothing"),
+        (
+            {"target": "lightgbm", "distribution": "ShardedByS3Key", "instances": 1},
+            "lightgbm needs all files on each instance",
+        ),
     ],
 )
 def test_options_that_make_no_channels_are_refused(tmp_path, options, message):
@@ -249,11 +254,12 @@ def walk(shape, value) -> None:
         assert isinstance(value, int)
 
 
+@pytest.mark.slow  # importing the SDK takes seconds
 def test_sdk_channels_are_the_same_as_the_plain_ones(tmp_path):
-    pytest.importorskip("sagemaker.core.shapes")
     training_set = on_s3(written(tmp_path, parts=2))
     options = {"distribution": "ShardedByS3Key", "input_mode": "FastFile", "shuffle_seed": 3}
-    made = sdk_channels(training_set, **options)
+    with importable():
+        made = sdk_channels(training_set, **options)
     assert [in_camel_case(channel.model_dump(exclude_unset=True)) for channel in made] == (
         training_set.channels(**options)
     )

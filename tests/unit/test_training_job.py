@@ -1,36 +1,36 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import io
 import json
 import os
 import re
 import subprocess
 import tarfile
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from examples import cases
 from hypothesis import given
 from hypothesis import strategies as st
+from sagemaker_sdk import importable
 
 from feast_dynamo_ext.aws import AwsSettings, service_model
 from feast_dynamo_ext.errors import ConfigError, RequestError, TrainingSetError
+from feast_dynamo_ext.sagemaker.job_source import pack_source, upload_source
 from feast_dynamo_ext.sagemaker.request_check import request_problems
+from feast_dynamo_ext.sagemaker.training_images import ACCOUNTS, ALGORITHMS, image_uri
 from feast_dynamo_ext.sagemaker.training_job import (
-    ACCOUNTS,
-    ALGORITHMS,
     Spot,
     Vpc,
     hyperparameter_strings,
-    image_uri,
     job_name,
-    pack_source,
     request_token,
     training_job_request,
-    upload_source,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CHANNEL = {
     "ChannelName": "train",
@@ -251,11 +251,13 @@ def test_an_image_is_that_of_sagemakers_sdk(algorithm, region, version, uri):
 
 
 def test_the_tables_of_images_are_those_of_sagemakers_sdk():
-    if importlib.util.find_spec("sagemaker") is None:
-        pytest.skip("sagemaker-core is not installed")
-    (folder,) = importlib.util.find_spec("sagemaker").submodule_search_locations
+    with importable() as folder:
+        tables = {
+            name: json.loads((folder / f"image_uri_config/{name}.json").read_text())
+            for name in ALGORITHMS
+        }
     for name, algorithm in ALGORITHMS.items():
-        table = json.loads((Path(folder) / f"core/image_uri_config/{name}.json").read_text())
+        table = tables[name]
         versions = table.get("training", table)["versions"]
         for version in algorithm.versions:
             found = versions[version]

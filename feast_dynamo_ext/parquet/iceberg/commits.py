@@ -1,6 +1,7 @@
 """Commits to Iceberg tables that happen once: never twice, never lost, with other writers about.
 
-A commit has an id, which is kept in the summary of its snapshot::
+A commit has an id, which is kept in the summary of its snapshot, and, if whoever writes gave it,
+in the table's ledger, which outlives snapshots::
 
     write files -> load the table -> is the id there? -> commit -> done
                         ^                                  |
@@ -18,6 +19,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from feast_dynamo_ext.errors import (
@@ -28,6 +30,7 @@ from feast_dynamo_ext.errors import (
     CredentialsError,
     FeastDynamoError,
     NotCommittedError,
+    OfflineStoreError,
     SourceReadError,
 )
 from feast_dynamo_ext.parquet.iceberg.catalog import (
@@ -41,21 +44,27 @@ from feast_dynamo_ext.parquet.iceberg.data_files import (
     in_order,
     partitions_of,
     table_columns,
+    target_bytes,
+)
+from feast_dynamo_ext.parquet.iceberg.ledger import (
+    COMMIT_ID,
+    LEDGER,
+    Ledger,
+    carried,
+    has_commit,
 )
 from feast_dynamo_ext.parquet.iceberg.snapshot_files import tidy_after_append
-from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, new_sequence
+from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, first_sequence
 from feast_dynamo_ext.parquet.writer import worthwhile_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from feast import RepoConfig
 
     from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.parquet.iceberg.ledger import Progress
 
-
-COMMIT_ID = "feast-dynamo.commit-id"
-"""Name of a commit's id in the summary of its snapshot."""
 
 OPERATION = "feast-dynamo.operation"
 """Name of what a commit is for, in the summary of its snapshot."""
@@ -65,6 +74,9 @@ ATTEMPTS = 60
 
 UNANSWERED = 5
 """Attempts that may end without an answer, or with an error that may pass."""
+
+MOST_ROWS = 1 << 31
+"""Of an append in batches, whose number nobody knows before."""
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 2.0
 
@@ -93,12 +105,17 @@ class Change:
         removed: plans of data files that no longer count, as `planned` gave them.
         summary: further entries of the snapshot's summary.
         is_rewrite: whether the rows stay the same, so that readers of changes may pass it over.
+        is_kept: whether the commit is known by its id after its snapshot is expired, so that a
+            later run may try it again; see `ledger`.
+        progress: what else a source keeps in the table, with its rows.
     """
 
     added: Sequence[Any] = ()
     removed: Sequence[Any] = ()
     summary: Mapping[str, str] = field(default_factory=dict)
     is_rewrite: bool = False
+    is_kept: bool = False
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -138,40 +155,99 @@ class TableHandle:
             [column for column in table_columns(table.schema()) if column.name != internal]
         )
 
-    def append(self, rows: pa.Table, commit_id: str | None = None) -> Any:
+    def state(self, source: str) -> Any:
+        """How far a source's rows are in the table: what `append` was given last; None: nothing.
+
+        After a rollback it is what it was at that version.
+
+        Raises:
+            SourceReadError: it is not known, as another engine rolled the table back.
+        """
+        return Ledger.from_table(self.load()).states.get(source)
+
+    def append(
+        self,
+        rows: pa.Table | Iterable[pa.RecordBatch],
+        commit_id: str | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
         """Add rows, once.
 
         Args:
-            rows: in the columns and types of the table, without its sequence column.
-            commit_id: the same for the same rows, whoever writes them; by default a new one.
+            rows: in the columns and types of the table, without its sequence column. Batches are
+                written as they come, in bounded memory; of equal rows the later one wins.
+            commit_id: the same for the same rows, whoever writes them and whenever; by default a
+                new one. The newest 256 that a table was given are known, whatever expires.
+            progress: what the source of the rows is to find in the table, instead of what it found
+                there; committed with the rows, also where there are none. It needs a `commit_id`.
 
         Returns:
             The table with them.
 
-        Raises: as `commit`.
+        Raises:
+            NotCommittedError: as `commit`; or the source's state is another one by now.
+            ConfigError: the state is no JSON, or too large.
+            ColumnNotFoundError: the table lacks a column of the rows.
+            ColumnTypeError: a null where the table requires a value.
+            FeastDynamoError: as `commit`.
         """
+        is_kept = commit_id is not None
+        if progress is not None and not is_kept:
+            raise ConfigError(
+                f"The Iceberg table {self.name}: rows with the progress of `{progress.source}` "
+                "lack a `commit_id`, by which they are known when they are written again."
+            )
         table, commit_id = self.load(), commit_id or new_commit_id()
-        if has_commit(table, commit_id) or not rows.num_rows:
+        if has_commit(table, commit_id, is_kept=is_kept):
             return table
-        rows = _complete(table, rows)
-        _check_required(table, rows)
+        if is_kept:  # before rows are written for nothing
+            Ledger.from_table(table).with_commit(table, commit_id, progress)
+        files, written = self._written(table, rows)
+        if not written and progress is None:
+            return table
+        change = Change(written, is_kept=is_kept, progress=progress)
+        table = self.commit_files(files, change, commit_id)
+        tidy_after_append(table, self.settings)
+        return table
+
+    def _written(
+        self, table: Any, rows: pa.Table | Iterable[pa.RecordBatch]
+    ) -> tuple[DataFiles, list[Any]]:
+        """New files of rows; none of them remains where one fails."""
         layout = TableLayout.from_table(table)
-        if layout is not None:
-            sequence = new_sequence(table.metadata.last_sequence_number, rows.num_rows)
-            rows = in_order(rows.append_column(layout.sequence, sequence), layout)
-        # By all rows: a partition's may be few, and trying each would take as long as writing it.
-        options = worthwhile_options(rows)
-        files, written = DataFiles(table, self.settings, lambda _: options), []
+        of_rows: dict[str, Any] = {}
+
+        def options(_: Any) -> dict[str, Any]:
+            return of_rows
+
+        files, written = DataFiles(table, self.settings, options), []
+        if isinstance(rows, pa.Table):
+            most, chunks = rows.num_rows, iter([rows])
+        else:
+            most, chunks = MOST_ROWS, _chunks(rows, target_bytes(table))
+        first, done = first_sequence(table.metadata.last_sequence_number, most), 0
         try:
-            with catalog_errors(self.address, self.name):
-                for partition, part in partitions_of(table, rows):
-                    written += files.write(partition, [part], is_sorted=layout is not None)
+            for chunk in chunks:
+                if not chunk.num_rows:
+                    continue
+                _check_count(done + chunk.num_rows, most)
+                complete = _complete(table, chunk)
+                _check_required(table, complete)
+                if layout is not None:
+                    numbers = np.arange(chunk.num_rows, dtype=np.int64) + (first + done)
+                    named = complete.append_column(layout.sequence, pa.array(numbers))
+                    complete = in_order(named, layout)
+                # By all rows: a partition's may be few, and trying each would take as long as
+                # writing it.
+                of_rows = of_rows or worthwhile_options(complete)
+                with catalog_errors(self.address, self.name):
+                    for partition, part in partitions_of(table, complete):
+                        written += files.write(partition, [part], is_sorted=layout is not None)
+                done += chunk.num_rows
         except BaseException:
             files.discard(written)
             raise
-        table = self.commit_files(files, Change(written), commit_id)
-        tidy_after_append(table, self.settings)
-        return table
+        return files, written
 
     def commit_files(self, files: DataFiles, change: Change, commit_id: str) -> Any:
         """`commit`; where the change is surely not in the table, its new files are deleted."""
@@ -192,7 +268,9 @@ class TableHandle:
                 replaced a file that it removes, or have deleted rows of it.
             FeastDynamoError: it may be in the table; the same id, tried again, finds out.
         """
-        return self.attempt(lambda table: _commit(table, change, commit_id), commit_id)
+        return self.attempt(
+            lambda table: _commit(table, change, commit_id), commit_id, is_kept=change.is_kept
+        )
 
     def _known(self, unanswered: int) -> Any:
         """The table as it is now.
@@ -215,12 +293,15 @@ class TableHandle:
             "rows may be in the table."
         )
 
-    def attempt(self, work: Callable[[Any], None], commit_id: str) -> Any:
+    def attempt(
+        self, work: Callable[[Any], None], commit_id: str, *, is_kept: bool = False
+    ) -> Any:
         """Work on the table as it is now, until its commit is in it.
 
         Args:
             work: is given the table; commits with the id in the summary.
             commit_id: the id.
+            is_kept: whether the ledger has it.
 
         Raises: as `commit`.
         """
@@ -230,7 +311,7 @@ class TableHandle:
         unanswered = 0
         for attempt in range(ATTEMPTS):
             table = self._known(unanswered)
-            if has_commit(table, commit_id):
+            if has_commit(table, commit_id, is_kept=is_kept):
                 return table
             try:
                 with catalog_errors(self.address, self.name):
@@ -243,15 +324,18 @@ class TableHandle:
             except NotCommittedError:
                 raise
             except REFUSED as error:
-                if not unanswered:
-                    raise
-                # What was not answered may still be at work.
-                raise self._unknown(error, "changed any more") from error
+                if unanswered:  # what was not answered may still be at work
+                    raise self._unknown(error, "changed any more") from error
+                # Clients repeat what is not answered: of two requests one may have been made.
+                table = self._known(1)
+                if has_commit(table, commit_id, is_kept=is_kept):
+                    return table
+                raise
             except FeastDynamoError as error:
                 unanswered += 1
                 # At once: after many more commits of others its snapshot may be expired.
                 table = self._known(unanswered)
-                if has_commit(table, commit_id):
+                if has_commit(table, commit_id, is_kept=is_kept):
                     return table
                 if unanswered == UNANSWERED:
                     raise
@@ -262,6 +346,32 @@ class TableHandle:
             f"with {type(failure).__name__}: {' '.join(str(failure).split())}. Nothing of it is "
             "in the table. Run it again when fewer are at work."
         ) from failure
+
+
+def _chunks(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table]:
+    """Batches of so many bytes together, which are sorted and written at once."""
+    held: list[pa.RecordBatch] = []
+    held_bytes = 0
+    for batch in batches:
+        if held and (held_bytes >= size or batch.schema != held[0].schema):
+            yield pa.Table.from_batches(held)
+            held, held_bytes = [], 0
+        held.append(batch)
+        held_bytes += batch.nbytes
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _check_count(rows: int, most: int) -> None:
+    """Refuse more rows than there are numbers for.
+
+    Raises:
+        OfflineStoreError: says how many there may be.
+    """
+    if rows > most:
+        raise OfflineStoreError(
+            f"An append in batches takes at most {most:,} rows. Append them in pieces."
+        )
 
 
 def _complete(table: Any, rows: pa.Table) -> pa.Table:
@@ -305,13 +415,6 @@ def _check_required(table: Any, rows: pa.Table) -> None:
             )
 
 
-def has_commit(table: Any, commit_id: str) -> bool:
-    """Whether a commit is in a table."""
-    return any(
-        (snapshot.summary or {}).get(COMMIT_ID) == commit_id for snapshot in table.snapshots()
-    )
-
-
 def planned(table: Any) -> dict[str, Any]:
     """Pyiceberg's plans of the data files of a table, by the files' paths."""
     return {task.file.file_path: task for task in table.scan().plan_files()}
@@ -324,10 +427,16 @@ def _commit(table: Any, change: Change, commit_id: str) -> None:
         delete_unlisted,
     )
 
-    summary = {COMMIT_ID: commit_id, **change.summary}
+    entries, summary = {}, {COMMIT_ID: commit_id, **change.summary, **carried(table)}
+    if change.is_kept:
+        ledger = Ledger.from_table(table).with_commit(table, commit_id, change.progress)
+        entries = {LEDGER: ledger.to_text()}
+        summary |= ledger.to_summary()
     if change.removed:
         _check_unchanged(planned(table), change.removed)
     with LightTransaction(table) as transaction:
+        if entries:
+            transaction.set_properties(entries)
         update = transaction.update_snapshot(snapshot_properties=summary)
         producer: Any
         if change.is_rewrite:
@@ -387,7 +496,7 @@ def clean_manifests(handle: TableHandle) -> int:
         if table.current_snapshot() is None:
             return
         live = {file.file_path for task in planned(table).values() for file in task.delete_files}
-        summary = {OPERATION: "clean manifests", COMMIT_ID: commit_id}
+        summary = {OPERATION: "clean manifests", COMMIT_ID: commit_id, **carried(table)}
         with LightTransaction(table) as transaction:
             producer = RewriteManifests.within(transaction, summary, live)
             producer.commit()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.errors import FeastDynamoError, NotCommittedError, OfflineStoreError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors, file_settings
-from feast_dynamo_ext.parquet.iceberg.commits import ATTEMPTS, pause
+from feast_dynamo_ext.parquet.iceberg.commits import ATTEMPTS, REFUSED, UNANSWERED, pause
 from feast_dynamo_ext.parquet.iceberg.snapshot_files import (
     Leftovers,
     delete_files,
@@ -83,7 +83,7 @@ def expire(
         OfflineStoreError: the table keeps its files (`gc.enabled` is false).
         NotCommittedError: others kept coming first; nothing was changed.
         SourceReadError: a manifest that counts cannot be read; then nothing is deleted.
-        AwsError: S3 refused.
+        AwsError: the catalog or S3 refused.
     """
     limit = assume_utc(older_than) if older_than else datetime.now(timezone.utc) - KEPT_FOR
     return expire_chosen(
@@ -109,6 +109,7 @@ def expire_chosen(
     """
     failure: Exception | None = None
     seen: dict[int, Any] = {}
+    unanswered = 0
     for attempt in range(ATTEMPTS):
         table = handle.load()
         _check_collected(handle, table)
@@ -133,6 +134,10 @@ def expire_chosen(
         gone = [found for number, found in seen.items() if number not in there]
         if failure is None or (gone and len(gone) == len(seen)):
             return _delete(handle, table, now, gone, report)
+        if isinstance(failure, FeastDynamoError):
+            unanswered += 1
+            if isinstance(failure, REFUSED) or unanswered == UNANSWERED:
+                raise failure
         pause(attempt)
     raise NotCommittedError(
         f"The Iceberg table {handle.name}: other writers came first {ATTEMPTS} times, so no "

@@ -23,13 +23,15 @@ from feast_dynamo_ext.arrow_types import one_array
 from feast_dynamo_ext.errors import NotCommittedError
 from feast_dynamo_ext.parquet.fitted import fitted
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
-from feast_dynamo_ext.parquet.iceberg.commits import COMMIT_ID, REFUSED
+from feast_dynamo_ext.parquet.iceberg.commits import REFUSED
 from feast_dynamo_ext.parquet.iceberg.data_files import (
     DataFiles,
     in_order,
     partitions_of,
     table_columns,
 )
+from feast_dynamo_ext.parquet.iceberg.import_record import forget
+from feast_dynamo_ext.parquet.iceberg.ledger import COMMIT_ID, carried
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, first_sequence
 from feast_dynamo_ext.parquet.iceberg.view_table import IMPORTED, make
 from feast_dynamo_ext.parquet.source import ROW
@@ -269,6 +271,8 @@ def _commit(plan: ImportPlan, table: Any, added: list[Any]) -> bool:
 
     Raises: as `TableHandle.commit`.
     """
+    from feast_dynamo_ext.parquet.iceberg.producers import LightTransaction
+
     run, before = uuid.uuid4().hex, table.properties.get(IMPORTED)
     record = plan.record.with_import(table, plan.files, plan.commit_id).write(table)
     summary = {COMMIT_ID: plan.commit_id, RUN: run}
@@ -284,9 +288,10 @@ def _commit(plan: ImportPlan, table: Any, added: list[Any]) -> bool:
             # The files have no numbers of columns; a rename must not lose them.
             mapping = fresh.schema().name_mapping.model_dump_json()
             properties["schema.name-mapping.default"] = mapping
-        with fresh.transaction() as transaction:
+        said = {**summary, **carried(fresh)}
+        with LightTransaction(fresh) as transaction:
             transaction.set_properties(properties)
-            producer = transaction.update_snapshot(snapshot_properties=summary).merge_append()
+            producer = transaction.update_snapshot(snapshot_properties=said).merge_append()
             for file in added:
                 producer.append_data_file(file)
             producer.commit()
@@ -297,9 +302,9 @@ def _commit(plan: ImportPlan, table: Any, added: list[Any]) -> bool:
         summaries = [snapshot.summary or {} for snapshot in done.snapshots()]
         is_ours = any(each.get(RUN) == run for each in summaries)
     except (NotCommittedError, *REFUSED):
-        table.io.delete(record)
+        forget(table, record)
         raise
     outdated = before if is_ours else record
     if outdated is not None:
-        table.io.delete(outdated)
+        forget(table, outdated)
     return is_ours

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import uuid
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from feast_dynamo_ext.errors import FeastDynamoError
 from feast_dynamo_ext.parquet.iceberg.commits import new_commit_id
 from feast_dynamo_ext.parquet.iceberg.snapshots import find, rollback, snapshots_of
 from feast_dynamo_ext.parquet.iceberg.view_table import IMPORTED
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
     from feast_dynamo_ext.parquet.iceberg.snapshots import SnapshotInfo
     from feast_dynamo_ext.storage import FileState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,14 @@ def digests(table: Any, files: Iterable[FileState]) -> dict[str, tuple[str, str]
     }
 
 
+def forget(table: Any, uri: str) -> None:
+    """Delete a record that does not count; best effort, as whatever came before is done."""
+    try:
+        table.io.delete(uri)
+    except (OSError, FeastDynamoError) as error:
+        logger.warning("a list of imported files that does not count is left: %s", error)
+
+
 def go_back(handle: TableHandle, to: int | str | datetime) -> SnapshotInfo:
     """`rollback`, after which the files that it took out of the table can be imported again.
 
@@ -121,8 +133,6 @@ def go_back(handle: TableHandle, to: int | str | datetime) -> SnapshotInfo:
 
 def _note(handle: TableHandle, *, came_from_it: bool) -> None:
     """Record what is undone while the snapshots that say it are there."""
-    from pyiceberg.exceptions import CommitFailedException
-
     outdated: list[str] = []
 
     def work(table: Any) -> None:
@@ -136,11 +146,11 @@ def _note(handle: TableHandle, *, came_from_it: bool) -> None:
         try:
             with table.transaction() as transaction:
                 transaction.set_properties({IMPORTED: uri})
-        except CommitFailedException:
-            table.io.delete(uri)
+        except BaseException:
+            forget(table, uri)
             raise
         outdated.append(named)
 
     table = handle.attempt(work, new_commit_id())
     for uri in outdated:
-        table.io.delete(uri)
+        forget(table, uri)

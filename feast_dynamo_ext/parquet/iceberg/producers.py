@@ -43,13 +43,17 @@ MANIFEST_ENTRIES = 5_000
 
 
 class LightTransaction(Transaction):
-    """One that copies a table's metadata once a change.
+    """One that copies a table's metadata once a change, and tries no commit twice.
 
     pyiceberg's copies all of it, with all snapshots, at each of a dozen looks at it: of a table of
     a hundred snapshots this was nine tenths of an append.
     """
 
     _seen: tuple[Any, Any, TableMetadata] | None = None
+
+    def _rebuild_snapshot_updates(self) -> None:
+        """Nothing is tried again here, with properties of before another writer's commit."""
+        raise CommitFailedException("Another writer came first")
 
     @property
     def table_metadata(self) -> TableMetadata:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.errors import ConfigError, NotCommittedError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
-from feast_dynamo_ext.parquet.iceberg.commits import COMMIT_ID, OPERATION, new_commit_id
+from feast_dynamo_ext.parquet.iceberg.commits import OPERATION, new_commit_id
+from feast_dynamo_ext.parquet.iceberg.ledger import COMMIT_ID, LEDGER, Ledger, line_of
 from feast_dynamo_ext.timestamps import assume_utc
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def snapshots_of(table: Any) -> list[SnapshotInfo]:
     for name, ref in sorted(table.refs().items()):
         named = tags if ref.snapshot_ref_type.value == "tag" else branches
         named.setdefault(ref.snapshot_id, []).append(name)
-    in_line, current = _line(table), table.current_snapshot()
+    in_line, current = line_of(table), table.current_snapshot()
     found = [
         _info(
             snapshot,
@@ -82,26 +83,6 @@ def snapshots_of(table: Any) -> list[SnapshotInfo]:
     ]
     order = {snapshot.snapshot_id: snapshot.sequence_number for snapshot in table.snapshots()}
     return sorted(found, key=lambda info: (info.time, order[info.snapshot_id]), reverse=True)
-
-
-def _line(table: Any) -> dict[int, bool | None]:
-    """Of each snapshot, whether the current one came from it; None where nobody knows."""
-    by_id = {snapshot.snapshot_id: snapshot for snapshot in table.snapshots()}
-    found: set[int] = set()
-    oldest = snapshot = table.current_snapshot()
-    while snapshot is not None:
-        found.add(snapshot.snapshot_id)
-        oldest, snapshot = snapshot, by_id.get(snapshot.parent_snapshot_id)
-
-    def is_in_line(other: Any) -> bool | None:
-        if other.snapshot_id in found:
-            return True
-        # What came before the oldest that is left: its parent may be expired, which is then
-        # either named, or, after pyiceberg, not named any more.
-        is_before = oldest is not None and other.sequence_number <= oldest.sequence_number
-        return None if is_before else False
-
-    return {number: is_in_line(snapshot) for number, snapshot in by_id.items()}
 
 
 def _info(
@@ -142,6 +123,7 @@ def rollback(handle: TableHandle, to: int | str | datetime) -> SnapshotInfo:
 
     Raises:
         ConfigError: there is none such, or the current one did not come from it.
+        SourceReadError: which commits the table had by then is not known.
         NotCommittedError: another writer changed the table meanwhile; nothing was changed.
     """
     from pyiceberg.exceptions import CommitFailedException
@@ -151,10 +133,11 @@ def rollback(handle: TableHandle, to: int | str | datetime) -> SnapshotInfo:
     _check_was_current(handle, table, found)
     if found.is_current:
         return found
+    target = table.snapshot_by_id(found.snapshot_id)
+    ledger = Ledger.at(table, target).to_text()
     with catalog_errors(handle.address, handle.name):
         try:
-            # Not `rollback_to_snapshot`, which needs every version between.
-            table.manage_snapshots().set_current_snapshot(found.snapshot_id).commit()
+            _set_current(table, found.snapshot_id, ledger)
         except CommitFailedException as error:
             raise NotCommittedError(
                 f"The Iceberg table {handle.name} was changed by another writer meanwhile, whose "
@@ -162,6 +145,19 @@ def rollback(handle: TableHandle, to: int | str | datetime) -> SnapshotInfo:
                 "run it again."
             ) from error
     return find(handle, handle.load(), found.snapshot_id)
+
+
+def _set_current(table: Any, snapshot_id: int, ledger: str) -> None:
+    """One commit: which commits a table has is what it was at the snapshot."""
+    from pyiceberg.table.update.snapshot import ManageSnapshots
+
+    with table.transaction() as transaction:
+        if ledger:
+            transaction.set_properties({LEDGER: ledger})
+        elif LEDGER in table.properties:
+            transaction.remove_properties(LEDGER)
+        # Not `rollback_to_snapshot`, which needs every version between.
+        ManageSnapshots(transaction).set_current_snapshot(snapshot_id).commit()
 
 
 def _check_was_current(handle: TableHandle, table: Any, found: SnapshotInfo) -> None:

@@ -12,7 +12,7 @@ import os
 import re
 from collections import defaultdict
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -250,6 +250,9 @@ class ManifestBounds:
 
     schema: Any
     files: Mapping[str, Any]
+    _columns: dict[str, tuple[int, Any] | None] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def range(self, path: str, column: str) -> tuple[Any, Any] | None:
         """(least, greatest) of a file's values; None where it is not said.
@@ -257,11 +260,10 @@ class ManifestBounds:
         Integers and texts as they are, times as numbers since 1970 in the column's unit. A text
         may be less than the least, or more than the greatest.
         """
-        file = self.files[path]
-        try:
-            number, kind = self._column(column)
-        except ValueError:
+        file, found = self.files[path], self._column(column)
+        if found is None:
             return None
+        number, kind = found
         lower, upper = (
             (bounds or {}).get(number) for bounds in (file.lower_bounds, file.upper_bounds)
         )
@@ -271,19 +273,22 @@ class ManifestBounds:
 
     def is_all_null(self, path: str, column: str) -> bool:
         """Whether a file surely has no value of a column."""
-        file = self.files[path]
-        try:
-            number, _ = self._column(column)
-        except ValueError:
+        file, found = self.files[path], self._column(column)
+        if found is None:
             return False
-        nulls = (file.null_value_counts or {}).get(number)
+        nulls = (file.null_value_counts or {}).get(found[0])
         return nulls is not None and nulls == file.record_count
 
-    def _column(self, column: str) -> tuple[int, Any]:
-        found = self.schema.find_field(column)
-        if str(found.field_type) not in BOUND_TYPES:
-            raise ValueError(column)
-        return found.field_id, found.field_type
+    def _column(self, column: str) -> tuple[int, Any] | None:
+        """Number and type of a column, looked up once for all files; None: nothing is said."""
+        if column not in self._columns:
+            try:
+                found = self.schema.find_field(column)
+            except ValueError:
+                found = None
+            is_known = found is not None and str(found.field_type) in BOUND_TYPES
+            self._columns[column] = (found.field_id, found.field_type) if is_known else None
+        return self._columns[column]
 
 
 def _decoded(kind: Any, bound: bytes) -> Any:

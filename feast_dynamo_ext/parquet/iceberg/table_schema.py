@@ -12,7 +12,6 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from feast_dynamo_ext.arrow_types import map_schema, without_dictionary
@@ -185,15 +184,7 @@ def _storable(kind: pa.DataType) -> pa.DataType:
 
 
 def first_sequence(last_sequence_number: int, rows: int) -> int:
-    """The first value of the sequence column for rows of a commit; see `new_sequence`."""
-    most = 1 << ROW_BITS
-    if rows >= most:
-        raise OfflineStoreError(f"{rows:,} rows are more than one commit takes, {most:,}.")
-    return ((last_sequence_number + 1) << ROW_BITS) + secrets.randbelow(most - rows)
-
-
-def new_sequence(last_sequence_number: int, rows: int) -> pa.Array:
-    """Values of the sequence column for rows of a commit, ascending.
+    """The first value of the sequence column for rows of a commit; they ascend from it.
 
     Two commits that begin from the same table have the same number. So that their rows are all the
     same in one order, each begins somewhere: of 1,000 rows each, one in four million times they
@@ -201,7 +192,9 @@ def new_sequence(last_sequence_number: int, rows: int) -> pa.Array:
 
     Args:
         last_sequence_number: Iceberg's, of the table that the commit begins from.
-        rows: how many.
+        rows: how many, at most.
     """
-    start = first_sequence(last_sequence_number, rows)
-    return pa.array(np.arange(start, start + rows, dtype=np.int64))
+    most = 1 << ROW_BITS
+    if rows >= most:
+        raise OfflineStoreError(f"{rows:,} rows are more than one commit takes, {most:,}.")
+    return ((last_sequence_number + 1) << ROW_BITS) + secrets.randbelow(most - rows)

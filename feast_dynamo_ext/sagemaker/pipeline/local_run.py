@@ -3,25 +3,27 @@
 Below its folder::
 
     state.json                     what each step was last made of, and made
+    hashes.json                    hashes of local files, by their states
     sets/<key>/                    the training set
-    train/<key>/                   model.tar.gz, log.txt
+    train/<key>/                   model.tar.gz, output.tar.gz, log.txt
     evaluate/<key>/                evaluation.json, log.txt
     packages/<key>.json            the model as it would stand in the registry
 
-A key is a hash of all that a step reads: files by content, sources by their files' states or their
-table's snapshot, scripts, settings, and the versions of what is installed. A step whose key and
-results are as they were is passed over. What is interrupted is begun again; the steps before it
-are not.
+A key is a hash of all that a step reads: files on a disk by content and on S3 by ETag, tables by
+snapshot, definitions, scripts, images, settings, and the versions of what is installed. A step
+whose key and results are as they were is passed over. What is interrupted is begun again; the
+steps before it are not.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -29,42 +31,51 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext import __version__
-from feast_dynamo_ext import aws as aws_access
 from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, PipelineError
-from feast_dynamo_ext.sagemaker import targets
 from feast_dynamo_ext.sagemaker.channels import copy_channels
 from feast_dynamo_ext.sagemaker.definition import build_training_set
-from feast_dynamo_ext.sagemaker.local_job import run_locally
+from feast_dynamo_ext.sagemaker.local_job import run_training_job
 from feast_dynamo_ext.sagemaker.manifest import manifest_sha256
-from feast_dynamo_ext.sagemaker.output_folder import MANIFEST, open_folder
+from feast_dynamo_ext.sagemaker.output_folder import open_folder
+from feast_dynamo_ext.sagemaker.pipeline.registration import (
+    EVALUATION,
+    metric_in,
+    read_evaluation,
+    register_model,
+)
 from feast_dynamo_ext.sagemaker.pipeline.rendering import (
     BUILD,
     CAPTURE,
     CHECK,
     EVALUATE,
-    EVALUATION,
     MATERIALIZE,
     REGISTER,
     TRAIN,
-    package_request,
+    parameter_values,
+    pipeline_steps,
     read_parts,
 )
 from feast_dynamo_ext.sagemaker.pipeline.step_inputs import (
     environment_hash,
-    file_hash,
     file_states,
-    metric_in,
-    pack_model,
     references,
     set_summary,
     view_states,
 )
-from feast_dynamo_ext.sagemaker.request_check import check_request
+from feast_dynamo_ext.sagemaker.pipeline.step_state import (
+    STATE,
+    FileHashes,
+    State,
+    alone,
+    file_hash,
+)
+from feast_dynamo_ext.sagemaker.pipeline.steps import with_parameters
+from feast_dynamo_ext.sagemaker.training_job import MOST_JOB_NAME_CHARS
 from feast_dynamo_ext.sagemaker.training_set import load_training_set
 from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from feast import FeatureStore
 
@@ -73,7 +84,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.sagemaker.pipeline.rendering import RepoParts
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
-STATE, STATE_VERSION = "state.json", 1
 LAST_LINES = 20
 STEPS = (CAPTURE, MATERIALIZE, BUILD, TRAIN, EVALUATE, CHECK, REGISTER)
 
@@ -151,59 +161,10 @@ def run_pipeline_locally(
     parts = read_parts(declaration, repo)
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+    with alone(folder):
         run = _Run(declaration, repo, store, folder, aws, frozenset(force), say, parts)
         return run.all(registry=registry)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Nobody else runs a pipeline in a folder; the system unlocks what a killed run had."""
-    import fcntl
-
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"Another run of this pipeline is under way in {folder}.") from error
-        yield
-
-
-@dataclass
-class _State:
-    """What steps were last made of; written after each of them, whole or not at all."""
-
-    path: Path
-    aws: AwsSettings
-    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path, aws: AwsSettings) -> _State:
-        text = files_of(str(path), aws).read(str(path))
-        if text is None:
-            return cls(path, aws)
-        try:
-            values = json.loads(text)
-            if values["version"] != STATE_VERSION:
-                raise ConfigError(
-                    f"{path} is of version {values['version']}, and this package reads "
-                    f"{STATE_VERSION}. Choose another folder, or delete this file."
-                )
-            return cls(path, aws, {str(name): dict(of) for name, of in values["steps"].items()})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(
-                f"{path} is no state of a pipeline. Delete it, and every step runs again."
-            ) from error
-
-    def keep(self, step: str, key: str, result: Mapping[str, Any]) -> None:
-        self.steps[step] = {"key": key, "result": dict(result)}
-        text = json.dumps({"version": STATE_VERSION, "steps": self.steps}, indent=1)
-        with files_of(str(self.path), self.aws).new_file(str(self.path)) as file:
-            file.write(text.encode())
-
-    def result(self, step: str, key: str) -> dict[str, Any] | None:
-        found = self.steps.get(step)
-        return found["result"] if found is not None and found["key"] == key else None
 
 
 @dataclass
@@ -219,7 +180,8 @@ class _Run:
     ended: list[LocalStep] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.state = _State.read(self.folder / STATE, self.aws)
+        self.state = State.read(self.folder / STATE, self.aws)
+        self.hashes = FileHashes(self.folder, self.aws)
         self.environment = environment_hash()
 
     def all(self, *, registry: bool) -> LocalPipelineRun:
@@ -279,15 +241,18 @@ class _Run:
         )
 
     def _into(self, step: str, key: str) -> Path:
-        """An empty folder, which takes its name once it is complete."""
-        partial = self.folder / step / f"{key[:16]}.partial"
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        return partial
+        """An empty folder of this run's own, which takes the key's name once it is complete.
 
-    def _complete(self, partial: Path) -> Path:
-        final = partial.with_suffix("")
+        A script that outlives a run that was killed writes into a folder that is gone.
+        """
+        folder = self.folder / step
+        folder.mkdir(exist_ok=True)
+        for left in folder.glob("*.partial"):
+            shutil.rmtree(left)
+        return Path(tempfile.mkdtemp(prefix=f"{key[:16]}.", suffix=".partial", dir=folder))
+
+    def _complete(self, partial: Path, key: str) -> Path:
+        final = partial.with_name(key[:16])
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
@@ -306,7 +271,12 @@ class _Run:
         with log.open("w", encoding="utf-8") as file:
             try:
                 ended = subprocess.run(  # noqa: S603 - the user's own program
-                    command, cwd=where, stdout=file, stderr=subprocess.STDOUT, check=False
+                    command,
+                    cwd=where,
+                    env=os.environ | self.declaration.environment,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    check=False,
                 )
             except OSError as error:
                 raise self._error(
@@ -332,7 +302,9 @@ class _Run:
         return self.store.registry.get_any_feature_view(name, self.store.project)
 
     def _materialize_key(self) -> str:
-        return self._key(views=view_states(self._online_views(), self.store))
+        views = view_states(self._online_views(), self.store, self.hashes)
+        self.hashes.keep()
+        return self._key(views=views, image=self.declaration.image)
 
     def _materialize(self) -> dict[str, Any]:
         names = [view.name for view in self._online_views()]
@@ -380,11 +352,15 @@ class _Run:
 
     def _build_key(self) -> str:
         file = self._entity_file()
+        rows = file_states(file, self.aws, self.hashes) if file is not None else None
+        views = view_states(self._views_of_set(), self.store, self.hashes)
+        self.hashes.keep()
         return self._key(
             definition=self.parts.definition.to_json(),
             references=references(self.parts.definition, self.store),
-            views=view_states(self._views_of_set(), self.store),
-            entity_rows=file_states(file, self.aws) if file is not None else None,
+            views=views,
+            entity_rows=rows,
+            image=self.declaration.image,
         )
 
     def _views_of_set(self) -> list[Any]:
@@ -406,47 +382,68 @@ class _Run:
             for file in training_set.files(split, format_)
         ]
 
-    def _channel_names(self) -> dict[str, str]:
-        names = targets.channel_names(self.parts.target)
-        return {split: names[split] for split in self.parts.fitted_on if split in names}
-
     def _train(self, training_set: TrainingSet) -> dict[str, Any]:
-        train = self.declaration.train
+        (step,) = (
+            step for step in pipeline_steps(self.declaration, self.parts) if step.name == TRAIN
+        )
+        values = parameter_values(self.declaration)
+        request: dict[str, Any] = with_parameters(dict(step.arguments), values)
+        # Where things lie is another matter here and there; what they are is in the key.
+        del request["HyperParameters"]["sagemaker_submit_directory"]
+        for channel in request["InputDataConfig"]:
+            del channel["DataSource"]["S3DataSource"]["S3Uri"]
+        of_place = {"OutputDataConfig", "RoleArn"}
         key = self._key(
             script=self.parts.training.sha256,
-            channels=self._channel_names(),
-            entry=self.parts.training.entry,
-            hyperparameters=train.hyperparameters,
+            request={name: value for name, value in request.items() if name not in of_place},
             files=self._files(training_set, *self.parts.fitted_on),
             columns=training_set.manifest.written,
         )
 
         def fit() -> dict[str, Any]:
             partial = self._into("train", key)
-            run_locally(
-                self.repo / train.script,
-                training_set,
-                model_dir=partial / "model",
-                hyperparameters=train.hyperparameters,
-                work_dir=partial / "ml",
-                format=self.declaration.training_set.format,
-                splits=self.parts.fitted_on,
-                names=self._channel_names(),
-                aws=self.aws,
-                log=partial / "log.txt",
-            )
-            pack_model(partial / "model", partial / "model.tar.gz")
-            for copied in (partial / "ml" / "input", partial / "model"):
-                shutil.rmtree(copied)
-            path = self._complete(partial) / "model.tar.gz"
+            job = self._job(request, training_set, partial)
+            try:
+                done = run_training_job(
+                    job, work_dir=partial / "ml", aws=self.aws, source=self.parts.training
+                )
+            finally:
+                # `feast apply` imports every Python file below a repo. What else a job that
+                # failed has left is looked at by people.
+                for copied in ("code", "packages", "input"):
+                    for folder in partial.glob(f"ml/*/*/{copied}"):
+                        shutil.rmtree(folder)
+            if not done.job.model_artifacts:
+                raise self._error(TRAIN, "The training script left no file in SM_MODEL_DIR.")
+            done.log.replace(partial / "log.txt")
+            for archive in (partial / "output" / done.job.name / "output").iterdir():
+                archive.replace(partial / archive.name)
+            for done_with in (partial / "ml", partial / "output"):
+                shutil.rmtree(done_with)
+            path = self._complete(partial, key) / "model.tar.gz"
             size = path.stat().st_size
             return {"path": str(path), "sha256": file_hash(path), "detail": f"{size:,} bytes"}
 
         return self._step(TRAIN, key, fit, _is_as_it_was)
 
+    def _job(
+        self, request: Mapping[str, Any], training_set: TrainingSet, folder: Path
+    ) -> dict[str, Any]:
+        """The request of the step Train with the places of this machine."""
+        format_, output = self.declaration.training_set.format, training_set.output
+        job: dict[str, Any] = json.loads(json.dumps(request))
+        for split, channel in zip(self.parts.fitted_on, job["InputDataConfig"], strict=True):
+            source = channel["DataSource"]["S3DataSource"]
+            source["S3Uri"] = f"file://{output}/{split}/{format_}/"
+        job["OutputDataConfig"] = {"S3OutputPath": f"file://{folder}/output"}
+        return job | {"TrainingJobName": self.declaration.name[:MOST_JOB_NAME_CHARS].rstrip("-")}
+
     def _evaluate(self, training_set: TrainingSet, model: Mapping[str, Any]) -> dict[str, Any]:
+        declared = self.declaration
         key = self._key(
             script=hashlib.sha256(self.parts.evaluation).hexdigest(),
+            image=declared.evaluate.image or declared.train.image,
+            variables=declared.environment,
             model=model["sha256"],
             files=self._files(training_set, "test"),
         )
@@ -466,10 +463,11 @@ class _Run:
             written = folders["output"] / EVALUATION
             if not written.is_file():
                 raise self._error(EVALUATE, f"{script.name} wrote no {EVALUATION} to --output.")
+            read_evaluation(written)
             written.replace(partial / EVALUATION)
             for folder in folders.values():
                 shutil.rmtree(folder)
-            path = self._complete(partial) / EVALUATION
+            path = self._complete(partial, key) / EVALUATION
             return {"path": str(path), "sha256": file_hash(path)}
 
         return self._step(EVALUATE, key, measure, _is_as_it_was)
@@ -499,6 +497,7 @@ class _Run:
         entry = {
             "group": self.declaration.package.group,
             "approval": self.declaration.package.approval,
+            "image": self.declaration.package.image,
             "pipeline": self.declaration.name,
             "feature_service": self.parts.definition.feature_service,
             "features": list(training_set.manifest.provenance.feature_refs),
@@ -518,9 +517,9 @@ class _Run:
         def write() -> dict[str, Any]:
             found = entry
             if registry:
-                found = entry | {
-                    "arn": self._create_package(training_set, model, evaluation, entry)
-                }
+                definition = self.parts.definition
+                arn = register_model(self.declaration, definition, entry, evaluation, self.aws)
+                found = entry | {"arn": arn}
             text = json.dumps(found, indent=1) + "\n"
             with files_of(str(path), self.aws).new_file(str(path)) as file:
                 file.write(text.encode())
@@ -529,52 +528,9 @@ class _Run:
 
         return str(self._step(REGISTER, key, write, _is_as_it_was)["place"])
 
-    def _create_package(
-        self,
-        training_set: TrainingSet,
-        model: Mapping[str, Any],
-        evaluation: Mapping[str, Any],
-        entry: Mapping[str, Any],
-    ) -> str:
-        output = self.declaration.output.rstrip("/")
-        model_uri = f"{output}/models/{model['sha256']}/model.tar.gz"
-        evaluation_uri = f"{output}/evaluations/{evaluation['sha256']}/{EVALUATION}"
-        manifest_uri = f"{output}/manifests/{entry['manifest_sha256']}/{MANIFEST}"
-        self._upload(Path(model["path"]), model_uri)
-        self._upload(Path(evaluation["path"]), evaluation_uri)
-        self._upload(Path(training_set.output) / MANIFEST, manifest_uri)
-        request = package_request(
-            self.declaration,
-            self.parts.definition,
-            {"Image": self.declaration.package.image, "ModelDataUrl": model_uri},
-            evaluation_uri=evaluation_uri,
-            approval=self.declaration.package.approval,
-            metadata={
-                "manifest": manifest_uri,
-                "manifest_sha256": entry["manifest_sha256"],
-                "metric": f"{entry['metric']['value']!r}",
-            },
-        )
-        group = self.declaration.package.group
-        check_request("CreateModelPackage", request, subject=f"model package group `{group}`")
-        client = aws_access.client("sagemaker", self.aws)
-        with aws_access.translated("sagemaker", f"model package group `{group}`"):
-            pages = client.get_paginator("list_model_package_groups").paginate(NameContains=group)
-            groups = [found for page in pages for found in page["ModelPackageGroupSummaryList"]]
-            if all(found["ModelPackageGroupName"] != group for found in groups):
-                client.create_model_package_group(ModelPackageGroupName=group)
-            arn: str = client.create_model_package(**request)["ModelPackageArn"]
-        return arn
-
-    def _upload(self, path: Path, uri: str) -> None:
-        storage = files_of(uri, self.aws)
-        if storage.find(uri) is None:
-            with path.open("rb") as source, storage.new_file(uri) as file:
-                shutil.copyfileobj(source, file, 1 << 20)
-
     def _key(self, **inputs: Any) -> str:
-        inputs |= {"package": __version__, "environment": self.environment}
-        return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        read = {"inputs": inputs, "version": __version__, "environment": self.environment}
+        return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
 def _is_as_it_was(result: Mapping[str, Any]) -> bool:

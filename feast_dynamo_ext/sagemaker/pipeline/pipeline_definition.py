@@ -10,7 +10,7 @@
     training_set: {name: churn}
     train: {script: train.py, image: ..., hyperparameters: {max_depth: 3}}
     evaluate: {script: evaluate.py}
-    condition: {metric: metrics.auc.value, at_least: 0.7}
+    condition: {metric: binary_classification_metrics.auc.value, at_least: 0.7}
     package: {group: churn, image: ...}
 
 Paths are from the repo's folder. Every mistake is named with the file and the line.
@@ -110,6 +110,9 @@ class Train(Section):
     instance_count: int = Field(default=1, ge=1)
     """How many instances train."""
 
+    sharded: bool = False
+    """Whether each instance reads train files of its own; the set then has `parts` for them."""
+
     volume_gb: int = Field(default=30, ge=1)
     """Disk of an instance in GB."""
 
@@ -121,6 +124,7 @@ class Train(Section):
         "source": "the path of a folder",
         "hyperparameters": "a mapping of names and values",
         "instance_count": "a whole number, at least 1",
+        "sharded": "true or false",
     }
 
 
@@ -141,7 +145,7 @@ class Condition(Section):
     """What the metric has to be for the model to be registered."""
 
     metric: str = Field(pattern=r"^[A-Za-z_][\w]*(\.[A-Za-z_]\w*|\[\d+\])*$")
-    """Path of a number in evaluation.json, for example `metrics.auc.value`."""
+    """Path of a number in evaluation.json: `binary_classification_metrics.auc.value`."""
 
     at_least: float | None = Field(default=None, allow_inf_nan=False)
     """Default of the parameter Threshold: the metric is that or more."""
@@ -150,7 +154,7 @@ class Condition(Section):
     """Default of the parameter Threshold: the metric is that or less."""
 
     _expected: ClassVar[dict[str, str]] = {
-        "metric": "a path such as metrics.auc.value",
+        "metric": "a path such as binary_classification_metrics.auc.value",
         "at_least": "a number",
         "at_most": "a number",
     }

@@ -15,7 +15,9 @@ from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker import targets
 from feast_dynamo_ext.sagemaker.definition import TrainingSetDefinition, definition_named
+from feast_dynamo_ext.sagemaker.job_source import SourceCode, pack_source, upload_source
 from feast_dynamo_ext.sagemaker.output_folder import MANIFEST
+from feast_dynamo_ext.sagemaker.pipeline.registration import EVALUATION, package_request
 from feast_dynamo_ext.sagemaker.pipeline.steps import (
     Step,
     check_graph,
@@ -25,12 +27,7 @@ from feast_dynamo_ext.sagemaker.pipeline.steps import (
     output_of,
     parameter,
 )
-from feast_dynamo_ext.sagemaker.training_job import (
-    SourceCode,
-    hyperparameter_strings,
-    pack_source,
-    upload_source,
-)
+from feast_dynamo_ext.sagemaker.training_job import hyperparameter_strings
 from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
@@ -46,7 +43,6 @@ if TYPE_CHECKING:
 VERSION = "2020-12-01"
 MOST_DEFINITION_BYTES = 1_048_576
 CONTAINER = "/opt/ml/processing"
-EVALUATION = "evaluation.json"
 SET_SUMMARY = "training-set.json"
 RUN = execution("PipelineExecutionId")
 
@@ -128,6 +124,13 @@ def _definition(declaration: PipelineDeclaration, repo: Path) -> TrainingSetDefi
             f"Pipeline {declaration.name} reads {of_set.format}, and training set {of_set.name} "
             f"is written as {written}: add it to `formats` in {declared.where}."
         )
+    train = declaration.train
+    if train.sharded and definition.parts < train.instance_count:
+        raise ConfigError(
+            f"Pipeline {declaration.name} gives each of {train.instance_count} instances train "
+            f"files of its own, and training set {of_set.name} is written in {definition.parts}: "
+            f"set `parts: {train.instance_count}` in {declared.where}."
+        )
     if "test" not in definition.split.to_rule().splits:
         raise ConfigError(
             f"Pipeline {declaration.name} evaluates on the test split, and the `split` of "
@@ -197,6 +200,11 @@ def _parameters(declaration: PipelineDeclaration) -> list[dict[str, Any]]:
     return [
         {"Name": name, "Type": of_type, "DefaultValue": value} for name, of_type, value in found
     ]
+
+
+def parameter_values(declaration: PipelineDeclaration) -> dict[str, Any]:
+    """The values of a pipeline's parameters that nobody gives others for."""
+    return {found["Name"]: found["DefaultValue"] for found in _parameters(declaration)}
 
 
 def checked_parameters(declaration: PipelineDeclaration, given: Sequence[str]) -> dict[str, str]:
@@ -315,13 +323,15 @@ class _Steps:
         return join("/", [self._set, f"{name}/{self._declared.training_set.format}/"])
 
     def _channel(self, name: str) -> dict[str, Any]:
+        is_sharded = name == "train" and self._declared.train.sharded
+        shared = "ShardedByS3Key" if is_sharded else "FullyReplicated"
         return {
             "ChannelName": targets.channel_names(self._parts.target).get(name, name),
             "DataSource": {
                 "S3DataSource": {
                     "S3DataType": "S3Prefix",
                     "S3Uri": self._split(name),
-                    "S3DataDistributionType": "FullyReplicated",
+                    "S3DataDistributionType": shared,
                 }
             },
             "ContentType": targets.content_type(
@@ -412,7 +422,7 @@ class _Steps:
             self._declared,
             self._parts.definition,
             self._container(),
-            evaluation_uri=join("/", [self._evaluations, EVALUATION]),
+            statistics={"S3Uri": join("/", [self._evaluations, EVALUATION])},
             approval=parameter("ApprovalStatus"),
             metadata={
                 "execution": RUN,
@@ -448,54 +458,6 @@ class _Steps:
             Step(CONFIG, "EndpointConfig", config, retries=self._of_step),
             Step(DEPLOY, "Endpoint", endpoint, depends_on=(REGISTER,)),
         )
-
-
-def package_request(
-    declaration: PipelineDeclaration,
-    definition: TrainingSetDefinition,
-    container: Mapping[str, Any],
-    *,
-    evaluation_uri: Any,
-    approval: Any,
-    metadata: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The request of CreateModelPackage for a model that has passed; references may stand in it.
-
-    Args:
-        declaration: the pipeline.
-        definition: its training set's.
-        container: image and model.
-        evaluation_uri: of evaluation.json on S3.
-        approval: approval status.
-        metadata: what is kept with the model besides pipeline and features.
-    """
-    package, service = declaration.package, definition.feature_service
-    # The service takes 256 characters a value; a set's manifest has all of its references.
-    count = len(definition.features or ())
-    features = service if service is not None else f"{count} references"
-    key = "feature_service" if service is not None else "features"
-    return {
-        "ModelPackageGroupName": package.group,
-        "ModelMetrics": {
-            "ModelQuality": {
-                "Statistics": {"ContentType": "application/json", "S3Uri": evaluation_uri}
-            }
-        },
-        "CustomerMetadataProperties": {
-            "pipeline": declaration.name,
-            key: features,
-            **metadata,
-        },
-        "InferenceSpecification": {
-            "Containers": [dict(container)],
-            "SupportedContentTypes": list(package.content_types),
-            "SupportedResponseMIMETypes": list(package.response_types),
-            "SupportedRealtimeInferenceInstanceTypes": list(package.instance_types),
-            "SupportedTransformInstanceTypes": list(package.instance_types),
-        },
-        "ModelApprovalStatus": approval,
-        "SkipModelValidation": "None",
-    }
 
 
 def _last(steps: Sequence[Step]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from feast_dynamo_ext import aws as aws_access
 from feast_dynamo_ext.errors import ConfigError, ResourceNotFoundError
+from feast_dynamo_ext.sagemaker.pipeline.registration import make_group, sagemaker_client
 from feast_dynamo_ext.sagemaker.pipeline.rendering import definition_text, render, upload_code
 from feast_dynamo_ext.sagemaker.request_check import check_request
 
@@ -130,9 +131,9 @@ def upsert_pipeline(declaration: PipelineDeclaration, parts: RepoParts, aws: Aws
     token = hashlib.sha256(json.dumps(request).encode()).hexdigest()
     subject = f"pipeline `{declaration.name}`"
     check_request("CreatePipeline", {**request, "ClientRequestToken": token}, subject=subject)
-    client = aws_access.client("sagemaker", aws)
+    client = sagemaker_client(aws)
     upload_code(declaration, parts, aws)
-    _make_group(declaration.package.group, client)
+    make_group(declaration.package.group, client)
     with aws_access.translated("sagemaker", subject):
         there = {
             found["PipelineName"]
@@ -150,18 +151,6 @@ def upsert_pipeline(declaration: PipelineDeclaration, parts: RepoParts, aws: Aws
             return "unchanged"
         client.update_pipeline(**request)
     return "changed"
-
-
-def _make_group(group: str, client: Any) -> None:
-    with aws_access.translated("sagemaker", f"model package group `{group}`"):
-        pages = client.get_paginator("list_model_package_groups").paginate(NameContains=group)
-        names = {
-            found["ModelPackageGroupName"]
-            for page in pages
-            for found in page["ModelPackageGroupSummaryList"]
-        }
-        if group not in names:
-            client.create_model_package_group(ModelPackageGroupName=group)
 
 
 def start_pipeline(

@@ -1,15 +1,10 @@
-"""What the steps of a pipeline read and make: its training set, its model, and what they hold."""
+"""What the steps of a pipeline read: the set, the views, and what their sources are now."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import math
-import os
-import re
 import sys
-import tarfile
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +23,9 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.sagemaker.definition import TrainingSetDefinition
+    from feast_dynamo_ext.sagemaker.pipeline.step_state import FileHashes
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
-
-METRIC_PART = re.compile(r"([A-Za-z_]\w*)|\[(\d+)\]")
+    from feast_dynamo_ext.storage import FileState
 
 
 def set_summary(training_set: TrainingSet, aws: AwsSettings) -> dict[str, Any]:
@@ -84,15 +79,6 @@ def references(definition: TrainingSetDefinition, store: FeatureStore) -> list[t
     ]
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def environment_hash() -> str:
     """A hash of Python's version and those of all that is installed."""
     installed = {(of.metadata["Name"] or "", of.version) for of in metadata.distributions()}
@@ -100,7 +86,7 @@ def environment_hash() -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_states(uri: str, aws: AwsSettings) -> list[Any]:
+def file_states(uri: str, aws: AwsSettings, hashes: FileHashes) -> list[Any]:
     """What files are now: on a disk by their content, on S3 by their ETags.
 
     Raises:
@@ -111,15 +97,15 @@ def file_states(uri: str, aws: AwsSettings) -> list[Any]:
     if not names:
         raise ConfigError(f"There is no file at {uri}.")
     if not uri.startswith("s3://"):
-        return [[name, file_hash(Path(name))] for name in names]
+        return [[name, hashes.sha256(Path(name))] for name in names]
     found = [storage.find(name) for name in names]
     return [[state.path, state.size, state.etag] for state in found if state is not None]
 
 
-def view_states(views: Sequence[Any], store: FeatureStore) -> dict[str, Any]:
+def view_states(views: Sequence[Any], store: FeatureStore, hashes: FileHashes) -> dict[str, Any]:
     """Definitions of feature views, and what their sources are now.
 
-    A table is its snapshot; files are their sizes and ETags, or on a disk their times of change.
+    A table is its snapshot; files are their content, on S3 by their ETags.
     """
     from feast_dynamo_ext.parquet.source import ParquetSource
 
@@ -129,51 +115,15 @@ def view_states(views: Sequence[Any], store: FeatureStore) -> dict[str, Any]:
         if getattr(view, "batch_source", None) is not None:
             opened = ParquetSource.open(view.batch_source, store.config)
             table = opened.parts.table
-            states = [[file.path, file.size, file.mtime_ns, file.etag] for file in opened.files]
             if table is not None and table.version:
                 states = [table.name, table.version]
+            else:
+                states = [_state(file, hashes) for file in opened.files]
         found[view.name] = [definition_hash(view), states]
     return found
 
 
-def metric_in(file: Path, path: str) -> float:
-    """A number of a JSON file, by a path such as `metrics.auc.value`.
-
-    Raises:
-        ConfigError: the file is no JSON, or has no finite number there.
-    """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{file} is no JSON: {error}.") from error
-    try:
-        for name, index in METRIC_PART.findall(path):
-            value = value[int(index)] if index else value[name]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ConfigError(f"{file} has no `{path}`.") from error
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
-        raise ConfigError(f"`{path}` of {file} is {value!r}, which is no finite number.")
-    return float(value)
-
-
-def pack_model(folder: Path, target: Path) -> None:
-    """A model's folder as `model.tar.gz`; the same files are the same bytes.
-
-    Raises:
-        ConfigError: the folder is empty.
-    """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not files:
-        raise ConfigError("The training script left no file in SM_MODEL_DIR.")
-    with (
-        target.open("wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
-    ):
-        for path in files:
-            info = tarfile.TarInfo(path.relative_to(folder).as_posix())
-            info.size = path.stat().st_size
-            info.mode = 0o755 if os.access(path, os.X_OK) else 0o644
-            with path.open("rb") as file:
-                archive.addfile(info, file)
+def _state(file: FileState, hashes: FileHashes) -> list[Any]:
+    if file.etag is None and not file.is_of_log:
+        return [file.path, hashes.sha256(Path(file.path))]
+    return [file.path, file.size, file.etag]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker.request_check import check_request
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
 STEP_NAME = re.compile(r"[A-Za-z0-9](-*[A-Za-z0-9]){0,63}")
 OPERATIONS = {
@@ -65,6 +66,18 @@ def is_reference(value: Any) -> bool:
         and len(value) == 1
         and next(iter(value)) in ("Get", "Std:Join", "Std:JsonGet")
     )
+
+
+def with_parameters(value: Any, parameters: Mapping[str, Any]) -> Any:
+    """A value with parameters in the place of references to them; other references stay."""
+    if isinstance(value, Mapping):
+        name = str(value.get("Get", ""))
+        if is_reference(value) and name.startswith("Parameters."):
+            return parameters[name.removeprefix("Parameters.")]
+        return {key: with_parameters(item, parameters) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [with_parameters(item, parameters) for item in value]
+    return value
 
 
 @dataclass(frozen=True)

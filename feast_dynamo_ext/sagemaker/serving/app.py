@@ -12,7 +12,13 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.errors import DependencyError, InvocationError, ServingError
+from feast_dynamo_ext.errors import (
+    UNAVAILABLE,
+    DependencyError,
+    FeastDynamoError,
+    InvocationError,
+    ServingError,
+)
 from feast_dynamo_ext.sagemaker.serving.batching import MicroBatcher
 from feast_dynamo_ext.sagemaker.serving.bodies import (
     BAD_SYNTAX,
@@ -26,14 +32,7 @@ from feast_dynamo_ext.sagemaker.serving.bodies import (
     accepted_form,
     too_large,
 )
-from feast_dynamo_ext.sagemaker.serving.handler import (
-    Answer,
-    FeatureHandler,
-    Prediction,
-    Received,
-    ServingSettings,
-    open_handler,
-)
+from feast_dynamo_ext.sagemaker.serving.opening import open_handler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -43,11 +42,20 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from feast_dynamo_ext.sagemaker.serving.handler import (
+        Answer,
+        FeatureHandler,
+        Prediction,
+        Received,
+    )
+    from feast_dynamo_ext.sagemaker.serving.serving_settings import ServingSettings
+
 logger = logging.getLogger(__name__)
 
 MODEL_DIR_VARIABLE = "FEAST_DYNAMO_MODEL_DIR"
 PORT_VARIABLE = "SAGEMAKER_BIND_TO_PORT"
 DEFAULT_MODEL_DIR, DEFAULT_PORT = "/opt/ml/model", 8080
+WORKER_PATIENCE_S = 60
 LONGEST_S = 55.0
 """Seconds that an answer may take; SageMaker gives up after 60."""
 
@@ -71,11 +79,12 @@ def serve(
     import uvicorn
 
     chosen = port if port is not None else port_of_environment()
+    # Opened here: an error ends the command with its words, before any worker starts.
+    handler = open_handler(model_dir)
     if workers == 1:
-        # Opened here: an error ends the command with its words.
-        app = create_app(open_handler(model_dir))
-        uvicorn.run(app, host=host, port=chosen, log_level="warning")
+        uvicorn.run(create_app(handler), host=host, port=chosen, log_level="warning")
         return
+    handler.close()
     os.environ[MODEL_DIR_VARIABLE] = str(model_dir)
     uvicorn.run(
         f"{__name__}:app_of_environment",
@@ -83,6 +92,9 @@ def serve(
         host=host,
         port=chosen,
         workers=workers,
+        # By default a worker that does not answer for 5 s is killed: on a busy machine each would
+        # be while it imports Feast, for ever.
+        timeout_worker_healthcheck=WORKER_PATIENCE_S,
         log_level="warning",
     )
 
@@ -100,8 +112,16 @@ def port_of_environment() -> int:
 
 
 def app_of_environment() -> FastAPI:
-    """The app of the model in FEAST_DYNAMO_MODEL_DIR, by default /opt/ml/model."""
-    return create_app(open_handler(os.environ.get(MODEL_DIR_VARIABLE, DEFAULT_MODEL_DIR)))
+    """The app of the model in FEAST_DYNAMO_MODEL_DIR, by default /opt/ml/model.
+
+    Raises:
+        SystemExit: it cannot be served; a worker that is started again later may find that the
+            definitions have changed meanwhile.
+    """
+    try:
+        return create_app(open_handler(os.environ.get(MODEL_DIR_VARIABLE, DEFAULT_MODEL_DIR)))
+    except FeastDynamoError as error:
+        raise SystemExit(f"Error: {error}") from error
 
 
 def _require(package: str) -> None:
@@ -131,7 +151,7 @@ def create_app(handler: FeatureHandler) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.get_running_loop().run_in_executor(None, answering.close)
+        await answering.close()
 
     app: FastAPI = FastAPIOffline(
         title=f"Model on {handler.settings.feature_service or 'features'}",
@@ -165,9 +185,9 @@ def create_app(handler: FeatureHandler) -> FastAPI:
             "MaxPayloadInMB": handler.settings.max_body_bytes // 2**20,
         }
 
-    @app.get("/counters", summary="What was answered since the start")
+    @app.get("/counters", summary="What this worker has answered since its start")
     async def counters() -> dict[str, int]:
-        return dict(handler.counters)
+        return {"process": os.getpid(), **handler.counters}
 
     async def invocations(request: Request) -> Response:
         return sent(await answering.answer(request))
@@ -198,7 +218,7 @@ def create_app(handler: FeatureHandler) -> FastAPI:
 
 
 class _Answering:
-    """Bodies read and answered on the event loop, batches on the batcher's thread."""
+    """Bodies read, batched and answered on the event loop."""
 
     def __init__(self, handler: FeatureHandler) -> None:
         self._handler = handler
@@ -206,7 +226,7 @@ class _Answering:
         self._batcher: MicroBatcher[Received, Prediction] | None = None
         if limits.max_wait_ms is not None:
             self._batcher = MicroBatcher(
-                handler.predict,
+                handler.predict_async,
                 max_wait_s=limits.max_wait_ms / 1_000,
                 max_batch_rows=limits.max_batch_rows,
                 max_queued_rows=limits.max_queued_rows,
@@ -216,41 +236,50 @@ class _Answering:
         handler, started = self._handler, time.monotonic()
         try:
             form = accepted_form(request.headers.get("accept"))
-            body = await _body(request, handler.settings.max_body_bytes)
-            received = handler.receive(body, request.headers.get("content-type"))
-            prediction = await asyncio.wait_for(self._predicted(received), LONGEST_S)
+            prediction = await asyncio.wait_for(self._requested(request), LONGEST_S)
             return handler.answered(prediction, form, started)
         except asyncio.TimeoutError:
-            return handler.refused(
-                InvocationError("The answer took too long. Try again later.", 503)
-            )
+            words = f"There was no answer within {LONGEST_S:.0f} s. Try again later."
+            return handler.refused(InvocationError(words, UNAVAILABLE))
         except Exception as error:  # noqa: BLE001 - an answer, never a traceback
             return handler.refused(error)
 
+    async def _requested(self, request: Request) -> Prediction:
+        headers, handler = request.headers, self._handler
+        if headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise InvocationError(
+                "The body has a Content-Encoding. Send it as it is, not compressed.", UNSUPPORTED
+            )
+        body = await _body(request, handler.settings.max_body_bytes)
+        return await self._predicted(handler.receive(body, headers.get("content-type")))
+
     async def _predicted(self, received: Received) -> Prediction:
         if self._batcher is not None:
-            future = self._batcher.submit(received, received.rows.count)
-            return await asyncio.wrap_future(future)
-        loop = asyncio.get_running_loop()
-        return (await loop.run_in_executor(None, self._handler.predict, [received]))[0]
+            return await self._batcher.submit(received, received.rows.count)
+        return (await self._handler.predict_async([received]))[0]
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._batcher is not None:
-            self._batcher.close()
-        self._handler.close()
+            await self._batcher.close()
+        await self._handler.close_async()
 
 
 async def _body(request: Request, most: int) -> bytes:
     """A body, of which no more than the limit is kept in memory."""
+    from starlette.requests import ClientDisconnect
+
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > most:
         raise too_large(most)
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise too_large(most)
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                raise too_large(most)
+            parts.append(part)
+    except ClientDisconnect as error:
+        raise InvocationError("The connection was closed before the body's end.") from error
     return b"".join(parts)
 
 

@@ -1,24 +1,22 @@
-"""Requests that are there at once are answered together, one by one they would queue anyway.
+"""Requests that are there at once are answered together; one by one they would queue anyway.
 
-One thread takes what waits, in order, up to a number of rows, answers it with one call, and deals
-the answers back. While it works, the next batch gathers by itself, so a lone request never waits;
-`max_wait_s` lets a batch wait for more where the one before it held several.
+On one event loop: a request that finds nothing at work is answered at once. While it is, the next
+batch gathers by itself. After a batch of several, the next one waits until as many are there
+again, or for `max_wait_s`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import threading
-import time
 from collections import deque
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from feast_dynamo_ext.errors import UNAVAILABLE, FeastDynamoError, InvocationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +28,11 @@ Answer = TypeVar("Answer")
 class _Waiting(Generic[Request, Answer]):
     request: Request
     rows: int
-    future: Future[Answer] = field(default_factory=Future)
+    future: asyncio.Future[Answer]
 
 
 class MicroBatcher(Generic[Request, Answer]):
-    """Gathers requests for a function that answers many at once.
+    """Gathers requests for a function that answers many at once. Of one event loop.
 
     Args:
         answer: gets requests, gives an answer each, in order.
@@ -45,7 +43,7 @@ class MicroBatcher(Generic[Request, Answer]):
 
     def __init__(
         self,
-        answer: Callable[[Sequence[Request]], Sequence[Answer]],
+        answer: Callable[[Sequence[Request]], Awaitable[Sequence[Answer]]],
         *,
         max_wait_s: float,
         max_batch_rows: int,
@@ -55,84 +53,97 @@ class MicroBatcher(Generic[Request, Answer]):
         self._max_wait_s = max_wait_s
         self._max_batch_rows = max_batch_rows
         self._max_queued_rows = max_queued_rows
-        self._changed = threading.Condition()
         self._queue: deque[_Waiting[Request, Answer]] = deque()
         self._queued_rows = 0
-        self._closed = False
-        self._several = False
-        self._thread = threading.Thread(target=self._work, name="micro-batcher", daemon=True)
-        self._thread.start()
+        self._last_size = 1
+        self._gathering: asyncio.Future[None] | None = None
+        self._worker: asyncio.Task[None] | None = None
+        self._is_closed = False
 
-    def submit(self, request: Request, rows: int) -> Future[Answer]:
-        """Queue a request; its future holds the answer, or its own error.
+    async def submit(self, request: Request, rows: int) -> Answer:
+        """The answer of a request, or its own error.
 
         Raises:
             InvocationError: 503, the queue is full or closed.
         """
-        waiting: _Waiting[Request, Answer] = _Waiting(request, rows)
-        with self._changed:
-            if self._closed:
-                raise InvocationError("The server is stopping. Try again.", UNAVAILABLE)
-            if self._queue and self._queued_rows + rows > self._max_queued_rows:
-                raise InvocationError(
-                    f"{self._queued_rows} rows wait already, the most are "
-                    f"{self._max_queued_rows}. Try again later.",
-                    UNAVAILABLE,
-                )
-            self._queue.append(waiting)
-            self._queued_rows += rows
-            self._changed.notify()
-        return waiting.future
+        if self._is_closed:
+            raise InvocationError("The server is stopping. Try again.", UNAVAILABLE)
+        if self._queue and self._queued_rows + rows > self._max_queued_rows:
+            raise InvocationError(
+                f"{self._queued_rows} rows wait already, the most are {self._max_queued_rows}. "
+                "Try again later.",
+                UNAVAILABLE,
+            )
+        loop = asyncio.get_running_loop()
+        waiting: _Waiting[Request, Answer] = _Waiting(request, rows, loop.create_future())
+        self._queue.append(waiting)
+        self._queued_rows += rows
+        if self._worker is None:
+            self._worker = loop.create_task(self._work())
+        elif self._gathering is not None and self._is_gathered():
+            _settle(self._gathering)
+        return await waiting.future
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Answer what waits, and stop."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
+        self._is_closed = True
+        if self._gathering is not None:
+            _settle(self._gathering)
+        if self._worker is not None:
+            await self._worker
 
-    def _work(self) -> None:
-        while batch := self._next():
-            # One that was cancelled meanwhile is not read for.
-            batch = [one for one in batch if one.future.set_running_or_notify_cancel()]
-            if batch:
-                self._deal(batch)
-
-    def _next(self) -> list[_Waiting[Request, Answer]]:
-        """The next batch; none once it is closed and all is answered."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed)
-            if self._several and self._max_wait_s and not self._closed:
-                until = time.monotonic() + self._max_wait_s
-                while self._queued_rows < self._max_batch_rows and not self._closed:
-                    if not self._changed.wait(until - time.monotonic()):
-                        break
-            batch: list[_Waiting[Request, Answer]] = []
-            rows = 0
-            while self._queue and (
-                not batch or rows + self._queue[0].rows <= self._max_batch_rows
-            ):
-                batch.append(self._queue.popleft())
-                rows += batch[-1].rows
-            self._queued_rows -= rows
-            self._several = len(batch) > 1
-            return batch
-
-    def _deal(self, batch: list[_Waiting[Request, Answer]]) -> None:
+    async def _work(self) -> None:
         try:
-            answers = self._answer([one.request for one in batch])
+            while self._queue:
+                # Who gave up meanwhile is not read for.
+                batch = [one for one in await self._next() if not one.future.done()]
+                if batch:
+                    await self._deal(batch)
+        finally:
+            self._worker = None
+
+    def _is_gathered(self) -> bool:
+        return len(self._queue) >= self._last_size or self._queued_rows >= self._max_batch_rows
+
+    async def _next(self) -> list[_Waiting[Request, Answer]]:
+        if self._max_wait_s and not self._is_gathered() and not self._is_closed:
+            loop = asyncio.get_running_loop()
+            self._gathering = loop.create_future()
+            timer = loop.call_later(self._max_wait_s, _settle, self._gathering)
+            await self._gathering
+            timer.cancel()
+            self._gathering = None
+        batch: list[_Waiting[Request, Answer]] = []
+        rows = 0
+        while self._queue and (not batch or rows + self._queue[0].rows <= self._max_batch_rows):
+            batch.append(self._queue.popleft())
+            rows += batch[-1].rows
+        self._queued_rows -= rows
+        self._last_size = len(batch)
+        return batch
+
+    async def _deal(self, batch: list[_Waiting[Request, Answer]]) -> None:
+        try:
+            answers = await self._answer([one.request for one in batch])
         except Exception as error:  # noqa: BLE001 - it is each request's own
             if len(batch) > 1 and not _of_all(error):
                 # One of them spoils the others: each by itself, and its error is its own.
                 logger.info("a batch of %d requests failed, each is read alone", len(batch))
                 for one in batch:
-                    self._deal([one])
+                    await self._deal([one])
                 return
             for one in batch:
-                one.future.set_exception(error)
+                if not one.future.done():
+                    one.future.set_exception(error)
             return
         for one, answer in zip(batch, answers, strict=True):
-            one.future.set_result(answer)
+            if not one.future.done():
+                one.future.set_result(answer)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _of_all(error: Exception) -> bool:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
+import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -116,9 +118,15 @@ def read_rows(
     if reader is None:
         named = "has no Content-Type" if not kind.strip() else "has a Content-Type not known here"
         raise InvocationError(f"The request {named}. Send {_listed(READERS)}.", UNSUPPORTED)
+    options = options.replace(" ", "").replace('"', "")
+    charset = options.partition("charset=")[2].partition(";")[0]
+    if charset not in ("", "utf-8", "utf8", "us-ascii", "ascii"):
+        raise InvocationError(
+            "The body is said to be of another charset. Send it as UTF-8.", UNSUPPORTED
+        )
     if not body.strip():
         raise InvocationError("The body is empty. Send at least one row.", BAD_SYNTAX)
-    rows = reader(body, columns, options.replace(" ", ""))
+    rows = reader(body, columns, options)
     if not rows:
         raise InvocationError("The request has no rows. Send at least one.", BAD_VALUE)
     if len(rows) > max_rows:
@@ -126,13 +134,16 @@ def read_rows(
             f"The request has {len(rows)} rows; the most are {max_rows}. Send them in parts.",
             TOO_LARGE,
         )
-    return RequestRows(
+    values = RequestRows(
         {
             column.name: [_value(row[column.name], column, at) for at, row in enumerate(rows, 1)]
             for column in columns
         },
         len(rows),
     )
+    if reader is not _csv:
+        _refuse_duplicates(body, len(rows) * len(columns), by_line=reader is _json_lines)
+    return values
 
 
 def too_large(max_bytes: int) -> InvocationError:
@@ -183,6 +194,29 @@ def _parsed(text: bytes, subject: str) -> Any:
             f"{subject} is no JSON: {error.msg} at line {error.lineno}, column {error.colno}.",
             BAD_SYNTAX,
         ) from error
+
+
+_INSTANCES = re.compile(rb'\s*\{\s*"instances"')
+
+
+def _refuse_duplicates(body: bytes, names: int, *, by_line: bool) -> None:
+    """Refuse an object with a name twice, of which orjson keeps the last."""
+    # Each name has a colon: without more of them, there is none twice.
+    if body.count(b":") <= names + (_INSTANCES.match(body) is not None):
+        return
+    try:
+        for text in body.split(b"\n") if by_line else [body]:
+            if text.strip():
+                json.loads(text, object_pairs_hook=_once)
+    except RecursionError as error:  # values of the rows are not nested, so this one was replaced
+        raise InvocationError("A row has a name twice.", BAD_VALUE) from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise InvocationError("A row has a name twice.", BAD_VALUE)
+    return found
 
 
 def _object(row: Any, columns: Sequence[RequestColumn], subject: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ import yaml
 
 from feast_dynamo_ext.errors import ConfigError, ServingError
 from feast_dynamo_ext.sagemaker.serving.bodies import RequestColumn
-from feast_dynamo_ext.sagemaker.serving.handler import (
+from feast_dynamo_ext.sagemaker.serving.opening import references_of, refuse_changed
+from feast_dynamo_ext.sagemaker.serving.serving_settings import (
     CODE,
     FOLDER,
     MANIFEST,
@@ -34,8 +35,6 @@ from feast_dynamo_ext.sagemaker.serving.handler import (
     STORE_YAML,
     USER_MODULE,
     ServingSettings,
-    references_of,
-    refuse_changed,
 )
 from feast_dynamo_ext.storage import files_of
 
@@ -342,8 +341,13 @@ def request_columns(store: FeatureStore, manifest: Manifest) -> tuple[RequestCol
     for column in manifest.columns:
         if column.role == "feature" and column.source == "entity_rows" and column.name not in data:
             data[column.name] = RequestColumn(column.name, _arrow_kind(column), True)
+    others = [name for name in keys if name not in manifest.entity_columns]
+    if others:
+        raise ServingError(
+            f"The features are looked up by `{others[0]}`, by which the training set has none. "
+            "Its feature service has changed: build the training set and the model again."
+        )
     order = [name for name in manifest.entity_columns if name in keys]
-    order += [name for name in keys if name not in order]
     found = [keys[name] for name in order] + [data[name] for name in data if name not in keys]
     if not found:
         raise ServingError("The features have no entity: a request would have no rows.")

@@ -8,9 +8,12 @@ context; there its own error says the status, and the traceback with it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.sagemaker.serving.handler import Answer, FeatureHandler, open_handler
+from feast_dynamo_ext.sagemaker.serving.opening import open_handler
+
+if TYPE_CHECKING:
+    from feast_dynamo_ext.sagemaker.serving.handler import Answer, FeatureHandler
 
 
 def model_fn(model_dir: str) -> FeatureHandler:
