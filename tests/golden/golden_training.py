@@ -6,7 +6,8 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import boto3
 import pyarrow as pa
@@ -15,9 +16,6 @@ from golden_record import outcome, replaced
 
 from feast_dynamo_ext import sagemaker
 from feast_dynamo_ext.aws import AwsSettings
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BUCKET = "golden-training"
 NO_AWS = AwsSettings(region="us-east-1")
@@ -103,6 +101,9 @@ def _file(path: Path) -> Any:
             found["libraries"] = {name: _installed(name, version) for name, version in libraries}
             if "manifest_sha256" in found:  # of the versions too
                 found["manifest_sha256"] = "<of the rest>"
+            for source in found["provenance"]["source_files"]:
+                if source.get("sha256") == _hash(Path(source["path"]).read_bytes()):
+                    source["sha256"] = "<of the file>"
         return found
     if path.suffix == ".csv":
         return data.decode().split("\n")
