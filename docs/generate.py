@@ -171,7 +171,7 @@ def _settings(class_name: str) -> str:
     rows = [
         f"| `{_key(node)}` | {_meaning(following)}{'' if node.value else ' Required.'} |"
         for node, following in zip(found.body, found.body[1:], strict=False)
-        if isinstance(node, ast.AnnAssign)
+        if isinstance(node, ast.AnnAssign) and not ast.unparse(node.target).startswith("_")
     ]
     return "\n".join(["| key | meaning |", "|---|---|", *rows])
 

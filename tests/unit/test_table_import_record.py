@@ -13,7 +13,7 @@ from feast.types import Int64
 from repos import repo_config
 from views import customer_view, parquet_files
 
-from feast_dynamo_ext.errors import TableImportError
+from feast_dynamo_ext.errors import SourceReadError, TableImportError
 from feast_dynamo_ext.parquet.iceberg.erase import erase
 from feast_dynamo_ext.parquet.iceberg.expire import expire
 from feast_dynamo_ext.parquet.iceberg.import_files import run_import
@@ -143,3 +143,41 @@ def test_the_record_of_imports_names_no_path(case):
     below = [path for path in (case.folder / "data").rglob("*") if path.is_file()]
     assert below
     assert not any(b"cid=a" in path.read_bytes() for path in below)
+
+
+def test_engines_that_delete_orphans_leave_the_record(case):
+    """They delete what no version lists in the folder of the table."""
+    table = case.handle.load()
+    listed = {
+        table.metadata_location,
+        *(each.metadata_file for each in table.metadata.metadata_log),
+    }
+    for snapshot in table.snapshots():
+        listed.add(snapshot.manifest_list)
+        for manifest in snapshot.manifests(table.io):
+            listed.add(manifest.manifest_path)
+            entries = manifest.fetch_manifest_entry(table.io)
+            listed |= {entry.data_file.file_path for entry in entries}
+    folder = Path(table.location().removeprefix("file://"))
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        if f"file://{path}" not in listed:
+            path.unlink()
+    assert case.import_() == 0
+    case.write("b", 3)
+    assert case.import_() == 1
+    assert case.keys == [1, 2, 3]
+
+
+def test_a_record_that_is_gone_is_said_and_stops_imports_alone(case):
+    before = case.newest
+    case.append(7)
+    Path(case.handle.load().properties[IMPORTED].removeprefix("file://")).unlink()
+    with pytest.raises(SourceReadError, match=r"nobody knows which files are in the table"):
+        case.import_()
+    go_back(case.handle, before)
+    assert case.keys == [1, 2]
+    with case.handle.load().transaction() as transaction:
+        transaction.remove_properties(IMPORTED)
+    case.write("b", 3)
+    assert case.import_() == 2  # then all count as new
+    assert case.keys == [1, 1, 2, 2, 3]

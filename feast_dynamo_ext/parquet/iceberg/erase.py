@@ -362,8 +362,8 @@ def _check_refs(handle: TableHandle, table: Any, *, drop_tags: bool) -> None:
             "which the rows to erase can be read. Nothing was changed. "
             + ("Remove the branches. " if branches else "")
             + (
-                "Have the tags dropped too, whose training sets can then not be built again, or "
-                "erase without expiring."
+                "Have the tags dropped too (`--drop-tags`), whose training sets can then not be "
+                "built again, or erase without expiring."
                 if tags
                 else ""
             )

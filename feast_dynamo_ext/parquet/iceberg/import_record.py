@@ -1,7 +1,6 @@
 """Which files were imported into a table: it is known without their names, and outlives expiry.
 
-A file beside the table's metadata has digests alone, as paths may name people who are erased
-later::
+A file beside the table has digests alone, as paths may name people who are erased later::
 
     digest of a path -> id of the import -> digest of size and version
 
@@ -17,8 +16,9 @@ import logging
 import uuid
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from feast_dynamo_ext.errors import FeastDynamoError
+from feast_dynamo_ext.errors import FeastDynamoError, SourceReadError
 from feast_dynamo_ext.parquet.iceberg.commits import new_commit_id
 from feast_dynamo_ext.parquet.iceberg.snapshots import find, rollback, snapshots_of
 from feast_dynamo_ext.parquet.iceberg.view_table import IMPORTED
@@ -48,8 +48,21 @@ class ImportRecord:
 
     @classmethod
     def from_table(cls, table: Any) -> ImportRecord:
-        """The record of a table as it is now, whoever rolled it back."""
-        return cls._stored(table)._as_of(table)
+        """The record of a table as it is now, whoever rolled it back.
+
+        Raises:
+            SourceReadError: it is gone.
+        """
+        try:
+            return cls._stored(table)._as_of(table)
+        except FileNotFoundError as error:
+            raise SourceReadError(
+                f"The Iceberg table {'.'.join(table.name())}: the list of the files that were "
+                f"imported into it, {table.properties[IMPORTED]}, is gone, as after a removal of "
+                "orphan files. So nobody knows which files are in the table. Append what is new "
+                f"with `write_to_offline_store`; or take the property `{IMPORTED}` from the "
+                "table: then all files count as new."
+            ) from error
 
     @classmethod
     def _stored(cls, table: Any) -> ImportRecord:
@@ -90,9 +103,17 @@ class ImportRecord:
         return replace(self, files=merged)
 
     def write(self, table: Any) -> str:
-        """Keep it in a file of its own; its URI."""
-        name = f"imported-files-{uuid.uuid4().hex}.json"
+        """Keep it in a file of its own; its URI.
+
+        It is beside the table's folder, in which engines delete what no version lists. Where a
+        catalog gives a table a bucket, or rights to its folder alone, it is inside.
+        """
+        from feast_dynamo_ext.parquet.iceberg.producers import is_checked_here
+
+        name, location = f"imported-files-{uuid.uuid4().hex}.json", table.location().rstrip("/")
         uri: str = table.location_provider().new_metadata_location(name)
+        if is_checked_here(table) and urlsplit(location).path.strip("/"):
+            uri = f"{location}.imports/{name}"
         said = {"files": self.files, "undone": sorted(self.undone)}
         with table.io.new_output(uri).create() as file:
             file.write(json.dumps(said).encode())
@@ -136,7 +157,10 @@ def _note(handle: TableHandle, *, came_from_it: bool) -> None:
     outdated: list[str] = []
 
     def work(table: Any) -> None:
-        before, named = ImportRecord._stored(table), table.properties.get(IMPORTED)
+        try:
+            before, named = ImportRecord._stored(table), table.properties.get(IMPORTED)
+        except FileNotFoundError:
+            return  # the next import says so
         # Nobody knows of a version beside the line whether it has what was undone since.
         record = before if came_from_it else replace(before, undone=frozenset())
         record = record._as_of(table)

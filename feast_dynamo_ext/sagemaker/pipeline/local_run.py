@@ -410,8 +410,8 @@ class _Run:
             finally:
                 # `feast apply` imports every Python file below a repo. What else a job that
                 # failed has left is looked at by people.
-                for copied in ("code", "packages", "input"):
-                    for folder in partial.glob(f"ml/*/*/{copied}"):
+                for part in ("code", "packages", "input"):
+                    for folder in partial.glob(f"ml/*/*/{part}"):
                         shutil.rmtree(folder)
             if not done.job.model_artifacts:
                 raise self._error(TRAIN, "The training script left no file in SM_MODEL_DIR.")
