@@ -1,0 +1,1 @@
+"""DynamoDB tables become history: exports, increments and streams."""
