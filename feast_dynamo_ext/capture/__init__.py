@@ -1,1 +1,1 @@
-"""DynamoDB tables become history: exports, increments and streams."""
+"""Tables of an application in DynamoDB become history: declared, exported, followed, erased."""

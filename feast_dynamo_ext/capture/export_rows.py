@@ -489,9 +489,39 @@ class _Lines:
         found: dict[str, Any] = record
         return found
 
+    def any_record(self, at: int) -> dict[str, Any]:
+        """A line's record, of whichever export."""
+        record = self.record(at, None)
+        if not isinstance(record, dict) or not {ITEM, KEYS} & set(record):
+            raise LineError("is no record of an export", self.number(at))
+        return record
+
     @functools.cached_property
     def _parsed(self) -> list[dict[str, Any]]:
         return [self.record(at, None) for at in range(self.count)]
 
     def images(self, name: str) -> list[Any]:
         return [record.get(name) for record in self._parsed]
+
+
+def export_records(stream: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
+    """The records of a data file as they are, one by one.
+
+    Args:
+        stream: the file's bytes, gzip or plain.
+        name: of the file, for messages.
+
+    Raises:
+        SourceReadError: the file is damaged, or a line is no record.
+    """
+    count = 0
+    try:
+        for chunk in _Bytes(stream, READ_BYTES).chunks():
+            lines = _Lines(chunk, count, name)
+            for at in range(lines.count):
+                yield lines.any_record(at)
+            count += lines.count
+    except LineError as error:
+        raise SourceReadError(f"{name}, line {error.line:,}: {error}.") from error
+    except zlib.error as error:
+        raise SourceReadError(f"{name}: {error}. Export the table again.") from error
