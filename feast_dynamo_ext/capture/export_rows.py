@@ -270,7 +270,10 @@ class _Chunks:
         self._images = {key: ImageColumns(reader) for key, reader in readers.items()}
         self._has_lines = any(each.has_lines for each in self._images.values())
         self._always = ITEM if exported_at is not None else KEYS
+        # Attributes that no column takes; the TTL is one that is expected.
         self._watched: dict[str, None] = {}
+        if columns.expiry is not None:
+            self._watched[columns.expiry] = None
         self._with_nulls: set[str] = set()
 
     def converted(self, chunk: bytes, first: int) -> Converted:
@@ -396,7 +399,8 @@ class _Chunks:
             if objects == self._objects(parts, found, doubtful):
                 for name, columns in self._images.items():
                     if name != KEYS and self._watched:
-                        self._undeclared.update(columns.watched(parts[name], self._watched, kept))
+                        names = [each for each in self._watched if each != self._columns.expiry]
+                        self._undeclared.update(columns.watched(parts[name], names, kept))
                 return
         before = set(self._undeclared)
         for at in np.flatnonzero(kept).tolist():

@@ -164,6 +164,8 @@ def _known(columns: CapturedColumns) -> dict[str, Any]:
                 break
         else:
             inside[column.path[-1]] = _known_inside(column.kind)
+    if columns.expiry is not None:  # it says of a deletion what it was
+        known.setdefault(columns.expiry, None)
     return known
 
 

@@ -228,3 +228,15 @@ def by_hand(part, compressed, exported_at, found):
             assert changes == (["put", "move"] if old and old["at"] != new["at"] else ["put"])
         wanted += single.rows.to_pylist()
     return wanted
+
+
+def test_the_ttl_is_no_undeclared_attribute():
+    record = {
+        "Metadata": {"WriteTimestampMicros": {"N": "7"}},
+        "Keys": {"id": {"S": "k"}},
+        "OldImage": image(1, ttl={"N": "1"}, u={"S": "x"}),
+        "NewImage": image(1, ttl={"N": "2"}, u={"S": "x"}),
+    }
+    file = DataFile(io.BytesIO(line_of(record) * 50), COLUMNS, "f", chunk_bytes=1_000)
+    assert sum(each.rows.num_rows for each in file.batches()) == 50
+    assert file.totals.undeclared == {"u": 100}
