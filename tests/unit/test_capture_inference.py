@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import runpy
+from pathlib import Path
 
 import pytest
 from dynamo_items import line_of, values
@@ -198,3 +200,15 @@ def test_files_of_full_and_incremental_exports_are_looked_at():
     for bad in (b"{}\n", b"nonsense\n", gzip.compress(b"{}")[:-4]):
         with pytest.raises(SourceReadError, match=r"^f"):
             inference.add_export(io.BytesIO(bad), "f")
+
+
+def test_the_page_shows_what_it_says(capsys):
+    path = Path(__file__).parents[2] / "docs" / "snippets" / "infer_schema.py"
+    schema = runpy.run_path(str(path))["schema"]
+    shown = capsys.readouterr().out
+    assert schema.report() in shown
+    assert schema.declaration() in shown
+    assert [(column.name, column.dtype) for column in schema.columns] == [
+        ("amount", "Json"),
+        ("id", "String"),
+    ]
