@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from boto3.dynamodb.types import TypeDeserializer
@@ -77,10 +77,16 @@ def exact(value: Any) -> Any:
 
 
 class Reader(TypeDeserializer):
-    """boto3's, of bytes as JSON has them, without the rounding of Python's own context."""
+    """boto3's, of bytes as JSON has them, without the rounding of Python's own context.
 
-    def _deserialize_n(self, value: str) -> Decimal:
-        return Decimal(value)
+    A malformed number, which boto3 refuses, is what no number equals.
+    """
+
+    def _deserialize_n(self, value: str) -> Decimal | tuple[str, str]:
+        try:
+            return Decimal(value)
+        except InvalidOperation:
+            return ("malformed", value)
 
     def _deserialize_b(self, value: Any) -> bytes:
         return value if isinstance(value, bytes) else base64.b64decode(value)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -15,6 +16,7 @@ import capture_files
 from capture_files import Round, Step
 
 
+@pytest.mark.slow
 def test_all_steps_read_the_same_items(tmp_path):
     assert capture_files.make(3_000, tmp_path) == {}
     lines = (tmp_path / "one.json").read_bytes().splitlines()

@@ -171,6 +171,7 @@ def logs(draw):
     return log
 
 
+@pytest.mark.slow
 @given(logs(), st.integers(0, 12), st.sampled_from([NEW, NEW_AND_OLD]), st.booleans())
 @cases(150)
 def test_exports_say_what_their_records_say_one_by_one(log, split, view, compressed):

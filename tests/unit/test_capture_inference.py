@@ -169,6 +169,7 @@ def test_names_that_differ_in_case_or_are_none_of_python():
     assert file.totals.undeclared == {}
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.fixed_dictionaries(

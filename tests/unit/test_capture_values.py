@@ -352,6 +352,7 @@ def tables(draw):
     return fields, draw(st.lists(one | likely, min_size=1, max_size=6))
 
 
+@pytest.mark.slow
 @given(tables(), st.booleans(), st.integers(1, 400))
 @cases(400)
 def test_a_file_says_what_its_items_say_one_by_one(table, ascii_only, chunk_bytes):
@@ -384,6 +385,7 @@ def test_a_file_says_what_its_items_say_one_by_one(table, ascii_only, chunk_byte
     assert +file.totals.undeclared == {name: undeclared.count(name) for name in set(undeclared)}
 
 
+@pytest.mark.slow
 @given(values(), DTYPES)
 @cases(600)
 def test_a_kept_value_is_the_one_that_boto3_reads(value, declared):
@@ -508,6 +510,7 @@ def test_counts_and_checksums_of_the_manifest_are_held():
             list(file.batches())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_each_corrupt_byte_is_found(packed):
     data = line_of({"Item": item(v={"N": "1"})}) + line_of({"Item": item(v={"S": "x"})})
