@@ -14,6 +14,7 @@ import tabulate
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from capture_files import Round as CaptureRound
     from harness import Measured, Sample, Series
     from materialize import Materialized, Runs
     from offline import Joined
@@ -174,6 +175,29 @@ def of_sets(rounds: Sequence[Round]) -> Held:
         (
             Bar("peak memory, training set", SETS_MB, " MB", at_least=False),
             Figure.of([each.build.peak_mb for each in rounds]),
+        ),
+    ]
+
+
+def of_capture(rounds: Sequence[CaptureRound]) -> Held:
+    """Of exports: rows a second of CPU, beside boto3's reading, two at once, and memory."""
+    return [
+        (
+            Bar("captured rows, plain JSON", 250_000, "/s"),
+            Figure.of([each.plain.rows_s for each in rounds]),
+        ),
+        (
+            Bar("captured rows, gzip", 180_000, "/s"),
+            Figure.of([each.gz.rows_s for each in rounds]),
+        ),
+        (
+            Bar("captured rows, ours/json + boto3", 4.5),
+            Figure.of([each.plain.rows_s / each.boto3.rows_s for each in rounds]),
+        ),
+        (Bar("two files at once/one", 1.5), Figure.of([each.scaling for each in rounds])),
+        (
+            Bar("peak memory, capture", 500, " MB", at_least=False),
+            Figure.of([each.plain.peak_mb for each in rounds]),
         ),
     ]
 

@@ -23,6 +23,7 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
 sys.path.insert(0, os.environ["PYTHONPATH"])
 
 import bars
+import capture_files
 import endpoints
 import materialize
 import offline
@@ -110,6 +111,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 results[name], more = _run_serving(server, rounds)
             elif name == "tables":
                 results[name], more = _run_tables(rounds, options)
+            elif name == "capture":
+                results[name], more = _run_capture(rounds, options)
             elif name == "sets":
                 results[name], more = _run_sets(rounds, options)
             else:
@@ -174,6 +177,12 @@ def _run_sets(rounds: int, options: argparse.Namespace) -> tuple[dict[str, Any],
     found = training_sets.run(rounds, options.scale)
     print(training_sets.report(found, options.scale), flush=True)
     return {"rounds": rounds, "runs": training_sets.as_json(found)}, bars.of_sets(found)
+
+
+def _run_capture(rounds: int, options: argparse.Namespace) -> tuple[dict[str, Any], bars.Held]:
+    found = capture_files.run(rounds, options.scale)
+    print(capture_files.report(found, options.scale), flush=True)
+    return {"rounds": rounds, "runs": capture_files.as_json(found)}, bars.of_capture(found)
 
 
 def _run_serving(server: Server, rounds: int) -> tuple[dict[str, Any], bars.Held]:
@@ -267,7 +276,7 @@ def _sizes(server: Server, part: Part) -> dict[str, dict[str, list[int]]]:
 @contextlib.contextmanager
 def _server_of(parts: Collection[str]) -> Iterator[Server | None]:
     """DynamoDB Local, where a part needs it."""
-    if set(parts) <= {"offline", "tables", "sets"}:
+    if set(parts) <= {"offline", "tables", "sets", "capture"}:
         yield None
         return
     with tempfile.TemporaryDirectory() as name:
@@ -297,7 +306,7 @@ def _options() -> argparse.Namespace:
         "--scale",
         type=float,
         default=1,
-        help="materialize, offline, tables, sets: of the rows, to try it out",
+        help="materialize, offline, tables, sets, capture: of the rows, to try it out",
     )
     parser.add_argument(
         "--case",

@@ -115,5 +115,7 @@ PARTS = {
     # As above: see `tables.py`.
     # See `training_sets.py`.
     "sets": Part("training sets, on local files", (), rounds=3),
+    # See `capture_files.py`.
+    "capture": Part("exports of DynamoDB tables, on local files", (), rounds=3),
     "tables": Part("history tables of an SQL catalog, on local files", (), rounds=3),
 }

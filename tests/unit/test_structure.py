@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "feast_dynamo_ext"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Part of the package -> the parts that it may never import. `cli` may import all.
-TOP = {"sagemaker", "provider", "cli"}
+TOP = {"capture", "sagemaker", "provider", "cli"}
 STORES = {"online_store", "offline_store"}
 NEVER = {
     "storage": {"parquet", "retrieval", "dynamo", "monitoring", "materialize", "cost"}
@@ -33,7 +33,8 @@ NEVER = {
     "dynamo": {"parquet", "retrieval", "monitoring", "materialize", "cost"} | STORES | TOP,
     "cost": {"parquet", "retrieval", "monitoring"} | STORES | TOP,
     "materialize": TOP,
-    "sagemaker": {"cli", "provider"},
+    "sagemaker": {"capture", "cli", "provider"},
+    "capture": {"sagemaker", "cli", "provider"},
     "local": {"dynamo", "parquet", "retrieval", "materialize", "cost"} | STORES | TOP,
 }
 

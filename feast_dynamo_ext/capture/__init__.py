@@ -1,0 +1,1 @@
+"""Tables of an application in DynamoDB become history: declared, exported, followed, erased."""
