@@ -28,7 +28,8 @@ from feast_dynamo_ext.local import start_moto, stop
 from feast_dynamo_ext.parquet.iceberg.snapshots import history
 from feast_dynamo_ext.parquet.iceberg.view_table import handle_of, source_code
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.server
+
 
 IAM = Path(__file__).parents[2] / "docs" / "snippets" / "iam"
 UTC = dt.timezone.utc
@@ -257,6 +258,8 @@ def documented(name: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_policies_of_the_docs_are_what_the_commands_need():
     for name, unseen in (
         ("history_tables_read", set()),
@@ -268,6 +271,8 @@ def test_the_policies_of_the_docs_are_what_the_commands_need():
 
 
 # Feast's registry on S3 leaves its temporary files to the garbage collector.
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_each_command_needs_what_its_policy_allows_and_no_more(repo):
     for name, needed, _, do in STEPS:
@@ -289,6 +294,8 @@ def test_each_command_needs_what_its_policy_allows_and_no_more(repo):
         do(repo)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_files_that_may_not_be_deleted_are_left_and_said(repo, caplog):
     use_table(repo)

@@ -241,3 +241,11 @@ def test_a_set_on_s3_is_verified_rebuilt_compared_and_reported(store, bucket, mo
         rebuild(store, made.output, f"s3://{bucket}/third")
     listed = client.list_objects_v2(Bucket=bucket, Prefix="third/")
     assert listed["KeyCount"] == 0
+
+
+def test_a_bucket_that_is_not_there_is_said_to_be_that(moto_endpoint):
+    settings = AwsSettings(region="us-east-1", endpoint_url=moto_endpoint)
+    with pytest.raises(
+        TrainingSetError, match="s3://no-such-bucket-17/x: there is no such bucket"
+    ):
+        sagemaker.load_training_set("s3://no-such-bucket-17/x", settings)

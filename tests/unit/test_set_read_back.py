@@ -78,12 +78,13 @@ FEATURES = [*ENCODINGS, "visits"]
 
 
 def build(output, table=None, **changes):
+    features = changes.get("features", FEATURES)
     options = {
         "label": "bought",
         "event_timestamp": "event_timestamp",
         "entity_columns": ["cid"],
         "features": FEATURES,
-        "encodings": ENCODINGS,
+        "encodings": {name: ENCODINGS[name] for name in features if name in ENCODINGS},
         "split": TimeFractions({"train": 0.6, "validation": 0.2, "test": 0.2}),
         "aws": AWS,
         "provenance": Provenance("p", ("v:spend",), {}, (), "0" * 64),

@@ -557,11 +557,3 @@ def test_a_time_too_far_to_be_counted_says_what_to_do(tmp_path, declared):
     found = refusal(tmp_path, {"a": declared}, a=since, event_timestamp=times)
     assert found.startswith("Column `a`: a time is so far from the others that it cannot be")
     assert "Replace it by null, which reads as missing" in found
-
-
-def test_a_bucket_that_is_not_there_is_said_to_be_that(moto_endpoint):
-    aws = AwsSettings(region="us-east-1", endpoint_url=moto_endpoint)
-    with pytest.raises(
-        TrainingSetError, match="s3://no-such-bucket-17/x: there is no such bucket"
-    ):
-        load_training_set("s3://no-such-bucket-17/x", aws)
