@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
     from feast_dynamo_ext.materialize.engine import DynamoComputeEngine, DynamoComputeEngineConfig
     from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, S3ParquetOfflineStoreConfig
     from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DynamoComputeEngine",
     "DynamoComputeEngineConfig",
+    "DynamoDBTableSource",
     "DynamoOnlineStore",
     "DynamoOnlineStoreConfig",
     "DynamoProvider",
@@ -42,6 +44,7 @@ __all__ = [
 _MODULE_OF = {
     "DynamoComputeEngine": "materialize.engine",
     "DynamoComputeEngineConfig": "materialize.engine",
+    "DynamoDBTableSource": "capture.table_source",
     "DynamoOnlineStore": "online_store",
     "DynamoOnlineStoreConfig": "online_store",
     "DynamoProvider": "provider",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME
@@ -46,3 +47,37 @@ def stored_times(source: Any) -> tuple[str, str | None]:
     """The names in a data source's files of its event time and, if it has one, created time."""
     names, created = stored_names(source), source.created_timestamp_column
     return names[source.timestamp_field], names[created] if created else None
+
+
+WRITTEN, CHANGE = "_feast_written_at", "_feast_change"
+"""Columns of a captured table's history: when a change was written, and what it was."""
+
+PUT, DELETE, EXPIRE, MOVE = "put", "delete", "expire", "move"
+"""What a change was: an item as it then stood; or a tombstone, which holds what stood before: the
+item was deleted, was deleted after its own TTL, or got another event time."""
+
+RESERVED = "_feast_"
+"""How names of columns begin that are no attributes of a captured table."""
+
+
+@dataclass(frozen=True)
+class Tombstones:
+    """How rows of a captured table's history say that items are gone.
+
+    Attributes:
+        change: the column that says what a row is; only those that are `PUT` are features.
+        written: when each change was written.
+        ends: changes that end an item.
+        is_applied: whether they end an entity's features; else deletions are passed over.
+    """
+
+    change: str = CHANGE
+    written: str = WRITTEN
+    ends: frozenset[str] = frozenset({DELETE})
+    is_applied: bool = True
+
+
+def tombstones_of(source: Any) -> Tombstones | None:
+    """How a source's rows say that items are gone; None where all rows are features."""
+    found: Tombstones | None = getattr(source, "tombstones", None)
+    return found

@@ -48,6 +48,7 @@ Where a caller would expect a builtin, the error is that builtin too::
     ├── InvocationError                  a request that an endpoint refuses     (ValueError)
     ├── PipelineError                    a pipeline's step that failed          (RuntimeError)
     ├── ViewsFailedError                 feature views that failed, each named  (RuntimeError)
+    ├── CaptureError                     changes of a table that cannot be captured (RuntimeError)
     ├── BulkLoadError                    files that DynamoDB did not load whole (RuntimeError)
     └── LocalError                       the embedded AWS: cannot start or stop (RuntimeError)
 """
@@ -410,6 +411,10 @@ class ViewsFailedError(FeastDynamoError, RuntimeError):
     def __init__(self, message: str, *, failures: Mapping[str, BaseException]) -> None:
         super().__init__(message)
         self.failures = dict(failures)
+
+
+class CaptureError(FeastDynamoError, RuntimeError):
+    """Changes of a DynamoDB table that cannot be captured, or an export that is not whole."""
 
 
 class BulkLoadError(FeastDynamoError, RuntimeError):

@@ -18,6 +18,7 @@ from feast.on_demand_feature_view import OnDemandFeatureView
 from pydantic import Field, field_validator
 
 from feast_dynamo_ext.arrow_types import is_list, naming
+from feast_dynamo_ext.columns import tombstones_of
 from feast_dynamo_ext.config import SIZE, AwsConfigModel, warn_of_unknown_keys
 from feast_dynamo_ext.declared import declared_type, name_of
 from feast_dynamo_ext.declared_values import as_declared
@@ -33,7 +34,7 @@ from feast_dynamo_ext.retrieval.engines.base import Result, gaps
 from feast_dynamo_ext.retrieval.engines.duckdb import DuckDbEngine
 from feast_dynamo_ext.retrieval.engines.one_pass import OnePassEngine
 from feast_dynamo_ext.retrieval.entity_rows.forms import EntityRequest, check_request_data
-from feast_dynamo_ext.retrieval.inputs import checked_source
+from feast_dynamo_ext.retrieval.inputs import checked_source, of_rows
 from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 from feast_dynamo_ext.retrieval.join import join
 from feast_dynamo_ext.retrieval.plan import (
@@ -225,7 +226,8 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
     ) -> ParquetRetrievalJob:
         """The newest row of each key with start_date <= event time <= end_date.
 
-        Rows with a null join key or event time are left out: they belong to no entity.
+        Rows with a null join key or event time are left out: they belong to no entity. So are, of
+        a captured table, items that were deleted by end_date, where the join keys are its own.
         """
         view = with_declared_kinds(
             plan_rows(
@@ -237,12 +239,12 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
             )
         )
         engine = engine_for(config.offline_store, "newest")
+        plan = RowsPlan(view, start_date, end_date, newest=True)
 
         def newest(source: ParquetSource) -> Found:
-            with engine.newest(view, source, start_date, end_date) as found:
+            with engine.newest(of_rows(plan, source), source, start_date, end_date) as found:
                 return found.source, np.concatenate([NONE, *found.positions])
 
-        plan = RowsPlan(view, start_date, end_date, newest=True)
         return _row_job(config, plan, newest, join_key_columns)
 
     @staticmethod
@@ -258,7 +260,9 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
     ) -> ParquetRetrievalJob:
         """All rows with start_date <= event time <= end_date, in the order of the files.
 
-        Without feature columns all columns are meant, as Feast's transformations ask for them.
+        Without feature columns all columns are meant, as Feast's transformations ask for them. Of
+        a captured table these are the puts of items that were not deleted by end_date, which a
+        batch transformation counts or sums; a view with `deletes="ignore"` gets all puts.
         """
         every_column = [] if feature_name_columns else _columns_of(data_source, config)
         if not data_source.timestamp_field:  # a saved dataset, of which Feast keeps no event time
@@ -276,12 +280,14 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
         # Without keys, so that rows with a null join key are kept: all means all.
         every = replace(view, keys=(), created_time=None)
         engine = engine_for(config.offline_store, "within")
+        plan = RowsPlan(every, start_date, end_date, newest=False)
 
         def in_range(source: ParquetSource) -> Found:
-            left = source.within(timestamp_field, start_date, end_date)
-            return left, engine.within(every, left, start_date, end_date)
+            counted, left = of_rows(plan, source), source
+            if not counted.has_eras:
+                left = source.within(timestamp_field, start_date, end_date)
+            return left, engine.within(counted, left, start_date, end_date)
 
-        plan = RowsPlan(every, start_date, end_date, newest=False)
         return _row_job(config, plan, in_range, join_key_columns)
 
     @staticmethod
@@ -365,8 +371,9 @@ def _opener(
 
 
 def _columns_of(data_source: DataSource, config: RepoConfig) -> list[str]:
-    source = ParquetSource.open(data_source, config)
-    return [name for name in source.schema.names if name not in source.internal]
+    source, rule = ParquetSource.open(data_source, config), tombstones_of(data_source)
+    hidden = {*source.internal, *([rule.change] if rule else [])}
+    return [name for name in source.schema.names if name not in hidden]
 
 
 def _row_job(

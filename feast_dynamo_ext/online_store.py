@@ -24,6 +24,7 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     PACKED,
     Row,
     RowSchema,
+    last_written_per_key,
     newest_per_key,
     refuse_too_large,
 )
@@ -54,7 +55,7 @@ from feast_dynamo_ext.errors import (
     OnlineStoreError,
 )
 from feast_dynamo_ext.forks import Lock
-from feast_dynamo_ext.view_settings import ViewSettings
+from feast_dynamo_ext.view_settings import ViewSettings, view_tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from feast.protos.feast.types.Value_pb2 import Value as ValueProto
     from feast.value_type import ValueType
 
+    from feast_dynamo_ext.dynamo.encoding.requests import Order
     from feast_dynamo_ext.dynamo.precomputed.vectors import Refs, ServiceSpec
     from feast_dynamo_ext.dynamo.write import WriteMethod
 
@@ -210,7 +212,7 @@ class DynamoOnlineStore(OnlineStore):
 
         def packed() -> tuple[RowSchema, list[Row]]:
             schema = schema_of_rows(table, data)
-            return schema, newest_per_key(packed_rows(table.name, schema, data))
+            return schema, winners(table, packed_rows(table.name, schema, data))
 
         schema, rows = await asyncio.to_thread(packed)
         await self._write(config, table, schema, rows, progress)
@@ -223,7 +225,7 @@ class DynamoOnlineStore(OnlineStore):
         Raises: as `online_write_batch`.
         """
         await self.connection(config).refuse_anothers(config, view)
-        return await self._write(config, view, schema, newest_per_key(rows), None)
+        return await self._write(config, view, schema, winners(view, rows), None)
 
     def write_rows(
         self,
@@ -240,7 +242,7 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `online_write_batch`.
         """
-        newest = newest_per_key(rows)
+        newest = winners(view, rows)
         self.refuse_anothers(config, view)
         return self.connection(config).loops.run(
             self._write(config, view, schema, newest, progress)
@@ -280,7 +282,8 @@ class DynamoOnlineStore(OnlineStore):
             return Outcome(unwritten=left, cause=error).checked(name)
         until_s = int(time.time()) + GRACE_S
         items = (PACKED.put(row, schema, kept_s, view.name, until_s) for row in rows)
-        write = connection.writer.write(name, items, progress, write_method(config, view))
+        method, order = write_method(config, view), write_order(view)
+        write = connection.writer.write(name, items, progress, method, order)
         return await with_vectors(
             connection, name, schema, lambda: [row.key for row in rows], write
         )
@@ -584,6 +587,22 @@ def _service_request(features: Any, *args: Any, **kwargs: Any) -> ServiceRequest
     if not getattr(features, "precompute_online", False):
         return None
     return ServiceRequest.from_arguments(features, *args, **kwargs)
+
+
+def write_order(view: Any) -> Order:
+    """Which row of an entity wins online.
+
+    Items of a captured table have one state at a time, and so have the entities that they are:
+    what was written last, of whatever event time.
+    """
+    tombstones = view_tombstones(view)
+    return "written" if tombstones is not None and tombstones.is_applied else "event"
+
+
+def winners(view: Any, rows: Iterable[Row]) -> list[Row]:
+    """Of rows of a view the one of each key that wins."""
+    by_written = write_order(view) == "written"
+    return last_written_per_key(rows) if by_written else newest_per_key(rows)
 
 
 def write_method(config: RepoConfig, view: Any) -> WriteMethod:

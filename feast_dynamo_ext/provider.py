@@ -12,7 +12,7 @@ from feast.infra.passthrough_provider import PassthroughProvider
 
 from feast_dynamo_ext import _feast
 from feast_dynamo_ext.arrow_types import is_text, without_dictionary
-from feast_dynamo_ext.columns import stored_times
+from feast_dynamo_ext.columns import stored_times, tombstones_of
 from feast_dynamo_ext.config import warn_of_unknown_keys
 from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_services
 from feast_dynamo_ext.dynamo.precomputed.vectors import precomputed_services
@@ -27,6 +27,7 @@ from feast_dynamo_ext.errors import (
 from feast_dynamo_ext.online_store import DynamoOnlineStore
 from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 from feast_dynamo_ext.retrieval.plan import materialized_by_feast
+from feast_dynamo_ext.view_settings import refuse_needless_deletes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -264,28 +265,47 @@ class DynamoProvider(PassthroughProvider):
         self._registry = None
         # Settings of the engine that cannot work are refused before a table is made.
         _ = self.batch_engine
-        self._check_columns(kwargs.get("tables_to_keep", ()))
+        views = list(kwargs.get("tables_to_keep", ()))
+        self._check_captured(views, makes=True)
+        self._check_columns(views)
         super().update_infra(*args, **kwargs)
 
     def plan_infra(self, config: RepoConfig, desired_registry_proto: RegistryProto) -> Infra:
         """What `update_infra` would do, at `feast plan`."""
         # Functions of a user's are not loaded.
-        self._check_columns(
+        views = [
             FeatureView.from_proto(view)
             for view in desired_registry_proto.feature_views
-            if self._validated.get(view.spec.batch_source.name)
-            and not view.spec.HasField("feature_transformation")
-        )
+            if not view.spec.HasField("feature_transformation")
+        ]
+        self._check_captured(views, makes=False)
+        self._check_columns(view for view in views if self._validated.get(_name_of_source(view)))
         return super().plan_infra(config, desired_registry_proto)
 
     def validate_data_source(self, config: RepoConfig, data_source: DataSource) -> None:
         """Warn where a source's files or columns of time are not there.
 
         `feast apply` and `feast plan` call it, but not with `--skip-source-validation`; the views
-        of the sources are checked then.
+        of the sources are checked then. Captured tables are checked with their views.
         """
+        if tombstones_of(data_source) is not None:
+            return
         validate = self.offline_store.validate_data_source
         self._validated[data_source.name] = validate(config=config, data_source=data_source)
+
+    def _check_captured(self, views: Sequence[Any], *, makes: bool) -> None:
+        """Check captured tables and the views over them, and make their history tables.
+
+        Raises:
+            ConfigError: what cannot work.
+            AwsError: AWS refused. OfflineStoreError: the catalog of history tables did.
+        """
+        for view in views:
+            refuse_needless_deletes(view)
+        if any(tombstones_of(getattr(view, "batch_source", None)) for view in views):
+            from feast_dynamo_ext.capture.apply_checks import check_captured
+
+            check_captured(views, self.repo_config, makes=makes)
 
     def _check_columns(self, views: Iterable[Any]) -> None:
         """Warn of keys and features that no file of a view's source has; they may come later."""
@@ -459,6 +479,10 @@ class DynamoProvider(PassthroughProvider):
             spill_folder=offline.spill_folder,
             **options,
         )
+
+
+def _name_of_source(view: Any) -> str:
+    return view.batch_source.name if view.batch_source is not None else ""
 
 
 def _logged(view: Any, outcome: Outcome) -> Outcome:

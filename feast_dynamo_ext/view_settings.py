@@ -7,10 +7,12 @@ DynamoDB makes it, and as it is where the table is there already.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from feast_dynamo_ext.columns import Tombstones, tombstones_of
 from feast_dynamo_ext.config import SettingsModel, refuse_unknown
 from feast_dynamo_ext.errors import ConfigError
 
@@ -55,6 +57,7 @@ EXPECTED = {
     "write_mode": "newest_wins or overwrite",
     "consistent_reads": BOOLEAN,
     "expired": "status or value",
+    "deletes": "apply or ignore",
     "table": "table settings",
 }
 
@@ -219,6 +222,11 @@ class ViewSettings(SettingsModel):
     expired: Literal["status", "value"] | None = None
     """What a row older than the view's ttl answers. Default: the store's."""
 
+    deletes: Literal["apply", "ignore"] | None = None
+    """Of a view over a `DynamoDBTableSource`: whether deleting an item ends its entity's features,
+    in training and online, or changes nothing. `apply` needs join keys that are the captured
+    table's key: deleting one of many items must not empty their entity. Default: `apply`."""
+
     table: TableSettings = TableSettings()
     """Settings of the view's table. Default: the store's."""
 
@@ -241,6 +249,34 @@ class ViewSettings(SettingsModel):
 
 
 NO_SETTINGS = ViewSettings()
+
+
+def view_tombstones(view: Any) -> Tombstones | None:
+    """How rows of a view's history say that items are gone, and whether that counts for it.
+
+    None for a view whose source is no captured table.
+
+    Raises:
+        ConfigError: as `ViewSettings.from_view`.
+    """
+    found = tombstones_of(getattr(view, "batch_source", None))
+    if found is None:
+        return None
+    return replace(found, is_applied=ViewSettings.from_view(view).deletes != "ignore")
+
+
+def refuse_needless_deletes(view: Any) -> None:
+    """Refuse `deletes` of a view that knows of no deletions.
+
+    Raises:
+        ConfigError: names the view.
+    """
+    source = getattr(view, "batch_source", None)
+    if ViewSettings.from_view(view).deletes is not None and tombstones_of(source) is None:
+        raise ConfigError(
+            f"Feature view `{view.name}`: `deletes` is a setting of views over a "
+            "`DynamoDBTableSource`: no other source says what was deleted. Remove it."
+        )
 
 
 def aws_tags(tags: Mapping[str, str] | None) -> dict[str, str]:

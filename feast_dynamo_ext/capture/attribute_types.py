@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from feast_dynamo_ext.columns import CHANGE, WRITTEN
 from feast_dynamo_ext.errors import ConfigError, UnsupportedTypeError
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 TYPES = ("S", "N", "B", "BOOL", "NULL", "M", "L", "SS", "NS", "BS")
 """DynamoDB's types of attributes."""
-
-WRITTEN, CHANGE = "_feast_written_at", "_feast_change"
-"""Columns of every history: when a change was written, and what it was."""
 
 MOMENT = pa.timestamp("us", "UTC")
 TIME_UNITS = ("s", "ms", "us", "ns", "iso8601")

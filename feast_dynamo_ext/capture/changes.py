@@ -29,14 +29,13 @@ import pyarrow as pa
 
 from feast_dynamo_ext.arrow_types import numbers
 from feast_dynamo_ext.capture.attribute_types import (
-    CHANGE,
     MOMENT,
-    WRITTEN,
     CapturedColumn,
     CapturedColumns,
     ValueKind,
 )
 from feast_dynamo_ext.capture.item_values import ItemReader, Misfit, item_text
+from feast_dynamo_ext.columns import CHANGE, DELETE, EXPIRE, MOVE, PUT, WRITTEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 
 Record: TypeAlias = Mapping[str, Any]
 
-PUT, DELETE, EXPIRE, MOVE = "put", "delete", "expire", "move"
 SECOND = 1_000_000
 
 QUARANTINE = pa.schema(

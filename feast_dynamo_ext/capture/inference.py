@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from feast_dynamo_ext.capture.attribute_types import CHANGE, MOST_DIGITS, WRITTEN
+from feast_dynamo_ext.capture.attribute_types import MOST_DIGITS
 from feast_dynamo_ext.capture.export_rows import export_records
 from feast_dynamo_ext.capture.item_values import ISO, NUMBER
+from feast_dynamo_ext.columns import CHANGE, WRITTEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

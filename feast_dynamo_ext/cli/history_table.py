@@ -127,7 +127,8 @@ def _check_no_table(store: FeatureStore, view: Any, table: str | None) -> None:
     if is_iceberg(source) and table is None and exists(handle_of(view, store.config)):
         raise ConfigError(
             f"The source of feature view `{view.name}` is the Iceberg table "
-            f"{table_name(view.batch_source)} already. To make another one, name it: --table NAME."
+            f"{table_name(source, store.config)} already. To make another one, name it: "
+            "--table NAME."
         )
 
 

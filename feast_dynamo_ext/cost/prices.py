@@ -42,6 +42,12 @@ WRITE_UNITS = Price(0.625, 1_000_000, "November 2024", DYNAMODB)
 IMPORT_BYTES = Price(0.15, GB, "November 2024", DYNAMODB)
 """Bytes that ImportTable reads, before compression."""
 
+READ_UNITS = Price(0.125, 1_000_000, "November 2024", DYNAMODB)
+"""On demand, standard table class; a unit reads 4 KB of one item, or 8 KB that may be stale."""
+
+EXPORT_BYTES = Price(0.10, GB, "November 2024", DYNAMODB)
+"""Bytes of an export to S3, full or incremental."""
+
 S3_PUTS = Price(0.005, 1_000, "November 2024", S3)
 """PUT requests to S3 Standard; each part of an upload is one."""
 

@@ -53,7 +53,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from feast_dynamo_ext.aws import aws_error
-from feast_dynamo_ext.dynamo.encoding.requests import Try, put_request
+from feast_dynamo_ext.dynamo.encoding.requests import Try, delete_request, put_request
 from feast_dynamo_ext.dynamo.retry import PASSING, no_table, send
 from feast_dynamo_ext.dynamo.row_batch import Outcome, keys_of
 from feast_dynamo_ext.errors import (
@@ -67,6 +67,7 @@ from feast_dynamo_ext.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from feast_dynamo_ext.dynamo.encoding.requests import Order
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
     from feast_dynamo_ext.dynamo.retry import RetryPolicy, Transport
     from feast_dynamo_ext.dynamo.row_batch import RowBatch
@@ -215,7 +216,7 @@ def _is_passing(error: AwsError) -> bool:
 
 
 async def by_put_item(
-    transport: Transport, table: str, item: JsonItem, policy: RetryPolicy
+    transport: Transport, table: str, item: JsonItem, policy: RetryPolicy, order: Order
 ) -> Outcome:
     """Write one item.
 
@@ -224,7 +225,7 @@ async def by_put_item(
     attempts = policy.start()
     while True:
         try:
-            await send(transport, "PutItem", put_request(table, item), [table], attempts)
+            await send(transport, "PutItem", put_request(table, item, order), [table], attempts)
         except PASSING as failure:
             return Outcome(unwritten=keys_of([item]), cause=failure)
         except AwsError as error:
@@ -234,6 +235,37 @@ async def by_put_item(
                 continue
             if error.code in CONFLICTS | ROW_REFUSED:
                 return Outcome(unwritten=keys_of([item]), cause=error)
+            raise
+        return Outcome(written=1)
+
+
+async def delete_item(
+    transport: Transport, table: str, key: bytes, written_us: int, policy: RetryPolicy
+) -> Outcome:
+    """Delete one entity's row, unless a row was written there after the deletion.
+
+    An answer that was lost is made good by sending again: what is gone stays gone, and what was
+    written there meanwhile was written later.
+
+    Returns:
+        `written` where there is no row any more, `older` where a later one stays.
+
+    Raises: as `by_partiql`.
+    """
+    attempts = policy.start()
+    request = delete_request(table, key, written_us)
+    while True:
+        try:
+            await send(transport, "DeleteItem", request, [table], attempts)
+        except PASSING as failure:
+            return Outcome(unwritten=(key,), cause=failure)
+        except AwsError as error:
+            if error.code == "ConditionalCheckFailedException":
+                return Outcome(older=1)
+            if error.code in CONFLICTS and await attempts.wait():
+                continue
+            if error.code in CONFLICTS | ROW_REFUSED:
+                return Outcome(unwritten=(key,), cause=error)
             raise
         return Outcome(written=1)
 
@@ -286,7 +318,7 @@ async def choose_strategy(
     except AwsError as error:
         if not isinstance(error, AccessDeniedError) and error.code not in UNSUPPORTED_CODES:
             raise
-        if not await _put_item_works(transport, table, batch.item(0), policy, error):
+        if not await _put_item_works(transport, table, batch, policy, error):
             raise
         _take_put_item(transport, table, policy, state, error)
         return Outcome(), True
@@ -294,7 +326,7 @@ async def choose_strategy(
         if outcome.settled:
             state.chosen, state.until_s = "partiql", float("inf")
         return outcome, False
-    if await _put_item_works(transport, table, batch.item(0), policy, outcome.cause):
+    if await _put_item_works(transport, table, batch, policy, outcome.cause):
         _take_put_item(transport, table, policy, state, outcome.cause)
     return Outcome(), True
 
@@ -304,7 +336,7 @@ def _impatient(policy: RetryPolicy) -> RetryPolicy:
 
 
 async def _put_item_works(
-    transport: Transport, table: str, item: JsonItem, policy: RetryPolicy, refusal: AwsError
+    transport: Transport, table: str, batch: RowBatch, policy: RetryPolicy, refusal: AwsError
 ) -> bool:
     """Whether a PutItem is answered; the item, which counts for nothing yet, is put again later.
 
@@ -312,7 +344,8 @@ async def _put_item_works(
         AwsError: the refusal of PartiQL, where the identity may do neither.
     """
     try:
-        outcome = await by_put_item(transport, table, item, _impatient(policy))
+        impatient = _impatient(policy)
+        outcome = await by_put_item(transport, table, batch.item(0), impatient, batch.order)
     except AccessDeniedError as error:
         raise refusal from error
     return outcome.settled == 1

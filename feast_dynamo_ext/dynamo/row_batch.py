@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from feast_dynamo_ext.dynamo.encoding.protobuf import Integers
-    from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows
+    from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows, Order
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
 
 
@@ -103,6 +103,11 @@ class RowBatch(Protocol):
         ...
 
     @property
+    def order(self) -> Order:
+        """Which row of a key wins."""
+        ...
+
+    @property
     def units(self) -> int:
         """Write units of writing all of them once; 0 where it is not known."""
         ...
@@ -134,6 +139,7 @@ class Items:
 
     items: Sequence[JsonItem]
     units: int = 0
+    order: Order = "event"
 
     def __len__(self) -> int:
         return len(self.items)
@@ -144,7 +150,7 @@ class Items:
 
     def statements(self, table: str, todo: Sequence[tuple[int, Try]]) -> Any:
         """See `RowBatch.statements`."""
-        return [statement(table, self.items[row], attempt) for row, attempt in todo]
+        return [statement(table, self.items[row], attempt, self.order) for row, attempt in todo]
 
     def item(self, row: int) -> JsonItem:
         """See `RowBatch.item`."""
@@ -156,14 +162,14 @@ class Items:
 
     def single_row_batches(self) -> Iterator[RowBatch]:
         """See `RowBatch.single_row_batches`."""
-        return (Items([item]) for item in self.items)
+        return (Items([item], order=self.order) for item in self.items)
 
 
-def in_batches(items: Iterable[JsonItem]) -> Iterator[RowBatch]:
+def in_batches(items: Iterable[JsonItem], order: Order = "event") -> Iterator[RowBatch]:
     """Items as they come, in batches as large as a request takes."""
     rest = iter(items)
     while batch := list(islice(rest, MAX_ITEMS_PER_REQUEST)):
-        yield Items(batch)
+        yield Items(batch, order=order)
 
 
 class EncodedBlock:
@@ -210,6 +216,11 @@ class EncodedSlice:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @property
+    def order(self) -> Order:
+        """See `RowBatch.order`."""
+        return self.block.rows.order
 
     @property
     def units(self) -> int:

@@ -23,6 +23,7 @@ from feast_dynamo_ext.dynamo.newest_wins import (
     by_partiql,
     by_put_item,
     choose_strategy,
+    delete_item,
 )
 from feast_dynamo_ext.dynamo.retry import Transport, UnprocessedItems, drain
 from feast_dynamo_ext.dynamo.row_batch import Outcome, in_batches, keys_of
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
 
     from feast import RepoConfig
 
+    from feast_dynamo_ext.dynamo.encoding.requests import Deletions, Order
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
     from feast_dynamo_ext.dynamo.limiter import AdaptiveLimiter
     from feast_dynamo_ext.dynamo.retry import RetryPolicy
     from feast_dynamo_ext.dynamo.row_batch import RowBatch
 
-    Work = Callable[[Transport, RowBatch], Awaitable[Outcome]]
+    Work = Callable[[Transport, Any], Awaitable[Outcome]]
     Progress = Callable[[int], Any] | None
     OnOutcome = Callable[[Outcome], Any] | None
 
@@ -151,6 +153,15 @@ def _packed(values: Mapping[str, ValueProto], names: Sequence[str]) -> bytes:
     return packed
 
 
+@dataclass(frozen=True)
+class _Deletion:
+    """One row to be deleted, as a request of its own: a batch has no conditions."""
+
+    key: bytes
+    written_us: int
+    units: int = 1
+
+
 T = TypeVar("T")
 
 WriteMethod = Literal["overwrite", "auto", "partiql", "put_item"]
@@ -187,6 +198,7 @@ class Writer:
         items: Iterable[JsonItem],
         progress: Progress = None,
         method: WriteMethod = "overwrite",
+        order: Order = "event",
     ) -> Outcome:
         """Write all items.
 
@@ -195,6 +207,7 @@ class Writer:
             items: items with distinct keys; taken as they are sent, so they may be a generator.
             progress: called with the number of rows that are settled, after each request.
             method: "overwrite" replaces whatever is there; the others keep newer rows.
+            order: which rows are newer: those of later event times, or those written later.
 
         Returns:
             How many rows were written, and how many the table had newer rows of.
@@ -205,9 +218,31 @@ class Writer:
             AwsError: AWS refused the request.
         """
         on_outcome = None if progress is None else lambda outcome: progress(outcome.settled)
-        return (await self.write_batches(table, in_batches(items), on_outcome, method)).checked(
-            table
-        )
+        batches = in_batches(items, order)
+        return (await self.write_batches(table, batches, on_outcome, method)).checked(table)
+
+    async def delete(
+        self, table: str, deletions: Deletions, on_outcome: OnOutcome = None
+    ) -> Outcome:
+        """Delete rows of entities, but for those that were written after the deletion.
+
+        Args:
+            table: table name.
+            deletions: the entities, and when they were deleted.
+            on_outcome: given the outcome of each request.
+
+        Returns:
+            As `written` how many entities have no row any more, as `older` how many kept one.
+
+        Raises: as `write`, but for IncompleteWriteError.
+        """
+        pairs = zip(deletions.keys.to_pylist(), deletions.written_us.to_pylist(), strict=True)
+        batches = (_Deletion(key, written_us) for key, written_us in pairs)
+
+        async def delete(transport: Transport, batch: _Deletion) -> Outcome:
+            return await delete_item(transport, table, batch.key, batch.written_us, self.policy)
+
+        return await self._each(delete, batches, on_outcome)
 
     async def write_batches(
         self, table: str, batches: Iterator[RowBatch], on_outcome: OnOutcome, method: WriteMethod
@@ -246,14 +281,12 @@ class Writer:
         work = partial(self._update_older, table, state)
         return done + await self._each(work, batches, on_outcome)
 
-    async def _each(
-        self, work: Work, batches: Iterator[RowBatch], on_outcome: OnOutcome
-    ) -> Outcome:
+    async def _each(self, work: Work, batches: Iterator[Any], on_outcome: OnOutcome) -> Outcome:
         """Do the work on each batch, several at once."""
         outcomes: list[Outcome] = []
         failed: list[BaseException] = []
 
-        async def unless_failed(transport: Transport, batch: RowBatch) -> Outcome:
+        async def unless_failed(transport: Transport, batch: Any) -> Outcome:
             # It may have waited long for its turn.
             return Outcome() if failed else await work(transport, batch)
 
@@ -275,9 +308,7 @@ class Writer:
             raise failed[0]
         return sum(outcomes, Outcome())
 
-    async def _within_limit(
-        self, work: Callable[[Transport, RowBatch], Awaitable[T]], batch: RowBatch
-    ) -> T:
+    async def _within_limit(self, work: Callable[[Transport, Any], Awaitable[T]], batch: Any) -> T:
         if self.limiter is None:
             return await work(self.transport, batch)
         async with self.limiter.turn(self.transport, batch.units) as turn:
@@ -304,4 +335,4 @@ class Writer:
         return await by_partiql(transport, table, batch, self.policy, state.guess)
 
     async def _put_newest(self, table: str, transport: Transport, batch: RowBatch) -> Outcome:
-        return await by_put_item(transport, table, batch.item(0), self.policy)
+        return await by_put_item(transport, table, batch.item(0), self.policy, batch.order)

@@ -33,6 +33,7 @@ from feast_dynamo_ext.dynamo.views import ttl_seconds
 from feast_dynamo_ext.errors import LeaseLostError
 from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.timestamps import moment_of
+from feast_dynamo_ext.view_settings import view_tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -77,10 +78,14 @@ def source_fingerprint(files: Iterable[tuple[str, int, str | int]]) -> str:
 
 def view_fingerprint(view: Any) -> str:
     """The SHA-256 of what a view's definition says of its rows and items."""
-    source = view.batch_source
+    source, tombstones = view.batch_source, view_tombstones(view)
     kinds = {column.name: column.dtype.to_value_type().name for column in view.entity_columns}
+    captured = {}
+    if tombstones is not None:
+        captured = {"ends": sorted(tombstones.ends), "deletes": tombstones.is_applied}
     return _sha256(
         {
+            **captured,
             "bucketing": [BUCKETING, duckdb.__version__],
             "schema": RowSchema.from_view(view).text,
             "keys": [(name, kinds[name]) for name in join_keys(view)],
@@ -90,6 +95,74 @@ def view_fingerprint(view: Any) -> str:
             "field_mapping": source.field_mapping,
         }
     )
+
+
+CAPTURED = b"captured"
+
+SETTLED_MS = 10 * 60 * 1_000
+"""After so long, no writer commits rows to a history any more that it numbered before."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far the history of a captured table has been materialized by incremental runs.
+
+    Rows come into it late: an export's a day after they were written. So what is new since the
+    last run is what came since, as the history's own sequence says, not what was written since.
+
+    Attributes:
+        history: id of the history table; of another table's position nothing is taken.
+        sequence: all rows up to this commit's were looked at.
+    """
+
+    history: str
+    sequence: int
+
+    @classmethod
+    def from_commits(
+        cls, history: str, commits: Iterable[tuple[int, int]], now_ms: float
+    ) -> Position:
+        """The position after reading a version of a table.
+
+        Two writers that begin from one version number their rows alike, so commits of the last
+        minutes are not settled.
+
+        Args:
+            history: id of the table.
+            commits: milliseconds since 1970 and number of those that its log still has.
+            now_ms: milliseconds since 1970.
+        """
+        settled = [number for at_ms, number in commits if at_ms <= now_ms - SETTLED_MS]
+        return cls(history, max(settled, default=0))
+
+    @classmethod
+    def read(cls, client: Any, table: str) -> Position | None:
+        """The position that the last run noted in a view's table; None where there is none.
+
+        Raises:
+            AwsError: AWS refused, or there is no such table.
+        """
+        held = ControlItem(client, table, CAPTURED).read()
+        return None if held is None else cls(held["history"], held["sequence"])
+
+    def note(self, client: Any, table: str) -> None:
+        """Note it, once all rows up to there are settled. The lease must be held.
+
+        Raises:
+            AwsError: AWS refused.
+        """
+        item = ControlItem(client, table, CAPTURED)
+        held = item.read()
+        is_same = held is not None and held["history"] == self.history
+        if held is not None and is_same and held["sequence"] >= self.sequence:
+            return
+        kind = "how far the captured history is materialized"
+        values: dict[str, Value] = {
+            "kind": kind,
+            "history": self.history,
+            "sequence": self.sequence,
+        }
+        item.put(values, ABSENT if held is None else {"sequence": held["sequence"]})
 
 
 def _sha256(value: Any) -> str:

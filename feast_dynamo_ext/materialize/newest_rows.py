@@ -5,28 +5,41 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.columns import join_keys, stored_names, stored_times
+from feast_dynamo_ext.columns import (
+    WRITTEN,
+    join_keys,
+    stored_names,
+    stored_times,
+    tombstones_of,
+)
 from feast_dynamo_ext.declared import declared_as
-from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows, refuse_too_large
+from feast_dynamo_ext.dynamo.encoding.requests import (
+    Deletions,
+    EncodedRows,
+    refuse_too_large,
+)
 from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
 from feast_dynamo_ext.dynamo.views import kept_seconds, ttl_seconds
 from feast_dynamo_ext.dynamo.write import latest_event_us, refuse_future
 from feast_dynamo_ext.errors import OfflineStoreError, WindowError
-from feast_dynamo_ext.materialize.checkpoint import source_fingerprint
+from feast_dynamo_ext.materialize.checkpoint import Position, source_fingerprint
 from feast_dynamo_ext.materialize.spool import Spool, bucket_count
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, engine_for
+from feast_dynamo_ext.online_store import write_order
 from feast_dynamo_ext.parquet.source import ParquetSource
-from feast_dynamo_ext.retrieval.inputs import checked_source
+from feast_dynamo_ext.retrieval.changed_rows import changed_rows
+from feast_dynamo_ext.retrieval.inputs import checked_source, with_tombstones
 from feast_dynamo_ext.retrieval.plan import declared_columns, plan_rows
 from feast_dynamo_ext.timestamps import (
     EARLIEST,
@@ -36,12 +49,17 @@ from feast_dynamo_ext.timestamps import (
     micros_of,
     moment_of,
 )
+from feast_dynamo_ext.view_settings import view_tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from feast import RepoConfig
     from feast.infra.common.materialization_job import MaterializationTask
+
+    from feast_dynamo_ext.duckdb_connection import Limits
+    from feast_dynamo_ext.dynamo.encoding.requests import Order
+    from feast_dynamo_ext.retrieval.plan import ViewPlan
 
 
 logger = logging.getLogger(__name__)
@@ -158,6 +176,8 @@ class Newest:
         incomplete: rows that were looked at and lack a key or the event time; 0 where another
             offline store leaves them out.
         whole: where no row was read, the source with all of its files; None otherwise.
+        deletions: how many rows say that their entities are to be deleted online.
+        deleted: these rows, their keys and times of writing; to be read after `batches`.
     """
 
     read: int
@@ -166,6 +186,8 @@ class Newest:
     batches: Iterator[pa.RecordBatch]
     incomplete: int = 0
     whole: ParquetSource | None = None
+    deletions: int = 0
+    deleted: Iterator[pa.RecordBatch] = field(default_factory=lambda: iter(()))
 
 
 MOST_FOOTERS = 200
@@ -180,7 +202,7 @@ def say_why_nothing(
     An incremental run that finds nothing new is as it should be: that is information, for which no
     footers are read.
     """
-    if newest.rows:
+    if newest.rows or newest.deletions:
         return
     level = logging.WARNING
     if newest.expired:
@@ -247,6 +269,14 @@ class History:
             (file.path, file.size, file.etag or file.mtime_ns or 0) for file in self._source.files
         )
 
+    @property
+    def position(self) -> Position | None:
+        """Of a captured table: how far its history is read with this; None of any other."""
+        table = self._source.table if self._source is not None else None
+        if table is None or tombstones_of(self._view.batch_source) is None:
+            return None
+        return Position.from_commits(table.table_id, table.commits, time.time() * 1_000)
+
     @contextlib.contextmanager
     def newest(
         self,
@@ -254,6 +284,7 @@ class History:
         not_before: datetime | None,
         memory_limit: str,
         scanned: Callable[[int], object] | None = None,
+        since: Position | None = None,
     ) -> Iterator[Newest]:
         """The newest rows of a window, to be read while the context lasts.
 
@@ -262,6 +293,7 @@ class History:
             not_before: newest rows before that are left out as expired.
             memory_limit: of finding them, for example `128MB`; then it spills.
             scanned: called with numbers of rows as they are looked at.
+            since: of a captured table: rows that came after this count too.
 
         Raises:
             OfflineStoreError: the history cannot be read; see the subclasses.
@@ -277,16 +309,58 @@ class History:
             columns.event_time,
             columns.created_time,
         )
-        plan = replace(plan, view=self._view.name, folder_types=declared_columns(self._view))
+        plan = replace(
+            plan,
+            view=self._view.name,
+            folder_types=declared_columns(self._view),
+            tombstones=view_tombstones(self._view),
+        )
         source = checked_source(plan, self._source)
         engine = engine_for(self._config.offline_store, "newest")
         threads = engine.threads or min(MOST_THREADS, os.cpu_count() or 1)
         engine = replace(engine, memory_limit=memory_limit, threads=threads)
+        if plan.tombstones is not None:
+            known = self.position
+            is_same = since is not None and known is not None and since.history == known.history
+            number = since.sequence if since is not None and is_same else None
+            with self._changed(plan, source, engine, window, not_before, number, scanned) as found:
+                yield found
+            return
         times = (window.start, window.end, not_before)
         with engine.newest(plan, source, *times, scanned) as found:
             batches = found.source.fetch_each(plan.feature_columns, found.positions)
             whole = None if found.read else source
             yield Newest(found.read, found.expired, found.rows, batches, found.incomplete, whole)
+
+    @contextlib.contextmanager
+    def _changed(
+        self,
+        plan: ViewPlan,
+        source: ParquetSource,
+        limits: Limits,
+        window: Window,
+        not_before: datetime | None,
+        since: int | None,
+        scanned: Callable[[int], object] | None,
+    ) -> Iterator[Newest]:
+        """Of a captured table: what changed in the window, however late it came."""
+        with_tombstones(plan, source)  # refuses keys that are not the table's
+        start, end = assume_utc(window.start), assume_utc(window.end)
+        with changed_rows(plan, source, start, end, limits, not_before, since, scanned) as found:
+            batches = found.source.fetch_each(plan.feature_columns, found.positions)
+            rows = plan.tombstones.written if plan.tombstones else WRITTEN
+            gone = list(dict.fromkeys([*self._columns.keys, rows]))
+            deleted = found.source.fetch_each(gone, found.deleted)
+            whole = None if found.read else source
+            yield Newest(
+                found.read,
+                found.expired,
+                found.rows,
+                batches,
+                whole=whole,
+                deletions=found.deletions,
+                deleted=deleted,
+            )
 
     def _by_job(self, window: Window, not_before: datetime | None) -> Newest:
         """By the offline store's own method, which other stores keep in memory whole."""
@@ -320,17 +394,20 @@ class Encoder:
         columns: what its columns are called in the batches.
         schema: what encoded values stand for.
         kept_s: seconds after their event times that DynamoDB keeps rows; None for no limit.
+        order: which row of an entity wins online.
     """
 
     view: Any
     columns: Columns
     schema: RowSchema
     kept_s: int | None
+    order: Order = "event"
 
     @classmethod
     def from_view(cls, config: RepoConfig, view: Any, columns: Columns) -> Encoder:
         """The encoder of a view as it is declared now."""
-        return cls(view, columns, RowSchema.from_view(view), kept_seconds(config, view))
+        schema, kept_s = RowSchema.from_view(view), kept_seconds(config, view)
+        return cls(view, columns, schema, kept_s, write_order(view))
 
     def __call__(self, batch: pa.RecordBatch) -> EncodedRows:
         """Encode a batch.
@@ -341,17 +418,9 @@ class Encoder:
             ItemTooLargeError: a row over 400 KB.
         """
         columns, features = self.columns, self.view.features
-        names = join_keys(self.view)
-        kinds = {column.name: column.dtype.to_value_type() for column in self.view.entity_columns}
         created, where = columns.created_time, f"Feature view `{self.view.name}`"
         rows = EncodedRows(
-            encode_keys(
-                [batch.column(name) for name in columns.keys],
-                [kinds[name] for name in names],
-                names,
-                self.view.name,
-                batch.num_rows,
-            ),
+            self._keys(batch),
             encode_values(
                 [batch.column(name) for name in columns.features],
                 [declared_as(field.dtype) for field in features],
@@ -362,9 +431,30 @@ class Encoder:
             micros(created, batch.column(created), where) if created else None,
             self.schema,
             self.kept_s,
+            self.order,
         )
         refuse_too_large(rows, self.view.name)
         return rows
+
+    def deletions(self, batch: pa.RecordBatch) -> Deletions:
+        """Encode rows of `Newest.deleted`.
+
+        Raises:
+            EntityKeyError: a key that cannot be one.
+        """
+        name, where = batch.schema.names[-1], f"Feature view `{self.view.name}`"
+        return Deletions(self._keys(batch), micros(name, batch.column(name), where))
+
+    def _keys(self, batch: pa.RecordBatch) -> pa.LargeBinaryArray:
+        names = join_keys(self.view)
+        kinds = {column.name: column.dtype.to_value_type() for column in self.view.entity_columns}
+        return encode_keys(
+            [batch.column(name) for name in self.columns.keys],
+            [kinds[name] for name in names],
+            names,
+            self.view.name,
+            batch.num_rows,
+        )
 
 
 @dataclass(frozen=True)
@@ -379,6 +469,7 @@ class ViewReading:
         rows_per_bucket: rows that a key bucket should have at most.
         spill_folder: where rows are kept on disk; None for the system's temporary folder.
         latest_us: last event time that may be written, in microseconds; None for no limit.
+        since: how far an incremental run before this one came in the history of a captured table.
     """
 
     history: History
@@ -388,6 +479,7 @@ class ViewReading:
     rows_per_bucket: int
     spill_folder: str | None
     latest_us: int | None = None
+    since: Position | None = None
 
     @classmethod
     def from_task(
@@ -472,11 +564,15 @@ class ViewReading:
         encoder = self.encoder
         with self._newest(looked_at) as newest, contextlib.ExitStack() as undo:
             found(newest)
-            count = buckets or bucket_count(newest.rows, self.rows_per_bucket)
-            spool = Spool(encoder.schema, encoder.kept_s, count, done, self.spill_folder)
+            count = buckets or bucket_count(newest.rows + newest.deletions, self.rows_per_bucket)
+            spool = Spool(
+                encoder.schema, encoder.kept_s, count, done, self.spill_folder, encoder.order
+            )
             undo.enter_context(spool)
             for rows in self._encoded(_each(newest.batches, lambda: looked_at(0))):
                 spool.add(rows)
+            for batch in _each(newest.deleted, lambda: looked_at(0)):
+                spool.add_deletions(encoder.deletions(batch))
             spool.finish()
             undo.pop_all()
         return spool
@@ -484,7 +580,9 @@ class ViewReading:
     def _newest(
         self, scanned: Callable[[int], object] | None = None
     ) -> contextlib.AbstractContextManager[Newest]:
-        return self.history.newest(self.window, self._not_before(), self.memory_limit, scanned)
+        return self.history.newest(
+            self.window, self._not_before(), self.memory_limit, scanned, self.since
+        )
 
     def _not_before(self) -> datetime | None:
         """The first event time at which a row is not past its ttl.

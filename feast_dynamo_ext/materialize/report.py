@@ -38,6 +38,7 @@ class ViewReport:
         expired: newest rows of their keys that are past their ttl, and so not written.
         written: rows that are in the table now.
         older: rows that are not, because the table holds newer ones.
+        deleted: entities of a captured table that were deleted, and have no row any more.
         resumed: rows of `to_write` that an earlier, killed run had written.
         failed: rows that could not be written; see `left`.
         throttles: requests that DynamoDB throttled, in whole or in part.
@@ -59,6 +60,7 @@ class ViewReport:
     expired: int = 0
     written: int = 0
     older: int = 0
+    deleted: int = 0
     resumed: int = 0
     failed: int = 0
     throttles: int = 0
@@ -74,7 +76,7 @@ class ViewReport:
     @property
     def settled(self) -> int:
         """Rows of `to_write` that need nothing more."""
-        return self.written + self.older + self.resumed
+        return self.written + self.older + self.deleted + self.resumed
 
     @property
     def left(self) -> int | None:
@@ -145,12 +147,13 @@ COUNTS = (
     "written",
     "older",
     "expired",
+    "deleted",
     "failed",
     "resumed",
     "throttles",
     "units",
 )
-ONLY_IF_ANY = ("incomplete", "resumed", "throttles")
+ONLY_IF_ANY = ("incomplete", "deleted", "resumed", "throttles")
 
 # What a step is called once nothing goes on any more.
 STATES = {
@@ -167,6 +170,7 @@ def as_text(report: RunReport) -> str:
 
     Columns: rows of history read; incomplete rows, without a key or event time, which are left
     out; rows written, skipped as older than what the table holds, skipped as past their ttl,
+    deleted since their items in a captured table were,
     failed ("-" where a view failed before it was known how many there are), and resumed (written
     by an earlier run that was killed); requests throttled; write units consumed and their price on
     demand; wall-clock time; state.
@@ -189,9 +193,9 @@ def as_json(report: RunReport) -> dict[str, Any]:
         ``{"views": [...], "total": {...}}``. A view has ``view``, ``table``, ``start`` and
         ``end`` (ISO 8601), ``state``, ``to_write`` (null where it was not known yet), ``error``
         (null or a text), and as the total has: ``read``, ``incomplete``, ``written``, ``older``,
-        ``expired``, ``failed`` (null where a view failed before it was known how many there
-        are), ``resumed`` (rows), ``throttles`` (requests), ``units``, ``dollars``, ``seconds``
-        (null where it did not begin).
+        ``expired``, ``deleted``, ``failed`` (null where a view failed before it was known how many
+        there are), ``resumed`` (rows), ``throttles`` (requests), ``units``, ``dollars``,
+        ``seconds`` (null where it did not begin).
     """
     return {
         "views": [_view_json(view) for view in report.views],

@@ -18,7 +18,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -26,11 +26,17 @@ from feast.repo_config import FeastConfigBaseModel
 from pydantic import Field, StrictBool
 
 from feast_dynamo_ext.config import SIZE
+from feast_dynamo_ext.dynamo.encoding.requests import Deletions
 from feast_dynamo_ext.dynamo.limiter import AdaptiveLimiter, RateLimiter
 from feast_dynamo_ext.dynamo.precomputed.maintain import with_vectors
 from feast_dynamo_ext.dynamo.row_batch import EncodedBlock, Outcome
 from feast_dynamo_ext.errors import AwsError
-from feast_dynamo_ext.materialize.checkpoint import Checkpoint, RunIdentity, view_fingerprint
+from feast_dynamo_ext.materialize.checkpoint import (
+    Checkpoint,
+    Position,
+    RunIdentity,
+    view_fingerprint,
+)
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
 from feast_dynamo_ext.materialize.newest_rows import say_why_nothing
 
@@ -144,12 +150,15 @@ class ViewWriting:
         if self._failed:
             raise self._failed[0]
 
-    def _read_blocks(self) -> Iterator[tuple[_Bucket, EncodedBlock | None]]:
+    def _read_blocks(self) -> Iterator[tuple[_Bucket, EncodedBlock | Deletions | None]]:
         """The blocks of each bucket, and None where it ends."""
         for number in self.spool.todo:
             bucket = _Bucket(number, int(self.spool.rows[number]))
             for rows in self.spool.blocks(number):
                 bucket.pending += 1
+                if isinstance(rows, Deletions):
+                    yield bucket, rows
+                    continue
                 block = EncodedBlock(rows)
                 # Made here, in a thread, rather than when the first request is sent.
                 self._prepare(block)
@@ -174,7 +183,8 @@ class ViewWriting:
                 if block is None:
                     bucket.is_read = True
                 else:
-                    await self._write_block(block)
+                    is_gone = isinstance(block, Deletions)
+                    await (self._delete_block if is_gone else self._write_block)(block)
                     bucket.pending -= 1
                 if bucket.is_read and not bucket.pending:
                     await self.in_thread(
@@ -199,6 +209,21 @@ class ViewWriting:
         write = self._writer.write_batches(table, block.batches(), on_outcome, self.method)
         rows = block.rows
         await with_vectors(self.connection, table, rows.schema, rows.keys.to_pylist, write)
+
+    async def _delete_block(self, block: Deletions) -> None:
+        report, table, done = self.report, self.report.table, Outcome()
+
+        def on_outcome(outcome: Outcome) -> None:
+            nonlocal done
+            done += outcome
+            report.deleted += outcome.written
+            report.older += outcome.older
+            report.failed += len(outcome.unwritten)
+            done.checked(table)
+
+        delete = self._writer.delete(table, block, on_outcome)
+        schema, keys = self.spool.schema, block.keys.to_pylist
+        await with_vectors(self.connection, table, schema, keys, delete)
 
 
 logger = logging.getLogger(__name__)
@@ -244,6 +269,7 @@ class Run:
     views: Sequence[ViewRun]
     _leases: list[Lease] = field(default_factory=list, init=False, repr=False)
     _finished: dict[str, Checkpoint] = field(default_factory=dict, init=False, repr=False)
+    _positions: dict[str, Position] = field(default_factory=dict, init=False, repr=False)
     _is_over: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
 
     def execute(self) -> None:
@@ -329,6 +355,10 @@ class Run:
 
     def _read(self, run: ViewRun, lease: Lease) -> tuple[Checkpoint, Spool]:
         report, reading = run.report, run.reading()
+        position = reading.history.position
+        since = position and Position.read(self.connection.client, report.table)
+        if run.is_incremental:
+            reading = replace(reading, since=since)
         start_us, end_us = reading.window.micros
         identity = RunIdentity(
             start_us,
@@ -357,6 +387,9 @@ class Run:
         report.to_write, report.resumed = int(spool.rows.sum()), spool.resumed
         if checkpoint.buckets is None:
             checkpoint.begin(spool.buckets, report.to_write)
+        # A run of a range that somebody chose says nothing of what came late outside of it.
+        if position is not None and (run.is_incremental or since is None):
+            self._positions[report.view] = position
         return checkpoint, spool
 
     async def _write(
@@ -383,6 +416,10 @@ class Run:
             shared.in_thread,
         )
         await writing.all_buckets()
+        position = self._positions.pop(report.view, None)
+        if position is not None:
+            client = self.connection.client
+            await shared.in_thread(partial(position.note, client, report.table))
         await shared.in_thread(fill_services)
 
 

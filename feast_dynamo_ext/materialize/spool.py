@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from feast_dynamo_ext.dynamo.encoding.protobuf import lengths_of
-from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows
+from feast_dynamo_ext.dynamo.encoding.requests import Deletions, EncodedRows
 from feast_dynamo_ext.parquet.spill import BinSpool
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from feast_dynamo_ext.dynamo.encoding.requests import Order
     from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
 
 MOST_BUCKETS = 256
@@ -41,6 +43,9 @@ LAYOUT = pa.schema(
     ]
 )
 
+
+GONE = ("key", "created_us")
+"""Columns of a deletion; its values are null."""
 
 _FIXED_BYTES = 33
 """Of a row in memory: two offsets, two numbers, and a bit for each that says if it is there."""
@@ -62,6 +67,7 @@ class Spool:
         buckets: int,
         done: frozenset[int] = frozenset(),
         folder: str | None = None,
+        order: Order = "event",
     ) -> None:
         """Nothing is on the disk yet.
 
@@ -71,8 +77,9 @@ class Spool:
             buckets: number of key buckets.
             done: buckets whose rows are not kept.
             folder: of the disk; default: the system's folder for temporary files.
+            order: which row of a key wins.
         """
-        self.schema, self._ttl_s = schema, ttl_s
+        self.schema, self._ttl_s, self._order = schema, ttl_s, order
         self._done = np.isin(np.arange(buckets), list(done))
         self._duckdb = duckdb.connect(":memory:", config={"threads": "1"})
         self._bins = BinSpool(
@@ -112,6 +119,14 @@ class Spool:
             pa.record_batch([rows.keys, rows.values, rows.event_us, created], schema=LAYOUT)
         )
 
+    def add_deletions(self, deletions: Deletions) -> None:
+        """Keep deletions, as rows without values.
+
+        Raises: as `add`.
+        """
+        values, times = pa.nulls(len(deletions), pa.large_binary()), deletions.written_us
+        self._bins.add(pa.record_batch([deletions.keys, values, times, times], schema=LAYOUT))
+
     def finish(self) -> None:
         """All rows are there, and none of them is in memory.
 
@@ -119,14 +134,23 @@ class Spool:
         """
         self._bins.flush()
 
-    def blocks(self, bucket: int) -> Iterator[EncodedRows]:
-        """The rows of a bucket, in blocks of bounded size."""
+    def blocks(self, bucket: int) -> Iterator[EncodedRows | Deletions]:
+        """The rows and deletions of a bucket, in blocks of bounded size."""
         for table in _bounded(self._bins.read(bucket)):
+            rows = table
+            if table.column("values").null_count:
+                is_row = table.column("values").is_valid()
+                rows, gone = table.filter(is_row), table.filter(pc.invert(is_row))
+                yield Deletions(*(gone.column(name).combine_chunks() for name in GONE))
+            if not len(rows):
+                continue
             key, values, event_us, created_us = (
-                column.combine_chunks() for column in table.columns
+                column.combine_chunks() for column in rows.columns
             )
             created = None if created_us.null_count == len(created_us) else created_us
-            yield EncodedRows(key, values, event_us, created, self.schema, self._ttl_s)
+            yield EncodedRows(
+                key, values, event_us, created, self.schema, self._ttl_s, self._order
+            )
 
     def _buckets_of(self, batch: pa.RecordBatch) -> NDArray[np.int64]:
         """DuckDB's hash: the same in every process with its version."""

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast.monitoring.monitoring_utils import (
     empty_categorical_metric,
     empty_numeric_metric,
     opt_float,
 )
 
-from feast_dynamo_ext.columns import stored_names
+from feast_dynamo_ext.columns import PUT, stored_names, tombstones_of
 from feast_dynamo_ext.duckdb_connection import connected
 from feast_dynamo_ext.errors import ColumnNotFoundError, ColumnTypeError, SourceNotFoundError
 from feast_dynamo_ext.parquet.source import ParquetSource
@@ -101,12 +102,15 @@ class Rows:
         event_time: the files' column of event time; a row without one is in no range.
         first: first event time that counts; None for no limit.
         last: last event time that counts; None for no limit.
+        change: of a captured table: the column that says which rows are puts, the others being
+            no features.
     """
 
     source: ParquetSource
     event_time: str
     first: datetime | None
     last: datetime | None
+    change: str | None = None
 
     def load(self, connection: duckdb.DuckDBPyConnection, columns: Sequence[Column]) -> None:
         """Make them the table `measured`, whose columns are c0, c1, and so on.
@@ -134,7 +138,10 @@ class Rows:
     ) -> Iterator[pa.RecordBatch]:
         names = [column.name for column in columns]
         try:
-            for batch in self.source.scan(list(dict.fromkeys([*names, self.event_time]))):
+            change = [self.change] if self.change else []
+            for read in self.source.scan(list(dict.fromkeys([*names, self.event_time, *change]))):
+                is_put = pc.equal(read.column(self.change), PUT) if self.change else None
+                batch = read if is_put is None else read.filter(is_put)
                 rows = batch.select(names).filter(self._within(batch.column(self.event_time)))
                 # Integers past 2^53 are rounded; Feast's calculator fails for them.
                 arrays = [
@@ -183,7 +190,8 @@ def compute_metrics(
     for column in columns:
         column.check(source.uri)
     source = source.within(event_time, first, last)
-    rows = Rows(source, event_time, first, last)
+    tombstones = tombstones_of(data_source)
+    rows = Rows(source, event_time, first, last, tombstones.change if tombstones else None)
     engine: DuckDbEngine = config.offline_store.engine()
     metrics: list[dict[str, Any]] = []
     with connected(engine, "Counting the metrics") as connection:

@@ -24,7 +24,7 @@ from feast_dynamo_ext.arrow_types import (
     one_array,
     plain,
 )
-from feast_dynamo_ext.columns import stored_names, stored_times
+from feast_dynamo_ext.columns import stored_names, stored_times, tombstones_of
 from feast_dynamo_ext.declared import declared_as, folder_types, name_of
 from feast_dynamo_ext.errors import (
     ColumnNotFoundError,
@@ -452,6 +452,12 @@ def append_rows(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
         OfflineStoreError: the source is not of Parquet files.
         DestinationError: the disk refused; nothing is kept. AwsError: S3 did.
     """
+    if tombstones_of(view.batch_source) is not None:
+        raise OfflineStoreError(
+            f"Feature view `{view.name}`: the history of its source `{view.batch_source.name}` is "
+            "that of a captured table, which nothing but capture writes. Write items into the "
+            "table."
+        )
     table = _original_names(view, table)
     if is_iceberg(view.batch_source):
         return _append_to_table(view, config, table)

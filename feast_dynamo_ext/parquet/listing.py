@@ -310,6 +310,10 @@ class Bounds(Protocol):
         """Whether a file surely has no value of a column."""
         ...
 
+    def may_hold_null(self, path: str, column: str) -> bool:
+        """Whether a file may have a row without a value of a column of the table."""
+        ...
+
 
 class Shape(Protocol):
     """Makes a column of a file what it is in its table."""
@@ -384,6 +388,9 @@ class TableFiles:
         version: names the version in the log; empty where it has no name.
         summary: what the log says of the version besides.
         name: of the table in its catalog; empty where it has none.
+        keys: columns by which rows are of one item, or of one entity; empty where it does not say.
+        commits: milliseconds since 1970 and number of the versions that the log still has.
+        table_id: the same of one table for as long as there is it; empty where it has none.
     """
 
     files: tuple[FileState, ...]
@@ -396,6 +403,9 @@ class TableFiles:
     version: str = ""
     summary: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
+    keys: tuple[str, ...] = ()
+    commits: tuple[tuple[int, int], ...] = ()
+    table_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pyarrow import fs
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.parquet.listing import TieBreak
+    from feast_dynamo_ext.parquet.listing import TableFiles, TieBreak
     from feast_dynamo_ext.storage import FileState
 
 
@@ -139,6 +139,48 @@ class ParquetSource:
     def internal(self) -> frozenset[str]:
         """Columns that are no one's features, as the sequence of a history table."""
         return self.parts.table.internal if self.parts.table else frozenset()
+
+    @property
+    def item_keys(self) -> tuple[str, ...]:
+        """Columns by which rows of a history table that we made are of one item, or entity."""
+        return self.parts.table.keys if self.parts.table else ()
+
+    def holding_any(self, ranges: Mapping[str, tuple[int | None, int | None]]) -> ParquetSource:
+        """This source without the files that hold no value of any of some ranges.
+
+        Args:
+            ranges: the least and the greatest value by column, as a table's log has them: whole
+                numbers, or ticks since 1970 in the column's unit; None for no limit.
+        """
+        bounds = self.parts.table.bounds if self.parts.table else None
+        if bounds is None:
+            return self
+
+        def may_hold(path: str, column: str) -> bool:
+            said, (least, greatest) = bounds.range(path, column), ranges[column]
+            return said is None or (
+                (greatest is None or said[0] <= greatest) and (least is None or said[1] >= least)
+            )
+
+        kept = {file.path for file in self.files if any(may_hold(file.path, c) for c in ranges)}
+        return self if len(kept) == len(self.files) else replace(self, parts=self.parts.only(kept))
+
+    def holds_only(self, column: str, value: str) -> bool:
+        """Whether a table's log says that a column of texts has one value in all of its rows.
+
+        It is said of each file that the snapshot has, so it holds whoever wrote them.
+        """
+        bounds = self.parts.table.bounds if self.parts.table else None
+        return bounds is not None and all(
+            bounds.range(file.path, column) == (value, value)
+            and not bounds.may_hold_null(file.path, column)
+            for file in self.files
+        )
+
+    @property
+    def table(self) -> TableFiles | None:
+        """What a table's log says; None where there is none."""
+        return self.parts.table
 
     def with_columns(
         self, names: Sequence[str], wanted_by: str, times: Sequence[str] = ()

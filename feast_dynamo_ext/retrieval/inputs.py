@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -26,7 +27,8 @@ from feast_dynamo_ext.arrow_types import (
     without_dictionary,
     without_view_layouts,
 )
-from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
+from feast_dynamo_ext.columns import PUT
+from feast_dynamo_ext.errors import ColumnTypeError, ConfigError, EntityRowsError
 from feast_dynamo_ext.key_types import (
     check_joinable,
     check_key_type,
@@ -37,6 +39,7 @@ from feast_dynamo_ext.key_types import (
     has_other_keys,
 )
 from feast_dynamo_ext.parquet.source import ROW
+from feast_dynamo_ext.retrieval.plan import without_eras
 from feast_dynamo_ext.timestamps import (
     EPOCH,
     HIGHEST,
@@ -55,7 +58,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from feast_dynamo_ext.parquet.source import ParquetSource
-    from feast_dynamo_ext.retrieval.plan import ViewPlan
+    from feast_dynamo_ext.retrieval.plan import RowsPlan, ViewPlan
 
 
 T = TypeVar("T")
@@ -357,6 +360,49 @@ def checked_source(view: ViewPlan, source: ParquetSource) -> ParquetSource:
     return complete
 
 
+def with_tombstones(view: ViewPlan, source: ParquetSource) -> ViewPlan:
+    """A plan as the rows of a source need it: without tombstones where there are none.
+
+    Args:
+        view: the plan.
+        source: all files of a snapshot; each says in the table's log whether it has puts alone.
+
+    Raises:
+        ConfigError: deletions are to end features of an entity that has several items.
+    """
+    rule = view.tombstones
+    if rule is None:
+        return view
+    keys, items = {column for _, column in view.keys}, source.item_keys
+    if rule.is_applied and items and keys != set(items):
+        raise ConfigError(
+            f"Feature view `{view.view}` has the join keys {sorted(keys)}, but an item of the "
+            f"table that its source captures is known by {list(items)}: deleting one of several "
+            'items would end the features of their entity. Say `deletes="ignore"` in the view\'s '
+            "`ViewSettings`, or give it the table's keys."
+        )
+    if source.holds_only(rule.change, PUT):
+        return replace(view, tombstones=None)
+    return view
+
+
+def of_rows(plan: RowsPlan, source: ParquetSource) -> ViewPlan:
+    """The columns of a plan of rows, as the rows of a source need it.
+
+    Deletions count as of the end of the range: of the newest rows where their keys are those of
+    items, of all rows always. The keys are then those of items.
+    """
+    view, items = plan.view, source.item_keys
+    rule = view.tombstones
+    if rule is None or source.holds_only(rule.change, PUT):
+        return replace(view, tombstones=None)
+    if not items or (plan.newest and {column for _, column in view.keys} != set(items)):
+        return without_eras(view)
+    if plan.newest or not rule.is_applied:
+        return view
+    return replace(view, keys=tuple((name, name) for name in items), key_kinds=())
+
+
 @contextlib.contextmanager
 def _keys_of(
     view: ViewPlan, source: ParquetSource, column: str, kind: ValueType
@@ -373,10 +419,33 @@ def _keys_of(
 
 
 @dataclass(frozen=True)
+class EraKeys:
+    """The eras of rows and of entity rows, 0 where nothing is said; see `eras`.
+
+    Attributes:
+        rows: ascending positions of the rows of later eras.
+        numbers: the era of each of them.
+        entity: the era of each entity row.
+    """
+
+    rows: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+    entity: NDArray[np.int64]
+
+    def of_rows(self, start: int, count: int) -> pa.Array:
+        """The eras of rows from a position on."""
+        found = np.zeros(count, dtype=np.int64)
+        first, end = np.searchsorted(self.rows, [start, start + count])
+        found[self.rows[first:end] - start] = self.numbers[first:end]
+        return pa.array(found)
+
+
+@dataclass(frozen=True)
 class History:
     """A view's history as narrow columns: one side of the as-of join.
 
-    They are the keys k0, k1 ..., the event time t, the created time c, and the position.
+    They are the keys k0, k1 ..., the event time t, the created time c, and the position. Rows that
+    do not count, as tombstones, have no t.
 
     Attributes:
         view: which columns are keys and times.
@@ -384,6 +453,9 @@ class History:
         axis: of t.
         created_axis: of c; None where there is no created time.
         scanned: called with numbers of rows as they are read.
+        eras: a further key, where deletions end what an entity sees.
+        hidden: ascending positions of rows that do not count.
+        left_out: called with numbers of rows that have an event time and do not count.
     """
 
     view: ViewPlan
@@ -391,6 +463,9 @@ class History:
     axis: Axis
     created_axis: Axis | None
     scanned: Callable[[int], object] | None = None
+    eras: EraKeys | None = None
+    hidden: NDArray[np.int64] | None = None
+    left_out: Callable[[int], object] | None = None
 
     @classmethod
     def from_view(cls, view: ViewPlan, source: ParquetSource) -> History:
@@ -423,13 +498,46 @@ class History:
 
         What reading raises is also put into `failures`.
         """
-        empty = pa.RecordBatch.from_pylist([], self.source.schema_of(self.view.narrow_columns))
-        schema = self._narrow_bytes(empty).schema.append(pa.field(ROW, pa.int64()))
-        return pa.RecordBatchReader.from_batches(schema, self._batches(failures))
+        return self._reader(self.view.narrow_columns, self._narrow, failures)
 
-    def _batches(self, failures: list[Exception]) -> Iterator[pa.RecordBatch]:
+    def changes(self, failures: list[Exception], *, of_items: bool) -> pa.RecordBatchReader:
+        """What `eras` needs of all rows, for DuckDB: k0, k1 ..., t, w, p, q and the position.
+
+        They are keys, event time, the time of writing, 1 for a put and 0 for what ends an item (or
+        null for what does neither), and the sequence.
+
+        Args:
+            failures: what reading raises.
+            of_items: whether keys are compared with each other alone, and no join keys.
+        """
+        narrow = partial(self._change, of_items=of_items)
+        return self._reader([*self._change_columns], narrow, failures)
+
+    def _reader(
+        self,
+        columns: list[str],
+        narrow: Callable[[pa.RecordBatch, int], pa.RecordBatch],
+        failures: list[Exception],
+    ) -> pa.RecordBatchReader:
+        empty = pa.RecordBatch.from_pylist([], self.source.schema_of(columns))
+        schema = _texts_as_bytes(narrow(empty, 0)).schema.append(pa.field(ROW, pa.int64()))
+        return pa.RecordBatchReader.from_batches(schema, self._batches(columns, narrow, failures))
+
+    def _batches(
+        self,
+        columns: list[str],
+        narrow: Callable[[pa.RecordBatch, int], pa.RecordBatch],
+        failures: list[Exception],
+    ) -> Iterator[pa.RecordBatch]:
+        start = 0
+
+        def shaped(batch: pa.RecordBatch) -> pa.RecordBatch:
+            nonlocal start
+            start += batch.num_rows
+            return _texts_as_bytes(narrow(batch, start - batch.num_rows))
+
         try:
-            for batch in self.source.scan(self.view.narrow_columns, self._narrow_bytes):
+            for batch in self.source.scan(columns, shaped):
                 yield batch
                 if self.scanned is not None:
                     self.scanned(batch.num_rows)
@@ -444,7 +552,7 @@ class History:
         together = 0 if all(compared_type(kind) == pa.int64() for kind in types) else TOGETHER
         return self.source.each(
             self.view.narrow_columns,
-            lambda rows, at: work(self._narrow(rows), at),
+            lambda rows, at: work(self._narrow(rows, at), at),
             threads,
             together=together,
         )
@@ -482,21 +590,75 @@ class History:
         numbers = axis.cast(limits).to_numpy()
         return (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
 
-    def _narrow_bytes(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        narrow = self._narrow(batch)
-        columns = [texts_as_bytes(column) for column in narrow.columns]
-        return pa.RecordBatch.from_arrays(columns, names=narrow.schema.names)
-
-    def _narrow(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _keys(self, batch: pa.RecordBatch) -> list[pa.Array]:
         columns = [self._key(batch, *key) for key in self.view.declared_keys]
-        if not columns:
-            columns = [pa.array(np.zeros(batch.num_rows, dtype=np.int64))]
-        columns.append(self._event_time(batch.column(self.view.event_time)))
+        return columns or [pa.array(np.zeros(batch.num_rows, dtype=np.int64))]
+
+    def _narrow(self, batch: pa.RecordBatch, start: int) -> pa.RecordBatch:
+        columns = self._keys(batch)
+        if self.eras is not None:
+            columns.append(self.eras.of_rows(start, batch.num_rows))
+        columns.append(self._counted(batch, start))
         if self.created_axis is not None:
             columns.append(self.created_axis.cast(batch.column(self.view.created_time)))
         else:
             columns.append(pa.nulls(batch.num_rows, pa.int64()))
-        return pa.RecordBatch.from_arrays(columns, names=[*key_names(self.view), "t", "c"])
+        names = key_names(self.view)[: len(columns) - 2]
+        return pa.RecordBatch.from_arrays(columns, names=[*names, "t", "c"])
+
+    def _counted(self, batch: pa.RecordBatch, start: int) -> pa.Array:
+        """Event times, null where a row does not count."""
+        found = times = self._event_time(batch.column(self.view.event_time))
+        rule = self.view.tombstones
+        if rule is not None:
+            is_put = pc.equal(batch.column(rule.change), PUT)
+            found = pc.if_else(is_put, times, pa.scalar(None, times.type))
+        if self.hidden is not None:
+            found = _without(found, self.hidden, start)
+        if self.left_out is not None:
+            self.left_out(found.null_count - times.null_count)
+        return found
+
+    @property
+    def _change_columns(self) -> dict[str, None]:
+        view, rule = self.view, self.view.tombstones
+        keys = (column for _, column in view.keys)
+        written = [rule.written, rule.change] if rule else []
+        return dict.fromkeys([*keys, view.event_time, *written, *sorted(self.source.internal)])
+
+    def _change(self, batch: pa.RecordBatch, _: int, *, of_items: bool) -> pa.RecordBatch:
+        rule = self.view.tombstones
+        if rule is None:
+            raise ValueError("a history without tombstones has no changes of its items")
+        columns = self._item_keys(batch) if of_items else self._keys(batch)
+        change, count = batch.column(rule.change), batch.num_rows
+        ends = pc.is_in(change, pa.array(sorted(rule.ends), change.type))
+        put, end = (pa.scalar(number, pa.int8()) for number in (1, 0))
+        kinds = pc.case_when(pc.make_struct(pc.equal(change, PUT), ends), put, end)
+        written = self.written_axis.cast(batch.column(rule.written)).fill_null(LOWEST)
+        sequence = pa.array(np.full(count, LOWEST))
+        for name in self.source.internal:
+            sequence = batch.column(name).cast(pa.int64()).fill_null(LOWEST)
+        columns += [self._event_time(batch.column(self.view.event_time)), written, kinds, sequence]
+        names = key_names(self.view)[: len(columns) - 4]
+        return pa.RecordBatch.from_arrays(columns, names=[*names, "t", "w", "p", "q"])
+
+    def _item_keys(self, batch: pa.RecordBatch) -> list[pa.Array]:
+        """Keys of items; times with all their digits, of which join keys have whole seconds."""
+        return [
+            batch.column(column).cast(pa.int64())
+            if pa.types.is_timestamp(batch.schema.field(column).type)
+            else self._key(batch, column, kind)
+            for column, kind in self.view.declared_keys
+        ]
+
+    @property
+    def written_axis(self) -> Axis:
+        """Of the times of writing."""
+        rule = self.view.tombstones
+        if rule is None:
+            raise ValueError("a history without tombstones has no times of writing")
+        return Axis.from_type(self.source.schema.field(rule.written).type)
 
     def _event_time(self, times: pa.Array) -> pa.Array:
         try:
@@ -524,6 +686,21 @@ class History:
             ) from error
 
 
+def _without(times: pa.Array, hidden: NDArray[np.int64], start: int) -> pa.Array:
+    """Times, null at hidden positions."""
+    first, end = np.searchsorted(hidden, [start, start + len(times)])
+    if first == end:
+        return times
+    is_hidden = np.zeros(len(times), dtype=bool)
+    is_hidden[hidden[first:end] - start] = True
+    return pc.if_else(pa.array(is_hidden), pa.scalar(None, times.type), times)
+
+
+def _texts_as_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
+    columns = [texts_as_bytes(column) for column in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
 def texts_as_bytes(column: pa.Array) -> pa.Array:
     """Texts as their bytes, which are equal where they are; any other column as it is.
 
@@ -533,8 +710,11 @@ def texts_as_bytes(column: pa.Array) -> pa.Array:
 
 
 def key_names(view: ViewPlan) -> list[str]:
-    """Names of the key columns; a view without entities joins on a constant one."""
-    return [f"k{index}" for index in range(max(1, len(view.keys)))]
+    """Names of the key columns; a view without entities joins on a constant one.
+
+    The last is the era, where deletions end what an entity sees.
+    """
+    return [f"k{index}" for index in range(max(1, len(view.keys)) + view.has_eras)]
 
 
 @dataclass(frozen=True)
@@ -587,7 +767,11 @@ class MatchInput:
         if created_by_entity_time and history.created_axis is not None:
             known = history.created_axis.floor(entities.times, entities.unit)
         types = tuple((ours, key.type) for (ours, _), key in zip(view.keys, keys, strict=False))
-        order = axis, types, view.ttl if beyond.any() else None
+        # Entity rows of one history are in its eras, and in no other's.
+        eras = id(history.eras) if history.eras is not None else None
+        if history.eras is not None:
+            keys.append(pa.array(history.eras.entity))
+        order = axis, types, view.ttl if beyond.any() else None, eras
         return cls(tuple(keys), latest, earliest, known, entities.times, beyond, order)
 
     def table(self) -> pa.Table:

@@ -23,7 +23,7 @@ from feast_dynamo_ext.declared import declared_type, name_of
 from feast_dynamo_ext.declared_values import as_declared
 from feast_dynamo_ext.errors import EntityRowsError
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Result, ascending
-from feast_dynamo_ext.retrieval.inputs import checked_source, entity_key
+from feast_dynamo_ext.retrieval.inputs import checked_source, entity_key, with_tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +57,7 @@ def join(
         OfflineStoreError: see its subclasses.
     """
     sources = [checked_source(view, open_source(view.source)) for view in plan.views]
+    plan = with_tombstones_of(plan, sources)
     schema = _schema(plan, entities.table.schema, sources)
     rows, at_once = len(entities.times), rows_at_once(plan, sources, engine.entity_bytes)
 
@@ -66,6 +67,12 @@ def join(
             yield from block.joined(sources, schema).to_batches()
 
     return Result(schema, rows, batches)
+
+
+def with_tombstones_of(plan: PitPlan, sources: Sequence[ParquetSource]) -> PitPlan:
+    """A plan as the rows of its sources need it; see `with_tombstones`."""
+    views = map(with_tombstones, plan.views, sources)
+    return replace(plan, views=tuple(views))
 
 
 def rows_at_once(plan: PitPlan, sources: Sequence[ParquetSource], most_bytes: int) -> int:
@@ -90,6 +97,8 @@ def prune(view: ViewPlan, source: ParquetSource, entities: EntityRows) -> Parque
             for ours, theirs in view.keys
         }
         source = source.with_keys(keys)
+    if view.has_eras:
+        return source  # an item may be ended by what was written long before or after
     return source.within(view.event_time, *view.visible(*entities.range()))
 
 

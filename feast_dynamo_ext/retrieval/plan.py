@@ -13,10 +13,17 @@ from typing import TYPE_CHECKING, Any, Union
 
 from feast.value_type import ValueType
 
-from feast_dynamo_ext.columns import request_columns, stored_names, stored_times
+from feast_dynamo_ext.columns import (
+    Tombstones,
+    request_columns,
+    stored_names,
+    stored_times,
+    tombstones_of,
+)
 from feast_dynamo_ext.declared import declared_as, folder_types
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.timestamps import EARLIEST
+from feast_dynamo_ext.view_settings import view_tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +53,7 @@ class ViewPlan:
         key_kinds: what each key is declared as; empty where no view is known.
         folder_types: types of the source's columns as the view declares them, for those that only
             folders' names say; empty where no view is known.
+        tombstones: how rows of the source say that items are gone; None where all rows count.
     """
 
     view: str
@@ -58,6 +66,12 @@ class ViewPlan:
     kinds: tuple[Declared, ...] = ()
     key_kinds: tuple[ValueType, ...] = ()
     folder_types: Mapping[str, pa.DataType] = field(default_factory=dict)
+    tombstones: Tombstones | None = None
+
+    @property
+    def has_eras(self) -> bool:
+        """Whether deletions end what an entity sees; see `eras`."""
+        return self.tombstones is not None and self.tombstones.is_applied
 
     @property
     def tie_breaks(self) -> tuple[str, ...]:
@@ -70,9 +84,10 @@ class ViewPlan:
 
     @property
     def narrow_columns(self) -> list[str]:
-        """The columns of the source that matching needs: keys and times."""
+        """The columns of the source that matching needs: keys, times, and which rows count."""
         keys = [column for _, column in self.keys]
-        return list(dict.fromkeys([*keys, self.event_time, *self.tie_breaks]))
+        change = [self.tombstones.change] if self.tombstones else []
+        return list(dict.fromkeys([*keys, self.event_time, *self.tie_breaks, *change]))
 
     @property
     def feature_columns(self) -> list[str]:
@@ -96,6 +111,13 @@ class ViewPlan:
         if not self.ttl:
             return None, last
         return (EARLIEST if first - EARLIEST < self.ttl else first - self.ttl), last
+
+
+def without_eras(view: ViewPlan) -> ViewPlan:
+    """A plan for which deletions end nothing; tombstones are no features all the same."""
+    if view.tombstones is None:
+        return view
+    return replace(view, tombstones=replace(view.tombstones, is_applied=False))
 
 
 @dataclass(frozen=True)
@@ -180,6 +202,7 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
         kinds=tuple(kinds.get(name, ValueType.UNKNOWN) for name in wanted),
         key_kinds=tuple(key_kinds[name] for name, _ in request_columns(view)),
         folder_types=declared_columns(view),
+        tombstones=view_tombstones(view),
     )
 
 
@@ -216,6 +239,7 @@ def plan_rows(
         created_time=created_time or None,
         features=tuple((name, name) for name in columns),
         ttl=None,
+        tombstones=tombstones_of(data_source),
     )
 
 
@@ -261,8 +285,10 @@ def with_declared_kinds(plan: ViewPlan) -> ViewPlan:
     is_derived = getattr(view, "feature_transformation", None) or getattr(
         view, "aggregations", None
     )
-    if source is None or source.name != plan.source.name or is_derived:
+    if source is None or source.name != plan.source.name:
         return plan
+    if is_derived:
+        return replace(plan, tombstones=view_tombstones(view))
     stored = stored_names(source)
     columns = [*view.entity_columns, *view.features]
     kinds = {stored[column.name]: declared_as(column.dtype) for column in columns}
@@ -271,4 +297,5 @@ def with_declared_kinds(plan: ViewPlan) -> ViewPlan:
         view=view.name,
         kinds=tuple(kinds.get(name, ValueType.UNKNOWN) for name, _ in plan.features),
         folder_types=declared_columns(view),
+        tombstones=view_tombstones(view),
     )

@@ -29,6 +29,10 @@ NEVER = {
     "declared": {"parquet", "retrieval", "dynamo", "monitoring", "materialize"} | STORES | TOP,
     "parquet": {"retrieval", "dynamo", "monitoring", "materialize", "cost"} | STORES | TOP,
     "retrieval": {"dynamo", "monitoring", "materialize", "cost"} | STORES | TOP,
+    "columns": {"parquet", "retrieval", "dynamo", "monitoring", "materialize"} | STORES | TOP,
+    "view_settings": {"parquet", "retrieval", "dynamo", "monitoring", "materialize"}
+    | STORES
+    | TOP,
     "monitoring": {"dynamo", "materialize", "cost"} | STORES | TOP,
     "dynamo": {"parquet", "retrieval", "monitoring", "materialize", "cost"} | STORES | TOP,
     "cost": {"parquet", "retrieval", "monitoring"} | STORES | TOP,

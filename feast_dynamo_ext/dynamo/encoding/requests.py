@@ -12,7 +12,7 @@ from binascii import b2a_base64
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import orjson
@@ -105,6 +105,14 @@ TIE = "(#t = :t AND (attribute_not_exists(#c) OR #c <= :c))"
 TIE_WITHOUT_CREATED = "(#t = :t AND attribute_not_exists(#c))"
 
 
+# Of a captured table, whose items have one state at a time: what was written last is what is, of
+# whatever event time. What does not say when it was written counts as written at its event time.
+IS_NOT_WRITTEN_LATER = "#c <= :w OR (attribute_not_exists(#c) AND #t <= :w)"
+
+Order = Literal["event", "written"]
+"""Whether the row of the newest event time wins, or the one that was written last."""
+
+
 class Try(Enum):
     """What is tried with a row next."""
 
@@ -113,12 +121,12 @@ class Try(Enum):
     REPLACE = "update a row that is there"
 
 
-def statement(table: str, item: JsonItem, attempt: Try) -> dict[str, Any]:
+def statement(table: str, item: JsonItem, attempt: Try, order: Order = "event") -> dict[str, Any]:
     """One row's statement of a BatchExecuteStatement."""
     attributes = tuple(item)
     if attempt is Try.INSERT:
         return {"Statement": _insert(table, attributes), "Parameters": list(item.values())}
-    text, parameters = _update(table, attributes)
+    text, parameters = _update(table, attributes, order)
     return {
         "Statement": text,
         "Parameters": [item[name] for name in parameters],
@@ -134,19 +142,23 @@ def _insert(table: str, attributes: tuple[str, ...]) -> str:
 
 
 @lru_cache(10_000)
-def _update(table: str, attributes: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def _update(table: str, attributes: tuple[str, ...], order: Order) -> tuple[str, tuple[str, ...]]:
     """The text, and the names of the attributes whose values are its parameters."""
     kept = tuple(name for name in attributes if name != KEY)
     clauses = [f"SET {name}=?" for name in kept]
     clauses += [f"REMOVE {name}" for name in OPTIONAL if name not in attributes]
     has_created = CREATED_TIME in attributes
     tie = "(c IS MISSING OR c<=?)" if has_created else "c IS MISSING"
+    is_older = f"{EVENT_TIME}<? OR ({EVENT_TIME}=? AND {tie})"
+    compared = (KEY, EVENT_TIME, EVENT_TIME) + ((CREATED_TIME,) if has_created else ())
+    if order == "written":
+        is_older = f"c<=? OR (c IS MISSING AND {EVENT_TIME}<=?)"
+        written = CREATED_TIME if has_created else EVENT_TIME
+        compared = (KEY, written, written)
     text = (
         f"UPDATE {_quoted(table)} {' '.join(clauses)} "
-        f"WHERE {KEY}=? AND ({EVENT_TIME}<? OR ({EVENT_TIME}=? AND {tie}) "
-        f"OR {EVENT_TIME} IS MISSING)"
+        f"WHERE {KEY}=? AND ({is_older} OR {EVENT_TIME} IS MISSING)"
     )
-    compared = (KEY, EVENT_TIME, EVENT_TIME) + ((CREATED_TIME,) if has_created else ())
     return text, kept + compared
 
 
@@ -155,9 +167,17 @@ def _quoted(table: str) -> str:
     return f'"{escaped}"'
 
 
-def put_request(table: str, item: JsonItem) -> dict[str, Any]:
+def put_request(table: str, item: JsonItem, order: Order = "event") -> dict[str, Any]:
     """The PutItem of a row, on the condition that no newer one is there."""
     created = item.get(CREATED_TIME)
+    if order == "written":
+        return {
+            "TableName": table,
+            "Item": item,
+            "ConditionExpression": f"{IS_NEW} OR {IS_NOT_WRITTEN_LATER}",
+            "ExpressionAttributeNames": NAMES,
+            "ExpressionAttributeValues": {":w": created or item[EVENT_TIME]},
+        }
     tie = TIE_WITHOUT_CREATED if created is None else TIE
     values = {":t": item[EVENT_TIME]}
     if created is not None:
@@ -171,6 +191,36 @@ def put_request(table: str, item: JsonItem) -> dict[str, Any]:
     }
 
 
+def delete_request(table: str, key: bytes, written_us: int) -> dict[str, Any]:
+    """The DeleteItem of an entity, on the condition that nothing was written there later.
+
+    What others put there under its key, and is no row, is no row of the entity: it stays.
+    """
+    return {
+        "TableName": table,
+        "Key": {KEY: {"B": b2a_base64(key, newline=False).decode()}},
+        "ConditionExpression": f"attribute_not_exists({KEY}) OR {IS_NOT_WRITTEN_LATER}",
+        "ExpressionAttributeNames": NAMES,
+        "ExpressionAttributeValues": {":w": {"N": str(written_us)}},
+    }
+
+
+@dataclass(frozen=True)
+class Deletions:
+    """Entities whose rows are to be deleted. Arrays of the same length, without nulls.
+
+    Attributes:
+        keys: serialized entity keys, distinct.
+        written_us: when each deletion was written, microseconds since 1970 UTC.
+    """
+
+    keys: pa.LargeBinaryArray
+    written_us: pa.Int64Array
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
 @dataclass(frozen=True)
 class EncodedRows:
     """Rows on their way into a table. Arrays of the same length, encoded column by column.
@@ -182,6 +232,7 @@ class EncodedRows:
         created_us: created times, the same, but may hold nulls; None where the source has none.
         schema: what the values stand for.
         ttl_s: seconds after their event times that DynamoDB keeps them; None for no limit.
+        order: which row of a key wins.
     """
 
     keys: pa.LargeBinaryArray
@@ -190,6 +241,7 @@ class EncodedRows:
     created_us: pa.Int64Array | None
     schema: RowSchema
     ttl_s: int | None
+    order: Order = "event"
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -209,7 +261,8 @@ class EncodedRows:
             table: table name.
             attempt: what is tried, see `statement`.
         """
-        shape = statement(table, {name: {name: ""} for name in self._names}, attempt)
+        names = {name: {name: ""} for name in self._names}
+        shape = statement(table, names, attempt, self.order)
         first, *others = [name for each in shape.pop("Parameters") for name in each]
         parts: list[Text] = [
             _text(b'{"Statement":'), self._statement_text(table, attempt, shape.pop("Statement")),
@@ -247,6 +300,7 @@ class EncodedRows:
             created,
             self.schema,
             self.ttl_s,
+            self.order,
         )
 
     @cached_property
@@ -304,7 +358,7 @@ class EncodedRows:
         if CREATED_TIME not in self._names or self._has_created.all():
             return quoted
         names = [name for name in self._names if name != CREATED_TIME]
-        without = statement(table, {name: {} for name in names}, attempt)["Statement"]
+        without = statement(table, {name: {} for name in names}, attempt, self.order)["Statement"]
         return pc.if_else(self._has_created, quoted, _text(orjson.dumps(without)))
 
 

@@ -221,6 +221,20 @@ def newest_per_key(rows: Iterable[Row]) -> list[Row]:
     return list(newest.values())
 
 
+def last_written_per_key(rows: Iterable[Row]) -> list[Row]:
+    """The row of each key that was written last; of equal ones the last of the call.
+
+    A row that does not say when it was written counts as written at its event time.
+    """
+    last: dict[bytes, tuple[int, Row]] = {}
+    for row in rows:
+        written = row.event_us if row.created_us is None else row.created_us
+        held = last.get(row.key)
+        if held is None or written >= held[0]:
+            last[row.key] = written, row
+    return [row for _, row in last.values()]
+
+
 def pack(values: Sequence[Value]) -> bytes:
     """Values in schema order as one message; a null is an empty Value."""
     packed: bytes = RepeatedValue(val=values).SerializeToString()

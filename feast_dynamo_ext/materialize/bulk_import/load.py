@@ -403,7 +403,8 @@ def newest_rows(
     reading = _reading(store, view, start, end)
     with reading.spooled(None, frozenset(), _unheard, lambda _rows: None) as spool:
         for bucket in spool.todo:
-            yield from spool.blocks(bucket)
+            # Nothing is in a new table that deletions of a captured table could end.
+            yield from (rows for rows in spool.blocks(bucket) if isinstance(rows, EncodedRows))
 
 
 def counted_rows(

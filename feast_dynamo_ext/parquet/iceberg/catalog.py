@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -114,15 +114,26 @@ class CatalogAddress:
     def from_source(cls, source: Any, config: RepoConfig) -> CatalogAddress:
         """The catalog of Feast's `IcebergSource`.
 
+        A source that names no catalog, as those of captured tables, has its table in that of the
+        offline store's block, with files of its own place.
+
         Raises:
             ConfigError: its warehouse is a slip of the pen.
         """
+        if not source.catalog_type:
+            found = cls.from_config(config)
+            place = folder_uri(source.warehouse, "sql", config)
+            return replace(
+                found,
+                warehouse=found.warehouse if found.kind == "rest" else place,
+                subject=f"Source `{source.name}`",
+            )
         _check_no_slip(f"Source `{source.name}`", source.catalog_type, source.warehouse or "")
         return cls(
             source.catalog_type,
             source.catalog_name,
             _database(source.endpoint or "", config),
-            _folder(source.warehouse or "", source.catalog_type, config),
+            folder_uri(source.warehouse or "", source.catalog_type, config),
             source.token_env_var,
             source.catalog_properties,
             f"Source `{source.name}`",
@@ -142,7 +153,7 @@ class CatalogAddress:
             found.type,
             CATALOG_NAME,
             _database(uri, config),
-            _folder(warehouse, found.type, config),
+            folder_uri(warehouse, found.type, config),
             found.token_env_var,
             found.properties,
             "`catalog` of feature_store.yaml",
@@ -230,7 +241,7 @@ def _database(uri: str, config: RepoConfig) -> str:
     return f"{SQLITE}{path}?{options}"
 
 
-def _folder(warehouse: str, kind: str, config: RepoConfig) -> str:
+def folder_uri(warehouse: str, kind: str, config: RepoConfig) -> str:
     """A warehouse as a URI; a relative folder counts from the repo."""
     if kind == "rest" or not warehouse or "://" in warehouse or warehouse.startswith("file:"):
         return warehouse
@@ -242,9 +253,12 @@ def is_iceberg(source: DataSource) -> bool:
     return bool(source.source_type() == DataSourceProto.BATCH_ICEBERG)
 
 
-def table_name(source: Any) -> str:
+def table_name(source: Any, config: RepoConfig) -> str:
     """Namespace and table of a source."""
-    return f"{source.namespace}.{source.iceberg_table}"
+    namespace = source.namespace
+    if not namespace:
+        namespace = config.offline_store.catalog_config().namespace or config.project
+    return f"{namespace}.{source.iceberg_table}"
 
 
 def load_table(source: Any, config: RepoConfig) -> Any:
@@ -260,7 +274,7 @@ def load_table(source: Any, config: RepoConfig) -> Any:
         SourceNotFoundError: there is no such table.
         SourceReadError: catalog or metadata cannot be read.
     """
-    address, name = CatalogAddress.from_source(source, config), table_name(source)
+    address, name = CatalogAddress.from_source(source, config), table_name(source, config)
     with catalog_errors(address, name):
         return opened(address, config.offline_store.aws()).load_table(name)
 

@@ -136,7 +136,7 @@ class TableHandle:
     def from_source(cls, source: Any, config: RepoConfig) -> TableHandle:
         """The table of Feast's `IcebergSource`."""
         address = CatalogAddress.from_source(source, config)
-        return cls(address, table_name(source), config.offline_store.aws())
+        return cls(address, table_name(source, config), config.offline_store.aws())
 
     def load(self) -> Any:
         """The table, as pyiceberg has it.

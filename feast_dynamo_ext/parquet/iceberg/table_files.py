@@ -91,7 +91,7 @@ def read_iceberg(source: Any, config: RepoConfig) -> tuple[Place, TableFiles]:
 def _read(source: Any, config: RepoConfig) -> tuple[Place, TableFiles]:
     table = load_table(source, config)
     snapshot = _snapshot(source, table)
-    address, name = CatalogAddress.from_source(source, config), table_name(source)
+    address, name = CatalogAddress.from_source(source, config), table_name(source, config)
     schema = _schema(table, snapshot)
     with catalog_errors(address, name):
         scan = table.scan(snapshot_id=snapshot.snapshot_id) if snapshot else table.scan()
@@ -130,6 +130,11 @@ def _read(source: Any, config: RepoConfig) -> tuple[Place, TableFiles]:
         views=FileViews(source, table, schema, tasks),
         ties=None if _decides(tasks, table, schema, layout) else _ties(schema, layout),
         internal=frozenset([layout.sequence] if layout else []),
+        keys=TableLayout.item_keys(table),
+        table_id=str(table.metadata.table_uuid),
+        commits=tuple(
+            (each.timestamp_ms, each.sequence_number or 0) for each in table.snapshots()
+        ),
         version=str(snapshot.snapshot_id) if snapshot else "",
         summary=_summary(snapshot),
         name=name,
@@ -165,7 +170,7 @@ def _snapshot(source: Any, table: Any) -> Any:
     if found is None:
         known = ", ".join(sorted(table.refs())) or "none"
         raise ConfigError(
-            f"Source `{source.name}`: the Iceberg table {table_name(source)} has no snapshot "
+            f"Source `{source.name}`: the Iceberg table {_named(source)} has no snapshot "
             f"`{wanted}`, which is asked for (its tag `{SNAPSHOT_TAG}`, or an argument); it was "
             "expired, or never was. "
             f"Tags and branches there: {known}. `feast-dynamo table history` lists snapshots."
@@ -199,11 +204,15 @@ def _check_supported(source: Any, schema: Any, tasks: Iterable[Any]) -> None:
 
 def _refused(source: Any, why: str) -> SourceReadError:
     return SourceReadError(
-        f"Source `{source.name}`: the Iceberg table {table_name(source)} "
+        f"Source `{source.name}`: the Iceberg table {_named(source)} "
         f"{why}, which S3ParquetOfflineStore does not read. Rewrite the table with the engine "
         "that wrote it (`rewrite_data_files`), or write a plain copy and point a `FileSource` "
         "there."
     )
+
+
+def _named(source: Any) -> str:
+    return ".".join(filter(None, (source.namespace, source.iceberg_table)))
 
 
 # Where files are
@@ -278,6 +287,13 @@ class ManifestBounds:
             return False
         nulls = (file.null_value_counts or {}).get(found[0])
         return nulls is not None and nulls == file.record_count
+
+    def may_hold_null(self, path: str, column: str) -> bool:
+        """Whether a file may have a row without a value of a column."""
+        found = self._column(column)
+        if found is None:
+            return True
+        return (self.files[path].null_value_counts or {}).get(found[0]) != 0
 
     def _column(self, column: str) -> tuple[int, Any] | None:
         """Number and type of a column, looked up once for all files; None: nothing is said."""

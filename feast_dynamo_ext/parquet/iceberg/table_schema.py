@@ -8,6 +8,7 @@ created time, so that no rewrite of files, by whatever engine, changes an answer
 from __future__ import annotations
 
 import itertools
+import json
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.parquet.iceberg.catalog import ensure_namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 SEQUENCE = "_feast_sequence"
 """Name of the sequence column of tables that we make."""
@@ -28,6 +29,10 @@ KEYS_PROPERTY = "feast-dynamo.number-of-join-keys"
 """Property of tables that we make: so many columns of their sort order are join keys."""
 
 ROW_BITS = 32
+
+ITEM_KEYS_PROPERTY = "feast-dynamo.item-keys"
+"""Property of histories of captured tables: the names of their key attributes, as JSON. One that
+is the event time is no join key of the sort order."""
 
 PARTITIONS = ("day", "month", "none")
 
@@ -75,6 +80,15 @@ class TableLayout:
         return (*self.keys, self.event_time, *created, self.sequence)
 
     @classmethod
+    def item_keys(cls, table: Any) -> tuple[str, ...]:
+        """Columns by which rows are of one item, or of one entity; none of tables of others."""
+        said = table.properties.get(ITEM_KEYS_PROPERTY)
+        if said is not None:
+            return tuple(json.loads(said))
+        layout = cls.from_table(table)
+        return layout.keys if layout else ()
+
+    @classmethod
     def from_table(cls, table: Any) -> TableLayout | None:
         """The layout of a table that we made; None for tables of others.
 
@@ -95,7 +109,15 @@ class TableLayout:
         )
 
 
-def create_table(catalog: Any, name: str, columns: pa.Schema, layout: TableLayout) -> Any:
+def create_table(
+    catalog: Any,
+    name: str,
+    columns: pa.Schema,
+    layout: TableLayout,
+    *,
+    location: str | None = None,
+    further: Mapping[str, str] | None = None,
+) -> Any:
     """Make a history table; see `TABLE_PROPERTIES`.
 
     Args:
@@ -103,6 +125,8 @@ def create_table(catalog: Any, name: str, columns: pa.Schema, layout: TableLayou
         name: namespace and table.
         columns: names and types of all columns but the sequence.
         layout: how rows are laid out.
+        location: where its files are put; by default where the catalog says.
+        further: properties of the table, beside those of all.
 
     Raises:
         OfflineStoreError: a column has the sequence's name.
@@ -134,11 +158,13 @@ def create_table(catalog: Any, name: str, columns: pa.Schema, layout: TableLayou
         KEYS_PROPERTY: str(len(layout.keys)),
         # By which files are left out, whole: by default only the first 16 characters are kept.
         **{f"write.metadata.metrics.column.{column}": "full" for column in layout.order},
+        **(further or {}),
     }
     ensure_namespace(catalog, name.rpartition(".")[0])
     return catalog.create_table(
         name,
         schema,
+        location=location,
         partition_spec=PartitionSpec(*parts),
         sort_order=SortOrder(*order),
         properties=properties,

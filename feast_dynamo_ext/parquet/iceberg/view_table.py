@@ -94,6 +94,21 @@ def name_of_table(view: Any, config: RepoConfig, table: str | None = None) -> st
     Raises:
         ConfigError: the catalog takes no such name.
     """
+    return full_name(f"Feature view `{view.name}`", table or view.name, config, "`--table %s`")
+
+
+def full_name(subject: str, table: str, config: RepoConfig, advice: str) -> str:
+    """Namespace and table in the catalog of the offline store's block.
+
+    Args:
+        subject: whose the table is, for messages.
+        table: its name.
+        config: the repo's config.
+        advice: where another name is given, with `%s` for it.
+
+    Raises:
+        ConfigError: the catalog takes no such name.
+    """
     found = config.offline_store.catalog_config()
     is_glue = found.type == "glue" or found.properties.get("rest.signing-name") in {
         "s3tables",
@@ -101,17 +116,17 @@ def name_of_table(view: Any, config: RepoConfig, table: str | None = None) -> st
     }
     given = {
         "namespace": (found.namespace or config.project, "`catalog: {namespace: %s}`"),
-        "table": (table or view.name, "`--table %s`"),
+        "table": (table, advice),
     }
-    for what, (name, advice) in given.items():
+    for what, (name, where) in given.items():
         if not (GLUE_NAME if is_glue else PLAIN_NAME).fullmatch(name):
             right = re.sub(r"\W", "_", name, flags=re.ASCII)[:255]
             right = right.lower() if is_glue else right
             letters = "lower-case letters" if is_glue else "letters"
             raise ConfigError(
-                f"Feature view `{view.name}`: its table would have the {what} `{name}`, but the "
+                f"{subject}: its table would have the {what} `{name}`, but the "
                 f"catalog takes {letters}, digits and underscores, at most 255. "
-                f"Give another with {advice % right}."
+                f"Give another with {where % right}."
             )
     return f"{given['namespace'][0]}.{given['table'][0]}"
 
@@ -471,7 +486,9 @@ def readers_of(views: Iterable[Any], handle: TableHandle, config: RepoConfig) ->
     """Names of the views whose source is a table."""
 
     def names_it(source: Any) -> bool:
-        if source is None or not is_iceberg(source) or table_name(source) != handle.name:
+        if source is None or not is_iceberg(source):
+            return False
+        if table_name(source, config) != handle.name:
             return False
         return CatalogAddress.from_source(source, config).identity == handle.address.identity
 

@@ -22,7 +22,9 @@ from feast_dynamo_ext.parquet.source import ROW
 from feast_dynamo_ext.retrieval.engines import sql
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Newest
 from feast_dynamo_ext.retrieval.engines.sql_dialects import DUCKDB
+from feast_dynamo_ext.retrieval.eras import gone_by, with_eras
 from feast_dynamo_ext.retrieval.inputs import History, MatchInput
+from feast_dynamo_ext.retrieval.plan import without_eras
 from feast_dynamo_ext.retrieval.ties import ranked_by_ties
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class DuckDbEngine(Limits):
         """See `Engine.matcher`. DuckDB has threads of its own, `threads` of the settings."""
 
         def matched(view: ViewPlan, source: ParquetSource, threads: int) -> NDArray[np.int64]:
-            history = History.from_view(view, source)
+            history = with_eras(History.from_view(view, source), entities, self)
             rows = MatchInput.from_entities(
                 entities, history, created_by_entity_time=created_by_entity_time
             )
@@ -80,8 +82,16 @@ class DuckDbEngine(Limits):
         scanned: Callable[[int], object] | None = None,
     ) -> Iterator[Newest]:
         """See `Engine.newest`."""
-        source = source.within(view.event_time, start, end)
-        history = replace(History.from_view(view, source), scanned=scanned)
+        hidden = gone_by(view, source, end, self) if view.has_eras else None
+        source = source if view.has_eras else source.within(view.event_time, start, end)
+        view = without_eras(view)
+        left_out: list[int] = []
+        history = replace(
+            History.from_view(view, source),
+            scanned=scanned,
+            hidden=hidden,
+            left_out=left_out.append,
+        )
         rank = sql.winner_within(history, start, end, DUCKDB)
         has_ties = source.ties is not None
         newest = sql.newest(view, NARROW, _between(history, start, end), rank, with_keys=has_ties)
@@ -91,6 +101,7 @@ class DuckDbEngine(Limits):
             )
             text = f"CREATE TEMP TABLE newest AS {newest}"
             _read_history(connection, history, text, incomplete.count)
+            incomplete.found -= sum(left_out)
             if has_ties:
                 _decide_newest(connection, history, self.workers)
             alive = f"t >= {history.axis.first_at_or_after(not_before)}" if not_before else "true"
@@ -108,7 +119,9 @@ class DuckDbEngine(Limits):
         self, view: ViewPlan, source: ParquetSource, start: datetime | None, end: datetime | None
     ) -> NDArray[np.int64]:
         """See `Engine.within`."""
-        history = History.from_view(view, source)
+        hidden = gone_by(view, source, end, self) if view.has_eras else None
+        view = replace(without_eras(view), keys=(), key_kinds=())
+        history = replace(History.from_view(view, source), hidden=hidden)
         with connected(self, "The join") as connection:
             _load(connection, history, _between(history, start, end))
             within = connection.execute("SELECT r FROM h ORDER BY r").fetchnumpy()["r"]

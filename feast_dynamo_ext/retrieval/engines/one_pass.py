@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from feast_dynamo_ext.duckdb_connection import Limits
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Gap
 from feast_dynamo_ext.retrieval.engines.slots import NONE, Order, Orders, Slots
+from feast_dynamo_ext.retrieval.eras import with_eras
 from feast_dynamo_ext.retrieval.inputs import History, MatchInput
 from feast_dynamo_ext.retrieval.ties import ranked_by_created, ranked_by_ties
 from feast_dynamo_ext.timestamps import LOWEST
@@ -63,7 +64,7 @@ class OnePassEngine(Limits):
         orders = Orders()
 
         def matched(view: ViewPlan, source: ParquetSource, threads: int) -> NDArray[np.int64]:
-            history = History.from_view(view, source)
+            history = with_eras(History.from_view(view, source), entities, self)
             rows = MatchInput.from_entities(
                 entities, history, created_by_entity_time=created_by_entity_time
             )

@@ -21,7 +21,7 @@ it, see `sql_casts`.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -29,13 +29,22 @@ import pyarrow as pa
 from feast.infra.offline_stores.file_source import FileSource
 
 from feast_dynamo_ext.arrow_types import MOST_DIGITS, is_uuid, without_dictionary
+from feast_dynamo_ext.columns import PUT
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
 from feast_dynamo_ext.key_types import family, has_other_keys, least_and_most
 from feast_dynamo_ext.retrieval.engines.sql_casts import cast_as_declared
 from feast_dynamo_ext.retrieval.engines.sql_dialects import DUCKDB, literal
 from feast_dynamo_ext.retrieval.entity_rows.from_files import CSV
-from feast_dynamo_ext.retrieval.inputs import History, checked_source, entity_key, key_names
-from feast_dynamo_ext.retrieval.plan import PitPlan
+from feast_dynamo_ext.retrieval.eras import numbered
+from feast_dynamo_ext.retrieval.inputs import (
+    History,
+    checked_source,
+    entity_key,
+    key_names,
+    of_rows,
+    with_tombstones,
+)
+from feast_dynamo_ext.retrieval.plan import PitPlan, without_eras
 from feast_dynamo_ext.timestamps import HIGHEST, LOWEST, Axis
 
 if TYPE_CHECKING:
@@ -314,7 +323,7 @@ class _Files:
     ) -> _Files:
         """The files of a window; times are nanoseconds where those of either side are."""
         source = checked_source(view, source)
-        pruned = source.within(view.event_time, *window)
+        pruned = source if view.has_eras else source.within(view.event_time, *window)
         # DuckDB refuses to read no files; of one that is out of range no row counts.
         source = pruned if pruned.files else source
         _check_columns(view, source)
@@ -328,19 +337,67 @@ class _Files:
         """What a null created time counts as."""
         return -(1 << self.dialect.wide_bits) + 1 if self.ns else LOWEST
 
-    def sql(self) -> str:
-        """The usable rows: narrow columns, and features under names of our own."""
+    def parts(self, moment: int | str | None = None) -> list[str]:
+        """The common table expressions that give the usable rows.
+
+        Args:
+            moment: of a range's end, by which deletions count; None for eras as a key.
+        """
+        view, inlined = self.view, self.dialect.inlined
+        if not view.has_eras:
+            condition = usable(view) + (" AND h.p = 1" if view.tombstones else "")
+            # Around it, so that no column of the files is taken for one of ours.
+            rows = f"SELECT * FROM ({self._rows()}) AS h WHERE {condition}"  # noqa: S608 - quoted
+            return [f"{self.name} {inlined} (\n  {rows}\n)"]
+        *keys, era = key_names(view)
+        known = " AND ".join(f"h.{name} IS NOT NULL" for name in ["p", *keys])
+        changes = f"(SELECT * FROM ({self._rows()}) AS h WHERE {known}) AS h"  # noqa: S608 - as above
+        is_alive = "" if moment is None else f" AND h.n = {self.era('h', str(moment))}"
+        rows = (
+            f"SELECT *, h.n AS {era} FROM changes_{self.name} AS h "  # noqa: S608 - as above
+            f"WHERE h.p = 1 AND h.t IS NOT NULL{is_alive}"
+        )
+        return [
+            f"changes_{self.name} AS (\n  {numbered(changes, keys)}\n)",
+            f"{self.name} AS (\n  {rows}\n)",
+        ]
+
+    def era(self, of: str, moment: str) -> str:
+        """The era of a time, of the keys of a relation."""
+        *keys, _ = key_names(self.view)
+        same = " AND ".join(f"a.{key} = {of}.{key}" for key in keys)
+        return (
+            f"coalesce((SELECT max(a.n) FROM changes_{self.name} AS a "  # noqa: S608 - names of our own
+            f"WHERE {same} AND a.ends AND a.w <= {moment}), 0)"
+        )
+
+    def _rows(self) -> str:
+        """All rows: narrow columns, and features under names of our own."""
         view, quoted = self.view, self.dialect.quoted
         keys = [self.declared_key(*key) for key in view.declared_keys] or ["0"]
-        columns = [f"{key} AS {name}" for key, name in zip(keys, key_names(view), strict=True)]
+        columns = [f"{key} AS {name}" for key, name in zip(keys, key_names(view), strict=False)]
         columns.append(f"{self.time(view.event_time)} AS t")
+        columns += self._changes()
         created = self.time(view.created_time) if view.created_time else "NULL"
         columns += [f"{created} AS c", f"{self.dialect.position} AS r"]
         columns += [f"{self.tie()} AS x"] if self.has_ties else []
         columns += [f"{quoted(name)} AS {self.feature(name)}" for name in view.feature_columns]
         read = self.dialect.read_files(self.source)
-        # Around it, so that no column of the files is taken for one of ours.
-        return f"SELECT * FROM (SELECT {_list(columns)}\n  FROM {read}) AS h WHERE {usable(view)}"  # noqa: S608 - quoted
+        return f"SELECT {_list(columns)}\n  FROM {read}"  # noqa: S608 - quoted
+
+    def _changes(self) -> list[str]:
+        """What rows are, when they were written, and the table's sequence; see `eras`."""
+        rule, quoted = self.view.tombstones, self.dialect.quoted
+        if rule is None:
+            return []
+        change, ends = quoted(rule.change), ", ".join(map(literal, sorted(rule.ends)))
+        sequence = next(map(quoted, self.source.internal), "NULL")
+        return [
+            f"CASE WHEN {change} = {literal(PUT)} THEN 1 "
+            f"WHEN {change} IN ({ends}) THEN 0 END AS p",
+            f"coalesce({self.time(rule.written)}, {self.lowest}) AS w",
+            f"coalesce({sequence}, {LOWEST}) AS q",
+        ]
 
     @property
     def has_ties(self) -> bool:
@@ -487,9 +544,10 @@ def _point_in_time(
     parts = [f"entity_rows AS (\n  {numbered}\n)"]
     columns = [f"e.{dialect.quoted(name)}" for name in entities.table.column_names]
     joins = ""
-    for at, view in enumerate(plan.views):
-        window = view.visible(*entities.range())
-        opened = open_source(view.source)
+    for at, planned in enumerate(plan.views):
+        window = planned.visible(*entities.range())
+        opened = open_source(planned.source)
+        view = with_tombstones(planned, opened)
         name = f"history_{at}"
         files = _Files.opened(name, view, opened, window, entities.unit, dialect)
         known = plan.created_by_entity_time and view.created_time is not None
@@ -503,7 +561,7 @@ def _point_in_time(
             lowest=files.lowest,
             ties=files.has_ties,
         )
-        parts.append(f"{files.name} {dialect.inlined} (\n  {files.sql()}\n)")
+        parts += files.parts()
         parts.append(f"{keys} AS (\n  {_narrow_entities(files, entities)}\n)")
         parts.append(f"seen_{at} AS (\n  {matched}\n)")
         columns += [
@@ -543,7 +601,7 @@ def _narrow_entities(files: _Files, entities: EntityRows) -> str:
         # pandas makes floats of integers where one is missing; the history says what they are.
         keys.append(files.key(dialect.quoted(ours), stored, kind))
     columns = [
-        f"{key} AS {name}" for key, name in zip(keys or ["0"], key_names(view), strict=True)
+        f"{key} AS {name}" for key, name in zip(keys or ["0"], key_names(view), strict=False)
     ]
     kind = entities.table.column(entities.event_time).type
     time = epoch(dialect.quoted(entities.event_time), kind, dialect, ns=files.ns)
@@ -551,26 +609,37 @@ def _narrow_entities(files: _Files, entities: EntityRows) -> str:
     if view.ttl:
         length = view.ttl // timedelta(microseconds=1) * (1_000 if files.ns else 1)
         columns.append(f"{time} - {length} AS lo /* ttl {view.ttl} */")
-    return f"SELECT {', '.join(columns)} FROM entity_rows"  # noqa: S608 - quoted
+    rows = f"SELECT {', '.join(columns)} FROM entity_rows"  # noqa: S608 - quoted
+    if not view.has_eras:
+        return rows
+    *_, era = key_names(view)
+    return f"SELECT e.*, {files.era('e', 'e.known')} AS {era} FROM ({rows}) AS e"  # noqa: S608 - as above
 
 
 def _rows_of_source(
     plan: RowsPlan, open_source: Callable[[DataSource], ParquetSource], dialect: Dialect
 ) -> str:
-    view, window = plan.view, (plan.start, plan.end)
-    files = _Files.opened("history", view, open_source(view.source), window, "us", dialect)
+    window, source = (plan.start, plan.end), open_source(plan.view.source)
+    counted = of_rows(plan, source)
+    files = _Files.opened("history", counted, source, window, "us", dialect)
+    view = plan.view if plan.newest else replace(plan.view, keys=())
     condition = between(*(None if at is None else _moment(at, ns=files.ns) for at in window))
     columns = [f"h.{files.feature(old)} AS {dialect.quoted(new)}" for old, new in view.features]
-    parts = [f"history {dialect.inlined} (\n  {files.sql()}\n)"]
+    end = _END_OF_TIME if plan.end is None else _moment(plan.end, ns=files.ns)
+    parts = files.parts(end)
     rest = f"WHERE {condition}"
     if plan.newest:
         rank = winner(_ranks(view, files.lowest, ties=files.has_ties), dialect)
-        parts.append(f"newest AS (\n  {newest(view, 'history', condition, rank)}\n)")
+        grouped = newest(without_eras(counted), "history", condition, rank)
+        parts.append(f"newest AS (\n  {grouped}\n)")
         rest = "JOIN newest ON newest.r = h.r"
     return (
         f"WITH {', '.join(parts)}\nSELECT {_list(columns)}\nFROM history AS h\n{rest}\n"
         "ORDER BY h.r"
     )
+
+
+_END_OF_TIME = "9223372036854775807"
 
 
 def _moment(moment: datetime, *, ns: bool) -> int:

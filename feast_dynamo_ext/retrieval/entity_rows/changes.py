@@ -27,7 +27,9 @@ from feast_dynamo_ext.retrieval.inputs import (
     History,
     checked_source,
     key_names,
+    with_tombstones,
 )
+from feast_dynamo_ext.retrieval.plan import without_eras
 from feast_dynamo_ext.timestamps import NANOSECONDS, assume_utc
 
 if TYPE_CHECKING:
@@ -150,15 +152,20 @@ def _widest(views: Sequence[ViewPlan]) -> list[ViewPlan]:
             "views one by one."
         )
     first = [ours for ours, _ in widest[0].keys]
-    # The ttl says how long a row is seen, not whether it is a change.
+    # The ttl says how long a row is seen, not whether it is a change; deletions likewise.
     return [
-        replace(view, ttl=None, keys=tuple(sorted(view.keys, key=lambda key: first.index(key[0]))))
+        replace(
+            without_eras(view),
+            ttl=None,
+            keys=tuple(sorted(view.keys, key=lambda key: first.index(key[0]))),
+        )
         for view in widest
     ]
 
 
 def _history(view: ViewPlan, source: ParquetSource, window: Window) -> History:
     complete = checked_source(view, source)
+    view = with_tombstones(view, complete)
     return History.from_view(view, complete.within(view.event_time, window.start, window.end))
 
 

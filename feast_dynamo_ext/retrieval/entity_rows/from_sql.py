@@ -17,6 +17,7 @@ import duckdb
 import pyarrow as pa
 from feast.data_source import RequestSource
 
+from feast_dynamo_ext.columns import PUT, tombstones_of
 from feast_dynamo_ext.duckdb_connection import connected
 from feast_dynamo_ext.errors import EntityRowsError, FeastDynamoError
 from feast_dynamo_ext.retrieval.plan import declared_columns
@@ -206,8 +207,11 @@ def _create_view(
         batches = [batch.select(known.names) for batch in files.scan(known.names)]
         read = pa.Table.from_batches(batches, known)
     duck.register(f"files of {name}", read)
+    tombstones = tombstones_of(source)
+    puts = f" WHERE {_quoted(tombstones.change)} = '{PUT}'" if tombstones else ""
     duck.execute(
-        f"CREATE TEMP VIEW {_quoted(name)} AS SELECT {columns} FROM {_quoted(f'files of {name}')}"  # noqa: S608 - quoted
+        f"CREATE TEMP VIEW {_quoted(name)} AS SELECT {columns} "  # noqa: S608 - quoted
+        f"FROM {_quoted(f'files of {name}')}{puts}"
     )
 
 

@@ -1,0 +1,423 @@
+"""What `feast apply` checks of captured tables and of the views over them, and what it makes.
+
+Nothing is changed in DynamoDB. What is missing there is said with the command that mends it; only
+what nothing could work with is refused. The history table is made here where there is none: its
+keys are the table's, so that its readers need no call to DynamoDB.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from feast_dynamo_ext import aws
+from feast_dynamo_ext.capture.attribute_types import CapturedColumns
+from feast_dynamo_ext.capture.table_source import DynamoDBTableSource, attribute_of
+from feast_dynamo_ext.columns import WRITTEN, join_keys, stored_names
+from feast_dynamo_ext.config import did_you_mean
+from feast_dynamo_ext.dynamo.tables.describe import UNSUPPORTED
+from feast_dynamo_ext.errors import (
+    AccessDeniedError,
+    AwsError,
+    ConfigError,
+    ResourceNotFoundError,
+    SourceNotFoundError,
+)
+from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors, folder_uri, opened
+from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
+from feast_dynamo_ext.parquet.iceberg.table_schema import (
+    ITEM_KEYS_PROPERTY,
+    TableLayout,
+    create_table,
+)
+from feast_dynamo_ext.parquet.iceberg.view_table import full_name
+from feast_dynamo_ext.view_settings import ViewSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import pyarrow as pa
+    from feast import RepoConfig
+
+logger = logging.getLogger(__name__)
+
+IMAGES = "NEW_AND_OLD_IMAGES"
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """What DynamoDB says of a table.
+
+    Attributes:
+        name: its name.
+        region: where it is.
+        keys: name and type (S, N or B) of its key attributes, the partition key first.
+        stream: the view type of its stream; None where it has none.
+        has_recovery: whether point-in-time recovery is on; None where that may not be seen.
+        expiry: its TTL attribute; empty where it has none, None where that may not be seen.
+    """
+
+    name: str
+    region: str
+    keys: tuple[tuple[str, str], ...]
+    stream: str | None
+    has_recovery: bool | None
+    expiry: str | None
+
+    @classmethod
+    def from_table(cls, client: Any, source: DynamoDBTableSource) -> TableFacts:
+        """What there is.
+
+        Raises:
+            ConfigError: there is no such table.
+            AwsError: DynamoDB refused to describe it.
+        """
+        name, region = source.table, client.meta.region_name
+        try:
+            with aws.translated("dynamodb", name):
+                found = client.describe_table(TableName=name)["Table"]
+        except ResourceNotFoundError as error:
+            raise ConfigError(
+                f"DynamoDBTableSource `{source.name}`: there is no DynamoDB table `{name}` in "
+                f"{region} ({client.meta.endpoint_url}). Correct `table`, or `region` and "
+                "`profile` of the online_store block of feature_store.yaml."
+            ) from error
+        types = {
+            each["AttributeName"]: each["AttributeType"] for each in found["AttributeDefinitions"]
+        }
+        stream = found.get("StreamSpecification") or {}
+        recovery = _seen(lambda: client.describe_continuous_backups(TableName=name), name)
+        expiry = _seen(lambda: client.describe_time_to_live(TableName=name), name)
+        return cls(
+            name,
+            region,
+            tuple(
+                (each["AttributeName"], types[each["AttributeName"]])
+                for each in found["KeySchema"]
+            ),
+            stream.get("StreamViewType") if stream.get("StreamEnabled") else None,
+            None if recovery is None else _has_recovery(recovery),
+            None if expiry is None else _expiry(expiry),
+        )
+
+    def key_columns(self, source: DynamoDBTableSource) -> tuple[str, ...]:
+        """Columns of the history that have its key attributes, the partition key first."""
+        return tuple(source.column_of(name) for name, _ in self.keys)
+
+    def command(self, operation: str, *arguments: str) -> str:
+        """A line of AWS's command line that changes the table."""
+        return shlex.join(
+            [
+                "aws",
+                "dynamodb",
+                operation,
+                "--region",
+                self.region,
+                "--table-name",
+                self.name,
+                *arguments,
+            ]
+        )
+
+
+def _seen(call: Any, table: str) -> Any:
+    """What a call answers; None where the identity may not make it, which it need not.
+
+    Empty where there is no such call: DynamoDB Local has none for backups.
+    """
+    try:
+        with aws.translated("dynamodb", table):
+            return call()
+    except AccessDeniedError as error:
+        logger.debug("table %s: %s", table, error)
+        return None
+    except AwsError as error:
+        if error.code not in UNSUPPORTED:
+            raise
+        return {}
+
+
+def _has_recovery(answer: Any) -> bool:
+    if not answer:
+        return True
+    backups = answer["ContinuousBackupsDescription"]
+    recovery = backups.get("PointInTimeRecoveryDescription") or {}
+    return bool(recovery.get("PointInTimeRecoveryStatus") == "ENABLED")
+
+
+def _expiry(answer: Any) -> str:
+    found = answer.get("TimeToLiveDescription", {})
+    is_on = found.get("TimeToLiveStatus") in {"ENABLED", "ENABLING"}
+    return str(found.get("AttributeName", "")) if is_on else ""
+
+
+def dynamodb_client(config: RepoConfig) -> Any:
+    """A client of boto3 for the application's tables, reached as the online store's are."""
+    block = config.online_store if hasattr(config.online_store, "aws") else config.offline_store
+    return aws.client("dynamodb", block.aws())
+
+
+# The table
+
+
+def check_table(source: DynamoDBTableSource, facts: TableFacts) -> Iterator[str]:
+    """What capturing will lack, in words with the command that mends it."""
+    where = f"DynamoDBTableSource `{source.name}`"
+    if facts.has_recovery is None:
+        yield (
+            f"{where}: whether point-in-time recovery of the table `{facts.name}` is on may not "
+            "be seen; exports need it. Allow `dynamodb:DescribeContinuousBackups`."
+        )
+    elif not facts.has_recovery:
+        turn_on = facts.command(
+            "update-continuous-backups",
+            "--point-in-time-recovery-specification",
+            "PointInTimeRecoveryEnabled=true",
+        )
+        yield (
+            f"{where}: point-in-time recovery of the table `{facts.name}` is off, so it cannot be "
+            f"exported: capture would have to scan it. Turn it on: {turn_on}"
+        )
+    if facts.stream != IMAGES:
+        yield f"{where}: {_about_stream(facts)}"
+    if source.expiry == "delete" and not facts.expiry:
+        seen = "may not be seen" if facts.expiry is None else "is not set"
+        yield (
+            f'{where} has `expiry="delete"`, but the TTL attribute of the table `{facts.name}` '
+            f"{seen}: no deletion can be told to be an expiry. Set it, or allow "
+            "`dynamodb:DescribeTimeToLive`."
+        )
+
+
+def _about_stream(facts: TableFacts) -> str:
+    turn_on = facts.command(
+        "update-table", "--stream-specification", f"StreamEnabled=true,StreamViewType={IMAGES}"
+    )
+    if facts.stream is None:
+        return (
+            f"the table `{facts.name}` has no stream, so its changes cannot be followed; exports "
+            f"can be read all the same. Turn it on: {turn_on}"
+        )
+    turn_off = facts.command("update-table", "--stream-specification", "StreamEnabled=false")
+    return (
+        f"the stream of the table `{facts.name}` shows {facts.stream}, but what a deletion or a "
+        f"change of event time ends is in {IMAGES} alone. A stream's view cannot be changed: turn "
+        f"it off, which ends what reads it now, and on again: {turn_off} && {turn_on}"
+    )
+
+
+def captured_columns(source: DynamoDBTableSource, facts: TableFacts) -> CapturedColumns:
+    """The columns of the history, as the declaration and the table's keys say.
+
+    Raises:
+        ConfigError: they contradict each other.
+        UnsupportedTypeError: a type that no attribute can be kept as.
+    """
+    where = f"DynamoDBTableSource `{source.name}`"
+    names = {attribute_of(field).lower(): attribute_of(field) for field in source.schema}
+    for name, _ in facts.keys:
+        other = names.get(name.lower(), name)
+        if other != name:
+            raise ConfigError(
+                f"{where}: the key attribute of the table is `{name}`, and `schema` has "
+                f"`{other}`. Names of attributes are told apart by their case: correct it."
+            )
+    return CapturedColumns.from_fields(
+        source.fields,
+        keys=dict(facts.keys),
+        event_time=source.event_time,
+        event_time_unit=source.event_time_unit,
+        expiry=facts.expiry or None,
+        subject=where,
+    )
+
+
+# The views
+
+
+def check_view(view: Any, facts: TableFacts) -> None:
+    """Refuse a view that deletions could empty, though not all of its entity's items are gone.
+
+    Raises:
+        ConfigError: says what to write.
+    """
+    stored, of_table = stored_names(view.batch_source), facts.key_columns(view.batch_source)
+    keys = {stored[name] for name in join_keys(view)}
+    if ViewSettings.from_view(view).deletes == "ignore" or keys == set(of_table):
+        return
+    listed = ", ".join(f"`{name}`" for name in sorted(keys)) or "no join key"
+    raise ConfigError(
+        f"Feature view `{view.name}` is known by {listed}, but an item of the table "
+        f"`{facts.name}`, which its source captures, by "
+        f"{', '.join(f'`{name}`' for name in of_table)}: deleting one of several items "
+        "would end the features of their entity. Say that deletions change nothing: "
+        '`tags=ViewSettings(deletes="ignore").tags()`. Or give the entity the key of the table.'
+    )
+
+
+def check_features(view: Any, source: DynamoDBTableSource, facts: TableFacts) -> None:
+    """Refuse features that no declared attribute has; a view that computes its own has others.
+
+    Raises:
+        ConfigError: names the feature, and the attribute that may be meant.
+    """
+    if not source.schema or getattr(view, "feature_transformation", None):
+        return
+    if getattr(view, "aggregations", None):
+        return
+    stored = stored_names(source)
+    known = {*(field.name for field in source.schema), *facts.key_columns(source)}
+    for field in view.features:
+        if stored[field.name] not in known:
+            raise ConfigError(
+                f"Feature view `{view.name}`: its feature `{field.name}` is no attribute that "
+                f"DynamoDBTableSource `{source.name}` declares. "
+                f"{did_you_mean(stored[field.name], known, 'There are')}"
+            )
+
+
+# All of them
+
+
+def captured_views(views: Iterable[Any]) -> dict[str, list[Any]]:
+    """Views over captured tables, by the names of their sources."""
+    found: dict[str, list[Any]] = {}
+    for view in views:
+        source = getattr(view, "batch_source", None)
+        if isinstance(source, DynamoDBTableSource):
+            found.setdefault(source.name, []).append(view)
+    return found
+
+
+def check_captured(
+    views: Iterable[Any], config: RepoConfig, *, client: Any = None, makes: bool = True
+) -> None:
+    """Check captured tables and the views over them, and make history tables that are missing.
+
+    Args:
+        views: all views; those over other sources are passed over.
+        config: the repo's config.
+        client: of DynamoDB, by default a new one as the online store's.
+        makes: whether history tables are made; after all checks.
+
+    Raises:
+        ConfigError: what cannot work.
+        UnsupportedTypeError: a declared type that no attribute can be kept as.
+        AwsError: DynamoDB or the catalog refused. OfflineStoreError: the catalog, see there.
+    """
+    by_source = captured_views(views)
+    if not by_source:
+        return
+    if not hasattr(config.offline_store, "catalog_config"):
+        raise ConfigError(
+            f"DynamoDBTableSource {sorted(by_source)}: histories of captured tables are read by "
+            "S3ParquetOfflineStore. Set `offline_store` in feature_store.yaml to "
+            "`type: feast_dynamo_ext.S3ParquetOfflineStore`."
+        )
+    client = client or dynamodb_client(config)
+    found: list[tuple[DynamoDBTableSource, CapturedColumns]] = []
+    for of_source in by_source.values():
+        source = of_source[0].batch_source
+        facts = TableFacts.from_table(client, source)
+        columns = captured_columns(source, facts)
+        for warning in check_table(source, facts):
+            logger.warning("%s", warning)
+        for view in of_source:
+            check_view(view, facts)
+            check_features(view, source, facts)
+        full_name(f"DynamoDBTableSource `{source.name}`", source.name, config, '`name="%s"`')
+        found.append((source, columns))
+    for source, columns in found:
+        _history_of(source, columns, config, makes=makes)
+
+
+def _history_of(
+    source: DynamoDBTableSource, columns: CapturedColumns, config: RepoConfig, *, makes: bool
+) -> None:
+    """Check the history table, or make it.
+
+    Raises:
+        ConfigError: it is another table's.
+    """
+    handle, keys = TableHandle.from_source(source, config), columns.keys
+    try:
+        table = handle.load()
+    except SourceNotFoundError:
+        if not source.schema:
+            logger.warning(
+                "DynamoDBTableSource `%s` has no `schema`, so it has no history yet. "
+                "`feast-dynamo capture infer %s` reads items of the table, and writes one",
+                source.name,
+                source.name,
+            )
+        elif makes:
+            make_history(source, columns.history_schema, keys, config)
+        return
+    _check_history(source, table, keys, folder_uri(source.history, "sql", config))
+
+
+def _check_history(
+    source: DynamoDBTableSource, table: Any, keys: tuple[str, ...], place: str
+) -> None:
+    name, of_history = ".".join(table.name()), TableLayout.item_keys(table)
+    if ITEM_KEYS_PROPERTY not in table.properties:
+        raise ConfigError(
+            f"DynamoDBTableSource `{source.name}`: the catalog has a table {name} already, which "
+            "is no history of a captured table. Rename the source, or drop that table."
+        )
+    if of_history != keys:
+        raise ConfigError(
+            f"DynamoDBTableSource `{source.name}`: its history {name} is of a table with the keys "
+            f"{list(of_history)}, but `{source.table}` has {list(keys)} now. Its old rows are of "
+            "other items: capture it under another name of the source."
+        )
+    location = str(table.location()).rstrip("/").removeprefix("file://")
+    if location != place.rstrip("/").removeprefix("file://"):
+        logger.warning(
+            "DynamoDBTableSource `%s` has `history=` %s, but its history table lies at %s "
+            "already, and stays there",
+            source.name,
+            source.history,
+            table.location(),
+        )
+
+
+def make_history(
+    source: DynamoDBTableSource, columns: pa.Schema, keys: Sequence[str], config: RepoConfig
+) -> Any:
+    """Make the history table of a source, in the catalog of the offline store's block.
+
+    Args:
+        source: the declaration.
+        columns: names and types, without the sequence; see `captured_columns`.
+        keys: the columns of the table's key attributes, the partition key first.
+        config: the repo's config.
+
+    Returns:
+        It, as pyiceberg has it; the one that another made at the same time.
+
+    Raises:
+        OfflineStoreError: the catalog refuses. AwsError: AWS did.
+    """
+    from pyiceberg.exceptions import TableAlreadyExistsError
+
+    handle = TableHandle.from_source(source, config)
+    event_time = source.timestamp_field
+    joined = tuple(name for name in keys if name != event_time)
+    layout = TableLayout(joined, event_time, WRITTEN, "day")
+    with catalog_errors(handle.address, handle.name):
+        catalog = opened(handle.address, handle.settings)
+        try:
+            return create_table(
+                catalog,
+                handle.name,
+                columns,
+                layout,
+                location=folder_uri(source.history, "sql", config),
+                further={ITEM_KEYS_PROPERTY: json.dumps(list(keys))},
+            )
+        except TableAlreadyExistsError:
+            return catalog.load_table(handle.name)

@@ -1,0 +1,102 @@
+"""A declared source, ready to be captured: its table, its history, what makes rows of records."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from feast_dynamo_ext.capture.apply_checks import make_history
+from feast_dynamo_ext.capture.attribute_types import CapturedColumns
+from feast_dynamo_ext.capture.export_files import DataStream
+from feast_dynamo_ext.capture.export_rows import DataFile as Conversion
+from feast_dynamo_ext.capture.history import CapturedHistory
+from feast_dynamo_ext.capture.sync import Capture, CaptureProgress
+from feast_dynamo_ext.errors import CaptureError, SourceNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from feast import RepoConfig
+
+    from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.capture.changes import Converted
+    from feast_dynamo_ext.capture.export_files import DataFile, Export
+    from feast_dynamo_ext.capture.export_jobs import CapturedTable
+    from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+
+EPOCH, MICROSECOND = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc), dt.timedelta(microseconds=1)
+
+
+def capture_of(source: DynamoDBTableSource, table: CapturedTable, config: RepoConfig) -> Capture:
+    """What captures a source; its history table is made where there is none.
+
+    Args:
+        source: the declaration.
+        table: as DynamoDB describes it.
+        config: the repo's config.
+
+    Raises:
+        CaptureError: the source has no schema.
+        ConfigError: a declaration that contradicts the table.
+        OfflineStoreError: the catalog refuses.
+    """
+    columns = columns_of(source, table)
+    history = CapturedHistory.from_source(source, config)
+    try:
+        history.evolve(columns.history_schema)
+    except SourceNotFoundError:
+        make_history(source, columns.history_schema, columns.keys, config)
+    settings = config.offline_store.aws()
+    return Capture(
+        history,
+        _Rows(columns, settings),
+        settings,
+        progress=CaptureProgress(source.name),
+    )
+
+
+def columns_of(source: DynamoDBTableSource, table: CapturedTable) -> CapturedColumns:
+    """The columns that a source's items fill.
+
+    Raises:
+        CaptureError: the source has no schema.
+        ConfigError: a declaration that contradicts the table.
+    """
+    subject = f"DynamoDBTableSource `{source.name}`"
+    if not source.schema:
+        raise CaptureError(
+            f"{subject} has no `schema`. `feast-dynamo capture infer {source.name}` reads items "
+            "of the table, and writes one."
+        )
+    return CapturedColumns.from_fields(
+        source.fields,
+        keys=dict(table.keys),
+        event_time=source.event_time,
+        event_time_unit=source.event_time_unit,
+        expiry=table.expiry,
+        subject=subject,
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Makes rows of a data file of an export; see `Capture.convert`."""
+
+    columns: CapturedColumns
+    settings: AwsSettings
+
+    def __call__(self, export: Export, file: DataFile) -> Iterator[Converted]:
+        stream: Any = DataStream(file, self.settings)
+        at = (export.end - EPOCH) // MICROSECOND if export.is_full else None
+        with stream:
+            return (
+                yield from Conversion(
+                    stream,
+                    self.columns,
+                    file.uri,
+                    exported_at=at,
+                    md5=file.md5,
+                    records=file.items,
+                ).batches()
+            )

@@ -1,0 +1,337 @@
+"""Exports of a DynamoDB table: started, followed to their end, and what stands in the way.
+
+An export takes no read capacity, takes minutes to hours, and cannot be cancelled. What is needed:
+point-in-time recovery of the table, and the right to write below a prefix of a bucket.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import re
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from feast_dynamo_ext import aws
+from feast_dynamo_ext.capture.export_files import FULL, INCREMENTAL, NEW_AND_OLD
+from feast_dynamo_ext.capture.windows import Restorable, Window
+from feast_dynamo_ext.errors import (
+    AwsError,
+    AwsUnavailableError,
+    CaptureError,
+    ResourceNotFoundError,
+    ThrottledError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """Where exports are written.
+
+    Attributes:
+        bucket: its name.
+        prefix: before ``AWSDynamoDB/``; may be empty.
+        kms_key: id or ARN of the key that encrypts them; None for S3's own (AES256).
+        bucket_owner: account of a bucket of another account.
+    """
+
+    bucket: str
+    prefix: str = ""
+    kms_key: str | None = None
+    bucket_owner: str | None = None
+
+    @classmethod
+    def from_uri(cls, uri: str, kms_key: str | None = None) -> ExportTarget:
+        """That of an ``s3://bucket/prefix``.
+
+        Raises:
+            CaptureError: it is none.
+        """
+        found = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*?))?/*", uri)
+        if found is None:
+            raise CaptureError(
+                f"DynamoDB writes exports to S3 alone, and `{uri}` is no `s3://bucket/prefix`. "
+                "Name such a place with `--exports`, or capture a small table with `--scan`."
+            )
+        return cls(found[1], found[2] or "", kms_key)
+
+    @property
+    def uri(self) -> str:
+        """Of the folder that holds ``AWSDynamoDB``."""
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+
+@dataclass(frozen=True)
+class CapturedTable:
+    """A table as DynamoDB describes it.
+
+    Attributes:
+        name: its name.
+        arn: its ARN.
+        id: another one when a table of the same name is made anew.
+        keys: names and types (S, N, B) of its key attributes, the partition key first.
+        size_bytes: about six hours old.
+        items: about six hours old.
+        stream_arn: of its stream; None where it has none.
+        stream_view: which images its stream has.
+        expiry: its TTL attribute; None where it has none.
+    """
+
+    name: str
+    arn: str
+    id: str
+    keys: tuple[tuple[str, str], ...]
+    size_bytes: int = 0
+    items: int = 0
+    stream_arn: str | None = None
+    stream_view: str | None = None
+    expiry: str | None = None
+
+
+def described_table(client: Any, name: str) -> CapturedTable:
+    """A table, by name.
+
+    Args:
+        client: boto3's of DynamoDB.
+        name: the table's name.
+
+    Raises:
+        CaptureError: there is none.
+        AwsError: AWS refuses.
+    """
+    try:
+        with aws.translated("dynamodb", f"table {name}"):
+            found = client.describe_table(TableName=name)["Table"]
+            answer = client.describe_time_to_live(TableName=name)
+    except ResourceNotFoundError as error:
+        raise CaptureError(
+            f"There is no DynamoDB table {name} in {client.meta.region_name}. Correct `table` of "
+            "the source, or `region` in feature_store.yaml."
+        ) from error
+    defined = found["AttributeDefinitions"]
+    types = {each["AttributeName"]: each["AttributeType"] for each in defined}
+    order = sorted(found["KeySchema"], key=lambda key: key["KeyType"] != "HASH")
+    stream = found.get("StreamSpecification") or {}
+    return CapturedTable(
+        name,
+        found["TableArn"],
+        found.get("TableId", ""),
+        tuple((key["AttributeName"], types[key["AttributeName"]]) for key in order),
+        found.get("TableSizeBytes", 0),
+        found.get("ItemCount", 0),
+        found.get("LatestStreamArn") if stream.get("StreamEnabled") else None,
+        stream.get("StreamViewType"),
+        answer.get("TimeToLiveDescription", {}).get("AttributeName"),
+    )
+
+
+def restorable(client: Any, table: str) -> Restorable:
+    """The time that can be exported.
+
+    Raises:
+        CaptureError: point-in-time recovery is off; says how to switch it on.
+        AwsError: AWS refuses.
+    """
+    with aws.translated("dynamodb", f"table {table}"):
+        answer = client.describe_continuous_backups(TableName=table)
+    found = answer["ContinuousBackupsDescription"].get("PointInTimeRecoveryDescription", {})
+    first, last = (found.get(f"{word}RestorableDateTime") for word in ("Earliest", "Latest"))
+    if found.get("PointInTimeRecoveryStatus") != "ENABLED":
+        raise _recovery_off(table)
+    if first is None or last is None:
+        raise CaptureError(
+            f"Table {table}: point-in-time recovery was switched on a moment ago, and nothing can "
+            "be exported yet. Run it again in some minutes."
+        )
+    return Restorable(_utc(first), _utc(last))
+
+
+def _utc(moment: dt.datetime) -> dt.datetime:
+    return moment.astimezone(dt.timezone.utc)
+
+
+def _recovery_off(table: str) -> CaptureError:
+    return CaptureError(
+        f"Table {table}: point-in-time recovery is off, without which DynamoDB exports nothing. "
+        f"Switch it on: `aws dynamodb update-continuous-backups --table-name {table} "
+        "--point-in-time-recovery-specification PointInTimeRecoveryEnabled=true` (about $0.20 a "
+        "GB-month), or capture a small table with `feast-dynamo capture sync --scan`."
+    )
+
+
+@dataclass(frozen=True)
+class Poll:
+    """How often to poll, in seconds; each pause is half as long again as the one before."""
+
+    first_s: float = 5.0
+    most_s: float = 60.0
+    max_failures: int = 20
+    sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
+
+
+POLL = Poll()
+
+
+@dataclass(frozen=True)
+class Exports:
+    """Starts and follows exports of one table.
+
+    Attributes:
+        client: boto3's of DynamoDB.
+        table: the table.
+        target: where they are written.
+        projection: attributes that are exported; empty for all.
+        poll: how often to poll.
+    """
+
+    client: Any
+    table: CapturedTable
+    target: ExportTarget
+    projection: Sequence[str] = ()
+    poll: Poll = POLL
+
+    def start(self, window: Window) -> str:
+        """Start the export of a window; started twice within 8 hours it is one.
+
+        Returns:
+            Its ARN.
+
+        Raises:
+            CaptureError: point-in-time recovery is off, the window cannot be exported, or the
+                table is gone.
+            AwsError: AWS refuses.
+        """
+        attempt = self.poll.first_s
+        for _ in range(self.poll.max_failures):
+            try:
+                with aws.translated("dynamodb", f"table {self.table.name}"):
+                    answer = self.client.export_table_to_point_in_time(**self.request(window))
+            except AwsError as error:  # noqa: PERF203 - DynamoDB takes much longer
+                # Exports of one window at once, or too many of the account.
+                if error.code not in ("LimitExceededException", "ExportConflictException"):
+                    raise self._refused(window, error) from error
+                refused = error
+                self.poll.sleep(attempt)
+                attempt = min(self.poll.most_s, attempt * 1.5)
+            else:
+                return str(answer["ExportDescription"]["ExportArn"])
+        raise refused
+
+    def request(self, window: Window) -> dict[str, Any]:
+        """What ExportTableToPointInTime takes."""
+        target = self.target
+        found: dict[str, Any] = {
+            "TableArn": self.table.arn,
+            "ClientToken": window.token(self.table.id, target.uri),
+            "S3Bucket": target.bucket,
+            "ExportFormat": "DYNAMODB_JSON",
+            "ExportType": FULL if window.start is None else INCREMENTAL,
+        }
+        if target.prefix:
+            found["S3Prefix"] = target.prefix
+        if target.bucket_owner:
+            found["S3BucketOwner"] = target.bucket_owner
+        if target.kms_key:
+            found |= {"S3SseAlgorithm": "KMS", "S3SseKmsKeyId": target.kms_key}
+        if window.start is None:
+            found["ExportTime"] = window.end
+        else:
+            found["IncrementalExportSpecification"] = {
+                "ExportFromTime": window.start,
+                "ExportToTime": window.end,
+                "ExportViewType": NEW_AND_OLD,
+            }
+        if self.projection:
+            names = {f"#a{at}": name for at, name in enumerate(self.projection)}
+            found["FilterSpecification"] = {
+                "ProjectionExpression": ", ".join(names),
+                "ExpressionAttributeNames": names,
+            }
+        return found
+
+    def _refused(self, window: Window, error: AwsError) -> Exception:
+        table = self.table.name
+        if error.code == "PointInTimeRecoveryUnavailableException":
+            return _recovery_off(table)
+        if error.code == "InvalidExportTimeException":
+            return CaptureError(
+                f"Table {table}: DynamoDB cannot export {window}: {error} The window must lie in "
+                "the 35 days of point-in-time recovery. Begin again with the whole table: "
+                "`feast-dynamo capture sync --full`."
+            )
+        if error.code == "TableNotFoundException":
+            return CaptureError(
+                f"Table {table} ({self.table.arn}) is gone: it was deleted meanwhile. What is in "
+                "the history stays."
+            )
+        return error
+
+    def followed(self, window: Window, say: Callable[[str], object] = logger.info) -> str:
+        """Wait for the end of an export.
+
+        Args:
+            window: with its ARN.
+            say: called with each new status.
+
+        Returns:
+            URI of its folder.
+
+        Raises:
+            CaptureError: it failed; says why, and what to do.
+            AwsError: AWS refuses to say.
+        """
+        pause, failures, last = self.poll.first_s, 0, ""
+        while True:
+            try:
+                with aws.translated("dynamodb", f"export {window.arn}"):
+                    answer = self.client.describe_export(ExportArn=window.arn)
+            except (ThrottledError, AwsUnavailableError) as error:
+                # DynamoDB goes on all the same: giving up would only hide how it ends.
+                failures += 1
+                if failures >= self.poll.max_failures:
+                    raise
+                logger.info("%s: no status (%s)", window, error.code or type(error).__name__)
+            else:
+                failures, found = 0, answer["ExportDescription"]
+                if found["ExportStatus"] != last:
+                    last = found["ExportStatus"]
+                    say(f"export of {window}: {last}")
+                if last == "COMPLETED":
+                    return self._folder(found)
+                if last == "FAILED":
+                    raise self._failed(window, found)
+            self.poll.sleep(pause)
+            pause = min(self.poll.most_s, pause * 1.5)
+
+    def _folder(self, found: dict[str, Any]) -> str:
+        export_id = found["ExportArn"].rpartition("/")[2]
+        return f"{self.target.uri}/AWSDynamoDB/{export_id}"
+
+    def _failed(self, window: Window, found: dict[str, Any]) -> CaptureError:
+        code, message = found.get("FailureCode", ""), found.get("FailureMessage", "")
+        ways = {
+            "S3": (
+                f"Whoever runs this needs s3:PutObject and s3:AbortMultipartUpload on "
+                f"arn:aws:s3:::{self.target.bucket}/{self.target.prefix}*, and the bucket must be "
+                "there."
+            ),
+            "KMS": (
+                "Whoever runs this needs kms:GenerateDataKey and kms:Decrypt of the key "
+                f"{self.target.kms_key or 'of the bucket'}."
+            ),
+        }
+        way = next(
+            (text for word, text in ways.items() if word.lower() in f"{code} {message}".lower()),
+            "Run it again: the window is exported once more.",
+        )
+        return CaptureError(
+            f"Table {self.table.name}: the export of {window} failed with {code}: {message}. "
+            f"{way} ({window.arn})"
+        )

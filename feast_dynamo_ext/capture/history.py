@@ -1,0 +1,278 @@
+"""The history of a captured table, and the table of what did not fit: how they are written.
+
+An export is one commit of the history. Items that do not fit their columns go to the quarantine
+table first, in a commit of the same id; then the rows are committed together with how far capture
+is. A run that is killed between is repeated: both tables know the id, so nothing is there twice::
+
+    data files -> rows ---------------------> files of the history --+
+               -> items that do not fit -> commit of the quarantine -+-> commit of the history
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from feast_dynamo_ext.capture.changes import QUARANTINE
+from feast_dynamo_ext.capture.windows import CaptureState
+from feast_dynamo_ext.columns import WRITTEN
+from feast_dynamo_ext.errors import CaptureError, NotCommittedError, SourceNotFoundError
+from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors, opened
+from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
+from feast_dynamo_ext.parquet.iceberg.data_files import table_columns
+from feast_dynamo_ext.parquet.iceberg.ledger import Progress
+from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, create_table
+from feast_dynamo_ext.parquet.iceberg.view_table import table_type
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from feast import RepoConfig
+
+    from feast_dynamo_ext.capture.changes import Converted
+    from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+
+
+QUARANTINE_SUFFIX = "_quarantine"
+"""How the name of a quarantine table ends."""
+
+CAPTURE = "capture"
+"""Under which a history table keeps how far capture is."""
+
+
+@dataclass
+class Counts:
+    """Figures of a commit; they grow while it is made.
+
+    Attributes:
+        records: that were read.
+        rows: of the history; an update that moves its event time makes two.
+        quarantined: records that do not fit.
+    """
+
+    records: int = 0
+    rows: int = 0
+    quarantined: int = 0
+
+
+@dataclass(frozen=True)
+class CapturedHistory:
+    """The history of a source, and its quarantine.
+
+    Attributes:
+        source: the source.
+        handle: of its history table.
+        quarantine: of the table of what does not fit.
+    """
+
+    source: DynamoDBTableSource
+    handle: TableHandle
+    quarantine: TableHandle
+
+    @classmethod
+    def from_source(cls, source: DynamoDBTableSource, config: RepoConfig) -> CapturedHistory:
+        """That of a source; it need not be there yet."""
+        handle = TableHandle.from_source(source, config)
+        return cls(source, handle, replace(handle, name=f"{handle.name}{QUARANTINE_SUFFIX}"))
+
+    def state(self) -> CaptureState | None:
+        """How far capture is; None before the first.
+
+        Raises:
+            SourceNotFoundError: there is no history table.
+        """
+        found = self.handle.state(CAPTURE)
+        return None if found is None else CaptureState.from_json(found)
+
+    def keep(self, before: CaptureState | None, after: CaptureState, commit_id: str) -> None:
+        """Note what is about to be done, without rows.
+
+        Raises:
+            CaptureError: another run captures the source.
+        """
+        self._append(iter(()), before, after, commit_id)
+
+    def commit(
+        self,
+        parts: Iterable[Converted],
+        expected: int,
+        before: CaptureState | None,
+        after: CaptureState,
+        commit_id: str,
+    ) -> Counts:
+        """Make what was converted count, once.
+
+        Args:
+            parts: rows, and what does not fit.
+            expected: how many records there must be.
+            before: how far capture is.
+            after: how far it is with these.
+            commit_id: the same whenever the same records are captured.
+
+        Returns:
+            What was written; no records where it was committed before.
+
+        Raises:
+            CaptureError: there were other than the expected records, or another run captures the
+                source. Nothing of it is in the history.
+            AwsError: AWS refused.
+        """
+        counts = Counts()
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            quarantined = []
+            for part in parts:
+                counts.records += part.records
+                counts.rows += part.rows.num_rows
+                counts.quarantined += part.quarantine.num_rows
+                if part.quarantine.num_rows:
+                    quarantined.append(part.quarantine)
+                if part.rows.num_rows:
+                    yield part.rows
+            if counts.records != expected:
+                raise CaptureError(
+                    f"Source `{self.source.name}`: {counts.records:,} records were read, but the "
+                    f"export's manifest counts {expected:,}. Nothing of it is in the history. "
+                    "Export once more."
+                )
+            if quarantined:
+                table = pa.Table.from_batches(quarantined, QUARANTINE)
+                self._quarantine().append(table, commit_id)
+
+        self._append(rows(), before, after, commit_id)
+        return counts
+
+    def add(
+        self,
+        rows: pa.Table,
+        quarantined: pa.Table,
+        before: CaptureState | None,
+        after: CaptureState,
+        commit_id: str,
+    ) -> None:
+        """Make rows in memory, and what does not fit, count once; see `commit`."""
+        if quarantined.num_rows:
+            self._quarantine().append(quarantined, commit_id)
+        self._append(iter(rows.to_batches()), before, after, commit_id)
+
+    def evolve(self, wanted: pa.Schema) -> None:
+        """Give the history table the columns and types of a declaration that was changed.
+
+        Columns are added, and types made wider; what is not declared any more stays, and is null
+        in new rows.
+
+        Args:
+            wanted: names and types, as `CapturedColumns.history_schema`.
+
+        Raises:
+            CaptureError: a type that does not hold what is there; names the column.
+            NotCommittedError: others keep changing the table.
+        """
+        table = self.handle.load()
+        there = {column.name: column.type for column in table_columns(table.schema())}
+        new = [column for column in wanted if column.name not in there]
+        wider = [
+            column
+            for column in wanted
+            if column.name in there and not _same(there[column.name], column.type)
+        ]
+        for column in wider:
+            if (there[column.name], column.type) not in WIDENED and not _is_wider_decimal(
+                there[column.name], column.type
+            ):
+                raise CaptureError(
+                    f"Source `{self.source.name}`: `schema` declares `{column.name}` as "
+                    f"{column.type}, but its history has it as {there[column.name]}, which no "
+                    f"value of it fits for certain. Declare it as it was; or give the new column "
+                    "another name: "
+                    f"`Field(..., tags={{'attribute': '{column.name}'}})`."
+                )
+        if not new and not wider:
+            return
+        from pyiceberg.exceptions import CommitFailedException
+        from pyiceberg.io.pyarrow import _pyarrow_to_schema_without_ids
+
+        kinds = _pyarrow_to_schema_without_ids(pa.schema([*new, *wider]))
+        with catalog_errors(self.handle.address, self.handle.name):
+            try:
+                with table.update_schema() as update:
+                    for column in new:
+                        update.add_column(column.name, kinds.find_type(column.name))
+                    for column in wider:
+                        update.update_column(column.name, kinds.find_type(column.name))
+            except CommitFailedException:
+                # Another run did the same at the same time, or the next one does.
+                if self.handle.load().schema() == table.schema():
+                    raise
+
+    def _append(
+        self,
+        rows: Iterator[pa.RecordBatch],
+        before: CaptureState | None,
+        after: CaptureState,
+        commit_id: str,
+    ) -> None:
+        old = None if before is None else before.to_json()
+        try:
+            self.handle.append(rows, commit_id, Progress(CAPTURE, old, after.to_json()))
+        except NotCommittedError as error:
+            if self.state() == before:
+                raise
+            raise CaptureError(
+                f"Source `{self.source.name}`: another run captures it at the moment, and came "
+                "first. Nothing is lost, and nothing is there twice; let that run end."
+            ) from error
+
+    def _quarantine(self) -> TableHandle:
+        """The quarantine table, made where there is none."""
+        from pyiceberg.exceptions import TableAlreadyExistsError
+
+        handle = self.quarantine
+        try:
+            handle.load()
+        except SourceNotFoundError:
+            layout = TableLayout(("origin",), WRITTEN, None, "month")
+            with catalog_errors(handle.address, handle.name):
+                catalog = opened(handle.address, handle.settings)
+                # Another process may make it at the same time.
+                with contextlib.suppress(TableAlreadyExistsError):
+                    create_table(catalog, handle.name, QUARANTINE, layout)
+        return handle
+
+    def rows(self) -> int:
+        """How many rows the history has, tombstones included.
+
+        Raises:
+            SourceNotFoundError: there is no history table.
+        """
+        return _rows_of(self.handle)
+
+    def quarantined(self) -> int:
+        """How many records are in quarantine."""
+        try:
+            return _rows_of(self.quarantine)
+        except SourceNotFoundError:
+            return 0
+
+
+WIDENED = {(pa.int32(), pa.int64()), (pa.float32(), pa.float64())}
+"""Types that Iceberg makes wider, and what of."""
+
+
+def _same(there: pa.DataType, wanted: pa.DataType) -> bool:
+    return bool(table_type(wanted) == table_type(there))
+
+
+def _is_wider_decimal(there: pa.DataType, wanted: pa.DataType) -> bool:
+    if not (pa.types.is_decimal(there) and pa.types.is_decimal(wanted)):
+        return False
+    return bool(there.scale == wanted.scale and there.precision <= wanted.precision)
+
+
+def _rows_of(handle: TableHandle) -> int:
+    snapshot = handle.load().current_snapshot()
+    summary: Any = snapshot.summary if snapshot else None
+    return int((summary or {}).get("total-records", 0))

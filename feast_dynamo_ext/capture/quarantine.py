@@ -1,0 +1,97 @@
+"""Records in quarantine, tried again after the schema was mended."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pyarrow as pa
+
+from feast_dynamo_ext.capture.changes import QUARANTINE, RecordReader
+from feast_dynamo_ext.columns import WRITTEN
+from feast_dynamo_ext.errors import SourceNotFoundError
+from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
+from feast_dynamo_ext.parquet.iceberg.ledger import COMMIT_ID
+
+if TYPE_CHECKING:
+    from feast_dynamo_ext.capture.attribute_types import CapturedColumns
+    from feast_dynamo_ext.capture.history import CapturedHistory
+
+EPOCH, MICROSECOND = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc), dt.timedelta(microseconds=1)
+
+AT_ONCE = 50_000
+"""Records that are tried and committed together."""
+
+
+@dataclass(frozen=True)
+class Retried:
+    """What became of records in quarantine.
+
+    Attributes:
+        taken: that fit now, and are in the history.
+        left: that still do not fit.
+        reasons: why, by (attribute, reason), with their number.
+    """
+
+    taken: int
+    left: int
+    reasons: dict[tuple[str, str], int]
+
+
+def retry(history: CapturedHistory, columns: CapturedColumns) -> Retried:
+    """Try records in quarantine again; those that fit now become rows of the history.
+
+    Rows are committed first, then the records are taken out of quarantine: where a run ends
+    between, the next one knows the commit by its id.
+
+    Args:
+        history: of the source.
+        columns: as they are declared now.
+
+    Raises:
+        OfflineStoreError: a table cannot be read or changed.
+    """
+    taken = left = 0
+    reasons: dict[tuple[str, str], int] = {}
+    try:
+        table = history.quarantine.load()
+    except SourceNotFoundError:
+        return Retried(0, 0, {})
+    reader = RecordReader(columns)
+    with catalog_errors(history.quarantine.address, history.quarantine.name):
+        found = table.scan(selected_fields=tuple(QUARANTINE.names)).to_arrow().sort_by("origin")
+    for batch in found.to_batches(AT_ONCE):
+        rows = batch.to_pylist()
+        origins = [row["origin"] for row in rows]
+        converted = reader.converted(
+            [orjson.loads(row["item"]) for row in rows],
+            [(row[WRITTEN] - EPOCH) // MICROSECOND for row in rows],
+            origins,
+        )
+        still = {row["origin"] for row in converted.quarantine.to_pylist()}
+        for row in converted.quarantine.to_pylist():
+            key = (row["attribute"], row["reason"])
+            reasons[key] = reasons.get(key, 0) + 1
+        fit = [origin for origin in origins if origin not in still]
+        left += len(still)
+        if fit:
+            commit_id = hashlib.sha256("\n".join(fit).encode()).hexdigest()
+            history.handle.append(pa.Table.from_batches([converted.rows]), f"retry/{commit_id}")
+            _take_out(history, fit, commit_id)
+            taken += len(fit)
+    return Retried(taken, left, reasons)
+
+
+def _take_out(history: CapturedHistory, origins: list[str], commit_id: str) -> None:
+    """Delete records from quarantine."""
+    from pyiceberg.expressions import In
+
+    are_taken: Any = In("origin", origins)  # type: ignore[call-arg,arg-type]
+
+    def work(table: Any) -> None:
+        table.delete(are_taken, snapshot_properties={COMMIT_ID: commit_id})
+
+    history.quarantine.attempt(work, commit_id)

@@ -1,0 +1,241 @@
+"""Captures a small table by scanning it: what is there is compared with what its history says.
+
+For tables without point-in-time recovery. A scan takes read units of the table, is of no single
+moment, and does not see what came and went between two of them::
+
+    items, page by page -> rows
+    newest rows of the history -> differences: puts, moves, and deletions of what is gone
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+
+from feast_dynamo_ext import aws
+from feast_dynamo_ext.capture.changes import QUARANTINE, RecordReader
+from feast_dynamo_ext.capture.item_values import ItemReader, Misfit
+from feast_dynamo_ext.capture.windows import CaptureState
+from feast_dynamo_ext.columns import CHANGE, DELETE, MOVE, PUT, WRITTEN
+from feast_dynamo_ext.cost.prices import READ_UNITS
+from feast_dynamo_ext.errors import SourceNotFoundError
+from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
+from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from feast_dynamo_ext.capture.attribute_types import CapturedColumns
+    from feast_dynamo_ext.capture.export_jobs import CapturedTable
+    from feast_dynamo_ext.capture.history import CapturedHistory
+
+EPOCH, MICROSECOND = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc), dt.timedelta(microseconds=1)
+PAGE_UNITS = 128
+"""Of a page of 1 MB, read as it may be stale."""
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What a scan brought.
+
+    Attributes:
+        items: that the table has.
+        rows: that were new to the history: puts, moves and deletions.
+        quarantined: items that do not fit, and were not in quarantine before.
+        units: read units that were consumed.
+        until: when it began.
+    """
+
+    items: int
+    rows: int
+    quarantined: int
+    units: float
+    until: dt.datetime
+
+    @property
+    def dollars(self) -> float:
+        """What the read units cost on demand."""
+        return READ_UNITS.cost(self.units)
+
+
+@dataclass
+class _Pages:
+    """Reads a table's items by several threads, at most so many units a second."""
+
+    client: Any
+    table: CapturedTable
+    segments: int
+    units_per_s: float | None
+    read: Callable[[int], object]
+    units: float = 0.0
+    _free_at: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def items(self) -> list[tuple[dict[str, Any], int]]:
+        """All items, each with when it was read, microseconds since 1970."""
+        with ThreadPoolExecutor(self.segments) as threads:
+            found = list(threads.map(self._segment, range(self.segments)))
+        return [each for segment in found for each in segment]
+
+    def _segment(self, number: int) -> list[tuple[dict[str, Any], int]]:
+        found: list[tuple[dict[str, Any], int]] = []
+        request: dict[str, Any] = {
+            "TableName": self.table.name,
+            "Segment": number,
+            "TotalSegments": self.segments,
+            "ReturnConsumedCapacity": "TOTAL",
+        }
+        while True:
+            self._wait()
+            with aws.translated("dynamodb", f"table {self.table.name}"):
+                page = self.client.scan(**request)
+            now = (dt.datetime.now(dt.timezone.utc) - EPOCH) // MICROSECOND
+            found += [(item, now) for item in page["Items"]]
+            self._consumed(page.get("ConsumedCapacity", {}).get("CapacityUnits", 0.0))
+            self.read(len(page["Items"]))
+            if "LastEvaluatedKey" not in page:
+                return found
+            request["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+    def _wait(self) -> None:
+        if self.units_per_s is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            start = max(now, self._free_at)
+            self._free_at = start + PAGE_UNITS / self.units_per_s
+        time.sleep(start - now)
+
+    def _consumed(self, units: float) -> None:
+        with self._lock:
+            self.units += units
+            if self.units_per_s is not None:
+                self._free_at += (units - PAGE_UNITS) / self.units_per_s
+
+
+def scan(
+    client: Any,
+    table: CapturedTable,
+    columns: CapturedColumns,
+    history: CapturedHistory,
+    *,
+    segments: int = 4,
+    units_per_s: float | None = None,
+    read: Callable[[int], object] = lambda _: None,
+) -> Scanned:
+    """Scan a table, and add what its history does not say yet.
+
+    Items and the newest row of each are held in memory.
+
+    Args:
+        client: boto3's of DynamoDB.
+        table: the table.
+        columns: of the history.
+        history: of the source.
+        segments: read at once.
+        units_per_s: read units a second, at most; None for no limit.
+        read: called with numbers of items as they are read.
+
+    Raises:
+        CaptureError: another run captures the source.
+        AwsError: DynamoDB refuses.
+    """
+    state = history.state()
+    begun = dt.datetime.now(dt.timezone.utc)
+    pages = _Pages(client, table, segments, units_per_s, read)
+    items = pages.items()
+    ended = (dt.datetime.now(dt.timezone.utc) - EPOCH) // MICROSECOND
+    converted = RecordReader(columns).converted(
+        [{"Item": item} for item, _ in items],
+        [moment for _, moment in items],
+        [f"scan of {table.name} at {begun.isoformat()}: item {at}" for at in range(len(items))],
+    )
+    rows = _differences(converted.rows, _there(columns, items), columns, history, ended)
+    new = _not_known(converted.quarantine, history)
+    until = begun.replace(microsecond=0)
+    before = state or CaptureState(table.id, table.keys)
+    after = CaptureState(table.id, table.keys, until, before.pending, before.exports)
+    history.add(rows, new, state, after, f"{table.id}/scan-{begun.isoformat()}")
+    return Scanned(len(items), rows.num_rows, new.num_rows, pages.units, until)
+
+
+def _there(columns: CapturedColumns, items: list[tuple[dict[str, Any], int]]) -> pa.Table:
+    """Keys of all items, those in quarantine too."""
+    reader = ItemReader(columns.of_keys)
+    found = [reader.values(item) for item, _ in items]
+    keys = [key for key in found if not isinstance(key, Misfit)]
+    return pa.Table.from_arrays(reader.arrays(keys), schema=columns.of_keys.schema)
+
+
+def _differences(
+    seen: pa.RecordBatch,
+    there: pa.Table,
+    columns: CapturedColumns,
+    history: CapturedHistory,
+    ended: int,
+) -> pa.Table:
+    """Rows by which the history becomes what was seen."""
+    found = history.handle.load().scan().to_arrow()
+    names = [column.name for column in columns.columns]
+    schema = columns.history_schema
+    found = found.select([*schema.names, SEQUENCE])
+    keys = ", ".join(map(_quoted, columns.keys))
+    time_ = _quoted(columns.event_time)
+    listed = ", ".join(f"s.{_quoted(name)}" for name in names)
+    before = ", ".join(f"t.{_quoted(name)}" for name in names)
+    differs = " OR ".join(
+        f"s.{_quoted(name)} IS DISTINCT FROM t.{_quoted(name)}"
+        for name in names
+        if name not in columns.keys
+    )
+    # Of one moment a put is the last: it comes with the move that ends the event before it.
+    newest = (
+        f"SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY "  # noqa: S608 - quoted
+        f"{WRITTEN} DESC, ({CHANGE} = '{PUT}') DESC, {SEQUENCE} DESC) AS _rank FROM found) "
+        f"WHERE _rank = 1 AND {CHANGE} = '{PUT}'"
+    )
+    moment = f"make_timestamptz({ended})"
+    with duckdb.connect() as duck:
+        duck.execute("SET TimeZone = 'UTC'")
+        duck.register("found", found)
+        duck.register("seen", pa.Table.from_batches([seen]))
+        duck.register("there", there)
+        duck.execute(f"CREATE TEMP TABLE newest AS {newest}")
+        parts = [
+            # Moves first: a put of the same moment is what counts then.
+            f"SELECT {before}, s.{WRITTEN}, '{MOVE}' FROM seen AS s JOIN newest AS t "  # noqa: S608 - quoted
+            f"USING ({keys}) WHERE s.{time_} <> t.{time_}",
+            f"SELECT {before}, {moment}, '{DELETE}' FROM newest AS t ANTI JOIN there "  # noqa: S608 - quoted
+            f"USING ({keys})",
+            f"SELECT {listed}, s.{WRITTEN}, s.{CHANGE} FROM seen AS s LEFT JOIN newest AS t "  # noqa: S608 - quoted
+            f"USING ({keys}) WHERE t._rank IS NULL OR {differs or 'false'}",
+        ]
+        tables = [duck.sql(part).to_arrow_table() for part in parts]
+    return pa.concat_tables([each.rename_columns(schema.names).cast(schema) for each in tables])
+
+
+def _quoted(name: str) -> str:
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
+
+
+def _not_known(quarantine: pa.RecordBatch, history: CapturedHistory) -> pa.Table:
+    """Items that are not in quarantine already."""
+    found = pa.Table.from_batches([quarantine], QUARANTINE)
+    if not found.num_rows:
+        return found
+    handle = history.quarantine
+    try:
+        table = handle.load()
+    except SourceNotFoundError:
+        return found
+    with catalog_errors(handle.address, handle.name):
+        known = set(table.scan(selected_fields=("item",)).to_arrow()["item"].to_pylist())
+    return found.filter(pa.array([item not in known for item in found["item"].to_pylist()]))

@@ -1,0 +1,335 @@
+"""feast-dynamo capture: tables of an application become history."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from feast_dynamo_ext.cli.named_table import answer_on_stdout, store_of
+from feast_dynamo_ext.cli.repo import InOrder, Output, json_option, repo_option
+from feast_dynamo_ext.errors import ConfigError
+from feast_dynamo_ext.figures import count, dollars, duration
+from feast_dynamo_ext.figures import table as aligned
+from feast_dynamo_ext.progress import shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from feast import FeatureStore
+
+    from feast_dynamo_ext.capture.sync import Capture, SyncResult
+    from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+
+source_argument = click.argument("source", metavar="SOURCE")
+
+
+@click.group(cls=InOrder, short_help="DynamoDB tables of an application become history.")
+def capture() -> None:
+    """Capture the changes of an application's DynamoDB table into history.
+
+    A `DynamoDBTableSource` in definitions.py names the table. Its items become rows of an Iceberg
+    table, each change with its event time and the time when it was written; features are defined
+    on it, materialized and joined as on any other source.
+
+    \b
+    The whole table once, then what changed since; run it again, or on a schedule:
+      feast-dynamo capture sync purchases
+    How far each source is:
+      feast-dynamo capture status
+    """  # noqa: D301 - click keeps the lines after \b as they are
+
+
+@capture.command(short_help="Export what changed in a table, and capture it.")
+@source_argument
+@click.option(
+    "--exports",
+    metavar="S3_URI",
+    help="Where DynamoDB writes the exports.  [default: the source's `history`, with -exports]",
+)
+@click.option("--kms-key", metavar="KEY", help="Encrypt the exports with this KMS key.")
+@click.option("--full", is_flag=True, help="Begin with the whole table again.")
+@click.option(
+    "--scan", is_flag=True, help="Scan the table instead: for small ones, without exports."
+)
+@click.option(
+    "--read-units", type=float, metavar="N", help="Of --scan: read units a second at most."
+)
+@repo_option
+@json_option
+def sync(
+    source: str,
+    exports: str | None,
+    kms_key: str | None,
+    read_units: float | None,
+    output: Output,
+    repo: Path,
+    *,
+    full: bool,
+    scan: bool,
+) -> None:
+    """Export what changed in the table of SOURCE since the last run, and capture it.
+
+    The first run exports the whole table, the next ones what changed, in windows of 15 minutes to
+    24 hours, up to 35 days back. DynamoDB writes the files to S3 from its backups: no read
+    capacity is taken. Each is checked against its MD5, and the number of records against the
+    manifest. A window is one commit of the history: a run that was interrupted is gone on with,
+    one that is repeated does nothing. Items that do not fit go to quarantine, with the reason.
+
+    The table needs point-in-time recovery. DynamoDB takes some minutes for an export, and charges
+    $0.10 a GB. A small table can be scanned instead (--scan), which takes read units: what is
+    there is compared with the history, so that changes between two scans are seen as one.
+
+    \b
+    feast-dynamo capture sync purchases
+    feast-dynamo capture sync purchases --scan --read-units 500
+    feast-dynamo capture sync purchases --exports s3://bucket/exports --json
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    from feast_dynamo_ext.capture.apply_checks import dynamodb_client
+    from feast_dynamo_ext.capture.export_jobs import ExportTarget
+
+    store = store_of(repo)
+    found = source_of(store, source)
+    client = dynamodb_client(store.config)
+    if scan:
+        _scan(store, found, client, read_units, output)
+        return
+    target = ExportTarget.from_uri(exports or f"{found.history.rstrip('/')}-exports", kms_key)
+    with answer_on_stdout(output):
+        run = _capture_of(store, found, client)
+        with shown(run.progress):
+            result = run.sync(client, target, full=full)
+    _show(result, run, output)
+
+
+@capture.command(short_help="Capture exports that lie on S3 or a disk.")
+@source_argument
+@click.argument("path", metavar="PATH")
+@repo_option
+@json_option
+def convert(source: str, path: str, output: Output, repo: Path) -> None:
+    """Capture exports of the table of SOURCE that were made before and lie below PATH.
+
+    PATH is the folder of one export, or a folder with several: a full one, and increments that
+    follow each other. What is captured already is passed over.
+
+    \b
+    feast-dynamo capture convert purchases s3://bucket/exports
+    feast-dynamo capture convert purchases exports/AWSDynamoDB/01767608400250-5f2e9a31
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    from feast_dynamo_ext.capture.apply_checks import dynamodb_client
+
+    store = store_of(repo)
+    found = source_of(store, source)
+    client = dynamodb_client(store.config)
+    with answer_on_stdout(output):
+        run = _capture_of(store, found, client)
+        with shown(run.progress):
+            result = run.convert_exports(path)
+    _show(result, run, output)
+
+
+@capture.command(short_help="Try records in quarantine again.")
+@source_argument
+@repo_option
+@json_option
+def retry(source: str, output: Output, repo: Path) -> None:
+    """Try the records of SOURCE that are in quarantine again, after its schema was mended.
+
+    Change the type of a field in definitions.py, run `feast apply`, then this. Records that fit
+    now become rows of the history, as of when they were written; the others stay, with the reason.
+
+    \b
+    feast-dynamo capture retry purchases
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    from feast_dynamo_ext.capture.apply_checks import dynamodb_client
+    from feast_dynamo_ext.capture.captured import columns_of
+    from feast_dynamo_ext.capture.export_jobs import described_table
+    from feast_dynamo_ext.capture.history import CapturedHistory
+    from feast_dynamo_ext.capture.quarantine import retry as tried_again
+
+    store = store_of(repo)
+    found = source_of(store, source)
+    columns = columns_of(found, described_table(dynamodb_client(store.config), found.table))
+    history = CapturedHistory.from_source(found, store.config)
+    history.evolve(columns.history_schema)
+    result = tried_again(history, columns)
+    reasons = sorted(result.reasons.items(), key=lambda each: -each[1])
+    rows = [(attribute, reason, count(number)) for (attribute, reason), number in reasons]
+    words = ("attribute", "reason")
+    text = f"{count(result.taken)} records fit now, {count(result.left)} do not."
+    output.show(
+        {
+            "source": source,
+            "taken": result.taken,
+            "left": result.left,
+            "reasons": [
+                {"attribute": attribute, "reason": reason, "records": number}
+                for (attribute, reason), number in reasons
+            ],
+        },
+        f"{text}\n{aligned((*words, 'records'), rows, words=words)}" if rows else text,
+    )
+
+
+@capture.command(short_help="How far each source is.")
+@click.argument("sources", metavar="[SOURCE]...", nargs=-1)
+@repo_option
+@json_option
+def status(sources: tuple[str, ...], output: Output, repo: Path) -> None:
+    """Print how far captured sources are: until when, rows, quarantine, the next window.
+
+    \b
+    feast-dynamo capture status
+    feast-dynamo capture status purchases --json
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    from feast_dynamo_ext.capture.history import CapturedHistory
+    from feast_dynamo_ext.capture.status import status_of
+
+    store = store_of(repo)
+    chosen = [source_of(store, name) for name in sources] or sources_of(store)
+    found = [status_of(CapturedHistory.from_source(each, store.config), each) for each in chosen]
+    if not found:
+        raise ConfigError(
+            "The registry has no `DynamoDBTableSource`. Declare one in definitions.py, define a "
+            "view on it, and run `feast apply`."
+        )
+    rows = [
+        (
+            each.source,
+            each.table,
+            "-" if each.until is None else f"{each.until:%Y-%m-%d %H:%M:%S}Z",
+            "-" if each.lag is None else duration(each.lag.total_seconds()),
+            count(each.rows),
+            count(each.quarantined),
+            each.next,
+        )
+        for each in found
+    ]
+    heads = ("source", "table", "captured until", "lag", "rows", "quarantined", "next")
+    output.show([each.to_json() for each in found], aligned(heads, rows))
+
+
+def sources_of(store: FeatureStore) -> list[DynamoDBTableSource]:
+    """All captured sources of the registry."""
+    from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+
+    found = store.list_data_sources()
+    return [each for each in found if isinstance(each, DynamoDBTableSource)]
+
+
+def source_of(store: FeatureStore, name: str) -> DynamoDBTableSource:
+    """The captured source of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from feast_dynamo_ext.config import did_you_mean
+
+    found = {each.name: each for each in sources_of(store)}
+    if name not in found:
+        if not found:
+            raise ConfigError(
+                "The registry has no `DynamoDBTableSource`. Declare one in definitions.py, define "
+                "a view on it, and run `feast apply`."
+            )
+        raise ConfigError(
+            f"There is no captured source `{name}`. {did_you_mean(name, found, 'There are')}"
+        )
+    return found[name]
+
+
+def _capture_of(store: FeatureStore, source: DynamoDBTableSource, client: Any) -> Capture:
+    from feast_dynamo_ext.capture.captured import capture_of
+    from feast_dynamo_ext.capture.export_jobs import described_table
+
+    return capture_of(source, described_table(client, source.table), store.config)
+
+
+def _scan(
+    store: FeatureStore,
+    source: DynamoDBTableSource,
+    client: Any,
+    read_units: float | None,
+    output: Output,
+) -> None:
+    from feast_dynamo_ext.capture.captured import capture_of, columns_of
+    from feast_dynamo_ext.capture.export_jobs import described_table
+    from feast_dynamo_ext.capture.scan import scan as scanned
+    from feast_dynamo_ext.progress import Steps
+
+    table = described_table(client, source.table)
+    with answer_on_stdout(output):
+        history = capture_of(source, table, store.config).history
+        steps = Steps(source.name, table.items, "items")
+        with shown(steps):
+            found = scanned(
+                client,
+                table,
+                columns_of(source, table),
+                history,
+                units_per_s=read_units,
+                read=steps.advance,
+            )
+    output.show(
+        {
+            "source": source.name,
+            "until": found.until.isoformat(),
+            "items": found.items,
+            "rows": found.rows,
+            "quarantined": found.quarantined,
+            "read_units": found.units,
+            "dollars": found.dollars,
+        },
+        f"{count(found.items)} items, {count(found.rows)} rows new in the history, "
+        f"{count(found.quarantined)} more in quarantine. {count(found.units)} read units "
+        f"({dollars(found.dollars)} on demand).",
+    )
+
+
+def _show(result: SyncResult, run: Capture, output: Output) -> None:
+    rows = [
+        (
+            str(each.window),
+            count(each.counts.records),
+            count(each.counts.rows),
+            count(each.counts.quarantined),
+            f"{each.billed_bytes / 1e9:,.3f} GB",
+            dollars(each.dollars),
+        )
+        for each in result.captured
+    ]
+    heads = ("window", "items", "rows", "quarantined", "exported", "price")
+    quarantined = sum(each.counts.quarantined for each in result.captured)
+    after = (
+        f"\n{count(quarantined)} records did not fit: they are in "
+        f"{run.history.quarantine.name}, with the reason. `feast-dynamo capture retry "
+        f"{result.source}` takes them once the schema is mended."
+        if quarantined
+        else ""
+    )
+    until = "" if result.until is None else f"{result.until:%Y-%m-%d %H:%M:%S}Z"
+    text = (
+        f"{aligned(heads, rows)}\nCaptured until {until}.{after}"
+        if rows
+        else f"Nothing is new: captured until {until}."
+    )
+    output.show(
+        {
+            "source": result.source,
+            "until": until,
+            "windows": [
+                {
+                    "window": each.window.id,
+                    "folder": each.folder,
+                    "items": each.counts.records,
+                    "rows": each.counts.rows,
+                    "quarantined": each.counts.quarantined,
+                    "billed_bytes": each.billed_bytes,
+                    "dollars": each.dollars,
+                }
+                for each in result.captured
+            ],
+        },
+        text,
+    )

@@ -1,0 +1,414 @@
+"""A table captured by exports: whole, then by increments, resumed anywhere, each record once."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+from export_service import Clock, ExportService, Refusal
+from export_writer import ExportedTable
+from feast import Entity, FeatureView, Field, ValueType
+from feast.types import Float64, Int32, Int64, String, UnixTimestamp
+from repos import REGION
+
+from feast_dynamo_ext import DynamoDBTableSource
+from feast_dynamo_ext.capture.captured import capture_of, columns_of
+from feast_dynamo_ext.capture.export_jobs import ExportTarget, Poll, described_table
+from feast_dynamo_ext.capture.history import CapturedHistory
+from feast_dynamo_ext.capture.quarantine import retry
+from feast_dynamo_ext.capture.scan import scan
+from feast_dynamo_ext.capture.status import status_of
+from feast_dynamo_ext.errors import CaptureError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from feast import FeatureStore
+
+NUMBERS = itertools.count()
+BEGUN = dt.datetime(2026, 3, 1, tzinfo=dt.timezone.utc)
+MS = dt.timedelta(milliseconds=1)
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
+QUICK = Poll(0.0, 0.0, 5, lambda _: None)
+
+
+def item(customer: int, day: int, amount: str = "1.5") -> dict[str, Any]:
+    """A purchase, in DynamoDB JSON."""
+    at = (BEGUN + dt.timedelta(days=day) - EPOCH) // MS
+    key = {"customer": {"N": str(customer)}, "at": {"N": str(at)}}
+    return {**key, "shop": {"S": f"s{day}"}, "amount": {"N": amount}}
+
+
+def read(handle: Any) -> list[dict[str, Any]]:
+    """All rows of a table, by pyiceberg itself."""
+    return handle.load().scan().to_arrow().to_pylist()
+
+
+class Shop:
+    """A store, a table of an application and its exports."""
+
+    def __init__(self, store: FeatureStore, service: ExportService, source: Any, target: str):
+        self.store, self.service, self.source = store, service, source
+        self.target = ExportTarget.from_uri(target)
+        self.client = boto3.client("dynamodb", region_name=REGION, endpoint_url=service.url)
+
+    def capture(self) -> Any:
+        table = described_table(self.client, self.source.table)
+        return capture_of(self.source, table, self.store.config)
+
+    def sync(self, **how: Any) -> Any:
+        return self.capture().sync(self.client, self.target, poll=QUICK, **how)
+
+    @property
+    def history(self) -> CapturedHistory:
+        return CapturedHistory.from_source(self.source, self.store.config)
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """(customer, day, amount, change) of all rows of the history, by another reader."""
+        return sorted(
+            (
+                row["customer"],
+                (row["at"] - BEGUN) / dt.timedelta(days=1),
+                row["amount"],
+                row["_feast_change"],
+            )
+            for row in read(self.history.handle)
+        )
+
+
+@pytest.fixture
+def shop(open_store: Any, moto_endpoint: str, bucket: str, tmp_path: Any) -> Iterator[Shop]:
+    number = next(NUMBERS)
+    name = f"captured{number}"
+    client = boto3.client("dynamodb", region_name=REGION, endpoint_url=moto_endpoint)
+    client.create_table(
+        TableName=name,
+        KeySchema=[
+            {"AttributeName": "customer", "KeyType": "HASH"},
+            {"AttributeName": "at", "KeyType": "RANGE"},
+        ],
+        AttributeDefinitions=[
+            {"AttributeName": key, "AttributeType": "N"} for key in ("customer", "at")
+        ],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    described = client.describe_table(TableName=name)["Table"]
+    account = described["TableArn"].split(":")[4]
+    table = ExportedTable(name, REGION, account, partitions=3)
+    s3 = boto3.client("s3", region_name=REGION, endpoint_url=moto_endpoint)
+    store = open_store(
+        f"sync{number}",
+        online={"endpoint_url": moto_endpoint, "region": REGION},
+        offline={"catalog": {"type": "sql"}, "endpoint_url": moto_endpoint, "region": REGION},
+    )
+    source = DynamoDBTableSource(
+        name=name,
+        table=name,
+        event_time="at",
+        event_time_unit="ms",
+        history=f"{tmp_path}/history/{name}",
+        schema=[
+            Field(name="customer", dtype=Int64),
+            Field(name="at", dtype=UnixTimestamp),
+            Field(name="amount", dtype=Float64),
+            Field(name="shop", dtype=String),
+        ],
+    )
+    clock = Clock(BEGUN)
+    with ExportService(moto_endpoint, client, s3, table, ("customer", "at"), clock) as service:
+        yield Shop(store, service, source, f"s3://{bucket}/exports")
+
+
+def test_the_whole_table_then_what_changed(shop: Shop):
+    for customer, day in itertools.product(range(3), range(2)):
+        shop.service.put(item(customer, day))
+    shop.service.clock.forward(minutes=1)
+    first = shop.sync()
+    assert [each.window.start for each in first.captured] == [None]
+    whole = [(customer, day, 1.5, "put") for customer in range(3) for day in range(2)]
+    assert shop.rows() == whole
+
+    shop.service.put(item(0, 0, "2.5"))
+    shop.service.delete({key: item(1, 1)[key] for key in ("customer", "at")})
+    shop.service.clock.forward(hours=30)
+    shop.service.put(item(9, 9))
+    shop.service.clock.forward(minutes=20)
+    second = shop.sync()
+    assert len(second.captured) == 2
+    assert [each.counts.rows for each in second.captured] == [2, 1]
+    assert shop.rows() == sorted(
+        [*whole, (0, 0, 2.5, "put"), (1, 1, 1.5, "delete"), (9, 9, 1.5, "put")]
+    )
+    assert shop.sync().captured == ()
+    status = status_of(shop.history, shop.source, shop.service.clock.now)
+    assert (status.rows, status.quarantined, status.until) == (9, 0, second.until)
+
+
+def test_what_does_not_fit_is_in_quarantine_and_all_is_counted(shop: Shop):
+    shop.service.put(item(1, 1))
+    shop.service.put({**item(2, 1), "amount": {"S": "a lot"}})
+    shop.service.put(item(3, 1, "0.1234567890123456789"))
+    shop.service.clock.forward(minutes=1)
+    (window,) = shop.sync().captured
+    counts = window.counts
+    assert (counts.records, counts.rows, counts.quarantined) == (3, 1, 2)
+    found = sorted(read(shop.history.quarantine), key=lambda row: row["item"])
+    assert [row["attribute"] for row in found] == ["amount", "amount"]
+    assert all("exports" in row["origin"] for row in found)
+    assert '"a lot"' in found[0]["item"]
+    assert shop.history.quarantined() == 2
+
+
+class StoppedError(Exception):
+    """The process ended."""
+
+
+@dataclass(frozen=True)
+class Stopping(CapturedHistory):
+    """A history whose writer ends after so many commits."""
+
+    commits: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    last: int = 1
+
+    def _append(self, *what: Any) -> None:
+        super()._append(*what)
+        if next(self.commits) == self.last:
+            raise StoppedError
+
+
+@pytest.mark.parametrize("at", range(1, 6))
+def test_a_run_that_ends_anywhere_is_gone_on_with(shop: Shop, at: int):
+    for customer in range(4):
+        shop.service.put(item(customer, 1))
+    shop.service.clock.forward(minutes=1)
+    shop.sync()
+    for customer in range(4):
+        shop.service.put(item(customer, 2))
+        shop.service.clock.forward(hours=20)
+    run, there = shop.capture(), shop.history
+    history = Stopping(there.source, there.handle, there.quarantine, last=at)
+    with pytest.raises(StoppedError):
+        replace(run, history=history).sync(shop.client, shop.target, poll=QUICK)
+    shop.sync()
+    expected = [(customer, day, 1.5, "put") for customer in range(4) for day in (1, 2)]
+    assert shop.rows() == sorted(expected)
+    assert len(shop.service.exports) == 1 + 4  # none was started twice
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "said"),
+    [
+        ("S3AccessDenied", "Access denied", "s3:PutObject"),
+        ("KMSAccessDenied", "the key may not be used", "kms:GenerateDataKey"),
+        ("InternalError", "try again", "Run it again"),
+    ],
+)
+def test_an_export_that_failed_is_said_and_made_again(
+    shop: Shop, code: str, message: str, said: str
+):
+    shop.service.put(item(1, 1))
+    shop.service.clock.forward(minutes=1)
+    shop.service.failures.append((code, message))
+    with pytest.raises(CaptureError, match=said):
+        shop.sync()
+    shop.sync()
+    assert shop.rows() == [(1, 1, 1.5, "put")]
+
+
+def test_recovery_that_is_off_is_said_with_the_command(shop: Shop):
+    shop.service.recovery_since = None
+    with pytest.raises(CaptureError, match="aws dynamodb update-continuous-backups"):
+        shop.sync()
+
+
+def test_a_gap_of_more_than_35_days_is_said(shop: Shop):
+    shop.service.put(item(1, 1))
+    shop.service.clock.forward(minutes=1)
+    shop.sync()
+    shop.service.clock.forward(days=36)
+    with pytest.raises(CaptureError, match="--full"):
+        shop.sync()
+
+
+def test_a_table_that_was_made_anew_is_refused(shop: Shop):
+    shop.service.put(item(1, 1))
+    shop.service.clock.forward(minutes=1)
+    shop.sync()
+    state = shop.history.state()
+    assert state is not None
+    shop.history.keep(state, replace(state, table_id="another"), "a-test")
+    with pytest.raises(CaptureError, match="deleted and made anew"):
+        shop.sync()
+
+
+def test_limits_are_waited_for(shop: Shop):
+    shop.service.put(item(1, 1))
+    shop.service.clock.forward(minutes=1)
+    shop.service.refusals.append(
+        Refusal("ExportTableToPointInTime", "LimitExceededException", times=2)
+    )
+    shop.service.refusals.append(Refusal("DescribeExport", "InternalServerError", "", 1, 500))
+    shop.sync()
+    assert shop.rows() == [(1, 1, 1.5, "put")]
+
+
+def test_exports_that_lie_there_are_converted_in_order(shop: Shop):
+    shop.service.put(item(1, 1))
+    shop.service.clock.forward(minutes=1)
+    shop.sync()
+    shop.service.put(item(1, 1, "9"))
+    shop.service.clock.forward(hours=2)
+    shop.sync()
+    rows = shop.rows()
+    from feast_dynamo_ext.parquet.iceberg.view_table import drop
+
+    drop(shop.history.handle, purge=True)
+    found = shop.capture().convert_exports(shop.target.uri)
+    assert len(found.captured) == 2
+    assert shop.rows() == rows
+    assert shop.capture().convert_exports(shop.target.uri).captured == ()
+
+
+def test_an_increment_without_what_was_before_is_refused(shop: Shop, bucket: str):
+    shop.service.put(item(1, 1))
+    shop.service.clock.forward(minutes=1)
+    shop.sync()
+    shop.service.put(item(1, 1, "9"))
+    shop.service.clock.forward(hours=2)
+    (window,) = shop.sync().captured
+    from feast_dynamo_ext.parquet.iceberg.view_table import drop
+
+    drop(shop.history.handle, purge=True)
+    with pytest.raises(CaptureError, match="Begin with a full export"):
+        shop.capture().convert_exports(window.folder)
+
+
+@pytest.mark.parametrize("uri", ["exports", "s3:/bucket", "file:///x", "s3://B"])
+def test_exports_go_to_s3_alone(uri: str):
+    with pytest.raises(CaptureError, match="s3://bucket/prefix"):
+        ExportTarget.from_uri(uri)
+
+
+def test_the_view_reads_what_was_captured(shop: Shop):
+    customer = Entity(name="customer", join_keys=["customer"], value_type=ValueType.INT64)
+    from feast_dynamo_ext import ViewSettings
+
+    view = FeatureView(
+        name=f"of_{shop.source.name}",
+        entities=[customer],
+        schema=[Field(name="amount", dtype=Float64), Field(name="customer", dtype=Int64)],
+        source=shop.source,
+        ttl=dt.timedelta(0),
+        tags=ViewSettings(deletes="ignore").tags(),
+    )
+    shop.service.put(item(1, 1, "1"))
+    shop.service.put(item(1, 3, "3"))
+    shop.service.clock.forward(minutes=1)
+    shop.sync()
+    shop.store.apply([customer, view])
+    import pandas as pd
+
+    rows = pd.DataFrame(
+        {
+            "customer": [1, 1, 1],
+            "event_timestamp": [BEGUN + dt.timedelta(days=day) for day in (0, 2, 4)],
+        }
+    )
+    found = shop.store.get_historical_features(rows, [f"{view.name}:amount"]).to_df()
+    assert found["amount"].fillna(0).tolist() == [0, 1, 3]
+
+
+def declared(shop: Shop, **kinds: Any) -> Any:
+    """The source with other types of some columns, or with further ones."""
+    fields = {field.name: field for field in shop.source.schema}
+    fields |= {name: Field(name=name, dtype=kind) for name, kind in kinds.items()}
+    source = shop.source
+    return DynamoDBTableSource(
+        name=source.name,
+        table=source.table,
+        event_time=source.event_time,
+        event_time_unit=source.event_time_unit,
+        history=source.history,
+        schema=list(fields.values()),
+    )
+
+
+def test_a_mended_schema_takes_what_is_in_quarantine(shop: Shop):
+    shop.source = declared(shop, amount=Int32)
+    shop.service.put(item(1, 1, "1"))
+    shop.service.put(item(2, 1, "3000000000"))
+    shop.service.put(item(3, 1, "0.5"))
+    shop.service.clock.forward(minutes=1)
+    (window,) = shop.sync().captured
+    assert window.counts.quarantined == 2
+    written = read(shop.history.handle)[0]["_feast_written_at"]
+
+    shop.source = declared(shop, amount=Int64, shop_name=String)
+    table = described_table(shop.client, shop.source.table)
+    columns = columns_of(shop.source, table)
+    shop.history.evolve(columns.history_schema)
+    found = retry(shop.history, columns)
+    assert (found.taken, found.left) == (1, 1)
+    assert list(found.reasons) == [("amount", next(iter(found.reasons))[1])]
+    assert shop.rows() == [(1, 1, 1, "put"), (2, 1, 3_000_000_000, "put")]
+    assert {row["_feast_written_at"] for row in read(shop.history.handle)} == {written}
+    assert [row["origin"] for row in read(shop.history.quarantine)] != []
+    assert shop.history.quarantined() == 1
+    again = retry(shop.history, columns)
+    assert (again.taken, again.left) == (0, 1)
+    assert len(shop.rows()) == 2
+
+
+def test_a_type_that_does_not_hold_what_is_there_is_refused(shop: Shop):
+    shop.service.put(item(1, 1))
+    shop.service.clock.forward(minutes=1)
+    shop.sync()
+    shop.source = declared(shop, amount=String)
+    with pytest.raises(CaptureError, match=r"`amount` as string, but its history has it as doub"):
+        shop.sync()
+
+
+def test_what_is_declared_later_is_null_before(shop: Shop):
+    shop.service.put(item(1, 1))
+    shop.service.clock.forward(minutes=1)
+    shop.sync()
+    shop.source = declared(shop, colour=String)
+    shop.service.put({**item(2, 2), "colour": {"S": "red"}})
+    shop.service.clock.forward(hours=1)
+    shop.sync()
+    found = {row["customer"]: row["colour"] for row in read(shop.history.handle)}
+    assert found == {1: None, 2: "red"}
+
+
+def scanned(shop: Shop) -> Any:
+    table = described_table(shop.client, shop.source.table)
+    return scan(shop.client, table, columns_of(shop.source, table), shop.capture().history)
+
+
+def test_a_scan_finds_what_is_new_changed_and_gone(shop: Shop):
+    for customer in range(3):
+        shop.service.put(item(customer, 1))
+    first = scanned(shop)
+    assert (first.items, first.rows, first.quarantined) == (3, 3, 0)
+    assert scanned(shop).rows == 0
+    shop.service.put(item(0, 1, "7"))
+    shop.service.delete({key: item(1, 1)[key] for key in ("customer", "at")})
+    shop.service.put({**item(5, 1), "amount": {"S": "?"}})
+    third = scanned(shop)
+    assert (third.items, third.rows, third.quarantined) == (3, 2, 1)
+    assert third.units > 0
+    first_rows = [(customer, 1, 1.5, "put") for customer in range(3)]
+    assert shop.rows() == sorted([*first_rows, (0, 1, 7, "put"), (1, 1, 1.5, "delete")])
+    assert (scanned(shop).rows, scanned(shop).quarantined) == (0, 0)
+    assert shop.history.quarantined() == 1
+
+
+def test_an_item_that_no_longer_fits_is_not_taken_for_gone(shop: Shop):
+    shop.service.put(item(1, 1))
+    scanned(shop)
+    shop.service.put({**item(1, 1), "amount": {"S": "?"}})
+    assert (scanned(shop).rows, shop.rows()) == (0, [(1, 1, 1.5, "put")])
