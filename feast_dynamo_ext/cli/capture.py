@@ -129,6 +129,65 @@ def convert(source: str, path: str, output: Output, repo: Path) -> None:
     _show(result, run, output)
 
 
+@capture.command(short_help="Write a schema that takes the items of a table.")
+@click.argument("table", metavar="TABLE")
+@click.option("--event-time", metavar="ATTRIBUTE", help="Which attribute is the event time.")
+@click.option("--from", "exports", metavar="PATH", help="Read an export on S3 or a disk instead.")
+@click.option(
+    "--items",
+    "most",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="How many items are looked at.",
+)
+@click.option("--flatten", is_flag=True, help="A column for each value inside of maps.")
+@repo_option
+@json_option
+def infer(
+    table: str,
+    event_time: str | None,
+    exports: str | None,
+    most: int,
+    output: Output,
+    repo: Path,
+    *,
+    flatten: bool,
+) -> None:
+    """Look at items of the DynamoDB table TABLE, or of the source of that name; write a schema.
+
+    What is printed takes every item that was looked at: numbers that are always whole are Int64,
+    others Float64 or Decimal by their digits, and an attribute of several types is Json. The
+    report says what is missing, what has several types, and what may be meant by a text or a
+    number that could be a time. Paste it into definitions.py as `schema=` of a
+    `DynamoDBTableSource`. Nothing is written. Items are read by a scan, which takes read units.
+
+    \b
+    feast-dynamo capture infer purchases --event-time purchased_at
+    feast-dynamo capture infer purchases --from s3://bucket/exports
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    from feast_dynamo_ext.capture.apply_checks import dynamodb_client
+    from feast_dynamo_ext.capture.inference import SchemaInference
+    from feast_dynamo_ext.capture.sampling import add_exported, add_scanned
+
+    store = store_of(repo)
+    known = {each.name: each for each in sources_of(store)}
+    name = known[table].table if table in known else table
+    time = event_time or (known[table].event_time if table in known else None)
+    found = SchemaInference()
+    if exports is not None:
+        settings: Any = store.config.offline_store
+        add_exported(found, exports, name, settings.aws(), most)
+    else:
+        add_scanned(found, dynamodb_client(store.config), name, most)
+    schema = found.schema(event_time=time, flatten=flatten)
+    output.note(schema.report())
+    output.show(
+        {"table": name, "items": schema.items, "declaration": schema.declaration()},
+        schema.declaration(),
+    )
+
+
 @capture.command(short_help="Try records in quarantine again.")
 @source_argument
 @repo_option

@@ -19,7 +19,9 @@ from feast_dynamo_ext import DynamoDBTableSource
 from feast_dynamo_ext.capture.captured import capture_of, columns_of
 from feast_dynamo_ext.capture.export_jobs import ExportTarget, Poll, described_table
 from feast_dynamo_ext.capture.history import CapturedHistory
+from feast_dynamo_ext.capture.inference import SchemaInference
 from feast_dynamo_ext.capture.quarantine import retry
+from feast_dynamo_ext.capture.sampling import add_exported, add_scanned
 from feast_dynamo_ext.capture.scan import scan
 from feast_dynamo_ext.capture.status import status_of
 from feast_dynamo_ext.errors import CaptureError
@@ -412,3 +414,25 @@ def test_an_item_that_no_longer_fits_is_not_taken_for_gone(shop: Shop):
     scanned(shop)
     shop.service.put({**item(1, 1), "amount": {"S": "?"}})
     assert (scanned(shop).rows, shop.rows()) == (0, [(1, 1, 1.5, "put")])
+
+
+def test_a_schema_is_inferred_from_the_table_or_an_export(shop: Shop):
+    for customer in range(3):
+        shop.service.put(item(customer, 1, f"{customer}.25"))
+    shop.service.clock.forward(minutes=1)
+    shop.sync()
+    by_scan, by_export = SchemaInference(), SchemaInference()
+    add_scanned(by_scan, shop.client, shop.source.table, 2)
+    settings = shop.store.config.offline_store.aws()
+    add_exported(by_export, shop.target.uri, shop.source.table, settings, 1_000)
+    assert (by_scan.items, by_export.items) == (2, 3)
+    written = by_export.schema(event_time="at").declaration()
+    assert written == by_scan.schema(event_time="at").declaration()
+    names: dict[str, Any] = {}
+    exec(written, names)  # noqa: S102 - what users paste
+    kinds = {field.name: field.dtype for field in names["schema"]}
+    assert kinds == {"amount": Float64, "customer": Int64, "shop": String}
+    with pytest.raises(CaptureError, match="and not of another"):
+        add_exported(by_export, shop.target.uri, "another", settings, 1)
+    with pytest.raises(CaptureError, match="There is no DynamoDB table nowhere"):
+        add_scanned(by_scan, shop.client, "nowhere", 1)
