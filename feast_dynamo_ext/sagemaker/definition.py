@@ -448,7 +448,7 @@ def _refuse_unreadable(loader: Any, node: Any, subject: str) -> None:
             waiting += [part for pair in each.value for part in pair]
         elif isinstance(each, yaml.SequenceNode):
             waiting += each.value
-        else:
+        elif each.tag != "tag:yaml.org,2002:merge":  # `<<`, which is no value
             try:
                 loader.construct_object(each)
             except yaml.YAMLError:

@@ -20,6 +20,7 @@ import logging
 import os
 import platform
 import re
+import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -55,6 +56,9 @@ _OWN_FILE = re.compile(
     r"|rows/(train|validation|test)(/part-\d{5})?\.parquet"
     r"|rows/entity_rows\.parquet"
 )
+AT_WORK_S = 60
+"""A manifest is written and renamed in a moment."""
+
 _KILLED = re.compile(r"(.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp")
 """What a writer that was killed leaves on a disk."""
 
@@ -328,8 +332,9 @@ class Claim:
         self.folder.delete(left)
         if isinstance(self.folder.storage, LocalFiles):
             # Manifests that were not renamed, which are outside of the set's folders.
-            beside = [path.name for path in Path(self.folder.uri).glob(f".{MANIFEST}.*.tmp")]
-            self.folder.delete([name for name in beside if _KILLED.fullmatch(name)])
+            beside = Path(self.folder.uri).glob(f".{MANIFEST}.*.tmp")
+            killed = [path.name for path in beside if _KILLED.fullmatch(path.name)]
+            self.folder.delete([name for name in killed if _is_old(Path(self.folder.uri, name))])
 
     def give_up(self, error: BaseException) -> None:
         """Leave nothing of the build, which has failed.
@@ -377,6 +382,14 @@ class Claim:
             f"Another build has taken over {self.folder.uri} meanwhile, and this one has ended. "
             "Build one set at a time there; run it again when the other one has ended."
         )
+
+
+def _is_old(path: Path) -> bool:
+    """Whether a manifest that was not renamed is of a build that ended, and not of one at work."""
+    try:
+        return time.time() - path.stat().st_mtime > AT_WORK_S
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager

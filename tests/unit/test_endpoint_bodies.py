@@ -92,6 +92,22 @@ def test_no_bytes_but_an_answer_or_a_refusal(body, kind):
 KEY = (RequestColumn("id", "int"),)
 
 
+def test_an_empty_cell_is_null_where_null_may_be():
+    columns = (RequestColumn("key", "string"), RequestColumn("word", "string", nullable=True))
+    found = read(b"a,\n,b\n\n", CSV, columns)
+    assert (found.columns["key"], found.columns["word"]) == (["a", ""], [None, "b"])
+    one = read(b"word\na\n\nb\n", CSV, columns[1:])
+    assert one.columns["word"] == ["a", None, "b"]
+
+
+def test_a_time_is_not_cut():
+    column = (RequestColumn("at", "time"),)
+    whole = read(b'{"at": "2026-01-01T00:00:00.123456000Z"}', JSON, column)
+    assert whole.columns["at"][0].microsecond == 123_456
+    with pytest.raises(InvocationError, match="Row 1: `at` is no time"):
+        read(b'{"at": "2026-01-01T00:00:00.123456001Z"}', JSON, column)
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "status", "words"),
     [
@@ -105,6 +121,9 @@ KEY = (RequestColumn("id", "int"),)
         ("id\n1\n", "text/csv; header=absent", 422, "Line 1: `id` is no whole number"),
         ("1\n", "text/csv; header=present", 422, "The first line is not the header"),
         ('"1\n', CSV, 400, "no CSV"),
+        ("1\n\n2\n", CSV, 422, "Row 2: `id` is null"),
+        ("1_0\n", CSV, 422, "Line 1: `id` is no whole number"),
+        ("\N{ARABIC-INDIC DIGIT ONE}\n", CSV, 422, "Line 1: `id` is no whole number"),
         ("x" * 31, CSV, 413, "more than 30 bytes"),
         ("1\n" * 11, CSV, 413, "11 rows; the most are 10"),
         ("id\n", CSV, 422, "no rows"),

@@ -26,6 +26,7 @@ from pydantic import Field
 
 from feast_dynamo_ext.config import SettingsModel, did_you_mean, refuse_unknown
 from feast_dynamo_ext.errors import ConfigError
+from feast_dynamo_ext.sagemaker.definition import declared_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -393,17 +394,8 @@ def parse_pipeline(text: str, file: str) -> PipelineDeclaration:
     Raises:
         ConfigError: not a pipeline; with the line.
     """
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{file}, line {mark.line + 1}" if mark else file
-        raise ConfigError(
-            f"{where}: this is no YAML: {getattr(error, 'problem', error)}."
-        ) from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}, line 1: a pipeline is a mapping of settings.")
+    values, _ = declared_yaml(text, file)
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
     return _validated(PipelineDeclaration, node, values, file, "")
 
 

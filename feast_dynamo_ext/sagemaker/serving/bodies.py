@@ -247,9 +247,13 @@ def _csv(body: bytes, columns: Sequence[RequestColumn], options: str) -> list[di
         ) from error
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        lines = [(reader.line_num, cells) for cells in reader if cells]
+        lines = [(reader.line_num, cells) for cells in reader]
     except csv.Error as error:
         raise InvocationError(f"The body is no CSV: {error}.", BAD_SYNTAX) from error
+    while lines and not lines[-1][1]:
+        lines.pop()
+    # Of one column a line without anything is an empty cell; of several it is no row.
+    lines = [(line, cells or [""]) for line, cells in lines if cells or len(columns) == 1]
     names, kinds = [column.name for column in columns], {c.name: c for c in columns}
     if "header=absent" in options:
         has_header = False
@@ -275,14 +279,15 @@ def _csv(body: bytes, columns: Sequence[RequestColumn], options: str) -> list[di
 
 
 def _cell(cell: str, column: RequestColumn, line: int) -> Any:
-    """The value of a cell; an empty cell is null, but of a text."""
+    """The value of a cell; an empty cell is null, but of a text that may not be null."""
     if column.kind in ("string", "time"):
-        return cell if cell or column.kind == "string" else None
+        return cell or (None if column.kind == "time" or column.nullable else "")
     text = cell.strip()
     if not text:
         return None
     try:
-        return _PARSERS[column.kind](text)
+        # Python reads 1_0 as 10, and digits of other scripts.
+        return _PARSERS[column.kind](text if text.isascii() and "_" not in text else "?")
     except (ValueError, KeyError) as error:
         raise InvocationError(
             f"Line {line}: `{column.name}` is no {_KINDS[column.kind]}.", BAD_VALUE
@@ -340,9 +345,15 @@ def _boolean(value: Any) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
+FINER = re.compile(r"[.,]\d{6}0*[1-9]")
+"""A part of a second that microseconds do not hold."""
+
+
 def _time(value: Any) -> datetime | None:
     if not isinstance(value, str):
         return None
+    if FINER.search(value):
+        return None  # which would be cut off
     try:
         found = datetime.fromisoformat(value.replace("Z", "+00:00"))
     except ValueError:
