@@ -9,21 +9,15 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext import aws
 from feast_dynamo_ext.capture.attribute_types import CapturedColumns
+from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
 from feast_dynamo_ext.capture.table_source import DynamoDBTableSource, attribute_of
 from feast_dynamo_ext.columns import WRITTEN, join_keys, stored_names
 from feast_dynamo_ext.config import did_you_mean
-from feast_dynamo_ext.dynamo.tables.describe import UNSUPPORTED
 from feast_dynamo_ext.errors import (
-    AccessDeniedError,
-    AwsError,
     ConfigError,
-    ResourceNotFoundError,
     SourceNotFoundError,
 )
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors, folder_uri, opened
@@ -47,123 +41,10 @@ logger = logging.getLogger(__name__)
 IMAGES = "NEW_AND_OLD_IMAGES"
 
 
-@dataclass(frozen=True)
-class TableFacts:
-    """What DynamoDB says of a table.
-
-    Attributes:
-        name: its name.
-        region: where it is.
-        keys: name and type (S, N or B) of its key attributes, the partition key first.
-        stream: the view type of its stream; None where it has none.
-        has_recovery: whether point-in-time recovery is on; None where that may not be seen.
-        expiry: its TTL attribute; empty where it has none, None where that may not be seen.
-    """
-
-    name: str
-    region: str
-    keys: tuple[tuple[str, str], ...]
-    stream: str | None
-    has_recovery: bool | None
-    expiry: str | None
-
-    @classmethod
-    def from_table(cls, client: Any, source: DynamoDBTableSource) -> TableFacts:
-        """What there is.
-
-        Raises:
-            ConfigError: there is no such table.
-            AwsError: DynamoDB refused to describe it.
-        """
-        name, region = source.table, client.meta.region_name
-        try:
-            with aws.translated("dynamodb", name):
-                found = client.describe_table(TableName=name)["Table"]
-        except ResourceNotFoundError as error:
-            raise ConfigError(
-                f"DynamoDBTableSource `{source.name}`: there is no DynamoDB table `{name}` in "
-                f"{region} ({client.meta.endpoint_url}). Correct `table`, or `region` and "
-                "`profile` of the online_store block of feature_store.yaml."
-            ) from error
-        types = {
-            each["AttributeName"]: each["AttributeType"] for each in found["AttributeDefinitions"]
-        }
-        stream = found.get("StreamSpecification") or {}
-        recovery = _seen(lambda: client.describe_continuous_backups(TableName=name), name)
-        expiry = _seen(lambda: client.describe_time_to_live(TableName=name), name)
-        return cls(
-            name,
-            region,
-            tuple(
-                (each["AttributeName"], types[each["AttributeName"]])
-                for each in found["KeySchema"]
-            ),
-            stream.get("StreamViewType") if stream.get("StreamEnabled") else None,
-            None if recovery is None else _has_recovery(recovery),
-            None if expiry is None else _expiry(expiry),
-        )
-
-    def key_columns(self, source: DynamoDBTableSource) -> tuple[str, ...]:
-        """Columns of the history that have its key attributes, the partition key first."""
-        return tuple(source.column_of(name) for name, _ in self.keys)
-
-    def command(self, operation: str, *arguments: str) -> str:
-        """A line of AWS's command line that changes the table."""
-        return shlex.join(
-            [
-                "aws",
-                "dynamodb",
-                operation,
-                "--region",
-                self.region,
-                "--table-name",
-                self.name,
-                *arguments,
-            ]
-        )
-
-
-def _seen(call: Any, table: str) -> Any:
-    """What a call answers; None where the identity may not make it, which it need not.
-
-    Empty where there is no such call: DynamoDB Local has none for backups.
-    """
-    try:
-        with aws.translated("dynamodb", table):
-            return call()
-    except AccessDeniedError as error:
-        logger.debug("table %s: %s", table, error)
-        return None
-    except AwsError as error:
-        if error.code not in UNSUPPORTED:
-            raise
-        return {}
-
-
-def _has_recovery(answer: Any) -> bool:
-    if not answer:
-        return True
-    backups = answer["ContinuousBackupsDescription"]
-    recovery = backups.get("PointInTimeRecoveryDescription") or {}
-    return bool(recovery.get("PointInTimeRecoveryStatus") == "ENABLED")
-
-
-def _expiry(answer: Any) -> str:
-    found = answer.get("TimeToLiveDescription", {})
-    is_on = found.get("TimeToLiveStatus") in {"ENABLED", "ENABLING"}
-    return str(found.get("AttributeName", "")) if is_on else ""
-
-
-def dynamodb_client(config: RepoConfig) -> Any:
-    """A client of boto3 for the application's tables, reached as the online store's are."""
-    block = config.online_store if hasattr(config.online_store, "aws") else config.offline_store
-    return aws.client("dynamodb", block.aws())
-
-
 # The table
 
 
-def check_table(source: DynamoDBTableSource, facts: TableFacts) -> Iterator[str]:
+def check_table(source: DynamoDBTableSource, facts: DynamoTable) -> Iterator[str]:
     """What capturing will lack, in words with the command that mends it."""
     where = f"DynamoDBTableSource `{source.name}`"
     if facts.has_recovery is None:
@@ -192,7 +73,7 @@ def check_table(source: DynamoDBTableSource, facts: TableFacts) -> Iterator[str]
         )
 
 
-def _about_stream(facts: TableFacts) -> str:
+def _about_stream(facts: DynamoTable) -> str:
     turn_on = facts.command(
         "update-table", "--stream-specification", f"StreamEnabled=true,StreamViewType={IMAGES}"
     )
@@ -209,7 +90,7 @@ def _about_stream(facts: TableFacts) -> str:
     )
 
 
-def captured_columns(source: DynamoDBTableSource, facts: TableFacts) -> CapturedColumns:
+def captured_columns(source: DynamoDBTableSource, facts: DynamoTable) -> CapturedColumns:
     """The columns of the history, as the declaration and the table's keys say.
 
     Raises:
@@ -238,7 +119,7 @@ def captured_columns(source: DynamoDBTableSource, facts: TableFacts) -> Captured
 # The views
 
 
-def check_view(view: Any, facts: TableFacts) -> None:
+def check_view(view: Any, facts: DynamoTable) -> None:
     """Refuse a view that deletions could empty, though not all of its entity's items are gone.
 
     Raises:
@@ -258,7 +139,7 @@ def check_view(view: Any, facts: TableFacts) -> None:
     )
 
 
-def check_features(view: Any, source: DynamoDBTableSource, facts: TableFacts) -> None:
+def check_features(view: Any, source: DynamoDBTableSource, facts: DynamoTable) -> None:
     """Refuse features that no declared attribute has; a view that computes its own has others.
 
     Raises:
@@ -321,7 +202,7 @@ def check_captured(
     found: list[tuple[DynamoDBTableSource, CapturedColumns]] = []
     for of_source in by_source.values():
         source = of_source[0].batch_source
-        facts = TableFacts.from_table(client, source)
+        facts = DynamoTable.from_table(client, source)
         columns = captured_columns(source, facts)
         for warning in check_table(source, facts):
             logger.warning("%s", warning)

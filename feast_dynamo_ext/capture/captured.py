@@ -6,8 +6,7 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.capture.apply_checks import make_history
-from feast_dynamo_ext.capture.attribute_types import CapturedColumns
+from feast_dynamo_ext.capture.apply_checks import captured_columns, make_history
 from feast_dynamo_ext.capture.export_files import DataStream
 from feast_dynamo_ext.capture.export_rows import DataFile as Conversion
 from feast_dynamo_ext.capture.history import CapturedHistory
@@ -20,15 +19,16 @@ if TYPE_CHECKING:
     from feast import RepoConfig
 
     from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.capture.attribute_types import CapturedColumns
     from feast_dynamo_ext.capture.changes import Converted
+    from feast_dynamo_ext.capture.dynamo_table import DynamoTable
     from feast_dynamo_ext.capture.export_files import DataFile, Export
-    from feast_dynamo_ext.capture.export_jobs import CapturedTable
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 
 EPOCH, MICROSECOND = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc), dt.timedelta(microseconds=1)
 
 
-def capture_of(source: DynamoDBTableSource, table: CapturedTable, config: RepoConfig) -> Capture:
+def capture_of(source: DynamoDBTableSource, table: DynamoTable, config: RepoConfig) -> Capture:
     """What captures a source; its history table is made where there is none.
 
     Args:
@@ -56,11 +56,11 @@ def capture_of(source: DynamoDBTableSource, table: CapturedTable, config: RepoCo
     )
 
 
-def columns_of(source: DynamoDBTableSource, table: CapturedTable) -> CapturedColumns:
+def columns_of(source: DynamoDBTableSource, table: DynamoTable) -> CapturedColumns:
     """The columns that a source's items fill.
 
     Raises:
-        CaptureError: the source has no schema.
+        CaptureError: the source has no schema, or the TTL attribute may not be seen.
         ConfigError: a declaration that contradicts the table.
     """
     subject = f"DynamoDBTableSource `{source.name}`"
@@ -69,14 +69,12 @@ def columns_of(source: DynamoDBTableSource, table: CapturedTable) -> CapturedCol
             f"{subject} has no `schema`. `feast-dynamo capture infer {source.name}` reads items "
             "of the table, and writes one."
         )
-    return CapturedColumns.from_fields(
-        source.fields,
-        keys=dict(table.keys),
-        event_time=source.event_time,
-        event_time_unit=source.event_time_unit,
-        expiry=table.expiry,
-        subject=subject,
-    )
+    if table.expiry is None:
+        raise CaptureError(
+            f"{subject}: the TTL attribute of table {table.name} may not be seen, by which an "
+            "expiry is told from a deletion. Allow `dynamodb:DescribeTimeToLive`."
+        )
+    return captured_columns(source, table)
 
 
 @dataclass(frozen=True)

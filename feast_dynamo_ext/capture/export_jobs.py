@@ -20,12 +20,13 @@ from feast_dynamo_ext.errors import (
     AwsError,
     AwsUnavailableError,
     CaptureError,
-    ResourceNotFoundError,
     ThrottledError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from feast_dynamo_ext.capture.dynamo_table import DynamoTable
 
 
 logger = logging.getLogger(__name__)
@@ -66,70 +67,6 @@ class ExportTarget:
     def uri(self) -> str:
         """Of the folder that holds ``AWSDynamoDB``."""
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
-
-
-@dataclass(frozen=True)
-class CapturedTable:
-    """A table as DynamoDB describes it.
-
-    Attributes:
-        name: its name.
-        arn: its ARN.
-        id: another one when a table of the same name is made anew.
-        keys: names and types (S, N, B) of its key attributes, the partition key first.
-        size_bytes: about six hours old.
-        items: about six hours old.
-        stream_arn: of its stream; None where it has none.
-        stream_view: which images its stream has.
-        expiry: its TTL attribute; None where it has none.
-    """
-
-    name: str
-    arn: str
-    id: str
-    keys: tuple[tuple[str, str], ...]
-    size_bytes: int = 0
-    items: int = 0
-    stream_arn: str | None = None
-    stream_view: str | None = None
-    expiry: str | None = None
-
-
-def described_table(client: Any, name: str) -> CapturedTable:
-    """A table, by name.
-
-    Args:
-        client: boto3's of DynamoDB.
-        name: the table's name.
-
-    Raises:
-        CaptureError: there is none.
-        AwsError: AWS refuses.
-    """
-    try:
-        with aws.translated("dynamodb", f"table {name}"):
-            found = client.describe_table(TableName=name)["Table"]
-            answer = client.describe_time_to_live(TableName=name)
-    except ResourceNotFoundError as error:
-        raise CaptureError(
-            f"There is no DynamoDB table {name} in {client.meta.region_name}. Correct `table` of "
-            "the source, or `region` in feature_store.yaml."
-        ) from error
-    defined = found["AttributeDefinitions"]
-    types = {each["AttributeName"]: each["AttributeType"] for each in defined}
-    order = sorted(found["KeySchema"], key=lambda key: key["KeyType"] != "HASH")
-    stream = found.get("StreamSpecification") or {}
-    return CapturedTable(
-        name,
-        found["TableArn"],
-        found.get("TableId", ""),
-        tuple((key["AttributeName"], types[key["AttributeName"]]) for key in order),
-        found.get("TableSizeBytes", 0),
-        found.get("ItemCount", 0),
-        found.get("LatestStreamArn") if stream.get("StreamEnabled") else None,
-        stream.get("StreamViewType"),
-        answer.get("TimeToLiveDescription", {}).get("AttributeName"),
-    )
 
 
 def restorable(client: Any, table: str) -> Restorable:
@@ -192,7 +129,7 @@ class Exports:
     """
 
     client: Any
-    table: CapturedTable
+    table: DynamoTable
     target: ExportTarget
     projection: Sequence[str] = ()
     poll: Poll = POLL

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feast_dynamo_ext.capture.attribute_types import CapturedColumns
-    from feast_dynamo_ext.capture.export_jobs import CapturedTable
+    from feast_dynamo_ext.capture.dynamo_table import DynamoTable
     from feast_dynamo_ext.capture.history import CapturedHistory
 
 EPOCH, MICROSECOND = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc), dt.timedelta(microseconds=1)
@@ -70,7 +70,7 @@ class _Pages:
     """Reads a table's items by several threads, at most so many units a second."""
 
     client: Any
-    table: CapturedTable
+    table: DynamoTable
     segments: int
     units_per_s: float | None
     read: Callable[[int], object]
@@ -122,7 +122,7 @@ class _Pages:
 
 def scan(
     client: Any,
-    table: CapturedTable,
+    table: DynamoTable,
     columns: CapturedColumns,
     history: CapturedHistory,
     *,

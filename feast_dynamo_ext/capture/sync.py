@@ -16,14 +16,13 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from feast_dynamo_ext.capture.dynamo_table import DynamoTable
 from feast_dynamo_ext.capture.export_files import exports_below, read_export
 from feast_dynamo_ext.capture.export_jobs import (
     POLL,
-    CapturedTable,
     Exports,
     ExportTarget,
     Poll,
-    described_table,
     restorable,
 )
 from feast_dynamo_ext.capture.windows import CaptureState, Window, next_windows
@@ -160,7 +159,7 @@ class Capture:
                 to do.
             AwsError: AWS refuses.
         """
-        table = described_table(client, self.history.source.table)
+        table = DynamoTable.from_table(client, self.history.source)
         there = self.history.state()
         state = self._checked(there, table, full=full)
         span = restorable(client, table.name)
@@ -189,7 +188,7 @@ class Capture:
         return SyncResult(self.history.source.name, state.until, tuple(captured), left)
 
     def _checked(
-        self, state: CaptureState | None, table: CapturedTable, *, full: bool
+        self, state: CaptureState | None, table: DynamoTable, *, full: bool
     ) -> CaptureState:
         new = CaptureState(table.id, table.keys)
         if state is None:
@@ -211,7 +210,7 @@ class Capture:
         return replace(state, table_id=table.id)
 
     def _window(
-        self, window: Window, state: CaptureState, exports: Exports, table: CapturedTable
+        self, window: Window, state: CaptureState, exports: Exports, table: DynamoTable
     ) -> tuple[CaptureState, Captured]:
         try:
             folder = exports.followed(window, self.progress.say)

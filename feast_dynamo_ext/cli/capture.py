@@ -85,7 +85,7 @@ def sync(
     feast-dynamo capture sync purchases --scan --read-units 500
     feast-dynamo capture sync purchases --exports s3://bucket/exports --json
     """  # noqa: D301 - click keeps the lines after \b as they are
-    from feast_dynamo_ext.capture.apply_checks import dynamodb_client
+    from feast_dynamo_ext.capture.dynamo_table import dynamodb_client
     from feast_dynamo_ext.capture.export_jobs import ExportTarget
 
     store = store_of(repo)
@@ -117,7 +117,7 @@ def convert(source: str, path: str, output: Output, repo: Path) -> None:
     feast-dynamo capture convert purchases s3://bucket/exports
     feast-dynamo capture convert purchases exports/AWSDynamoDB/01767608400250-5f2e9a31
     """  # noqa: D301 - click keeps the lines after \b as they are
-    from feast_dynamo_ext.capture.apply_checks import dynamodb_client
+    from feast_dynamo_ext.capture.dynamo_table import dynamodb_client
 
     store = store_of(repo)
     found = source_of(store, source)
@@ -166,7 +166,7 @@ def infer(
     feast-dynamo capture infer purchases --event-time purchased_at
     feast-dynamo capture infer purchases --from s3://bucket/exports
     """  # noqa: D301 - click keeps the lines after \b as they are
-    from feast_dynamo_ext.capture.apply_checks import dynamodb_client
+    from feast_dynamo_ext.capture.dynamo_table import dynamodb_client
     from feast_dynamo_ext.capture.inference import SchemaInference
     from feast_dynamo_ext.capture.sampling import add_exported, add_scanned
 
@@ -201,15 +201,14 @@ def retry(source: str, output: Output, repo: Path) -> None:
     \b
     feast-dynamo capture retry purchases
     """  # noqa: D301 - click keeps the lines after \b as they are
-    from feast_dynamo_ext.capture.apply_checks import dynamodb_client
     from feast_dynamo_ext.capture.captured import columns_of
-    from feast_dynamo_ext.capture.export_jobs import described_table
+    from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
     from feast_dynamo_ext.capture.history import CapturedHistory
     from feast_dynamo_ext.capture.quarantine import retry as tried_again
 
     store = store_of(repo)
     found = source_of(store, source)
-    columns = columns_of(found, described_table(dynamodb_client(store.config), found.table))
+    columns = columns_of(found, DynamoTable.from_table(dynamodb_client(store.config), found))
     history = CapturedHistory.from_source(found, store.config)
     history.evolve(columns.history_schema)
     result = tried_again(history, columns)
@@ -300,9 +299,9 @@ def source_of(store: FeatureStore, name: str) -> DynamoDBTableSource:
 
 def _capture_of(store: FeatureStore, source: DynamoDBTableSource, client: Any) -> Capture:
     from feast_dynamo_ext.capture.captured import capture_of
-    from feast_dynamo_ext.capture.export_jobs import described_table
+    from feast_dynamo_ext.capture.dynamo_table import DynamoTable
 
-    return capture_of(source, described_table(client, source.table), store.config)
+    return capture_of(source, DynamoTable.from_table(client, source), store.config)
 
 
 def _scan(
@@ -313,11 +312,11 @@ def _scan(
     output: Output,
 ) -> None:
     from feast_dynamo_ext.capture.captured import capture_of, columns_of
-    from feast_dynamo_ext.capture.export_jobs import described_table
+    from feast_dynamo_ext.capture.dynamo_table import DynamoTable
     from feast_dynamo_ext.capture.scan import scan as scanned
     from feast_dynamo_ext.progress import Steps
 
-    table = described_table(client, source.table)
+    table = DynamoTable.from_table(client, source)
     with answer_on_stdout(output):
         history = capture_of(source, table, store.config).history
         steps = Steps(source.name, table.items, "items")

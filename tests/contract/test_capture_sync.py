@@ -17,7 +17,8 @@ from repos import REGION
 
 from feast_dynamo_ext import DynamoDBTableSource
 from feast_dynamo_ext.capture.captured import capture_of, columns_of
-from feast_dynamo_ext.capture.export_jobs import ExportTarget, Poll, described_table
+from feast_dynamo_ext.capture.dynamo_table import DynamoTable
+from feast_dynamo_ext.capture.export_jobs import ExportTarget, Poll
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.inference import SchemaInference
 from feast_dynamo_ext.capture.quarantine import retry
@@ -59,7 +60,7 @@ class Shop:
         self.client = boto3.client("dynamodb", region_name=REGION, endpoint_url=service.url)
 
     def capture(self) -> Any:
-        table = described_table(self.client, self.source.table)
+        table = DynamoTable.from_table(self.client, self.source)
         return capture_of(self.source, table, self.store.config)
 
     def sync(self, **how: Any) -> Any:
@@ -350,7 +351,7 @@ def test_a_mended_schema_takes_what_is_in_quarantine(shop: Shop):
     written = read(shop.history.handle)[0]["_feast_written_at"]
 
     shop.source = declared(shop, amount=Int64, shop_name=String)
-    table = described_table(shop.client, shop.source.table)
+    table = DynamoTable.from_table(shop.client, shop.source)
     columns = columns_of(shop.source, table)
     shop.history.evolve(columns.history_schema)
     found = retry(shop.history, columns)
@@ -387,7 +388,7 @@ def test_what_is_declared_later_is_null_before(shop: Shop):
 
 
 def scanned(shop: Shop) -> Any:
-    table = described_table(shop.client, shop.source.table)
+    table = DynamoTable.from_table(shop.client, shop.source)
     return scan(shop.client, table, columns_of(shop.source, table), shop.capture().history)
 
 
@@ -436,3 +437,9 @@ def test_a_schema_is_inferred_from_the_table_or_an_export(shop: Shop):
         add_exported(by_export, shop.target.uri, "another", settings, 1)
     with pytest.raises(CaptureError, match="There is no DynamoDB table nowhere"):
         add_scanned(by_scan, shop.client, "nowhere", 1)
+
+
+def test_what_may_not_be_seen_of_expiry_is_no_deletion(shop: Shop):
+    shop.service.refusals.append(Refusal("DescribeTimeToLive", "AccessDeniedException", times=9))
+    with pytest.raises(CaptureError, match="Allow `dynamodb:DescribeTimeToLive`"):
+        shop.sync()

@@ -312,7 +312,8 @@ def test_a_table_whose_keys_changed_is_another_table(make_table, apply):
     first = captured.source_of(table=make_table())
     store, _ = apply(captured.view_of(first))
     second = captured.source_of(table=make_table({"customer": "N", "number": "N"}))
-    from feast_dynamo_ext.capture.apply_checks import check_captured, dynamodb_client
+    from feast_dynamo_ext.capture.apply_checks import check_captured
+    from feast_dynamo_ext.capture.dynamo_table import dynamodb_client
 
     views = [captured.view_of(second, deletes="ignore")]
     with pytest.raises(ConfigError, match="other items: capture it under another name"):

@@ -15,7 +15,8 @@ from feast import Entity, FeatureView, Field, ValueType
 from feast.types import Int64, UnixTimestamp
 
 from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
-from feast_dynamo_ext.capture.apply_checks import TableFacts, captured_columns, make_history
+from feast_dynamo_ext.capture.apply_checks import captured_columns, make_history
+from feast_dynamo_ext.capture.dynamo_table import DynamoTable
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def new_history(
 ) -> TableHandle:
     """The source's history table, without rows; unless strict, nulls may be in all columns."""
     numbers = tuple((name, "N") for name in keys)
-    facts = TableFacts(source.table, "eu-west-1", numbers, None, True, "")
+    facts = DynamoTable(source.table, "eu-west-1", "", "", 0, numbers, None, True, "")
     columns = captured_columns(source, facts)
     schema = columns.history_schema
     if not is_strict:
