@@ -274,6 +274,13 @@ PRIVATE_NAMES = (
         "how Feast's registry keeps a source",
     ),
     PrivateName(
+        "feast.infra.data_sources.contrib.iceberg_catalog.iceberg_source:IcebergSource",
+        "_to_proto_impl",
+        "overridden",
+        "(self)",
+        "how Feast's registry keeps a table of Iceberg, which a captured table's history is",
+    ),
+    PrivateName(
         f"{PROVIDER}.retrieve_saved_dataset",
         "event time of saved datasets",
         "text",

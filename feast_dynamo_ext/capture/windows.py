@@ -127,7 +127,8 @@ class CaptureState:
             "keys": [list(key) for key in self.keys],
             "until": None if self.until is None else self.until.isoformat(),
             "pending": [window.to_json() for window in self.pending],
-            "exports": dict(self.exports),
+            # In order, which a mapping of JSON need not keep.
+            "exports": [list(export) for export in self.exports.items()],
         }
 
     @classmethod
@@ -139,7 +140,7 @@ class CaptureState:
             tuple((name, kind) for name, kind in found["keys"]),
             None if until is None else dt.datetime.fromisoformat(until),
             tuple(map(Window.from_json, found["pending"])),
-            found["exports"],
+            dict(found["exports"]),
         )
 
 

@@ -216,7 +216,7 @@ def test_an_unknown_job_is_an_error_that_names_it(aws):
 def test_a_bucket_that_is_not_there_is_named(aws):
     with pytest.raises(ResourceNotFoundError, match=r"no-such-bucket/set/.*NoSuchBucket"):
         write("s3://no-such-bucket/set", aws)
-    with pytest.raises(TrainingSetError, match=r"no-such-bucket/set has no manifest\.json"):
+    with pytest.raises(TrainingSetError, match="no-such-bucket/set: there is no such bucket"):
         verify("s3://no-such-bucket/set", aws)
 
 

@@ -23,7 +23,7 @@ def test_prices():
 
 def test_each_price_has_a_date_and_a_source():
     found = [value for value in vars(prices).values() if isinstance(value, prices.Price)]
-    assert len(found) == 4
+    assert len(found) == 6
     for price in found:
         assert re.fullmatch(r"[A-Z][a-z]+ 20\d\d", price.as_of)
         assert price.source.startswith("https://aws.amazon.com/")

@@ -324,6 +324,10 @@ class _Run:
         output = str(self.folder / "sets" / key[:16])
 
         def build() -> dict[str, Any]:
+            if not open_folder(output, self.aws).has_set():
+                # Of a run that was killed, or someone took the manifest away: this folder is of
+                # this pipeline's state alone.
+                shutil.rmtree(output, ignore_errors=True)
             written = build_training_set(
                 self.store, self.parts.definition, repo=self.repo, overwrite=True, output=output
             )
