@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from feast_dynamo_ext.capture.export_rows import DataFile as Conversion
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.sync import Capture, CaptureProgress
 from feast_dynamo_ext.errors import CaptureError, SourceNotFoundError
+from feast_dynamo_ext.timestamps import EPOCH, MICROSECOND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,12 +20,10 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.capture.attribute_types import CapturedColumns
-    from feast_dynamo_ext.capture.changes import Converted
+    from feast_dynamo_ext.capture.change_rows import Converted
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable
     from feast_dynamo_ext.capture.export_files import DataFile, Export
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
-
-EPOCH, MICROSECOND = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc), dt.timedelta(microseconds=1)
 
 
 def capture_of(source: DynamoDBTableSource, table: DynamoTable, config: RepoConfig) -> Capture:
@@ -72,7 +70,7 @@ def columns_of(source: DynamoDBTableSource, table: DynamoTable) -> CapturedColum
     if table.expiry is None:
         raise CaptureError(
             f"{subject}: the TTL attribute of table {table.name} may not be seen, by which an "
-            "expiry is told from a deletion. Allow `dynamodb:DescribeTimeToLive`."
+            "expiry is known from a deletion. Allow `dynamodb:DescribeTimeToLive`."
         )
     return captured_columns(source, table)
 

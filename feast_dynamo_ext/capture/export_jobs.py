@@ -24,7 +24,7 @@ from feast_dynamo_ext.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable
 
@@ -40,13 +40,11 @@ class ExportTarget:
         bucket: its name.
         prefix: before ``AWSDynamoDB/``; may be empty.
         kms_key: id or ARN of the key that encrypts them; None for S3's own (AES256).
-        bucket_owner: account of a bucket of another account.
     """
 
     bucket: str
     prefix: str = ""
     kms_key: str | None = None
-    bucket_owner: str | None = None
 
     @classmethod
     def from_uri(cls, uri: str, kms_key: str | None = None) -> ExportTarget:
@@ -124,14 +122,12 @@ class Exports:
         client: boto3's of DynamoDB.
         table: the table.
         target: where they are written.
-        projection: attributes that are exported; empty for all.
         poll: how often to poll.
     """
 
     client: Any
     table: DynamoTable
     target: ExportTarget
-    projection: Sequence[str] = ()
     poll: Poll = POLL
 
     def start(self, window: Window) -> str:
@@ -173,8 +169,6 @@ class Exports:
         }
         if target.prefix:
             found["S3Prefix"] = target.prefix
-        if target.bucket_owner:
-            found["S3BucketOwner"] = target.bucket_owner
         if target.kms_key:
             found |= {"S3SseAlgorithm": "KMS", "S3SseKmsKeyId": target.kms_key}
         if window.start is None:
@@ -184,12 +178,6 @@ class Exports:
                 "ExportFromTime": window.start,
                 "ExportToTime": window.end,
                 "ExportViewType": NEW_AND_OLD,
-            }
-        if self.projection:
-            names = {f"#a{at}": name for at, name in enumerate(self.projection)}
-            found["FilterSpecification"] = {
-                "ProjectionExpression": ", ".join(names),
-                "ExpressionAttributeNames": names,
             }
         return found
 

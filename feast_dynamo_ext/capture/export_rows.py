@@ -27,7 +27,7 @@ import pyarrow.json as pj
 
 from feast_dynamo_ext.arrow_types import numbers, one_array
 from feast_dynamo_ext.capture.attribute_types import ValueKind
-from feast_dynamo_ext.capture.changes import (
+from feast_dynamo_ext.capture.change_rows import (
     QUARANTINE,
     Converted,
     Images,

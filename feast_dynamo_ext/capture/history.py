@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from feast_dynamo_ext.capture.changes import QUARANTINE
+from feast_dynamo_ext.capture.change_rows import QUARANTINE
 from feast_dynamo_ext.capture.windows import CaptureState
 from feast_dynamo_ext.columns import WRITTEN
 from feast_dynamo_ext.errors import CaptureError, NotCommittedError, SourceNotFoundError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from feast import RepoConfig
 
-    from feast_dynamo_ext.capture.changes import Converted
+    from feast_dynamo_ext.capture.change_rows import Converted
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 
 

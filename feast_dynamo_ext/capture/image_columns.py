@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext.arrow_types import numbers
-from feast_dynamo_ext.capture.changes import Images
+from feast_dynamo_ext.capture.change_rows import Images
 from feast_dynamo_ext.capture.item_values import Misfit
 from feast_dynamo_ext.capture.text_columns import column_of
 

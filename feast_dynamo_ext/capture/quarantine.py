@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pyarrow as pa
 
-from feast_dynamo_ext.capture.changes import QUARANTINE, RecordReader
+from feast_dynamo_ext.capture.change_rows import QUARANTINE, RecordReader
 from feast_dynamo_ext.columns import WRITTEN
 from feast_dynamo_ext.errors import SourceNotFoundError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
 from feast_dynamo_ext.parquet.iceberg.ledger import COMMIT_ID
+from feast_dynamo_ext.timestamps import EPOCH, MICROSECOND
 
 if TYPE_CHECKING:
     from feast_dynamo_ext.capture.attribute_types import CapturedColumns
     from feast_dynamo_ext.capture.history import CapturedHistory
 
-EPOCH, MICROSECOND = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc), dt.timedelta(microseconds=1)
 
 AT_ONCE = 50_000
 """Records that are tried and committed together."""

@@ -16,7 +16,6 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from feast_dynamo_ext.capture.dynamo_table import DynamoTable
 from feast_dynamo_ext.capture.export_files import exports_below, read_export
 from feast_dynamo_ext.capture.export_jobs import (
     POLL,
@@ -36,7 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.capture.changes import Converted
+    from feast_dynamo_ext.capture.change_rows import Converted
+    from feast_dynamo_ext.capture.dynamo_table import DynamoTable
     from feast_dynamo_ext.capture.export_files import DataFile, Export
     from feast_dynamo_ext.capture.history import CapturedHistory, Counts
 
@@ -144,12 +144,19 @@ class Capture:
     # From the table
 
     def sync(
-        self, client: Any, target: ExportTarget, *, full: bool = False, poll: Poll = POLL
+        self,
+        client: Any,
+        table: DynamoTable,
+        target: ExportTarget,
+        *,
+        full: bool = False,
+        poll: Poll = POLL,
     ) -> SyncResult:
         """Export what is not captured yet, and capture it.
 
         Args:
             client: boto3's of DynamoDB.
+            table: as DynamoDB describes it now.
             target: where exports are written.
             full: begin with the whole table again.
             poll: how often to poll.
@@ -159,7 +166,6 @@ class Capture:
                 to do.
             AwsError: AWS refuses.
         """
-        table = DynamoTable.from_table(client, self.history.source)
         there = self.history.state()
         state = self._checked(there, table, full=full)
         span = restorable(client, table.name)
@@ -171,7 +177,7 @@ class Capture:
                 return SyncResult(self.history.source.name, state.until, (), left)
         # Noted before DynamoDB is asked: the same windows have the same tokens.
         self.history.keep(there, state, new_commit_id())
-        exports = Exports(client, table, target, (), poll)
+        exports = Exports(client, table, target, poll)
         before = state
         for window in state.pending:
             if not window.arn:

@@ -85,7 +85,8 @@ def sync(
     feast-dynamo capture sync purchases --scan --read-units 500
     feast-dynamo capture sync purchases --exports s3://bucket/exports --json
     """  # noqa: D301 - click keeps the lines after \b as they are
-    from feast_dynamo_ext.capture.dynamo_table import dynamodb_client
+    from feast_dynamo_ext.capture.captured import capture_of
+    from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
     from feast_dynamo_ext.capture.export_jobs import ExportTarget
 
     store = store_of(repo)
@@ -96,9 +97,10 @@ def sync(
         return
     target = ExportTarget.from_uri(exports or f"{found.history.rstrip('/')}-exports", kms_key)
     with answer_on_stdout(output):
-        run = _capture_of(store, found, client)
+        table = DynamoTable.from_table(client, found)
+        run = capture_of(found, table, store.config)
         with shown(run.progress):
-            result = run.sync(client, target, full=full)
+            result = run.sync(client, table, target, full=full)
     _show(result, run, output)
 
 
@@ -117,13 +119,14 @@ def convert(source: str, path: str, output: Output, repo: Path) -> None:
     feast-dynamo capture convert purchases s3://bucket/exports
     feast-dynamo capture convert purchases exports/AWSDynamoDB/01767608400250-5f2e9a31
     """  # noqa: D301 - click keeps the lines after \b as they are
-    from feast_dynamo_ext.capture.dynamo_table import dynamodb_client
+    from feast_dynamo_ext.capture.captured import capture_of
+    from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
 
     store = store_of(repo)
     found = source_of(store, source)
     client = dynamodb_client(store.config)
     with answer_on_stdout(output):
-        run = _capture_of(store, found, client)
+        run = capture_of(found, DynamoTable.from_table(client, found), store.config)
         with shown(run.progress):
             result = run.convert_exports(path)
     _show(result, run, output)
@@ -297,13 +300,6 @@ def source_of(store: FeatureStore, name: str) -> DynamoDBTableSource:
     return found[name]
 
 
-def _capture_of(store: FeatureStore, source: DynamoDBTableSource, client: Any) -> Capture:
-    from feast_dynamo_ext.capture.captured import capture_of
-    from feast_dynamo_ext.capture.dynamo_table import DynamoTable
-
-    return capture_of(source, DynamoTable.from_table(client, source), store.config)
-
-
 def _scan(
     store: FeatureStore,
     source: DynamoDBTableSource,
@@ -313,7 +309,7 @@ def _scan(
 ) -> None:
     from feast_dynamo_ext.capture.captured import capture_of, columns_of
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable
-    from feast_dynamo_ext.capture.scan import scan as scanned
+    from feast_dynamo_ext.capture.table_scan import scan as scanned
     from feast_dynamo_ext.progress import Steps
 
     table = DynamoTable.from_table(client, source)

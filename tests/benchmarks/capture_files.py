@@ -210,7 +210,7 @@ def convert(folder: Path, name: str, declared: Any) -> int:
     """One data file into one Parquet file and the quarantine's."""
     import pyarrow.parquet as pq
 
-    from feast_dynamo_ext.capture.changes import QUARANTINE
+    from feast_dynamo_ext.capture.change_rows import QUARANTINE
     from feast_dynamo_ext.capture.export_rows import DataFile
 
     records, md5 = json.loads((folder / "manifest.json").read_text())[name]

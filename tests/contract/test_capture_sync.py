@@ -23,8 +23,8 @@ from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.inference import SchemaInference
 from feast_dynamo_ext.capture.quarantine import retry
 from feast_dynamo_ext.capture.sampling import add_exported, add_scanned
-from feast_dynamo_ext.capture.scan import scan
 from feast_dynamo_ext.capture.status import status_of
+from feast_dynamo_ext.capture.table_scan import scan
 from feast_dynamo_ext.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -59,12 +59,14 @@ class Shop:
         self.target = ExportTarget.from_uri(target)
         self.client = boto3.client("dynamodb", region_name=REGION, endpoint_url=service.url)
 
+    def table(self) -> DynamoTable:
+        return DynamoTable.from_table(self.client, self.source)
+
     def capture(self) -> Any:
-        table = DynamoTable.from_table(self.client, self.source)
-        return capture_of(self.source, table, self.store.config)
+        return capture_of(self.source, self.table(), self.store.config)
 
     def sync(self, **how: Any) -> Any:
-        return self.capture().sync(self.client, self.target, poll=QUICK, **how)
+        return self.capture().sync(self.client, self.table(), self.target, poll=QUICK, **how)
 
     @property
     def history(self) -> CapturedHistory:
@@ -195,7 +197,7 @@ def test_a_run_that_ends_anywhere_is_gone_on_with(shop: Shop, at: int):
     run, there = shop.capture(), shop.history
     history = Stopping(there.source, there.handle, there.quarantine, last=at)
     with pytest.raises(StoppedError):
-        replace(run, history=history).sync(shop.client, shop.target, poll=QUICK)
+        replace(run, history=history).sync(shop.client, shop.table(), shop.target, poll=QUICK)
     shop.sync()
     expected = [(customer, day, 1.5, "put") for customer in range(4) for day in (1, 2)]
     assert shop.rows() == sorted(expected)

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.capture.attribute_types import CapturedColumns
-from feast_dynamo_ext.capture.changes import RecordReader, joined
+from feast_dynamo_ext.capture.change_rows import RecordReader, joined
 from feast_dynamo_ext.capture.export_rows import DataFile
 from feast_dynamo_ext.errors import SourceReadError
 

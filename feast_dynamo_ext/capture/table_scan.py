@@ -20,7 +20,7 @@ import duckdb
 import pyarrow as pa
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.capture.changes import QUARANTINE, RecordReader
+from feast_dynamo_ext.capture.change_rows import QUARANTINE, RecordReader
 from feast_dynamo_ext.capture.item_values import ItemReader, Misfit
 from feast_dynamo_ext.capture.windows import CaptureState
 from feast_dynamo_ext.columns import CHANGE, DELETE, MOVE, PUT, WRITTEN
@@ -28,6 +28,8 @@ from feast_dynamo_ext.cost.prices import READ_UNITS
 from feast_dynamo_ext.errors import SourceNotFoundError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
 from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE
+from feast_dynamo_ext.retrieval.engines.sql_dialects import DUCKDB
+from feast_dynamo_ext.timestamps import EPOCH, MICROSECOND
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable
     from feast_dynamo_ext.capture.history import CapturedHistory
 
-EPOCH, MICROSECOND = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc), dt.timedelta(microseconds=1)
 PAGE_UNITS = 128
 """Of a page of 1 MB, read as it may be stale."""
 
@@ -186,12 +187,12 @@ def _differences(
     names = [column.name for column in columns.columns]
     schema = columns.history_schema
     found = found.select([*schema.names, SEQUENCE])
-    keys = ", ".join(map(_quoted, columns.keys))
-    time_ = _quoted(columns.event_time)
-    listed = ", ".join(f"s.{_quoted(name)}" for name in names)
-    before = ", ".join(f"t.{_quoted(name)}" for name in names)
+    keys = ", ".join(map(DUCKDB.quoted, columns.keys))
+    time_ = DUCKDB.quoted(columns.event_time)
+    listed = ", ".join(f"s.{DUCKDB.quoted(name)}" for name in names)
+    before = ", ".join(f"t.{DUCKDB.quoted(name)}" for name in names)
     differs = " OR ".join(
-        f"s.{_quoted(name)} IS DISTINCT FROM t.{_quoted(name)}"
+        f"s.{DUCKDB.quoted(name)} IS DISTINCT FROM t.{DUCKDB.quoted(name)}"
         for name in names
         if name not in columns.keys
     )
@@ -219,11 +220,6 @@ def _differences(
         ]
         tables = [duck.sql(part).to_arrow_table() for part in parts]
     return pa.concat_tables([each.rename_columns(schema.names).cast(schema) for each in tables])
-
-
-def _quoted(name: str) -> str:
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
 
 
 def _not_known(quarantine: pa.RecordBatch, history: CapturedHistory) -> pa.Table:
