@@ -192,14 +192,25 @@ def _pieces(rows: pa.RecordBatch | pa.Table) -> Iterator[pa.RecordBatch]:
             yield batch.slice(start, most)
 
 
-class _Columns:
+FLOATS = ("float32", "within_float32")
+"""Options of `writer` that decide which numbers a file can hold."""
+
+
+class WrittenColumns:
     """Columns as a file holds them: NaN is null, infinity an error, floats of one width."""
 
-    def __init__(self, *, float32: bool, within_float32: bool = False) -> None:
-        self._float32, self._within, self._rows = float32, within_float32, 0
+    def __init__(
+        self, *, float32: bool, within_float32: bool = False, of: str = "the file"
+    ) -> None:
+        """No rows were seen yet; see `writer`. Errors count the rows `of` what is written."""
+        self._float32, self._within, self._rows, self._whole = float32, within_float32, 0, of
 
     def of(self, rows: pa.RecordBatch) -> list[pa.Array]:
-        """The next rows' columns."""
+        """The next rows' columns.
+
+        Raises:
+            TrainingSetError: a number is infinite, or becomes so.
+        """
         columns = [self._of(field.name, rows.column(at)) for at, field in enumerate(rows.schema)]
         self._rows += rows.num_rows
         return columns
@@ -222,8 +233,9 @@ class _Columns:
             first = self._rows + pc.index(infinite, pa.scalar(value=True)).as_py()
             raise TrainingSetError(
                 f"Column `{name}` has {pc.sum(infinite).as_py()} values that are infinite, or "
-                f"become so as {column.type}; the first is in row {first} of the file, counted "
-                "from 0. Replace them by null, which reads as missing, or scale the column."
+                f"become so as {column.type}; the first is in row {first} of {self._whole}, "
+                "counted from 0. Replace them by null, which reads as missing, or scale the "
+                "column."
             )
 
 
@@ -236,7 +248,7 @@ class _Csv:
     def __init__(
         self, file: NewFile, schema: pa.Schema, _: FileRoles, *, header: bool, float32: bool
     ) -> None:
-        self._columns, self._float32 = _Columns(float32=float32), float32
+        self._columns, self._float32 = WrittenColumns(float32=float32), float32
         if float32:
             schema = pa.schema([pa.field(name, pa.large_string()) for name in schema.names])
         self._schema = schema
@@ -271,7 +283,7 @@ class _Parquet:
         if float32:
             kinds = [pa.float32() if pa.types.is_floating(kind) else kind for kind in schema.types]
             schema = pa.schema([*zip(schema.names, kinds, strict=True)])
-        self._columns = _Columns(float32=float32, within_float32=within_float32)
+        self._columns = WrittenColumns(float32=float32, within_float32=within_float32)
         self._schema = schema
         self._waiting: list[pa.RecordBatch] = []
         self._rows = 0
@@ -331,7 +343,7 @@ class _RecordIO:
             raise TrainingSetError(
                 f"RecordIO has no place for the weight `{roles.weight}`: write CSV or libsvm."
             )
-        self._file, self._columns = file, _Columns(float32=float32)
+        self._file, self._columns = file, WrittenColumns(float32=float32)
         # Integers of any width become float64, which encodings keep exact, or refuse.
         is_float32 = float32 or all(kind == pa.float32() for kind in schema.types)
         self._kind = "float32" if is_float32 else "float64"
@@ -417,7 +429,7 @@ class _Libsvm:
     """A line per row: `label index:value ...`, or `label:weight index:value ...`."""
 
     def __init__(self, file: NewFile, _: pa.Schema, roles: FileRoles, *, float32: bool) -> None:
-        self._file, self._columns = file, _Columns(float32=float32)
+        self._file, self._columns = file, WrittenColumns(float32=float32)
         self._weighted = roles.weight is not None
 
     def write(self, batch: pa.RecordBatch | pa.Table) -> None:

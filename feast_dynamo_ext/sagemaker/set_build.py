@@ -17,7 +17,9 @@ from feast_dynamo_ext.sagemaker.encodings import FittedEncoding, arrow_type
 from feast_dynamo_ext.sagemaker.formats import (
     CATEGORICAL_INDEX,
     EXTENSIONS,
+    FLOATS,
     FileRoles,
+    WrittenColumns,
     categorical_index,
     type_problems,
 )
@@ -257,6 +259,27 @@ class Build:
                 f"The label `{self._roles.label}` is in {unknown} rows none of the categories "
                 "that the rows that train have. Declare all of its `categories`."
             )
+
+    def try_out(self, form: ShardFormat, fitted: Mapping[str, FittedEncoding]) -> None:
+        """Encode all rows and write none: what only shows in rows that do not train is found.
+
+        Raises:
+            TrainingSetError: a value that its encoding or a format does not take.
+        """
+        passing = _Passing(fitted, self._roles, form)
+        files = []
+        for name in form.formats:
+            options = {each: form.options(name).get(each, False) for each in FLOATS}
+            files.append(WrittenColumns(**options, of="the rows that are written"))
+        for first, block in self._spool.read():
+            places = self._shards[first : first + block.num_rows]
+            is_written = places >= 0
+            if not is_written.any():
+                continue
+            rows, of_rows = block.filter(pa.array(is_written)), places[is_written]
+            encoded, _ = passing.encode(rows, of_rows // self._parts)
+            for file in files:
+                file.of(encoded)
 
     def write(
         self,

@@ -345,6 +345,8 @@ def write_training_set(
         fitted = build.fit(fitting)
         form = form_of(roles, fitted, spool.schema, formats, target)
         build.check(form, fitted)
+        if seen is not None:
+            build.try_out(form, fitted)  # before a set that is there is given up
         # The join took a while.
         refuse_existing(folder, overwrite=overwrite)
         with claimed(folder, seen) as claim:

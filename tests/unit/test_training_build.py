@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -439,8 +440,44 @@ def test_what_is_refused_costs_no_set_that_is_there(tmp_path, name):
     before = contents(tmp_path)
     with pytest.raises(TrainingSetError):
         write(tmp_path, **BAD[name][0], overwrite=True)
-    if name != "a longer list":  # which shows when it is encoded
-        assert contents(tmp_path) == before
+    assert contents(tmp_path) == before
+
+
+SHOWS_LATE = {
+    # In a row that does not train, which no encoding is fitted on.
+    "a number beyond float32": (
+        "spend",
+        1e39,
+        {"target": "xgboost", "weight": None},
+        "`spend` has 1 values that are infinite, or become so as float; the first is in row 9 of "
+        "the rows that are written",
+    ),
+    "a longer list": (
+        "tags",
+        [1, 2, 3, 4],
+        {"encodings": ENCODINGS | {"tags": Encoding(encoding="list", length=3)}},
+        "Column `tags`: 1 of 10 lists have more than 3 elements",
+    ),
+    "a time that no nanosecond counts": (
+        "since",
+        datetime(9999, 12, 31, tzinfo=timezone.utc),
+        {"encodings": ENCODINGS | {"since": Encoding(encoding="epoch", unit="ns")}},
+        "a time is so far from the others",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHOWS_LATE)
+def test_a_value_that_shows_late_costs_no_set_that_is_there(tmp_path, name):
+    column, value, changes, words = SHOWS_LATE[name]
+    write(tmp_path)
+    before = contents(tmp_path)
+    values = pa.array([*ROWS[column].to_pylist()[:9], value], ROWS[column].type)
+    rows = ROWS.set_column(ROWS.schema.get_field_index(column), column, values)
+    with pytest.raises(TrainingSetError, match=re.escape(words)):
+        write(tmp_path, rows, **changes, overwrite=True)
+    assert contents(tmp_path) == before
+    assert verify(str(tmp_path), AWS).ok
 
 
 BECOMES_MISSING = {
