@@ -233,7 +233,7 @@ def build_set(
     \b
     feast-dynamo pipeline build-set churn --output s3://bucket/sets/1
     """  # noqa: D301 - click keeps the lines after \b as they are
-    from feast_dynamo_ext.sagemaker.definition import build_training_set
+    from feast_dynamo_ext.sagemaker.declared_sets import build_training_set
     from feast_dynamo_ext.sagemaker.pipeline import step_inputs
     from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import read_pipeline
     from feast_dynamo_ext.sagemaker.pipeline.rendering import read_parts

@@ -60,7 +60,7 @@ def _place(repo: Path) -> _Place:
 
 def output_of(name: str, repo: Path) -> str:
     """The output of the set that a repo declares by a name, or the output itself."""
-    from feast_dynamo_ext.sagemaker.definition import definition_named, load_definitions
+    from feast_dynamo_ext.sagemaker.declared_sets import definition_named, load_definitions
     from feast_dynamo_ext.sagemaker.output_folder import MANIFEST
 
     if "/" in name or not is_repo(repo):

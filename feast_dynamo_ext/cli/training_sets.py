@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
     from feast_dynamo_ext.sagemaker import Manifest, TrainingSet
-    from feast_dynamo_ext.sagemaker.definition import Declared
+    from feast_dynamo_ext.sagemaker.declared_sets import Declared
 
 name_argument = click.argument("name")
 
@@ -61,7 +61,7 @@ def build(name: str, place: str | None, output: Output, repo: Path, *, overwrite
     \b
     feast-dynamo training-set build churn
     """  # noqa: D301 - click keeps the lines after \b as they are
-    from feast_dynamo_ext.sagemaker.definition import build_training_set, definition_named
+    from feast_dynamo_ext.sagemaker.declared_sets import build_training_set, definition_named
 
     declared = definition_named(repo, name)
     store = open_store(repo)
@@ -81,7 +81,7 @@ def list_(output: Output, repo: Path) -> None:
     \b
     feast-dynamo training-set list
     """  # noqa: D301 - click keeps the lines after \b as they are
-    from feast_dynamo_ext.sagemaker.definition import load_definitions
+    from feast_dynamo_ext.sagemaker.declared_sets import load_definitions
 
     declared = load_definitions(repo)
     store = open_store(repo)

@@ -10,11 +10,8 @@ import pytest
 
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker import StratifiedSplit, TimeFractions, TimeSplit
-from feast_dynamo_ext.sagemaker.definition import (
-    TrainingSetDefinition,
-    load_definition,
-    load_definitions,
-)
+from feast_dynamo_ext.sagemaker.declared_sets import load_definition, load_definitions
+from feast_dynamo_ext.sagemaker.definition import TrainingSetDefinition
 
 TEXT = """\
 # what the churn model trains on

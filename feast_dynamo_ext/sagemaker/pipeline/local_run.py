@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from feast_dynamo_ext import __version__
 from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, PipelineError
 from feast_dynamo_ext.sagemaker.channels import copy_channels
-from feast_dynamo_ext.sagemaker.definition import build_training_set
+from feast_dynamo_ext.sagemaker.declared_sets import build_training_set
 from feast_dynamo_ext.sagemaker.local_job import run_training_job
 from feast_dynamo_ext.sagemaker.manifest import manifest_sha256
 from feast_dynamo_ext.sagemaker.output_folder import open_folder

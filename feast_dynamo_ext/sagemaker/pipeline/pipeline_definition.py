@@ -26,7 +26,7 @@ from pydantic import Field
 
 from feast_dynamo_ext.config import SettingsModel, did_you_mean, refuse_unknown
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.sagemaker.definition import declared_yaml
+from feast_dynamo_ext.sagemaker.declared_yaml import declared_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker import targets
-from feast_dynamo_ext.sagemaker.definition import TrainingSetDefinition, definition_named
+from feast_dynamo_ext.sagemaker.declared_sets import definition_named
 from feast_dynamo_ext.sagemaker.job_source import SourceCode, pack_source, upload_source
 from feast_dynamo_ext.sagemaker.output_folder import MANIFEST
 from feast_dynamo_ext.sagemaker.pipeline.registration import EVALUATION, package_request
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from feast_dynamo_ext.aws import AwsSettings
+    from feast_dynamo_ext.sagemaker.definition import TrainingSetDefinition
     from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import (
         PipelineDeclaration,
         Retry,
