@@ -284,8 +284,8 @@ def report(training_set: str, path: Path, output: Output, repo: Path) -> None:
     place = _place(repo)
     from feast_dynamo_ext.sagemaker import load_training_set
     from feast_dynamo_ext.sagemaker.leakage import worst
+    from feast_dynamo_ext.sagemaker.report_page import html
     from feast_dynamo_ext.sagemaker.set_inspection import inspect
-    from feast_dynamo_ext.sagemaker.set_report import html
     from feast_dynamo_ext.storage import LocalFiles
 
     loaded = load_training_set(output_of(training_set, repo), place.aws)

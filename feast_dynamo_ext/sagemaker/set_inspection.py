@@ -17,7 +17,8 @@ from feast_dynamo_ext.sagemaker.column_statistics import label_of
 from feast_dynamo_ext.sagemaker.distributions import statistics
 from feast_dynamo_ext.sagemaker.leakage import Keys, leakage
 from feast_dynamo_ext.sagemaker.over_time import ages, over_time
-from feast_dynamo_ext.sagemaker.set_report import Feature, SetReport, SplitFigures, html
+from feast_dynamo_ext.sagemaker.report_page import html
+from feast_dynamo_ext.sagemaker.set_report import Feature, SetReport, SplitFigures
 from feast_dynamo_ext.sagemaker.set_rows import opened_rows
 from feast_dynamo_ext.sagemaker.set_verification import changed_sources
 
@@ -62,7 +63,7 @@ def report_html(
     limits: Limits,
     store: FeatureStore | None = None,
 ) -> str:
-    """A training set's report, as `set_report.html` shows it.
+    """A training set's report, as `report_page.html` shows it.
 
     Args:
         training_set: what is reported.

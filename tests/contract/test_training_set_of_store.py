@@ -26,9 +26,9 @@ from feast_dynamo_ext.errors import (
     TrainingSetError,
 )
 from feast_dynamo_ext.sagemaker.rebuild import rebuild
+from feast_dynamo_ext.sagemaker.report_page import html
 from feast_dynamo_ext.sagemaker.set_difference import difference
 from feast_dynamo_ext.sagemaker.set_inspection import inspect
-from feast_dynamo_ext.sagemaker.set_report import html
 from feast_dynamo_ext.sagemaker.set_verification import changed_sources
 
 DAY = dt.timedelta(days=1)

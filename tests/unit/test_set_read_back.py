@@ -16,9 +16,9 @@ from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.duckdb_connection import Limits
 from feast_dynamo_ext.errors import TrainingSetError
 from feast_dynamo_ext.sagemaker import Encoding, Provenance, TimeFractions, write_training_set
+from feast_dynamo_ext.sagemaker.report_page import html
 from feast_dynamo_ext.sagemaker.set_difference import difference
 from feast_dynamo_ext.sagemaker.set_inspection import inspect
-from feast_dynamo_ext.sagemaker.set_report import html
 from feast_dynamo_ext.sagemaker.set_rows import opened_rows
 
 AWS, LIMITS = AwsSettings(), Limits(memory_limit="200MB", threads=2)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from set_pages import CITIES, made_report, made_rows
 
-from feast_dynamo_ext.sagemaker.set_report import age, figure, html, percent, steps
+from feast_dynamo_ext.sagemaker.report_charts import steps
+from feast_dynamo_ext.sagemaker.report_page import html
+from feast_dynamo_ext.sagemaker.report_texts import age, figure, percent
 
 
 class Page(HTMLParser):
