@@ -9,19 +9,14 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import re
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.capture.export_files import FULL, INCREMENTAL, NEW_AND_OLD
 from feast_dynamo_ext.capture.windows import Restorable, Window
-from feast_dynamo_ext.errors import (
-    AwsError,
-    AwsUnavailableError,
-    CaptureError,
-    ThrottledError,
-)
+from feast_dynamo_ext.errors import AwsError, CaptureError
+from feast_dynamo_ext.polling import Poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,17 +96,7 @@ def _recovery_off(table: str) -> CaptureError:
     )
 
 
-@dataclass(frozen=True)
-class Poll:
-    """How often to poll, in seconds; each pause is half as long again as the one before."""
-
-    first_s: float = 5.0
-    most_s: float = 60.0
-    max_failures: int = 20
-    sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
-
-
-POLL = Poll()
+POLL = Poll(first_s=5.0, most_s=60.0)
 
 
 @dataclass(frozen=True)
@@ -141,8 +126,7 @@ class Exports:
                 table is gone.
             AwsError: AWS refuses.
         """
-        attempt = self.poll.first_s
-        for _ in range(self.poll.max_failures):
+        for _, pause in zip(range(self.poll.max_failures), self.poll.pauses(), strict=False):
             try:
                 with aws.translated("dynamodb", f"table {self.table.name}"):
                     answer = self.client.export_table_to_point_in_time(**self.request(window))
@@ -151,8 +135,7 @@ class Exports:
                 if error.code not in ("LimitExceededException", "ExportConflictException"):
                     raise self._refused(window, error) from error
                 refused = error
-                self.poll.sleep(attempt)
-                attempt = min(self.poll.most_s, attempt * 1.5)
+                self.poll.sleep(pause)
             else:
                 return str(answer["ExportDescription"]["ExportArn"])
         raise refused
@@ -212,28 +195,23 @@ class Exports:
             CaptureError: it failed; says why, and what to do.
             AwsError: AWS refuses to say.
         """
-        pause, failures, last = self.poll.first_s, 0, ""
-        while True:
-            try:
-                with aws.translated("dynamodb", f"export {window.arn}"):
-                    answer = self.client.describe_export(ExportArn=window.arn)
-            except (ThrottledError, AwsUnavailableError) as error:
-                # DynamoDB goes on all the same: giving up would only hide how it ends.
-                failures += 1
-                if failures >= self.poll.max_failures:
-                    raise
-                logger.info("%s: no status (%s)", window, error.code or type(error).__name__)
-            else:
-                failures, found = 0, answer["ExportDescription"]
-                if found["ExportStatus"] != last:
-                    last = found["ExportStatus"]
-                    say(f"export of {window}: {last}")
-                if last == "COMPLETED":
-                    return self._folder(found)
-                if last == "FAILED":
-                    raise self._failed(window, found)
-            self.poll.sleep(pause)
-            pause = min(self.poll.most_s, pause * 1.5)
+
+        def described() -> dict[str, Any]:
+            with aws.translated("dynamodb", f"export {window.arn}"):
+                answer = self.client.describe_export(ExportArn=window.arn)
+            found: dict[str, Any] = answer["ExportDescription"]
+            return found
+
+        found = self.poll.until(
+            described,
+            lambda found: found["ExportStatus"] in ("COMPLETED", "FAILED"),
+            f"export of {window}",
+            say,
+            lambda found: str(found["ExportStatus"]),
+        )
+        if found["ExportStatus"] == "FAILED":
+            raise self._failed(window, found)
+        return self._folder(found)
 
     def _folder(self, found: dict[str, Any]) -> str:
         export_id = found["ExportArn"].rpartition("/")[2]

@@ -21,7 +21,6 @@ from feast_dynamo_ext.capture.export_jobs import (
     POLL,
     Exports,
     ExportTarget,
-    Poll,
     restorable,
 )
 from feast_dynamo_ext.capture.windows import CaptureState, Window, next_windows
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable
     from feast_dynamo_ext.capture.export_files import DataFile, Export
     from feast_dynamo_ext.capture.history import CapturedHistory, Counts
+    from feast_dynamo_ext.polling import Poll
 
 
 logger = logging.getLogger(__name__)

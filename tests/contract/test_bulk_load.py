@@ -24,9 +24,9 @@ from feast_dynamo_ext.errors import (
     TableLayoutError,
     TableProtectedError,
 )
-from feast_dynamo_ext.materialize.bulk_import.import_table import Poll
 from feast_dynamo_ext.materialize.bulk_import.load import BulkLoader, BulkSettings, newest_rows
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
+from feast_dynamo_ext.polling import Poll
 from feast_dynamo_ext.view_settings import TableSettings, ViewSettings
 
 REGION = "us-east-1"

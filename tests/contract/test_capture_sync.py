@@ -18,7 +18,7 @@ from repos import REGION
 from feast_dynamo_ext import DynamoDBTableSource
 from feast_dynamo_ext.capture.captured import capture_of, columns_of
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable
-from feast_dynamo_ext.capture.export_jobs import ExportTarget, Poll
+from feast_dynamo_ext.capture.export_jobs import ExportTarget
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.inference import SchemaInference
 from feast_dynamo_ext.capture.quarantine import retry
@@ -26,6 +26,7 @@ from feast_dynamo_ext.capture.sampling import add_exported, add_scanned
 from feast_dynamo_ext.capture.status import status_of
 from feast_dynamo_ext.capture.table_scan import scan
 from feast_dynamo_ext.errors import CaptureError
+from feast_dynamo_ext.polling import Poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,10 +11,10 @@ from feast_dynamo_ext.errors import AccessDeniedError, BulkLoadError, ConfigErro
 from feast_dynamo_ext.materialize.bulk_import.files import Folder
 from feast_dynamo_ext.materialize.bulk_import.import_table import (
     Import,
-    Poll,
     follow,
     import_request,
 )
+from feast_dynamo_ext.polling import Poll
 from feast_dynamo_ext.view_settings import TableSettings
 
 ARN = "arn:aws:dynamodb:us-east-1:111122223333:table/shop.orders/import/01658528578619-c4d4e311"

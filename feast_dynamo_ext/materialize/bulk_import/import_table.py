@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.aws import translated
 from feast_dynamo_ext.dynamo.tables.describe import WAIT, Owner, claim, wait_ready
 from feast_dynamo_ext.dynamo.tables.diff import changes, create_parameters, read_state
 from feast_dynamo_ext.dynamo.tables.table import TablePlan, carry_out
-from feast_dynamo_ext.errors import AwsUnavailableError, BulkLoadError, ThrottledError
+from feast_dynamo_ext.errors import BulkLoadError
+from feast_dynamo_ext.polling import Poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feast_dynamo_ext.dynamo.tables.describe import Skipped, TableClients, TableSpec, Wait
     from feast_dynamo_ext.materialize.bulk_import.files import Folder
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,24 +54,8 @@ class Status:
         return f"{self.word}{counts}"
 
 
-@dataclass(frozen=True)
-class Poll:
-    """How often to poll. An import takes minutes to hours, and ends by itself.
-
-    Attributes:
-        first_s: the first pause, seconds; each is half as long again as the one before.
-        most_s: the longest pause, seconds.
-        max_failures: requests in a row that may fail (throttled, timeouts, 5xx).
-        sleep: waits the given seconds.
-    """
-
-    first_s: float = 1.0
-    most_s: float = 30.0
-    max_failures: int = 20
-    sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
-
-
 POLL = Poll()
+"""An import takes minutes to hours, and ends by itself."""
 
 
 # What ImportTable takes of CreateTable's parameters; `finish` does the rest.
@@ -196,33 +176,11 @@ def follow(
         AwsError: AWS refused to say.
     """
     try:
-        status = _ended(operation, say, poll)
+        status = poll.until(operation.status, lambda status: status.ended, operation.name, say)
     except KeyboardInterrupt:
         say(operation.interrupted())
         raise
     return _checked(operation, status, expected)
-
-
-def _ended(operation: Import, say: Callable[[str], object], poll: Poll) -> Status:
-    pause, failures, last = poll.first_s, 0, None
-    while True:
-        try:
-            status = operation.status()
-        except (ThrottledError, AwsUnavailableError) as error:
-            # DynamoDB goes on all the same: giving up would only hide how it ends.
-            failures += 1
-            if failures >= poll.max_failures:
-                raise
-            logger.info("%s: no status (%s)", operation.name, error.code or type(error).__name__)
-        else:
-            failures = 0
-            if str(status) != last:
-                last = str(status)
-                say(f"{operation.name}: {last}")
-            if status.ended:
-                return status
-        poll.sleep(pause)
-        pause = min(poll.most_s, pause * 1.5)
 
 
 def _checked(operation: Import, status: Status, expected: int) -> Status:

@@ -56,8 +56,9 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
     from feast_dynamo_ext.dynamo.tables.describe import Skipped, TableSpec, Wait
-    from feast_dynamo_ext.materialize.bulk_import.import_table import Poll, Status
+    from feast_dynamo_ext.materialize.bulk_import.import_table import Status
     from feast_dynamo_ext.materialize.newest_rows import ViewReading
+    from feast_dynamo_ext.polling import Poll
 
 
 logger = logging.getLogger(__name__)
