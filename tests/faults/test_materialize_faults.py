@@ -211,7 +211,7 @@ def test_a_table_that_stays_throttled_is_named_and_the_next_run_goes_on(
         rule_proxy.endpoint,
         1_000,
         # A busy machine answers within it, too.
-        online={"write_deadline_ms": 2_000},
+        online={"write_deadline_ms": 6_000},
         write_mode=mode,
         rows_per_bucket=125,
     )
