@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.capture.apply_checks import captured_columns, make_history
+from feast_dynamo_ext.capture.change_rows import as_of
 from feast_dynamo_ext.capture.export_files import DataStream
 from feast_dynamo_ext.capture.export_rows import DataFile as Conversion
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.sync import Capture, CaptureProgress
 from feast_dynamo_ext.errors import CaptureError, SourceNotFoundError
-from feast_dynamo_ext.timestamps import EPOCH, MICROSECOND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +84,7 @@ class _Rows:
 
     def __call__(self, export: Export, file: DataFile) -> Iterator[Converted]:
         stream: Any = DataStream(file, self.settings)
-        at = (export.end - EPOCH) // MICROSECOND if export.is_full else None
+        at = as_of(export.end) if export.is_full else None
         with stream:
             return (
                 yield from Conversion(
