@@ -39,12 +39,7 @@ def capture_of(source: DynamoDBTableSource, table: DynamoTable, config: RepoConf
         ConfigError: a declaration that contradicts the table.
         OfflineStoreError: the catalog refuses.
     """
-    columns = columns_of(source, table)
-    history = CapturedHistory.from_source(source, config)
-    try:
-        history.evolve(columns.history_schema)
-    except SourceNotFoundError:
-        make_history(source, columns.history_schema, columns.keys, config)
+    columns, history = history_of(source, table, config)
     settings = config.offline_store.aws()
     return Capture(
         history,
@@ -52,6 +47,22 @@ def capture_of(source: DynamoDBTableSource, table: DynamoTable, config: RepoConf
         settings,
         progress=CaptureProgress(source.name),
     )
+
+
+def history_of(
+    source: DynamoDBTableSource, table: DynamoTable, config: RepoConfig
+) -> tuple[CapturedColumns, CapturedHistory]:
+    """The columns of a source, and its history table, made, or evolved, to have them.
+
+    Raises: as `capture_of`.
+    """
+    columns = columns_of(source, table)
+    history = CapturedHistory.from_source(source, config)
+    try:
+        history.evolve(columns.history_schema)
+    except SourceNotFoundError:
+        make_history(source, columns.history_schema, columns.keys, config)
+    return columns, history
 
 
 def columns_of(source: DynamoDBTableSource, table: DynamoTable) -> CapturedColumns:
