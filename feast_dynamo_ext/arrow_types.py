@@ -100,8 +100,8 @@ def map_type(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) ->
     elif pa.types.is_struct(kind):
         kind = pa.struct([changed(field) for field in kind])
     elif pa.types.is_map(kind):
-        key, item = map_type(kind.key_type, change), map_type(kind.item_type, change)
-        kind = pa.map_(key, item, kind.keys_sorted)
+        # As fields: what Iceberg calls them is in their metadata.
+        kind = pa.map_(changed(kind.key_field), changed(kind.item_field), kind.keys_sorted)
     elif pa.types.is_fixed_size_list(kind):
         kind = pa.list_(changed(kind.value_field), kind.list_size)
     elif pa.types.is_large_list(kind):

@@ -52,6 +52,10 @@ def stored_times(source: Any) -> tuple[str, str | None]:
 WRITTEN, CHANGE = "_feast_written_at", "_feast_change"
 """Columns of a captured table's history: when a change was written, and what it was."""
 
+CHANGE_ID = "_feast_change_id"
+"""Column of a captured table's history: the id that the table's stream gave a change, by which it
+is known where the stream delivers it again; null in rows of exports and scans."""
+
 PUT, DELETE, EXPIRE, MOVE = "put", "delete", "expire", "move"
 """What a change was: an item as it then stood; or a tombstone, which holds what stood before: the
 item was deleted, was deleted after its own TTL, or got another event time."""

@@ -237,12 +237,23 @@ def _history_of(
         elif makes:
             make_history(source, columns.history_schema, keys, config)
         return
-    _check_history(source, table, keys, folder_uri(source.history, "sql", config))
+    check_history(source, table, keys, folder_uri(source.history, "sql", config))
 
 
-def _check_history(
+def check_history(
     source: DynamoDBTableSource, table: Any, keys: tuple[str, ...], place: str
 ) -> None:
+    """Refuse a table that is no history of a source, or of other keys.
+
+    Args:
+        source: the source.
+        table: pyiceberg's.
+        keys: the columns of the captured table's key attributes.
+        place: where the source says that its files lie.
+
+    Raises:
+        ConfigError: it is another table's.
+    """
     name, of_history = ".".join(table.name()), TableLayout.item_keys(table)
     if ITEM_KEYS_PROPERTY not in table.properties:
         raise ConfigError(

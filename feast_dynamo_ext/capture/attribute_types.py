@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from feast_dynamo_ext.columns import CHANGE, WRITTEN
+from feast_dynamo_ext.columns import CHANGE, CHANGE_ID, WRITTEN
 from feast_dynamo_ext.errors import ConfigError, UnsupportedTypeError
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ class CapturedColumns:
     def history_schema(self) -> pa.Schema:
         """The columns of history, without the sequence column, which is the table's."""
         schema = self.schema.append(pa.field(WRITTEN, MOMENT, nullable=False))
-        return schema.append(pa.field(CHANGE, pa.string(), nullable=False))
+        schema = schema.append(pa.field(CHANGE, pa.string(), nullable=False))
+        return schema.append(pa.field(CHANGE_ID, pa.string()))
 
     @property
     def of_keys(self) -> CapturedColumns:
@@ -247,7 +248,7 @@ def _path(name: str, tag: str | None, where: str) -> tuple[str, ...]:
     return tuple(path)
 
 
-OURS = {WRITTEN, CHANGE, "_feast_sequence"}
+OURS = {WRITTEN, CHANGE, CHANGE_ID, "_feast_sequence"}
 
 
 def _refuse_same_names(columns: Iterable[CapturedColumn], subject: str) -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.capture.apply_checks import captured_columns, make_history
+from feast_dynamo_ext.capture.change_rows import as_of
 from feast_dynamo_ext.capture.export_files import DataStream
 from feast_dynamo_ext.capture.export_rows import DataFile as Conversion
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.sync import Capture, CaptureProgress
 from feast_dynamo_ext.errors import CaptureError, SourceNotFoundError
-from feast_dynamo_ext.timestamps import EPOCH, MICROSECOND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,12 +39,7 @@ def capture_of(source: DynamoDBTableSource, table: DynamoTable, config: RepoConf
         ConfigError: a declaration that contradicts the table.
         OfflineStoreError: the catalog refuses.
     """
-    columns = columns_of(source, table)
-    history = CapturedHistory.from_source(source, config)
-    try:
-        history.evolve(columns.history_schema)
-    except SourceNotFoundError:
-        make_history(source, columns.history_schema, columns.keys, config)
+    columns, history = history_of(source, table, config)
     settings = config.offline_store.aws()
     return Capture(
         history,
@@ -52,6 +47,22 @@ def capture_of(source: DynamoDBTableSource, table: DynamoTable, config: RepoConf
         settings,
         progress=CaptureProgress(source.name),
     )
+
+
+def history_of(
+    source: DynamoDBTableSource, table: DynamoTable, config: RepoConfig
+) -> tuple[CapturedColumns, CapturedHistory]:
+    """The columns of a source, and its history table, made, or evolved, to have them.
+
+    Raises: as `capture_of`.
+    """
+    columns = columns_of(source, table)
+    history = CapturedHistory.from_source(source, config)
+    try:
+        history.evolve(columns.history_schema)
+    except SourceNotFoundError:
+        make_history(source, columns.history_schema, columns.keys, config)
+    return columns, history
 
 
 def columns_of(source: DynamoDBTableSource, table: DynamoTable) -> CapturedColumns:
@@ -84,7 +95,7 @@ class _Rows:
 
     def __call__(self, export: Export, file: DataFile) -> Iterator[Converted]:
         stream: Any = DataStream(file, self.settings)
-        at = (export.end - EPOCH) // MICROSECOND if export.is_full else None
+        at = as_of(export.end) if export.is_full else None
         with stream:
             return (
                 yield from Conversion(

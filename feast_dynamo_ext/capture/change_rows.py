@@ -35,10 +35,12 @@ from feast_dynamo_ext.capture.attribute_types import (
     ValueKind,
 )
 from feast_dynamo_ext.capture.item_values import ItemReader, Misfit, item_text
-from feast_dynamo_ext.columns import CHANGE, DELETE, EXPIRE, MOVE, PUT, WRITTEN
+from feast_dynamo_ext.columns import CHANGE, CHANGE_ID, DELETE, EXPIRE, MOVE, PUT, WRITTEN
+from feast_dynamo_ext.timestamps import EPOCH, MICROSECOND
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     from numpy.typing import NDArray
 
@@ -54,9 +56,19 @@ QUARANTINE = pa.schema(
         pa.field("attribute", pa.string(), nullable=False),
         pa.field("item", pa.string(), nullable=False),
         pa.field("origin", pa.string(), nullable=False),
+        pa.field(CHANGE_ID, pa.string()),
     ]
 )
 """Columns of a quarantine: `item` is the record as DynamoDB JSON, `origin` says where it was."""
+
+
+def as_of(moment: datetime) -> int:
+    """When what a table held at a moment counts as written, microseconds since 1970.
+
+    That is just before the moment's second began. A stream gives whole seconds, rounded down: what
+    it says of that second is later then, whichever of both comes into the history first.
+    """
+    return (moment - EPOCH) // MICROSECOND // SECOND * SECOND - 1
 
 
 @dataclass(frozen=True)
@@ -105,8 +117,12 @@ def change_rows(
     keys: list[pa.Array],
     before: Images,
     after: Images,
+    ids: pa.Array | None = None,
 ) -> pa.RecordBatch:
-    """The rows of changes, all puts first.
+    """The rows of changes: all puts first; of a stream, in its order, a move before its put.
+
+    The changes of an export are one an item, those of a stream may be several of one moment: then
+    the order of the rows is what says which was the last.
 
     Args:
         columns: of the history.
@@ -114,6 +130,7 @@ def change_rows(
         keys: the key attributes' columns of all changes; see `CapturedColumns.of_keys`.
         before: of `before_columns`.
         after: of `columns`.
+        ids: of the changes of a stream.
     """
     names = [column.name for column in columns.columns]
     at = names.index(columns.event_time)
@@ -133,12 +150,20 @@ def change_rows(
     ended |= dict(zip(key_names, keys, strict=True))
     ended[columns.event_time] = pa.array(times).cast(MOMENT)
     expired = _expired(columns, written, before)
+    puts, moves = np.full(len(written), PUT), np.full(len(written), MOVE)
+    ends, old = np.where(expired, EXPIRE, DELETE), list(ended.values())
     batches = [
-        _batch(columns, after.arrays, written, np.full(len(written), PUT), after.present),
-        _batch(columns, list(ended.values()), written, np.full(len(written), MOVE), moved),
-        _batch(columns, list(ended.values()), written, np.where(expired, EXPIRE, DELETE), gone),
+        _batch(columns, after.arrays, written, puts, after.present, ids),
+        _batch(columns, old, written, moves, moved, ids),
+        _batch(columns, old, written, ends, gone, ids),
     ]
-    return joined(batches, columns.history_schema)
+    rows = joined(batches, columns.history_schema)
+    if ids is None:
+        return rows
+    # Twice its number, plus one for a put.
+    places = [2 * np.flatnonzero(each) for each in (after.present, moved, gone)]
+    places[0] += 1
+    return rows.take(pa.array(np.argsort(np.concatenate(places), kind="stable")))
 
 
 def put_rows(
@@ -146,7 +171,7 @@ def put_rows(
 ) -> pa.RecordBatch:
     """The rows of items as they are."""
     rows = len(written)
-    return _batch(columns, arrays, written, np.full(rows, PUT), np.ones(rows, bool))
+    return _batch(columns, arrays, written, np.full(rows, PUT), np.ones(rows, bool), None)
 
 
 def _times(array: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -171,6 +196,7 @@ def _batch(
     written: NDArray[np.int64],
     changes: NDArray[np.str_],
     which: NDArray[np.bool_],
+    ids: pa.Array | None,
 ) -> pa.RecordBatch:
     if which.all():
         own = list(arrays)
@@ -178,8 +204,10 @@ def _batch(
         mask = pa.array(which)
         own = [array.filter(mask) for array in arrays]
         written, changes = written[which], changes[which]
+        ids = None if ids is None else ids.filter(mask)
     own = own[: len(columns.columns)]
     own += [pa.array(written).cast(MOMENT), _words(changes)]
+    own.append(pa.nulls(len(written), pa.string()) if ids is None else ids)
     schema = columns.history_schema
     return pa.RecordBatch.from_arrays(own, schema=schema)
 
@@ -205,7 +233,11 @@ class RecordReader:
         self.keys = ItemReader(columns.of_keys)
 
     def converted(
-        self, records: Sequence[Record], written: Sequence[int], origins: Sequence[str]
+        self,
+        records: Sequence[Record],
+        written: Sequence[int],
+        origins: Sequence[str],
+        ids: Sequence[str | None] | None = None,
     ) -> Converted:
         """The rows of records, and those that do not fit.
 
@@ -213,16 +245,20 @@ class RecordReader:
             records: each `Item`, or `Keys` with `OldImage` and `NewImage` where there are any.
             written: when each was written, microseconds since 1970.
             origins: where each is from, for the quarantine.
+            ids: of changes of a stream, whose rows are then in their order.
         """
         kept, bad = [], []
-        for record, moment, origin in zip(records, written, origins, strict=True):
+        each = zip(records, written, origins, ids or [None] * len(records), strict=True)
+        for record, moment, origin, change_id in each:
             found = self._values(record)
             if isinstance(found, Misfit):
-                bad.append(_quarantined(record, moment, found, origin))
+                bad.append({**_quarantined(record, moment, found, origin), CHANGE_ID: change_id})
             else:
-                kept.append((moment, *found))
+                kept.append((change_id, moment, *found))
         return Converted(
-            self._rows(kept), pa.RecordBatch.from_pylist(bad, QUARANTINE), len(records)
+            self._rows(kept, is_of_stream=ids is not None),
+            pa.RecordBatch.from_pylist(bad, QUARANTINE),
+            len(records),
         )
 
     def _values(self, record: Record) -> Misfit | tuple[Any, Any, Any]:
@@ -239,10 +275,10 @@ class RecordReader:
             return made
         return keys, None if old is None else self.before.values_that_fit(old), made
 
-    def _rows(self, found: list[tuple[Any, ...]]) -> pa.RecordBatch:
-        written = np.array([moment for moment, *_ in found], np.int64)
-        keys = [key for _, key, _, _ in found]
-        if all(key is None for key in keys):
+    def _rows(self, found: list[tuple[Any, ...]], *, is_of_stream: bool) -> pa.RecordBatch:
+        written = np.array([moment for _, moment, *_ in found], np.int64)
+        keys = [key for _, _, key, _, _ in found]
+        if not is_of_stream and all(key is None for key in keys):
             return put_rows(
                 self.columns, self.after.arrays([after for *_, after in found]), written
             )
@@ -251,8 +287,9 @@ class RecordReader:
             self.columns,
             written,
             self.keys.arrays([no_key if key is None else key for key in keys]),
-            _images(self.before, [before for _, _, before, _ in found]),
+            _images(self.before, [before for *_, before, _ in found]),
             _images(self.after, [after for *_, after in found]),
+            pa.array([each for each, *_ in found], pa.string()) if is_of_stream else None,
         )
 
 

@@ -104,7 +104,8 @@ class DataFile:
         stream: the file's bytes, read once and in order.
         columns: of the history.
         name: of the file, for messages and for `origin` in the quarantine.
-        exported_at: when the items of a full export are of, microseconds since 1970.
+        exported_at: when the items of a full export count as written, microseconds since 1970;
+            see `change_rows.as_of`.
         md5: what the manifest says of the bytes, base64; None for not known.
         records: what the manifest says of the lines; None for not known.
         chunk_bytes: how much text is converted at a time.

@@ -6,19 +6,24 @@ is. A run that is killed between is repeated: both tables know the id, so nothin
 
     data files -> rows ---------------------> files of the history --+
                -> items that do not fit -> commit of the quarantine -+-> commit of the history
+
+Changes of a stream that are delivered at least once, in batches that may be cut otherwise the next
+time, are known by the ids that the stream gave them: what the tables have already is left out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from feast_dynamo_ext.capture.change_rows import QUARANTINE
 from feast_dynamo_ext.capture.windows import CaptureState
-from feast_dynamo_ext.columns import WRITTEN
+from feast_dynamo_ext.columns import CHANGE_ID, WRITTEN
 from feast_dynamo_ext.errors import CaptureError, NotCommittedError, SourceNotFoundError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors, opened
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
@@ -28,7 +33,8 @@ from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, create_ta
 from feast_dynamo_ext.parquet.iceberg.view_table import table_type
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    import datetime as dt
+    from collections.abc import Callable, Iterable, Iterator
 
     from feast import RepoConfig
 
@@ -158,6 +164,59 @@ class CapturedHistory:
             self._quarantine().append(quarantined, commit_id)
         self._append(iter(rows.to_batches()), before, after, commit_id)
 
+    # Changes of a stream
+
+    def add_changes(self, changes: Converted) -> Counts:
+        """Make changes of a stream count once, whichever of them were delivered before.
+
+        Args:
+            changes: with the ids of the stream; see `RecordReader.converted`.
+
+        Returns:
+            What was written: rows and records that were not there.
+
+        Raises:
+            NotCommittedError: others keep changing a table; what is there stays.
+            OfflineStoreError: a table cannot be read. AwsError: AWS refused.
+        """
+        rows = pa.Table.from_batches([changes.rows])
+        misfits = pa.Table.from_batches([changes.quarantine], QUARANTINE)
+        look = Look.from_changes(rows, misfits)
+        if look is None:
+            return Counts(changes.records)
+        while True:
+            known = self.known(look)
+            new, bad = (without(known.ids, part) for part in (rows, misfits))
+            try:
+                if bad.num_rows:
+                    check = known.check_of(look, is_quarantine=True)
+                    self._quarantine().append(bad, _commit_id(bad), check=check)
+                if new.num_rows:
+                    self.handle.append(new, _commit_id(new), check=known.check_of(look))
+            except NotCommittedError:
+                # The same changes were committed by another, who was thought to be gone.
+                if not known.is_outdated:
+                    raise
+            else:
+                return Counts(changes.records, new.num_rows, bad.num_rows)
+
+    def known(self, look: Look) -> Known:
+        """The changes of a stream that the history or the quarantine has already.
+
+        Raises:
+            SourceNotFoundError: there is no history table.
+            OfflineStoreError: one cannot be read. AwsError: AWS refused.
+        """
+        table = self.handle.load()
+        with catalog_errors(self.handle.address, self.handle.name):
+            found = look.ids_in(table)
+        try:
+            bad = self.quarantine.load()
+        except SourceNotFoundError:
+            return Known(found, _version(table), None)
+        with catalog_errors(self.quarantine.address, self.quarantine.name):
+            return Known(found | look.ids_in(bad), _version(table), _version(bad))
+
     def evolve(self, wanted: pa.Schema) -> None:
         """Give the history table the columns and types of a declaration that was changed.
 
@@ -232,7 +291,9 @@ class CapturedHistory:
 
         handle = self.quarantine
         try:
-            handle.load()
+            table = handle.load()
+            if CHANGE_ID not in table.schema().column_names:
+                self._identify(table)
         except SourceNotFoundError:
             layout = TableLayout(("origin",), WRITTEN, None, "month")
             with catalog_errors(handle.address, handle.name):
@@ -241,6 +302,20 @@ class CapturedHistory:
                 with contextlib.suppress(TableAlreadyExistsError):
                     create_table(catalog, handle.name, QUARANTINE, layout)
         return handle
+
+    def _identify(self, table: Any) -> None:
+        """Give a quarantine table that was made before streams were captured its last column."""
+        from pyiceberg.exceptions import CommitFailedException
+        from pyiceberg.types import StringType
+
+        handle = self.quarantine
+        with catalog_errors(handle.address, handle.name):
+            try:
+                with table.update_schema() as update:
+                    update.add_column(CHANGE_ID, StringType())
+            except CommitFailedException:
+                if CHANGE_ID not in handle.load().schema().column_names:
+                    raise
 
     def rows(self) -> int:
         """How many rows the history has, tombstones included.
@@ -256,6 +331,94 @@ class CapturedHistory:
             return _rows_of(self.quarantine)
         except SourceNotFoundError:
             return 0
+
+
+@dataclass(frozen=True)
+class Look:
+    """Which changes of a stream are looked for in a table.
+
+    Attributes:
+        ids: theirs.
+        first: when the first of them was written.
+        last: when the last was.
+    """
+
+    ids: pa.Array
+    first: dt.datetime
+    last: dt.datetime
+
+    @classmethod
+    def from_changes(cls, *parts: pa.Table) -> Look | None:
+        """For rows and quarantined records; None where there are none with an id."""
+        given = pa.concat_tables([part.select([CHANGE_ID, WRITTEN]) for part in parts])
+        given = given.filter(given[CHANGE_ID].is_valid())
+        if not given.num_rows:
+            return None
+        limits = pc.min_max(given[WRITTEN])
+        ids = given[CHANGE_ID].unique()
+        return cls(ids, limits["min"].as_py(), limits["max"].as_py())
+
+    def ids_in(self, table: Any) -> frozenset[str]:
+        """Those that a table has: files that were written at other times are left out."""
+        if CHANGE_ID not in table.schema().column_names:
+            return frozenset()
+        within = (
+            f"{WRITTEN} >= '{self.first.isoformat()}' AND {WRITTEN} <= '{self.last.isoformat()}' "
+            f"AND {CHANGE_ID} IS NOT NULL"
+        )
+        found: set[str] = set()
+        for batch in table.scan(within, (CHANGE_ID,)).to_arrow_batch_reader():
+            ids = batch.column(0).cast(pa.string())
+            found.update(ids.filter(pc.is_in(ids, value_set=self.ids)).to_pylist())
+        return frozenset(found)
+
+
+@dataclass
+class Known:
+    """Changes of a stream that are in the history or the quarantine.
+
+    Attributes:
+        ids: theirs.
+        history: the version of the history table that was looked at.
+        quarantine: that of the quarantine table; None where there was none.
+        is_outdated: whether more of them have come since.
+    """
+
+    ids: frozenset[str]
+    history: int | None
+    quarantine: int | None
+    is_outdated: bool = False
+
+    def check_of(self, look: Look, *, is_quarantine: bool = False) -> Callable[[Any], None]:
+        """What refuses a commit to a table that has more of the changes by now."""
+        version = self.quarantine if is_quarantine else self.history
+
+        def check(table: Any) -> None:
+            if _version(table) == version or look.ids_in(table) <= self.ids:
+                return
+            self.is_outdated = True
+            raise NotCommittedError(
+                f"The Iceberg table {'.'.join(table.name())}: another commit brought the same "
+                "changes. Nothing of this one is in the table."
+            )
+
+        return check
+
+
+def _version(table: Any) -> int | None:
+    found: int | None = table.metadata.current_snapshot_id
+    return found
+
+
+def without(known: frozenset[str], part: pa.Table) -> pa.Table:
+    """Rows of changes that are not known."""
+    ids = part[CHANGE_ID]
+    return part.filter(pc.invert(pc.is_in(ids, value_set=pa.array(sorted(known), pa.string()))))
+
+
+def _commit_id(part: pa.Table) -> str:
+    ids = sorted(part[CHANGE_ID].unique().to_pylist())
+    return f"changes/{hashlib.sha256(chr(10).join(ids).encode()).hexdigest()}"
 
 
 WIDENED = {(pa.int32(), pa.int64()), (pa.float32(), pa.float64())}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from feast_dynamo_ext.capture.attribute_types import MOST_DIGITS
 from feast_dynamo_ext.capture.export_rows import export_records
 from feast_dynamo_ext.capture.item_values import ISO, NUMBER
-from feast_dynamo_ext.columns import CHANGE, WRITTEN
+from feast_dynamo_ext.columns import CHANGE, CHANGE_ID, WRITTEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -33,7 +33,7 @@ FIRST_EPOCH_S, LAST_EPOCH_S = 946_684_800, 4_102_444_800
 
 PLAIN_JSON = {"S", "N", "BOOL", "NULL", "M", "L"}
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-RESERVED = {WRITTEN, CHANGE, "_feast_sequence"}
+RESERVED = {WRITTEN, CHANGE, CHANGE_ID, "_feast_sequence"}
 
 
 @dataclass

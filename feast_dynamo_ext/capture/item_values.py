@@ -131,7 +131,7 @@ def _value(item: Any, column: CapturedColumn, read: Callable[[Any], Any]) -> Any
         raise _MisfitError("the item is not a map of attributes")
     attribute = item.get(column.path[0])
     for name in column.path[1:]:
-        if attribute is None or "NULL" in attribute:
+        if attribute is None or (isinstance(attribute, Mapping) and "NULL" in attribute):
             attribute = None
             break
         fields = attribute.get("M") if isinstance(attribute, Mapping) else None

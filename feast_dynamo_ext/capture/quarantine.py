@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from feast_dynamo_ext.capture.change_rows import QUARANTINE, RecordReader
-from feast_dynamo_ext.columns import WRITTEN
+from feast_dynamo_ext.capture.history import Look, without
+from feast_dynamo_ext.columns import CHANGE_ID, WRITTEN
 from feast_dynamo_ext.errors import SourceNotFoundError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
 from feast_dynamo_ext.parquet.iceberg.ledger import COMMIT_ID
@@ -61,7 +63,9 @@ def retry(history: CapturedHistory, columns: CapturedColumns) -> Retried:
         return Retried(0, 0, {})
     reader = RecordReader(columns)
     with catalog_errors(history.quarantine.address, history.quarantine.name):
-        found = table.scan(selected_fields=tuple(QUARANTINE.names)).to_arrow().sort_by("origin")
+        there = [name for name in QUARANTINE.names if name in table.schema().column_names]
+        found = table.scan(selected_fields=tuple(there)).to_arrow()
+    found = _in_order(found)
     for batch in found.to_batches(AT_ONCE):
         rows = batch.to_pylist()
         origins = [row["origin"] for row in rows]
@@ -69,6 +73,7 @@ def retry(history: CapturedHistory, columns: CapturedColumns) -> Retried:
             [orjson.loads(row["item"]) for row in rows],
             [(row[WRITTEN] - EPOCH) // MICROSECOND for row in rows],
             origins,
+            [row.get(CHANGE_ID) for row in rows],
         )
         still = {row["origin"] for row in converted.quarantine.to_pylist()}
         for row in converted.quarantine.to_pylist():
@@ -78,10 +83,28 @@ def retry(history: CapturedHistory, columns: CapturedColumns) -> Retried:
         left += len(still)
         if fit:
             commit_id = hashlib.sha256("\n".join(fit).encode()).hexdigest()
-            history.handle.append(pa.Table.from_batches([converted.rows]), f"retry/{commit_id}")
+            history.handle.append(_not_there(history, converted.rows), f"retry/{commit_id}")
             _take_out(history, fit, commit_id)
             taken += len(fit)
     return Retried(taken, left, reasons)
+
+
+def _in_order(found: pa.Table) -> pa.Table:
+    """Records as they were written: numbers of a stream at the end of an origin ascend."""
+    lengths = pc.utf8_length(found["origin"])
+    order = [(WRITTEN, "ascending"), ("_length", "ascending"), ("origin", "ascending")]
+    return found.append_column("_length", lengths).sort_by(order).drop_columns("_length")
+
+
+def _not_there(history: CapturedHistory, rows: pa.RecordBatch) -> pa.Table:
+    """Rows but for those of changes that a stream brought once more, after the schema fitted."""
+    table = pa.Table.from_batches([rows])
+    look = Look.from_changes(table)
+    if look is None:
+        return table
+    with catalog_errors(history.handle.address, history.handle.name):
+        known = look.ids_in(history.handle.load())
+    return without(known, table)
 
 
 def _take_out(history: CapturedHistory, origins: list[str], commit_id: str) -> None:

@@ -1,7 +1,8 @@
 """Captures a small table by scanning it: what is there is compared with what its history says.
 
 For tables without point-in-time recovery. A scan takes read units of the table, is of no single
-moment, and does not see what came and went between two of them::
+moment, and does not see what came and went between two of them. What it finds counts as written
+when it began::
 
     items, page by page -> rows
     newest rows of the history -> differences: puts, moves, and deletions of what is gone
@@ -20,7 +21,7 @@ import duckdb
 import pyarrow as pa
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.capture.change_rows import QUARANTINE, RecordReader
+from feast_dynamo_ext.capture.change_rows import QUARANTINE, RecordReader, as_of
 from feast_dynamo_ext.capture.item_values import ItemReader, Misfit
 from feast_dynamo_ext.capture.windows import CaptureState
 from feast_dynamo_ext.columns import CHANGE, DELETE, MOVE, PUT, WRITTEN
@@ -29,7 +30,6 @@ from feast_dynamo_ext.errors import SourceNotFoundError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
 from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE
 from feast_dynamo_ext.retrieval.engines.sql_dialects import DUCKDB
-from feast_dynamo_ext.timestamps import EPOCH, MICROSECOND
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,14 +79,14 @@ class _Pages:
     _free_at: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def items(self) -> list[tuple[dict[str, Any], int]]:
-        """All items, each with when it was read, microseconds since 1970."""
+    def items(self) -> list[dict[str, Any]]:
+        """All items."""
         with ThreadPoolExecutor(self.segments) as threads:
             found = list(threads.map(self._segment, range(self.segments)))
         return [each for segment in found for each in segment]
 
-    def _segment(self, number: int) -> list[tuple[dict[str, Any], int]]:
-        found: list[tuple[dict[str, Any], int]] = []
+    def _segment(self, number: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
         request: dict[str, Any] = {
             "TableName": self.table.name,
             "Segment": number,
@@ -97,8 +97,7 @@ class _Pages:
             self._wait()
             with aws.translated("dynamodb", f"table {self.table.name}"):
                 page = self.client.scan(**request)
-            now = (dt.datetime.now(dt.timezone.utc) - EPOCH) // MICROSECOND
-            found += [(item, now) for item in page["Items"]]
+            found += page["Items"]
             self._consumed(page.get("ConsumedCapacity", {}).get("CapacityUnits", 0.0))
             self.read(len(page["Items"]))
             if "LastEvaluatedKey" not in page:
@@ -152,13 +151,14 @@ def scan(
     begun = dt.datetime.now(dt.timezone.utc)
     pages = _Pages(client, table, segments, units_per_s, read)
     items = pages.items()
-    ended = (dt.datetime.now(dt.timezone.utc) - EPOCH) // MICROSECOND
+    # What changed meanwhile was written later: the next scan, or the table's stream, says so.
+    moment = as_of(begun)
     converted = RecordReader(columns).converted(
-        [{"Item": item} for item, _ in items],
-        [moment for _, moment in items],
+        [{"Item": item} for item in items],
+        [moment] * len(items),
         [f"scan of {table.name} at {begun.isoformat()}: item {at}" for at in range(len(items))],
     )
-    rows = _differences(converted.rows, _there(columns, items), columns, history, ended)
+    rows = _differences(converted.rows, _there(columns, items), columns, history, moment)
     new = _not_known(converted.quarantine, history)
     until = begun.replace(microsecond=0)
     before = state or CaptureState(table.id, table.keys)
@@ -167,10 +167,10 @@ def scan(
     return Scanned(len(items), rows.num_rows, new.num_rows, pages.units, until)
 
 
-def _there(columns: CapturedColumns, items: list[tuple[dict[str, Any], int]]) -> pa.Table:
+def _there(columns: CapturedColumns, items: list[dict[str, Any]]) -> pa.Table:
     """Keys of all items, those in quarantine too."""
     reader = ItemReader(columns.of_keys)
-    found = [reader.values(item) for item, _ in items]
+    found = [reader.values(item) for item in items]
     keys = [key for key in found if not isinstance(key, Misfit)]
     return pa.Table.from_arrays(reader.arrays(keys), schema=columns.of_keys.schema)
 
@@ -180,7 +180,7 @@ def _differences(
     there: pa.Table,
     columns: CapturedColumns,
     history: CapturedHistory,
-    ended: int,
+    moment: int,
 ) -> pa.Table:
     """Rows by which the history becomes what was seen."""
     found = history.handle.load().scan().to_arrow()
@@ -196,13 +196,15 @@ def _differences(
         for name in names
         if name not in columns.keys
     )
-    # Of one moment a put is the last: it comes with the move that ends the event before it.
+    # A move says nothing of the item: its put does.
     newest = (
         f"SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY "  # noqa: S608 - quoted
-        f"{WRITTEN} DESC, ({CHANGE} = '{PUT}') DESC, {SEQUENCE} DESC) AS _rank FROM found) "
+        f"{WRITTEN} DESC, {SEQUENCE} DESC) AS _rank FROM found WHERE {CHANGE} <> '{MOVE}') "
         f"WHERE _rank = 1 AND {CHANGE} = '{PUT}'"
     )
-    moment = f"make_timestamptz({ended})"
+    # What was written since the scan began is newer than what it saw.
+    is_older = f"t.{WRITTEN} <= make_timestamptz({moment})"
+    gone = f"make_timestamptz({moment}), '{DELETE}', NULL"
     with duckdb.connect() as duck:
         duck.execute("SET TimeZone = 'UTC'")
         duck.register("found", found)
@@ -211,12 +213,12 @@ def _differences(
         duck.execute(f"CREATE TEMP TABLE newest AS {newest}")
         parts = [
             # Moves first: a put of the same moment is what counts then.
-            f"SELECT {before}, s.{WRITTEN}, '{MOVE}' FROM seen AS s JOIN newest AS t "  # noqa: S608 - quoted
-            f"USING ({keys}) WHERE s.{time_} <> t.{time_}",
-            f"SELECT {before}, {moment}, '{DELETE}' FROM newest AS t ANTI JOIN there "  # noqa: S608 - quoted
-            f"USING ({keys})",
-            f"SELECT {listed}, s.{WRITTEN}, s.{CHANGE} FROM seen AS s LEFT JOIN newest AS t "  # noqa: S608 - quoted
-            f"USING ({keys}) WHERE t._rank IS NULL OR {differs or 'false'}",
+            f"SELECT {before}, s.{WRITTEN}, '{MOVE}', NULL FROM seen AS s JOIN newest AS t "  # noqa: S608 - quoted
+            f"USING ({keys}) WHERE s.{time_} <> t.{time_} AND {is_older}",
+            f"SELECT {before}, {gone} FROM newest AS t ANTI JOIN there "  # noqa: S608 - quoted
+            f"USING ({keys}) WHERE {is_older}",
+            f"SELECT {listed}, s.{WRITTEN}, s.{CHANGE}, NULL FROM seen AS s LEFT JOIN newest AS t "  # noqa: S608 - quoted
+            f"USING ({keys}) WHERE t._rank IS NULL OR (({differs or 'false'}) AND {is_older})",
         ]
         tables = [duck.sql(part).to_arrow_table() for part in parts]
     return pa.concat_tables([each.rename_columns(schema.names).cast(schema) for each in tables])

@@ -170,6 +170,7 @@ def next_windows(
     Raises:
         CaptureError: changes that were never captured cannot be exported any more.
     """
+    # Exports of others may end within a second; DynamoDB takes whole ones.
     last = restorable.last.replace(microsecond=0)
     if until is None:
         return (Window(None, last),)
@@ -181,6 +182,7 @@ def next_windows(
             "increments. Begin again with the whole table: `feast-dynamo capture sync --full`; "
             "rows that are in the history stay."
         )
+    until = until.replace(microsecond=0)
     left = last - until
     if left < SHORTEST:
         return ()

@@ -47,6 +47,7 @@ from feast_dynamo_ext.materialize.newest_rows import (
     is_to_come,
     refuse_end_to_come,
     say_why_nothing,
+    takes_rows_as_they_are,
     window_of,
 )
 from feast_dynamo_ext.materialize.registry_state import StaleStateResetter
@@ -354,15 +355,7 @@ class DynamoComputeEngine(LocalComputeEngine):
 
     def _is_plain(self, task: MaterializationTask) -> bool:
         """Whether rows go from the source to the table as they are."""
-        view: Any = task.feature_view
-        return (
-            self._ours is not None
-            and view.online
-            and not view.offline
-            and not getattr(view, "source_views", None)
-            and getattr(view, "feature_transformation", None) is None
-            and not getattr(view, "aggregations", None)
-        )
+        return self._ours is not None and takes_rows_as_they_are(task.feature_view)
 
     # By Feast's own engine
 

@@ -164,6 +164,17 @@ class Columns:
         )
 
 
+def takes_rows_as_they_are(view: Any) -> bool:
+    """Whether rows go from a view's source to its table online as they are."""
+    return bool(
+        view.online
+        and not view.offline
+        and not getattr(view, "source_views", None)
+        and getattr(view, "feature_transformation", None) is None
+        and not getattr(view, "aggregations", None)
+    )
+
+
 @dataclass(frozen=True)
 class Newest:
     """The newest rows of their keys.
@@ -420,7 +431,7 @@ class Encoder:
         columns, features = self.columns, self.view.features
         created, where = columns.created_time, f"Feature view `{self.view.name}`"
         rows = EncodedRows(
-            self._keys(batch),
+            self.keys_of(batch),
             encode_values(
                 [batch.column(name) for name in columns.features],
                 [declared_as(field.dtype) for field in features],
@@ -443,9 +454,25 @@ class Encoder:
             EntityKeyError: a key that cannot be one.
         """
         name, where = batch.schema.names[-1], f"Feature view `{self.view.name}`"
-        return Deletions(self._keys(batch), micros(name, batch.column(name), where))
+        return Deletions(self.keys_of(batch), micros(name, batch.column(name), where))
 
-    def _keys(self, batch: pa.RecordBatch) -> pa.LargeBinaryArray:
+    def not_before(self) -> datetime | None:
+        """The first event time at which a row is not past its ttl now.
+
+        None where no row is left out: the view has no ttl, or answers such rows too.
+        """
+        ttl_s = ttl_seconds(self.view)
+        if ttl_s is None or self.kept_s is None:
+            return None
+        now = datetime.now(tz=timezone.utc).replace(microsecond=0)
+        return now - timedelta(seconds=ttl_s)
+
+    def keys_of(self, batch: pa.RecordBatch) -> pa.LargeBinaryArray:
+        """Serialized entity keys of rows.
+
+        Raises:
+            EntityKeyError: a key that cannot be one.
+        """
         names = join_keys(self.view)
         kinds = {column.name: column.dtype.to_value_type() for column in self.view.entity_columns}
         return encode_keys(
@@ -581,19 +608,8 @@ class ViewReading:
         self, scanned: Callable[[int], object] | None = None
     ) -> contextlib.AbstractContextManager[Newest]:
         return self.history.newest(
-            self.window, self._not_before(), self.memory_limit, scanned, self.since
+            self.window, self.encoder.not_before(), self.memory_limit, scanned, self.since
         )
-
-    def _not_before(self) -> datetime | None:
-        """The first event time at which a row is not past its ttl.
-
-        None where no row is left out: the view has no ttl, or answers such rows too.
-        """
-        ttl_s = ttl_seconds(self.encoder.view)
-        if ttl_s is None or self.encoder.kept_s is None:
-            return None
-        now = datetime.now(tz=timezone.utc).replace(microsecond=0)
-        return now - timedelta(seconds=ttl_s)
 
 
 def _each(batches: Iterator[pa.RecordBatch], before: Callable[[], object]) -> Iterator[Any]:

@@ -121,13 +121,8 @@ def changed_rows(
             _find_ends(duck, view, source, keys, event[1])
         else:
             duck.execute("CREATE TEMP TABLE all_ends AS SELECT * FROM candidates LIMIT 0")
-        listed = ", ".join(keys)
-        duck.execute(
-            f"CREATE TEMP TABLE last_ends AS SELECT {listed}, max({WRITTEN}) AS e FROM all_ends "  # noqa: S608 - names of our own
-            f"GROUP BY {listed}"
-        )
-        oldest = "NULL" if not_before is None else str(whole.axis.first_at_or_after(not_before))
-        _find_winners(duck, keys, event[1], oldest, is_applied=rule.is_applied)
+        oldest = None if not_before is None else whole.axis.first_at_or_after(not_before)
+        find_winners(duck, keys, event[1], oldest, is_applied=rule.is_applied)
         counts = duck.execute(
             "SELECT (SELECT count(*) FROM candidates), "
             "(SELECT count(*) FROM winners WHERE is_expired), "
@@ -174,16 +169,35 @@ def _find_ends(
     )
 
 
-def _find_winners(
-    duck: duckdb.DuckDBPyConnection, keys: list[str], last: int, oldest: str, *, is_applied: bool
+def find_winners(
+    duck: duckdb.DuckDBPyConnection,
+    keys: list[str],
+    last: int,
+    oldest: int | None,
+    *,
+    is_applied: bool,
 ) -> None:
-    """Make tables of the rows to be written and of those that say what is to be deleted."""
+    """Make tables of the rows to be written, `winners`, and of those that delete, `deleted`.
+
+    Args:
+        duck: has the tables `candidates`, of rows that changed, and `all_ends`, of those that end
+            items: columns as `History.changes` has them, and positions r.
+        keys: names of the key columns.
+        last: the last event time that may be written.
+        oldest: the first that is not expired; None where nothing expires.
+        is_applied: whether deletions count.
+    """
     listed = ", ".join(keys)
+    duck.execute(
+        f"CREATE TEMP TABLE last_ends AS SELECT {listed}, max({WRITTEN}) AS e FROM all_ends "  # noqa: S608 - names of our own
+        f"GROUP BY {listed}"
+    )
+    too_old = "false" if oldest is None else f"max(t) < {oldest}"
     same = " AND ".join(f"c.{key} = x.{key}" for key in keys)
     columns = ", ".join(f"c.{name}" for name in [*keys, "t", "w", "p", "q", "r"])
     duck.execute(
         f"CREATE TEMP TABLE winners AS SELECT {listed}, max_by(r, {RANK}) AS r, "  # noqa: S608 - names of our own
-        f"coalesce(max(t) < {oldest}, false) AS is_expired FROM ("
+        f"{too_old} AS is_expired FROM ("
         f"SELECT {columns} FROM candidates AS c LEFT JOIN last_ends AS x ON {same} "
         f"WHERE c.p = 1 AND c.t <= {last} AND (x.e IS NULL OR row(c.w, c.q, c.p, c.t) >= x.e)"
         f") GROUP BY {listed}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
+import stream_events
 from export_service import Clock, ExportService, Refusal
 from export_writer import ExportedTable
 from feast import Entity, FeatureView, Field, ValueType
@@ -17,6 +18,7 @@ from repos import REGION
 
 from feast_dynamo_ext import DynamoDBTableSource
 from feast_dynamo_ext.capture.captured import capture_of, columns_of
+from feast_dynamo_ext.capture.change_rows import RecordReader
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable
 from feast_dynamo_ext.capture.export_jobs import ExportTarget
 from feast_dynamo_ext.capture.history import CapturedHistory
@@ -24,6 +26,7 @@ from feast_dynamo_ext.capture.inference import SchemaInference
 from feast_dynamo_ext.capture.quarantine import retry
 from feast_dynamo_ext.capture.sampling import add_exported, add_scanned
 from feast_dynamo_ext.capture.status import status_of
+from feast_dynamo_ext.capture.stream_records import converted, stream_records
 from feast_dynamo_ext.capture.table_scan import scan
 from feast_dynamo_ext.errors import CaptureError
 from feast_dynamo_ext.polling import Poll
@@ -411,6 +414,38 @@ def test_a_scan_finds_what_is_new_changed_and_gone(shop: Shop):
     assert shop.rows() == sorted([*first_rows, (0, 1, 7, "put"), (1, 1, 1.5, "delete")])
     assert (scanned(shop).rows, scanned(shop).quarantined) == (0, 0)
     assert shop.history.quarantined() == 1
+
+
+def streamed(shop: Shop, second: float, **images: Any) -> None:
+    """A change of an item by the table's stream, in the history."""
+    record = stream_events.record(int(second), second, keys=("customer", "at"), **images)
+    reader = RecordReader(columns_of(shop.source, shop.table()))
+    shop.history.add_changes(converted(reader, stream_records([record], "s")))
+
+
+def test_of_the_second_in_which_a_scan_begins_the_stream_is_what_counts(shop: Shop):
+    shop.service.put(item(0, 1))
+    second = scanned(shop).until.timestamp()
+    (row,) = read(shop.history.handle)
+    assert row["_feast_written_at"].timestamp() == second - 1e-6
+    assert row["_feast_change_id"] is None
+    shop.service.put(item(0, 1, "7"))
+    streamed(shop, second, old=item(0, 1), new=item(0, 1, "7"))
+    assert scanned(shop).rows == 0
+    # What the stream says of after a scan's begin is newer than what the scan saw.
+    streamed(shop, second + 600, old=item(0, 1, "7"), new=item(0, 1, "8"))
+    streamed(shop, second + 601, new=item(9, 1))
+    assert scanned(shop).rows == 0
+
+
+def test_several_scans_of_one_second_say_what_is_there_in_the_end(shop: Shop):
+    for amount in ("1", "2", None, "2", "3"):
+        if amount is None:
+            shop.service.delete({key: item(0, 1)[key] for key in ("customer", "at")})
+        else:
+            shop.service.put(item(0, 1, amount))
+        assert scanned(shop).rows == 1
+        assert scanned(shop).rows == 0
 
 
 def test_an_item_that_no_longer_fits_is_not_taken_for_gone(shop: Shop):

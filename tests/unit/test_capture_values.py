@@ -285,7 +285,8 @@ def test_columns_of_keys_and_event_time_come_first_and_by_themselves():
     assert columns.schema.names == ["id", "sort", "at", "v"]
     assert columns.schema.types[:2] == [pa.binary(), pa.int64()]
     assert columns.keys == ("id", "sort")
-    assert columns.history_schema.names[-2:] == ["_feast_written_at", "_feast_change"]
+    added = ["_feast_written_at", "_feast_change", "_feast_change_id"]
+    assert columns.history_schema.names[-3:] == added
 
 
 def test_attributes_under_other_names_and_in_maps():

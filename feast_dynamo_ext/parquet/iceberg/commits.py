@@ -108,6 +108,8 @@ class Change:
         is_kept: whether the commit is known by its id after its snapshot is expired, so that a
             later run may try it again; see `ledger`.
         progress: what else a source keeps in the table, with its rows.
+        check: called with the table that the commit is made to, before it is made; what it raises
+            ends the commit.
     """
 
     added: Sequence[Any] = ()
@@ -116,6 +118,7 @@ class Change:
     is_rewrite: bool = False
     is_kept: bool = False
     progress: Progress | None = None
+    check: Callable[[Any], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,7 @@ class TableHandle:
         rows: pa.Table | Iterable[pa.RecordBatch],
         commit_id: str | None = None,
         progress: Progress | None = None,
+        check: Callable[[Any], object] | None = None,
     ) -> Any:
         """Add rows, once.
 
@@ -180,18 +184,22 @@ class TableHandle:
                 new one. The newest 256 that a table was given are known, whatever expires.
             progress: what the source of the rows is to find in the table, instead of what it found
                 there; committed with the rows, also where there are none. It needs a `commit_id`.
+            check: of rows that are known by themselves: raises NotCommittedError where the table
+                that it is given has some of them. Their commit's id is kept with its snapshot
+                alone, so that many of them do not drive out the ids of others.
 
         Returns:
             The table with them.
 
         Raises:
-            NotCommittedError: as `commit`; or the source's state is another one by now.
+            NotCommittedError: as `commit`; of `check`; or the source's state is another one by
+                now.
             ConfigError: the state is no JSON, or too large.
             ColumnNotFoundError: the table lacks a column of the rows.
             ColumnTypeError: a null where the table requires a value.
             FeastDynamoError: as `commit`.
         """
-        is_kept = commit_id is not None
+        is_kept = commit_id is not None and check is None
         if progress is not None and not is_kept:
             raise ConfigError(
                 f"The Iceberg table {self.name}: rows with the progress of `{progress.source}` "
@@ -205,7 +213,7 @@ class TableHandle:
         files, written = self._written(table, rows)
         if not written and progress is None:
             return table
-        change = Change(written, is_kept=is_kept, progress=progress)
+        change = Change(written, is_kept=is_kept, progress=progress, check=check)
         table = self.commit_files(files, change, commit_id)
         tidy_after_append(table, self.settings)
         return table
@@ -427,6 +435,8 @@ def _commit(table: Any, change: Change, commit_id: str) -> None:
         delete_unlisted,
     )
 
+    if change.check is not None:
+        change.check(table)
     entries, summary = {}, {COMMIT_ID: commit_id, **change.summary, **carried(table)}
     if change.is_kept:
         ledger = Ledger.from_table(table).with_commit(table, commit_id, change.progress)
