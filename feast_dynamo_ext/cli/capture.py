@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,8 +15,6 @@ from feast_dynamo_ext.figures import table as aligned
 from feast_dynamo_ext.progress import shown
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from feast import FeatureStore
 
     from feast_dynamo_ext.capture.sync import Capture, SyncResult
@@ -230,6 +229,38 @@ def retry(source: str, output: Output, repo: Path) -> None:
             ],
         },
         f"{text}\n{aligned((*words, 'records'), rows, words=words)}" if rows else text,
+    )
+
+
+@capture.command(short_help="Write the image of a Lambda function that follows streams.")
+@click.argument("folder", metavar="FOLDER", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--requirement",
+    metavar="TEXT",
+    help="What pip installs.  [default: this version of feast-dynamo-ext]",
+)
+@repo_option
+@json_option
+def lambda_image(folder: Path, requirement: str | None, output: Output, repo: Path) -> None:
+    """Write a new FOLDER from which `docker build` makes the image of an AWS Lambda function.
+
+    The function takes the changes of captured tables from their streams: it writes them to the
+    online store and appends them to the history, each once. The folder has a Dockerfile on AWS's
+    base image for Python, the versions of the packages that are installed here, and the repo's
+    feature_store.yaml, whose registry, catalog and histories must be where the function reaches
+    them. Wheels of packages that are on no index go into FOLDER/wheels.
+
+    \b
+    feast-dynamo capture lambda-image image
+    docker build --platform linux/amd64 --provenance=false --tag feast-dynamo-capture image
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    from feast_dynamo_ext.capture.lambda_image import write_image
+
+    files = write_image(store_of(repo), folder, requirement)
+    output.show(
+        {"folder": str(folder), "files": files},
+        f"{folder} has {', '.join(files)}. Build the image, push it to ECR, make a function of it "
+        "and map the streams of the tables to it: `feast-dynamo docs capture`.",
     )
 
 

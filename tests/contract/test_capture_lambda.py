@@ -328,7 +328,7 @@ def test_what_is_set_wrongly_is_an_error_in_words_at_each_event(repo, tmp_path):
         ({"FEAST_DYNAMO_CAPTURE_WRITES": ""}, "must be online, history, or both"),
         ({"FEAST_DYNAMO_CAPTURE_SOURCES": "purchase"}, "there is no captured source `purchase`"),
         ({"FEAST_DYNAMO_CAPTURE_REPO": str(tmp_path)}, "There is no .*feature_store.yaml. Copy"),
-        ({"AWS_LAMBDA_FUNCTION_NAME": "f"}, "`catalog` is a file of SQLite, which in Lambda"),
+        ({"AWS_LAMBDA_FUNCTION_NAME": "f"}, "`registry` of feature_store.yaml is the file"),
     ]
     for variables, message in wrong:
         function = repo.function(**variables)
@@ -344,15 +344,6 @@ def test_a_repo_without_captured_tables_is_an_error_in_words(tmp_path, moto_endp
     function = Function({"FEAST_DYNAMO_CAPTURE_REPO": str(tmp_path)})
     with pytest.raises(ConfigError, match="The registry has no `DynamoDBTableSource`"):
         function({"Records": []})
-
-
-def test_a_local_history_is_refused_in_lambda(repo):
-    text = (repo.folder / "feature_store.yaml").read_text()
-    remote = "type: sql\n    uri: postgresql://db/x"
-    (repo.folder / "feature_store.yaml").write_text(text.replace("type: sql", remote))
-    function = repo.function(AWS_LAMBDA_FUNCTION_NAME="f")
-    with pytest.raises(ConfigError, match="its `history` is a folder, which in Lambda"):
-        function(event([repo.record(0, 1, "1")]))
 
 
 # By AWS's own runtime interface client
