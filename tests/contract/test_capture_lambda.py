@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.lambda_handler import Function
+from feast_dynamo_ext.capture.lambda_image import TEMPLATE
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import (
     CaptureError,
@@ -411,8 +413,8 @@ def test_awss_own_runtime_runs_the_images_entry_point(repo, runtime_api, has_fol
         uri = f"type: sql\n    uri: sqlite:///{repo.folder}/data/iceberg.db"
         text = text.replace("type: sql", uri)
         environment["FEATURE_STORE_YAML_BASE64"] = base64.b64encode(text.encode()).decode()
-    command = [sys.executable, "-m", "awslambdaric"]
-    command.append("feast_dynamo_ext.capture.lambda_handler.handler")
+    (entry,) = re.findall(r'^CMD \["(.+)"\]$', TEMPLATE.read_text(), re.MULTILINE)
+    command = [sys.executable, "-m", "awslambdaric", entry]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
