@@ -21,7 +21,11 @@ import boto3
 import captured
 import pytest
 import stream_events
+import urllib3
 from feast import FeatureStore
+from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
 from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext.capture.history import CapturedHistory
@@ -118,7 +122,7 @@ def failures(answer: Any) -> list[str]:
     return [each["itemIdentifier"] for each in answer["batchItemFailures"]]
 
 
-def open_repo(tmp_path: Path, endpoint: str) -> Repo:
+def open_repo(tmp_path: Path, endpoint: str, **online: Any) -> Repo:
     number = next(NUMBERS)
     folder = tmp_path / f"repo{number}"
     folder.mkdir()
@@ -127,7 +131,7 @@ def open_repo(tmp_path: Path, endpoint: str) -> Repo:
         folder,
         project=f"lambda{number}",
         registry={"path": "registry.db", "cache_ttl_seconds": 60},
-        online={**aws, "max_future": None},
+        online={**aws, "max_future": None, **online},
         offline={"region": REGION, "catalog": {"type": "sql"}},
     )
     client = boto3.client("dynamodb", region_name=REGION, endpoint_url=endpoint)
@@ -250,6 +254,70 @@ def test_what_does_not_go_online_is_named_and_is_in_the_history_once(repo):
     assert (repo.online("applies"), repo.online("ignores")) == ({}, {1: 1})
     assert repo.rows() == [(1, 1, "put"), (1, 0, "delete")]
     assert repo.history().quarantined() == 1
+
+
+class Throttling(http.server.BaseHTTPRequestHandler):
+    """In front of moto: throttles writes of items that have one of the keys in `refused`."""
+
+    protocol_version = "HTTP/1.1"
+    endpoint: str
+    refused: set[bytes]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        is_write = not self.headers["X-Amz-Target"].endswith("BatchGetItem")
+        if is_write and any(key in body for key in self.refused):
+            code = "ProvisionedThroughputExceededException"
+            status, answer = 400, json.dumps({"__type": code, "message": "later"}).encode()
+        else:
+            headers = {name: value for name, value in self.headers.items() if name != "Host"}
+            with urllib3.PoolManager() as pool:
+                found = pool.request("POST", f"{self.endpoint}/", body=body, headers=headers)
+            status, answer = found.status, found.data
+        self.send_response(status)
+        self.send_header("Content-Type", "application/x-amz-json-1.0")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def throttling(moto_endpoint: str) -> Iterator[tuple[str, set[bytes]]]:
+    """Its address, and what it refuses requests for."""
+    refused: set[bytes] = set()
+    handler = type("Handler", (Throttling,), {"endpoint": moto_endpoint, "refused": refused})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", refused
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_entities_that_are_throttled_are_named_alone(tmp_path, throttling):
+    endpoint, refused = throttling
+    quick = {"newest_wins_with": "put_item", "write_deadline_ms": 1_000}
+    repo = open_repo(tmp_path, endpoint, **quick)
+    records = [repo.record(number, number + 1, str(number)) for number in range(4)]
+    records.append(repo.record(4, 2, None))
+    records.append(repo.record(5, 2, "5"))
+    key = EntityKey(join_keys=["customer"], entity_values=[Value(int64_val=2)])
+    refused.add(base64.b64encode(serialize_entity_key(key, 3)))
+    function = repo.function()
+    named = failures(function(event(records)))
+    assert named == numbers_of([records[1], records[4], records[5]])
+    assert repo.online("applies") == {1: 0, 3: 2, 4: 3}
+    assert len(repo.rows()) == 6
+    refused.clear()
+    # Lambda goes on from the first that is named.
+    assert function(event(records[1:])) == {"batchItemFailures": []}
+    assert repo.online("applies") == repo.online("ignores") == {1: 0, 2: 5, 3: 2, 4: 3}
+    assert len(repo.rows()) == 6
 
 
 def test_two_functions_one_for_each_of_both(repo):
