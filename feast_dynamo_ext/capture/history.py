@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext.capture.change_rows import QUARANTINE
+from feast_dynamo_ext.capture.stream_positions import StreamPositions
 from feast_dynamo_ext.capture.windows import CaptureState
 from feast_dynamo_ext.columns import CHANGE_ID, WRITTEN
 from feast_dynamo_ext.errors import CaptureError, NotCommittedError, SourceNotFoundError
@@ -92,6 +93,14 @@ class CapturedHistory:
         """
         found = self.handle.state(CAPTURE)
         return None if found is None else CaptureState.from_json(found)
+
+    def stream(self) -> StreamPositions:
+        """How far the table's stream is in the history.
+
+        Raises:
+            SourceNotFoundError: there is no history table.
+        """
+        return StreamPositions.from_states(self.handle.states())
 
     def keep(self, before: CaptureState | None, after: CaptureState, commit_id: str) -> None:
         """Note what is about to be done, without rows.
