@@ -197,9 +197,7 @@ class CapturedHistory:
             known = self.known(look)
             new, bad = (without(known.ids, part) for part in (rows, misfits))
             try:
-                if bad.num_rows:
-                    check = known.check_of(look, is_quarantine=True)
-                    self._quarantine().append(bad, _commit_id(bad), check=check)
+                self.add_misfits(bad, known, look)
                 if new.num_rows:
                     self.handle.append(new, _commit_id(new), check=known.check_of(look))
             except NotCommittedError:
@@ -208,6 +206,16 @@ class CapturedHistory:
                     raise
             else:
                 return Counts(changes.records, new.num_rows, bad.num_rows)
+
+    def add_misfits(self, misfits: pa.Table, known: Known, look: Look) -> None:
+        """Put changes of a stream that do not fit into quarantine, once.
+
+        Raises:
+            NotCommittedError: another brought some of them since `known` was looked up.
+        """
+        if misfits.num_rows:
+            check = known.check_of(look, is_quarantine=True)
+            self._quarantine().append(misfits, _commit_id(misfits), check=check)
 
     def known(self, look: Look) -> Known:
         """The changes of a stream that the history or the quarantine has already.

@@ -216,6 +216,11 @@ class StreamWorker:
         self.stop()
 
     @property
+    def is_ending(self) -> bool:
+        """Whether it is to stop, or has failed."""
+        return self._stop.is_set()
+
+    @property
     def figures(self) -> StreamFigures:
         """What it did so far."""
         with self._count_lock:

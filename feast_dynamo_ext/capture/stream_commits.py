@@ -346,7 +346,7 @@ class StreamCommits:
             )
         known = self.history.known(look)
         new, bad = (without(known.ids, part) for part in (rows, misfits))
-        self.history.add_quarantined(bad, known, look)
+        self.history.add_misfits(bad, known, look)
         self.history.handle.append(new, commit_id, *progress, check=known.check_of(look))
         return new.num_rows, bad.num_rows
 

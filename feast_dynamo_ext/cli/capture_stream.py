@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Follow the stream of a table: online at once, and into history.")
 @source_argument
-@click.option(
-    "--bootstrap", is_flag=True, help="Capture beside it what was in the table before."
-)
+@click.option("--bootstrap", is_flag=True, help="Capture beside it what was in the table before.")
 @click.option("--scan", is_flag=True, help="Of --bootstrap: scan the table, without exports.")
 @click.option(
     "--read-units", type=float, metavar="N", help="Of --scan: read units a second at most."
@@ -144,9 +142,8 @@ def _followed(
         except BaseException as error:  # noqa: BLE001 - raised again below
             failures.append(error)
 
-    def begin() -> None:
+    def begin(bootstrap: Callable[[], object]) -> None:
         try:
-            assert bootstrap is not None
             bootstrap()
             output.note(f"{name}: what was in the table before is captured.")
         except BaseException as error:  # noqa: BLE001 - raised by the worker
@@ -156,7 +153,7 @@ def _followed(
         thread = threading.Thread(target=run, name="stream")
         thread.start()
         if is_empty and bootstrap is not None:
-            threading.Thread(target=begin, name="bootstrap", daemon=True).start()
+            threading.Thread(target=begin, args=(bootstrap,), daemon=True).start()
         while thread.is_alive():
             thread.join(1.0)
     if failures:

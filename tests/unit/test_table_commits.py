@@ -212,7 +212,10 @@ def test_a_commit_takes_all_its_sources_on_or_none(handle):
     assert handle.states() == {"exports": "until", **{f"shard/{n}": {"at": n} for n in range(3)}}
     # One has moved on, and one is gone: none of the three is taken on.
     handle.append(
-        rows(), "b", Progress("shard/1", {"at": 1}, {"at": 9}), Progress("shard/2", {"at": 2}, None)
+        rows(),
+        "b",
+        Progress("shard/1", {"at": 1}, {"at": 9}),
+        Progress("shard/2", {"at": 2}, None),
     )
     before = handle.states()
     with pytest.raises(NotCommittedError, match="has taken `shard/1`, `shard/2` on"):

@@ -156,9 +156,7 @@ class Ledger:
         """Whether a commit is one of those that are known by their ids."""
         return _digest(commit_id) in self.ids
 
-    def with_commit(
-        self, table: Any, commit_id: str, progress: Sequence[Progress] = ()
-    ) -> Ledger:
+    def with_commit(self, table: Any, commit_id: str, progress: Sequence[Progress] = ()) -> Ledger:
         """With a further commit, of a table as it is now.
 
         Raises:
