@@ -112,7 +112,7 @@ def status_of(
         then = "exports the whole table"
     elif gap is not None:
         then = f"exports what the stream lacks, from {gap[0]:%Y-%m-%d %H:%M}Z"
-    elif lag < SHORTEST and until != exported:
+    elif lag < SHORTEST and positions.stream is not None:
         then = "nothing: the stream is followed"
     elif lag < SHORTEST:
         then = f"nothing before {until + SHORTEST:%H:%M}Z"

@@ -173,11 +173,12 @@ class Capture:
         span = restorable(client, table.name)
         if not state.pending or full:
             # What the stream brought is not exported as well.
-            until = None if full else self.history.stream().captured_until(state.until)
+            stream = self.history.stream()
+            until = None if full else stream.captured_until(state.until)
             state = state.planned(next_windows(table.name, until, span))
             if not state.pending:
                 left = None if until is None else span.last - until
-                is_followed = until != state.until
+                is_followed = stream.stream is not None and stream.gap(state.until) is None
                 return SyncResult(
                     self.history.source.name, until, (), left, is_followed=is_followed
                 )
