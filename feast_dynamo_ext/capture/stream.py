@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.capture.stream_commits import (
-    Committed,
     Part,
     StreamCommits,
     begin_anew,
     begin_stream,
     positions_of,
 )
+from feast_dynamo_ext.capture.stream_figures import StreamMeter, say_missing
 from feast_dynamo_ext.capture.stream_positions import RETENTION, ShardPosition, second
 from feast_dynamo_ext.capture.stream_shards import (
+    Listing,
     ShardReader,
     ShardTree,
     TrimmedError,
@@ -45,13 +46,14 @@ from feast_dynamo_ext.errors import (
     SourceReadError,
     ThrottledError,
 )
-from feast_dynamo_ext.figures import count, duration
+from feast_dynamo_ext.figures import count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from feast_dynamo_ext.capture.change_rows import Converted
     from feast_dynamo_ext.capture.history import CapturedHistory
+    from feast_dynamo_ext.capture.stream_figures import StreamFigures
     from feast_dynamo_ext.capture.stream_leases import ShardLeases
     from feast_dynamo_ext.capture.stream_positions import StreamPositions
     from feast_dynamo_ext.capture.stream_shards import Page
@@ -67,9 +69,6 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 20.0
 
 QUIET = dt.timedelta(seconds=60)
 """For so long a shard must have shown nothing before what was written is known to be read."""
-
-LATE = RETENTION / 2
-"""Behind by so much, a worker warns: what is older than a day is gone."""
 
 BEHIND_S = 2.0
 """Seconds: where records are older, the next page is read at once."""
@@ -95,56 +94,6 @@ class StreamSettings:
     idle_s: float = 300
     list_s: float = 30
     line_s: float = 10
-
-
-@dataclass(frozen=True)
-class StreamFigures:
-    """What a worker did so far.
-
-    Attributes:
-        source: name of the source.
-        shards: that it reads.
-        records: that it read.
-        records_per_s: lately.
-        online_lag_s: from the writing of a change (whole seconds, rounded down) to its answer by
-            the online store, at most, lately; None for no changes.
-        committed: what is in the history.
-        floor: all that was written before is in the history.
-    """
-
-    source: str
-    shards: int
-    records: int
-    records_per_s: float
-    online_lag_s: float | None
-    committed: Committed
-    floor: dt.datetime | None
-
-    def __str__(self) -> str:
-        lag = "-" if self.online_lag_s is None else f"{self.online_lag_s:.1f} s"
-        behind = "-"
-        if self.floor is not None:
-            behind = duration((dt.datetime.now(dt.timezone.utc) - self.floor).total_seconds())
-        return (
-            f"{self.source}: {count(self.shards)} shards, {self.records_per_s:,.1f} changes/s, "
-            f"online after {lag}; history: {count(self.committed.rows)} rows in "
-            f"{count(self.committed.commits)} commits, {behind} behind, "
-            f"{count(self.committed.quarantined)} in quarantine"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """For programs."""
-        return {
-            "source": self.source,
-            "shards": self.shards,
-            "records": self.records,
-            "records_per_s": self.records_per_s,
-            "online_lag_seconds": self.online_lag_s,
-            "commits": self.committed.commits,
-            "rows": self.committed.rows,
-            "quarantined": self.committed.quarantined,
-            "floor": None if self.floor is None else self.floor.isoformat(),
-        }
 
 
 @dataclass
@@ -195,12 +144,9 @@ class StreamWorker:
         self._ask = threading.Event()
         self._failure: BaseException | None = None
         self._wanted: set[str] = set()
-        self._records, self._lined, self._line_at = 0, 0, time.monotonic()
-        self._lag_s: float | None = None
-        self._count_lock = threading.Lock()
-        self._warned: dict[str, float] = {}
+        self._meter = StreamMeter(self.history.source.name)
         self._floor: dt.datetime | None = None
-        self._arn, self._listed_at = "", second(0)
+        self._arn, self._listing = "", Listing((), second(0))
 
     # From outside
 
@@ -223,18 +169,7 @@ class StreamWorker:
     @property
     def figures(self) -> StreamFigures:
         """What it did so far."""
-        with self._count_lock:
-            took_s = max(time.monotonic() - self._line_at, 1e-3)
-            rate = (self._records - self._lined) / took_s
-            return StreamFigures(
-                self.history.source.name,
-                len(self._readings),
-                self._records,
-                rate,
-                self._lag_s,
-                self.commits.committed,
-                self._floor,
-            )
+        return self._meter.figures(len(self._readings), self.commits.committed, self._floor)
 
     def prepare(self) -> StreamPositions:
         """Note from where the stream is followed, before anything is read of it.
@@ -255,7 +190,7 @@ class StreamWorker:
                 for shard in listing.shards
                 if shard.parent is None or shard.parent not in self.tree.shards
             ]
-            positions = begin_stream(self.history, arn, roots, listing.at)
+            positions = begin_stream(self.history, arn, roots, listing.complete_since)
         if positions.stream is None:
             raise NotCommittedError(
                 f"Source `{self.history.source.name}`: from where its stream is followed could "
@@ -320,9 +255,13 @@ class StreamWorker:
             taken, asked = self.leases.take(ready)
             for shard in taken:
                 self._begin(shard)
-            self._say_figures()
+            if self._meter.is_due(self.settings.line_s):
+                self.say(str(self.figures))
+                self._meter.begin_line()
             pause_s = min(self.settings.list_s, self.leases.settings.lease_s / 3)
-            self._wake.wait(1.0 if asked else min(pause_s, self._next_line_s()))
+            self._wake.wait(
+                1.0 if asked else min(pause_s, self._meter.due_in(self.settings.line_s))
+            )
             self._wake.clear()
 
     def _listed(self) -> StreamPositions:
@@ -339,14 +278,16 @@ class StreamWorker:
         except ResourceNotFoundError:
             # Of a stream that was switched off its records stay for a day.
             return self._follow_new()
-        self.tree, self._listed_at = ShardTree(), listing.at
+        self.tree, self._listing = ShardTree(), listing
         self.tree.add(listing.shards)
         lost = self.tree.lost(positions.shards)
         gone = [each for each in lost if listing.at - positions.shards[each].at > RETENTION]
         if not gone:
             return positions
-        positions, missing = begin_anew(self.history, positions, self._arn, [], gone, listing.at)
-        self._say_missing(missing)
+        positions, missing = begin_anew(
+            self.history, positions, self._arn, [], gone, listing.complete_since
+        )
+        say_missing(self.history.source.name, missing)
         return positions
 
     def _switched(self, positions: StreamPositions) -> bool:
@@ -375,18 +316,18 @@ class StreamWorker:
         self._end(list(self._readings))
         self._commit()
         positions = positions_of(self.history)
-        self.tree, self._listed_at = ShardTree(), listing.at
+        self.tree, self._listing = ShardTree(), listing
         self.tree.add(listing.shards)
         roots = self.tree.ready({})
         positions, missing = begin_anew(
-            self.history, positions, arn, roots, sorted(positions.shards), listing.at
+            self.history, positions, arn, roots, sorted(positions.shards), listing.complete_since
         )
         self._arn = arn
         self.say(
             f"{self.history.source.name}: the table's stream was switched off and on: the new one "
             "is followed from now on."
         )
-        self._say_missing(missing)
+        say_missing(self.history.source.name, missing)
         return positions
 
     def _begin(self, shard: str) -> None:
@@ -395,10 +336,9 @@ class StreamWorker:
         if start is None:
             self.leases.release([shard])
             return
-        now = self._listed_at
-        if now - start.at > RETENTION:
+        if self._listing.at - start.at > RETENTION:
             self.commits.forget(shard)
-            self._start_over(shard, now)
+            self._start_over(shard, self._listing)
             return
         reader = ShardReader(self.client, self._arn, shard, start.sequence)
         stop = threading.Event()
@@ -555,7 +495,7 @@ class StreamWorker:
         self.write_online(made)
         last = page.records[-1]["dynamodb"]
         written = _written(page)
-        self._counted(shard, len(page.records), written, page.at)
+        self._meter.read(shard, len(page.records), written, page.at)
         read = self.commits.position(shard).read_to(written, last["SequenceNumber"])
         return self.commits.add(
             Part(shard, made), read, while_=lambda: not (stop.is_set() or self._stop.is_set())
@@ -581,60 +521,19 @@ class StreamWorker:
         """What was not read of a shard is gone, though it is less than a day behind."""
         self._commit()
         self.commits.forget(shard)
-        self._start_over(shard, list_shards(self.client, self._arn).at)
+        self._start_over(shard, list_shards(self.client, self._arn))
 
-    def _start_over(self, shard: str, now: dt.datetime) -> None:
+    def _start_over(self, shard: str, listing: Listing) -> None:
         """Let a shard be read from the first record that is still there."""
         positions = positions_of(self.history)
-        _, missing = begin_anew(self.history, positions, self._arn, [shard], [], now)
-        self._say_missing(missing)
+        since = listing.complete_since
+        _, missing = begin_anew(self.history, positions, self._arn, [shard], [], since)
+        say_missing(self.history.source.name, missing)
         self.leases.release([shard])
         self._wake.set()
 
-    # Figures
-
     def _is_behind(self, page: Page) -> bool:
         return (page.at - _written(page)).total_seconds() > BEHIND_S
-
-    def _counted(self, shard: str, records: int, written: dt.datetime, at: dt.datetime) -> None:
-        lag_s = max(0.0, time.time() - written.timestamp())
-        with self._count_lock:
-            self._records += records
-            self._lag_s = max(lag_s, self._lag_s or 0.0)
-        behind = at - written
-        now_s = time.monotonic()
-        if behind > LATE and now_s - self._warned.get(shard, -3600.0) >= 3600:  # noqa: PLR2004
-            self._warned[shard] = now_s
-            logger.warning(
-                "source `%s`: shard %s is %s behind, and DynamoDB keeps records for 24 hours: "
-                "run another worker, or let this one write more at once",
-                self.history.source.name,
-                shard,
-                duration(behind.total_seconds()),
-            )
-
-    def _next_line_s(self) -> float:
-        return max(0.05, self._line_at + self.settings.line_s - time.monotonic())
-
-    def _say_figures(self) -> None:
-        if time.monotonic() - self._line_at < self.settings.line_s:
-            return
-        self.say(str(self.figures))
-        with self._count_lock:
-            self._line_at, self._lined, self._lag_s = time.monotonic(), self._records, None
-
-    def _say_missing(self, missing: tuple[dt.datetime, dt.datetime]) -> None:
-        first, last = missing
-        name = self.history.source.name
-        logger.warning(
-            "source `%s`: the stream has no more what was written from %s to %s, or may have. "
-            "`feast-dynamo capture sync %s` exports that time; the stream is followed from the "
-            "first record that is there",
-            name,
-            f"{first:%Y-%m-%d %H:%M:%S}Z",
-            f"{last:%Y-%m-%d %H:%M:%S}Z",
-            name,
-        )
 
     def _no_stream(self) -> CaptureError:
         source = self.history.source

@@ -368,7 +368,7 @@ def _size(parts: Sequence[Part]) -> int:
 
 
 def begin_stream(
-    history: CapturedHistory, arn: str, shards: Sequence[str], now: dt.datetime
+    history: CapturedHistory, arn: str, shards: Sequence[str], since: dt.datetime
 ) -> StreamPositions:
     """Note the positions from which a history follows a stream, before anything is read of it.
 
@@ -376,14 +376,14 @@ def begin_stream(
         history: of the source.
         arn: of the stream.
         shards: that are listed and begin it: all that is still there of them is read.
-        now: by DynamoDB's clock, when they were listed.
+        since: all that was written from then on is in them.
 
     Returns:
         What the history says then: another worker may have come first.
     """
-    start = ShardPosition(now)
+    start = ShardPosition(since)
     progress = [
-        Progress(STREAM, None, FollowedStream(arn, ((now, None),)).to_json()),
+        Progress(STREAM, None, FollowedStream(arn, ((since, None),)).to_json()),
         *(Progress(shard_source(shard), None, start.to_json()) for shard in shards),
     ]
     _noted(history, progress)
@@ -396,7 +396,7 @@ def begin_anew(
     arn: str,
     at_start: Sequence[str],
     gone: Sequence[str],
-    now: dt.datetime,
+    since: dt.datetime,
 ) -> tuple[StreamPositions, tuple[dt.datetime, dt.datetime]]:
     """Go on where changes are missing, and note which time they are of.
 
@@ -406,7 +406,7 @@ def begin_anew(
         arn: of the stream that is followed from now on.
         at_start: shards that are read from the first record that is still there.
         gone: shards of which nothing is left.
-        now: by DynamoDB's clock.
+        since: all that was written from then on is in the shards that are left.
 
     Returns:
         What the history says then, and from when to when nothing is known to be there.
@@ -417,8 +417,8 @@ def begin_anew(
     known = positions.shards
     behind = [known[shard].at for shard in (*at_start, *gone) if shard in known]
     until = min(behind, default=stream.spans[-1][0])
-    after = stream.begun_anew(until, now, arn)
-    start = ShardPosition(now).to_json()
+    after = stream.begun_anew(until, since, arn)
+    start = ShardPosition(since).to_json()
 
     def there(shard: str) -> Any:
         return known[shard].to_json() if shard in known else None
@@ -429,7 +429,7 @@ def begin_anew(
         *(Progress(shard_source(shard), there(shard), None) for shard in gone),
     ]
     _noted(history, progress)
-    return positions_of(history), (until, now)
+    return positions_of(history), (until, since)
 
 
 def _noted(history: CapturedHistory, progress: Sequence[Progress]) -> None:

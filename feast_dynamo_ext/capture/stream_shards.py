@@ -20,6 +20,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext import aws
+from feast_dynamo_ext.capture.stream_positions import RETENTION
 from feast_dynamo_ext.errors import AwsError, CaptureError
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 PAGE = 1_000
 """Records of one GetRecords, at most; DynamoDB gives 1 MB of them at most."""
+
+MARGIN, STARTED = dt.timedelta(hours=1), dt.timedelta(minutes=5)
+"""How much before their time records are taken to go, and after its time a stream to begin."""
 
 EXPIRED, TRIMMED = "ExpiredIteratorException", "TrimmedDataAccessException"
 
@@ -151,10 +155,24 @@ class Listing:
     Attributes:
         shards: those that are listed.
         at: when, by DynamoDB's clock.
+        created: when the stream was switched on; None for not known.
     """
 
     shards: Sequence[Shard]
     at: dt.datetime
+    created: dt.datetime | None = None
+
+    @property
+    def complete_since(self) -> dt.datetime:
+        """All that was written from then on is in the shards, where they are read from the start.
+
+        Records are kept for 24 hours at least; a stream that is new begins some moments after it
+        was asked for.
+        """
+        since = self.at - RETENTION + MARGIN
+        if self.created is not None:
+            since = max(since, self.created.replace(microsecond=0) + STARTED)
+        return min(since, self.at)
 
 
 def answered_at(said: Mapping[str, Any]) -> dt.datetime:
@@ -193,7 +211,7 @@ def list_shards(client: Any, arn: str, *, children_of: str | None = None) -> Lis
         said = answer["StreamDescription"]
         found += map(Shard.from_answer, said.get("Shards", ()))
         if not said.get("LastEvaluatedShardId"):
-            return Listing(found, answered_at(answer))
+            return Listing(found, answered_at(answer), said.get("CreationRequestDateTime"))
         request["ExclusiveStartShardId"] = said["LastEvaluatedShardId"]
 
 

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable
-    from feast_dynamo_ext.capture.stream import StreamFigures, StreamWorker
+    from feast_dynamo_ext.capture.stream import StreamWorker
+    from feast_dynamo_ext.capture.stream_figures import StreamFigures
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+
+
+BETWEEN_SYNCS_S = 60
 
 
 @click.command(short_help="Follow the stream of a table: online at once, and into history.")
@@ -182,7 +186,18 @@ def _bootstrap(
         columns = columns_of(source, table)
         return lambda: scan(client, table, columns, capture.history, units_per_s=read_units)
     target = ExportTarget.from_uri(exports or f"{source.history.rstrip('/')}-exports")
-    return lambda: capture.sync(client, table, target)
+
+    def exported() -> None:
+        # What is exported ends minutes ago: where the stream begins later, as it is new, an
+        # increment closes the gap once it is long enough.
+        pause = threading.Event()
+        while True:
+            result = capture.sync(client, table, target)
+            if capture.history.stream().gap(result.until) is None:
+                return
+            pause.wait(BETWEEN_SYNCS_S)
+
+    return exported
 
 
 @contextlib.contextmanager

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from capture_files import Round as CaptureRound
-    from stream_changes import Followed
     from harness import Measured, Sample, Series
     from materialize import Materialized, Runs
     from offline import Joined
+    from stream_changes import Followed
     from tables import TableRuns
     from training_sets import Round
 

@@ -9,16 +9,16 @@ import os
 import signal
 import subprocess
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
 from click.testing import CliRunner
 from export_service import Clock, ExportService
-from export_writer import ExportedTable
+from export_writer import Change, ExportedTable
 from feast import FeatureStore
-from followed import BEGUN, FollowedShop, create_table, item, source_of, until, view_of
-from followed import ORDER as order_entity
+from followed import BEGUN, ORDER, FollowedShop, create_table, item, source_of, until, view_of
 from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext.capture.captured import capture_of
@@ -35,7 +35,6 @@ from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.parquet.iceberg.ledger import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.server
@@ -59,6 +58,31 @@ class RealClock(Clock):
         return self.now
 
 
+@dataclass
+class Exact(ExportService):
+    """A change is in an export where it was asked for before the export's moment."""
+
+    def __post_init__(self) -> None:
+        self._whole, self._asked = threading.Lock(), self.clock.now
+
+    def put(self, item: dict[str, Any]) -> None:
+        with self._whole:
+            self._asked = self.clock.now
+            super().put(item)
+
+    def delete(self, key: dict[str, Any]) -> None:
+        with self._whole:
+            self._asked = self.clock.now
+            super().delete(key)
+
+    def _note(self, key: Any, old: Any, new: Any) -> None:
+        self.log.append(Change(key, old, new, self._asked))
+
+    def _export(self, given: dict[str, Any]) -> dict[str, Any]:
+        with self._whole:
+            return super()._export(given)
+
+
 @pytest.fixture
 def open_service(moto_endpoint: str, bucket: str, tmp_path: Path) -> Any:
     """A repo whose DynamoDB has exports, and a table with a stream."""
@@ -70,7 +94,7 @@ def open_service(moto_endpoint: str, bucket: str, tmp_path: Path) -> Any:
         arn = client.describe_table(TableName=name)["Table"]["TableArn"]
         s3 = boto3.client("s3", region_name=REGION, endpoint_url=moto_endpoint)
         table = ExportedTable(name, REGION, arn.split(":")[4], partitions=2)
-        service = ExportService(moto_endpoint, client, s3, table, ("order",), clock, polls=0)
+        service = Exact(moto_endpoint, client, s3, table, ("order",), clock, polls=0)
         services.append(service.__enter__())
         write_repo_yaml(
             tmp_path,
@@ -87,7 +111,7 @@ def open_service(moto_endpoint: str, bucket: str, tmp_path: Path) -> Any:
         )
         store = FeatureStore(repo_path=str(tmp_path))
         source = source_of(name, tmp_path)
-        store.apply([order_entity, view_of(source, f"by_{name}")])
+        store.apply([ORDER, view_of(source, f"by_{name}")])
         ours = boto3.client("dynamodb", region_name=REGION, endpoint_url=service.url)
         return service, FollowedShop(store, ours, source)
 
@@ -141,6 +165,8 @@ def test_a_history_begins_with_the_table_while_its_stream_is_followed(
             return state is not None and state.until is not None
 
         while not is_begun():
+            if program.poll() is not None:
+                raise AssertionError(program.communicate())
             number += 1
             put(number % 40, number)
             delete((number * 7) % 40)
@@ -184,9 +210,7 @@ def test_what_the_stream_lacks_is_exported(open_service: Any, bucket: str):
     facts = DynamoTable.from_table(shop.client, shop.source)
     run = capture_of(shop.source, facts, shop.store.config)
     history, target = shop.history, ExportTarget.from_uri(f"s3://{bucket}/exports")
-    stream = FollowedStream(
-        "arn", ((BEGUN - HOUR, BEGUN + 5 * HOUR), (BEGUN + 8 * HOUR, None))
-    )
+    stream = FollowedStream("arn", ((BEGUN - HOUR, BEGUN + 5 * HOUR), (BEGUN + 8 * HOUR, None)))
     position = ShardPosition(BEGUN + 20 * HOUR, "1").to_json()
     history.handle.append(
         iter(()),
