@@ -53,7 +53,8 @@ class StreamFigures:
         if self.floor is not None:
             behind = duration((dt.datetime.now(dt.timezone.utc) - self.floor).total_seconds())
         return (
-            f"{self.source}: {count(self.shards)} shards, {self.records_per_s:,.1f} changes/s, "
+            f"{self.source}: {count(self.shards)} {'shard' if self.shards == 1 else 'shards'}, "
+            f"{self.records_per_s:,.1f} changes/s, "
             f"online after {lag}; history: {count(self.committed.rows)} rows in "
             f"{count(self.committed.commits)} commits, {behind} behind, "
             f"{count(self.committed.quarantined)} in quarantine"

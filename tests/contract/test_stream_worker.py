@@ -408,6 +408,56 @@ def test_what_was_trimmed_is_said_and_what_is_there_goes_on(
     assert "exports what the stream lacks" in status.next
 
 
+def test_a_table_that_does_not_change_is_not_behind(sharded: FollowedShop, streams: FakeStreams):
+    streams.shard("a")
+    streams.put("a", 1, at=1, amount=1)
+    quiet = dataclasses.replace(QUICK, idle_s=0.1)
+    with following(of_shards(sharded, streams, settings=quiet)) as worker:
+        until(sharded.is_captured)
+        began = sharded.history.stream().floor
+        assert began == streams.now
+        calls = len(streams.calls)
+        until(lambda: len(streams.calls) > calls + 5)
+        streams.now += dt.timedelta(hours=30)
+        # What was written in the last minute may not be seen yet.
+        seen = streams.now - dt.timedelta(minutes=1)
+        until(lambda: sharded.history.stream().floor == seen)
+        streams.put("a", 1, at=1, amount=2)
+        until(sharded.is_captured)
+    assert worker.figures.floor == streams.now
+    assert sharded.rows() == sharded.expected()
+
+
+def test_who_is_half_a_day_behind_warns(sharded: FollowedShop, streams: FakeStreams, caplog: Any):
+    streams.shard("a")
+    streams.put("a", 1, at=1, amount=1)
+    streams.now += dt.timedelta(hours=13)
+    streams.put("a", 1, at=1, amount=2)
+    streams.most = 1
+    with caplog.at_level("WARNING"), following(of_shards(sharded, streams)):
+        until(sharded.is_captured)
+    warned = [record for record in caplog.records if "24 hours" in record.getMessage()]
+    assert len(warned) == 1
+    assert "shard a is 13 h" in warned[0].getMessage()
+
+
+def test_figures_are_a_line(sharded: FollowedShop, streams: FakeStreams):
+    streams.shard("a")
+    for order in range(5):
+        streams.put("a", order, at=1, amount="?" if order == 0 else 1)
+    lines: list[str] = []
+    often = dataclasses.replace(QUICK, line_s=0.2)
+    worker = of_shards(sharded, streams, settings=often, say=lines.append)
+    with following(worker):
+        until(lambda: any("4 rows" in line for line in lines))
+    name = sharded.source.name
+    line = next(line for line in lines if "4 rows" in line)
+    assert line.startswith(f"{name}: 1 shard, ")
+    assert "1 in quarantine" in line
+    said = worker.figures.to_json()
+    assert (said["records"], said["rows"], said["quarantined"]) == (5, 4, 1)
+
+
 def test_a_stream_that_was_switched_off_and_on(
     sharded: FollowedShop, streams: FakeStreams, caplog: Any
 ):
