@@ -17,6 +17,7 @@ from feast_dynamo_ext.progress import shown
 if TYPE_CHECKING:
     from feast import FeatureStore
 
+    from feast_dynamo_ext.capture.status import CaptureStatus
     from feast_dynamo_ext.capture.sync import Capture, SyncResult
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 
@@ -271,6 +272,9 @@ def lambda_image(folder: Path, requirement: str | None, output: Output, repo: Pa
 def status(sources: tuple[str, ...], output: Output, repo: Path) -> None:
     """Print how far captured sources are: until when, rows, quarantine, the next window.
 
+    `stream` says how far behind the shards of a followed stream are in the history; with --json
+    each shard has its own position and lag.
+
     \b
     feast-dynamo capture status
     feast-dynamo capture status purchases --json
@@ -294,12 +298,25 @@ def status(sources: tuple[str, ...], output: Output, repo: Path) -> None:
             "-" if each.lag is None else duration(each.lag.total_seconds()),
             count(each.rows),
             count(each.quarantined),
+            _stream_of(each),
             each.next,
         )
         for each in found
     ]
-    heads = ("source", "table", "captured until", "lag", "rows", "quarantined", "next")
+    heads = ("source", "table", "captured until", "lag", "rows", "quarantined", "stream", "next")
     output.show([each.to_json() for each in found], aligned(heads, rows))
+
+
+def _stream_of(status: CaptureStatus) -> str:
+    if status.stream is None:
+        return "-"
+    lags = [lag.total_seconds() for lag in status.shard_lags.values()]
+    if not lags:
+        return "ended"
+    behind = duration(min(lags))
+    if len(lags) > 1:
+        behind = f"{behind} to {duration(max(lags))}"
+    return f"{count(len(lags))} {'shard' if len(lags) == 1 else 'shards'}, {behind} behind"
 
 
 def sources_of(store: FeatureStore) -> list[DynamoDBTableSource]:
@@ -372,6 +389,11 @@ def _scan(
     )
 
 
+def _why_nothing(result: SyncResult) -> str:
+    followed = "Nothing is exported, as the table's stream is followed"
+    return followed if result.is_followed else "Nothing is new"
+
+
 def _show(result: SyncResult, run: Capture, output: Output) -> None:
     rows = [
         (
@@ -397,12 +419,13 @@ def _show(result: SyncResult, run: Capture, output: Output) -> None:
     text = (
         f"{aligned(heads, rows)}\nCaptured until {until}.{after}"
         if rows
-        else f"Nothing is new: captured until {until}."
+        else f"{_why_nothing(result)}: captured until {until}."
     )
     output.show(
         {
             "source": result.source,
             "until": until,
+            "is_followed": result.is_followed,
             "windows": [
                 {
                     "window": each.window.id,
