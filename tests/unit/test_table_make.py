@@ -22,6 +22,7 @@ from feast.types import (
     Int64,
     Json,
     Map,
+    ScalarMap,
     Set,
     String,
     Struct,
@@ -124,7 +125,8 @@ def test_a_wider_or_an_open_type_of_files_stays(dtype, own, kind):
         (pa.null(), None),
         (pa.time32("ms"), pa.time64("us")),
         (pa.date64(), pa.date32()),
-        (pa.decimal256(40, 2), None),
+        (pa.decimal256(40, 2), pa.decimal128(38, 2)),
+        (pa.decimal256(50, 40), None),
         (pa.decimal256(20, 2), pa.decimal128(20, 2)),
         (pa.binary(3), pa.binary(3)),
         (pa.large_list(pa.int8()), pa.list_(pa.int32())),
@@ -272,6 +274,16 @@ ITEM = Entity(name="item", join_keys=["iid"], value_type=ValueType.STRING)
 
 def view_of(source, **features):
     return customer_view(entities=[ITEM, CUSTOMER], source=source, **features)
+
+
+def test_maps_of_other_keys_than_texts_need_a_file_that_says_which(tmp_path):
+    config = repo_config(tmp_path, catalog="sql")
+    view = customer_view(source=parquet_files(tmp_path / "orders"), name="orders", n=ScalarMap)
+    with pytest.raises(ColumnTypeError, match=r"`orders` declares `n` as ScalarMap.*Declare Map"):
+        plan_table(view, config)
+    kind = pa.map_(pa.int64(), pa.float32())
+    new = plan_table(view, config, there=pa.schema([("n", kind)]))
+    assert new.columns.field("n").type == kind
 
 
 def test_a_table_has_keys_times_and_features_under_the_names_of_the_files(tmp_path):

@@ -324,6 +324,12 @@ def plan_table(
     kinds: dict[str, Declared] = {}
     for reader in (view, *readers):
         for name, dtype in declared_columns(reader):
+            if declared_as(dtype) is ValueType.SCALAR_MAP and name not in found:
+                raise ColumnTypeError(
+                    f"Feature view `{reader.name}` declares `{name}` as ScalarMap, and no file "
+                    "says of which type its keys are. Declare Map, whose keys are texts, or write "
+                    f"a first Parquet file and use `feast-dynamo table import {view.name}`."
+                )
             kind = column_type(dtype, found.get(name))
             both = common_type(types.get(name, kind), kind)
             if both is None:
