@@ -245,6 +245,35 @@ def test_the_folders_of_a_catalog_are_made(tmp_path):
     assert (tmp_path / "s3x" / "here").exists()
 
 
+@pytest.mark.parametrize("name", ["a%20b", "100%", "ü [1]", "a+b;c&d='e'"])
+def test_a_feature_repo_may_be_in_a_folder_of_any_name(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    config = repo_config(folder, catalog="sql")
+    view = customer_view(source=parquet_files(folder / "orders"), name="orders", value=Int64)
+    rows = pa.table({"cid": [7], "event_timestamp": pa.array([START], TIMES)})
+    make(plan_table(view, config)).append(rows)
+    assert sorted(path.name for path in folder.glob("data/*")) == ["iceberg.db", "warehouse"]
+    table = plan_table(view, config).handle.load()
+    assert table.scan().to_arrow().column("cid").to_pylist() == [7]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(("name", "cut"), [("a#b", "#"), ("what?", r"\?")])
+def test_a_place_whose_path_readers_of_iceberg_would_end_is_refused(tmp_path, name, cut):
+    (tmp_path / name).mkdir()
+    view = customer_view(source=parquet_files(tmp_path / "orders"), name="orders", value=Int64)
+    said = (
+        rf"cannot be in 'file://.*data/warehouse': readers of Iceberg end its path at the '{cut}'"
+    )
+    with pytest.raises(ConfigError, match=said):
+        plan_table(view, repo_config(tmp_path / name, catalog="sql"))
+    assert list((tmp_path / name).iterdir()) == []
+    elsewhere = {"type": "sql", "warehouse": f"s3://bucket/{name}"}
+    with pytest.raises(ConfigError, match=rf"cannot be in 's3://bucket/.*{cut}"):
+        plan_table(view, repo_config(tmp_path, catalog=elsewhere))
+
+
 @pytest.mark.parametrize("partition", ["day", "month"])
 def test_a_feature_may_be_named_like_the_partition(tmp_path, partition):
     name = f"Event_timestamp_{partition}"
