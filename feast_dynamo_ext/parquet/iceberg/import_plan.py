@@ -194,9 +194,9 @@ def _of_names(footers: Iterable[Footer], files: Iterable[FileState], source: Any
                 paths.setdefault(name, footer.path)
     derived = getattr(source, "derived_columns", {})
     for file in files:
-        for name, _ in file.partition:
-            if name not in derived:
-                paths.setdefault((name,), file.path)
+        for folder, _ in file.partition:
+            if folder not in derived:
+                paths.setdefault((folder,), file.path)
     if (SEQUENCE,) in paths:
         problems.append(
             f"{paths[(SEQUENCE,)]} has a column `{SEQUENCE}`, by which tables keep the order of "
@@ -205,7 +205,8 @@ def _of_names(footers: Iterable[Footer], files: Iterable[FileState], source: Any
     alike: defaultdict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
     for name in paths:
         # Fields of columns that differ themselves are not named again.
-        alike[(*name[:-1], name[-1].lower())].append(name)
+        key = (*name[:-1], name[-1].lower())
+        alike[key].append(name)
     for names in alike.values():
         if len(names) > 1:
             said = " and ".join(f"`{'.'.join(name)}` ({paths[name]})" for name in sorted(names))
@@ -351,6 +352,8 @@ def plan_import(
         partition=partition,
     )
     there = _loaded(new)
+    if there is not None:
+        new = _as_it_is(new, there, partition, problems)
     plan = ImportPlan(view.name, new, history, table=there, register=register)
     if there is not None:
         plan = _without_imported(plan, problems)
@@ -451,6 +454,18 @@ def _types(history: History) -> dict[str, pa.DataType]:
             both = None if before is None else common_type(before, column.type)
             found[column.name] = both
     return {name: kind for name, kind in found.items() if kind is not None}
+
+
+def _as_it_is(new: NewTable, table: Any, partition: str | None, problems: list[str]) -> NewTable:
+    """What a table that is there already is laid out as, whatever it would be if it were made."""
+    found = TableLayout.from_table(table)
+    layout = found or replace(new.layout, partition="none")
+    if partition not in (None, layout.partition):
+        problems.append(
+            f"the table {new.handle.name} is there already, and not partitioned by {partition}; "
+            "leave out `--partition`, or import into a new one (`--table`)"
+        )
+    return replace(new, layout=layout, why="as it is")
 
 
 def _without_imported(plan: ImportPlan, problems: list[str]) -> ImportPlan:
