@@ -280,7 +280,7 @@ def test_fields_of_nested_columns_are_found_by_their_numbers(tmp_path, catalog):
     }
 
 
-def put_file(table, name, data, partition=None) -> None:
+def put_file(table, name, data, partition=None, counts=None) -> None:
     """Commit a file as another engine left it."""
     uri = f"{table.location()}/data/{name}.parquet"
     local = Path(uri.removeprefix("file://"))
@@ -293,6 +293,7 @@ def put_file(table, name, data, partition=None) -> None:
         partition=Record() if partition is None else partition,
         record_count=len(data),
         file_size_in_bytes=local.stat().st_size,
+        value_counts=counts,
         spec_id=table.spec().spec_id,
         equality_ids=None,
         key_metadata=None,
@@ -410,6 +411,26 @@ def test_values_of_every_type_that_some_files_leave_to_the_partition(tmp_path, c
         put_file(catalog.load_table("shop.orders"), file, cells, Record(partition))
     same_as_pyiceberg(tmp_path, catalog)
     assert rows_of(opened(tmp_path), "value")["value"] == [value, value, value, None]
+
+
+def test_a_double_that_only_a_partition_says_is_refused(tmp_path, catalog):
+    """Engines do not agree on how a partition says a double."""
+    schema = Schema(
+        NestedField(1, "cid", LongType()),
+        NestedField(2, "event", TimestamptzType()),
+        NestedField(3, "value", DoubleType()),
+    )
+    table = catalog.create_table("shop.orders", schema)
+    with table.update_spec() as spec:
+        spec.add_field("value", "identity", "part")
+    plain = rows(1).drop_columns(["day"])
+    whole = plain.append_column("value", pa.array([0.1], pa.float64()))
+    table = catalog.load_table("shop.orders")
+    put_file(table, "a", numbered(whole, schema), Record(0.1), {1: 1, 2: 1, 3: 1})
+    assert rows_of(opened(tmp_path), "value") == {"value": [0.1]}
+    put_file(table, "b", numbered(plain, schema), Record(0.1), {1: 1, 2: 1})
+    with pytest.raises(SourceReadError, match="has files without `value`, a double that"):
+        rows_of(opened(tmp_path), "value")
 
 
 def test_the_statement_reads_partitions_that_some_files_leave_to_the_table(tmp_path, catalog):

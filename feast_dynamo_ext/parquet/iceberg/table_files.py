@@ -122,7 +122,7 @@ def _read(source: Any, config: RepoConfig) -> tuple[Place, TableFiles]:
             task.file.file_size_in_bytes,
             None,
             None,
-            tuple(_partition_values(table, schema, columns, task.file)),
+            tuple(_partition_values(source, table, schema, columns, task.file)),
         )
         for task in tasks
     )
@@ -243,17 +243,26 @@ def _is_known(uri: str) -> bool:
 
 
 def _partition_values(
-    table: Any, schema: Any, columns: pa.Schema, file: Any
+    source: Any, table: Any, schema: Any, columns: pa.Schema, file: Any
 ) -> Iterator[tuple[str, str | None]]:
-    """Columns whose value is the file's partition's; files of other tables may lack them."""
+    """Columns whose value is the file's partition's; files of other tables may lack them.
+
+    Raises:
+        SourceReadError: a file lacks one whose value no partition says for certain.
+    """
     from pyiceberg.transforms import IdentityTransform
 
     for at, part in enumerate(table.specs()[file.spec_id].fields):
         name = schema.find_column_name(part.source_id)
         if not isinstance(part.transform, IdentityTransform) or name not in columns.names:
             continue
-        if PARTITION_TYPES.fullmatch(str(schema.find_type(part.source_id))):
+        kind = str(schema.find_type(part.source_id))
+        if PARTITION_TYPES.fullmatch(kind):
             yield name, _partition_text(file.partition[at], columns.field(name).type)
+        elif file.value_counts and part.source_id not in file.value_counts:
+            raise _refused(
+                source, f"has files without `{name}`, a {kind} that their partition says instead"
+            )
 
 
 def _partition_text(value: Any, kind: pa.DataType) -> str | None:
