@@ -168,11 +168,12 @@ class CapturedSource:
         changes = converted(self.reader, records)
         failed: set[str] = set()
         errors: list[Exception] = []
-        written = deleted = 0
+        written = deleted = passed_over = 0
         if self.online is not None:
             applied = self.online.apply(changes.rows)
             written = sum(view.written for view in applied.views)
             deleted = sum(view.deleted for view in applied.views)
+            passed_over = sum(view.passed_over for view in applied.views)
             failed |= applied.failed
             errors += filter(None, [applied.error])
         rows = quarantined = 0
@@ -186,13 +187,14 @@ class CapturedSource:
                 rows, quarantined = counts.rows, counts.quarantined
         logger.info(
             "source %s: %d records, %d rows new in the history, %d in quarantine; online %d "
-            "written, %d deleted; %d failed; %.1f s after the last",
+            "written, %d deleted, %d passed over; %d failed; %.1f s after the last",
             self.source.name,
             len(records),
             rows,
             quarantined,
             written,
             deleted,
+            passed_over,
             len(failed),
             time.time() - max(record.written for record in records) / 1e6,
         )

@@ -6,8 +6,8 @@ import copy
 import datetime as dt
 import itertools
 import threading
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import captured
 import pyarrow as pa
@@ -29,12 +29,10 @@ from feast_dynamo_ext.capture.quarantine import retry
 from feast_dynamo_ext.capture.stream_records import StreamRecord, converted, stream_records
 from feast_dynamo_ext.duckdb_connection import Limits
 from feast_dynamo_ext.errors import CaptureError, NotCommittedError
+from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.retrieval.changed_rows import changed_rows
 from feast_dynamo_ext.retrieval.plan import plan_view
-
-if TYPE_CHECKING:
-    from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 
 UTC = dt.timezone.utc
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=UTC)
@@ -287,6 +285,24 @@ def test_a_poison_record_is_in_quarantine_once(history):
     assert (found.rows, found.quarantined) == (0, 1)
     assert values_in(history.handle) == [1, 3]
     assert history.quarantined() == 2
+
+
+class Failing(TableHandle):
+    """A history table whose commits fail."""
+
+    def append(self, *_: Any, **__: Any) -> Any:
+        raise NotCommittedError("others came first")
+
+
+def test_a_run_that_ends_between_both_commits_is_gone_on_with(history):
+    handle = history.handle
+    failing = replace(history, handle=Failing(handle.address, handle.name, handle.settings))
+    with pytest.raises(NotCommittedError, match="others came first"):
+        failing.add_changes(changes(1, 2, bad=(2,)))
+    assert (history.rows(), history.quarantined()) == (0, 1)
+    for batch in ((1, 2), (2,), (2, 1)):
+        history.add_changes(changes(*batch, bad=(2,)))
+    assert (values_in(handle), history.quarantined()) == ([1], 1)
 
 
 def test_what_was_mended_is_not_taken_again(history):
