@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast.types import Bytes, Float64, Int64, String, UnixTimestamp
 from feast.types import Decimal as FeastDecimal
-from feast.types import Float64, Int64, UnixTimestamp
 from history_tables import places
 from history_tables import source_of as table_source
 from pyiceberg.catalog import load_catalog
@@ -475,6 +475,32 @@ def test_a_table_without_rows_has_its_columns(tmp_path, catalog):
     source = opened(tmp_path)
     assert source.schema.field("n").type == pa.float64()
     assert rows_of(source, "cid", "n") == {"cid": [], "n": []}
+
+
+def test_the_statement_over_a_table_without_rows_finds_nothing(tmp_path, catalog):
+    values = {
+        "n": (FeastDecimal, pa.decimal128(10, 2)),
+        "name": (String, pa.string()),
+        "at": (UnixTimestamp, pa.timestamp("us", "UTC")),
+        "raw": (Bytes, pa.binary()),
+    }
+    columns = {name: pa.nulls(1, kind) for name, (_, kind) in values.items()}
+    catalog.create_table("shop.orders", schema=rows(1, **columns).schema)
+    fields = [Field(name=name, dtype=dtype) for name, (dtype, _) in values.items()]
+    view = FeatureView(
+        source=source_of(tmp_path),
+        **{**VIEW, "schema": [Field(name="cid", dtype=Int64), *fields], "ttl": None},
+    )
+    entity_df = pd.DataFrame({"cid": [1], "event_timestamp": [START]})
+    asked = [f"orders:{name}" for name in values]
+    job = S3ParquetOfflineStore.get_historical_features(
+        repo_config(tmp_path), [view], asked, entity_df, NoRegistry(), "p"
+    )
+    nothing = {name: [None] for name in values}
+    assert job.to_arrow().select(list(values)).to_pydict() == nothing
+    with duckdb.connect(":memory:") as duck:
+        found = duck.sql(job.to_sql()).to_arrow_table()
+    assert found.select(list(values)).to_pydict() == nothing
 
 
 class Orc:

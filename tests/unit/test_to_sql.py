@@ -39,6 +39,7 @@ from views import customer_view, parquet_files
 
 from feast_dynamo_ext.errors import ColumnTypeError, EntityRowsError
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
+from feast_dynamo_ext.retrieval.engines.sql_dialects import type_name
 
 START = dt.datetime(2026, 3, 29, tzinfo=dt.timezone.utc)
 HOUR = dt.timedelta(hours=1)
@@ -626,3 +627,24 @@ def test_partitions_of_a_delta_table_have_its_types(tmp_path, kind, values):
     )
     job = retrieve(tmp_path, [view], ["orders:part"], frame)
     assert same(job, frame)["part"] == [values[1], None, values[0], None]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.int8(),
+        pa.float32(),
+        pa.time64("us"),
+        pa.decimal128(38, 9),
+        pa.timestamp("us", "UTC"),
+        pa.list_(pa.string()),
+        pa.list_(pa.list_(pa.int64())),
+        pa.struct([("a b", pa.string()), ('say "n"', pa.list_(pa.date32()))]),
+        pa.map_(pa.string(), pa.struct([("x", pa.float64())])),
+    ],
+)
+def test_types_have_the_names_that_duckdb_reads_them_by(kind):
+    with duckdb.connect(":memory:") as duck:
+        duck.execute("SET TimeZone = 'UTC'")
+        found = duck.sql(f"SELECT CAST(NULL AS {type_name(kind)}) AS n").to_arrow_table()
+    assert found.schema.field("n").type == kind

@@ -90,6 +90,12 @@ def literal(text: str) -> str:
 
 
 def _read_parquet(source: ParquetSource) -> str:
+    if not source.files:  # of a table without rows; DuckDB refuses to read no files
+        columns = ", ".join(
+            f"CAST(NULL AS {type_name(field.type)}) AS {DUCKDB.quoted(field.name)}"
+            for field in source.schema
+        )
+        return f"(SELECT {columns}, 0 AS file_index, 0 AS file_row_number WHERE false)"
     on_s3 = source.place.is_on_s3
     paths = [f"s3://{file.path}" if on_s3 else file.path for file in source.files]
     listed = ",\n    ".join(literal(path) for path in paths)
@@ -144,7 +150,9 @@ def _literal(value: pa.Scalar) -> str:
 
 
 def type_name(kind: pa.DataType) -> str:
-    """DuckDB's name of a type that tables are partitioned by."""
+    """DuckDB's name of a type of Parquet files."""
+    if pa.types.is_nested(kind):
+        return _nested_name(kind)
     if pa.types.is_decimal(kind):
         return f"DECIMAL({kind.precision}, {kind.scale})"
     if pa.types.is_timestamp(kind):
@@ -152,6 +160,15 @@ def type_name(kind: pa.DataType) -> str:
             return "TIMESTAMP_NS"
         return "TIMESTAMP WITH TIME ZONE" if kind.tz else "TIMESTAMP"
     return next((name for test, name in TYPE_NAMES if test(kind)), "VARCHAR")
+
+
+def _nested_name(kind: pa.DataType) -> str:
+    if pa.types.is_map(kind):
+        return f"MAP({type_name(kind.key_type)}, {type_name(kind.item_type)})"
+    if pa.types.is_struct(kind):
+        inside = (f"{DUCKDB.quoted(each.name)} {type_name(each.type)}" for each in kind)
+        return f"STRUCT({', '.join(inside)})"
+    return f"{type_name(kind.value_type)}[]"
 
 
 TYPE_NAMES = (
@@ -163,6 +180,7 @@ TYPE_NAMES = (
     (pa.types.is_float32, "FLOAT"),
     (pa.types.is_floating, "DOUBLE"),
     (pa.types.is_date, "DATE"),
+    (pa.types.is_time, "TIME"),
     (is_bytes, "BLOB"),
 )
 
