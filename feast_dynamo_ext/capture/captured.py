@@ -10,6 +10,7 @@ from feast_dynamo_ext.capture.change_rows import as_of
 from feast_dynamo_ext.capture.export_files import DataStream
 from feast_dynamo_ext.capture.export_rows import DataFile as Conversion
 from feast_dynamo_ext.capture.history import CapturedHistory
+from feast_dynamo_ext.capture.missing_items import MissingItems
 from feast_dynamo_ext.capture.sync import Capture, CaptureProgress
 from feast_dynamo_ext.errors import CaptureError, SourceNotFoundError
 
@@ -41,10 +42,18 @@ def capture_of(source: DynamoDBTableSource, table: DynamoTable, config: RepoConf
     """
     columns, history = history_of(source, table, config)
     settings = config.offline_store.aws()
+
+    def missing(export: Export) -> MissingItems:
+        moment = (export.end - EPOCH) // MICROSECOND
+        spill_folder = config.offline_store.spill_folder
+        return MissingItems(history.handle, columns, moment, spill_folder)
+
     return Capture(
         history,
         _Rows(columns, settings),
         settings,
+        missing,
+        columns.projection,
         progress=CaptureProgress(source.name),
     )
 

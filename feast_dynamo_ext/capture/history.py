@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.capture.change_rows import QUARANTINE
+from feast_dynamo_ext.capture.change_rows import QUARANTINE, Converted, joined
+from feast_dynamo_ext.capture.erased_keys import ERASED_SUFFIX, ErasedKeys
 from feast_dynamo_ext.capture.windows import CaptureState
 from feast_dynamo_ext.columns import CHANGE_ID, WRITTEN
 from feast_dynamo_ext.errors import CaptureError, NotCommittedError, SourceNotFoundError
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from feast import RepoConfig
 
-    from feast_dynamo_ext.capture.change_rows import Converted
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 
 
@@ -47,6 +47,9 @@ QUARANTINE_SUFFIX = "_quarantine"
 
 CAPTURE = "capture"
 """Under which a history table keeps how far capture is."""
+
+ERASED_STATE = "erased"
+"""Under which a quarantine table keeps when somebody was erased from it last."""
 
 
 @dataclass
@@ -57,11 +60,13 @@ class Counts:
         records: that were read.
         rows: of the history; an update that moves its event time makes two.
         quarantined: records that do not fit.
+        erased: rows and records of who was erased, which are left out.
     """
 
     records: int = 0
     rows: int = 0
     quarantined: int = 0
+    erased: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,15 @@ class CapturedHistory:
         """That of a source; it need not be there yet."""
         handle = TableHandle.from_source(source, config)
         return cls(source, handle, replace(handle, name=f"{handle.name}{QUARANTINE_SUFFIX}"))
+
+    @property
+    def erased(self) -> TableHandle:
+        """Of the table of who was erased; it need not be there."""
+        return replace(self.handle, name=f"{self.handle.name}{ERASED_SUFFIX}")
+
+    def erased_keys(self) -> ErasedKeys | None:
+        """Who was erased; to be read after the state that a commit goes on from."""
+        return ErasedKeys.read(self.erased, self.handle, self.source)
 
     def state(self) -> CaptureState | None:
         """How far capture is; None before the first.
@@ -127,11 +141,15 @@ class CapturedHistory:
             AwsError: AWS refused.
         """
         counts = Counts()
+        # An erasure from now on changes the state, and this is refused.
+        erased, last_erased = self.erased_keys(), self.last_erased()
 
         def rows() -> Iterator[pa.RecordBatch]:
             quarantined = []
-            for part in parts:
+            for converted in parts:
+                part, gone = erased.without(converted) if erased else (converted, 0)
                 counts.records += part.records
+                counts.erased += gone
                 counts.rows += part.rows.num_rows
                 counts.quarantined += part.quarantine.num_rows
                 if part.quarantine.num_rows:
@@ -146,7 +164,7 @@ class CapturedHistory:
                 )
             if quarantined:
                 table = pa.Table.from_batches(quarantined, QUARANTINE)
-                self._quarantine().append(table, commit_id)
+                self._put_aside(table, commit_id, last_erased)
 
         self._append(rows(), before, after, commit_id)
         return counts
@@ -156,12 +174,22 @@ class CapturedHistory:
         rows: pa.Table,
         quarantined: pa.Table,
         before: CaptureState | None,
-        after: CaptureState,
+        after: CaptureState | None,
         commit_id: str,
     ) -> None:
         """Make rows in memory, and what does not fit, count once; see `commit`."""
+        erased, last_erased = self.erased_keys(), self.last_erased()
+        if erased is not None:
+            made = Converted(
+                joined(rows.to_batches(), rows.schema),
+                joined(quarantined.to_batches(), QUARANTINE),
+                0,
+            )
+            made, _ = erased.without(made)
+            rows = pa.Table.from_batches([made.rows])
+            quarantined = pa.Table.from_batches([made.quarantine])
         if quarantined.num_rows:
-            self._quarantine().append(quarantined, commit_id)
+            self._put_aside(quarantined, commit_id, last_erased)
         self._append(iter(rows.to_batches()), before, after, commit_id)
 
     # Changes of a stream
@@ -271,18 +299,40 @@ class CapturedHistory:
         self,
         rows: Iterator[pa.RecordBatch],
         before: CaptureState | None,
-        after: CaptureState,
+        after: CaptureState | None,
         commit_id: str,
     ) -> None:
-        old = None if before is None else before.to_json()
+        old, new = (None if each is None else each.to_json() for each in (before, after))
         try:
-            self.handle.append(rows, commit_id, Progress(CAPTURE, old, after.to_json()))
+            self.handle.append(rows, commit_id, Progress(CAPTURE, old, new))
         except NotCommittedError as error:
             if self.state() == before:
                 raise
             raise CaptureError(
                 f"Source `{self.source.name}`: another run captures it at the moment, and came "
                 "first. Nothing is lost, and nothing is there twice; let that run end."
+            ) from error
+
+    def last_erased(self) -> str | None:
+        """When somebody was erased from the quarantine last, ISO 8601; None for never."""
+        try:
+            found: str | None = self.quarantine.state(ERASED_STATE)
+        except SourceNotFoundError:
+            return None
+        return found
+
+    def _put_aside(self, records: pa.Table, commit_id: str, last_erased: str | None) -> None:
+        """Add records to the quarantine, unless somebody was erased since they were looked at."""
+        try:
+            self._quarantine().append(
+                records, commit_id, Progress(ERASED_STATE, last_erased, last_erased)
+            )
+        except NotCommittedError as error:
+            if self.last_erased() == last_erased:
+                raise
+            raise CaptureError(
+                f"Source `{self.source.name}`: somebody is erased from it at the moment. Nothing "
+                "was added; run it again."
             ) from error
 
     def _quarantine(self) -> TableHandle:

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.capture.windows import SHORTEST
 from feast_dynamo_ext.errors import SourceNotFoundError
+from feast_dynamo_ext.parquet.iceberg.optimize import optimize
 
 if TYPE_CHECKING:
     from feast_dynamo_ext.capture.history import CapturedHistory
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+
+
+MANY_FILES = 100
+"""Small or unsorted files, from which on `table optimize` is due: each is a request of a read."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class CaptureStatus:
         rows: of the history, tombstones included.
         quarantined: records that did not fit.
         next: what the next `sync` does, in words.
+        small_files: of the history that `table optimize` would make large and sorted ones of.
     """
 
     source: str
@@ -35,6 +41,12 @@ class CaptureStatus:
     rows: int
     quarantined: int
     next: str
+    small_files: int = 0
+
+    @property
+    def is_optimize_due(self) -> bool:
+        """Whether reads of the history are slower than they need be."""
+        return self.small_files >= MANY_FILES
 
     def to_json(self) -> dict[str, Any]:
         """For programs: seconds, and times in ISO 8601."""
@@ -46,6 +58,8 @@ class CaptureStatus:
             "rows": self.rows,
             "quarantined": self.quarantined,
             "next": self.next,
+            "small_files": self.small_files,
+            "optimize_due": self.is_optimize_due,
         }
 
 
@@ -65,8 +79,10 @@ def status_of(
     now = now or dt.datetime.now(dt.timezone.utc)
     try:
         state, rows = history.state(), history.rows()
+        parts = optimize(history.handle, dry_run=True).partitions
+        small = sum(part.files_before for part in parts)
     except SourceNotFoundError:
-        state, rows = None, 0
+        state, rows, small = None, 0, 0
     until = None if state is None else state.until
     lag = None if until is None else now - until
     if state is not None and state.pending:
@@ -78,4 +94,5 @@ def status_of(
         then = f"nothing before {until + SHORTEST:%H:%M}Z"  # type: ignore[operator]
     else:
         then = "exports what changed since"
-    return CaptureStatus(source.name, source.table, until, lag, rows, history.quarantined(), then)
+    quarantined = history.quarantined()
+    return CaptureStatus(source.name, source.table, until, lag, rows, quarantined, then, small)
