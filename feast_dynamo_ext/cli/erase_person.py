@@ -192,7 +192,7 @@ def _sets(
     store: FeatureStore, repo: Path, erasure: Erasure, places: tuple[str, ...]
 ) -> list[SetOfPerson]:
     """Sets that the feature repo declares, and those below some places."""
-    from feast_dynamo_ext.sagemaker.definition import load_definitions
+    from feast_dynamo_ext.sagemaker.declared_sets import load_definitions
     from feast_dynamo_ext.sagemaker.output_folder import open_folder
     from feast_dynamo_ext.sagemaker.sets_of_person import sets_below, sets_of_person
 

@@ -103,10 +103,15 @@ def view_of(store: FeatureStore, name: str) -> Any:
 
 
 def sources_of(store: FeatureStore) -> list[DynamoDBTableSource]:
-    """All captured sources of the registry."""
+    """All captured sources of the registry.
+
+    Raises:
+        ConfigError, AwsError: the registry cannot be read.
+    """
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 
-    found = store.list_data_sources()
+    with registry_errors():
+        found: list[Any] = list(store.list_data_sources())
     return [each for each in found if isinstance(each, DynamoDBTableSource)]
 
 

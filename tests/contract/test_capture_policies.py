@@ -246,7 +246,9 @@ def test_each_command_needs_what_its_policy_allows_and_no_more(job: Job):
             job.allow(needed - {missing})
             result = job.run(*command)
             assert result.exit_code != 0, (command, missing, result.output)
-            assert missing.split(" ")[0] in result.output, (command, missing, result.output)
+            # Rows are deleted by a client of our own, which names the call.
+            _, action = missing.split(" ")[0].split(":")
+            assert action in result.output, (missing, result.output[-1_000:])
         job.allow(needed)
         result = job.run(*command)
         assert result.exit_code == 0, (command, result.output)

@@ -27,7 +27,6 @@ from feast_dynamo_ext.capture.status import status_of
 from feast_dynamo_ext.capture.stream_records import converted, stream_records
 from feast_dynamo_ext.capture.table_scan import scan
 from feast_dynamo_ext.errors import CaptureError
-from feast_dynamo_ext.polling import Poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

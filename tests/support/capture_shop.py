@@ -17,8 +17,9 @@ from repos import REGION
 from feast_dynamo_ext import DynamoDBTableSource
 from feast_dynamo_ext.capture.captured import capture_of
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable
-from feast_dynamo_ext.capture.export_jobs import ExportTarget, Poll
+from feast_dynamo_ext.capture.export_jobs import ExportTarget
 from feast_dynamo_ext.capture.history import CapturedHistory
+from feast_dynamo_ext.polling import Poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
