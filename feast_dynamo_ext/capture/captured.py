@@ -44,9 +44,8 @@ def capture_of(source: DynamoDBTableSource, table: DynamoTable, config: RepoConf
     settings = config.offline_store.aws()
 
     def missing(export: Export) -> MissingItems:
-        moment = (export.end - EPOCH) // MICROSECOND
         spill_folder = config.offline_store.spill_folder
-        return MissingItems(history.handle, columns, moment, spill_folder)
+        return MissingItems(history.handle, columns, as_of(export.end), spill_folder)
 
     return Capture(
         history,

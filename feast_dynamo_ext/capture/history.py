@@ -29,7 +29,7 @@ from feast_dynamo_ext.errors import CaptureError, NotCommittedError, SourceNotFo
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors, opened
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.data_files import table_columns
-from feast_dynamo_ext.parquet.iceberg.ledger import Progress
+from feast_dynamo_ext.parquet.iceberg.ledger import Ledger, Progress
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, create_table
 from feast_dynamo_ext.parquet.iceberg.view_table import table_type
 
@@ -179,15 +179,8 @@ class CapturedHistory:
     ) -> None:
         """Make rows in memory, and what does not fit, count once; see `commit`."""
         erased, last_erased = self.erased_keys(), self.last_erased()
-        if erased is not None:
-            made = Converted(
-                joined(rows.to_batches(), rows.schema),
-                joined(quarantined.to_batches(), QUARANTINE),
-                0,
-            )
-            made, _ = erased.without(made)
-            rows = pa.Table.from_batches([made.rows])
-            quarantined = pa.Table.from_batches([made.quarantine])
+        found = Known(frozenset(), None, None, erased=erased)
+        rows, quarantined, _ = found.without_erased(rows, quarantined)
         if quarantined.num_rows:
             self._put_aside(quarantined, commit_id, last_erased)
         self._append(iter(rows.to_batches()), before, after, commit_id)
@@ -215,6 +208,7 @@ class CapturedHistory:
         while True:
             known = self.known(look)
             new, bad = (without(known.ids, part) for part in (rows, misfits))
+            new, bad, erased = known.without_erased(new, bad)
             try:
                 if bad.num_rows:
                     check = known.check_of(look, is_quarantine=True)
@@ -226,7 +220,7 @@ class CapturedHistory:
                 if not known.is_outdated:
                     raise
             else:
-                return Counts(changes.records, new.num_rows, bad.num_rows)
+                return Counts(changes.records, new.num_rows, bad.num_rows, erased)
 
     def known(self, look: Look) -> Known:
         """The changes of a stream that the history or the quarantine has already.
@@ -241,9 +235,12 @@ class CapturedHistory:
         try:
             bad = self.quarantine.load()
         except SourceNotFoundError:
-            return Known(found, _version(table), None)
+            erased = (_last_erased(table), None)
+            return Known(found, _version(table), None, erased, self.erased_keys())
         with catalog_errors(self.quarantine.address, self.quarantine.name):
-            return Known(found | look.ids_in(bad), _version(table), _version(bad))
+            found |= look.ids_in(bad)
+        last = (_last_erased(table), _last_erased(bad))
+        return Known(found, _version(table), _version(bad), last, self.erased_keys())
 
     def evolve(self, wanted: pa.Schema) -> None:
         """Give the history table the columns and types of a declaration that was changed.
@@ -431,19 +428,41 @@ class Known:
         ids: theirs.
         history: the version of the history table that was looked at.
         quarantine: that of the quarantine table; None where there was none.
-        is_outdated: whether more of them have come since.
+        last_erased: when somebody was erased from the two last.
+        erased: who was erased.
+        is_outdated: whether more of them have come since, or somebody was erased.
     """
 
     ids: frozenset[str]
     history: int | None
     quarantine: int | None
+    last_erased: tuple[str | None, str | None] = (None, None)
+    erased: ErasedKeys | None = None
     is_outdated: bool = False
+
+    def without_erased(self, rows: pa.Table, misfits: pa.Table) -> tuple[pa.Table, pa.Table, int]:
+        """Rows and records without those of who was erased, and how many these are."""
+        if self.erased is None:
+            return rows, misfits, 0
+        part = Converted(
+            joined(rows.to_batches(), rows.schema), joined(misfits.to_batches(), QUARANTINE), 0
+        )
+        kept, gone = self.erased.without(part)
+        tables = [pa.Table.from_batches([each]) for each in (kept.rows, kept.quarantine)]
+        return tables[0], tables[1], gone
 
     def check_of(self, look: Look, *, is_quarantine: bool = False) -> Callable[[Any], None]:
         """What refuses a commit to a table that has more of the changes by now."""
         version = self.quarantine if is_quarantine else self.history
+        last_erased = self.last_erased[is_quarantine]
 
         def check(table: Any) -> None:
+            if _last_erased(table) != last_erased:
+                self.is_outdated = True
+                raise NotCommittedError(
+                    f"The Iceberg table {'.'.join(table.name())}: somebody was erased from it "
+                    "since the changes were looked at. Nothing of them is in the table."
+                )
             if _version(table) == version or look.ids_in(table) <= self.ids:
                 return
             self.is_outdated = True
@@ -453,6 +472,11 @@ class Known:
             )
 
         return check
+
+
+def _last_erased(table: Any) -> str | None:
+    found: str | None = Ledger.from_table(table).states.get(ERASED_STATE)
+    return found
 
 
 def _version(table: Any) -> int | None:

@@ -48,7 +48,7 @@ class MissingItems:
     Attributes:
         history: of the history table.
         columns: of the history.
-        moment: that the export shows, microseconds since 1970.
+        moment: as of when the export's items count as written, microseconds since 1970.
         spill_folder: where keys are spilled; None for the system's folder for temporary files.
         memory_limit: of DuckDB.
     """
@@ -137,7 +137,7 @@ class MissingItems:
             f"max_by(q, row(w, q, p, t)) AS q, max_by(t, row(w, q, p, t)) AS t "
             f"FROM candidates GROUP BY {listed} "
             # What was written since the moment says more than the export does.
-            f"HAVING max_by(p, row(w, q, p, t)) AND max(w) < {self.moment}"
+            f"HAVING max_by(p, row(w, q, p, t)) AND max(w) <= {self.moment}"
         )
 
     def _deletions(
