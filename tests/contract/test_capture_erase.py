@@ -22,6 +22,7 @@ from feast.types import Float64, Int64, String
 
 from feast_dynamo_ext import ViewSettings
 from feast_dynamo_ext.capture.captured import columns_of
+from feast_dynamo_ext.capture.change_rows import RecordReader
 from feast_dynamo_ext.capture.erase import Erasure, check_done
 from feast_dynamo_ext.capture.erase_online import OnlineViews
 from feast_dynamo_ext.capture.history import CapturedHistory
@@ -34,6 +35,7 @@ from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.optimize import optimize
 from feast_dynamo_ext.parquet.iceberg.snapshots import tag
 from feast_dynamo_ext.parquet.iceberg.view_table import drop
+from feast_dynamo_ext.timestamps import EPOCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -475,3 +477,64 @@ def test_an_erasure_that_ends_anywhere_is_done_by_the_next_run(shop: Shop, tmp_p
     assert traces(tmp_path, GONE) == []
     # Who it is, three marks, two tables written anew, and their manifests twice.
     assert last > 6
+
+
+@dataclass(frozen=True)
+class Interrupted(CapturedHistory):
+    """A history from which somebody is erased once changes of a stream were looked at."""
+
+    interrupt: list[Any] = field(default_factory=list, compare=False)
+
+    def known(self, look: Any) -> Any:
+        found = super().known(look)
+        if self.interrupt:
+            self.interrupt.pop()()
+        return found
+
+
+def test_changes_of_a_stream_do_not_bring_them_back(shop: Shop, tmp_path: Path):
+    fill(shop)
+    others = [row for row in shop.rows() if row[0] != GONE]
+    reader = RecordReader(columns_of(shop.source, shop.table()))
+    written = (shop.service.clock.now - EPOCH) // dt.timedelta(microseconds=1)
+
+    def changes(at: int, *records: dict[str, Any]) -> Any:
+        names = [f"{at} {number}" for number in range(len(records))]
+        return reader.converted(records, [at] * len(records), names, names)
+
+    def put(customer: int, **more: Any) -> dict[str, Any]:
+        image = {**item(customer, 4), **more}
+        return {"Keys": key_of(image), "NewImage": image}
+
+    misfit = put(GONE, amount={"S": "a lot"})
+    old = changes(written, put(GONE), put(9), misfit)
+    there = shop.history
+    shop.service.clock.forward(seconds=5)
+    history = Interrupted(
+        there.source,
+        there.handle,
+        there.quarantine,
+        interrupt=[lambda: erase(shop, customer=str(GONE))],
+    )
+    counts = history.add_changes(old)
+    assert (counts.rows, counts.quarantined, counts.erased) == (1, 0, 2)
+    assert shop.rows() == sorted([*others, (9, 4, 1.5, "put")])
+    assert traces(tmp_path, GONE) == []
+    # Delivered once more, it is the same.
+    assert shop.history.add_changes(old).rows == 0
+    # What they do anew counts, and so does its end; the end of what they did before does not.
+    shop.service.clock.forward(hours=1)
+    now = (shop.service.clock.now - EPOCH) // dt.timedelta(microseconds=1)
+    ended = {"Keys": key_of(item(GONE, 1)), "OldImage": item(GONE, 1)}
+    assert shop.history.add_changes(changes(now, put(GONE), ended)).rows == 1
+    image = item(GONE, 4)
+    last = changes(now + 1, {"Keys": key_of(image), "OldImage": image})
+    assert shop.history.add_changes(last).rows == 1
+    assert [row for row in shop.rows() if row[0] == GONE] == [
+        (GONE, 4, 1.5, "delete"),
+        (GONE, 4, 1.5, "put"),
+    ]
+
+
+def key_of(image: dict[str, Any]) -> dict[str, Any]:
+    return {name: image[name] for name in ("customer", "at")}
