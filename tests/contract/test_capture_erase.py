@@ -23,8 +23,8 @@ from feast.types import Float64, Int64, String
 from feast_dynamo_ext import ViewSettings
 from feast_dynamo_ext.capture.captured import columns_of
 from feast_dynamo_ext.capture.change_rows import RecordReader
-from feast_dynamo_ext.capture.erase import Erasure, check_done
 from feast_dynamo_ext.capture.erase_online import OnlineViews
+from feast_dynamo_ext.capture.erasure import Erasure, check_done
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.person import Person, columns_of_history
 from feast_dynamo_ext.capture.quarantine import retry

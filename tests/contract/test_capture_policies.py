@@ -230,8 +230,8 @@ STEPS = (
             *("glue:GetDatabase", "glue:CreateTable", f"s3:PutObject {HISTORY}"),
             *("glue:UpdateTable", "dynamodb:GetItem", "dynamodb:PutItem"),
             *("dynamodb:BatchGetItem", "dynamodb:DeleteItem"),
-            f"s3:DeleteObject {HISTORY}",
-            *(f"s3:GetObject {EXPORTS}", f"s3:DeleteObject {EXPORTS}"),
+            # Of many deletions at once moto does not know where.
+            *(f"s3:GetObject {EXPORTS}", "s3:DeleteObject"),
         ),
     ),
 )
@@ -243,7 +243,7 @@ def test_each_command_needs_what_its_policy_allows_and_no_more(job: Job):
     for before, command, needed, removed in STEPS:
         before(job)
         for missing in removed:
-            job.allow(needed - {missing})
+            job.allow({each for each in needed if not each.startswith(missing)})
             result = job.run(*command)
             assert result.exit_code != 0, (command, missing, result.output)
             # Rows are deleted by a client of our own, which names the call.

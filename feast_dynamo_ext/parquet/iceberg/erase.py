@@ -13,6 +13,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -246,12 +247,16 @@ class Keys:
             found &= np.asarray(pc.is_in(rows.column(name), value_set=values))
         if len(names) > 1 and found.any():
             places = np.flatnonzero(found)
-            tuples = set(zip(*self.values.to_pydict().values(), strict=True))
+            tuples = self._tuples
             some = rows.select(names).take(pa.array(places)).to_pydict().values()
             found[places] = [each in tuples for each in zip(*some, strict=True)]
         return found
 
-    @property
+    @cached_property
+    def _tuples(self) -> set[tuple[Any, ...]]:
+        return set(zip(*self.values.to_pydict().values(), strict=True))
+
+    @cached_property
     def _ordered(self) -> dict[str, list[Any]]:
         return {
             name: sorted(pc.unique(self.values.column(name)).to_pylist())
