@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.server
 
 ANY = {"Effect": "Allow", "Action": "*", "Resource": "*"}
 EVERYTHING = json.dumps({"Version": "2012-10-17", "Statement": [ANY]})
@@ -238,6 +238,8 @@ STEPS = (
 
 
 # Feast's registry on S3 leaves its temporary files to the garbage collector.
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_each_command_needs_what_its_policy_allows_and_no_more(job: Job):
     for before, command, needed, removed in STEPS:
