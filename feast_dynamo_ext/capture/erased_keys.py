@@ -16,7 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import secrets
+import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +32,14 @@ from feast_dynamo_ext.capture.change_rows import QUARANTINE, Converted
 from feast_dynamo_ext.capture.item_values import item_text
 from feast_dynamo_ext.capture.person import canonical, columns_of_history, digest, texts_of
 from feast_dynamo_ext.columns import CHANGE, PUT, WRITTEN
-from feast_dynamo_ext.errors import SourceNotFoundError
+from feast_dynamo_ext.errors import FeastDynamoError, SourceNotFoundError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors, opened
 from feast_dynamo_ext.parquet.iceberg.erase import Keys, rows_of
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, create_table
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
     from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 
+
+logger = logging.getLogger(__name__)
 
 ERASED_SUFFIX = "_erased"
 """How the name of the table of who was erased ends."""
@@ -149,6 +154,20 @@ class ErasedKeys:
         dropped += part.quarantine.num_rows - quarantine.num_rows
         return Converted(rows, quarantine, part.records), dropped
 
+    def without_old_puts(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Rows without puts of before an erasure; what ends an item is kept."""
+        for names, known in self.known.items():
+            written = _micros(rows.column(WRITTEN))
+            is_put = np.asarray(pc.equal(rows.column(CHANGE), PUT))
+            places = np.flatnonzero((written < max(known.values())) & is_put)
+            if len(places):
+                some = rows.select(list(names)).take(pa.array(places))
+                moments = [known.get(who, -1) for who in self._digests(some, names)]
+                kept = np.ones(rows.num_rows, dtype=bool)
+                kept[places] = written[places] >= np.array(moments, np.int64)
+                rows = rows.filter(pa.array(kept))
+        return rows
+
     # Rows
 
     def _kept_rows(
@@ -238,3 +257,35 @@ class ErasedKeys:
 
 def _micros(column: pa.Array) -> NDArray[np.int64]:
     return np.asarray(column.cast(MOMENT).cast(pa.int64()))
+
+
+@dataclass
+class ErasedLately:
+    """Who was erased, read once a minute: for who brings changes online at once.
+
+    A stream delivers changes for a day: one of before an erasure must not go online after it.
+
+    Attributes:
+        read: reads who was erased; None for nobody.
+        every_s: how long that is taken to be so.
+        clock: seconds of a monotonic clock.
+    """
+
+    read: Callable[[], ErasedKeys | None]
+    every_s: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+    _known: ErasedKeys | None = None
+    _until_s: float | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def without_old_puts(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """See `ErasedKeys.without_old_puts`. What cannot be read is taken to be as it was."""
+        with self._lock:
+            if self._until_s is None or self.clock() >= self._until_s:
+                try:
+                    self._known = self.read()
+                except FeastDynamoError as error:
+                    logger.warning("who was erased cannot be read, and may go online: %s", error)
+                self._until_s = self.clock() + self.every_s
+            known = self._known
+        return rows if known is None else known.without_old_puts(rows)

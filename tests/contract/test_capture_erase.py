@@ -26,6 +26,7 @@ from feast_dynamo_ext.capture.change_rows import RecordReader
 from feast_dynamo_ext.capture.erase_online import OnlineViews
 from feast_dynamo_ext.capture.erasure import Erasure, check_done
 from feast_dynamo_ext.capture.history import CapturedHistory
+from feast_dynamo_ext.capture.online_changes import OnlineChanges
 from feast_dynamo_ext.capture.person import Person, columns_of_history
 from feast_dynamo_ext.capture.quarantine import retry
 from feast_dynamo_ext.capture.table_scan import scan
@@ -306,6 +307,31 @@ def test_rows_in_the_online_store_go(shop: Shop):
     shop.store.materialize(BEGUN - dt.timedelta(days=1), BEGUN + dt.timedelta(days=30))
     assert (online(shop, finer.name, shop="s1"), online(shop, finer.name, shop="s3")) == (8, 2.5)
     assert online(shop, view.name, customer=GONE) is None
+
+
+def test_changes_of_before_do_not_go_online(shop: Shop):
+    fill(shop)
+    entities, view = of_customers(shop, f"of_stream_{shop.source.name}", "customer")
+    shop.store.apply([*entities, view])
+    changes = OnlineChanges.from_store(shop.store, shop.source)
+    reader = RecordReader(columns_of(shop.source, shop.table()))
+    written = (shop.service.clock.now - EPOCH) // dt.timedelta(microseconds=1)
+
+    def bring(*customers: int, at: int) -> None:
+        images = [item(customer, 4) for customer in customers]
+        records = [{"Keys": key_of(image), "NewImage": image} for image in images]
+        names = [f"{at} {customer}" for customer in customers]
+        made = reader.converted(records, [at] * len(records), names, names)
+        assert changes.apply(made.rows).error is None
+
+    shop.service.clock.forward(seconds=5)
+    erase(shop, [view], customer=str(GONE))
+    # A change that the stream delivers hours later, and one that they made since.
+    bring(GONE, 9, at=written)
+    assert online(shop, view.name, customer=GONE) is None
+    assert online(shop, view.name, customer=9) == 1.5
+    bring(GONE, at=written + 10_000_000)
+    assert online(shop, view.name, customer=GONE) == 1.5
 
 
 def test_a_capture_that_is_under_way_is_refused(shop: Shop, tmp_path: Path):

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from feast_dynamo_ext import DynamoDBTableSource
 from feast_dynamo_ext.capture.attribute_types import CapturedColumns
 from feast_dynamo_ext.capture.change_rows import QUARANTINE, RecordReader
-from feast_dynamo_ext.capture.erased_keys import ErasedKeys
+from feast_dynamo_ext.capture.erased_keys import ErasedKeys, ErasedLately
 from feast_dynamo_ext.capture.person import Person, canonical, digest
-from feast_dynamo_ext.errors import CaptureError
+from feast_dynamo_ext.errors import CaptureError, OfflineStoreError
 
 ID = uuid.UUID("5f2e9a31-0000-4000-8000-00000000abcd")
 SOURCE = DynamoDBTableSource(
@@ -213,3 +213,36 @@ def test_times_are_theirs_by_their_moment():
         }
     )
     assert np.array_equal(person(at="1767608400250").are_in(rows), [True, False])
+
+
+def test_what_goes_online_is_looked_up_once_a_minute(caplog: pytest.LogCaptureFixture):
+    salt, now, reads = b"a" * 16, [0.0], []
+    known = {("number",): {digest(salt, ["number"], ["5"]): 1_000}}
+    answers: list[Any] = [None, ErasedKeys(None, COLUMNS, salt, known)]  # type: ignore[arg-type]
+
+    def read() -> Any:
+        reads.append(now[0])
+        if not answers:
+            raise OfflineStoreError("the catalog is away")
+        return answers.pop(0)
+
+    lately = ErasedLately(read, clock=lambda: now[0])
+    items = [{"Item": {**WHOLE, "number": {"N": str(number)}}} for number in (5, 6)]
+    before, since = (
+        RecordReader(COLUMNS).converted(items, [at] * 2, ["a", "b"]).rows for at in (999, 1_000)
+    )
+
+    def left(rows: pa.RecordBatch) -> list[int]:
+        found: list[int] = lately.without_old_puts(rows).column("number").to_pylist()
+        return found
+
+    assert left(before) == [5, 6]
+    now[0] = 59.0
+    assert left(before) == [5, 6]
+    now[0] = 60.0
+    assert (left(before), left(since)) == ([6], [5, 6])
+    # Where it cannot be read, it is as it was, and that is said.
+    now[0] = 120.0
+    assert left(before) == [6]
+    assert "the catalog is away" in caplog.text
+    assert reads == [0.0, 60.0, 120.0]
