@@ -11,6 +11,7 @@ module, and neither should load more of Feast than it uses.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -19,8 +20,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+from feast_dynamo_ext.errors import AccessDeniedError, ConfigError, FeastDynamoError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from feast import FeatureService, FeatureStore
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     from feast.infra.passthrough_provider import PassthroughProvider
     from feast.infra.registry.base_registry import BaseRegistry
 
-    from feast_dynamo_ext.errors import FeastDynamoError
 
 Kind = Literal["called", "overridden", "imitated", "attribute", "text"]
 
@@ -597,6 +599,64 @@ def open_feature_store(folder: Path, yaml_file: Path) -> FeatureStore:
     )
     store: FeatureStore = create_feature_store(context)
     return store
+
+
+# Errors
+
+
+@contextlib.contextmanager
+def feasts_errors() -> Iterator[None]:
+    """Turn what Feast raises for what a person got wrong into an error of one line.
+
+    Raises:
+        ConfigError: instead of an error of Feast's own, or its ValueError.
+    """
+    from feast.errors import FeastError
+
+    try:
+        yield
+    except (FeastError, ValueError) as error:
+        if isinstance(error, FeastError) or type(error) is ValueError:
+            raise ConfigError(" ".join(str(error).split())) from error
+        raise
+
+
+@contextlib.contextmanager
+def registry_errors() -> Iterator[None]:
+    """Errors of a registry on S3 that is opened, and what `feasts_errors` turns into ours.
+
+    Raises:
+        AccessDeniedError: names the action. Feast takes a registry that it may not read for a
+            missing one, and writes an empty one: its own error is of that.
+        ConfigError, AwsError: another.
+    """
+    from feast.errors import S3RegistryBucketForbiddenAccess
+
+    from feast_dynamo_ext.aws import aws_error, translated
+
+    with feasts_errors():
+        try:
+            with translated("s3", "the registry"):
+                yield
+        except S3RegistryBucketForbiddenAccess as error:
+            raise aws_error(
+                "AccessDenied",
+                str(error),
+                service="s3",
+                operation="HeadBucket",
+                resource="the bucket of the registry",
+            ) from error
+        except AccessDeniedError as error:
+            if error.operation != "PutObject":
+                raise
+            raise AccessDeniedError(
+                "The registry on S3 is not there, or may not be read. Run `feast apply` if it was "
+                "not run yet; else add the missing action, `s3:GetObject`, to the identity's IAM "
+                "policy: `feast-dynamo docs iam`.",
+                service="s3",
+                operation="GetObject",
+                code=error.code,
+            ) from error
 
 
 # Logs

@@ -235,11 +235,14 @@ def _may_hold_nan(kind: pa.DataType) -> bool:
 def as_json(array: pa.Array) -> pa.Array:
     """Texts that are JSON; numbers, lists, structs and maps are written as such."""
     if pa.types.is_nested(array.type):
-        cells = array.to_pylist(maps_as_pydicts="strict")
         try:
+            cells = array.to_pylist(maps_as_pydicts="strict")
             made = pa.array(
                 [None if cell is None else json.dumps(cell) for cell in cells], pa.large_string()
             )
+        except KeyError:
+            # Arrow's words show the key.
+            raise refused(array, "JSON (which has no key twice)") from None
         except TypeError as error:
             raise refused(array, "JSON") from error
         if _may_hold_nan(array.type):

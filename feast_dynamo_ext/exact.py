@@ -325,6 +325,12 @@ def _to_time(array: pa.Array, target: pa.DataType) -> pa.Array:
     return array.cast(target)
 
 
+def _to_time_of_day(array: pa.Array, target: pa.DataType) -> pa.Array:
+    if not pa.types.is_time(array.type):
+        raise refused(array, target)
+    return _by_arrow(array, target)
+
+
 def _to_list(array: pa.Array, target: pa.DataType) -> pa.Array:
     if not is_list(array.type):
         raise refused(array, target)
@@ -495,6 +501,7 @@ RULES: tuple[
     (_is_json_type, _to_json),
     (is_bytes, _to_bytes),
     (is_time, _to_time),
+    (pa.types.is_time, _to_time_of_day),
     (is_list, _to_list),
     (pa.types.is_struct, _to_struct),
     (pa.types.is_map, _to_map),

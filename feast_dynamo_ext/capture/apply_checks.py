@@ -63,7 +63,7 @@ def check_table(source: DynamoDBTableSource, facts: DynamoTable) -> Iterator[str
             f"exported: capture would have to scan it. Turn it on: {turn_on}"
         )
     if facts.stream != IMAGES:
-        yield f"{where}: {_about_stream(facts)}"
+        yield f"{where}: {about_stream(facts)}"
     if source.expiry == "delete" and not facts.expiry:
         seen = "may not be seen" if facts.expiry is None else "is not set"
         yield (
@@ -73,7 +73,8 @@ def check_table(source: DynamoDBTableSource, facts: DynamoTable) -> Iterator[str
         )
 
 
-def _about_stream(facts: DynamoTable) -> str:
+def about_stream(facts: DynamoTable) -> str:
+    """What the stream of a table lacks, in words with the command that mends it."""
     turn_on = facts.command(
         "update-table", "--stream-specification", f"StreamEnabled=true,StreamViewType={IMAGES}"
     )

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.capture.apply_checks import captured_columns, make_history
-from feast_dynamo_ext.capture.change_rows import as_of
+from feast_dynamo_ext.capture.apply_checks import (
+    IMAGES,
+    about_stream,
+    captured_columns,
+    make_history,
+)
+from feast_dynamo_ext.capture.change_rows import RecordReader, as_of
+from feast_dynamo_ext.capture.dynamo_table import dynamodb_client
 from feast_dynamo_ext.capture.export_files import DataStream
 from feast_dynamo_ext.capture.export_rows import DataFile as Conversion
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.missing_items import MissingItems
+from feast_dynamo_ext.capture.online_changes import OnlineChanges
+from feast_dynamo_ext.capture.stream import StreamWorker, stream_arn
+from feast_dynamo_ext.capture.stream_leases import ShardLeases, lease_table, make_lease_table
+from feast_dynamo_ext.capture.stream_records import WITH_NEW_IMAGES, converted, stream_records
 from feast_dynamo_ext.capture.sync import Capture, CaptureProgress
 from feast_dynamo_ext.errors import CaptureError, SourceNotFoundError
+from feast_dynamo_ext.materialize.lease import LeaseSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from feast import RepoConfig
+    from feast import FeatureStore, RepoConfig
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.capture.attribute_types import CapturedColumns
     from feast_dynamo_ext.capture.change_rows import Converted
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable
     from feast_dynamo_ext.capture.export_files import DataFile, Export
+    from feast_dynamo_ext.capture.stream import StreamSettings
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+
+
+logger = logging.getLogger(__name__)
 
 
 def capture_of(source: DynamoDBTableSource, table: DynamoTable, config: RepoConfig) -> Capture:
@@ -71,6 +87,76 @@ def history_of(
     except SourceNotFoundError:
         make_history(source, columns.history_schema, columns.keys, config)
     return columns, history
+
+
+def worker_of(
+    source: DynamoDBTableSource,
+    table: DynamoTable,
+    store: FeatureStore,
+    settings: StreamSettings,
+    lease_s: float = LeaseSettings.lease_s,
+) -> StreamWorker:
+    """What follows the stream of a source's table; history and leases are made where missing.
+
+    Args:
+        source: the declaration.
+        table: as DynamoDB describes it.
+        store: the feature store: views over the source that are online get its changes.
+        settings: how the stream is followed.
+        lease_s: seconds without a sign of life after which others take a worker's shards.
+
+    Raises:
+        CaptureError: the table has no stream that shows what items become.
+        ConfigError, OfflineStoreError: as `capture_of`.
+        AwsError: AWS refuses.
+    """
+    config: Any = store.config
+    subject = f"DynamoDBTableSource `{source.name}`"
+    if table.stream not in WITH_NEW_IMAGES:
+        raise CaptureError(f"{subject}: {about_stream(table)}")
+    if table.stream != IMAGES:
+        logger.warning("%s: %s", subject, about_stream(table))
+    columns, history = history_of(source, table, config)
+    reader = RecordReader(columns)
+    client = dynamodb_client(config)
+    leases = ShardLeases(client, lease_table(config), source.name, LeaseSettings(lease_s=lease_s))
+    make_lease_table(client, leases.table)
+    write_online = _Online(OnlineChanges.from_store(store, source)) if _is_ours(store) else None
+
+    def convert(records: Sequence[Mapping[str, Any]], shard: str) -> Converted:
+        return converted(reader, stream_records(records, shard))
+
+    return StreamWorker(
+        history,
+        dynamodb_client(config, "dynamodbstreams"),
+        lambda: stream_arn(client, table.name),
+        convert,
+        write_online or _nowhere,
+        leases,
+        settings,
+    )
+
+
+def _is_ours(store: FeatureStore) -> bool:
+    return hasattr(store.config.online_store, "newest_wins_with")
+
+
+def _nowhere(changes: Converted) -> None:
+    """Where nothing is online, the history alone takes changes."""
+
+
+@dataclass(frozen=True)
+class _Online:
+    """Brings what a page became online; see `StreamWorker.write_online`."""
+
+    changes: OnlineChanges
+
+    def __call__(self, made: Converted) -> None:
+        if not self.changes.views or not made.rows.num_rows:
+            return
+        applied = self.changes.apply(made.rows)
+        if applied.error is not None:
+            raise applied.error
 
 
 def columns_of(source: DynamoDBTableSource, table: DynamoTable) -> CapturedColumns:

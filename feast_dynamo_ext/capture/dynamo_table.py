@@ -141,7 +141,7 @@ def _expiry(answer: Any) -> str:
     return str(found.get("AttributeName", "")) if is_on else ""
 
 
-def dynamodb_client(config: RepoConfig) -> Any:
+def dynamodb_client(config: RepoConfig, service: str = "dynamodb") -> Any:
     """A client of boto3 for the application's tables, reached as the online store's are."""
     block = config.online_store if hasattr(config.online_store, "aws") else config.offline_store
-    return aws.client("dynamodb", block.aws())
+    return aws.client(service, block.aws())

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from feast_dynamo_ext.capture.change_rows import QUARANTINE, Converted, joined
 from feast_dynamo_ext.capture.erased_keys import ERASED_SUFFIX, ErasedKeys
+from feast_dynamo_ext.capture.stream_positions import StreamPositions
 from feast_dynamo_ext.capture.windows import CaptureState
 from feast_dynamo_ext.columns import CHANGE_ID, WRITTEN
 from feast_dynamo_ext.errors import CaptureError, NotCommittedError, SourceNotFoundError
@@ -106,6 +107,14 @@ class CapturedHistory:
         """
         found = self.handle.state(CAPTURE)
         return None if found is None else CaptureState.from_json(found)
+
+    def stream(self) -> StreamPositions:
+        """How far the table's stream is in the history.
+
+        Raises:
+            SourceNotFoundError: there is no history table.
+        """
+        return StreamPositions.from_states(self.handle.states())
 
     def keep(self, before: CaptureState | None, after: CaptureState, commit_id: str) -> None:
         """Note what is about to be done, without rows.
@@ -210,9 +219,7 @@ class CapturedHistory:
             new, bad = (without(known.ids, part) for part in (rows, misfits))
             new, bad, erased = known.without_erased(new, bad)
             try:
-                if bad.num_rows:
-                    check = known.check_of(look, is_quarantine=True)
-                    self._quarantine().append(bad, _commit_id(bad), check=check)
+                self.add_misfits(bad, known, look)
                 if new.num_rows:
                     self.handle.append(new, _commit_id(new), check=known.check_of(look))
             except NotCommittedError:
@@ -221,6 +228,16 @@ class CapturedHistory:
                     raise
             else:
                 return Counts(changes.records, new.num_rows, bad.num_rows, erased)
+
+    def add_misfits(self, misfits: pa.Table, known: Known, look: Look) -> None:
+        """Put changes of a stream that do not fit into quarantine, once.
+
+        Raises:
+            NotCommittedError: another brought some of them since `known` was looked up.
+        """
+        if misfits.num_rows:
+            check = known.check_of(look, is_quarantine=True)
+            self._quarantine().append(misfits, _commit_id(misfits), check=check)
 
     def known(self, look: Look) -> Known:
         """The changes of a stream that the history or the quarantine has already.

@@ -29,13 +29,14 @@ from feast_dynamo_ext.capture.apply_checks import check_history
 from feast_dynamo_ext.capture.captured import history_of
 from feast_dynamo_ext.capture.change_rows import RecordReader
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
+from feast_dynamo_ext.capture.lambda_image import refuse_local
 from feast_dynamo_ext.capture.online_changes import OnlineChanges
 from feast_dynamo_ext.capture.stream_records import converted, stream_records
 from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 from feast_dynamo_ext.config import SettingsModel, did_you_mean, refuse_unknown
 from feast_dynamo_ext.errors import CaptureError, ConfigError, FeastDynamoError
 from feast_dynamo_ext.forks import Lock
-from feast_dynamo_ext.parquet.iceberg.catalog import SQLITE, folder_uri
+from feast_dynamo_ext.parquet.iceberg.catalog import folder_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -322,9 +323,6 @@ def open_capture(environment: Mapping[str, str]) -> tuple[StreamCapture, float]:
         ConfigError: settings or feature_store.yaml cannot work.
         FeastDynamoError: see `StreamCapture.from_store`.
     """
-    from feast.errors import FeastError
-    from feast.repo_config import FeastConfigError
-
     settings = LambdaSettings.from_environment(environment)
     folder = Path(settings.repo).absolute()
     yaml_file = folder / "feature_store.yaml"
@@ -333,44 +331,13 @@ def open_capture(environment: Mapping[str, str]) -> tuple[StreamCapture, float]:
             f"There is no {yaml_file}. Copy it into the image, or name its folder in "
             f"{PREFIX}REPO, or put the file as base64 into FEATURE_STORE_YAML_BASE64."
         )
-    try:
+    with _feast.registry_errors():
         store = _feast.open_feature_store(folder, yaml_file)
         if environment.get(IN_LAMBDA):
             refuse_local(store)
         capture = StreamCapture.from_store(store, settings)
-    except (FeastError, FeastConfigError) as error:
-        raise ConfigError(f"{yaml_file}: {' '.join(str(error).split())}") from error
     kept_s = float(getattr(store.config.registry, "cache_ttl_seconds", 0) or 0)
     return capture, kept_s or float("inf")
-
-
-def refuse_local(store: FeatureStore) -> None:
-    """Refuse what would be written to the function's own disk, and be gone with it.
-
-    Raises:
-        ConfigError: names the setting.
-    """
-    config: Any = store.config.offline_store
-    catalog = config.catalog_config() if hasattr(config, "catalog_config") else None
-    if catalog is None:
-        raise ConfigError(
-            "offline_store of feature_store.yaml is another one. Histories of captured tables are "
-            "kept by `type: feast_dynamo_ext.S3ParquetOfflineStore`."
-        )
-    if catalog.type == "sql" and (catalog.uri or SQLITE).startswith(SQLITE):
-        raise ConfigError(
-            "offline_store of feature_store.yaml: `catalog` is a file of SQLite, which in Lambda "
-            "is gone with the function. Take `catalog: {type: glue, warehouse: "
-            "s3://bucket/prefix}`, or a database with a server."
-        )
-    sources: list[Any] = store.list_data_sources()
-    for source in sources:
-        is_captured = isinstance(source, DynamoDBTableSource)
-        if is_captured and not source.history.startswith("s3://"):
-            raise ConfigError(
-                f"DynamoDBTableSource `{source.name}`: its `history` is a folder, which in Lambda "
-                "is gone with the function. Put it on S3."
-            )
 
 
 @dataclass

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -159,6 +159,10 @@ class OnlineView:
         return kept, self.encoder.keys_of(kept)
 
 
+def _opened() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(":memory:", config={"threads": "1"})
+
+
 @dataclass(frozen=True)
 class OnlineChanges:
     """Brings changes of one captured table online. Safe to share between threads.
@@ -168,12 +172,14 @@ class OnlineChanges:
         connection: the online store's.
         views: the views over the table.
         erased: who was erased; None where nobody can be.
+        duck: where batches are looked at; opening one takes longer than that.
     """
 
     config: RepoConfig
     connection: Connection
     views: Sequence[OnlineView]
     erased: ErasedLately | None = None
+    duck: duckdb.DuckDBPyConnection = field(default_factory=_opened, repr=False)
 
     @classmethod
     def from_store(cls, store: FeatureStore, source: DynamoDBTableSource) -> OnlineChanges:
@@ -224,7 +230,9 @@ class OnlineChanges:
     async def _apply(self, view: OnlineView, rows: pa.RecordBatch) -> ViewOutcome:
         try:
             changes, keys = view.changes(rows)
-            plan = _Plan.from_changes(view, changes, keys, latest_event_us(self.config))
+            with self.duck.cursor() as duck:
+                latest_us = latest_event_us(self.config)
+                plan = _Plan.from_changes(view, changes, keys, latest_us, duck)
             put, gone = plan.encoded(view, changes, keys)
         except NOT_ONLINE as error:
             if rows.num_rows > 1:
@@ -327,6 +335,7 @@ class _Plan:
         changes: pa.RecordBatch,
         keys: pa.LargeBinaryArray,
         latest_us: int | None,
+        duck: duckdb.DuckDBPyConnection,
     ) -> _Plan:
         """The plan by the rules of `retrieval/changed_rows`.
 
@@ -335,6 +344,7 @@ class _Plan:
             changes: see `OnlineView.changes`.
             keys: theirs.
             latest_us: the last event time that may be written; None for no limit.
+            duck: a connection without temporary tables.
         """
         kinds, times = changes.column(CHANGE), changes.column(view.encoder.columns.event_time)
         number = pa.array(np.arange(changes.num_rows))
@@ -351,19 +361,18 @@ class _Plan:
         }
         oldest, last = view.encoder.not_before(), HIGHEST if latest_us is None else latest_us
         is_applied = view.rule.is_applied
-        with duckdb.connect(":memory:", config={"threads": "1"}) as duck:
-            duck.register("batch", pa.table(columns))
-            duck.execute("CREATE TEMP TABLE candidates AS SELECT * FROM batch WHERE NOT is_move")
-            duck.execute(
-                f"CREATE TEMP TABLE all_ends AS SELECT * FROM ({numbered('batch', ['k0'])}) "  # noqa: S608 - names of our own
-                f"WHERE ends AND NOT is_move AND {is_applied}"
-            )
-            first_us = None if oldest is None else micros_of(oldest)
-            find_winners(duck, ["k0"], last, first_us, is_applied=is_applied)
-            found = duck.execute("SELECT r, is_expired FROM winners ORDER BY r").fetchnumpy()
-            deleted = duck.execute("SELECT r FROM deleted ORDER BY r").fetchnumpy()["r"]
-            counted = "SELECT count(*) FROM candidates WHERE p = 1 AND t > ?"
-            ((ahead,),) = duck.execute(counted, [last]).fetchall()
+        duck.register("batch", pa.table(columns))
+        duck.execute("CREATE TEMP TABLE candidates AS SELECT * FROM batch WHERE NOT is_move")
+        ends = "SELECT * FROM candidates LIMIT 0"
+        if is_applied:
+            ends = f"SELECT * FROM ({numbered('batch', ['k0'])}) WHERE ends AND NOT is_move"  # noqa: S608 - names of our own
+        duck.execute(f"CREATE TEMP TABLE all_ends AS {ends}")
+        first_us = None if oldest is None else micros_of(oldest)
+        find_winners(duck, ["k0"], last, first_us, is_applied=is_applied)
+        found = duck.execute("SELECT r, is_expired FROM winners ORDER BY r").fetchnumpy()
+        deleted = duck.execute("SELECT r FROM deleted ORDER BY r").fetchnumpy()["r"]
+        counted = "SELECT count(*) FROM candidates WHERE p = 1 AND t > ?"
+        ((ahead,),) = duck.execute(counted, [last]).fetchall()
         is_expired = np.asarray(found["is_expired"], dtype=bool)
         rows = np.asarray(found["r"], dtype=np.int64)[~is_expired]
         gone = np.asarray(deleted, dtype=np.int64)

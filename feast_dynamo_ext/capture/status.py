@@ -6,12 +6,16 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from feast_dynamo_ext.capture.stream_positions import StreamPositions
 from feast_dynamo_ext.capture.windows import SHORTEST
 from feast_dynamo_ext.errors import SourceNotFoundError
 from feast_dynamo_ext.parquet.iceberg.optimize import optimize
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from feast_dynamo_ext.capture.history import CapturedHistory
+    from feast_dynamo_ext.capture.stream_positions import ShardPosition
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 
 
@@ -31,6 +35,10 @@ class CaptureStatus:
         rows: of the history, tombstones included.
         quarantined: records that did not fit.
         next: what the next `sync` does, in words.
+        stream: how far each shard of the table's stream is, by its id; None where none is
+            followed.
+        gap: from when to when changes are missing, which the stream has no more; None for none.
+        now: the time that lags are counted to.
         small_files: of the history that `table optimize` would make large and sorted ones of.
     """
 
@@ -41,12 +49,23 @@ class CaptureStatus:
     rows: int
     quarantined: int
     next: str
+    stream: Mapping[str, ShardPosition] | None
+    gap: tuple[dt.datetime, dt.datetime] | None
+    now: dt.datetime
     small_files: int = 0
 
     @property
     def is_optimize_due(self) -> bool:
         """Whether reads of the history are slower than they need be."""
         return self.small_files >= MANY_FILES
+
+    @property
+    def shard_lags(self) -> dict[str, dt.timedelta]:
+        """How far each shard is behind in the history, of those that are not done."""
+        shards = (self.stream or {}).items()
+        return {
+            shard: self.now - position.at for shard, position in shards if not position.is_done
+        }
 
     def to_json(self) -> dict[str, Any]:
         """For programs: seconds, and times in ISO 8601."""
@@ -58,9 +77,24 @@ class CaptureStatus:
             "rows": self.rows,
             "quarantined": self.quarantined,
             "next": self.next,
+            "stream": None if self.stream is None else self._shards(),
+            "gap": None if self.gap is None else [moment.isoformat() for moment in self.gap],
             "small_files": self.small_files,
             "optimize_due": self.is_optimize_due,
         }
+
+    def _shards(self) -> list[dict[str, Any]]:
+        lags = self.shard_lags
+        return [
+            {
+                "shard": shard,
+                "until": position.at.isoformat(),
+                "lag_seconds": lags[shard].total_seconds() if shard in lags else None,
+                "sequence_number": position.sequence,
+                "is_done": position.is_done,
+            }
+            for shard, position in sorted((self.stream or {}).items())
+        ]
 
 
 def status_of(
@@ -78,21 +112,38 @@ def status_of(
     """
     now = now or dt.datetime.now(dt.timezone.utc)
     try:
-        state, rows = history.state(), history.rows()
+        state, positions, rows = history.state(), history.stream(), history.rows()
         parts = optimize(history.handle, dry_run=True).partitions
         small = sum(part.files_before for part in parts)
     except SourceNotFoundError:
-        state, rows, small = None, 0, 0
-    until = None if state is None else state.until
+        state, positions, rows, small = None, StreamPositions(None, {}), 0, 0
+    exported = None if state is None else state.until
+    until = positions.captured_until(exported)
     lag = None if until is None else now - until
+    gap = positions.gap(exported)
     if state is not None and state.pending:
         running = sum(bool(window.arn) for window in state.pending)
         then = f"goes on with {len(state.pending)} windows, {running} of them exported"
-    elif lag is None:
+    elif until is None or lag is None:
         then = "exports the whole table"
+    elif gap is not None:
+        then = f"exports what the stream lacks, from {gap[0]:%Y-%m-%d %H:%M}Z"
+    elif lag < SHORTEST and positions.stream is not None:
+        then = "nothing: the stream is followed"
     elif lag < SHORTEST:
-        then = f"nothing before {until + SHORTEST:%H:%M}Z"  # type: ignore[operator]
+        then = f"nothing before {until + SHORTEST:%H:%M}Z"
     else:
         then = "exports what changed since"
-    quarantined = history.quarantined()
-    return CaptureStatus(source.name, source.table, until, lag, rows, quarantined, then, small)
+    return CaptureStatus(
+        source.name,
+        source.table,
+        until,
+        lag,
+        rows,
+        history.quarantined(),
+        then,
+        None if positions.stream is None else positions.shards,
+        gap,
+        now,
+        small,
+    )

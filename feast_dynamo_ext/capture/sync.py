@@ -78,12 +78,14 @@ class SyncResult:
         until: all that was written before is in the history.
         captured: by window, in order.
         left: how long ago the history ends, for a table that is exported; None for files.
+        is_followed: whether the table's stream brought what exports did not.
     """
 
     source: str
     until: dt.datetime | None
     captured: tuple[Captured, ...] = ()
     left: dt.timedelta | None = None
+    is_followed: bool = False
 
 
 @dataclass
@@ -175,11 +177,16 @@ class Capture:
         state = self._checked(there, table, full=full)
         span = restorable(client, table.name)
         if not state.pending or full:
-            until = None if full else state.until
+            # What the stream brought is not exported as well.
+            stream = self.history.stream()
+            until = None if full else stream.captured_until(state.until)
             state = state.planned(next_windows(table.name, until, span))
             if not state.pending:
-                left = None if state.until is None else span.last - state.until
-                return SyncResult(self.history.source.name, state.until, (), left)
+                left = None if until is None else span.last - until
+                is_followed = stream.stream is not None and stream.gap(state.until) is None
+                return SyncResult(
+                    self.history.source.name, until, (), left, is_followed=is_followed
+                )
         # Noted before DynamoDB is asked: the same windows have the same tokens.
         self.history.keep(there, state, new_commit_id())
         exports = Exports(client, table, target, poll, self.projection)

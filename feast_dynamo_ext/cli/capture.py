@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,10 +22,9 @@ from feast_dynamo_ext.figures import table as aligned
 from feast_dynamo_ext.progress import shown
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from feast import FeatureStore
 
+    from feast_dynamo_ext.capture.status import CaptureStatus
     from feast_dynamo_ext.capture.sync import Capture, SyncResult
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 
@@ -238,12 +238,47 @@ def retry(source: str, output: Output, repo: Path) -> None:
     )
 
 
+@capture.command(short_help="Write the image of a Lambda function that follows streams.")
+@click.argument("folder", metavar="FOLDER", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--requirement",
+    metavar="TEXT",
+    help="What pip installs.  [default: this version of feast-dynamo-ext]",
+)
+@repo_option
+@json_option
+def lambda_image(folder: Path, requirement: str | None, output: Output, repo: Path) -> None:
+    """Write a new FOLDER from which `docker build` makes the image of an AWS Lambda function.
+
+    The function takes the changes of captured tables from their streams: it writes them to the
+    online store and appends them to the history, each once. The folder has a Dockerfile on AWS's
+    base image for Python, the versions of the packages that are installed here, and the repo's
+    feature_store.yaml, whose registry, catalog and histories must be where the function reaches
+    them. Wheels of packages that are on no index go into FOLDER/wheels.
+
+    \b
+    feast-dynamo capture lambda-image image
+    docker build --platform linux/amd64 --provenance=false --tag feast-dynamo-capture image
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    from feast_dynamo_ext.capture.lambda_image import write_image
+
+    files = write_image(store_of(repo), folder, requirement)
+    output.show(
+        {"folder": str(folder), "files": files},
+        f"{folder} has {', '.join(files)}. Build the image, push it to ECR, make a function of it "
+        "and map the streams of the tables to it: `feast-dynamo docs capture`.",
+    )
+
+
 @capture.command(short_help="How far each source is.")
 @click.argument("sources", metavar="[SOURCE]...", nargs=-1)
 @repo_option
 @json_option
 def status(sources: tuple[str, ...], output: Output, repo: Path) -> None:
     """Print how far captured sources are: until when, rows, quarantine, the next window.
+
+    `stream` says how far behind the shards of a followed stream are in the history; with --json
+    each shard has its own position and lag.
 
     \b
     feast-dynamo capture status
@@ -268,11 +303,12 @@ def status(sources: tuple[str, ...], output: Output, repo: Path) -> None:
             "-" if each.lag is None else duration(each.lag.total_seconds()),
             count(each.rows),
             count(each.quarantined),
+            _stream_of(each),
             each.next,
         )
         for each in found
     ]
-    heads = ("source", "table", "captured until", "lag", "rows", "quarantined", "next")
+    heads = ("source", "table", "captured until", "lag", "rows", "quarantined", "stream", "next")
     due = "".join(
         f"\n{each.source}: {count(each.small_files)} small or unsorted files make reads slow: "
         f"`feast-dynamo table optimize {each.source}`."
@@ -280,6 +316,18 @@ def status(sources: tuple[str, ...], output: Output, repo: Path) -> None:
         if each.is_optimize_due
     )
     output.show([each.to_json() for each in found], f"{aligned(heads, rows)}{due}")
+
+
+def _stream_of(status: CaptureStatus) -> str:
+    if status.stream is None:
+        return "-"
+    lags = [lag.total_seconds() for lag in status.shard_lags.values()]
+    if not lags:
+        return "ended"
+    behind = duration(min(lags))
+    if len(lags) > 1:
+        behind = f"{behind} to {duration(max(lags))}"
+    return f"{count(len(lags))} {'shard' if len(lags) == 1 else 'shards'}, {behind} behind"
 
 
 def _scan(
@@ -323,6 +371,11 @@ def _scan(
     )
 
 
+def _why_nothing(result: SyncResult) -> str:
+    followed = "Nothing is exported, as the table's stream is followed"
+    return followed if result.is_followed else "Nothing is new"
+
+
 def _show(result: SyncResult, run: Capture, output: Output) -> None:
     rows = [
         (
@@ -351,12 +404,13 @@ def _show(result: SyncResult, run: Capture, output: Output) -> None:
     text = (
         f"{aligned(heads, rows)}\nCaptured until {until}.{after}"
         if rows
-        else f"Nothing is new: captured until {until}."
+        else f"{_why_nothing(result)}: captured until {until}."
     )
     output.show(
         {
             "source": result.source,
             "until": until,
+            "is_followed": result.is_followed,
             "windows": [
                 {
                     "window": each.window.id,

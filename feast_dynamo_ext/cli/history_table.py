@@ -139,6 +139,8 @@ def _show_new(
     what: str,
     more: dict[str, Any],
     output: Output,
+    *,
+    is_there: bool = False,
 ) -> None:
     """What was made, and what to change in definitions.py."""
     from feast_dynamo_ext.parquet.iceberg.view_table import readers_of, source_code
@@ -153,6 +155,7 @@ def _show_new(
     )
     by = "" if new.layout.partition == "none" else f"by {new.layout.partition} of "
     partitions = f"partitioned {by}{new.layout.event_time}" if by else "without partitions"
+    made = "which was there already" if is_there else f"{partitions} ({new.why})"
     output.show(
         {
             "view": view.name,
@@ -163,7 +166,7 @@ def _show_new(
             **more,
             "source": code,
         },
-        f"{what}, {partitions} ({new.why}).\n{change}",
+        f"{what}, {made}.\n{change}",
     )
 
 
@@ -237,6 +240,8 @@ def _imported(
     store: FeatureStore, name: str, into: str | None, table: str | None
 ) -> tuple[Any, Any]:
     """The view whose table takes files, and a view whose source has them."""
+    from feast import FileSource
+
     from feast_dynamo_ext.parquet.iceberg.catalog import is_iceberg
     from feast_dynamo_ext.parquet.iceberg.import_plan import with_folder
     from feast_dynamo_ext.parquet.source import uri_of
@@ -249,9 +254,9 @@ def _imported(
         plain = {each: view for each, view in views.items() if not is_iceberg(view.batch_source)}
         config = store.config
         places = {uri_of(view.batch_source, config): view for view in plain.values()}
-        at = next(
-            (view for uri, view in places.items() if uri.rstrip("/") == name.rstrip("/")), None
-        )
+        # As a source names it: a path on this machine counts from the repo.
+        place = uri_of(FileSource(path=name), config).rstrip("/")
+        at = next((view for uri, view in places.items() if uri.rstrip("/") == place), None)
         if at is None and "/" in name:
             raise ConfigError(
                 f"No feature view has {name} as its source. Say whose table takes its files: "
@@ -297,7 +302,8 @@ def _show_import(
             "The files themselves stay where they are. Delete them when nothing reads or writes "
             "there any more; what is erased from the table is still in them."
         )
-    _show_new(store, view, plan.new, what, figures, output)
+    is_there = plan.table is not None
+    _show_new(store, view, plan.new, what, figures, output, is_there=is_there)
 
 
 table.add_command(optimize)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from feast_dynamo_ext._feast import FIRST_INCREMENTAL
+from feast_dynamo_ext._feast import FIRST_INCREMENTAL, feasts_errors
 from feast_dynamo_ext.cli.repo import (
     Output,
     chosen_views,
     each_view,
-    feasts_errors,
     json_option,
     open_store,
     raise_failed,

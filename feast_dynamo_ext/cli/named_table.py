@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from feast_dynamo_ext.cli.repo import Output, open_store, registry_errors
+from feast_dynamo_ext._feast import registry_errors
+from feast_dynamo_ext.cli.repo import Output, open_store
 from feast_dynamo_ext.errors import ConfigError
 
 if TYPE_CHECKING:

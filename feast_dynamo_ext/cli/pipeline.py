@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
+from feast_dynamo_ext._feast import feasts_errors
 from feast_dynamo_ext.cli.repo import (
     InOrder,
     Output,
     aws_access,
     aws_of,
-    feasts_errors,
     json_option,
     open_store,
     region_option,

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from tabulate import tabulate
 
+from feast_dynamo_ext._feast import feasts_errors, registry_errors
 from feast_dynamo_ext.errors import (
-    AccessDeniedError,
     ConfigError,
     FeastDynamoError,
     ViewsFailedError,
@@ -232,23 +232,6 @@ def _yaml_errors(path: Path) -> Iterator[None]:
         raise ConfigError(f"{path} is no YAML of keys and values: {error}") from error
 
 
-@contextlib.contextmanager
-def feasts_errors() -> Iterator[None]:
-    """Turn what Feast raises for what a person got wrong into an error of one line.
-
-    Raises:
-        ConfigError: instead of an error of Feast's own, or its ValueError.
-    """
-    from feast.errors import FeastError
-
-    try:
-        yield
-    except (FeastError, ValueError) as error:
-        if isinstance(error, FeastError) or type(error) is ValueError:
-            raise ConfigError(" ".join(str(error).split())) from error
-        raise
-
-
 @dataclass(frozen=True)
 class AwsAccess:
     """How a command reaches AWS.
@@ -299,44 +282,6 @@ def aws_of(store: FeatureStore, region: str | None = None) -> AwsAccess:
 def _in_region(settings: AwsSettings, region: str | None) -> AwsAccess:
     s3 = replace(settings, region=region) if region else settings
     return AwsAccess(s3, replace(s3, endpoint_url=None))
-
-
-@contextlib.contextmanager
-def registry_errors() -> Iterator[None]:
-    """Errors of a registry on S3 that is opened, and what `feasts_errors` turns into ours.
-
-    Raises:
-        AccessDeniedError: names the action. Feast takes a registry that it may not read for a
-            missing one, and writes an empty one: its own error is of that.
-        ConfigError, AwsError: another.
-    """
-    from feast.errors import S3RegistryBucketForbiddenAccess
-
-    from feast_dynamo_ext.aws import aws_error, translated
-
-    with feasts_errors():
-        try:
-            with translated("s3", "the registry"):
-                yield
-        except S3RegistryBucketForbiddenAccess as error:
-            raise aws_error(
-                "AccessDenied",
-                str(error),
-                service="s3",
-                operation="HeadBucket",
-                resource="the bucket of the registry",
-            ) from error
-        except AccessDeniedError as error:
-            if error.operation != "PutObject":
-                raise
-            raise AccessDeniedError(
-                "The registry on S3 is not there, or may not be read. Run `feast apply` if it was "
-                "not run yet; else add the missing action, `s3:GetObject`, to the identity's IAM "
-                "policy: `feast-dynamo docs iam`.",
-                service="s3",
-                operation="GetObject",
-                code=error.code,
-            ) from error
 
 
 def chosen_views(

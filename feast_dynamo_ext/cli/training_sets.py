@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from feast_dynamo_ext._feast import feasts_errors
 from feast_dynamo_ext.cli.repo import (
     InOrder,
     Output,
-    feasts_errors,
     json_option,
     open_store,
     repo_option,

@@ -190,12 +190,12 @@ class Holder:
         )
 
     @classmethod
-    def new(cls, view: str, settings: LeaseSettings) -> Holder:
-        """This process, as it will hold the lease."""
+    def new(cls, view: str, settings: LeaseSettings, owner: str | None = None) -> Holder:
+        """This process, as it will hold the lease; by default of an owner of its own."""
         now_s = int(settings.wall_clock())
         now = datetime.fromtimestamp(now_s, tz=timezone.utc).isoformat(timespec="seconds")
-        process, owner, beat = settings.process(), random_text(), random_text()
-        return cls(view, owner, beat, settings.lease_s, process, now, now_s)
+        process, beat = settings.process(), random_text()
+        return cls(view, owner or random_text(), beat, settings.lease_s, process, now, now_s)
 
     def is_silent(self, now_s: float) -> bool:
         """Whether it has surely sent no beat for the lease's length.

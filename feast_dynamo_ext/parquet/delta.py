@@ -22,6 +22,7 @@ from feast_dynamo_ext.arrow_types import is_bytes
 from feast_dynamo_ext.cancellation import in_threads
 from feast_dynamo_ext.errors import (
     DependencyError,
+    FeastDynamoError,
     ResourceNotFoundError,
     SourceNotFoundError,
     SourceReadError,
@@ -74,6 +75,8 @@ def _read(deltalake: Any, place: Place, source: str, folder: str | None) -> Tabl
             _check_supported(table, place.uri, source)
             added = pa.table(table.get_add_actions(flatten=True))
             schema = pa.schema(table.schema().to_arrow())
+        except FeastDynamoError:
+            raise  # some are OSErrors too
         except deltalake.exceptions.TableNotFoundError as error:
             raise _no_table(place, source) from error
         except (deltalake.exceptions.DeltaError, OSError) as error:
@@ -85,7 +88,7 @@ def _read(deltalake: Any, place: Place, source: str, folder: str | None) -> Tabl
             ) from error
     names = [name.partition(".")[2] for name in added.column_names if _is_partition(name)]
     partitions = {name: schema.field(name).type for name in names}
-    return TableFiles(_files(place, added, partitions), schema, partitions)
+    return TableFiles(_files(place, added, partitions, source), schema, partitions)
 
 
 def _chunks(place: Place, uri: str) -> Iterator[bytes]:
@@ -124,6 +127,8 @@ def _readable_log(place: Place, source: str, folder: str | None) -> Iterator[str
             temporary = tempfile.TemporaryDirectory(prefix="feast-dynamo-delta-", dir=folder)
             copy = undo.enter_context(temporary)
             _copy(place, root, _needed(place, root, listed), Path(copy))
+        except FeastDynamoError:
+            raise  # as above: S3 refused, or a file of the log is gone meanwhile
         except OSError as error:
             raise SourceReadError(
                 f"Source `{source}`: the log of the Delta table {place.uri} cannot be kept in "
@@ -219,8 +224,27 @@ def _partition_texts(column: pa.ChunkedArray, kind: pa.DataType) -> list[str | N
     return [_bytes_text(text) for text in texts] if is_bytes(kind) else texts
 
 
+def _path(place: Place, name: str, source: str) -> str:
+    """Where a file of the log is: below the table's folder.
+
+    Raises:
+        SourceReadError: it is elsewhere, as those of a shallow clone.
+    """
+    found = name
+    if re.match(r"/|[A-Za-z][A-Za-z0-9+.-]*:/", name):
+        found = re.sub(r"^(file:(//)?(?=/)|s3[an]?://)", "", name)
+        if not found.startswith(f"{place.root}/"):
+            raise SourceReadError(
+                f"Source `{source}`: the Delta table {place.uri} names files outside of its "
+                f"folder, such as {name}, as a shallow clone does, which S3ParquetOfflineStore "
+                "does not read. Write a plain copy of the table and point the source there."
+            )
+        found = found.removeprefix(f"{place.root}/")
+    return f"{place.root}/{found}"
+
+
 def _files(
-    place: Place, added: pa.Table, partitions: dict[str, pa.DataType]
+    place: Place, added: pa.Table, partitions: dict[str, pa.DataType], source: str
 ) -> tuple[FileState, ...]:
     values = {
         name: _partition_texts(added.column(f"partition.{name}"), kind)
@@ -235,7 +259,7 @@ def _files(
     states = {file.path: file for file in place.everything()}
     found = []
     for name, size, texts in columns:
-        path = f"{place.root}/{unquote(name)}"
+        path = _path(place, unquote(name), source)
         if path not in states or states[path].size != size:
             raise TableChangedError(
                 f"{place.uri}: {path}, which the table's log names, is not there or not of "

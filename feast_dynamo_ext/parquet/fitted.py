@@ -303,7 +303,12 @@ def _collection_stored(array: pa.Array, declared: Declared, target: pa.DataType)
     if not in_json:
         _refuse_added_keys(array, declared, None if to_json else target)
         array = any_exact(array, declared)
-        return cast_exact(as_json(array), target) if to_json else _as_item(array, target)
+        if not to_json:
+            return _as_item(array, target)
+        texts = as_json(array)
+        if is_open:
+            maps_of(texts, lists=declared in LISTS_OF_MAPS)  # as whoever reads them
+        return cast_exact(texts, target)
     if is_open:
         cells = maps_of(array, lists=declared in LISTS_OF_MAPS)
         return cast_exact(array, target) if to_json else _of_documents(array, cells, target)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from harness import Measured, Sample, Series
     from materialize import Materialized, Runs
     from offline import Joined
+    from stream_changes import Followed
     from tables import TableRuns
     from training_sets import Round
 
@@ -199,6 +200,16 @@ def of_capture(rounds: Sequence[CaptureRound]) -> Held:
             Bar("peak memory, capture", 500, " MB", at_least=False),
             Figure.of([each.plain.peak_mb for each in rounds]),
         ),
+    ]
+
+
+def of_stream(rounds: Sequence[Followed]) -> Held:
+    """Of a followed table: from the write of a change to its online answer."""
+    return [
+        (
+            Bar("online after a change, p99", 1_000, " ms", at_least=False),
+            Figure.of([each.p99_ms for each in rounds]),
+        )
     ]
 
 

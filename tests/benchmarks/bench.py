@@ -29,6 +29,7 @@ import materialize
 import offline
 import offline_bars
 import report
+import stream_changes
 import tables
 import tabulate
 import training_sets
@@ -113,6 +114,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 results[name], more = _run_tables(rounds, options)
             elif name == "capture":
                 results[name], more = _run_capture(rounds, options)
+            elif name == "stream":
+                results[name], more = _run_stream(server, rounds, options)
             elif name == "sets":
                 results[name], more = _run_sets(rounds, options)
             else:
@@ -183,6 +186,14 @@ def _run_capture(rounds: int, options: argparse.Namespace) -> tuple[dict[str, An
     found = capture_files.run(rounds, options.scale)
     print(capture_files.report(found, options.scale), flush=True)
     return {"rounds": rounds, "runs": capture_files.as_json(found)}, bars.of_capture(found)
+
+
+def _run_stream(
+    server: Server, rounds: int, options: argparse.Namespace
+) -> tuple[dict[str, Any], bars.Held]:
+    found = stream_changes.run(server.endpoint, rounds, options.scale)
+    print(stream_changes.report(found), flush=True)
+    return {"rounds": rounds, "runs": stream_changes.as_json(found)}, bars.of_stream(found)
 
 
 def _run_serving(server: Server, rounds: int) -> tuple[dict[str, Any], bars.Held]:
@@ -306,7 +317,7 @@ def _options() -> argparse.Namespace:
         "--scale",
         type=float,
         default=1,
-        help="materialize, offline, tables, sets, capture: of the rows, to try it out",
+        help="materialize, offline, tables, sets, capture, stream: of the rows, to try it out",
     )
     parser.add_argument(
         "--case",

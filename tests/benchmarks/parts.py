@@ -117,5 +117,7 @@ PARTS = {
     "sets": Part("training sets, on local files", (), rounds=3),
     # See `capture_files.py`.
     "capture": Part("exports of DynamoDB tables, on local files", (), rounds=3),
+    # See `stream_changes.py`; it makes its own tables.
+    "stream": Part("the stream of a table, 200 changes a second", (), rounds=3),
     "tables": Part("history tables of an SQL catalog, on local files", (), rounds=3),
 }

@@ -180,6 +180,21 @@ def test_from_a_folder_to_a_table_and_back(repo):
     assert "the catalog has no table shop.orders" in repo.run("history", "orders").stderr
 
 
+def test_a_folder_is_named_as_its_source_names_it_and_a_table_stays_as_it_is(repo):
+    made = repo.run("import", "./orders/", "--partition", "day", "--json").json
+    assert (made["rows"], made["partition"], made["why"]) == (3, "day", "as asked")
+    pq.write_table(rows(7.0), repo.folder / "orders" / "late.parquet")
+    answer = repo.run("import", "orders")
+    assert answer.stdout.startswith(
+        "1 rows of 1 files are copied into the table shop.orders, which was there already.\n"
+    )
+    again = repo.run("import", "orders", "--partition", "day", "--json").json
+    assert (again["files"], again["partition"], again["why"]) == (0, "day", "as it is")
+    answer = repo.run("import", "orders", "--partition", "month")
+    assert answer.returncode == 1
+    assert "shop.orders is there already, and not partitioned by month; leave" in answer.stderr
+
+
 def test_create_makes_an_empty_table_and_says_what_to_change(repo):
     found = repo.run("create", "orders", "--partition", "day", "--json").json
     assert found == {

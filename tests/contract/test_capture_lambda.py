@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -20,11 +21,16 @@ import boto3
 import captured
 import pytest
 import stream_events
+import urllib3
 from feast import FeatureStore
+from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
 from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.lambda_handler import Function
+from feast_dynamo_ext.capture.lambda_image import TEMPLATE
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import (
     CaptureError,
@@ -116,7 +122,7 @@ def failures(answer: Any) -> list[str]:
     return [each["itemIdentifier"] for each in answer["batchItemFailures"]]
 
 
-def open_repo(tmp_path: Path, endpoint: str) -> Repo:
+def open_repo(tmp_path: Path, endpoint: str, **online: Any) -> Repo:
     number = next(NUMBERS)
     folder = tmp_path / f"repo{number}"
     folder.mkdir()
@@ -125,7 +131,7 @@ def open_repo(tmp_path: Path, endpoint: str) -> Repo:
         folder,
         project=f"lambda{number}",
         registry={"path": "registry.db", "cache_ttl_seconds": 60},
-        online={**aws, "max_future": None},
+        online={**aws, "max_future": None, **online},
         offline={"region": REGION, "catalog": {"type": "sql"}},
     )
     client = boto3.client("dynamodb", region_name=REGION, endpoint_url=endpoint)
@@ -250,6 +256,70 @@ def test_what_does_not_go_online_is_named_and_is_in_the_history_once(repo):
     assert repo.history().quarantined() == 1
 
 
+class Throttling(http.server.BaseHTTPRequestHandler):
+    """In front of moto: throttles writes of items that have one of the keys in `refused`."""
+
+    protocol_version = "HTTP/1.1"
+    endpoint: str
+    refused: set[bytes]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        is_write = not self.headers["X-Amz-Target"].endswith("BatchGetItem")
+        if is_write and any(key in body for key in self.refused):
+            code = "ProvisionedThroughputExceededException"
+            status, answer = 400, json.dumps({"__type": code, "message": "later"}).encode()
+        else:
+            headers = {name: value for name, value in self.headers.items() if name != "Host"}
+            with urllib3.PoolManager() as pool:
+                found = pool.request("POST", f"{self.endpoint}/", body=body, headers=headers)
+            status, answer = found.status, found.data
+        self.send_response(status)
+        self.send_header("Content-Type", "application/x-amz-json-1.0")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def throttling(moto_endpoint: str) -> Iterator[tuple[str, set[bytes]]]:
+    """Its address, and what it refuses requests for."""
+    refused: set[bytes] = set()
+    handler = type("Handler", (Throttling,), {"endpoint": moto_endpoint, "refused": refused})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", refused
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_entities_that_are_throttled_are_named_alone(tmp_path, throttling):
+    endpoint, refused = throttling
+    quick = {"newest_wins_with": "put_item", "write_deadline_ms": 1_000}
+    repo = open_repo(tmp_path, endpoint, **quick)
+    records = [repo.record(number, number + 1, str(number)) for number in range(4)]
+    records.append(repo.record(4, 2, None))
+    records.append(repo.record(5, 2, "5"))
+    key = EntityKey(join_keys=["customer"], entity_values=[Value(int64_val=2)])
+    refused.add(base64.b64encode(serialize_entity_key(key, 3)))
+    function = repo.function()
+    named = failures(function(event(records)))
+    assert named == numbers_of([records[1], records[4], records[5]])
+    assert repo.online("applies") == {1: 0, 3: 2, 4: 3}
+    assert len(repo.rows()) == 6
+    refused.clear()
+    # Lambda goes on from the first that is named.
+    assert function(event(records[1:])) == {"batchItemFailures": []}
+    assert repo.online("applies") == repo.online("ignores") == {1: 0, 2: 5, 3: 2, 4: 3}
+    assert len(repo.rows()) == 6
+
+
 def test_two_functions_one_for_each_of_both(repo):
     records = [repo.record(0, 1, "1"), repo.record(1, 2, "2")]
     online = repo.function(FEAST_DYNAMO_CAPTURE_WRITES="online")
@@ -328,7 +398,7 @@ def test_what_is_set_wrongly_is_an_error_in_words_at_each_event(repo, tmp_path):
         ({"FEAST_DYNAMO_CAPTURE_WRITES": ""}, "must be online, history, or both"),
         ({"FEAST_DYNAMO_CAPTURE_SOURCES": "purchase"}, "there is no captured source `purchase`"),
         ({"FEAST_DYNAMO_CAPTURE_REPO": str(tmp_path)}, "There is no .*feature_store.yaml. Copy"),
-        ({"AWS_LAMBDA_FUNCTION_NAME": "f"}, "`catalog` is a file of SQLite, which in Lambda"),
+        ({"AWS_LAMBDA_FUNCTION_NAME": "f"}, "`registry` of feature_store.yaml is the file"),
     ]
     for variables, message in wrong:
         function = repo.function(**variables)
@@ -344,15 +414,6 @@ def test_a_repo_without_captured_tables_is_an_error_in_words(tmp_path, moto_endp
     function = Function({"FEAST_DYNAMO_CAPTURE_REPO": str(tmp_path)})
     with pytest.raises(ConfigError, match="The registry has no `DynamoDBTableSource`"):
         function({"Records": []})
-
-
-def test_a_local_history_is_refused_in_lambda(repo):
-    text = (repo.folder / "feature_store.yaml").read_text()
-    remote = "type: sql\n    uri: postgresql://db/x"
-    (repo.folder / "feature_store.yaml").write_text(text.replace("type: sql", remote))
-    function = repo.function(AWS_LAMBDA_FUNCTION_NAME="f")
-    with pytest.raises(ConfigError, match="its `history` is a folder, which in Lambda"):
-        function(event([repo.record(0, 1, "1")]))
 
 
 # By AWS's own runtime interface client
@@ -420,8 +481,8 @@ def test_awss_own_runtime_runs_the_images_entry_point(repo, runtime_api, has_fol
         uri = f"type: sql\n    uri: sqlite:///{repo.folder}/data/iceberg.db"
         text = text.replace("type: sql", uri)
         environment["FEATURE_STORE_YAML_BASE64"] = base64.b64encode(text.encode()).decode()
-    command = [sys.executable, "-m", "awslambdaric"]
-    command.append("feast_dynamo_ext.capture.lambda_handler.handler")
+    (entry,) = re.findall(r'^CMD \["(.+)"\]$', TEMPLATE.read_text(), re.MULTILINE)
+    command = [sys.executable, "-m", "awslambdaric", entry]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

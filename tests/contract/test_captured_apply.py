@@ -110,6 +110,7 @@ def test_a_table_with_all_that_capture_needs_gets_its_history(make_table, apply,
         "value": "long",
         "_feast_written_at": "timestamptz",
         "_feast_change": "string",
+        "_feast_change_id": "string",
         "_feast_sequence": "long",
     }
     # Again it is there already.

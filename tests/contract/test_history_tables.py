@@ -22,6 +22,7 @@ from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.parquet.iceberg.catalog import CatalogAddress, opened
+from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 
 UTC = dt.timezone.utc
 START = dt.datetime(2026, 1, 1, tzinfo=UTC)
@@ -107,12 +108,20 @@ def test_a_table_of_glue_is_made_filled_tended_and_dropped(repo, bucket, moto_en
     assert [key for key in left if key.endswith(".parquet") and key.startswith("tables/")] == []
 
 
-def test_files_on_s3_are_registered_in_a_table_of_glue(repo, bucket):
+def test_files_on_s3_are_registered_in_a_table_of_glue(repo, bucket, moto_endpoint):
     folder, store = repo
+    s3 = fs.S3FileSystem(endpoint_override=moto_endpoint, region=REGION)
+    for day, name in enumerate(["a b", "a%20b", "ü+c;d"], 2):
+        table = pa.Table.from_pandas(rows(1.0 + day, day=day))
+        path = f"{bucket}/orders/{name}.parquet"
+        pq.write_table(table, path, filesystem=s3, coerce_timestamps="us")
     found = run(folder, "import", "orders", "--register")
-    assert (found["files"], found["written"], found["partition"]) == (2, 0, "day")
+    assert (found["files"], found["written"], found["partition"]) == (5, 0, "day")
     paste(store, found["source"])
-    assert seen(store, 0, 1, 2) == [1.0, 2.0, 3.0]
+    assert seen(store, 0, 1, 2, 3, 4) == [1.0, 2.0, 3.0, 4.0, 5.0]
+    handle = TableHandle.from_source(store.get_feature_view("orders").batch_source, store.config)
+    theirs = handle.load().scan().to_arrow().column("total").to_pylist()
+    assert sorted(theirs) == [1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 5.0]
 
 
 def test_a_commit_to_glue_that_is_sent_twice_is_made_once(repo, moto_endpoint):

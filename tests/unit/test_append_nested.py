@@ -250,6 +250,10 @@ REFUSED = [
     (None, Map, ["5"], "cannot be JSON of maps"),
     (None, Array(Map), [[1]], "cannot be MAP"),
     (None, Array(Map), ["[1]"], "cannot be JSON of lists of maps"),
+    (pa.array(["{}"]), Map, [{"a": [1, None]}], "cannot be maps as Feast keeps them"),
+    (pa.array(["{}"]), Map, [{"a": {"b": []}}], "cannot be maps as Feast keeps them"),
+    (pa.array(["[]"]), Array(Map), [[{"a": [[1]]}]], "cannot be maps as Feast keeps them"),
+    (pa.array(["[]"]), Array(Map), [[None, {"a": 1}]], "cannot be JSON of lists of maps"),
     (pa.array([5]), Map, [5], "cannot be MAP"),
     (pa.array(["x"]), Map, ["x"], "cannot be JSON"),
     (pa.array([[1]]), Array(Map), [[1]], "cannot be MAP"),
@@ -269,6 +273,16 @@ def test_what_would_change_is_not_appended(tmp_path, there, dtype, cells, messag
     with pytest.raises(ColumnTypeError, match=f"column `x` of the rows.*{message}"):
         append(tmp_path, dtype, cells)
     assert len([*tmp_path.rglob("*.parquet")]) == (there is not None)
+
+
+def test_a_key_that_a_map_has_twice_is_not_written_as_json(tmp_path):
+    write(tmp_path / "orders" / "old.parquet", x=pa.array(["{}"]))
+    rows = pa.Table.from_pandas(frame(["{}"]))
+    twice = pa.array([[("secret", 1), ("secret", 2)]], A_MAP)
+    rows = rows.set_column(rows.schema.get_field_index("x"), "x", twice)
+    with pytest.raises(ColumnTypeError, match=r"1 of 1 values of .* JSON \(which has no") as error:
+        append_rows(orders(tmp_path / "orders", x=Map), repo_config(tmp_path), rows)
+    assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize(

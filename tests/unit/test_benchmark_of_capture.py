@@ -13,7 +13,9 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import bars
 import capture_files
+import stream_changes
 from capture_files import Round, Step
+from stream_changes import Followed
 
 
 @pytest.mark.slow
@@ -42,3 +44,14 @@ def test_bars_and_report():
     assert [figure.median for _, figure in held] == [250_000, 250_000, 5.0, 2.0, 300.0]
     assert all(bar.is_met(figure) for bar, figure in held)
     assert "plain 250,000, gz 250,000" in capture_files.report(rounds, 1)
+
+
+def test_the_bar_and_the_report_of_a_followed_table():
+    rounds = [Followed(4_000, 199.9, 210.4, 480.2, 1.25, 300.0, 4_001)]
+    held = bars.of_stream(rounds)
+    assert [figure.median for _, figure in held] == [480.2]
+    assert all(bar.is_met(figure) for bar, figure in held)
+    assert stream_changes.report(rounds) == (
+        "4,000 changes, 200/s: online after 210 ms (p50), 480 ms (p99); worker 1.25 ms of CPU a "
+        "change, 300 MB; 4,001 rows in history"
+    )

@@ -16,7 +16,7 @@ from feast.data_format import DeltaFormat
 from source_cases import opened, put, rows_of
 
 from feast_dynamo_ext.aws import AwsSettings
-from feast_dynamo_ext.errors import SourceNotFoundError, SourceReadError
+from feast_dynamo_ext.errors import AccessDeniedError, SourceNotFoundError, SourceReadError
 from feast_dynamo_ext.parquet.delta import read_delta
 from feast_dynamo_ext.parquet.listing import Place
 
@@ -220,15 +220,62 @@ def test_deletion_vectors_are_refused_where_there_are_any(tmp_path):
     }
     for each in (vector, in_a_file):  # the file of the second is not there
         commit(tmp_path, 0, *start, added(tmp_path, deletionVector=each))
-        with pytest.raises(SourceReadError, match=r"`orders`: the Delta table .*deletion vectors"):
+        with pytest.raises(
+            SourceReadError,
+            match=r"^Source `orders`: the Delta table .*deletion vectors .*there\.$",
+        ):
             table(tmp_path)
 
 
 def test_column_mapping_is_refused(tmp_path):
     start = [protocol("columnMapping"), metadata(**{"delta.columnMapping.mode": "name"})]
     commit(tmp_path, 0, *start, added(tmp_path))
-    with pytest.raises(SourceReadError, match=r"`orders`: the Delta table .*column mapping"):
+    with pytest.raises(
+        SourceReadError, match=r"^Source `orders`: the Delta table .*column mapping.*there\.$"
+    ):
         table(tmp_path)
+
+
+def test_files_with_whole_paths_are_read_below_the_table_and_refused_elsewhere(tmp_path):
+    there = added(tmp_path)
+    for form in ("file://{}", "{}"):
+        path = form.format(tmp_path / "orders" / "a.parquet")
+        commit(tmp_path, 0, protocol(), metadata(), {"add": {**there["add"], "path": path}})
+        assert rows_of(table(tmp_path), "x") == {"x": [1, 2]}
+    for path in (f"file://{tmp_path}/orders2/a.parquet", "/a.parquet", "s3://b/orders/a.parquet"):
+        commit(tmp_path, 0, protocol(), metadata(), {"add": {**there["add"], "path": path}})
+        with pytest.raises(
+            SourceReadError, match=f"`orders`: .* outside of its folder, such as {path}, as a shal"
+        ):
+            table(tmp_path)
+
+
+class Cleaned:
+    """Files of a table whose log loses a file at first, or refuses to be read, while it is."""
+
+    def __init__(self, files, *errors) -> None:
+        self._files, self._errors = files, list(errors)
+
+    def chunks(self, uri):
+        if self._errors:
+            raise self._errors.pop()
+        return self._files.chunks(uri)
+
+    def __getattr__(self, name):
+        return getattr(self._files, name)
+
+
+def test_errors_while_a_log_is_copied_are_what_they_are(tmp_path):
+    path = tmp_path / "a%20b"  # which the library takes for a space
+    write_deltalake(str(tmp_path / "orders"), rows(1))
+    (tmp_path / "orders").rename(path)
+    place = Place.from_uri(str(path), AwsSettings())
+    gone = replace(place, storage=Cleaned(place.storage, FileNotFoundError(2, "gone")))
+    assert len(read_delta(gone, "orders").files) == 1
+    refused = AccessDeniedError("S3 refused.", code="AccessDenied")
+    denied = replace(place, storage=Cleaned(place.storage, refused))
+    with pytest.raises(AccessDeniedError, match=r"^S3 refused\.$"):
+        read_delta(denied, "orders")
 
 
 UTC = dt.timezone.utc

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import sys
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast.types import Decimal as FeastDecimal
 from feast.types import Float64, Int64, UnixTimestamp
 from history_tables import places
 from history_tables import source_of as table_source
@@ -32,7 +35,20 @@ from pyiceberg.schema import Schema
 from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update.snapshot import _FastAppendFiles
 from pyiceberg.typedef import Record
-from pyiceberg.types import DoubleType, LongType, NestedField
+from pyiceberg.types import (
+    BinaryType,
+    BooleanType,
+    DateType,
+    DecimalType,
+    DoubleType,
+    FloatType,
+    IntegerType,
+    LongType,
+    NestedField,
+    StringType,
+    TimestampType,
+    TimestamptzType,
+)
 from repos import NoRegistry, repo_config
 from source_cases import rows_of
 
@@ -264,6 +280,189 @@ def test_fields_of_nested_columns_are_found_by_their_numbers(tmp_path, catalog):
     }
 
 
+def put_file(table, name, data, partition=None, counts=None) -> None:
+    """Commit a file as another engine left it."""
+    uri = f"{table.location()}/data/{name}.parquet"
+    local = Path(uri.removeprefix("file://"))
+    local.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(data, local)
+    file = DataFile.from_args(
+        content=DataFileContent.DATA,
+        file_path=uri,
+        file_format=FileFormat.PARQUET,
+        partition=Record() if partition is None else partition,
+        record_count=len(data),
+        file_size_in_bytes=local.stat().st_size,
+        value_counts=counts,
+        spec_id=table.spec().spec_id,
+        equality_ids=None,
+        key_metadata=None,
+    )
+    with table.transaction() as transaction:
+        producer = transaction.update_snapshot().fast_append()
+        producer.append_data_file(file)
+        producer.commit()
+
+
+def mapped(catalog, data, mapping=None):
+    """A table of files without numbers, whose names a property says."""
+    table = catalog.create_table("shop.orders", schema=data.schema)
+    mapping = mapping or json.loads(table.schema().name_mapping.model_dump_json())
+    with table.transaction() as transaction:
+        transaction.set_properties({"schema.name-mapping.default": json.dumps(mapping)})
+    put_file(table, "a", data)
+    return table
+
+
+def test_files_without_numbers_are_read_by_the_table_s_mapping_of_names(tmp_path, catalog):
+    data = rows(
+        1,
+        n=[7],
+        at=[{"x": 1, "y": "a"}],
+        deep=[[{"k": {"v": 1.5}}]],
+        named=pa.array([[("p", {"v": 1})]], pa.map_(pa.string(), pa.struct([("v", pa.int64())]))),
+    )
+    table = mapped(catalog, data)
+    with table.update_schema() as schema:
+        schema.rename_column("n", "number")
+        schema.rename_column("at.x", "z")
+        schema.rename_column("deep.element.k.v", "w")
+        schema.rename_column("named.value.v", "n")
+    same_as_pyiceberg(tmp_path, catalog)
+    assert rows_of(opened(tmp_path), "number", "at", "deep", "named") == {
+        "number": [7],
+        "at": [{"z": 1, "y": "a"}],
+        "deep": [[{"k": {"w": 1.5}}]],
+        "named": [[("p", {"n": 1})]],
+    }
+
+
+def test_a_mapping_may_have_several_names_of_a_column(tmp_path, catalog):
+    table = mapped(catalog, rows(1, n=[7]))
+    mapping = json.loads(table.properties["schema.name-mapping.default"])
+    mapping[3]["names"] = ["n", "older"]
+    with table.transaction() as transaction:
+        transaction.set_properties({"schema.name-mapping.default": json.dumps(mapping)})
+    put_file(table, "b", rows(2, older=[8]))
+    same_as_pyiceberg(tmp_path, catalog)
+    assert sorted(rows_of(opened(tmp_path), "n")["n"]) == [7, 8]
+
+
+def test_files_of_which_nothing_says_the_columns_are_refused(tmp_path, catalog):
+    table = catalog.create_table("shop.orders", schema=rows(1, n=[7]).schema)
+    put_file(table, "a", rows(1, n=[7]))
+    assert rows_of(opened(tmp_path), "n") == {"n": [7]}
+    with table.update_schema() as schema:
+        schema.rename_column("n", "number")
+    with pytest.raises(SourceReadError, match=r"a\.parquet has no field ids.*name-mapping"):
+        rows_of(opened(tmp_path), "number")
+
+
+def numbered(data, schema):
+    """Columns with the numbers of a table's."""
+    numbers = {column.name: column.field_id for column in schema.fields}
+    fields = [
+        column.with_metadata({"PARQUET:field_id": str(numbers[column.name])})
+        for column in data.schema
+    ]
+    return data.cast(pa.schema(fields))
+
+
+NEW_YEAR_US = 1_767_225_600_000_000
+MOMENT = dt.datetime(2026, 1, 1, 0, 0, 0, 1, tzinfo=UTC)
+
+# Type, its Arrow type, the value in a partition, the value of the column.
+PARTITION_VALUES = {
+    "whole": (IntegerType(), pa.int32(), 5, 5),
+    "text": (StringType(), pa.string(), "a/b %20ü", "a/b %20ü"),
+    "flag": (BooleanType(), pa.bool_(), False, False),
+    "day": (DateType(), pa.date32(), 20_454, dt.date(2026, 1, 1)),
+    "naive": (TimestampType(), pa.timestamp("us"), NEW_YEAR_US + 1, MOMENT.replace(tzinfo=None)),
+    "at": (TimestamptzType(), pa.timestamp("us", "UTC"), NEW_YEAR_US + 1, MOMENT),
+    "price": (DecimalType(10, 2), pa.decimal128(10, 2), Decimal("-0.01"), Decimal("-0.01")),
+    "single": (FloatType(), pa.float32(), 0.5, 0.5),
+    "raw": (BinaryType(), pa.binary(), b"\xff\x00a", b"\xff\x00a"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTITION_VALUES)
+def test_values_of_every_type_that_some_files_leave_to_the_partition(tmp_path, catalog, name):
+    """As where a table was made of hive folders: older files lack the column."""
+    kind, arrow, stored, value = PARTITION_VALUES[name]
+    schema = Schema(
+        NestedField(1, "cid", LongType()),
+        NestedField(2, "event", TimestamptzType()),
+        NestedField(3, "value", kind),
+    )
+    table = catalog.create_table("shop.orders", schema)
+    plain = rows(1).drop_columns(["day"])
+
+    def with_value(cell):
+        return numbered(plain.append_column("value", pa.array([cell], arrow)), schema)
+
+    put_file(table, "m", with_value(value))
+    with table.update_spec() as spec:
+        spec.add_field("value", "identity", "part")
+    for file, cells, partition in (
+        ("a", numbered(plain, schema), stored),
+        ("n", with_value(value), stored),
+        ("z", numbered(plain, schema), None),
+    ):
+        put_file(catalog.load_table("shop.orders"), file, cells, Record(partition))
+    same_as_pyiceberg(tmp_path, catalog)
+    assert rows_of(opened(tmp_path), "value")["value"] == [value, value, value, None]
+
+
+def test_a_double_that_only_a_partition_says_is_refused(tmp_path, catalog):
+    """Engines do not agree on how a partition says a double."""
+    schema = Schema(
+        NestedField(1, "cid", LongType()),
+        NestedField(2, "event", TimestamptzType()),
+        NestedField(3, "value", DoubleType()),
+    )
+    table = catalog.create_table("shop.orders", schema)
+    with table.update_spec() as spec:
+        spec.add_field("value", "identity", "part")
+    plain = rows(1).drop_columns(["day"])
+    whole = plain.append_column("value", pa.array([0.1], pa.float64()))
+    table = catalog.load_table("shop.orders")
+    put_file(table, "a", numbered(whole, schema), Record(0.1), {1: 1, 2: 1, 3: 1})
+    assert rows_of(opened(tmp_path), "value") == {"value": [0.1]}
+    put_file(table, "b", numbered(plain, schema), Record(0.1), {1: 1, 2: 1})
+    with pytest.raises(SourceReadError, match="has files without `value`, a double that"):
+        rows_of(opened(tmp_path), "value")
+
+
+def test_the_statement_reads_partitions_that_some_files_leave_to_the_table(tmp_path, catalog):
+    schema = Schema(
+        NestedField(1, "cid", LongType()),
+        NestedField(2, "event", TimestamptzType()),
+        NestedField(3, "n", DecimalType(10, 2)),
+    )
+    table = catalog.create_table("shop.orders", schema)
+
+    def file(cid, **more):
+        return numbered(rows(cid, **more).drop_columns(["day"]), schema)
+
+    price = pa.array([Decimal("9.99")], pa.decimal128(10, 2))
+    put_file(table, "m", file(3, n=price))
+    with table.update_spec() as spec:
+        spec.add_field("n", "identity", "part")
+    table = catalog.load_table("shop.orders")
+    put_file(table, "a", file(1), Record(Decimal("1.50")))
+    put_file(table, "z", file(2), Record(None))
+    fields = [Field(name="cid", dtype=Int64), Field(name="n", dtype=FeastDecimal)]
+    view = FeatureView(source=source_of(tmp_path), **{**VIEW, "schema": fields, "ttl": None})
+    entity_df = pd.DataFrame({"cid": [1, 2, 3], "event_timestamp": [START + 9 * HOUR] * 3})
+    job = S3ParquetOfflineStore.get_historical_features(
+        repo_config(tmp_path), [view], ["orders:n"], entity_df, NoRegistry(), "p"
+    )
+    expected = [Decimal("1.50"), None, Decimal("9.99")]
+    assert job.to_arrow().column("n").to_pylist() == expected
+    with duckdb.connect(":memory:") as duck:
+        assert duck.sql(job.to_sql()).to_arrow_table().column("n").to_pylist() == expected
+
+
 def test_names_that_files_write_in_other_words(tmp_path, catalog):
     table = catalog.create_table("shop.orders", schema=rows(1, **{"n 1": [1]}).schema)
     table.append(rows(1, **{"n 1": [5]}))
@@ -369,6 +568,16 @@ def test_rows_deleted_by_their_positions_are_not_read(tmp_path, catalog):
     wanted = np.array([1, 4, 7])
     fetched = pa.Table.from_batches(list(source.fetch(["cid"], wanted)))
     assert fetched.column("cid").to_pylist() == [cids[at] for at in wanted]
+
+
+def test_a_file_of_deletes_that_is_none_is_named(tmp_path, catalog):
+    table = catalog.create_table("shop.orders", schema=rows(1).schema)
+    table.append(rows(1, 2))
+    delete_file(tmp_path, table, DataFileContent.POSITION_DELETES, {"cid": [1]})
+    with pytest.raises(
+        SourceReadError, match=r"which says what rows of .* are deleted, cannot be"
+    ):
+        rows_of(opened(tmp_path), "cid")
 
 
 def test_equality_deletes_are_refused_by_name(tmp_path, catalog):

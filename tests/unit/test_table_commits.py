@@ -206,6 +206,30 @@ def test_the_state_of_a_source_is_committed_with_its_rows(handle):
     assert notes(handle) == ["first", "second", "third"]
 
 
+def test_a_commit_takes_all_its_sources_on_or_none(handle):
+    shards = [Progress(f"shard/{number}", None, {"at": number}) for number in range(3)]
+    handle.append(row("first"), "a", *shards, Progress("exports", None, "until"))
+    assert handle.states() == {"exports": "until", **{f"shard/{n}": {"at": n} for n in range(3)}}
+    # One has moved on, and one is gone: none of the three is taken on.
+    handle.append(
+        rows(),
+        "b",
+        Progress("shard/1", {"at": 1}, {"at": 9}),
+        Progress("shard/2", {"at": 2}, None),
+    )
+    before = handle.states()
+    with pytest.raises(NotCommittedError, match="has taken `shard/1`, `shard/2` on"):
+        handle.append(
+            row("lost"), "c", *(Progress(f"shard/{n}", {"at": n}, {"at": 5}) for n in range(3))
+        )
+    assert handle.states() == before == {
+        "exports": "until", "shard/0": {"at": 0}, "shard/1": {"at": 9}
+    }  # fmt: skip
+    assert notes(handle) == ["first"]
+    with pytest.raises(ConfigError, match="names one source twice"):
+        handle.append(row("lost"), "d", Progress("new", None, 1), Progress("new", None, 2))
+
+
 @pytest.mark.parametrize("nothing", [rows(), [], iter([pa.RecordBatch.from_pylist([], COLUMNS)])])
 def test_a_piece_without_rows_takes_its_source_on(handle, nothing):
     handle.append(row("first"), "orders@0", Progress("orders", None, 1))
@@ -292,7 +316,7 @@ def test_a_state_that_cannot_be_kept(handle, state, said):
 
 def test_progress_needs_an_id(handle):
     with pytest.raises(ConfigError, match="lack a `commit_id`"):
-        handle.append(row("lost"), progress=Progress("orders", None, 1))
+        handle.append(row("lost"), None, Progress("orders", None, 1))
 
 
 @pytest.mark.parametrize(

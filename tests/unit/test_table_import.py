@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -49,6 +50,7 @@ from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
 from feast_dynamo_ext.parquet.iceberg.import_files import Room, run_import
 from feast_dynamo_ext.parquet.iceberg.import_plan import plan_import
 from feast_dynamo_ext.parquet.iceberg.import_record import go_back
+from feast_dynamo_ext.parquet.iceberg.optimize import optimize
 from feast_dynamo_ext.parquet.iceberg.snapshots import history as history_of
 from feast_dynamo_ext.parquet.iceberg.snapshots import rollback
 from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE
@@ -305,6 +307,86 @@ def features(view, config):
     return found | {"nan": repr(found["nan"])}
 
 
+def test_other_readers_find_what_is_inside_of_columns(path, config, monkeypatch):
+    """By Iceberg's numbers, which the files say of each part; also after a rewrite."""
+    monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")  # else it warns of a faster one
+    kind = pa.map_(pa.string(), pa.struct([("v", pa.list_(pa.float64()))]))
+    more = {"m": pa.array([[("a", {"v": [0.5, None]})]], kind), "s": [{"x": [{"y": 1}]}]}
+    put(path / "a.parquet", **more)
+    view = orders(path)
+    imported(view, config)
+    handle = plan_import_handle(view, config)
+    handle.append(history([(1, 1, 1, 8)], **more))
+    for optimized in (0, 1):
+        pairs, inner = [("a", {"v": [0.5, None]})], {"x": [{"y": 1}]}
+        assert in_table(view, config, "value", "m", "s") == [(7, pairs, inner), (8, pairs, inner)]
+        table = handle.load()
+        theirs = pl.scan_iceberg(table).select("m", "s").collect().rows()
+        assert theirs == [({"a": {"v": [0.5, None]}}, inner)] * 2
+        files = [task.file.file_path.removeprefix("file://") for task in table.scan().plan_files()]
+        assert len(files) == 2 - optimized
+        for file in files:
+            parts = str(pq.ParquetFile(file).schema).splitlines()[2:]
+            without = [part for part in parts if "field_id=-1" in part]
+            assert [part.split()[:2] for part in without] == [["repeated", "group"]] * 3
+        optimize(handle)
+
+
+def test_decimals_of_more_digits_and_times_of_other_units_are_kept_where_they_fit(path, config):
+    more = {
+        "big": pa.array([Decimal("1.5")], pa.decimal256(50, 10)),
+        "at": pa.array([3_723_000], pa.time32("ms")),
+        "late": pa.array([3_723_000_000_000], pa.time64("ns")),
+        "both": pa.array([Decimal("1.5")], pa.decimal128(38, 10)),
+    }
+    put(path / "a.parquet", **more)
+    put(path / "b.parquet", **{**more, "both": [Decimal("7")]})
+    view = orders(path, value=Int64, big=FeastDecimal)
+    imported(view, config)
+    kinds = {column.name: str(column.type) for column in plan_import(view, config).new.columns}
+    assert (kinds["big"], kinds["both"]) == ("decimal128(38, 10)", "decimal128(38, 10)")
+    one = (Decimal("1.5"), dt.time(1, 2, 3), dt.time(1, 2, 3))
+    assert in_table(view, config, "big", "at", "late", "both") == [
+        (*one, Decimal("1.5")),
+        (*one, Decimal("7")),
+    ]
+    assert seen(table_view(view, config), config, [1], [0], "big") == [Decimal("1.5")]
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (pa.array([Decimal("1e30")], pa.decimal256(50, 10)), r"decimal256\(50, 10\) cannot be"),
+        (pa.array([1], pa.time64("ns")), r"time64\[ns\] cannot be time64\[us\]"),
+    ],
+)
+def test_what_the_table_s_type_does_not_hold_is_refused(path, config, column, said):
+    put(path / "a.parquet", n=column)
+    with pytest.raises(ColumnTypeError, match=rf"column `n` of .*1 of 1 values of type {said}"):
+        imported(orders(path), config)
+
+
+def test_types_that_an_import_which_failed_left_are_named(path, config):
+    put(path / "a.parquet", n=["x"])
+    with pytest.raises(ColumnTypeError, match=r"string cannot be int64 without a change\. Cast"):
+        imported(orders(path, n=Int64), config)
+    view = orders(path, n=String)
+    with pytest.raises(
+        ColumnTypeError,
+        match=r"`feast-dynamo table drop p\.orders` and import again: its column is int64 from an "
+        r"earlier run, and would be string\.$",
+    ):
+        imported(view, config)
+    put(path / "b.parquet", n=["y"], m=[1])
+    with pytest.raises(
+        TableImportError, match=r"no column `m`; it has no rows, so `feast-dynamo t"
+    ):
+        imported(view, config)
+    drop(plan_import_handle(view, config))
+    assert imported(view, config).rows == 2
+    assert in_table(view, config, "n", "m") == [("x", None), ("y", 1)]
+
+
 def test_folders_by_time_are_not_columns_of_the_table(path, config):
     write(path / "dt=2026-01-01" / "a.parquet", [(1, 0, 0, 7)])
     source = S3ParquetSource(path=str(path), name="orders", date_partition_column="dt", **TIMES)
@@ -488,6 +570,12 @@ def no_event_time(path):
     write(path / "b.parquet", table.drop_columns(["event_timestamp"]))
 
 
+def days_as_event_time(path):
+    (path / "a.parquet").unlink()
+    table = history([(1, 0, 0, 7)]).drop_columns(["event_timestamp"])
+    write(path / "event_timestamp=2026-01-01" / "b.parquet", table)
+
+
 def two_of_a_name(path):
     table = history([(1, 0, 0, 7)])
     names = ["cid", "event_timestamp", "created", "value", "value"]
@@ -504,6 +592,21 @@ def old_pointer(path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (
+            lambda path: put(path / "b.parquet", at=[{"x": 1, "X": 2}]),
+            r"fields whose names differ in case only.*`at\.X` .* and `at\.x`",
+        ),
+        (
+            lambda path: (
+                put(path / "b.parquet", at=[[{"x": 1}]]),
+                put(path / "c.parquet", at=[[{"X": 1}]]),
+            ),
+            r"`at\.element\.X` \(.*c\.parquet\) and `at\.element\.x` \(.*b\.parquet\)",
+        ),
+        (
+            days_as_event_time,
+            r"column `event_timestamp` is string, which is no time; parse it first",
+        ),
         (no_event_time, r"1 files such as .*b\.parquet lack the event time `event_timestamp`"),
         (two_of_a_name, r"b\.parquet has several columns named `value`; give each a name"),
         (
@@ -632,6 +735,10 @@ def with_field_ids(path):
         (int96, r"column `created` has times as INT96"),
         (old_lists, r"column `floats` names what is inside of it as old writers do"),
         (with_field_ids, r"files have field ids of another table"),
+        (
+            lambda path: put(path / "b?c#.parquet"),
+            r"the path has `\?`, at which readers of Iceberg end it \(1 files such as .*b\?c#\.p",
+        ),
     ],
 )
 def test_what_cannot_be_registered_is_named_and_can_be_copied(path, config, more, said):

@@ -22,6 +22,7 @@ from feast.types import (
     Int64,
     Json,
     Map,
+    ScalarMap,
     Set,
     String,
     Struct,
@@ -124,7 +125,8 @@ def test_a_wider_or_an_open_type_of_files_stays(dtype, own, kind):
         (pa.null(), None),
         (pa.time32("ms"), pa.time64("us")),
         (pa.date64(), pa.date32()),
-        (pa.decimal256(40, 2), None),
+        (pa.decimal256(40, 2), pa.decimal128(38, 2)),
+        (pa.decimal256(50, 40), None),
         (pa.decimal256(20, 2), pa.decimal128(20, 2)),
         (pa.binary(3), pa.binary(3)),
         (pa.large_list(pa.int8()), pa.list_(pa.int32())),
@@ -243,6 +245,35 @@ def test_the_folders_of_a_catalog_are_made(tmp_path):
     assert (tmp_path / "s3x" / "here").exists()
 
 
+@pytest.mark.parametrize("name", ["a%20b", "100%", "ü [1]", "a+b;c&d='e'"])
+def test_a_feature_repo_may_be_in_a_folder_of_any_name(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    config = repo_config(folder, catalog="sql")
+    view = customer_view(source=parquet_files(folder / "orders"), name="orders", value=Int64)
+    rows = pa.table({"cid": [7], "event_timestamp": pa.array([START], TIMES)})
+    make(plan_table(view, config)).append(rows)
+    assert sorted(path.name for path in folder.glob("data/*")) == ["iceberg.db", "warehouse"]
+    table = plan_table(view, config).handle.load()
+    assert table.scan().to_arrow().column("cid").to_pylist() == [7]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(("name", "cut"), [("a#b", "#"), ("what?", r"\?")])
+def test_a_place_whose_path_readers_of_iceberg_would_end_is_refused(tmp_path, name, cut):
+    (tmp_path / name).mkdir()
+    view = customer_view(source=parquet_files(tmp_path / "orders"), name="orders", value=Int64)
+    said = (
+        rf"cannot be in 'file://.*data/warehouse': readers of Iceberg end its path at the '{cut}'"
+    )
+    with pytest.raises(ConfigError, match=said):
+        plan_table(view, repo_config(tmp_path / name, catalog="sql"))
+    assert list((tmp_path / name).iterdir()) == []
+    elsewhere = {"type": "sql", "warehouse": f"s3://bucket/{name}"}
+    with pytest.raises(ConfigError, match=rf"cannot be in 's3://bucket/.*{cut}"):
+        plan_table(view, repo_config(tmp_path, catalog=elsewhere))
+
+
 @pytest.mark.parametrize("partition", ["day", "month"])
 def test_a_feature_may_be_named_like_the_partition(tmp_path, partition):
     name = f"Event_timestamp_{partition}"
@@ -272,6 +303,16 @@ ITEM = Entity(name="item", join_keys=["iid"], value_type=ValueType.STRING)
 
 def view_of(source, **features):
     return customer_view(entities=[ITEM, CUSTOMER], source=source, **features)
+
+
+def test_maps_of_other_keys_than_texts_need_a_file_that_says_which(tmp_path):
+    config = repo_config(tmp_path, catalog="sql")
+    view = customer_view(source=parquet_files(tmp_path / "orders"), name="orders", n=ScalarMap)
+    with pytest.raises(ColumnTypeError, match=r"`orders` declares `n` as ScalarMap.*Declare Map"):
+        plan_table(view, config)
+    kind = pa.map_(pa.int64(), pa.float32())
+    new = plan_table(view, config, there=pa.schema([("n", kind)]))
+    assert new.columns.field("n").type == kind
 
 
 def test_a_table_has_keys_times_and_features_under_the_names_of_the_files(tmp_path):

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from urllib.parse import unquote
 
 from feast.protos.feast.core.DataSource_pb2 import DataSource as DataSourceProto
 from pydantic import Field
@@ -235,17 +236,36 @@ def _database(uri: str, config: RepoConfig) -> str:
         return uri
     path, _, options = uri.removeprefix(SQLITE).partition("?")
     if path and not path.startswith((":memory:", "file:")):
-        path = str(Path(config.repo_path or "", path).absolute())
+        # As what is written in the setting, the repo's folder becomes part of a URL.
+        repo = str(Path(config.repo_path or "").absolute())
+        path = str(Path(repo.replace("%", "%25").replace("?", "%3F"), path))
     if "timeout" not in options:
         options = f"{options}&timeout=60".lstrip("&")
     return f"{SQLITE}{path}?{options}"
 
 
+ENDS_A_PATH = re.compile(r"[?#\t\r\n]")
+"""In a file's URI: what pyiceberg and others take for the end of its path, or leave out."""
+
+
 def folder_uri(warehouse: str, kind: str, config: RepoConfig) -> str:
-    """A warehouse as a URI; a relative folder counts from the repo."""
-    if kind == "rest" or not warehouse or "://" in warehouse or warehouse.startswith("file:"):
+    """A warehouse as a URI; a relative folder counts from the repo.
+
+    Raises:
+        ConfigError: files of tables there would be written elsewhere.
+    """
+    if kind == "rest" or not warehouse:
         return warehouse
-    return f"file://{Path(config.repo_path or '', warehouse).absolute()}"
+    is_uri = "://" in warehouse or warehouse.startswith("file:")
+    uri = warehouse if is_uri else f"file://{Path(config.repo_path or '', warehouse).absolute()}"
+    cut = ENDS_A_PATH.search(uri)
+    if cut:
+        raise ConfigError(
+            f"Iceberg tables cannot be in {uri!r}: readers of Iceberg end its path at the "
+            f"{cut[0]!r}. Set `catalog: {{warehouse: ...}}` of offline_store to another place, or "
+            "move the feature repo."
+        )
+    return uri
 
 
 def is_iceberg(source: DataSource) -> bool:
@@ -290,9 +310,8 @@ def opened(address: CatalogAddress, settings: AwsSettings) -> Any:
         ) from error
     if address.uri.startswith(SQLITE):
         with contextlib.suppress(OSError):  # then the database says that it cannot be opened
-            Path(address.uri.removeprefix(SQLITE).partition("?")[0]).parent.mkdir(
-                parents=True, exist_ok=True
-            )
+            path = unquote(address.uri.removeprefix(SQLITE).partition("?")[0])
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
     if address.kind == "rest":
         from feast_dynamo_ext.parquet.iceberg import rest
 

@@ -107,7 +107,7 @@ class Change:
         is_rewrite: whether the rows stay the same, so that readers of changes may pass it over.
         is_kept: whether the commit is known by its id after its snapshot is expired, so that a
             later run may try it again; see `ledger`.
-        progress: what else a source keeps in the table, with its rows.
+        progress: what else sources keep in the table, with their rows.
         check: called with the table that the commit is made to, before it is made; what it raises
             ends the commit.
     """
@@ -117,7 +117,7 @@ class Change:
     summary: Mapping[str, str] = field(default_factory=dict)
     is_rewrite: bool = False
     is_kept: bool = False
-    progress: Progress | None = None
+    progress: Sequence[Progress] = ()
     check: Callable[[Any], object] | None = None
 
 
@@ -166,13 +166,20 @@ class TableHandle:
         Raises:
             SourceReadError: it is not known, as another engine rolled the table back.
         """
-        return Ledger.from_table(self.load()).states.get(source)
+        return self.states().get(source)
+
+    def states(self) -> Mapping[str, Any]:
+        """`state` of all sources that have one.
+
+        Raises: as `state`.
+        """
+        return Ledger.from_table(self.load()).states
 
     def append(
         self,
         rows: pa.Table | Iterable[pa.RecordBatch],
         commit_id: str | None = None,
-        progress: Progress | None = None,
+        *progress: Progress,
         check: Callable[[Any], object] | None = None,
     ) -> Any:
         """Add rows, once.
@@ -182,27 +189,29 @@ class TableHandle:
                 written as they come, in bounded memory; of equal rows the later one wins.
             commit_id: the same for the same rows, whoever writes them and whenever; by default a
                 new one. The newest 256 that a table was given are known, whatever expires.
-            progress: what the source of the rows is to find in the table, instead of what it found
-                there; committed with the rows, also where there are none. It needs a `commit_id`.
+            progress: what each source of the rows is to find in the table, instead of what it
+                found there; committed with the rows, also where there are none. It needs a
+                `commit_id`.
             check: of rows that are known by themselves: raises NotCommittedError where the table
-                that it is given has some of them. Their commit's id is kept with its snapshot
-                alone, so that many of them do not drive out the ids of others.
+                that it is given has some of them. Without progress their commit's id is kept with
+                its snapshot alone, so that many of them do not drive out the ids of others.
 
         Returns:
             The table with them.
 
         Raises:
-            NotCommittedError: as `commit`; of `check`; or the source's state is another one by
+            NotCommittedError: as `commit`; of `check`; or the state of a source is another one by
                 now.
-            ConfigError: the state is no JSON, or too large.
+            ConfigError: a state is no JSON, or they are too large.
             ColumnNotFoundError: the table lacks a column of the rows.
             ColumnTypeError: a null where the table requires a value.
             FeastDynamoError: as `commit`.
         """
-        is_kept = commit_id is not None and check is None
-        if progress is not None and not is_kept:
+        is_kept = commit_id is not None and (check is None or bool(progress))
+        if progress and not is_kept:
+            listed = ", ".join(f"`{each.source}`" for each in progress)
             raise ConfigError(
-                f"The Iceberg table {self.name}: rows with the progress of `{progress.source}` "
+                f"The Iceberg table {self.name}: rows with the progress of {listed} "
                 "lack a `commit_id`, by which they are known when they are written again."
             )
         table, commit_id = self.load(), commit_id or new_commit_id()
@@ -211,7 +220,7 @@ class TableHandle:
         if is_kept:  # before rows are written for nothing
             Ledger.from_table(table).with_commit(table, commit_id, progress)
         files, written = self._written(table, rows)
-        if not written and progress is None:
+        if not written and not progress:
             return table
         change = Change(written, is_kept=is_kept, progress=progress, check=check)
         table = self.commit_files(files, change, commit_id)

@@ -101,7 +101,7 @@ class FileViews:
                     self._read[file.file_path] = _read_deletes(self.table.io, file)
                 except FeastDynamoError:
                     raise
-                except (OSError, ValueError, pa.ArrowException) as error:
+                except (OSError, ValueError, LookupError, pa.ArrowException) as error:
                     raise SourceReadError(
                         f"Source `{self.source.name}`: {file.file_path}, which says what rows of "
                         f"{path} are deleted, cannot be read: {error}."
@@ -113,20 +113,44 @@ class FileViews:
 
     @functools.cached_property
     def _may_differ(self) -> bool:
-        return _may_differ(self.schema, self.table.metadata.schemas)
+        is_plain = all(PLAIN_NAME.fullmatch(column.name) for column in self.schema.fields)
+        as_mapped = self._mapping is None or self._mapping == self.schema.name_mapping
+        return not (is_plain and as_mapped) or self._was_other
+
+    @functools.cached_property
+    def _was_other(self) -> bool:
+        return _was_other(self.schema, self.table.metadata.schemas)
+
+    @functools.cached_property
+    def _mapping(self) -> Any:
+        """Pyiceberg's mapping of the names in files without numbers; None where there is none."""
+        return self.table.name_mapping()
 
     def _columns(self, fragment: Any) -> tuple[dict[str, str | None], dict[str, Shape]]:
-        """Columns of the table -> their names in the file, and their forms, where these differ."""
+        """Columns of the table -> their names in the file, and their forms, where these differ.
+
+        Raises:
+            SourceReadError: nothing says which columns a file has.
+        """
         stored = fragment.physical_schema
-        found = dict(_numbered(stored)) or self._by_mapping(stored)
+        found = dict(_numbered(stored))
+        if not found and self._mapping is not None:
+            stored = pa.schema(_with_numbers(stored, self._mapping.root))
+            found = dict(_numbered(stored))
+        elif not found and self._was_other:
+            raise SourceReadError(
+                f"Source `{self.source.name}`: {fragment.path} has no field ids, the table has no "
+                "`schema.name-mapping.default`, and its columns have changed. So nothing says "
+                "which columns the file has. Set that property, or rewrite the file with the "
+                "engine that wrote it."
+            )
         if not found:
             return {}, {}
-        by_name = {name: number for number, name in found.items()}
         columns: dict[str, str | None] = {}
         shapes = {}
         for column in self.schema.fields:
             inside = found.get(column.field_id)
-            if inside != column.name and (inside is not None or column.name in by_name):
+            if inside != column.name and (inside is not None or column.name in stored.names):
                 columns[column.name] = inside
             if inside is not None and self._is_shaped(column, found, inside):
                 kind = self._types.field(column.name).type
@@ -147,14 +171,6 @@ class FileViews:
                 if found.get(number, wanted) != wanted or by_name.get(wanted, number) != number:
                     return True
         return False
-
-    def _by_mapping(self, stored: pa.Schema) -> dict[int, str]:
-        """Numbers of the columns of a file without numbers, by the table's mapping of names."""
-        mapping = self.table.name_mapping()
-        if mapping is None:
-            return {}
-        numbers = {name: part.field_id for part in mapping.root for name in part.names}
-        return {numbers[name]: name for name in stored.names if name in numbers}
 
 
 @dataclass(frozen=True)
@@ -206,12 +222,10 @@ def _number(column: pa.Field) -> int | None:
     return None if number is None else int(number)
 
 
-def _may_differ(schema: Any, schemas: Iterable[Any]) -> bool:
-    """Whether a file may have a column under another name, or another one under this name."""
+def _was_other(schema: Any, schemas: Iterable[Any]) -> bool:
+    """Whether a column ever had another name, or another one had this name."""
     names = {number: schema.find_column_name(number) for number in schema.field_ids}
     numbers = {name: number for number, name in names.items()}
-    if not all(PLAIN_NAME.fullmatch(column.name) for column in schema.fields):
-        return True
     return any(
         names.get(number, name) != name or numbers.get(name, number) != number
         for before in schemas
@@ -228,6 +242,31 @@ def _numbered(fields: Iterable[pa.Field], within: str = "") -> Iterator[tuple[in
         if number is not None:
             yield number, name
         yield from _numbered(_children(column.type), f"{name}.")
+
+
+def _with_numbers(fields: Iterable[pa.Field], mapped: Iterable[Any]) -> list[pa.Field]:
+    """Columns of a file without numbers, with those that a mapping of names gives them."""
+    by_name = {name: part for part in mapped for name in part.names}
+    numbered = []
+    for column in fields:
+        part = by_name.get(column.name)
+        number = None if part is None else part.field_id
+        metadata = None if number is None else {FIELD_ID: str(number).encode()}
+        inside = _with_numbers(_children(column.type), [] if part is None else part.fields)
+        kind = _of_children(column.type, inside)
+        numbered.append(pa.field(column.name, kind, column.nullable, metadata))
+    return numbered
+
+
+def _of_children(kind: pa.DataType, inside: list[pa.Field]) -> pa.DataType:
+    """A type with other fields inside."""
+    if pa.types.is_map(kind):
+        return pa.map_(*inside, kind.keys_sorted)
+    if pa.types.is_struct(kind):
+        return pa.struct(inside)
+    if is_list(kind):
+        return pa.large_list(*inside) if pa.types.is_large_list(kind) else pa.list_(*inside)
+    return kind
 
 
 def _children(kind: pa.DataType) -> list[pa.Field]:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from feast_dynamo_ext.arrow_types import one_array
-from feast_dynamo_ext.errors import NotCommittedError
+from feast_dynamo_ext.errors import ColumnTypeError, NotCommittedError
 from feast_dynamo_ext.parquet.fitted import fitted
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
 from feast_dynamo_ext.parquet.iceberg.commits import REFUSED
@@ -162,6 +162,12 @@ class _Copy:
         self._advance, self._room = advance, room
         self._layout = TableLayout.from_table(table)
         self._schema = table_columns(table.schema())
+        # Of a table without rows, columns that would be of other types if it were made now.
+        self._outdated = {
+            column.name: column.type
+            for column in (plan.new.columns if plan.is_into_nothing else [])
+            if column.type != self._schema.field(column.name).type
+        }
         last = table.metadata.last_sequence_number
         self._first = first_sequence(last, plan.rows) if self._layout else 0
 
@@ -204,7 +210,16 @@ class _Copy:
         there = f"the table {self._plan.new.handle.name}"
         values = pa.chunked_array([batch.column(name)])
         kind = self._plan.new.declared.get(name)
-        return one_array(fitted(values, column.type, name, about, there, kind))
+        try:
+            return one_array(fitted(values, column.type, name, about, there, kind))
+        except ColumnTypeError as error:
+            if name not in self._outdated:
+                raise
+            raise ColumnTypeError(
+                f"{error} Or, as {there} has no rows, `feast-dynamo table drop "
+                f"{self._plan.new.handle.name}` and import again: its column is {column.type} "
+                f"from an earlier run, and would be {self._outdated[name]}."
+            ) from error
 
     def _chunks(self, pieces: Iterator[pa.RecordBatch | None]) -> Iterator[pa.Table]:
         """What is sorted and written together; None ends one."""

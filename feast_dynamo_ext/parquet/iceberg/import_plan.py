@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from feast import FileSource
 from feast.data_format import DeltaFormat
 
-from feast_dynamo_ext.arrow_types import common_type, is_time
+from feast_dynamo_ext.arrow_types import common_type, is_list, is_time, without_dictionary
 from feast_dynamo_ext.cancellation import in_threads
 from feast_dynamo_ext.columns import stored_names, stored_times
 from feast_dynamo_ext.declared import folder_types
@@ -37,7 +37,7 @@ from feast_dynamo_ext.parquet.dataset import (
     limits,
     read_footers,
 )
-from feast_dynamo_ext.parquet.iceberg.catalog import is_iceberg
+from feast_dynamo_ext.parquet.iceberg.catalog import ENDS_A_PATH, is_iceberg
 from feast_dynamo_ext.parquet.iceberg.data_files import plain_layouts, table_columns
 from feast_dynamo_ext.parquet.iceberg.import_record import ImportRecord, digests
 from feast_dynamo_ext.parquet.iceberg.table_schema import SEQUENCE, TableLayout
@@ -55,7 +55,7 @@ from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
 from feast_dynamo_ext.storage import settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from feast import RepoConfig
 
@@ -181,36 +181,55 @@ def _footers(fragments: Sequence[Any], errors: ReadErrors) -> tuple[list[Footer]
 
 def _of_names(footers: Iterable[Footer], files: Iterable[FileState], source: Any) -> list[str]:
     """Names that a table cannot have, or that stand for several columns."""
-    paths: dict[str, str] = {}
+    # By a column's name and those of fields in it.
+    paths: dict[tuple[str, ...], str] = {}
     problems = []
     for footer in footers:
         problems += [
             f"{footer.path} has several columns named `{name}`; give each a name of its own"
             for name in sorted(footer.repeated)
         ]
-        for name in footer.schema.names:
-            paths.setdefault(name, footer.path)
+        for column in footer.schema:
+            for name in _names(column):
+                paths.setdefault(name, footer.path)
     derived = getattr(source, "derived_columns", {})
     for file in files:
-        for name, _ in file.partition:
-            if name not in derived:
-                paths.setdefault(name, file.path)
-    if SEQUENCE in paths:
+        for folder, _ in file.partition:
+            if folder not in derived:
+                paths.setdefault((folder,), file.path)
+    if (SEQUENCE,) in paths:
         problems.append(
-            f"{paths[SEQUENCE]} has a column `{SEQUENCE}`, by which tables keep the order of "
+            f"{paths[(SEQUENCE,)]} has a column `{SEQUENCE}`, by which tables keep the order of "
             "rows; rename it"
         )
-    alike: defaultdict[str, list[str]] = defaultdict(list)
+    alike: defaultdict[tuple[str, ...], list[tuple[str, ...]]] = defaultdict(list)
     for name in paths:
-        alike[name.lower()].append(name)
+        # Fields of columns that differ themselves are not named again.
+        key = (*name[:-1], name[-1].lower())
+        alike[key].append(name)
     for names in alike.values():
         if len(names) > 1:
-            said = " and ".join(f"`{name}` ({paths[name]})" for name in sorted(names))
+            said = " and ".join(f"`{'.'.join(name)}` ({paths[name]})" for name in sorted(names))
+            what = "columns" if len(names[0]) == 1 else "fields"
             problems.append(
-                f"columns whose names differ in case only, which most catalogs take for one: "
+                f"{what} whose names differ in case only, which most catalogs take for one: "
                 f"{said}; rename them"
             )
     return problems
+
+
+def _names(column: pa.Field, within: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The name of a column, and those of all fields inside of it."""
+    name, kind = (*within, column.name), without_dictionary(column.type)
+    yield name
+    if pa.types.is_map(kind):
+        fields = [kind.key_field.with_name("key"), kind.item_field.with_name("value")]
+    elif is_list(kind):
+        fields = [kind.value_field.with_name("element")]
+    else:
+        fields = list(kind) if pa.types.is_struct(kind) else []
+    for inner in fields:
+        yield from _names(inner, name)
 
 
 def _of_types(footers: Iterable[Footer]) -> list[str]:
@@ -274,6 +293,11 @@ class ImportPlan:
         return sum(footer.part.metadata.num_rows for footer in self.history.footers)
 
     @property
+    def is_into_nothing(self) -> bool:
+        """Whether the table is there and nothing was ever in it, as a failed import leaves it."""
+        return self.table is not None and not self.table.metadata.snapshots
+
+    @property
     def commit_id(self) -> str:
         """The same for the same files, until a rollback takes them out."""
         versions = sorted((file.path, file.size, str(file.version[1])) for file in self.files)
@@ -328,6 +352,8 @@ def plan_import(
         partition=partition,
     )
     there = _loaded(new)
+    if there is not None:
+        new = _as_it_is(new, there, partition, problems)
     plan = ImportPlan(view.name, new, history, table=there, register=register)
     if there is not None:
         plan = _without_imported(plan, problems)
@@ -379,12 +405,8 @@ def _of_columns(history: History, views: Sequence[Any]) -> list[str]:
     if not history.footers:
         return []
     view, source = history.view, history.view.batch_source
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    types: dict[str, pa.DataType] = {}
-    for footer in history.footers:
-        for column in footer.schema:
-            found[column.name].append(footer.path)
-            types[column.name] = column.type
+    found = {name for footer in history.footers for name in footer.schema.names}
+    types = _types(history)
     of_folders = {name for file in history.files for name, _ in file.partition}
     times = [name for name in stored_times(source) if name]
     declared = {name for each in views for name, _ in declared_columns(each)}
@@ -421,6 +443,31 @@ def _of_columns(history: History, views: Sequence[Any]) -> list[str]:
     return problems
 
 
+def _types(history: History) -> dict[str, pa.DataType]:
+    """Columns and their types, as the table would get them; without those that have none."""
+    if history.schema is not None:
+        return {column.name: column.type for column in history.schema}
+    found: dict[str, pa.DataType | None] = {}
+    for footer in history.footers:
+        for column in footer.schema:
+            before = found.get(column.name, pa.null())
+            both = None if before is None else common_type(before, column.type)
+            found[column.name] = both
+    return {name: kind for name, kind in found.items() if kind is not None}
+
+
+def _as_it_is(new: NewTable, table: Any, partition: str | None, problems: list[str]) -> NewTable:
+    """What a table that is there already is laid out as, whatever it would be if it were made."""
+    found = TableLayout.from_table(table)
+    layout = found or replace(new.layout, partition="none")
+    if partition not in (None, layout.partition):
+        problems.append(
+            f"the table {new.handle.name} is there already, and not partitioned by {partition}; "
+            "leave out `--partition`, or import into a new one (`--table`)"
+        )
+    return replace(new, layout=layout, why="as it is")
+
+
 def _without_imported(plan: ImportPlan, problems: list[str]) -> ImportPlan:
     """Without the files that an earlier import took; those that were replaced since are named."""
     record, now = ImportRecord.from_table(plan.table), digests(plan.table, plan.files)
@@ -445,9 +492,12 @@ def _without_imported(plan: ImportPlan, problems: list[str]) -> ImportPlan:
 def _not_in_table(plan: ImportPlan) -> list[str]:
     """Columns of files that the table, which is there already, lacks."""
     there = table_columns(plan.table.schema()).names
+    name_of_table = plan.new.handle.name
+    advice = "import into a new one (`--table`), or add the column to it"
+    if plan.is_into_nothing:
+        advice = f"it has no rows, so `feast-dynamo table drop {name_of_table}` and import again"
     return [
-        f"the table {plan.new.handle.name} is there already and has no column `{name}`; import "
-        "into a new one (`--table`), or add the column to it"
+        f"the table {name_of_table} is there already and has no column `{name}`; {advice}"
         for name in plan.new.columns.names
         if name not in there
     ]
@@ -506,6 +556,9 @@ def _not_as_they_are(history: History, target: pa.Schema) -> list[str]:
     why: defaultdict[str, list[str]] = defaultdict(list)
     inside = {name for footer in history.footers for name in footer.schema.names}
     for file in history.files:
+        cut = ENDS_A_PATH.search(file.path)
+        if cut:
+            why[f"the path has `{cut[0]}`, at which readers of Iceberg end it"].append(file.path)
         for name, _ in file.partition:
             if name in target.names and name not in inside:
                 why[f"column `{name}` is in the folders' names and not in the files"].append(

@@ -9,7 +9,8 @@ summary of its snapshot as well, so that a rollback finds it as it was then::
     snapshot 5  (ours)         as they were
 
 It changes in the same commit as rows do, or with a rollback, and never alone: a commit is refused
-where another one came first, and is then made from the ledger as it is by then.
+where another one came first, and is then made from the ledger as it is by then. A commit may take
+several sources on: all of them, or none where another writer has taken on one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from feast_dynamo_ext.errors import ConfigError, NotCommittedError, SourceReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 COMMIT_ID = "feast-dynamo.commit-id"
@@ -155,12 +156,12 @@ class Ledger:
         """Whether a commit is one of those that are known by their ids."""
         return _digest(commit_id) in self.ids
 
-    def with_commit(self, table: Any, commit_id: str, progress: Progress | None) -> Ledger:
+    def with_commit(self, table: Any, commit_id: str, progress: Sequence[Progress] = ()) -> Ledger:
         """With a further commit, of a table as it is now.
 
         Raises:
-            NotCommittedError: the source's state is another one than the rows were read at.
-            ConfigError: its new state is no JSON, or too large.
+            NotCommittedError: a source's state is another one than the rows were read at.
+            ConfigError: a new state is no JSON, or they are too large.
         """
         number = table.metadata.next_sequence_number()
         made = replace(
@@ -170,24 +171,35 @@ class Ledger:
             first=self.first or number,
             last=number,
         )
-        if progress is None:
+        if not progress:
             return made
         name = ".".join(table.name())
-        if self.states.get(progress.source) != _plain(progress.source, progress.before):
+        others = [
+            f"`{each.source}`"
+            for each in progress
+            if self.states.get(each.source) != _plain(each.source, each.before)
+        ]
+        if others:
             raise NotCommittedError(
-                f"The Iceberg table {name}: another writer has taken `{progress.source}` on since "
+                f"The Iceberg table {name}: another writer has taken {', '.join(others)} on since "
                 "its state was read. Nothing was committed. Read the state again, and go on from "
                 "there."
             )
-        states = {key: value for key, value in self.states.items() if key != progress.source}
-        after = _plain(progress.source, progress.after)
-        if after is not None:
-            states[progress.source] = after
-        made = replace(made, states=states)
+        after = {each.source: _plain(each.source, each.after) for each in progress}
+        if len(after) < len(progress):
+            raise ConfigError(
+                f"The Iceberg table {name}: a commit names one source twice among "
+                f"{sorted(each.source for each in progress)}. Give each one state."
+            )
+        states = {**self.states, **after}
+        made = replace(
+            made, states={source: state for source, state in states.items() if state is not None}
+        )
         size = len(made.to_text())
         if size > MOST_BYTES:
+            listed = ", ".join(f"`{source}`" for source in sorted(after))
             raise ConfigError(
-                f"The Iceberg table {name}: with the new state of `{progress.source}` its ledger "
+                f"The Iceberg table {name}: with the new state of {listed} its ledger "
                 f"would have {size:,} bytes, and {MOST_BYTES:,} is the most. Keep the state in a "
                 "file of its own, and name the file here."
             )

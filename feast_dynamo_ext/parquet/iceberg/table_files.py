@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
+from feast_dynamo_ext.arrow_types import is_bytes
 from feast_dynamo_ext.errors import ConfigError, SourceReadError
 from feast_dynamo_ext.parquet.iceberg.catalog import (
     CatalogAddress,
@@ -43,8 +45,11 @@ if TYPE_CHECKING:
     from feast import RepoConfig
 
 
-# Types of columns whose value, the same in all rows of a file, is read from its partition.
-PARTITION_TYPES = ("boolean", "int", "long", "string", "date")
+PARTITION_TYPES = re.compile(
+    r"boolean|int|long|float|string|binary|date|timestamp|timestamptz|decimal\(.*"
+)
+"""Types of columns whose value, the same in all rows of a file, is read from its partition; not
+doubles, of which pyiceberg writes a float32 there."""
 
 BOUND_TYPES = ("int", "long", "string", "date", "timestamp", "timestamptz")
 """Types whose bounds are compared."""
@@ -117,7 +122,7 @@ def _read(source: Any, config: RepoConfig) -> tuple[Place, TableFiles]:
             task.file.file_size_in_bytes,
             None,
             None,
-            tuple(_partition_values(table, schema, task.file)),
+            tuple(_partition_values(source, table, schema, columns, task.file)),
         )
         for task in tasks
     )
@@ -237,17 +242,35 @@ def _is_known(uri: str) -> bool:
     return uri.startswith((*S3_SCHEMES, "file:", "/"))
 
 
-def _partition_values(table: Any, schema: Any, file: Any) -> Iterator[tuple[str, str | None]]:
-    """Columns whose value is the file's partition's; files of other tables may lack them."""
+def _partition_values(
+    source: Any, table: Any, schema: Any, columns: pa.Schema, file: Any
+) -> Iterator[tuple[str, str | None]]:
+    """Columns whose value is the file's partition's; files of other tables may lack them.
+
+    Raises:
+        SourceReadError: a file lacks one whose value no partition says for certain.
+    """
     from pyiceberg.transforms import IdentityTransform
 
     for at, part in enumerate(table.specs()[file.spec_id].fields):
         name = schema.find_column_name(part.source_id)
-        if not isinstance(part.transform, IdentityTransform) or name is None:
+        if not isinstance(part.transform, IdentityTransform) or name not in columns.names:
             continue
-        kind, value = schema.find_type(part.source_id), file.partition[at]
-        if str(kind) in PARTITION_TYPES and name in {column.name for column in schema.fields}:
-            yield name, None if value is None else part.transform.to_human_string(kind, value)
+        kind = str(schema.find_type(part.source_id))
+        if PARTITION_TYPES.fullmatch(kind):
+            yield name, _partition_text(file.partition[at], columns.field(name).type)
+        elif file.value_counts and part.source_id not in file.value_counts:
+            raise _refused(
+                source, f"has files without `{name}`, a {kind} that their partition says instead"
+            )
+
+
+def _partition_text(value: Any, kind: pa.DataType) -> str | None:
+    """A value of a partition as `partition_value` reads it; times are numbers there."""
+    if is_bytes(kind):
+        return None if value is None else bytes(value).decode(errors="surrogateescape")
+    text: str | None = pa.scalar(value, kind).cast(pa.string()).as_py()
+    return text
 
 
 # What files may hold

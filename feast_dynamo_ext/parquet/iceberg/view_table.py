@@ -149,8 +149,8 @@ def handle_of(view: Any, config: RepoConfig, table: str | None = None) -> TableH
 def table_type(kind: pa.DataType) -> pa.DataType | None:
     """The type of a table's column that holds what an Arrow type holds.
 
-    Nanoseconds become microseconds, and unsigned integers signed ones: a value that is not held is
-    refused when it is written.
+    Nanoseconds become microseconds, unsigned integers signed ones, and decimals have 38 digits: a
+    value that is not held is refused when it is written.
 
     Returns:
         None where Iceberg has none: durations, intervals, nulls and the like.
@@ -170,9 +170,13 @@ def table_type(kind: pa.DataType) -> pa.DataType | None:
     return next((become(kind) for matches, become in TABLE_TYPES if matches(kind)), None)
 
 
+MOST_DIGITS = 38
+"""Of a decimal of Iceberg."""
+
+
 def _decimal(kind: pa.DataType) -> pa.DataType | None:
-    is_kept = kind.precision <= 38 and kind.scale >= 0  # noqa: PLR2004 - Iceberg's most digits
-    return pa.decimal128(kind.precision, kind.scale) if is_kept else None
+    is_kept = 0 <= kind.scale <= MOST_DIGITS
+    return pa.decimal128(min(kind.precision, MOST_DIGITS), kind.scale) if is_kept else None
 
 
 SAME = (
@@ -320,6 +324,12 @@ def plan_table(
     kinds: dict[str, Declared] = {}
     for reader in (view, *readers):
         for name, dtype in declared_columns(reader):
+            if declared_as(dtype) is ValueType.SCALAR_MAP and name not in found:
+                raise ColumnTypeError(
+                    f"Feature view `{reader.name}` declares `{name}` as ScalarMap, and no file "
+                    "says of which type its keys are. Declare Map, whose keys are texts, or write "
+                    f"a first Parquet file and use `feast-dynamo table import {view.name}`."
+                )
             kind = column_type(dtype, found.get(name))
             both = common_type(types.get(name, kind), kind)
             if both is None:

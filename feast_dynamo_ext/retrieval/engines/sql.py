@@ -491,7 +491,8 @@ def _check_columns(view: ViewPlan, source: ParquetSource) -> None:
             why = f"of whose equal rows the nested columns {nested} would have to decide"
         raise OfflineStoreError(
             f"Feature view `{view.view}` has no SQL: its source is an Iceberg table, {why}. Use "
-            "`to_arrow()`, or rewrite the table first (`feast-dynamo table optimize`)."
+            "`to_arrow()`, or rewrite the table first (`feast-dynamo table optimize`, or with the "
+            "engine that made it)."
         )
     names = Counter(name.lower() for name in [*source.schema.names, "file_index", ROW_NUMBER])
     for column in dict.fromkeys([*view.narrow_columns, *view.feature_columns]):

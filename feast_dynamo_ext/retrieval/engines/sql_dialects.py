@@ -94,25 +94,38 @@ def _read_parquet(source: ParquetSource) -> str:
     paths = [f"s3://{file.path}" if on_s3 else file.path for file in source.files]
     listed = ",\n    ".join(literal(path) for path in paths)
     read = f"read_parquet([\n    {listed}\n  ], union_by_name = true, hive_partitioning = false)"
-    # Files of an Iceberg table have what its partitions say as well.
-    inside = {name for part in source.parts.fragments[:1] for name in part.physical_schema.names}
-    of_folders = sorted(source.parts.of_folders - inside)
+    of_folders = source.parts.of_folders
+    # Of an Iceberg table each file may have what its partition says as well, or none, or some.
+    some = source.parts.fragments[: None if source.parts.table is not None else 1]
+    inside = [set(part.physical_schema.names) for part in some if of_folders]
+    of_folders -= set.intersection(*inside) if inside else set()
     if not of_folders:
         return read
+    in_some = of_folders & set().union(*inside)
+    others = f" EXCLUDE ({', '.join(map(DUCKDB.quoted, sorted(in_some)))})" if in_some else ""
     # DuckDB would guess at what folders' names mean; those of a Delta table need not say it.
-    columns = ",\n    ".join(_of_files(source, name) for name in of_folders)
-    return f"(SELECT *, file_index, file_row_number,\n    {columns}\n  FROM {read})"  # noqa: S608 - quoted
+    columns = ",\n    ".join(
+        _of_files(source, name, is_inside=name in in_some) for name in sorted(of_folders)
+    )
+    return f"(SELECT *{others}, file_index, file_row_number,\n    {columns}\n  FROM {read})"  # noqa: S608 - quoted
 
 
-def _of_files(source: ParquetSource, name: str) -> str:
-    """A column that each file has one value of, from a list in the order of the files."""
+def _of_files(source: ParquetSource, name: str, *, is_inside: bool) -> str:
+    """A column that each file has one value of, from a list in the order of the files.
+
+    Args:
+        source: the files.
+        name: of the column.
+        is_inside: whether some files have it, of which it may not be known otherwise.
+    """
     kind = source.schema.field(name).type
     values = ", ".join(
         _literal(partition_value(file, name, kind)) if name in dict(file.partition) else "NULL"
         for file in source.files
     )
-    listed = f"CAST([{values}] AS {type_name(kind)}[])"
-    return f"{listed}[CAST(file_index AS BIGINT) + 1] AS {DUCKDB.quoted(name)}"
+    value = f"CAST([{values}] AS {type_name(kind)}[])[CAST(file_index AS BIGINT) + 1]"
+    own = DUCKDB.quoted(name)
+    return f"coalesce({value}, {own}) AS {own}" if is_inside else f"{value} AS {own}"
 
 
 def _literal(value: pa.Scalar) -> str:
