@@ -123,6 +123,12 @@ class CapturedColumns:
         return schema.append(pa.field(CHANGE_ID, pa.string()))
 
     @property
+    def projection(self) -> tuple[str, ...]:
+        """The attributes that are looked at: of the columns, of the key, and the TTL."""
+        names = [column.path[0] for column in self.columns]
+        return tuple(dict.fromkeys([*names, *([self.expiry] if self.expiry else [])]))
+
+    @property
     def of_keys(self) -> CapturedColumns:
         """The key attributes alone, as deletions have them."""
         own = tuple(column for column in self.columns if column.name in self.keys)

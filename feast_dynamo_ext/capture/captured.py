@@ -17,6 +17,7 @@ from feast_dynamo_ext.capture.dynamo_table import dynamodb_client
 from feast_dynamo_ext.capture.export_files import DataStream
 from feast_dynamo_ext.capture.export_rows import DataFile as Conversion
 from feast_dynamo_ext.capture.history import CapturedHistory
+from feast_dynamo_ext.capture.missing_items import MissingItems
 from feast_dynamo_ext.capture.online_changes import OnlineChanges
 from feast_dynamo_ext.capture.stream import StreamWorker, stream_arn
 from feast_dynamo_ext.capture.stream_leases import ShardLeases, lease_table, make_lease_table
@@ -57,10 +58,17 @@ def capture_of(source: DynamoDBTableSource, table: DynamoTable, config: RepoConf
     """
     columns, history = history_of(source, table, config)
     settings = config.offline_store.aws()
+
+    def missing(export: Export) -> MissingItems:
+        spill_folder = config.offline_store.spill_folder
+        return MissingItems(history.handle, columns, as_of(export.end), spill_folder)
+
     return Capture(
         history,
         _Rows(columns, settings),
         settings,
+        missing,
+        columns.projection,
         progress=CaptureProgress(source.name),
     )
 

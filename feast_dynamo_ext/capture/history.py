@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.capture.change_rows import QUARANTINE
+from feast_dynamo_ext.capture.change_rows import QUARANTINE, Converted, joined
+from feast_dynamo_ext.capture.erased_keys import ERASED_SUFFIX, ErasedKeys
 from feast_dynamo_ext.capture.stream_positions import StreamPositions
 from feast_dynamo_ext.capture.windows import CaptureState
 from feast_dynamo_ext.columns import CHANGE_ID, WRITTEN
@@ -29,7 +30,7 @@ from feast_dynamo_ext.errors import CaptureError, NotCommittedError, SourceNotFo
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors, opened
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.data_files import table_columns
-from feast_dynamo_ext.parquet.iceberg.ledger import Progress
+from feast_dynamo_ext.parquet.iceberg.ledger import Ledger, Progress
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, create_table
 from feast_dynamo_ext.parquet.iceberg.view_table import table_type
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     from feast import RepoConfig
 
-    from feast_dynamo_ext.capture.change_rows import Converted
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 
 
@@ -48,6 +48,9 @@ QUARANTINE_SUFFIX = "_quarantine"
 
 CAPTURE = "capture"
 """Under which a history table keeps how far capture is."""
+
+ERASED_STATE = "erased"
+"""Under which a quarantine table keeps when somebody was erased from it last."""
 
 
 @dataclass
@@ -58,11 +61,13 @@ class Counts:
         records: that were read.
         rows: of the history; an update that moves its event time makes two.
         quarantined: records that do not fit.
+        erased: rows and records of who was erased, which are left out.
     """
 
     records: int = 0
     rows: int = 0
     quarantined: int = 0
+    erased: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,15 @@ class CapturedHistory:
         """That of a source; it need not be there yet."""
         handle = TableHandle.from_source(source, config)
         return cls(source, handle, replace(handle, name=f"{handle.name}{QUARANTINE_SUFFIX}"))
+
+    @property
+    def erased(self) -> TableHandle:
+        """Of the table of who was erased; it need not be there."""
+        return replace(self.handle, name=f"{self.handle.name}{ERASED_SUFFIX}")
+
+    def erased_keys(self) -> ErasedKeys | None:
+        """Who was erased; to be read after the state that a commit goes on from."""
+        return ErasedKeys.read(self.erased, self.handle, self.source)
 
     def state(self) -> CaptureState | None:
         """How far capture is; None before the first.
@@ -136,11 +150,15 @@ class CapturedHistory:
             AwsError: AWS refused.
         """
         counts = Counts()
+        # An erasure from now on changes the state, and this is refused.
+        erased, last_erased = self.erased_keys(), self.last_erased()
 
         def rows() -> Iterator[pa.RecordBatch]:
             quarantined = []
-            for part in parts:
+            for converted in parts:
+                part, gone = erased.without(converted) if erased else (converted, 0)
                 counts.records += part.records
+                counts.erased += gone
                 counts.rows += part.rows.num_rows
                 counts.quarantined += part.quarantine.num_rows
                 if part.quarantine.num_rows:
@@ -155,7 +173,7 @@ class CapturedHistory:
                 )
             if quarantined:
                 table = pa.Table.from_batches(quarantined, QUARANTINE)
-                self._quarantine().append(table, commit_id)
+                self._put_aside(table, commit_id, last_erased)
 
         self._append(rows(), before, after, commit_id)
         return counts
@@ -165,12 +183,15 @@ class CapturedHistory:
         rows: pa.Table,
         quarantined: pa.Table,
         before: CaptureState | None,
-        after: CaptureState,
+        after: CaptureState | None,
         commit_id: str,
     ) -> None:
         """Make rows in memory, and what does not fit, count once; see `commit`."""
+        erased, last_erased = self.erased_keys(), self.last_erased()
+        found = Known(frozenset(), None, None, erased=erased)
+        rows, quarantined, _ = found.without_erased(rows, quarantined)
         if quarantined.num_rows:
-            self._quarantine().append(quarantined, commit_id)
+            self._put_aside(quarantined, commit_id, last_erased)
         self._append(iter(rows.to_batches()), before, after, commit_id)
 
     # Changes of a stream
@@ -196,6 +217,7 @@ class CapturedHistory:
         while True:
             known = self.known(look)
             new, bad = (without(known.ids, part) for part in (rows, misfits))
+            new, bad, erased = known.without_erased(new, bad)
             try:
                 self.add_misfits(bad, known, look)
                 if new.num_rows:
@@ -205,7 +227,7 @@ class CapturedHistory:
                 if not known.is_outdated:
                     raise
             else:
-                return Counts(changes.records, new.num_rows, bad.num_rows)
+                return Counts(changes.records, new.num_rows, bad.num_rows, erased)
 
     def add_misfits(self, misfits: pa.Table, known: Known, look: Look) -> None:
         """Put changes of a stream that do not fit into quarantine, once.
@@ -230,9 +252,12 @@ class CapturedHistory:
         try:
             bad = self.quarantine.load()
         except SourceNotFoundError:
-            return Known(found, _version(table), None)
+            erased = (_last_erased(table), None)
+            return Known(found, _version(table), None, erased, self.erased_keys())
         with catalog_errors(self.quarantine.address, self.quarantine.name):
-            return Known(found | look.ids_in(bad), _version(table), _version(bad))
+            found |= look.ids_in(bad)
+        last = (_last_erased(table), _last_erased(bad))
+        return Known(found, _version(table), _version(bad), last, self.erased_keys())
 
     def evolve(self, wanted: pa.Schema) -> None:
         """Give the history table the columns and types of a declaration that was changed.
@@ -288,18 +313,40 @@ class CapturedHistory:
         self,
         rows: Iterator[pa.RecordBatch],
         before: CaptureState | None,
-        after: CaptureState,
+        after: CaptureState | None,
         commit_id: str,
     ) -> None:
-        old = None if before is None else before.to_json()
+        old, new = (None if each is None else each.to_json() for each in (before, after))
         try:
-            self.handle.append(rows, commit_id, Progress(CAPTURE, old, after.to_json()))
+            self.handle.append(rows, commit_id, Progress(CAPTURE, old, new))
         except NotCommittedError as error:
             if self.state() == before:
                 raise
             raise CaptureError(
                 f"Source `{self.source.name}`: another run captures it at the moment, and came "
                 "first. Nothing is lost, and nothing is there twice; let that run end."
+            ) from error
+
+    def last_erased(self) -> str | None:
+        """When somebody was erased from the quarantine last, ISO 8601; None for never."""
+        try:
+            found: str | None = self.quarantine.state(ERASED_STATE)
+        except SourceNotFoundError:
+            return None
+        return found
+
+    def _put_aside(self, records: pa.Table, commit_id: str, last_erased: str | None) -> None:
+        """Add records to the quarantine, unless somebody was erased since they were looked at."""
+        try:
+            self._quarantine().append(
+                records, commit_id, Progress(ERASED_STATE, last_erased, last_erased)
+            )
+        except NotCommittedError as error:
+            if self.last_erased() == last_erased:
+                raise
+            raise CaptureError(
+                f"Source `{self.source.name}`: somebody is erased from it at the moment. Nothing "
+                "was added; run it again."
             ) from error
 
     def _quarantine(self) -> TableHandle:
@@ -398,19 +445,41 @@ class Known:
         ids: theirs.
         history: the version of the history table that was looked at.
         quarantine: that of the quarantine table; None where there was none.
-        is_outdated: whether more of them have come since.
+        last_erased: when somebody was erased from the two last.
+        erased: who was erased.
+        is_outdated: whether more of them have come since, or somebody was erased.
     """
 
     ids: frozenset[str]
     history: int | None
     quarantine: int | None
+    last_erased: tuple[str | None, str | None] = (None, None)
+    erased: ErasedKeys | None = None
     is_outdated: bool = False
+
+    def without_erased(self, rows: pa.Table, misfits: pa.Table) -> tuple[pa.Table, pa.Table, int]:
+        """Rows and records without those of who was erased, and how many these are."""
+        if self.erased is None:
+            return rows, misfits, 0
+        part = Converted(
+            joined(rows.to_batches(), rows.schema), joined(misfits.to_batches(), QUARANTINE), 0
+        )
+        kept, gone = self.erased.without(part)
+        tables = [pa.Table.from_batches([each]) for each in (kept.rows, kept.quarantine)]
+        return tables[0], tables[1], gone
 
     def check_of(self, look: Look, *, is_quarantine: bool = False) -> Callable[[Any], None]:
         """What refuses a commit to a table that has more of the changes by now."""
         version = self.quarantine if is_quarantine else self.history
+        last_erased = self.last_erased[is_quarantine]
 
         def check(table: Any) -> None:
+            if _last_erased(table) != last_erased:
+                self.is_outdated = True
+                raise NotCommittedError(
+                    f"The Iceberg table {'.'.join(table.name())}: somebody was erased from it "
+                    "since the changes were looked at. Nothing of them is in the table."
+                )
             if _version(table) == version or look.ids_in(table) <= self.ids:
                 return
             self.is_outdated = True
@@ -420,6 +489,11 @@ class Known:
             )
 
         return check
+
+
+def _last_erased(table: Any) -> str | None:
+    found: str | None = Ledger.from_table(table).states.get(ERASED_STATE)
+    return found
 
 
 def _version(table: Any) -> int | None:

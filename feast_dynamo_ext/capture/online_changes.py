@@ -23,6 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feast_dynamo_ext.capture.erased_keys import ErasedLately
+from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.columns import CHANGE, CHANGE_ID, MOVE, PUT, WRITTEN
 from feast_dynamo_ext.dynamo.encoding.requests import Deletions, EncodedRows
 from feast_dynamo_ext.dynamo.precomputed.maintain import with_vectors
@@ -169,12 +171,14 @@ class OnlineChanges:
         config: the repo's.
         connection: the online store's.
         views: the views over the table.
+        erased: who was erased; None where nobody can be.
         duck: where batches are looked at; opening one takes longer than that.
     """
 
     config: RepoConfig
     connection: Connection
     views: Sequence[OnlineView]
+    erased: ErasedLately | None = None
     duck: duckdb.DuckDBPyConnection = field(default_factory=_opened, repr=False)
 
     @classmethod
@@ -205,6 +209,7 @@ class OnlineChanges:
             store.config,
             online.connection(store.config),
             [OnlineView.from_view(view, store.config) for view in views],
+            _erased(store.config, source),
         )
 
     def apply(self, rows: pa.RecordBatch) -> Applied:
@@ -217,6 +222,8 @@ class OnlineChanges:
 
     async def apply_async(self, rows: pa.RecordBatch) -> Applied:
         """The same on an event loop."""
+        if self.erased is not None:
+            rows = await asyncio.to_thread(self.erased.without_old_puts, rows)
         found = await asyncio.gather(*(self._apply(view, rows) for view in self.views))
         return Applied(tuple(found))
 
@@ -395,6 +402,13 @@ def _ids(
         return frozenset()
     is_failed = pc.is_in(keys, value_set=pa.array(failed, keys.type))
     return frozenset(changes.column(CHANGE_ID).filter(is_failed).to_pylist())
+
+
+def _erased(config: RepoConfig, source: DynamoDBTableSource) -> ErasedLately | None:
+    """Who was erased from the source's history; None where no store of ours keeps one."""
+    if not hasattr(config.offline_store, "catalog_config"):
+        return None
+    return ErasedLately(CapturedHistory.from_source(source, config).erased_keys)
 
 
 def online_views(views: Iterable[Any], source: DynamoDBTableSource) -> list[Any]:

@@ -58,6 +58,7 @@ def retry(history: CapturedHistory, columns: CapturedColumns) -> Retried:
     taken = left = 0
     reasons: dict[tuple[str, str], int] = {}
     try:
+        state = history.state()
         table = history.quarantine.load()
     except SourceNotFoundError:
         return Retried(0, 0, {})
@@ -83,7 +84,9 @@ def retry(history: CapturedHistory, columns: CapturedColumns) -> Retried:
         left += len(still)
         if fit:
             commit_id = hashlib.sha256("\n".join(fit).encode()).hexdigest()
-            history.handle.append(_not_there(history, converted.rows), f"retry/{commit_id}")
+            rows, none = _not_there(history, converted.rows), QUARANTINE.empty_table()
+            # The state stays; where somebody was erased since it was read, this is refused.
+            history.add(rows, none, state, state, f"retry/{commit_id}")
             _take_out(history, fit, commit_id)
             taken += len(fit)
     return Retried(taken, left, reasons)

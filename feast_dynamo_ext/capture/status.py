@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from feast_dynamo_ext.capture.stream_positions import StreamPositions
 from feast_dynamo_ext.capture.windows import SHORTEST
 from feast_dynamo_ext.errors import SourceNotFoundError
+from feast_dynamo_ext.parquet.iceberg.optimize import optimize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.capture.history import CapturedHistory
     from feast_dynamo_ext.capture.stream_positions import ShardPosition
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+
+
+MANY_FILES = 100
+"""Small or unsorted files, from which on `table optimize` is due: each is a request of a read."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class CaptureStatus:
             followed.
         gap: from when to when changes are missing, which the stream has no more; None for none.
         now: the time that lags are counted to.
+        small_files: of the history that `table optimize` would make large and sorted ones of.
     """
 
     source: str
@@ -46,6 +52,12 @@ class CaptureStatus:
     stream: Mapping[str, ShardPosition] | None
     gap: tuple[dt.datetime, dt.datetime] | None
     now: dt.datetime
+    small_files: int = 0
+
+    @property
+    def is_optimize_due(self) -> bool:
+        """Whether reads of the history are slower than they need be."""
+        return self.small_files >= MANY_FILES
 
     @property
     def shard_lags(self) -> dict[str, dt.timedelta]:
@@ -67,6 +79,8 @@ class CaptureStatus:
             "next": self.next,
             "stream": None if self.stream is None else self._shards(),
             "gap": None if self.gap is None else [moment.isoformat() for moment in self.gap],
+            "small_files": self.small_files,
+            "optimize_due": self.is_optimize_due,
         }
 
     def _shards(self) -> list[dict[str, Any]]:
@@ -99,8 +113,10 @@ def status_of(
     now = now or dt.datetime.now(dt.timezone.utc)
     try:
         state, positions, rows = history.state(), history.stream(), history.rows()
+        parts = optimize(history.handle, dry_run=True).partitions
+        small = sum(part.files_before for part in parts)
     except SourceNotFoundError:
-        state, positions, rows = None, StreamPositions(None, {}), 0
+        state, positions, rows, small = None, StreamPositions(None, {}), 0, 0
     exported = None if state is None else state.until
     until = positions.captured_until(exported)
     lag = None if until is None else now - until
@@ -129,4 +145,5 @@ def status_of(
         None if positions.stream is None else positions.shards,
         gap,
         now,
+        small,
     )

@@ -346,6 +346,7 @@ class StreamCommits:
             )
         known = self.history.known(look)
         new, bad = (without(known.ids, part) for part in (rows, misfits))
+        new, bad, _ = known.without_erased(new, bad)
         self.history.add_misfits(bad, known, look)
         self.history.handle.append(new, commit_id, *progress, check=known.check_of(look))
         return new.num_rows, bad.num_rows

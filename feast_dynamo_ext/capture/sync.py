@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable
     from feast_dynamo_ext.capture.export_files import DataFile, Export
     from feast_dynamo_ext.capture.history import CapturedHistory, Counts
+    from feast_dynamo_ext.capture.missing_items import MissingItems
     from feast_dynamo_ext.polling import Poll
 
 
@@ -133,6 +134,8 @@ class Capture:
         history: where to.
         convert: what becomes of a data file of an export.
         settings: how AWS is reached.
+        missing: finds items of the history that a full export does not have; None: they stay.
+        projection: attributes that are exported; empty for all.
         workers: files that are read at once.
         progress: how far it is.
     """
@@ -140,6 +143,8 @@ class Capture:
     history: CapturedHistory
     convert: Callable[[Export, DataFile], Iterator[Converted]]
     settings: AwsSettings
+    missing: Callable[[Export], MissingItems] | None = None
+    projection: tuple[str, ...] = ()
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     progress: CaptureProgress = field(default_factory=lambda: CaptureProgress(""))
 
@@ -184,7 +189,7 @@ class Capture:
                 )
         # Noted before DynamoDB is asked: the same windows have the same tokens.
         self.history.keep(there, state, new_commit_id())
-        exports = Exports(client, table, target, poll)
+        exports = Exports(client, table, target, poll, self.projection)
         before = state
         for window in state.pending:
             if not window.arn:
@@ -244,8 +249,11 @@ class Capture:
     ) -> tuple[CaptureState, Captured]:
         after = state.captured(window, export.uri)
         self.progress.reading(export)
+        parts = self._parts(export)
+        if export.is_full and self.missing is not None:
+            parts = self.missing(export).added_to(parts)
         counts = self.history.commit(
-            self._parts(export), export.items, state, after, f"{state.table_id}/{window.id}"
+            parts, export.items, state, after, f"{state.table_id}/{window.id}"
         )
         return after, Captured(window, export.uri, counts, export.billed_bytes)
 

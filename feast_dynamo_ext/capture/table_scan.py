@@ -14,7 +14,7 @@ import datetime as dt
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -162,7 +162,7 @@ def scan(
     new = _not_known(converted.quarantine, history)
     until = begun.replace(microsecond=0)
     before = state or CaptureState(table.id, table.keys)
-    after = CaptureState(table.id, table.keys, until, before.pending, before.exports)
+    after = replace(before, table_id=table.id, keys=table.keys, until=until)
     history.add(rows, new, state, after, f"{table.id}/scan-{begun.isoformat()}")
     return Scanned(len(items), rows.num_rows, new.num_rows, pages.units, until)
 

@@ -91,6 +91,8 @@ class CaptureState:
         until: all that was written before is in the history; None before the first export.
         pending: windows that are exported and not yet in the history, in order.
         exports: by the id of a captured window, the folder of its export: the newest of them.
+        erased: when somebody was erased last, ISO 8601. Who goes on from a state of before is
+            refused, as its rows may be theirs.
     """
 
     table_id: str
@@ -98,6 +100,7 @@ class CaptureState:
     until: dt.datetime | None = None
     pending: tuple[Window, ...] = ()
     exports: Mapping[str, str] = field(default_factory=dict)
+    erased: str | None = None
 
     def planned(self, windows: tuple[Window, ...]) -> CaptureState:
         """With windows that are to be exported."""
@@ -129,6 +132,7 @@ class CaptureState:
             "pending": [window.to_json() for window in self.pending],
             # In order, which a mapping of JSON need not keep.
             "exports": [list(export) for export in self.exports.items()],
+            **({} if self.erased is None else {"erased": self.erased}),
         }
 
     @classmethod
@@ -141,6 +145,7 @@ class CaptureState:
             None if until is None else dt.datetime.fromisoformat(until),
             tuple(map(Window.from_json, found["pending"])),
             dict(found["exports"]),
+            found.get("erased"),
         )
 
 

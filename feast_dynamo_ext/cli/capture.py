@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from feast_dynamo_ext.cli.named_table import answer_on_stdout, store_of
+from feast_dynamo_ext.cli.erase_person import erase
+from feast_dynamo_ext.cli.named_table import (
+    answer_on_stdout,
+    source_argument,
+    source_of,
+    sources_of,
+    store_of,
+)
 from feast_dynamo_ext.cli.repo import InOrder, Output, json_option, repo_option
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.figures import count, dollars, duration
@@ -20,8 +27,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.capture.status import CaptureStatus
     from feast_dynamo_ext.capture.sync import Capture, SyncResult
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
-
-source_argument = click.argument("source", metavar="SOURCE")
 
 
 @click.group(cls=InOrder, short_help="DynamoDB tables of an application become history.")
@@ -304,7 +309,13 @@ def status(sources: tuple[str, ...], output: Output, repo: Path) -> None:
         for each in found
     ]
     heads = ("source", "table", "captured until", "lag", "rows", "quarantined", "stream", "next")
-    output.show([each.to_json() for each in found], aligned(heads, rows))
+    due = "".join(
+        f"\n{each.source}: {count(each.small_files)} small or unsorted files make reads slow: "
+        f"`feast-dynamo table optimize {each.source}`."
+        for each in found
+        if each.is_optimize_due
+    )
+    output.show([each.to_json() for each in found], f"{aligned(heads, rows)}{due}")
 
 
 def _stream_of(status: CaptureStatus) -> str:
@@ -317,35 +328,6 @@ def _stream_of(status: CaptureStatus) -> str:
     if len(lags) > 1:
         behind = f"{behind} to {duration(max(lags))}"
     return f"{count(len(lags))} {'shard' if len(lags) == 1 else 'shards'}, {behind} behind"
-
-
-def sources_of(store: FeatureStore) -> list[DynamoDBTableSource]:
-    """All captured sources of the registry."""
-    from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
-
-    found = store.list_data_sources()
-    return [each for each in found if isinstance(each, DynamoDBTableSource)]
-
-
-def source_of(store: FeatureStore, name: str) -> DynamoDBTableSource:
-    """The captured source of a name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    from feast_dynamo_ext.config import did_you_mean
-
-    found = {each.name: each for each in sources_of(store)}
-    if name not in found:
-        if not found:
-            raise ConfigError(
-                "The registry has no `DynamoDBTableSource`. Declare one in definitions.py, define "
-                "a view on it, and run `feast apply`."
-            )
-        raise ConfigError(
-            f"There is no captured source `{name}`. {did_you_mean(name, found, 'There are')}"
-        )
-    return found[name]
 
 
 def _scan(
@@ -415,6 +397,9 @@ def _show(result: SyncResult, run: Capture, output: Output) -> None:
         if quarantined
         else ""
     )
+    erased = sum(each.counts.erased for each in result.captured)
+    if erased:
+        after += f"\n{count(erased)} rows and records of people who were erased are left out."
     until = "" if result.until is None else f"{result.until:%Y-%m-%d %H:%M:%S}Z"
     text = (
         f"{aligned(heads, rows)}\nCaptured until {until}.{after}"
@@ -433,6 +418,7 @@ def _show(result: SyncResult, run: Capture, output: Output) -> None:
                     "items": each.counts.records,
                     "rows": each.counts.rows,
                     "quarantined": each.counts.quarantined,
+                    "erased": each.counts.erased,
                     "billed_bytes": each.billed_bytes,
                     "dollars": each.dollars,
                 }
@@ -441,3 +427,6 @@ def _show(result: SyncResult, run: Capture, output: Output) -> None:
         },
         text,
     )
+
+
+capture.add_command(erase)

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from feast_dynamo_ext.cli.capture import source_argument, source_of
-from feast_dynamo_ext.cli.named_table import answer_on_stdout, store_of
+from feast_dynamo_ext.cli.named_table import (
+    answer_on_stdout,
+    source_argument,
+    source_of,
+    store_of,
+)
 from feast_dynamo_ext.cli.repo import Output, json_option, repo_option, size_in
 from feast_dynamo_ext.figures import count
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from feast import FeatureStore
 
+    from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
     from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 
 
@@ -27,6 +28,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B")
 DEFAULT_MEMORY = "1GB"
 
 view_argument = click.argument("view", metavar="VIEW")
+source_argument = click.argument("source", metavar="SOURCE")
 table_option = click.option(
     "--table", metavar="NAME", help="Name of the table.  [default: the view's]"
 )
@@ -39,7 +41,7 @@ class Named:
 
     Attributes:
         store: the feature store.
-        view: the view; None where a table was named that has none.
+        view: the view; None where a table or a captured source was named.
         handle: its table.
     """
 
@@ -101,8 +103,42 @@ def view_of(store: FeatureStore, name: str) -> Any:
     return views[name]
 
 
+def sources_of(store: FeatureStore) -> list[DynamoDBTableSource]:
+    """All captured sources of the registry.
+
+    Raises:
+        ConfigError, AwsError: the registry cannot be read.
+    """
+    from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+
+    with registry_errors():
+        found: list[Any] = list(store.list_data_sources())
+    return [each for each in found if isinstance(each, DynamoDBTableSource)]
+
+
+def source_of(store: FeatureStore, name: str) -> DynamoDBTableSource:
+    """The captured source of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from feast_dynamo_ext.config import did_you_mean
+
+    found = {each.name: each for each in sources_of(store)}
+    if name not in found:
+        if not found:
+            raise ConfigError(
+                "The registry has no `DynamoDBTableSource`. Declare one in definitions.py, define "
+                "a view on it, and run `feast apply`."
+            )
+        raise ConfigError(
+            f"There is no captured source `{name}`. {did_you_mean(name, found, 'There are')}"
+        )
+    return found[name]
+
+
 def named_table(repo: Path, name: str, named_table: str | None = None) -> Named:
-    """The table of a view, or NAMESPACE.TABLE of the catalog."""
+    """The table of a view or of a captured source, or NAMESPACE.TABLE of the catalog."""
     from feast_dynamo_ext.parquet.iceberg.catalog import CatalogAddress
     from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
     from feast_dynamo_ext.parquet.iceberg.view_table import handle_of
@@ -112,6 +148,9 @@ def named_table(repo: Path, name: str, named_table: str | None = None) -> Named:
         address = CatalogAddress.from_config(store.config)
         settings: Any = store.config.offline_store
         return Named(store, None, TableHandle(address, name, settings.aws()))
+    captured = {each.name: each for each in sources_of(store)}
+    if name in captured and name not in views_of(store):
+        return Named(store, None, TableHandle.from_source(captured[name], store.config))
     view = view_of(store, name)
     return Named(store, view, handle_of(view, store.config, named_table))
 

@@ -15,6 +15,7 @@ from feast_dynamo_ext.cli.named_table import (
     dry_run_option,
     memory_of,
     named_table,
+    sources_of,
     store_of,
     table_option,
     view_argument,
@@ -39,7 +40,7 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 PINNED = 'tags={"feast-dynamo.snapshot": "%s"}'
 
 
-def _age(_context: Any, _option: Any, given: str) -> timedelta:
+def age_option(_context: Any, _option: Any, given: str) -> timedelta:
     """An age such as 24h or 7d.
 
     Raises:
@@ -51,7 +52,7 @@ def _age(_context: Any, _option: Any, given: str) -> timedelta:
     return timedelta(**{UNITS[found[2]]: int(found[1])})
 
 
-def _key(_context: Any, _option: Any, given: Sequence[str]) -> dict[str, str]:
+def key_values(_context: Any, _option: Any, given: Sequence[str]) -> dict[str, str]:
     """Join keys and their values.
 
     Raises:
@@ -97,7 +98,8 @@ def optimize(
     No answer of a retrieval changes. Readers and writers may be at work: a large partition is one
     commit, small ones are one together, and a partition that another writer keeps changing is
     left for the next run. The files that were replaced stay until `feast-dynamo table expire`. It
-    takes `memory_limit` of the offline store (default 1GB), and the disk beyond.
+    takes `memory_limit` of the offline store (default 1GB), and the disk beyond. Of a captured
+    source name the source.
 
     \b
     feast-dynamo table optimize --all
@@ -133,7 +135,7 @@ def _failed(failures: dict[str, FeastDynamoError], of: int) -> ViewsFailedError:
 
 
 def _every_table(repo: Path) -> list[Named]:
-    """The tables that sources of views name, each once."""
+    """The tables that sources of views name, and those of captured sources, each once."""
     from feast_dynamo_ext.parquet.iceberg.catalog import is_iceberg
     from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 
@@ -144,6 +146,9 @@ def _every_table(repo: Path) -> list[Named]:
             handle = TableHandle.from_source(view.batch_source, store.config)
             place = (*handle.address.identity, handle.name)
             found.setdefault(place, Named(store, view, handle))
+    for source in sources_of(store):
+        handle = TableHandle.from_source(source, store.config)
+        found.setdefault((*handle.address.identity, handle.name), Named(store, None, handle))
     if not found:
         raise ConfigError(
             "No feature view has an Iceberg table as its source. Make one: `feast-dynamo table "
@@ -197,7 +202,7 @@ def _optimized(done: dict[str, OptimizeReport]) -> str:
     metavar="AGE",
     default="5d",
     show_default=True,
-    callback=_age,
+    callback=age_option,
     help="Age of the versions that are let go of.",
 )
 @click.option(
@@ -405,7 +410,7 @@ def tag(
     "keys",
     multiple=True,
     metavar="NAME=VALUE",
-    callback=_key,
+    callback=key_values,
     help="A join key of the entity, in the table's names; once for each of several.",
 )
 @click.option(

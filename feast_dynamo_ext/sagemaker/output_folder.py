@@ -249,6 +249,11 @@ def _replaceable(found: bytes | None, files: Sequence[str]) -> list[str]:
     return [path for path in files if path in named or _KILLED.fullmatch(path)]
 
 
+def own_files(folder: OutputFolder) -> list[str]:
+    """Files that lie there and are certainly of the set whose manifest is there."""
+    return _replaceable(folder.manifest(), folder.files())
+
+
 def _named_files(manifest: bytes) -> set[str]:
     """The files that a manifest names; none where it cannot be read."""
     try:

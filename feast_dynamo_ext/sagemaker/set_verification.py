@@ -180,6 +180,7 @@ def views_by_name(store: FeatureStore) -> dict[str, Any]:
 
 def _gone_snapshots(origin: Provenance, store: FeatureStore) -> Iterator[SourceChange]:
     from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
+    from feast_dynamo_ext.parquet.iceberg.erase import erased_at
 
     sources = {
         view.batch_source.name: view.batch_source
@@ -196,8 +197,13 @@ def _gone_snapshots(origin: Provenance, store: FeatureStore) -> Iterator[SourceC
             yield SourceChange("snapshot", name, f"cannot be opened: {error}")
             continue
         if table.snapshot_by_id(int(read.snapshot)) is None:
+            erased = erased_at(table)
+            why = (
+                f"rows were erased from {read.table} at {erased}, with all versions that held "
+                "them, and erasing somebody comes before building a set again"
+                if erased
+                else "it is expired"
+            )
             yield SourceChange(
-                "snapshot",
-                name,
-                f"has no snapshot {read.snapshot} any more: it is expired, or rows were erased",
+                "snapshot", name, f"has no snapshot {read.snapshot} any more: {why}"
             )

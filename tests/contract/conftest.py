@@ -6,6 +6,7 @@ import uuid
 
 import pytest
 from beside_feast import ORDERS, Repo, TwoRepos
+from capture_shop import new_shop
 from feast import FeatureStore
 from repos import open_repo_config
 
@@ -32,3 +33,10 @@ def two_repos(open_store, dynamodb, tmp_path):
     repos.keep("orders", ORDERS)
     yield repos
     repos.ours.store.teardown()
+
+
+@pytest.fixture
+def shop(open_store, moto_endpoint, bucket, tmp_path):
+    """A captured table with exports."""
+    with new_shop(open_store, moto_endpoint, bucket, tmp_path) as made:
+        yield made

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import urllib3
 from click.testing import CliRunner
+from enforced_iam import document_of
 from feast import FeatureStore
 from pyarrow import fs
 from repos import REGION, write_repo_yaml
@@ -76,28 +77,8 @@ class Repo:
     def allow(self, actions: set[str]) -> None:
         """Let the job do these and nothing else, and act as it."""
         self.act_as("owner")
-        statements = []
-        for text in sorted(actions):
-            action, _, place = text.partition(" ")
-            also = []
-            if action == "s3:ListBucket":
-                also, resource = ["s3:HeadBucket"], "arn:aws:s3:::my-features"  # as moto calls it
-            elif place:
-                resource = f"arn:aws:s3:::my-features/{place}"
-            else:
-                resource = "*"  # moto compares names of resources for S3 alone
-            statements.append([[action, *also], resource])
-            if action == "s3:DeleteObject":  # of several at once: moto asks the bucket
-                statements.append([[action], "arn:aws:s3:::my-features"])
-        policy = {
-            "Version": "2012-10-17",
-            "Statement": [
-                {"Effect": "Allow", "Action": names, "Resource": resource}
-                for names, resource in statements
-            ],
-        }
         boto3.client("iam").put_user_policy(
-            UserName="job", PolicyName="p", PolicyDocument=json.dumps(policy)
+            UserName="job", PolicyName="p", PolicyDocument=document_of(actions)
         )
         self.act_as("job")
 

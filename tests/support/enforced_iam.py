@@ -45,3 +45,22 @@ def enforce(endpoint: str) -> None:
     """Have a moto server refuse what no policy allows, from now on."""
     octets = {"Content-Type": "application/octet-stream"}
     urllib3.request("POST", f"{endpoint}/moto-api/reset-auth", body=b"0", headers=octets)
+
+
+def document_of(actions: set[str], bucket: str = "my-features") -> str:
+    """A policy that allows these and nothing else: names of actions, of S3 with a place."""
+    statements = []
+    for text in sorted(actions):
+        action, _, place = text.partition(" ")
+        also: list[str] = []
+        if action == "s3:ListBucket":
+            also, resource = ["s3:HeadBucket"], f"arn:aws:s3:::{bucket}"  # as moto calls it
+        elif place:
+            resource = f"arn:aws:s3:::{bucket}/{place}"
+        else:
+            resource = "*"  # moto compares names of resources for S3 alone
+        statements.append({"Effect": "Allow", "Action": [action, *also], "Resource": resource})
+        if action == "s3:DeleteObject":  # of several at once: moto asks the bucket
+            whole = f"arn:aws:s3:::{bucket}"
+            statements.append({"Effect": "Allow", "Action": [action], "Resource": whole})
+    return json.dumps({"Version": "2012-10-17", "Statement": statements})

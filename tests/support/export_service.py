@@ -16,7 +16,7 @@ import json
 import re
 import threading
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -75,6 +75,7 @@ class ExportService:
         clock: the time of the table.
         polls: DescribeExport answers so often that an export is in progress.
         prefix_in_keys: see `ExportPlace`.
+        allowed: operations of its own that are not refused; None for all.
     """
 
     endpoint: str
@@ -93,6 +94,7 @@ class ExportService:
     refusals: list[Refusal] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     on_call: Callable[[str], None] | None = None
+    allowed: set[str] | None = None
 
     def __enter__(self) -> Self:
         service = self
@@ -167,6 +169,9 @@ class ExportService:
         }.get(operation)
         if ours is None:
             return self._pass_on(request, body)
+        if self.allowed is not None and operation not in self.allowed:
+            denied = f"not authorized to perform: dynamodb:{operation}"
+            return self._send(request, _error("AccessDeniedException", denied), 400)
         found = ours(given)
         return self._send(request, found, 400 if "__type" in found else 200)
 
@@ -174,7 +179,7 @@ class ExportService:
         headers = {
             name: text
             for name, text in request.headers.items()
-            if name.lower() not in ("host", "content-length", "connection")
+            if name.lower() not in ("content-length", "connection")  # the host is signed
         }
         passed = urllib.request.Request(self.endpoint, body, headers)  # noqa: S310 - http
         try:
@@ -234,7 +239,8 @@ class ExportService:
             at = _moment(given["ExportTime"])
             if not first <= at <= self.clock.now:
                 return _error("InvalidExportTimeException", f"{at} cannot be restored")
-            made = write_full(place, self.table, items_after(self.log, at), at)
+            items = [_projected(each, given) for each in items_after(self.log, at)]
+            made = write_full(place, self.table, items, at)
         else:
             start, end = (_moment(window[f"Export{word}Time"]) for word in ("From", "To"))
             length = end - start
@@ -244,9 +250,11 @@ class ExportService:
                 and timedelta(minutes=15) <= length <= timedelta(hours=24)
             ):
                 return _error("InvalidExportTimeException", f"{start} to {end} cannot be exported")
-            made = write_increment(
-                place, self.table, self.log, start, end, window["ExportViewType"]
-            )
+            log = [
+                replace(each, old=_projected(each.old, given), new=_projected(each.new, given))
+                for each in self.log
+            ]
+            made = write_increment(place, self.table, log, start, end, window["ExportViewType"])
         said = {**made.description, "ClientToken": token, "polls": self.polls}
         if self.failures:
             code, message = self.failures.pop(0)
@@ -268,6 +276,16 @@ class ExportService:
         if found["polls"]:
             said["ExportStatus"] = "IN_PROGRESS"
         return json.loads(json.dumps(said, default=lambda moment: moment.timestamp()))
+
+
+def _projected(image: Any, given: dict[str, Any]) -> Any:
+    """An item with the attributes that the export is asked for."""
+    asked = given.get("FilterSpecification")
+    if asked is None or image is None:
+        return image
+    names = asked["ExpressionAttributeNames"]
+    kept = {names[each.strip()] for each in asked["ProjectionExpression"].split(",")}
+    return {name: value for name, value in image.items() if name in kept}
 
 
 def _error(code: str, message: str) -> dict[str, Any]:

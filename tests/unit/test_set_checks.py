@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import json
 import os
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -241,7 +242,15 @@ def test_an_expired_snapshot_is_named(own, tmp_path):
     table.maintenance.expire_snapshots().by_id(int(read)).commit()
     found = changed_sources(manifest, AWS, own)[0]
     assert (found.kind, found.name) == ("snapshot", "purchases")
-    assert found.words == f"has no snapshot {read} any more: it is expired, or rows were erased"
+    assert found.words == f"has no snapshot {read} any more: it is expired"
+    # Where it was expired as somebody was erased, that is the reason.
+    erase(handle, {"cid": 0}, expire_now=True)
+    words = changed_sources(manifest, AWS, own)[0].words
+    assert re.fullmatch(
+        rf"has no snapshot {read} any more: rows were erased from \S+ at 20\S+, with all versions "
+        "that held them, and erasing somebody comes before building a set again",
+        words,
+    )
 
 
 # rows

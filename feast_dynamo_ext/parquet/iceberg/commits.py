@@ -493,10 +493,14 @@ def _deletes(task: Any) -> set[str]:
     return {file.file_path for file in task.delete_files}
 
 
-def clean_manifests(handle: TableHandle) -> int:
+def clean_manifests(handle: TableHandle, properties: Mapping[str, str] | None = None) -> int:
     """Write the manifests of a table anew, without files that do not count.
 
     Manifests keep the statistics of removed files, and files of deleted rows that apply to none.
+
+    Args:
+        handle: the table.
+        properties: of the table, set in the same commit.
 
     Returns:
         The sequence number of the first snapshot without them.
@@ -517,6 +521,8 @@ def clean_manifests(handle: TableHandle) -> int:
         live = {file.file_path for task in planned(table).values() for file in task.delete_files}
         summary = {OPERATION: "clean manifests", COMMIT_ID: commit_id, **carried(table)}
         with LightTransaction(table) as transaction:
+            if properties:
+                transaction.set_properties(dict(properties))
             producer = RewriteManifests.within(transaction, summary, live)
             producer.commit()
         delete_unlisted(table, producer)

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import bisect
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timezone
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +48,7 @@ from feast_dynamo_ext.parquet.iceberg.table_files import ManifestBounds
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -58,6 +61,26 @@ ROUNDS = 10
 
 TOGETHER_BYTES = 128 << 20
 """Of rows that are partitioned anew at once, where a table's partitioning has changed."""
+
+ERASED_PROPERTY = "feast-dynamo.erased"
+"""Property of a table: when rows were erased from it last, ISO 8601."""
+
+
+class Chosen(Protocol):
+    """Which rows are meant, whatever their columns are compared with."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Columns that `are_in` looks at."""
+        ...
+
+    def may_be_in(self, bounds: ManifestBounds, path: str) -> bool:
+        """Whether a file may hold such a row, as manifests say."""
+        ...
+
+    def are_in(self, rows: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Which rows are meant."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +106,7 @@ class EraseReport:
 
 def erase(
     handle: TableHandle,
-    keys: Mapping[str, Any] | pa.Table,
+    keys: Mapping[str, Any] | pa.Table | Chosen,
     advance: Callable[[int, int], object] = lambda _done, _total: None,
     *,
     expire_now: bool = False,
@@ -98,7 +121,8 @@ def erase(
     Args:
         handle: the table.
         keys: values by join key, of one entity; or a table of them, an entity a row. Of several
-            join keys some may be left out: then rows are erased whatever they hold there.
+            join keys some may be left out: then rows are erased whatever they hold there. Or what
+            says itself which rows are meant.
         advance: called with the number of files that are done, and of all that are looked through.
         expire_now: also expire all older snapshots, so that nothing of the rows remains.
         drop_tags: with `expire_now`, also those that have a tag, which is removed.
@@ -114,17 +138,49 @@ def erase(
         AwsError: S3 refused.
     """
     table = handle.load()
-    wanted = Keys.from_values(handle.name, table, keys)
+    wanted = (
+        Keys.from_values(handle.name, table, keys)
+        if isinstance(keys, (Mapping, pa.Table))
+        else keys
+    )
     if expire_now and not dry_run:
         _check_refs(handle, table, drop_tags=drop_tags)
     report = _Erasure(handle, wanted, advance, dry_run).run()
     if dry_run:
         return report
-    clean = clean_manifests(handle)
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    clean = clean_manifests(handle, {ERASED_PROPERTY: now} if report.files else {})
     if expire_now:
         report = replace(report, expired=_expire(handle, clean, drop_tags=drop_tags))
     remaining = [info for info in snapshots_of(handle.load()) if not info.is_current]
     return replace(report, remaining=tuple(remaining))
+
+
+def erased_at(table: Any) -> str | None:
+    """When rows were erased from a table last, ISO 8601; None for never."""
+    found: str | None = table.properties.get(ERASED_PROPERTY)
+    return found
+
+
+def rows_of(
+    handle: TableHandle, chosen: Chosen, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """The rows that are meant and count, with these columns, file by file.
+
+    Raises:
+        OfflineStoreError: as `TableHandle.load`. AwsError: S3 refused.
+    """
+    table = handle.load()
+    names = list(dict.fromkeys([*columns, *chosen.names]))
+    with catalog_errors(handle.address, handle.name):
+        plans, rows = planned(table), FileRows(table)
+        bounds = ManifestBounds(table.schema(), {path: task.file for path, task in plans.items()})
+        for path, task in plans.items():
+            if chosen.may_be_in(bounds, path):
+                for batch in rows.batches(task, names):
+                    kept = batch.filter(pa.array(chosen.are_in(batch)))
+                    if kept.num_rows:
+                        yield kept.select(list(columns))
 
 
 # What is erased
@@ -170,6 +226,11 @@ class Keys:
             cast[each] = _cast(name, each, given.column(each), columns.field(each).type)
         return cls(pa.table(cast).group_by(list(cast)).aggregate([]))
 
+    @property
+    def names(self) -> Sequence[str]:
+        """Columns that are compared."""
+        return list(self.values.column_names)
+
     def may_be_in(self, bounds: ManifestBounds, path: str) -> bool:
         """Whether a file may hold a row of them, as manifests say."""
         return all(
@@ -186,12 +247,16 @@ class Keys:
             found &= np.asarray(pc.is_in(rows.column(name), value_set=values))
         if len(names) > 1 and found.any():
             places = np.flatnonzero(found)
-            tuples = set(zip(*self.values.to_pydict().values(), strict=True))
+            tuples = self._tuples
             some = rows.select(names).take(pa.array(places)).to_pydict().values()
             found[places] = [each in tuples for each in zip(*some, strict=True)]
         return found
 
-    @property
+    @cached_property
+    def _tuples(self) -> set[tuple[Any, ...]]:
+        return set(zip(*self.values.to_pydict().values(), strict=True))
+
+    @cached_property
     def _ordered(self) -> dict[str, list[Any]]:
         return {
             name: sorted(pc.unique(self.values.column(name)).to_pylist())
@@ -237,7 +302,7 @@ def _may_hold(values: list[Any], said: tuple[Any, Any] | None) -> bool:
 @dataclass
 class _Erasure:
     handle: TableHandle
-    keys: Keys
+    keys: Chosen
     advance: Callable[[int, int], object]
     dry_run: bool
 
@@ -284,7 +349,7 @@ class _Erasure:
     ) -> dict[str, int]:
         """Files that hold rows of the keys, and how many of these count."""
         bounds = ManifestBounds(table.schema(), {path: task.file for path, task in plans.items()})
-        names = self.keys.values.column_names
+        names = list(self.keys.names)
         maybe = [path for path in plans if path not in clean and self.keys.may_be_in(bounds, path)]
         found = {}
         for done, path in enumerate(maybe):

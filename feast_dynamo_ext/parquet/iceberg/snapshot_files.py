@@ -126,6 +126,19 @@ def _files(table: Any, manifests: Iterable[Any], *, living: bool) -> tuple[set[s
     return data, deletes
 
 
+def listed_files(table: Any) -> set[str]:
+    """All files of a table that count: of its snapshots, and of its metadata as it is and was.
+
+    Raises:
+        FileNotFoundError: a manifest is missing; then nobody knows what it lists.
+    """
+    alive = _listed(table, table.snapshots())
+    data, deletes = _files(table, alive.manifests.values(), living=True)
+    metadata = {table.metadata_location}
+    metadata |= {entry.metadata_file for entry in table.metadata.metadata_log}
+    return data | deletes | {*alive.manifests} | alive.lists | statistics_of(table) | metadata
+
+
 def statistics_of(table: Any) -> set[str]:
     """Files of statistics, which a table's metadata names itself."""
     metadata = table.metadata

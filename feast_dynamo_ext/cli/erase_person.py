@@ -1,0 +1,332 @@
+"""feast-dynamo capture erase: somebody is erased from all that was captured of a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from feast_dynamo_ext.cli.named_table import (
+    answer_on_stdout,
+    dry_run_option,
+    source_argument,
+    source_of,
+    store_of,
+    views_of,
+)
+from feast_dynamo_ext.cli.repo import Output, json_option, repo_option
+from feast_dynamo_ext.cli.table_upkeep import age_option, key_values
+from feast_dynamo_ext.figures import count
+from feast_dynamo_ext.progress import Steps, shown
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+    from pathlib import Path
+
+    from feast import FeatureStore
+
+    from feast_dynamo_ext.capture.erasure import ErasePlan, EraseResult, Erasure
+    from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+    from feast_dynamo_ext.sagemaker.sets_of_person import SetOfPerson
+
+
+@click.command(short_help="Erase a person from all that was captured.")
+@source_argument
+@click.option(
+    "--key",
+    "key",
+    multiple=True,
+    metavar="ATTRIBUTE=VALUE",
+    callback=key_values,
+    help="The table's key, once for each attribute; or its partition key alone: all items of it.",
+)
+@click.option(
+    "--where",
+    "where",
+    multiple=True,
+    metavar="ATTRIBUTE=VALUE",
+    callback=key_values,
+    help="Another attribute that says whose an item is: all items with this value.",
+)
+@click.option(
+    "--exports",
+    multiple=True,
+    metavar="URI",
+    help="Further folders with raw exports.  [default: those that were captured, and the source's "
+    "`history`, with -exports]",
+)
+@click.option(
+    "--training-sets",
+    multiple=True,
+    metavar="URI",
+    help="Folders with training sets, beside those that the feature repo declares.",
+)
+@click.option("--keep-exports", is_flag=True, help="Name raw exports, and leave them.")
+@click.option("--keep-sets", is_flag=True, help="Name training sets, and leave them.")
+@click.option(
+    "--settled",
+    metavar="AGE",
+    default="15m",
+    show_default=True,
+    callback=age_option,
+    help="Age of files that no version names, after which they are no writer's at work.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@dry_run_option
+@repo_option
+@json_option
+def erase(
+    source: str,
+    key: dict[str, str],
+    where: dict[str, str],
+    exports: tuple[str, ...],
+    training_sets: tuple[str, ...],
+    settled: timedelta,
+    output: Output,
+    repo: Path,
+    *,
+    keep_exports: bool,
+    keep_sets: bool,
+    yes: bool,
+    dry_run: bool,
+) -> None:
+    """Erase a person from all that was captured of the table of SOURCE.
+
+    It says first what it found, and asks. Then it erases their rows from the history and the
+    quarantine, with all older versions; from the online store, by all views over the source; and
+    deletes the raw exports and the training sets that it named. In the end all files that are
+    left are searched. What was written before is not captured again, by whichever export.
+
+    Delete their items from the table first. Tags of training sets go with the versions that they
+    keep: such a set can then not be built again. Where it is interrupted, run it again.
+
+    \b
+    All items of one partition key; what would be done, then doing it:
+      feast-dynamo capture erase purchases --key customer_id=5 --dry-run
+      feast-dynamo capture erase purchases --key customer_id=5
+    One item, and a table whose key is finer than a person:
+      feast-dynamo capture erase purchases --key customer_id=5 --key order_id=77
+      feast-dynamo capture erase orders --where customer_id=5 --training-sets s3://bucket/sets
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    from feast_dynamo_ext.capture.dynamo_table import dynamodb_client
+    from feast_dynamo_ext.capture.erasure import check_done
+    from feast_dynamo_ext.sagemaker.sets_of_person import remove_set
+
+    if bool(key) == bool(where):
+        raise click.UsageError("Give --key ATTRIBUTE=VALUE, or --where ATTRIBUTE=VALUE.")
+    if output.as_json and not (yes or dry_run):
+        raise click.UsageError("With --json it cannot ask: pass --yes, or --dry-run.")
+    store = store_of(repo)
+    found = source_of(store, source)
+    steps = Steps(found.name, 0, "files")
+    with answer_on_stdout(output), shown(steps):
+        erasure = _erasure(store, found, key or where, exports, is_key=bool(key))
+        erasure = _telling(erasure, steps)
+        plan = erasure.plan(dynamodb_client(store.config))
+        sets = _sets(store, repo, erasure, training_sets)
+    if dry_run:
+        output.show(_planned(plan, sets), _plan_text(plan, sets))
+        return
+    output.note(_plan_text(plan, sets))
+    if not yes:
+        click.confirm("Erase all of this?", abort=True, err=True)
+    with answer_on_stdout(output), shown(steps):
+        result = erasure.run(plan, remove_exports=not keep_exports, settled=settled)
+        settings: Any = store.config.offline_store
+        gone = [each for each in sets if not (each.kept or keep_sets)]
+        left = [path for each in gone for path in remove_set(each.output, settings.aws())]
+    output.show(
+        {
+            **_planned(plan, sets),
+            "erased": _done(result),
+            "removed_sets": [each.output for each in gone],
+            "left_in_sets": left,
+        },
+        _result_text(result, [each.output for each in gone], left),
+    )
+    check_done(result)
+
+
+def _erasure(
+    store: FeatureStore,
+    source: DynamoDBTableSource,
+    given: dict[str, str],
+    exports: tuple[str, ...],
+    *,
+    is_key: bool,
+) -> Erasure:
+    from feast_dynamo_ext.capture.erase_online import OnlineViews
+    from feast_dynamo_ext.capture.erasure import Erasure
+    from feast_dynamo_ext.capture.history import CapturedHistory
+    from feast_dynamo_ext.capture.person import Person, columns_of_history
+    from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
+
+    history = CapturedHistory.from_source(source, store.config)
+    columns = columns_of_history(source, history.handle.load())
+    person = Person.from_texts(source, columns, given)
+    if is_key and not (person.has_partition_key and set(person.names) <= set(columns.keys)):
+        listed = ", ".join(f"`{name}`" for name in columns.keys)
+        raise click.UsageError(
+            f"The key of table {source.table} is {listed}: give all of it, or the first alone. By "
+            "another attribute: --where."
+        )
+    views = [
+        view
+        for view in views_of(store).values()
+        if view.batch_source.name == source.name and getattr(view, "online", False)
+    ]
+    is_ours = isinstance(store.config.online_store, DynamoOnlineStoreConfig)
+    online = OnlineViews(store.config, DynamoOnlineStore(), views) if is_ours else None
+    settings: Any = store.config.offline_store
+    beside = f"{source.history.rstrip('/')}-exports"
+    return Erasure(history, person, online, settings.aws(), (*exports, beside))
+
+
+def _telling(erasure: Erasure, steps: Steps) -> Erasure:
+    from dataclasses import replace
+
+    return replace(erasure, say=lambda _what, done, total: steps.reach(done, total))
+
+
+def _sets(
+    store: FeatureStore, repo: Path, erasure: Erasure, places: tuple[str, ...]
+) -> list[SetOfPerson]:
+    """Sets that the feature repo declares, and those below some places."""
+    from feast_dynamo_ext.sagemaker.declared_sets import load_definitions
+    from feast_dynamo_ext.sagemaker.output_folder import open_folder
+    from feast_dynamo_ext.sagemaker.sets_of_person import sets_below, sets_of_person
+
+    settings: Any = store.config.offline_store
+    aws = settings.aws()
+    declared = [each.definition.output_in(repo) for each in load_definitions(repo).values()]
+    built = [place for place in declared if open_folder(place, aws).manifest() is not None]
+    outputs = {open_folder(each, aws).uri: None for each in [*built, *sets_below(places, aws)]}
+    source, person = erasure.history.source, erasure.person
+    called = source.field_mapping or {}
+    (values,) = person.table.to_pylist()
+    wanted = {called.get(name, name): value for name, value in values.items()}
+    return sets_of_person(list(outputs), erasure.history.handle.name, wanted, aws)
+
+
+def _planned(plan: ErasePlan, sets: list[SetOfPerson]) -> dict[str, Any]:
+    from feast_dynamo_ext.capture.erasure import BEYOND
+
+    return {
+        "source": plan.source,
+        "person": plan.person,
+        "rows": plan.rows,
+        "quarantined": plan.quarantined,
+        "items_in_table": plan.items_in_table,
+        "online": [{"view": each.view, "entities": each.entities} for each in plan.online],
+        "exports": [
+            {"folder": each.folder, "records": each.records, "kept": each.kept}
+            for each in plan.exports
+        ],
+        "training_sets": [
+            {
+                "output": each.output,
+                "rows": each.rows,
+                "snapshot": each.snapshot,
+                "kept": each.kept,
+            }
+            for each in sets
+        ],
+        "tags": list(plan.tags),
+        "versions": plan.versions,
+        "beyond": list(BEYOND),
+    }
+
+
+def _plan_text(plan: ErasePlan, sets: list[SetOfPerson]) -> str:
+    from feast_dynamo_ext.capture.erasure import BEYOND
+
+    lines = [
+        f"All items with {plan.person} of source {plan.source}:",
+        f"  history: {count(plan.rows)} rows; quarantine: {count(plan.quarantined)} records",
+        f"  older versions that go with them: {count(plan.versions)}"
+        + (f", with the tags {', '.join(plan.tags)}" if plan.tags else ""),
+    ]
+    lines += [
+        f"  online, view {each.view}: rows of {count(each.entities)} entities"
+        for each in plan.online
+    ]
+    for export in plan.exports:
+        why = f"; stays: {export.kept}" if export.kept else ""
+        lines.append(
+            f"  raw export {export.folder}, {export.what}: {count(export.records)} records of "
+            f"them; the whole export goes{why}"
+            if not export.kept
+            else f"  raw export {export.folder}, {export.what}{why}"
+        )
+    for each in sets:
+        rows = "" if each.rows is None else f"{count(each.rows)} rows of them"
+        of = f"made of version {each.snapshot}" if each.snapshot else ""
+        what = ", ".join(text for text in (rows, of) if text)
+        why = f"; stays: {each.kept}" if each.kept else "; the whole set goes"
+        lines.append(f"  training set {each.output}: {what}{why}")
+    if plan.items_in_table:
+        lines.append(
+            f"  The DynamoDB table has {count(plan.items_in_table)} items of them still: delete "
+            "these first, or they are captured again with the next full export, scan or change."
+        )
+    lines.append("Out of reach:")
+    lines += [f"  {each}" for each in BEYOND]
+    return "\n".join(lines)
+
+
+def _done(result: EraseResult) -> dict[str, Any]:
+    return {
+        "at": result.at.isoformat(),
+        "rows": result.rows,
+        "quarantined": result.quarantined,
+        "online": [
+            {
+                "view": each.view,
+                "entities": each.entities,
+                "later": each.later,
+                "shared": each.shared,
+            }
+            for each in result.online
+        ],
+        "removed_exports": list(result.removed),
+        "kept_exports": [each.folder for each in result.kept],
+        "versions": result.expired,
+        "files_searched": result.searched,
+        "orphans": list(result.orphans),
+        "traces": [
+            {"file": each.uri, "kind": each.kind, "listed": each.is_listed}
+            for each in result.traces
+        ],
+    }
+
+
+def _result_text(result: EraseResult, sets: list[str], left: list[str]) -> str:
+    lines = [
+        f"Erased: {count(result.rows)} rows of history, {count(result.quarantined)} records of "
+        f"quarantine, {count(result.expired)} older versions, {len(result.removed)} raw exports, "
+        f"{len(sets)} training sets."
+    ]
+    for each in result.online:
+        later = (
+            f"; {count(each.later)} were written after the erasure, and stay" if each.later else ""
+        )
+        shared = (
+            f"; {count(each.shared)} of these entities have other rows: materialize the view over "
+            "all of its time to bring these back"
+            if each.shared
+            else ""
+        )
+        lines.append(
+            f"Online, view {each.view}: rows of {count(each.entities)} entities{later}{shared}."
+        )
+    if result.orphans:
+        lines.append(f"Deleted: {len(result.orphans)} files that no version named.")
+    lines += [
+        f"Left, it holds them: {each.folder}: {each.kept or 'kept'}." for each in result.kept
+    ]
+    lines += [f"Left in the folder of a training set: {path}." for path in left]
+    lines.append(
+        f"Searched: {count(result.searched)} files, "
+        + ("nothing of them is left." if not result.traces else "of which some hold them.")
+    )
+    return "\n".join(lines)

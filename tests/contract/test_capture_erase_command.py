@@ -1,0 +1,225 @@
+"""`feast-dynamo capture erase` as a person runs it, and `table` of a captured source."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+import pytest
+from capture_shop import BEGUN, Shop, item
+from click.testing import CliRunner
+from feast import Entity, FeatureStore, FeatureView, Field, ValueType
+from feast.types import Float64, Int64
+from repos import REGION, write_repo_yaml
+
+from feast_dynamo_ext import ViewSettings
+from feast_dynamo_ext.cli.main import main
+from feast_dynamo_ext.errors import TrainingSetError
+from feast_dynamo_ext.sagemaker import TimeSplit, create_training_set
+from feast_dynamo_ext.sagemaker.rebuild import rebuild
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+GONE = 4711
+
+
+class Answer(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        assert self.code == 0, self.stderr
+        return json.loads(self.stdout)
+
+
+class Repo(NamedTuple):
+    folder: Path
+    shop: Shop
+    store: FeatureStore
+    view: FeatureView
+
+    def run(self, *arguments: str, given: str | None = None) -> Answer:
+        group, command, *others = arguments
+        result = CliRunner().invoke(
+            main, [group, command, "-c", str(self.folder), *others], input=given
+        )
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Answer(result.exit_code, result.stdout, result.stderr)
+
+    def erase(self, *others: str, given: str | None = None) -> Answer:
+        key = (self.shop.source.name, "--key", f"customer={GONE}", "--settled", "0s")
+        return self.run("capture", "erase", *key, *others, given=given)
+
+    def build(self, name: str, customers: Sequence[int]) -> str:
+        days = [BEGUN + dt.timedelta(days=day) for day in (2, 3, 4)]
+        made = create_training_set(
+            self.store,
+            entity_rows=pd.DataFrame(
+                {
+                    "customer": [each for each in customers for _ in days],
+                    "event_timestamp": days * len(customers),
+                    "label": [1.0, 0.0, 1.0] * len(customers),
+                }
+            ),
+            features=[f"{self.view.name}:amount"],
+            label="label",
+            output=str(self.folder / "sets" / name),
+            split=TimeSplit(validation_from=days[1], test_from=days[2]),
+        )
+        return made.output
+
+
+@pytest.fixture
+def repo(shop: Shop, tmp_path: Path) -> Repo:
+    write_repo_yaml(
+        tmp_path,
+        project=shop.store.project,
+        registry=str(tmp_path / "repo.db"),
+        online={"endpoint_url": shop.service.url, "region": REGION},
+        offline={
+            "catalog": {"type": "sql"},
+            "endpoint_url": shop.store.config.offline_store.endpoint_url,
+            "region": REGION,
+        },
+    )
+    store = FeatureStore(repo_path=str(tmp_path))
+    customer = Entity(name="customer", join_keys=["customer"], value_type=ValueType.INT64)
+    view = FeatureView(
+        name=f"of_{shop.source.name}",
+        entities=[customer],
+        schema=[Field(name="amount", dtype=Float64), Field(name="customer", dtype=Int64)],
+        source=shop.source,
+        ttl=dt.timedelta(0),
+        tags=ViewSettings(deletes="ignore").tags(),
+    )
+    store.apply([customer, view])
+    for each in (GONE, 9):
+        shop.service.put(item(each, 1))
+    shop.service.clock.forward(minutes=1)
+    made = Repo(tmp_path, shop, store, store.get_feature_view(view.name))
+    made.run("capture", "sync", shop.source.name, "--exports", shop.target.uri)
+    return made
+
+
+def test_all_that_holds_somebody_is_named_and_then_goes(repo: Repo):
+    name, sets = repo.shop.source.name, str(repo.folder / "sets")
+    theirs, of_others = repo.build("theirs", [GONE, 9]), repo.build("of_others", [9])
+    places = ("--exports", repo.shop.target.uri, "--training-sets", sets)
+    repo.store.materialize(BEGUN - dt.timedelta(days=1), BEGUN + dt.timedelta(days=9))
+    plan = repo.erase(*places, "--dry-run", "--json").json
+    assert (plan["rows"], plan["items_in_table"]) == (1, 1)
+    assert [each["view"] for each in plan["online"]] == [repo.view.name]
+    assert {Path(each["output"]).name: each["rows"] for each in plan["training_sets"]} == {
+        "theirs": 6,
+        "of_others": 0,
+    }
+    assert len(plan["exports"]) == 1
+    assert "35 days" in plan["beyond"][0]
+    assert all(each.startswith("training-set-") for each in plan["tags"])
+    assert plan["tags"] != []
+
+    answer = repo.erase(*places, given="n\n")
+    assert answer.code == 1
+    assert "Aborted" in answer.stderr
+    assert repo.shop.rows() != []
+    said = " ".join(answer.stderr.split())
+    for part in (
+        f"All items with customer={GONE} of source {name}",
+        f"training set {theirs}: 6 rows of them",
+        "The DynamoDB table has 1 items of them still: delete these first",
+        "the whole export goes",
+        "point-in-time recovery of the table keeps its items for 35 days",
+    ):
+        assert part in said
+
+    answer = repo.erase(*places, given="y\n")
+    assert answer.code == 0, answer.stderr
+    assert "nothing of them is left" in answer.stdout
+    assert {row[0] for row in repo.shop.rows()} == {9}
+    assert not list(Path(theirs).rglob("*.parquet"))
+    assert not (Path(theirs) / "manifest.json").exists()
+    with pytest.raises(TrainingSetError, match=r"no manifest\.json"):
+        rebuild(repo.store, theirs, str(repo.folder / "again"))
+    # Of the other set all is there; but it cannot be built again, and that says why.
+    assert list(Path(of_others).rglob("*.parquet"))
+    with pytest.raises(TrainingSetError, match=r"rows were erased from .* comes before building"):
+        rebuild(repo.store, of_others, str(repo.folder / "again"))
+    # The person is only in what DynamoDB has still.
+    repeated = repo.erase(*places, "--yes", "--json").json
+    assert (repeated["rows"], repeated["erased"]["rows"]) == (0, 0)
+    assert repeated["erased"]["traces"] == []
+    assert repeated["removed_sets"] == []
+
+
+def test_what_is_to_be_kept_is_named_and_kept(repo: Repo):
+    theirs = repo.build("theirs", [GONE])
+    done = repo.erase(
+        *("--exports", repo.shop.target.uri, "--training-sets", theirs),
+        *("--keep-exports", "--keep-sets", "--yes", "--json"),
+    ).json
+    assert done["removed_sets"] == []
+    assert done["erased"]["removed_exports"] == []
+    assert len(done["erased"]["kept_exports"]) == 1
+    assert (Path(theirs) / "manifest.json").exists()
+
+
+def test_without_a_word_nothing_is_done(repo: Repo):
+    name = repo.shop.source.name
+    for arguments, said in (
+        ((name,), "--key ATTRIBUTE=VALUE, or --where"),
+        ((name, "--key", "customer=1", "--where", "shop=s1"), "--key ATTRIBUTE=VALUE, or --where"),
+        ((name, "--key", "shop=s1"), "is `customer`, `at`: give all of it, or the first alone"),
+        ((name, "--key", "at=1"), "give all of it, or the first alone"),
+        ((name, "--key", "customer=1", "--json"), "pass --yes, or --dry-run"),
+        (("nothing", "--key", "customer=1"), "There is no captured source `nothing`"),
+    ):
+        answer = repo.run("capture", "erase", *arguments)
+        assert answer.code != 0
+        assert said in " ".join(answer.stderr.split())
+    assert {row[0] for row in repo.shop.rows()} == {GONE, 9}
+
+
+def test_a_captured_source_is_tended_by_its_name(repo: Repo):
+    shop, name = repo.shop, repo.shop.source.name
+    for hour in range(3):
+        shop.service.put(item(hour, 1))
+        shop.service.clock.forward(hours=1)
+        shop.sync()
+    rows = shop.rows()
+    (status,) = repo.run("capture", "status", "--json").json
+    assert (status["small_files"], status["optimize_due"]) == (4, False)
+    (done,) = repo.run("table", "optimize", name, "--json").json
+    assert done["view"] == shop.history.handle.name
+    assert [part["files_before"] for part in done["partitions"]] == [4]
+    (status,) = repo.run("capture", "status", "--json").json
+    assert status["small_files"] == 0
+    before = repo.run("table", "history", name, "--json").json
+    report = repo.run("table", "expire", name, "--older-than", "0s", "--json").json
+    assert len(report["expired"]) == len(before) - 1
+    assert shop.rows() == rows
+    # One table, whether a view or the source is named.
+    found = repo.run("table", "optimize", "--all", "--json").json
+    assert [each["table"] for each in found] == [shop.history.handle.name]
+
+
+def test_status_says_when_files_are_many(repo: Repo):
+    shop = repo.shop
+    for day in range(60):
+        for customer in (1, 2):
+            shop.service.put(item(customer, day))
+    shop.service.clock.forward(hours=1)
+    shop.sync()
+    for day in range(60):
+        shop.service.put(item(3, day))
+    shop.service.clock.forward(hours=1)
+    shop.sync()
+    answer = repo.run("capture", "status")
+    assert f"`feast-dynamo table optimize {shop.source.name}`" in answer.stdout
+    assert "121 small or unsorted files" in answer.stdout
