@@ -73,6 +73,7 @@ def following(worker: StreamWorker) -> Iterator[StreamWorker]:
             worker.run()
         except BaseException as error:  # noqa: BLE001 - raised below
             failures.append(error)
+            worker.stop()
 
     thread = threading.Thread(target=run)
     thread.start()
