@@ -21,7 +21,7 @@ from feast_dynamo_ext.local import start_moto, stop
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = pytest.mark.server
 
 POLICY = "capture_stream"
 DENIED = {
@@ -32,6 +32,7 @@ DENIED = {
 }
 
 
+@pytest.mark.slow
 def test_the_actions_of_the_page_are_enough_and_each_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
