@@ -300,7 +300,7 @@ def make_history(
     handle = TableHandle.from_source(source, config)
     event_time = source.timestamp_field
     joined = tuple(name for name in keys if name != event_time)
-    layout = TableLayout(joined, event_time, WRITTEN, "day")
+    layout = TableLayout(joined, event_time, WRITTEN, source.partition)
     with catalog_errors(handle.address, handle.name):
         catalog = opened(handle.address, handle.settings)
         try:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TimeUnit = Literal["s", "ms", "us", "ns", "iso8601"]
 Expiry = Literal["keep", "delete"]
+Partition = Literal["day", "month", "none"]
 
 # Where Feast's registry finds the class again; stays when the module moves.
 CLASS_TYPE = "feast_dynamo_ext.DynamoDBTableSource"
@@ -58,6 +59,7 @@ class DynamoDBTableSource(IcebergSource):
             feature repo where it is relative.
         expiry: whether an item that was deleted after its own TTL ends its entity's features
             (`delete`), or was merely tidied away (`keep`).
+        partition: how the history's files are cut by event time: `day`, `month` or `none`.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class DynamoDBTableSource(IcebergSource):
         history: str,
         schema: Sequence[Field] | None = None,
         expiry: Expiry = "keep",
+        partition: Partition = "day",
         field_mapping: dict[str, str] | None = None,
         description: str = "",
         tags: dict[str, str] | None = None,
@@ -88,6 +91,9 @@ class DynamoDBTableSource(IcebergSource):
                 `attribute`; key attributes need not be among them. Without a schema nothing is
                 captured yet: `feast-dynamo capture infer` writes one.
             expiry: what the deletion of an item after its own TTL means.
+            partition: a file of the history has event times of one `day`, of one `month`, or of
+                any time (`none`). A small table over a long time wants months: each file costs a
+                request. It counts where the history is made.
             field_mapping: names of attributes -> names in feature views.
             description: for people.
             tags: for people and programs.
@@ -114,6 +120,7 @@ class DynamoDBTableSource(IcebergSource):
         self.event_time_unit = event_time_unit
         self.schema = tuple(schema or ())
         self.expiry = expiry
+        self.partition = partition
         self._check()
         self.created_timestamp_column = WRITTEN
 
@@ -170,6 +177,7 @@ class DynamoDBTableSource(IcebergSource):
             "schema": [f"{field.name}: {field.dtype}" for field in self.schema],
             "history": self.history,
             "expiry": self.expiry,
+            "partition": self.partition,
         }
         return (
             f"DynamoDBTableSource({', '.join(f'{key}={text!r}' for key, text in given.items())})"
@@ -217,6 +225,7 @@ class DynamoDBTableSource(IcebergSource):
             "history": self.history,
             "schema": [MessageToDict(field.to_proto()) for field in self.schema],
             "expiry": self.expiry,
+            "partition": self.partition,
         }
 
     # Its columns
@@ -286,6 +295,7 @@ def _problems(source: DynamoDBTableSource) -> Iterable[str]:
     choices = (
         ("event_time_unit", source.event_time_unit, get_args(TimeUnit)),
         ("expiry", source.expiry, get_args(Expiry)),
+        ("partition", source.partition, get_args(Partition)),
     )
     for argument, given, known in choices:
         if given not in known:

@@ -119,6 +119,16 @@ def test_a_table_with_all_that_capture_needs_gets_its_history(make_table, apply,
     assert again is not store
 
 
+@pytest.mark.parametrize("partition", ["month", "none"])
+def test_a_history_is_cut_by_event_time_as_declared(make_table, apply, partition):
+    source = captured.source_of(table=make_table(), name=f"by_{partition}", partition=partition)
+    store, _ = apply(captured.view_of(source))
+    table = TableHandle.from_source(source, store.config).load()
+    transforms = [str(part.transform) for part in table.spec().fields]
+    assert transforms == ([] if partition == "none" else [partition])
+    assert TableLayout.from_table(table).partition == partition
+
+
 @pytest.mark.parametrize("kind", ["file", "sql"])
 def test_a_registry_gives_it_back_with_its_views(make_table, apply, tmp_path, kind):
     path = f"sqlite:///{tmp_path}/registry_sql.db" if kind == "sql" else f"{tmp_path}/other.db"

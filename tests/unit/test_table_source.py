@@ -31,6 +31,7 @@ KEPT = DynamoDBTableSource(
         Field(name="extra", dtype=Map),
     ],
     expiry="delete",
+    partition="month",
     field_mapping={"customer_id": "customer"},
     description="what customers bought",
     tags={"team": "growth"},
@@ -83,6 +84,7 @@ def test_its_table_is_in_the_catalog_of_the_offline_store_with_files_of_its_own_
         {"event_time_unit": "ms"},
         {"history": "data/elsewhere"},
         {"expiry": "delete"},
+        {"partition": "none"},
         {"schema": None},
         {"tags": {"a": "b"}},
         {"name": "others"},
@@ -98,7 +100,7 @@ def test_it_shows_what_it_was_declared_as():
     assert repr(source_of(schema=[Field(name="bought", dtype=UnixTimestamp)])) == (
         "DynamoDBTableSource(name='purchases', table='purchases', event_time='bought', "
         "event_time_unit='us', schema=['bought: UnixTimestamp'], "
-        "history='data/history/purchases', expiry='keep')"
+        "history='data/history/purchases', expiry='keep', partition='day')"
     )
 
 
@@ -115,6 +117,10 @@ WRONG = {
     "expiry": (
         {"expiry": "keeps"},
         "there is no `expiry` `keeps`. Did you mean `keep`?",
+    ),
+    "partition": (
+        {"partition": "months"},
+        "there is no `partition` `months`. Did you mean `month`?",
     ),
     "table": (
         {"table": "arn:aws:dynamodb:eu-west-1:1:table/purchases"},
