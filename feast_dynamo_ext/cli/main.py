@@ -15,6 +15,7 @@ from feast_dynamo_ext.cli.history_table import table
 from feast_dynamo_ext.cli.local import local
 from feast_dynamo_ext.cli.materialize import materialize
 from feast_dynamo_ext.cli.pipeline import pipeline
+from feast_dynamo_ext.cli.refresh import refresh
 from feast_dynamo_ext.cli.repo import InOrder
 from feast_dynamo_ext.cli.start import docs, init
 from feast_dynamo_ext.cli.train import train
@@ -57,6 +58,7 @@ main.add_command(capture)
 capture.add_command(stream)
 main.add_command(training_set)
 main.add_command(train)
+main.add_command(refresh)
 main.add_command(pipeline)
 main.add_command(endpoint)
 main.add_command(docs)

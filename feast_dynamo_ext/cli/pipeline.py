@@ -1,4 +1,4 @@
-"""`feast-dynamo pipeline`: a declared pipeline on SageMaker, or on this machine."""
+"""`feast-dynamo pipeline`: a declared pipeline on SageMaker, and what its steps run there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from feast_dynamo_ext._feast import feasts_errors
+from feast_dynamo_ext.cli.named_table import answer_on_stdout
+from feast_dynamo_ext.cli.refresh import capture_all
 from feast_dynamo_ext.cli.repo import (
     InOrder,
     Output,
@@ -18,93 +20,25 @@ from feast_dynamo_ext.cli.repo import (
     region_option,
     repo_option,
 )
+from feast_dynamo_ext.errors import ConfigError, PipelineError
 
 pipeline_argument = click.argument("name")
 
 
-@click.group(cls=InOrder)
+@click.group(
+    cls=InOrder, short_help="The pipeline of a model in SageMaker: render, upsert, start."
+)
 def pipeline() -> None:
-    """Refresh a model: materialize, build its set, train, evaluate, register.
+    """The pipeline of a model in SageMaker, which pipelines/NAME.yaml of the repo declares.
 
-    A pipeline is declared in the feature repo, in pipelines/NAME.yaml.
+    `feast-dynamo refresh` runs the same steps on this machine, and with --schedule makes the
+    pipeline and its schedule.
 
     \b
-    feast-dynamo pipeline run churn --local
+    feast-dynamo pipeline render churn
     feast-dynamo pipeline upsert churn
     feast-dynamo pipeline start churn
-    feast-dynamo pipeline schedule churn
     """  # noqa: D301 - click keeps the lines after \b as they are
-
-
-@pipeline.command(short_help="Run the steps that have something new to do.")
-@pipeline_argument
-@click.option("--local", is_flag=True, help="On this machine; `start` runs it on SageMaker.")
-@click.option(
-    "--force",
-    multiple=True,
-    metavar="STEP",
-    help="Run this step in any case, for example Train. May be given more than once.",
-)
-@click.option(
-    "--output",
-    "folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of results and state. Default: .pipelines/NAME in the repo.",
-)
-@click.option("--registry", is_flag=True, help="Register the model with SageMaker.")
-@region_option
-@repo_option
-@json_option
-def run(
-    name: str,
-    *,
-    local: bool,
-    force: tuple[str, ...],
-    folder: Path | None,
-    registry: bool,
-    region: str | None,
-    repo: Path,
-    output: Output,
-) -> None:
-    """Run pipeline NAME on this machine: the same steps as on SageMaker.
-
-    A step is passed over when all that it reads is as it was: the sources' files, the set, the
-    script, the settings, and the versions of what is installed. A step that fails ends the run;
-    the next one goes on there. The model is registered as a JSON file, or with --registry as a
-    model package of SageMaker.
-
-    \b
-    feast-dynamo pipeline run churn --local
-    feast-dynamo pipeline run churn --local --force Train
-    """  # noqa: D301 - click keeps the lines after \b as they are
-    if not local:
-        raise click.UsageError(
-            "Add --local to run it here, or use `feast-dynamo pipeline start` for SageMaker."
-        )
-    from feast_dynamo_ext.sagemaker.pipeline.local_run import run_pipeline_locally
-    from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import read_pipeline
-
-    declaration = read_pipeline(repo, name)
-    store = open_store(repo)
-    found = run_pipeline_locally(
-        declaration,
-        repo.absolute(),
-        store,
-        folder=folder or repo / ".pipelines" / declaration.name,
-        aws=aws_of(store, region).s3,
-        force=force,
-        registry=registry,
-        say=output.note,
-    )
-    data = {
-        "steps": {step.name: step.outcome for step in found.steps},
-        "metric": found.metric,
-        "training_set": found.training_set,
-        "model": found.model,
-        "package": found.package,
-    }
-    done = sum(step.outcome == "done" for step in found.steps)
-    output.show(data, f"{done} of {len(found.steps)} steps run. Registered: {found.package}")
 
 
 @pipeline.command(short_help="Print the definition that SageMaker is given.")
@@ -120,9 +54,10 @@ def render(name: str, repo: Path) -> None:
     """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.sagemaker.pipeline import rendering
     from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import read_pipeline
+    from feast_dynamo_ext.sagemaker.pipeline.repo_parts import read_parts
 
     declaration = read_pipeline(repo, name)
-    definition = rendering.render(declaration, rendering.read_parts(declaration, repo))
+    definition = rendering.render(declaration, read_parts(declaration, repo))
     click.echo(json.dumps(definition, indent=2))
 
 
@@ -141,7 +76,7 @@ def upsert(name: str, region: str | None, repo: Path, output: Output) -> None:
     """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.sagemaker.pipeline import schedule as on_aws
     from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import read_pipeline
-    from feast_dynamo_ext.sagemaker.pipeline.rendering import read_parts
+    from feast_dynamo_ext.sagemaker.pipeline.repo_parts import read_parts
 
     declaration = read_pipeline(repo, name)
     access = aws_access(repo, region)
@@ -189,29 +124,49 @@ def start(
     output.show({"execution": arn}, f"Started {arn}")
 
 
-@pipeline.command(short_help="Have EventBridge start the pipeline.")
+@pipeline.command("capture", short_help="Capture the tables that a pipeline declares.")
 @pipeline_argument
-@region_option
 @repo_option
 @json_option
-def schedule(name: str, region: str | None, repo: Path, output: Output) -> None:
-    """Make the schedule that pipeline NAME declares in EventBridge Scheduler, or change it.
-
-    A schedule that is as declared already stays as it is.
+def capture_step(name: str, repo: Path, output: Output) -> None:
+    """Capture the tables that pipeline NAME names; its step Capture runs this.
 
     \b
-    feast-dynamo pipeline schedule churn
+    feast-dynamo pipeline capture churn
     """  # noqa: D301 - click keeps the lines after \b as they are
-    from feast_dynamo_ext.sagemaker.pipeline import schedule as on_aws
     from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import read_pipeline
 
+    with answer_on_stdout(output):
+        found = capture_all(repo, read_pipeline(repo, name))
+    output.show(found, "\n".join(f"{source}: {brought}" for source, brought in found.items()))
+
+
+@pipeline.command("prepare", short_help="Run the program that makes features of what is captured.")
+@pipeline_argument
+@repo_option
+def prepare_step(name: str, repo: Path) -> None:
+    """Run the program that pipeline NAME names in `prepare`; its step Prepare runs this.
+
+    It runs in the repo's folder, and `python` is the one that runs feast-dynamo.
+
+    \b
+    feast-dynamo pipeline prepare churn
+    """  # noqa: D301 - click keeps the lines after \b as they are
+    from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import read_pipeline
+    from feast_dynamo_ext.sagemaker.pipeline.step_runner import run_program
+
     declaration = read_pipeline(repo, name)
-    outcome = on_aws.upsert_schedule(declaration, aws_access(repo, region).services)
-    expression = on_aws.declared_schedule(declaration).expression
-    output.show(
-        {"schedule": declaration.name, "expression": expression, "outcome": outcome},
-        f"Schedule {declaration.name} ({expression}): {outcome}.",
-    )
+    if declaration.prepare is None:
+        raise ConfigError(f"Pipeline {declaration.name} declares no `prepare`.")
+    command = declaration.prepare.command
+    try:
+        code = run_program(command, repo, {})
+    except OSError as error:
+        raise ConfigError(f"{command[0]} cannot be run: {error.strerror}.") from error
+    if code:
+        raise PipelineError(
+            f"{' '.join(command[:2])} ended with exit code {code}.", step="Prepare"
+        )
 
 
 @pipeline.command("build-set", short_help="Build the training set that a pipeline declares.")
@@ -236,7 +191,7 @@ def build_set(
     from feast_dynamo_ext.sagemaker.declared_sets import build_training_set
     from feast_dynamo_ext.sagemaker.pipeline import step_inputs
     from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import read_pipeline
-    from feast_dynamo_ext.sagemaker.pipeline.rendering import read_parts
+    from feast_dynamo_ext.sagemaker.pipeline.repo_parts import read_parts
 
     declaration = read_pipeline(repo, name)
     definition = read_parts(declaration, repo).definition

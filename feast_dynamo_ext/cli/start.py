@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 TEMPLATE = Path(__file__).with_name("template")
+TEMPLATE_OF_TABLE = Path(__file__).with_name("template_table")
 SUFFIX = ".template"
 
 # What Feast takes for a project and DynamoDB for the beginning of a table's name.
@@ -50,11 +51,26 @@ NEXT = (
     "feast-dynamo local down",
 )
 
+NEXT_OF_TABLE = (
+    "feast-dynamo local up",
+    'eval "$(feast-dynamo local env)"',
+    "python application.py",
+    "feast apply",
+    "feast-dynamo refresh",
+    "python read.py",
+    "feast-dynamo local down",
+)
+
 
 @click.command(short_help="Make a small feature repo that runs at once.")
 @click.argument("name")
+@click.option(
+    "--from-table",
+    is_flag=True,
+    help="Begin with a DynamoDB table of an application, and go on to a model.",
+)
 @json_option
-def init(name: str, output: Output) -> None:
+def init(name: str, output: Output, *, from_table: bool) -> None:
     """Make a small feature repo in a new folder NAME, which is its project too.
 
     It has one view of a made-up shop's customers with 90 days of history, a script that reads
@@ -62,8 +78,12 @@ def init(name: str, output: Output) -> None:
     an account or a bucket; the commands for that are printed. Make it yours by changing
     definitions.py.
 
+    With --from-table it begins with an application that has its orders in DynamoDB: the table is
+    captured, and features, a training set and a model are made of it by one command.
+
     \b
     feast-dynamo init shop
+    feast-dynamo init shop --from-table
     """  # noqa: D301 - click keeps the lines after \b as they are
     folder = Path(name)
     _check_name(folder)
@@ -74,17 +94,20 @@ def init(name: str, output: Output) -> None:
     except OSError as error:
         raise ConfigError(f"{folder} cannot be made: {error.strerror}.") from error
     try:
-        for source in sorted(TEMPLATE.rglob(f"*{SUFFIX}")):
+        template = TEMPLATE_OF_TABLE if from_table else TEMPLATE
+        for source in sorted(template.rglob(f"*{SUFFIX}")):
             text = source.read_text(encoding="utf-8").replace("{project}", folder.name)
-            made = folder / str(source.relative_to(TEMPLATE)).removesuffix(SUFFIX)
+            made = folder / str(source.relative_to(template)).removesuffix(SUFFIX)
             made.parent.mkdir(exist_ok=True)
             made.write_text(text, encoding="utf-8")
-        runpy.run_path(str(folder / "history.py"), run_name="__main__")
+        if not from_table:
+            runpy.run_path(str(folder / "history.py"), run_name="__main__")
     except OSError as error:
         shutil.rmtree(folder)
         raise ConfigError(f"{folder} cannot be written: {error}.") from error
     files = sorted(path.name for path in folder.iterdir())
-    steps = "\n".join(f"  {step}" for step in (f"cd {shlex.quote(str(folder))}", *NEXT))
+    commands = NEXT_OF_TABLE if from_table else NEXT
+    steps = "\n".join(f"  {step}" for step in (f"cd {shlex.quote(str(folder))}", *commands))
     output.show(
         {"folder": str(folder), "files": files},
         f"{folder} is a feature repo: {', '.join(files)}.\nTo run it on an AWS in this machine:\n"

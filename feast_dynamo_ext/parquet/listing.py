@@ -391,6 +391,7 @@ class TableFiles:
         keys: columns by which rows are of one item, or of one entity; empty where it does not say.
         commits: milliseconds since 1970 and number of the versions that the log still has.
         table_id: the same of one table for as long as there is it; empty where it has none.
+        deletes: files that say which rows of the others do not count.
     """
 
     files: tuple[FileState, ...]
@@ -406,6 +407,7 @@ class TableFiles:
     keys: tuple[str, ...] = ()
     commits: tuple[tuple[int, int], ...] = ()
     table_id: str = ""
+    deletes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

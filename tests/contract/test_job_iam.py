@@ -16,6 +16,7 @@ import boto3
 import pyarrow as pa
 import pytest
 import urllib3
+from botocore.exceptions import ClientError
 from click.testing import CliRunner
 from enforced_iam import enforce, policy_of, statements
 
@@ -26,9 +27,10 @@ from feast_dynamo_ext.local import start_moto, stop
 from feast_dynamo_ext.sagemaker import Provenance, TimeSplit, write_training_set
 from feast_dynamo_ext.sagemaker.job_source import pack_source, upload_source
 from feast_dynamo_ext.sagemaker.local_job import run_training_job
+from feast_dynamo_ext.sagemaker.pipeline.declared_steps import pipeline_steps
 from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import parse_pipeline
 from feast_dynamo_ext.sagemaker.pipeline.registration import register_model
-from feast_dynamo_ext.sagemaker.pipeline.rendering import pipeline_steps, read_parts
+from feast_dynamo_ext.sagemaker.pipeline.repo_parts import read_parts
 from feast_dynamo_ext.sagemaker.pipeline.steps import OPERATIONS, all_steps
 from feast_dynamo_ext.sagemaker.training_job import Spot, training_job_request
 
@@ -199,14 +201,22 @@ class Scheduler(BaseHTTPRequestHandler):
     operations: ClassVar[set[str]] = set()
 
     def answer(self) -> None:
-        made = {"GET": "GetSchedule", "POST": "CreateSchedule", "PUT": "UpdateSchedule"}
+        made = {
+            "GET": "GetSchedule",
+            "POST": "CreateSchedule",
+            "PUT": "UpdateSchedule",
+            "DELETE": "DeleteSchedule",
+        }
         self.operations.add(f"scheduler:{made[self.command]}")
         size = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(size) or b"{}")
+        path = self.path.partition("?")[0]
         if body:
-            self.schedules[self.path] = body
-        is_there = self.path in self.schedules
-        found = self.schedules.get(self.path, {"Message": "there is none"})
+            self.schedules[path] = body
+        is_there = path in self.schedules
+        found = self.schedules.get(path, {"Message": "there is none"})
+        if self.command == "DELETE":
+            self.schedules.pop(path, None)
         data = json.dumps(found | {"ScheduleArn": "arn:aws:scheduler:::x"}).encode()
         self.send_response(200 if is_there else 404)
         if not is_there:
@@ -215,7 +225,7 @@ class Scheduler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_POST = do_PUT = answer  # noqa: N815 - as the server calls them
+    do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815 - as the server calls them
 
     def log_message(self, *args) -> None:
         """Nothing is logged."""
@@ -238,20 +248,21 @@ def whole_use(repo: Path, name: str) -> str:
     file = repo / "pipelines" / "churn.yaml"
     file.write_text(pipeline_text(name))
 
-    def commands(*names: str) -> str:
-        for command in names:
-            found = CliRunner().invoke(main, ["pipeline", command, "churn", "-c", str(repo)])
+    def commands(*lines: str) -> str:
+        for line in lines:
+            found = CliRunner().invoke(main, [*line.split(), "-c", str(repo)])
             if found.exit_code:
                 assert "Traceback" not in found.output
                 return found.stderr
         return ""
 
-    error = commands("upsert", "start", "schedule")
+    schedule = "refresh churn --schedule"
+    error = commands("pipeline upsert churn", "pipeline start churn", schedule)
     if error:
         return error
     file.write_text(pipeline_text(name).replace("rate(1 day)", "rate(2 days)"))
     (repo / "evaluate.py").write_text(f"print('{name}')\n")
-    return commands("upsert", "schedule") or register(repo, name)
+    return commands(schedule, "refresh churn --remove") or register(repo, name)
 
 
 def register(repo: Path, name: str) -> str:
@@ -300,6 +311,23 @@ def test_a_pipeline_is_made_and_used_with_its_policy_and_not_with_less(
         assert error == ""
         of_policy = {allowed for sid, allowed in actions("pipeline") if sid == "Schedules"}
         assert scheduler.operations == of_policy
+
+
+def test_the_role_of_a_schedule_starts_its_pipeline_and_does_nothing_else(repo, as_user):
+    (repo / "pipelines" / "churn.yaml").write_text(pipeline_text("scheduled"))
+    made = CliRunner().invoke(main, ["pipeline", "upsert", "churn", "-c", str(repo)])
+    assert made.exit_code == 0, made.stderr
+    as_user("schedule_role")
+    sagemaker = boto3.client("sagemaker")
+    started = sagemaker.start_pipeline_execution(PipelineName="scheduled")
+    assert ":pipeline/scheduled/execution/" in started["PipelineExecutionArn"].lower()
+    for refused in (sagemaker.describe_pipeline, sagemaker.delete_pipeline):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            refused(PipelineName="scheduled")
+    (statement,) = statements("schedule_role")
+    assert statement["Resource"].endswith(":pipeline/churn")
+    (trust,) = statements("schedule_trust")
+    assert trust["Principal"] == {"Service": "scheduler.amazonaws.com"}
 
 
 def test_the_role_of_a_pipeline_may_do_what_its_steps_do_and_no_more(repo):

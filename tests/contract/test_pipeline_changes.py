@@ -94,7 +94,8 @@ def expected_keys(now: dict) -> dict[str, object]:
         ),
         "RegisterModel": (of_set, model, evaluation, now["serving image"]),
     }
-    return {step: (key, now["library"]) for step, key in keys.items()}
+    checked = {"CheckMetric": (evaluation, now["threshold"])}
+    return {step: (key, now["library"]) for step, key in keys.items()} | checked
 
 
 class Changing:
@@ -165,11 +166,9 @@ def test_what_depends_on_a_change_runs_again_and_nothing_else(
             changing.now[name] = chance.choice(others)
         text = changing.write(before)
         was, now = expected_keys(before), expected_keys(changing.now)
-        expected = [
-            step for step in ALL if step == "CheckMetric" or was.get(step) != now.get(step)
-        ]
+        expected = [step for step in ALL if was.get(step) != now.get(step)]
         assert done(run(text)) == expected, names[number : number + 2]
-        assert done(run(text)) == ["CheckMetric"]
+        assert done(run(text)) == []
 
 
 def test_a_file_that_is_written_again_as_it_was_changes_nothing(run, repo):
@@ -177,7 +176,7 @@ def test_a_file_that_is_written_again_as_it_was_changes_nothing(run, repo):
     history(repo / "orders", "a.parquet", 1.0, 3.0)
     labels(repo)
     os.utime(repo / "orders" / "a.parquet", ns=(1, 1))
-    assert done(run()) == ["CheckMetric"]
+    assert done(run()) == []
 
 
 def test_hashes_that_cannot_be_read_are_taken_again(run, repo, tmp_path):
@@ -188,7 +187,7 @@ def test_hashes_that_cannot_be_read_are_taken_again(run, repo, tmp_path):
     assert all(len(state) == 5 for state in known.values())
     for text in ("{", "[]", '{"x": 1}', json.dumps({path: ["no", "hash"] for path in known})):
         hashes.write_text(text)
-        assert done(run()) == ["CheckMetric"]
+        assert done(run()) == []
 
 
 def test_a_hash_is_kept_for_a_file_that_is_as_it_was(tmp_path):
@@ -238,8 +237,8 @@ def test_a_killed_step_is_run_again_and_two_runs_do_not_mix(run, repo, tmp_path)
         (tmp_path / "wait").unlink()
         partial = list((tmp_path / "work" / "train").glob("*.partial"))
         assert len(partial) == 1
-        assert done(run()) == ["Train", "CheckMetric"]
+        assert done(run()) == ["Train"]
         assert list((tmp_path / "work" / "train").glob("*.partial")) == []
     finally:
         os.kill(script, signal.SIGKILL)
-    assert done(run()) == ["CheckMetric"]
+    assert done(run()) == []

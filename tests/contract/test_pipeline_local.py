@@ -60,7 +60,9 @@ def test_each_step_runs_once_for_what_it_is_made_of(run, repo, store, tmp_path):
     assert first.metric == 3.0  # (1 + 3) / 2 + 1
     online = store.get_online_features(["orders:total"], [{"cid": 2}]).to_dict()
     assert online["total"] == [3.0]
-    assert next(line for line in lines if line.startswith("Train")) == "Train ..."
+    assert next(line for line in lines if line.startswith("Train")) == (
+        "Train ... (never run before)"
+    )
     assert any(line.startswith("Train: done in ") for line in lines)
 
     # The model, its set and its metric, as they would stand in the registry.
@@ -79,7 +81,7 @@ def test_each_step_runs_once_for_what_it_is_made_of(run, repo, store, tmp_path):
         assert [member.mtime for member in archive] == [0]
 
     # Nothing new: only the decision is made again.
-    assert done(run()) == ["CheckMetric"]
+    assert done(run()) == []
     # Other hyperparameters: no new set.
     changed = PIPELINE.replace("add: 1", "add: 2")
     found = run(changed)
@@ -91,10 +93,10 @@ def test_each_step_runs_once_for_what_it_is_made_of(run, repo, store, tmp_path):
     assert done(run()) == ["Evaluate", "CheckMetric", "RegisterModel"]
     # A comment in the script: trained again to the same model, so nothing after it.
     (repo / "train.py").write_text(TRAIN + "# a comment\n")
-    assert done(run()) == ["Train", "CheckMetric"]
+    assert done(run()) == ["Train"]
     # Labels of the test split alone: a new set, no new model, and it is measured again.
     labels(repo, bought=0)
-    assert done(run()) == ["BuildTrainingSet", "Evaluate", "CheckMetric", "RegisterModel"]
+    assert done(run()) == ["BuildTrainingSet", "Evaluate", "RegisterModel"]
     # Other history: everything.
     history(repo / "orders", "a.parquet", 5.0, 3.0)
     found = run()
@@ -104,9 +106,9 @@ def test_each_step_runs_once_for_what_it_is_made_of(run, repo, store, tmp_path):
 
 def test_forced_steps_run_and_what_they_make_the_same_changes_nothing_else(run):
     run()
-    assert done(run(force=("Train",))) == ["Train", "CheckMetric"]
+    assert done(run(force=("Train",))) == ["Train"]
     assert done(run(force=("BuildTrainingSet", "Materialize"))) == [
-        *("Materialize", "BuildTrainingSet", "CheckMetric")
+        *("Materialize", "BuildTrainingSet")
     ]
     with pytest.raises(
         ConfigError, match=r"no step `Trian` that runs here.* Did you mean `Train`"
@@ -117,15 +119,15 @@ def test_forced_steps_run_and_what_they_make_the_same_changes_nothing_else(run):
 def test_results_that_are_gone_or_changed_are_made_again(run, store, repo, tmp_path):
     first = run()
     Path(first.model).write_bytes(b"no archive")
-    assert done(run()) == ["Train", "CheckMetric"]
+    assert done(run()) == ["Train"]
     Path(first.training_set, "manifest.json").unlink()
-    assert done(run()) == ["BuildTrainingSet", "CheckMetric"]
+    assert done(run()) == ["BuildTrainingSet"]
     Path(first.package).unlink()
-    assert done(run()) == ["CheckMetric", "RegisterModel"]
+    assert done(run()) == ["RegisterModel"]
     # What a killed run leaves of a step is not taken for its result.
     folder = Path(first.model).parent
     folder.rename(folder.with_name(f"{folder.name}.partial"))
-    assert done(run()) == ["Train", "CheckMetric"]
+    assert done(run()) == ["Train"]
     assert [path.suffix for path in folder.parent.iterdir()] == [""]
 
 
@@ -175,7 +177,7 @@ def test_rows_of_a_query_are_read_every_time_and_train_only_what_they_change(run
     definition = SET.replace("{path: labels.parquet}", f"{{sql: '{query}'}}")
     (repo / "training_sets" / "churn.yaml").write_text(definition)
     assert done(run()) == ALL
-    assert done(run()) == ["BuildTrainingSet", "CheckMetric"]
+    assert done(run()) == ["BuildTrainingSet"]
 
 
 def test_views_whose_rows_were_torn_down_are_materialized_again(run, store):
@@ -188,14 +190,23 @@ def test_views_whose_rows_were_torn_down_are_materialized_again(run, store):
     assert "Materialize" in done(run())
 
 
-def test_a_capture_runs_first_and_every_time(run, repo):
-    command = "[python3, -c, \"import pathlib; pathlib.Path('seen').open('a').write('x')\"]"
-    text = f"{PIPELINE}capture: {{command: {command}}}\n"
-    assert done(run(text)) == ["Capture", *ALL]
-    assert done(run(text)) == ["Capture", "CheckMetric"]
+def test_a_program_that_prepares_runs_each_time_where_nobody_knows_what_it_reads(run, repo):
+    code = "import pathlib, sys; print(sys.executable); pathlib.Path('seen').open('a').write('x')"
+    text = f'{PIPELINE}prepare: {{command: [python, -c, "{code}"]}}\n'
+    assert done(run(text)) == ["Prepare", *ALL]
+    assert done(run(text)) == ["Prepare"]
     assert (repo / "seen").read_text() == "xx"
-    with pytest.raises(PipelineError, match=r"Step Capture .*nothing-there cannot be run"):
-        run(f"{PIPELINE}capture: {{command: [nothing-there]}}\n")
+    with pytest.raises(PipelineError, match=r"Step Prepare .*nothing-there cannot be run"):
+        run(f"{PIPELINE}prepare: {{command: [nothing-there]}}\n")
+    with pytest.raises(PipelineError, match=r"python -c ended with exit code 3(.*\n)+lost"):
+        run(f"{PIPELINE}prepare: {{command: [python, -c, 'print(\"lost\"); exit(3)']}}\n")
+
+
+def test_a_captured_table_that_nobody_declares_is_refused(run):
+    with pytest.raises(
+        ConfigError, match=r"captures `odrers`, and the registry has no such source.*feast apply"
+    ):
+        run(f"{PIPELINE}capture: {{sources: [odrers]}}\n", capture=str)
 
 
 def test_a_state_that_is_none_is_refused_with_words(run, tmp_path):
@@ -207,7 +218,7 @@ def test_a_state_that_is_none_is_refused_with_words(run, tmp_path):
         with pytest.raises(ConfigError, match=r"state.json is .*[Dd]elete"):
             run()
     state.write_bytes(whole)
-    assert done(run()) == ["CheckMetric"]
+    assert done(run()) == []
 
 
 def test_a_model_is_registered_with_sagemaker_where_that_is_chosen(
@@ -237,7 +248,7 @@ def test_a_model_is_registered_with_sagemaker_where_that_is_chosen(
     assert json.loads(content(statistics["S3Uri"]))["metrics"]["mean"] == [{"value": 3.0}]
     # Registered once.
     again = run(registry=True)
-    assert (done(again), again.package) == (["CheckMetric"], found.package)
+    assert (done(again), again.package) == ([], found.package)
 
 
 def test_scripts_of_the_demo_and_the_page_train_and_measure_a_model(run, repo, store):
@@ -283,26 +294,45 @@ def command(repo, store, tmp_path, moto_endpoint, monkeypatch):
     (repo / "pipelines" / "churn.yaml").write_text(PIPELINE.replace("BUCKET", "bucket"))
 
     def command(*arguments: str):
-        return CliRunner().invoke(main, ["pipeline", *arguments, "-c", str(repo)])
+        return CliRunner().invoke(main, [*arguments, "-c", str(repo)])
 
     return command
 
 
 def test_the_command_runs_a_pipeline_and_says_what_each_step_did(command, repo):
-    found = command("run", "churn", "--local", "--json")
+    found = command("refresh", "churn", "--json")
     assert found.exit_code == 0, found.stderr
-    data = json.loads(found.stdout[found.stdout.index("{") :])
-    assert data["steps"] == dict.fromkeys(ALL, "done")
+    data = json.loads(found.stdout)
+    assert [step["name"] for step in data["steps"]] == ALL
+    assert {(step["outcome"], step["why"]) for step in data["steps"]} == {
+        ("done", "never run before")
+    }
     assert data["metric"] == 3.0
+    assert data["metrics"] == {
+        "metrics.mean[0].value": {"before": None, "now": 3.0},
+        "metrics.rows": {"before": None, "now": 1},
+    }
     assert Path(data["package"]).is_relative_to(repo / ".pipelines" / "churn")
 
-    found = command("run", "churn", "--local", "--force", "Evaluate")
-    assert "Train: unchanged" in found.stderr
-    assert "Evaluate: done in " in found.stderr
-    assert found.stdout == f"2 of 6 steps run. Registered: {data['package']}\n"
+    # The only pipeline need not be named.
+    history(repo / "orders", "a.parquet", 3.0, 3.0)
+    found = command("refresh", "--force", "Evaluate")
+    assert "Train ... (changed: rows to train on)" in found.stderr
+    assert "Train: done in " in found.stderr
+    heads, _, *steps, _, _, _, mean, rows, _, last = found.stdout.splitlines()
+    assert heads.split() == ["step", "outcome", "time", "why"]
+    assert [" ".join(line.split()[:2]) for line in steps] == [f"{step} done" for step in ALL]
+    assert steps[0].endswith("changed: the history of orders")
+    assert steps[3].endswith("forced")
+    assert mean.split() == ["metrics.mean[0].value", "3", "4", "+1"]
+    assert rows.split() == ["metrics.rows", "1", "1", "0"]
+    assert last.startswith("6 of 6 steps run. Registered: ")
+    found = command("refresh")
+    assert "Train: skipped, nothing that it reads has changed" in found.stderr
+    assert "\n0 of 6 steps run. Registered: " in found.stdout
 
     (repo / "train.py").write_text("raise SystemExit('no convergence')")
-    found = command("run", "churn", "--local")
+    found = command("refresh", "churn")
     assert found.exit_code == 1
     last = found.stderr.splitlines()[-1]
     assert last.startswith(
@@ -311,9 +341,47 @@ def test_the_command_runs_a_pipeline_and_says_what_each_step_did(command, repo):
     assert last.endswith("no convergence")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--remove", "--force", "Train"), "--remove goes with no other choice"),
+        (("--role", "arn:aws:iam::123456789012:role/x"), "--role is of --schedule"),
+        (("--schedule", "rate(1 day)", "--registry"), "are of a run on this machine"),
+    ],
+)
+def test_choices_that_contradict_each_other_are_refused(arguments, error):
+    found = CliRunner().invoke(main, ["refresh", "churn", *arguments])
+    assert (found.exit_code, error in " ".join(found.stderr.split())) == (2, True)
+
+
+def test_a_repo_of_several_pipelines_wants_a_name(command, repo):
+    (repo / "pipelines" / "other.yaml").write_text("")
+    assert "pipelines has 2: churn, other. Name one." in command("refresh").stderr
+    for file in (repo / "pipelines").iterdir():
+        file.unlink()
+    assert "pipelines has none. Declare one." in command("refresh").stderr
+
+
+def test_a_step_prepares_where_sagemaker_runs_it(command, repo):
+    file = repo / "pipelines" / "churn.yaml"
+    assert "churn declares no `prepare`" in command("pipeline", "prepare", "churn").stderr
+    text = file.read_text()
+    code = "import pathlib; pathlib.Path('made').touch(); exit(CODE)"
+    for number, exit_code in ((0, 0), (3, 1)):
+        command_line = f'[python, -c, "{code.replace("CODE", str(number))}"]'
+        file.write_text(f"{text}prepare: {{command: {command_line}}}\n")
+        found = command("pipeline", "prepare", "churn")
+        assert found.exit_code == exit_code
+        (repo / "made").unlink()
+    assert "python -c ended with exit code 3" in found.stderr
+
+
 def test_the_step_of_the_set_builds_it_says_what_it_is_and_takes_it_again(command, repo, tmp_path):
     output, summary = str(tmp_path / "set"), tmp_path / "out" / "training-set.json"
-    build = ("build-set", "churn", "--output", output, "--summary", str(summary), "--if-absent")
+    build = (
+        *("pipeline", "build-set", "churn", "--output", output),
+        *("--summary", str(summary), "--if-absent"),
+    )
     found = command(*build)
     assert (found.exit_code, found.stdout) == (0, f"{output}: 4 rows\n"), found.stderr
     manifest = Path(output, "manifest.json").read_bytes()

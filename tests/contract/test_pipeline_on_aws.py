@@ -62,7 +62,8 @@ def command(repo, moto_endpoint, monkeypatch):
     monkeypatch.setenv("AWS_REGION", REGION)
 
     def command(name: str, *more: str) -> str:
-        found = CliRunner().invoke(main, ["pipeline", name, "churn", "-c", str(repo), *more])
+        names = [name] if name == "refresh" else ["pipeline", name]
+        found = CliRunner().invoke(main, [*names, "churn", "-c", str(repo), *more])
         assert found.exit_code == 0, found.output
         return found.stdout
 
@@ -135,35 +136,81 @@ def test_a_pipeline_that_is_not_there_is_neither_started_nor_scheduled(repo, mot
         upsert_schedule(read_pipeline(repo, "churn"), aws)
 
 
-def test_a_schedule_is_made_changed_and_left_as_it_is(command, repo, clients):
-    command("upsert")
+def test_a_pipeline_and_its_schedule_are_made_changed_and_left_as_they_are(command, repo, clients):
+    def schedule(*more: str) -> tuple[str, str]:
+        found = json.loads(command("refresh", "--json", "--schedule", *more))
+        return found["pipeline_outcome"], found["schedule_outcome"]
+
     name = read_pipeline(repo, "churn").name
+    assert command("refresh", "--schedule") == (
+        f"Pipeline {name}: created. Schedule cron(0 6 ? * MON-FRI *): created.\n"
+    )
     arn = clients["sagemaker"].describe_pipeline(PipelineName=name)["PipelineArn"]
-    assert command("schedule") == f"Schedule {name} (cron(0 6 ? * MON-FRI *)): created.\n"
     found = clients["scheduler"].get_schedule(Name=name)
     assert found["ScheduleExpression"] == "cron(0 6 ? * MON-FRI *)"
     assert found["ScheduleExpressionTimezone"] == "Europe/Berlin"
     assert found["State"] == "ENABLED"
     assert found["Target"]["Arn"] == arn
     assert found["Target"]["RoleArn"] == "arn:aws:iam::123456789012:role/scheduler"
-    assert json.loads(command("schedule", "--json"))["outcome"] == "unchanged"
+    assert schedule() == ("unchanged", "unchanged")
 
+    # What is said on the command line goes before what is declared.
+    assert schedule("rate(1 day)") == ("unchanged", "changed")
+    role = "arn:aws:iam::123456789012:role/another"
+    assert schedule("rate(1 day)", "--role", role) == ("unchanged", "changed")
+    found = clients["scheduler"].get_schedule(Name=name)
+    assert (found["ScheduleExpression"], found["Target"]["RoleArn"]) == ("rate(1 day)", role)
     file = repo / "pipelines" / "churn.yaml"
-    file.write_text(file.read_text().replace("cron(0 6 ? * MON-FRI *)", "rate(1 day)"))
-    assert json.loads(command("schedule", "--json"))["outcome"] == "changed"
     file.write_text(file.read_text() + "  enabled: false\n")
-    assert json.loads(command("schedule", "--json"))["outcome"] == "changed"
+    (repo / "evaluate.py").write_text("print(3)\n")
+    assert schedule("rate(1 day)") == ("changed", "changed")
     found = clients["scheduler"].get_schedule(Name=name)
     assert (found["ScheduleExpression"], found["State"]) == ("rate(1 day)", "DISABLED")
-    assert json.loads(command("schedule", "--json"))["outcome"] == "unchanged"
+    assert schedule("rate(1 day)") == ("unchanged", "unchanged")
 
+    assert command("refresh", "--remove").startswith(f"Schedule {name}: removed. The pipeline")
+    assert command("refresh", "--remove").startswith(f"Schedule {name}: not there. ")
+    there = clients["scheduler"].list_schedules(NamePrefix=name)["Schedules"]
+    assert [each["Name"] for each in there] == []
+    assert clients["sagemaker"].describe_pipeline(PipelineName=name)["PipelineArn"] == arn
+
+
+def test_a_schedule_that_cannot_be_is_refused_before_anything_is_sent(repo, monkeypatch):
+    # Nothing listens there.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    file = repo / "pipelines" / "churn.yaml"
     whole = file.read_text()
+    without = whole[: whole.index("schedule:")]
+
+    def refused(*arguments: str) -> str:
+        command = ["refresh", "churn", "-c", str(repo), "--schedule", *arguments]
+        found = CliRunner().invoke(main, command)
+        assert found.exit_code == 1
+        return found.stderr
+
+    assert "`rate(1 days)`: EventBridge takes rate(1 day)" in refused("rate(1 days)")
+    assert "`schedule.role` is `x`, but must be the ARN" in refused("rate(1 day)", "--role", "x")
     file.write_text(whole.replace("Europe/Berlin", "Europe/Berln"))
-    with pytest.raises(ConfigError, match=r"no time zone `Europe/Berln`. Did .*Europe/Berlin"):
-        upsert_schedule(read_pipeline(repo, "churn"), AwsSettings(REGION))
-    file.write_text(whole[: whole.index("schedule:")])
-    with pytest.raises(ConfigError, match="declares no `schedule`"):
-        upsert_schedule(read_pipeline(repo, "churn"), AwsSettings(REGION))
+    assert "no time zone `Europe/Berln`. Did you mean `Europe/Berlin`" in refused()
+    file.write_text(without)
+    assert "when is not said. Give it" in refused()
+    assert "role is not said" in refused("rate(1 day)")
+
+
+def test_a_schedule_of_that_name_that_starts_something_else_stays(repo, clients, command):
+    name = read_pipeline(repo, "churn").name
+    function = "arn:aws:lambda:us-east-1:123456789012:function:mine"
+    clients["scheduler"].create_schedule(
+        Name=name,
+        ScheduleExpression="rate(5 minutes)",
+        FlexibleTimeWindow={"Mode": "OFF"},
+        Target={"Arn": function, "RoleArn": "arn:aws:iam::123456789012:role/scheduler"},
+    )
+    for choice in ("--schedule", "--remove"):
+        found = CliRunner().invoke(main, ["refresh", "churn", "-c", str(repo), choice])
+        assert found.exit_code == 1
+        assert f"starts {function}, which is not the pipeline {name}" in found.stderr
+    assert clients["scheduler"].get_schedule(Name=name)["ScheduleExpression"] == "rate(5 minutes)"
 
 
 # The examples of EventBridge Scheduler's user guide, and others of its rules.

@@ -127,12 +127,18 @@ def to_s3(name: str, uri: Any) -> ProcessingOutput:
     return ProcessingOutput(output_name=name, s3_output=place)
 
 
+ours = processor(f"{REGISTRY}/features:1", ["feast-dynamo"])
 capture = ProcessingStep(
     "Capture",
-    processor(f"{REGISTRY}/features:1", ["python", "capture.py", "--all"]).run(),
+    ours.run(arguments=["pipeline", "capture", "churn", "--chdir", "/opt/feature_repo"]),
     retry_policies=[of_step, of_job],
 )
-ours = processor(f"{REGISTRY}/features:1", ["feast-dynamo"])
+prepare = ProcessingStep(
+    "Prepare",
+    ours.run(arguments=["pipeline", "prepare", "churn", "--chdir", "/opt/feature_repo"]),
+    depends_on=[capture],
+    retry_policies=[of_step, of_job],
+)
 materialize = ProcessingStep(
     "Materialize",
     ours.run(
@@ -141,7 +147,7 @@ materialize = ProcessingStep(
             *("--views", "orders,visits"),
         ]
     ),
-    depends_on=[capture],
+    depends_on=[prepare],
     retry_policies=[of_step, of_job],
 )
 training_set = Join("/", [f"{BASE}/sets", version])
@@ -308,7 +314,7 @@ condition = ConditionStep(
 pipeline = Pipeline(
     "churn",
     parameters=[processing_instance, train_instance, threshold, approval, version],
-    steps=[capture, materialize, build, train, evaluate, condition],
+    steps=[capture, prepare, materialize, build, train, evaluate, condition],
     sagemaker_session=session,
 )
 definition = json.loads(pipeline.definition())

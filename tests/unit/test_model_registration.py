@@ -9,12 +9,10 @@ import pytest
 from test_pipeline_rendering import CASE, SET, declared
 
 from feast_dynamo_ext.errors import ConfigError
+from feast_dynamo_ext.sagemaker.pipeline.declared_steps import pipeline_steps
 from feast_dynamo_ext.sagemaker.pipeline.registration import metric_in, read_evaluation
-from feast_dynamo_ext.sagemaker.pipeline.rendering import (
-    parameter_values,
-    pipeline_steps,
-    read_parts,
-)
+from feast_dynamo_ext.sagemaker.pipeline.rendering import parameter_values
+from feast_dynamo_ext.sagemaker.pipeline.repo_parts import read_parts
 from feast_dynamo_ext.sagemaker.pipeline.steps import OPERATIONS, all_steps
 from feast_dynamo_ext.sagemaker.request_check import request_problems
 
@@ -141,7 +139,7 @@ def test_each_request_is_allowed_with_the_values_that_it_has_when_it_is_sent(tmp
             request = resolved(dict(step.arguments), parameters)
             assert request_problems(operation, request, optional=optional) == ()
             checked[step.name] = request
-    assert len(checked) == 9
+    assert len(checked) == 10
     package = checked["RegisterModel"]
     assert package["CustomerMetadataProperties"] == {
         "pipeline": "churn",

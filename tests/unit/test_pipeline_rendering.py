@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from feast_dynamo_ext.errors import ConfigError, RequestError
+from feast_dynamo_ext.sagemaker.pipeline.declared_steps import pipeline_steps
 from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import parse_pipeline
-from feast_dynamo_ext.sagemaker.pipeline.rendering import pipeline_steps, read_parts, render
+from feast_dynamo_ext.sagemaker.pipeline.rendering import render
+from feast_dynamo_ext.sagemaker.pipeline.repo_parts import read_parts
 from feast_dynamo_ext.sagemaker.pipeline.steps import Step, all_steps, check_graph, in_order
 
 BY_SDK = Path(__file__).parents[1] / "support" / "sdk_pipeline.json"
@@ -30,7 +32,7 @@ max_runtime_s: 7200
 environment: {{STAGE: test}}
 cache: P7D
 retry: {{attempts: 5, interval_s: 30}}
-capture: {{command: [python, capture.py, --all]}}
+capture: {{sources: [purchases], scan: true}}
 materialize: {{views: [orders, visits]}}
 training_set:
   name: churned
@@ -48,6 +50,7 @@ evaluate: {{script: evaluate.py}}
 condition: {{metric: metrics.auc.value, at_least: 0.7}}
 package: {{group: churn, image: {REGISTRY}/serve:1}}
 deploy: {{endpoint: churn-live, instance_count: 2}}
+prepare: {{command: [python, features.py], files: [features.py]}}
 """
 
 
@@ -125,7 +128,7 @@ def test_a_small_pipeline_has_no_more_than_it_declares(parts):
     lines = [
         line
         for line in CASE.splitlines()
-        if not line.startswith(("cache", "retry", "capture", "materialize", "deploy"))
+        if not line.startswith(("cache", "retry", "capture", "prepare", "materialize", "deploy"))
         and "version:" not in line
     ]
     definition = render(declared("\n".join(lines)), parts)
@@ -180,7 +183,7 @@ NAMES = (
         ("Train", {"name": "T_rain"}, "`T_rain` cannot be a step's name"),
         ("Train", {"depends_on": ("Bild",)}, "depends on Bild, and there is no such step"),
         ("Evaluate", {"property_files": ()}, "Steps.Evaluate.PropertyFiles.Evaluation"),
-        ("Capture", {"depends_on": ("Train",)}, "wait for each other: Capture, Materialize"),
+        ("Capture", {"depends_on": ("Train",)}, "wait for each other: Capture, Prepare, Mat"),
         ("Train", {"depends_on": ("RegisterModel",)}, "wait for each other"),
         ("MetricTooLow", {"arguments": {"ErrorMessage": {"Get": "Parameters.Treshold"}}},
          "refers to Parameters.Treshold"),
@@ -201,8 +204,8 @@ def test_each_step_comes_after_all_that_it_needs(parts):
     names = [step.name for step in steps]
     assert in_order("churn", steps[::-1]) != names[::-1]
     assert in_order("churn", steps) == [
-        *("Capture", "Materialize", "BuildTrainingSet", "Train", "Evaluate", "CheckMetric"),
-        *("RegisterModel", "CreateModel", "CreateEndpointConfig", "DeployEndpoint"),
+        *("Capture", "Prepare", "Materialize", "BuildTrainingSet", "Train", "Evaluate"),
+        *("CheckMetric", "RegisterModel", "CreateModel", "CreateEndpointConfig", "DeployEndpoint"),
         "MetricTooLow",
     ]
 
@@ -316,5 +319,6 @@ def test_the_pipeline_on_the_page_is_one(repo):
     declaration = parse_pipeline(snippet.read_text(), "pipelines/churn.yaml")
     definition = render(declaration, read_parts(declaration, repo))
     assert [step["Name"] for step in definition["Steps"]] == [
-        *("Materialize", "BuildTrainingSet", "Train", "Evaluate", "CheckMetric")
+        *("Capture", "Prepare", "Materialize", "BuildTrainingSet", "Train", "Evaluate"),
+        "CheckMetric",
     ]

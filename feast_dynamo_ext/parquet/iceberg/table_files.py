@@ -137,6 +137,7 @@ def _read(source: Any, config: RepoConfig) -> tuple[Place, TableFiles]:
         internal=frozenset([layout.sequence] if layout else []),
         keys=TableLayout.item_keys(table),
         table_id=str(table.metadata.table_uuid),
+        deletes=frozenset(file.file_path for task in tasks for file in task.delete_files),
         commits=tuple(
             (each.timestamp_ms, each.sequence_number or 0) for each in table.snapshots()
         ),

@@ -6,6 +6,7 @@
     role: arn:aws:iam::123456789012:role/pipeline
     output: s3://bucket/pipelines/churn
     image: 123456789012.dkr.ecr.eu-west-1.amazonaws.com/features:1
+    capture: {sources: [orders]}
     materialize: {views: [orders]}
     training_set: {name: churn}
     train: {script: train.py, image: ..., hyperparameters: {max_depth: 3}}
@@ -18,10 +19,10 @@ Paths are from the repo's folder. Every mistake is named with the file and the l
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-import yaml
 from pydantic import Field
 
 from feast_dynamo_ext.config import SettingsModel, did_you_mean, refuse_unknown
@@ -29,7 +30,7 @@ from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker.declared_yaml import declared_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 FOLDER = "pipelines"
 NAME = r"^[A-Za-z0-9](-*[A-Za-z0-9]){0,255}$"
@@ -53,12 +54,55 @@ class Section(SettingsModel):
 
 
 class Capture(Section):
-    """A program of the image that brings changes into history before anything else."""
+    """Which tables of an application are captured into history before anything else."""
+
+    sources: tuple[str, ...] = Field(min_length=1)
+    """Names of `DynamoDBTableSource` objects of the feature repo."""
+
+    scan: bool = False
+    """Whether the tables are scanned, as small ones may be, instead of exported."""
+
+    read_units: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Of a scan: read units a second at most. Default: as many as DynamoDB grants."""
+
+    exports: str | None = Field(default=None, pattern=S3_URI)
+    """S3 URI where DynamoDB writes exports. Default: beside each source's history."""
+
+    kms_key: str | None = Field(default=None, min_length=1)
+    """Key that exports are encrypted with. Default: the bucket's own."""
+
+    _expected: ClassVar[dict[str, str]] = {
+        "sources": "a list of names of captured tables",
+        "scan": "true or false",
+        "read_units": "a number above 0",
+        "exports": "an S3 URI such as s3://bucket/exports",
+        "kms_key": "the ARN or id of a key",
+    }
+
+    def check(self, subject: str) -> None:
+        """Refuse settings of the other kind."""
+        of_other = ("exports", "kms_key") if self.scan else ("read_units",)
+        for name in of_other:
+            if getattr(self, name) is not None:
+                kind = (
+                    "exports, so leave out `scan`" if self.scan else "a scan, so add `scan: true`"
+                )
+                raise ConfigError(f"{subject}: `capture.{name}` is of {kind}, or leave it out.")
+
+
+class Prepare(Section):
+    """A program of the repo that makes history of features, and labels, of what is captured."""
 
     command: tuple[str, ...] = Field(min_length=1)
-    """The program and its arguments, in the repo's folder of the image."""
+    """The program and its arguments; it runs in the repo's folder."""
 
-    _expected: ClassVar[dict[str, str]] = {"command": "a list of texts, the program first"}
+    files: tuple[str, ...] = ()
+    """Paths of what it is made of, from the repo's folder: a change of them runs it again."""
+
+    _expected: ClassVar[dict[str, str]] = {
+        "command": "a list of texts, the program first",
+        "files": "a list of paths from the repo's folder",
+    }
 
 
 class Materialize(Section):
@@ -67,7 +111,11 @@ class Materialize(Section):
     views: tuple[str, ...] = ()
     """Names of feature views. Default: all that are served online."""
 
-    _expected: ClassVar[dict[str, str]] = WORDS
+    all: bool = False
+    """Whether the newest rows of all history are written; by default of what happened, or came
+    into a captured history, since the last run."""
+
+    _expected: ClassVar[dict[str, str]] = {**WORDS, "all": "true or false"}
 
 
 class TrainingSetSection(Section):
@@ -294,7 +342,10 @@ class PipelineDeclaration(Section):
     """Variables of the processing jobs. They can be read by whoever may describe a job."""
 
     capture: Capture | None = None
-    """A program before all else."""
+    """The tables that are captured first. Default: none."""
+
+    prepare: Prepare | None = None
+    """What makes features and labels of them. Default: nothing."""
 
     materialize: Materialize | None = None
     """What is brought up to date online. Default: nothing."""
@@ -331,8 +382,8 @@ class PipelineDeclaration(Section):
         **WORDS,
         **dict.fromkeys(
             (
-                *("capture", "materialize", "training_set", "train", "evaluate", "condition"),
-                *("package", "deploy", "retry", "schedule"),
+                *("capture", "prepare", "materialize", "training_set", "train", "evaluate"),
+                *("condition", "package", "deploy", "retry", "schedule"),
             ),
             "a mapping of settings",
         ),
@@ -355,6 +406,7 @@ class PipelineDeclaration(Section):
 
 SECTIONS: dict[str, type[Section]] = {
     "capture": Capture,
+    "prepare": Prepare,
     "materialize": Materialize,
     "training_set": TrainingSetSection,
     "train": Train,
@@ -388,58 +440,95 @@ def read_pipeline(repo: Path, name: str) -> PipelineDeclaration:
     return parse_pipeline(text, str(path))
 
 
+def only_pipeline(repo: Path) -> str:
+    """The name of a feature repo's one pipeline.
+
+    Raises:
+        ConfigError: it has none, or several.
+    """
+    known = [file.stem for file in sorted((repo / FOLDER).glob("*.yaml"))]
+    if len(known) != 1:
+        listed = f"{len(known)}: {', '.join(known)}. Name one" if known else "none. Declare one"
+        raise ConfigError(f"{repo / FOLDER} has {listed}.")
+    return known[0]
+
+
 def parse_pipeline(text: str, file: str) -> PipelineDeclaration:
     """A pipeline's declaration from YAML; `file` is for the messages.
 
     Raises:
         ConfigError: not a pipeline; with the line.
     """
-    values, _ = declared_yaml(text, file)
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    return _validated(PipelineDeclaration, node, values, file, "")
+    values, lines = declared_yaml(text, file)
+    return _validated(PipelineDeclaration, values, _Lines(file, lines))
 
 
-def _validated(
-    model: type[Model], node: Any, values: Mapping[str, Any], file: str, prefix: str
-) -> Model:
-    lines = _lines(node, file)
+@dataclass(frozen=True)
+class _Lines:
+    """Where the settings of a section stand.
+
+    Attributes:
+        file: for the messages.
+        lines: of the paths of all keys in the file.
+        path: of the section.
+    """
+
+    file: str
+    lines: Mapping[tuple[Any, ...], int]
+    path: tuple[str, ...] = ()
+
+    @property
+    def prefix(self) -> str:
+        """Of the section's settings in messages."""
+        return "".join(f"{name}." for name in self.path)
+
+    @property
+    def start(self) -> str:
+        """Where the section begins."""
+        return f"{self.file}, line {next(self._within())}"
+
+    def _within(self) -> Iterator[int]:
+        depth = len(self.path)
+        for path, line in self.lines.items():
+            if path[:depth] == self.path and len(path) > depth:
+                yield line
+        # What YAML merges in has no line of its own: the mapping it is merged into has.
+        yield self.lines.get(self.path) or next(iter(self.lines.values()))
+
+    def of(self, key: str) -> str:
+        """Where a setting stands."""
+        line = self.lines.get((*self.path, key))
+        return self.start if line is None else f"{self.file}, line {line}"
+
+    def below(self, key: str) -> _Lines:
+        """Those of a section within."""
+        return replace(self, path=(*self.path, key))
+
+
+def _validated(model: type[Model], values: Mapping[str, Any], lines: _Lines) -> Model:
     checked: dict[str, Any] = {}
+    prefix = lines.prefix
     for key, value in values.items():
-        line = lines.get(str(key), node.start_mark.line + 1)
-        refuse_unknown(f"{file}, line {line}", prefix, [str(key)], model.model_fields)
+        where = lines.of(str(key))
+        refuse_unknown(where, prefix, [str(key)], model.model_fields)
         section = SECTIONS.get(key)
         if section is None or value is None:
             checked[key] = value
         elif isinstance(value, dict):
-            # What YAML merges in has no line of its own: the mapping it is merged into has.
-            inner = next((item for name, item in node.value if name.value == key), node)
-            checked[key] = _validated(section, inner, value, file, f"{prefix}{key}.")
+            checked[key] = _validated(section, value, lines.below(key))
         else:
-            raise ConfigError(
-                f"{file}, line {line}: `{prefix}{key}` must be a mapping of settings."
-            )
+            raise ConfigError(f"{where}: `{prefix}{key}` must be a mapping of settings.")
     missing = [name for name, of in model.model_fields.items() if of.is_required()]
     missing = [name for name in missing if name not in checked]
-    start = f"{file}, line {node.start_mark.line + 1}"
+    start = lines.start
     if missing:
         raise ConfigError(f"{start}: `{prefix}{missing[0]}` is missing.")
     try:
         return model.model_validate(checked, context={"subject": start, "prefix": prefix})
     except ConfigError as error:
         cause: Any = error.__cause__
-        where = cause.errors()[0]["loc"] if cause is not None else ()
-        line = lines.get(where[0]) if where else None
-        if line is None:
+        where_in = cause.errors()[0]["loc"] if cause is not None else ()
+        if not where_in:
             raise
         message = str(error).removeprefix(start)
-        raise ConfigError(f"{file}, line {line}{message}") from cause
-
-
-def _lines(node: Any, file: str) -> dict[Any, int]:
-    lines: dict[Any, int] = {}
-    for key, _ in node.value:
-        line = key.start_mark.line + 1
-        if key.value in lines:
-            raise ConfigError(f"{file}, line {line}: `{key.value}` is there twice.")
-        lines[key.value] = line
-    return lines
+        raise ConfigError(f"{lines.of(str(where_in[0]))}{message}") from cause

@@ -10,19 +10,18 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from feast_dynamo_ext import aws as aws_access
 from feast_dynamo_ext.errors import ConfigError, ResourceNotFoundError
+from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import Schedule
 from feast_dynamo_ext.sagemaker.pipeline.registration import make_group, sagemaker_client
-from feast_dynamo_ext.sagemaker.pipeline.rendering import definition_text, render, upload_code
+from feast_dynamo_ext.sagemaker.pipeline.rendering import definition_text, render
+from feast_dynamo_ext.sagemaker.pipeline.repo_parts import upload_code
 from feast_dynamo_ext.sagemaker.request_check import check_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import (
-        PipelineDeclaration,
-        Schedule,
-    )
-    from feast_dynamo_ext.sagemaker.pipeline.rendering import RepoParts
+    from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import PipelineDeclaration
+    from feast_dynamo_ext.sagemaker.pipeline.repo_parts import RepoParts
 
 RATE = re.compile(r"rate\((\d+) (minute|hour|day)(s?)\)")
 CRON = re.compile(r"cron\((.+)\)")
@@ -185,6 +184,49 @@ def start_pipeline(
     return arn
 
 
+def scheduled(
+    declaration: PipelineDeclaration, expression: str | None, role: str | None
+) -> PipelineDeclaration:
+    """A pipeline with another schedule than it declares.
+
+    Args:
+        declaration: the pipeline.
+        expression: when it is started; None as declared.
+        role: ARN of what EventBridge Scheduler starts it with; None as declared.
+
+    Raises:
+        ConfigError: neither says when, or with which role; or that is none.
+    """
+    there = declaration.schedule
+    given: dict[str, Any] = {} if there is None else there.model_dump()
+    given |= {} if expression is None else {"expression": expression}
+    given |= {} if role is None else {"role": role}
+    subject = f"The schedule of pipeline {declaration.name}"
+    if "expression" not in given:
+        raise ConfigError(
+            f"{subject}: when is not said. Give it, as in `--schedule "
+            '"rate(1 day)"`, or declare it as `schedule.expression`.'
+        )
+    if "role" not in given:
+        raise ConfigError(
+            f"{subject}: the role is not said that EventBridge Scheduler starts the pipeline "
+            "with. Give it with `--role`, or declare it as `schedule.role`; its policy is in "
+            "`feast-dynamo docs iam`."
+        )
+    schedule = Schedule.model_validate(given, context={"subject": subject, "prefix": "schedule."})
+    return declaration.model_copy(update={"schedule": schedule})
+
+
+def check_schedule(declaration: PipelineDeclaration) -> None:
+    """Refuse a schedule that EventBridge Scheduler would refuse, whatever pipeline it starts.
+
+    Raises:
+        ConfigError, RequestError: as `upsert_schedule`.
+    """
+    anywhere = "arn:aws:sagemaker:us-east-1:123456789012:pipeline/"
+    schedule_request(declaration, f"{anywhere}{declaration.name.lower()}")
+
+
 def schedule_request(declaration: PipelineDeclaration, pipeline_arn: str) -> dict[str, Any]:
     """The request of EventBridge Scheduler's CreateSchedule and UpdateSchedule.
 
@@ -249,10 +291,8 @@ def upsert_schedule(declaration: PipelineDeclaration, aws: AwsSettings) -> str:
     request = schedule_request(declaration, arn)
     scheduler = aws_access.client("scheduler", aws)
     subject = f"schedule `{declaration.name}`"
-    try:
-        with aws_access.translated("scheduler", subject):
-            found = scheduler.get_schedule(Name=declaration.name)
-    except ResourceNotFoundError:
+    found = _schedule_of(declaration.name, scheduler)
+    if found is None:
         with aws_access.translated("scheduler", subject):
             scheduler.create_schedule(**request)
         return "created"
@@ -264,3 +304,43 @@ def upsert_schedule(declaration: PipelineDeclaration, aws: AwsSettings) -> str:
     with aws_access.translated("scheduler", subject):
         scheduler.update_schedule(**request)
     return "changed"
+
+
+def remove_schedule(name: str, aws: AwsSettings) -> str:
+    """Take the schedule of a pipeline away; the pipeline stays.
+
+    Returns:
+        `removed`, or `not there`.
+
+    Raises:
+        ConfigError: the schedule of that name starts something else.
+        AwsError: AWS refused.
+    """
+    scheduler = aws_access.client("scheduler", aws)
+    if _schedule_of(name, scheduler) is None:
+        return "not there"
+    with aws_access.translated("scheduler", f"schedule `{name}`"):
+        scheduler.delete_schedule(Name=name)
+    return "removed"
+
+
+def _schedule_of(name: str, scheduler: Any) -> dict[str, Any] | None:
+    """The schedule of a pipeline as it is; None where there is none.
+
+    Raises:
+        ConfigError: the schedule of that name starts something else.
+        AwsError: AWS refused.
+    """
+    try:
+        with aws_access.translated("scheduler", f"schedule `{name}`"):
+            found: dict[str, Any] = scheduler.get_schedule(Name=name)
+    except ResourceNotFoundError:
+        return None
+    # SageMaker's ARNs have names of pipelines in lower case.
+    if not found["Target"]["Arn"].lower().endswith(f":pipeline/{name.lower()}"):
+        raise ConfigError(
+            f"The schedule `{name}` of EventBridge Scheduler starts {found['Target']['Arn']}, "
+            f"which is not the pipeline {name}: it is left as it is. Rename the pipeline, or that "
+            "schedule."
+        )
+    return found

@@ -103,24 +103,33 @@ def file_states(uri: str, aws: AwsSettings, hashes: FileHashes) -> list[Any]:
 
 
 def view_states(views: Sequence[Any], store: FeatureStore, hashes: FileHashes) -> dict[str, Any]:
-    """Definitions of feature views, and what their sources are now.
+    """Definitions of feature views, and what their sources are now; see `source_state`."""
+    found: dict[str, Any] = {}
+    for view in views:
+        source = getattr(view, "batch_source", None)
+        state = None if source is None else source_state(source, store, hashes)
+        found[view.name] = [definition_hash(view), state]
+    return found
 
-    A table is its snapshot; files are their content, on S3 by their ETags.
+
+def source_state(source: Any, store: FeatureStore, hashes: FileHashes) -> Any:
+    """What a source is now.
+
+    Files are their content, on S3 their ETags. An Iceberg table is the files that count in it:
+    a commit without rows, such as capture makes to note how far it is, changes nothing. Another
+    table is its version.
     """
     from feast_dynamo_ext.parquet.source import ParquetSource
 
-    found: dict[str, Any] = {}
-    for view in views:
-        states: Any = None
-        if getattr(view, "batch_source", None) is not None:
-            opened = ParquetSource.open(view.batch_source, store.config)
-            table = opened.parts.table
-            if table is not None and table.version:
-                states = [table.name, table.version]
-            else:
-                states = [_state(file, hashes) for file in opened.files]
-        found[view.name] = [definition_hash(view), states]
-    return found
+    opened = ParquetSource.open(source, store.config)
+    table = opened.parts.table
+    if table is not None and table.table_id:
+        files = sorted((file.path, file.size) for file in table.files)
+        counted = json.dumps([files, sorted(table.deletes), str(table.schema)])
+        return [table.name, table.table_id, hashlib.sha256(counted.encode()).hexdigest()]
+    if table is not None and table.version:
+        return [table.name, table.version]
+    return [_state(file, hashes) for file in opened.files]
 
 
 def _state(file: FileState, hashes: FileHashes) -> list[Any]:

@@ -84,17 +84,14 @@ class State:
                 f"{path} is no state of a pipeline. Delete it, and every step runs again."
             ) from error
 
-    def keep(self, step: str, key: str, result: Mapping[str, Any]) -> None:
-        """Note what a step was made of, and made."""
-        self.steps[step] = {"key": key, "result": dict(result)}
+    def keep(
+        self, step: str, key: str, result: Mapping[str, Any], inputs: Mapping[str, str]
+    ) -> None:
+        """Note what a step was made of, and made; a hash of each thing that it reads."""
+        self.steps[step] = {"key": key, "result": dict(result), "inputs": dict(inputs)}
         text = json.dumps({"version": STATE_VERSION, "steps": self.steps}, indent=1)
         with files_of(str(self.path), self.aws).new_file(str(self.path)) as file:
             file.write(text.encode())
-
-    def result(self, step: str, key: str) -> dict[str, Any] | None:
-        """What a step made of the same before, if that was the last that it made."""
-        found = self.steps.get(step)
-        return found["result"] if found is not None and found["key"] == key else None
 
 
 class FileHashes:
