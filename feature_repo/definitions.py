@@ -6,7 +6,9 @@ import os
 from datetime import timedelta
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.types import Float64, Int64
+from feast.types import Float64, Int64, UnixTimestamp
+
+from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
 
 BUCKET = os.environ.get("FEATURE_BUCKET", "feast-dynamo-demo")
 
@@ -15,6 +17,23 @@ customer = Entity(
     join_keys=["customer_id"],
     value_type=ValueType.INT64,
     description="A customer of the shop.",
+)
+
+purchases = DynamoDBTableSource(
+    name="purchases",
+    table="purchases",
+    event_time="purchased_at",
+    event_time_unit="ms",
+    schema=[
+        Field(name="customer_id", dtype=Int64),
+        Field(name="purchase_id", dtype=Int64),
+        Field(name="purchased_at", dtype=UnixTimestamp),
+        Field(name="items", dtype=Int64),
+        Field(name="amount", dtype=Float64),
+    ],
+    history=f"s3://{BUCKET}/captured/purchases",
+    partition="month",  # 127 purchases a day are little for a file
+    description="The application's own table, which all else is made of; see application.py.",
 )
 
 customer_90d_source = FileSource(
@@ -31,6 +50,21 @@ customer_lifetime_source = FileSource(
     timestamp_field="event_timestamp",
     created_timestamp_column="created_timestamp",
     description="A row for each day a customer bought; written by history.py.",
+)
+
+last_purchase = FeatureView(
+    name="last_purchase",
+    entities=[customer],
+    ttl=timedelta(0),
+    schema=[
+        Field(name="customer_id", dtype=Int64),
+        Field(name="items", dtype=Int64, description="Items of the newest purchase."),
+        Field(name="amount", dtype=Float64, description="Its amount."),
+    ],
+    source=purchases,
+    # A customer has many items in that table: deleting one must not empty the customer.
+    tags=ViewSettings(deletes="ignore").tags(),
+    description="The newest purchase of a customer, straight from the application's table.",
 )
 
 customer_90d = FeatureView(

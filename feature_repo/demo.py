@@ -1,8 +1,10 @@
 """The whole job on a real shop's purchases, on an embedded AWS: `make demo` runs this file.
 
-Declare, apply, materialize, serve online; build a declared point-in-time training set, run its
-pipeline up to a registered model, and serve that behind HTTP. Each step says what it did and how
-long it took; what it starts it stops, also when a step fails or on Ctrl-C.
+It begins with the table of an application: its purchases are captured into history, features
+and labels are made of it, a point-in-time training set, and a model, all by one command. New
+purchases change an online answer, and a second run of that command trains on them. The model is
+served behind HTTP. Each step says what it did and how long it took; what it starts it stops, also
+when a step fails or on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,14 +26,11 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import application
 import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 import xgboost as xgb
-from history import build_history, write_history
-from labels import entity_rows
 from purchases import load_purchases
 from tabulate import tabulate
 
@@ -46,10 +45,11 @@ WORK = REPO.parent / ".feast-dynamo" / "demo"
 BUCKET = "feast-dynamo-demo"
 SERVICE = "repurchase_v1"
 VIEWS = ("customer_90d", "customer_lifetime")
-SET = PIPELINE = "repurchase"
+PIPELINE = "repurchase"
 COMPARED = 200
-# moto takes about 800 rows a second: this many keep the demo well under three minutes on it.
-CUSTOMERS_ON_MOTO = 10_000
+NEW = 500
+# moto takes about 800 rows a second: this many keep the demo at about three minutes on it.
+CUSTOMERS_ON_MOTO = 3_000
 UNKNOWN_CUSTOMER = 10_000_000
 
 
@@ -59,6 +59,7 @@ class Demo:
     def __init__(self, embedded: local.LocalAws) -> None:
         self.on_dynamodb_local = any("dynamodb" in server.name for server in embedded.servers)
         self.settings = aws.AwsSettings(region="us-east-1")
+        self.dynamodb = aws.client("dynamodb", self.settings)
         self.made: list[tuple[str, str, str]] = []
         self.step_number = 0
 
@@ -66,7 +67,7 @@ class Demo:
     def step(self, title: str) -> Iterator[list[str]]:
         """Announce a step; afterwards print its time and the facts it appended."""
         self.step_number += 1
-        print(f"\n\033[1m[{self.step_number}/7] {title}\033[0m", flush=True)
+        print(f"\n\033[1m[{self.step_number}/8] {title}\033[0m", flush=True)
         started = time.monotonic()
         facts: list[str] = []
         yield facts
@@ -74,27 +75,31 @@ class Demo:
 
     def run(self) -> None:
         """All steps, in order."""
-        with self.step("Purchases become dated feature history on S3") as facts:
-            purchases = self.write_history(facts)
-        with self.step("feast apply: the registry and the DynamoDB tables") as facts:
+        with self.step("The shop's application has its purchases in a DynamoDB table") as facts:
+            later = self.fill_table(facts)
+        with self.step("feast apply: the registry, the tables, and what is captured") as facts:
             feast("apply")
             self.note_tables(facts)
-        with self.step("feast materialize: the newest row of each customer") as facts:
-            self.materialize(facts)
+        with self.step("feast-dynamo refresh: from the table to a model") as facts:
+            first = self.refresh(facts)
         with self.step("Online: through the SDK and through feast serve") as facts:
             self.serve(facts)
-        with self.step("The declared training set, point in time, on S3") as facts:
-            self.write_training_set(entity_rows(purchases), facts)
-        with self.step("Its pipeline on this machine: build, train, evaluate, register") as facts:
-            run = self.run_pipeline(facts)
+        with self.step(f"{len(later)} new purchases change an online answer") as facts:
+            self.buy(later, facts)
+        with self.step("feast-dynamo refresh again: a model that knows of them") as facts:
+            second = self.refresh(facts)
+            self.compare_runs(first, second, facts)
         with self.step("The model behind HTTP looks its features up") as facts:
-            self.serve_model(run, facts)
+            self.serve_model(second, facts)
+        with self.step("The same every day, on SageMaker") as facts:
+            self.schedule(facts)
+        self.note_made(second)
         print("\nWhat now exists (and goes with the embedded AWS, but for the model):\n")
         print(tabulate(self.made, headers=("what", "where", "how much"), tablefmt="rounded_grid"))
         print(f"\nThe training set on one page: {os.path.relpath(WORK / 'report.html')}")
 
-    def write_history(self, facts: list[str]) -> Any:
-        """Step 1."""
+    def fill_table(self, facts: list[str]) -> list[dict[str, Any]]:
+        """Step 1; gives the purchases that are made later, in order."""
         with aws.translated("s3", f"bucket {BUCKET}"):
             aws.client("s3", self.settings).create_bucket(Bucket=BUCKET)
         purchases = load_purchases()
@@ -103,36 +108,28 @@ class Demo:
             purchases = purchases.filter(few)
             facts.append(f"on moto, the first {CUSTOMERS_ON_MOTO:,} customers")
         customers = pc.count_distinct(purchases["customer_id"]).as_py()
-        facts.append(f"{purchases.num_rows:,} purchases of {customers:,} customers")
-        history = build_history(purchases)
-        write_history(history, f"s3://{BUCKET}/history", self.settings)
-        for view, table in history.items():
-            facts.append(f"{view}: {table.num_rows:,} rows")
-            self.made.append(
-                ("history", f"s3://{BUCKET}/history/{view}/", f"{table.num_rows:,} rows")
-            )
-        return purchases
+        items = application.items_of(purchases)
+        application.create_table(self.dynamodb)
+        application.write(self.dynamodb, items[:-NEW])
+        facts.append(f"{len(items) - NEW:,} purchases of {customers:,} customers in the table")
+        return items[-NEW:]
 
     def note_tables(self, facts: list[str]) -> None:
         """Step 2: what `feast apply` created."""
-        client = aws.client("dynamodb", self.settings)
-        for name in client.list_tables()["TableNames"]:
-            table = client.describe_table(TableName=name)["Table"]
-            ttl = client.describe_time_to_live(TableName=name)["TimeToLiveDescription"]
-            billing = table["BillingModeSummary"]["BillingMode"]
-            facts.append(f"table {name} ({billing}, TTL {ttl['TimeToLiveStatus'].lower()})")
+        for name in self.dynamodb.list_tables()["TableNames"]:
+            if name.startswith("shop."):
+                table = self.dynamodb.describe_table(TableName=name)["Table"]
+                facts.append(f"table {name} ({table['BillingModeSummary']['BillingMode']})")
+        facts.append(f"captured: {application.TABLE}")
 
-    def materialize(self, facts: list[str]) -> None:
-        """Step 3."""
-        feast("materialize", "1997-01-01T00:00:00", "1998-07-02T00:00:00")
-        client = aws.client("dynamodb", self.settings)
-        for view in VIEWS:
-            name = f"shop.{view}"
-            pages = client.get_paginator("scan").paginate(TableName=name, Select="COUNT")
-            # One item of each table says what its rows stand for.
-            rows = sum(page["Count"] for page in pages) - 1
-            facts.append(f"{name}: {rows:,} items")
-            self.made.append(("DynamoDB table", name, f"{rows:,} items"))
+    def refresh(self, facts: list[str]) -> dict[str, Any]:
+        """Steps 3 and 6: pipelines/repurchase.yaml; gives the model's entry."""
+        feast_dynamo("refresh", PIPELINE, "--output", str(WORK / "pipeline"))
+        entries = (WORK / "pipeline" / "packages").glob("*.json")
+        newest = max(entries, key=lambda path: path.stat().st_mtime_ns)
+        entry: dict[str, Any] = json.loads(newest.read_text())
+        facts.append(f"test AUC {entry['metric']['value']:.3f} (a coin: 0.5)")
+        return entry
 
     def serve(self, facts: list[str]) -> None:
         """Step 4: 200 customers, and one that does not exist, both ways, against the history."""
@@ -150,65 +147,46 @@ class Demo:
             compare(way, asked, answer, expected)
         facts.append(f"all {COMPARED} equal the newest history; the unknown one is null")
 
-    def write_training_set(self, rows: pd.DataFrame, facts: list[str]) -> None:
-        """Step 5: what training_sets/repurchase.yaml declares, and a SageMaker job on it."""
-        filesystem, folder = aws.filesystem(f"s3://{BUCKET}/labels", self.settings)
-        table = pa.Table.from_pandas(rows, preserve_index=False)
-        pq.write_table(table, f"{folder}/{SET}.parquet", filesystem=filesystem)
-        feast_dynamo("training-set", "build", SET)
-        output = f"s3://{BUCKET}/training/{SET}"
-        training_set = sagemaker.load_training_set(output, self.settings)
-        features = len(training_set.manifest.features)
-        facts.append(f"{len(rows):,} entity rows, {features} features")
-        for split in sagemaker.SPLITS:
-            rows_of_split = training_set.manifest.splits[split].rows
-            where = f"{output}/{split}/"
-            self.made.append((f"{split} (CSV, Parquet)", where, f"{rows_of_split:,} rows"))
-        files = len(training_set.manifest.files)
-        self.made.append(("manifest", f"{output}/manifest.json", f"{files} files"))
-        feast_dynamo("training-set", "report", SET, "--to", str(WORK / "report.html"))
-        request = sagemaker.training_job_request(
-            name=f"{SERVICE.replace('_', '-')}-{int(time.time())}",
-            role_arn="arn:aws:iam::123456789012:role/sagemaker-training",
-            image="683313688378.dkr.ecr.us-east-1.amazonaws.com/sagemaker-xgboost:1.7-1",
-            instance_type="ml.m5.large",
-            output_path=f"s3://{BUCKET}/models",
-            channels=training_set.channels(),
-        )
-        sagemaker.create_training_job(request, self.settings)
-        job = sagemaker.describe_training_job(request["TrainingJobName"], self.settings)
-        facts.append(f"CreateTrainingJob {job.name}: {job.status}")
-        self.made.append(("SageMaker training job", job.name, job.status))
+    def buy(self, later: list[dict[str, Any]], facts: list[str]) -> None:
+        """Step 5: the application writes, capture follows, and what is served changes."""
+        store = open_store()
+        customer = int(later[-1]["customer_id"]["N"])
+        before = last_purchases(store, [customer])[customer]
+        application.write(self.dynamodb, later)
+        feast_dynamo("capture", "sync", application.TABLE, "--scan")
+        feast_dynamo("materialize", "--incremental", "--views", "last_purchase")
+        # In order, so that each customer's last one stays.
+        bought = {
+            int(item["customer_id"]["N"]): (int(item["items"]["N"]), float(item["amount"]["N"]))
+            for item in later
+        }
+        served = last_purchases(store, list(bought))
+        wrong = sum(served[each] != bought[each] for each in bought)
+        if wrong:
+            fail(f"{wrong} of {len(bought)} customers are not served their new purchase")
+        facts.append(f"customer {customer}: {said(before)}, then {said(served[customer])}")
+        facts.append(f"all {len(bought)} customers are served what they bought last")
 
-    def run_pipeline(self, facts: list[str]) -> dict[str, Any]:
-        """Step 6: pipelines/repurchase.yaml, as SageMaker would run it."""
-        answer = feast_dynamo(
-            *(
-                "pipeline",
-                "run",
-                PIPELINE,
-                "--local",
-                "--output",
-                str(WORK / "pipeline"),
-                "--json",
-            ),
-            is_answer=True,
-        )
-        run: dict[str, Any] = json.loads(answer)
-        facts.append(f"test AUC {run['metric']:.3f} (a coin: 0.5)")
-        facts.append(", ".join(f"{step} {outcome}" for step, outcome in run["steps"].items()))
-        size = Path(run["model"]).stat().st_size
-        self.made.append(("model", os.path.relpath(run["model"]), f"{size / 1024:,.0f} KB"))
-        self.made.append(("metric", "AUC on the test cutoffs", f"{run['metric']:.3f}"))
-        self.made.append(("model's entry", os.path.relpath(run["package"]), "its set and metric"))
-        return run
+    def compare_runs(
+        self, first: dict[str, Any], second: dict[str, Any], facts: list[str]
+    ) -> None:
+        """Step 6: what the second model was trained on."""
+        rows = [
+            sagemaker.load_training_set(run["training_set"], self.settings)
+            .manifest.splits["train"]
+            .rows
+            for run in (first, second)
+        ]
+        if rows[1] <= rows[0] or first["model"]["sha256"] == second["model"]["sha256"]:
+            fail("the second model was not trained on more than the first")
+        facts.append(f"trained on {rows[1]:,} rows, before on {rows[0]:,}")
 
     def serve_model(self, run: dict[str, Any], facts: list[str]) -> None:
         """Step 7: 200 customers scored over HTTP, and by the model on the newest history."""
-        archive = WORK / "endpoint.tar.gz"
+        archive, model = WORK / "endpoint.tar.gz", Path(run["model"]["path"])
         feast_dynamo(
             *("endpoint", "package", "--training-set", run["training_set"]),
-            *("--model", run["model"], "--output", str(archive)),
+            *("--model", str(model), "--output", str(archive)),
         )
         newest = {view: newest_rows(view, self.settings) for view in VIEWS}
         known = newest["customer_lifetime"].index.tolist()
@@ -218,7 +196,7 @@ class Demo:
         rows = pd.concat([of_view.reindex(customers) for of_view in newest.values()], axis=1)
         rows = rows[list(training_set.manifest.features)]
         matrix = rows.to_numpy(dtype="float64", na_value=math.nan)
-        expected = booster_of(Path(run["model"])).predict(xgb.DMatrix(matrix)).tolist()
+        expected = booster_of(model).predict(xgb.DMatrix(matrix)).tolist()
         wrong = sum(one != other for one, other in zip(served, expected, strict=True))
         if wrong:
             fail(f"{wrong} of {COMPARED} scores over HTTP are not those of the newest history")
@@ -228,6 +206,46 @@ class Demo:
             ("endpoint's archive", os.path.relpath(archive), f"{size / 1024:,.0f} KB")
         )
 
+    def schedule(self, facts: list[str]) -> None:
+        """Step 8: the pipeline and what starts it, as AWS has them."""
+        feast_dynamo("refresh", PIPELINE, "--schedule", "rate(1 day)")
+        found = aws.client("scheduler", self.settings).get_schedule(Name=PIPELINE)
+        pipeline = aws.client("sagemaker", self.settings).describe_pipeline(PipelineName=PIPELINE)
+        if found["Target"]["Arn"] != pipeline["PipelineArn"]:
+            fail("the schedule starts something else")
+        steps = json.loads(pipeline["PipelineDefinition"])["Steps"]
+        facts.append(f"{len(steps)} steps: {', '.join(step['Name'] for step in steps)}")
+        self.made.append(
+            ("SageMaker pipeline", pipeline["PipelineArn"], found["ScheduleExpression"])
+        )
+
+    def note_made(self, run: dict[str, Any]) -> None:
+        """What is there at the end."""
+        made: list[tuple[str, str, str]] = []
+        for name in (application.TABLE, *(f"shop.{view}" for view in (*VIEWS, "last_purchase"))):
+            pages = self.dynamodb.get_paginator("scan").paginate(TableName=name, Select="COUNT")
+            # One item of each table of ours says what its rows stand for.
+            items = sum(page["Count"] for page in pages) - name.startswith("shop.")
+            made.append(("DynamoDB table", name, f"{items:,} items"))
+        for view in VIEWS:
+            folder = f"s3://{BUCKET}/history/{view}/"
+            filesystem, path = aws.filesystem(folder, self.settings)
+            rows = pads.dataset(path, filesystem=filesystem).count_rows()
+            made.append(("history", folder, f"{rows:,} rows"))
+        training_set = sagemaker.load_training_set(run["training_set"], self.settings)
+        for split, found in training_set.manifest.splits.items():
+            folder = os.path.relpath(Path(run["training_set"]) / split)
+            made.append((f"{split} rows", folder, f"{found.rows:,} rows"))
+        model = Path(run["model"]["path"])
+        made += [
+            ("model", os.path.relpath(model), f"{model.stat().st_size / 1024:,.0f} KB"),
+            ("metric", "AUC on the test cutoffs", f"{run['metric']['value']:.3f}"),
+        ]
+        self.made = [*made, *self.made]
+        feast_dynamo(
+            *("training-set", "report", run["training_set"]), *("--to", str(WORK / "report.html"))
+        )
+
 
 def feast(*arguments: str) -> None:
     """Run the real `feast` command in the repo."""
@@ -235,13 +253,11 @@ def feast(*arguments: str) -> None:
     subprocess.run([Path(sys.executable).parent / "feast", *arguments], cwd=REPO, check=True)
 
 
-def feast_dynamo(*arguments: str, is_answer: bool = False) -> str:
-    """Run the real `feast-dynamo` command in the repo; gives what it printed if that is wanted."""
+def feast_dynamo(*arguments: str) -> None:
+    """Run the real `feast-dynamo` command in the repo."""
     print(f"      $ feast-dynamo {' '.join(arguments)}", flush=True)
     command = [Path(sys.executable).parent / "feast-dynamo", *arguments]
-    out = subprocess.PIPE if is_answer else None
-    ended = subprocess.run(command, cwd=REPO, check=True, stdout=out, text=True)
-    return ended.stdout or ""
+    subprocess.run(command, cwd=REPO, check=True)
 
 
 def open_store() -> Any:
@@ -268,6 +284,21 @@ def online_by_sdk(customers: list[int]) -> dict[str, list[Any]]:
         entity_rows=[{"customer_id": customer} for customer in customers],
     )
     return dict(response.to_dict())
+
+
+def last_purchases(store: Any, customers: list[int]) -> dict[int, tuple[int, float]]:
+    """Items and amount of the newest purchase of customers, as they are served now."""
+    found = store.get_online_features(
+        features=["last_purchase:items", "last_purchase:amount"],
+        entity_rows=[{"customer_id": customer} for customer in customers],
+    ).to_dict()
+    values = zip(found["items"], found["amount"], strict=True)
+    return dict(zip(customers, values, strict=True))
+
+
+def said(purchase: tuple[int, float]) -> str:
+    """A purchase in words; of a customer who never bought anything there are none."""
+    return "nothing" if purchase[0] is None else f"{purchase[0]} items for {purchase[1]}"
 
 
 def online_by_http(url: str, customers: list[int]) -> dict[str, list[Any]]:

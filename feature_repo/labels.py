@@ -14,8 +14,7 @@ after that hour sees what training saw.
 
 Label windows overlap: at the cutoff 1 December nobody knows the labels of 1 November yet. A split
 by time that stands for real life leaves 60 days between the last cutoff of one part and the first
-of the next. Here: train up to 1 September, validation 1 November and 1 December, test from
-1 February.
+of the next. Here: train up to 1 October, validation 1 December, test from 1 March.
 
 Run `python labels.py entity_rows.parquet` to write the rows of the demo shop to a file.
 """

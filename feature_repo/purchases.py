@@ -1,11 +1,14 @@
-"""The purchases that features and labels are made of: the one module that knows the source.
+"""The purchases that features and labels are made of: the one module that knows their sources.
 
-To use a shop of your own, give `load_purchases` another body; nothing else reads the source.
+The application writes what `load_purchases` reads into its table; features are made of what is
+captured of that table. To use a shop of your own, declare its table in definitions.py, and name
+the columns in `captured_purchases`; nothing else reads the source.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +16,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feast_dynamo_ext import S3ParquetOfflineStore
 from feast_dynamo_ext.errors import ColumnNotFoundError, ColumnTypeError, DependencyError
 
 if TYPE_CHECKING:
     from datetime import date
+
+    from feast import FeatureStore
 
 PURCHASES = pa.schema(
     [
@@ -46,6 +52,29 @@ def load_purchases() -> pa.Table:
     frame = pd.read_csv(_cdnow_path(), sep=r"\s+", header=0, names=PURCHASES.names)
     frame["date"] = pd.to_datetime(frame["date"], format="%Y%m%d")
     return as_purchases(frame)
+
+
+def captured_purchases(store: FeatureStore) -> pa.Table:
+    """The purchases that are captured of the application's table, deleted ones left out.
+
+    Args:
+        store: of this repo, whose registry has the source `purchases`.
+
+    Returns:
+        One row a purchase, columns as in `PURCHASES`.
+    """
+    source = store.get_data_source("purchases")
+    rows = S3ParquetOfflineStore.pull_all_from_table_or_query(
+        config=store.config,
+        data_source=source,
+        join_key_columns=["customer_id"],
+        feature_name_columns=["items", "amount"],
+        timestamp_field=source.timestamp_field,
+        start_date=datetime(1970, 1, 1, tzinfo=timezone.utc),
+        end_date=datetime.now(tz=timezone.utc),
+    ).to_arrow()
+    day = pc.floor_temporal(rows[source.timestamp_field], unit="day").cast(pa.date32())
+    return as_purchases(rows.append_column("date", day))
 
 
 def _cdnow_path() -> Path:

@@ -432,7 +432,11 @@ def test_the_yaml_takes_bucket_and_region_from_the_environment(monkeypatch):
         "offline_store": {
             "type": "feast_dynamo_ext.S3ParquetOfflineStore",
             "region": "eu-west-1",
-            "catalog": {"type": "sql", "warehouse": "s3://my-bucket/tables"},
+            "catalog": {
+                "type": "sql",
+                "uri": "sqlite:///../.feast-dynamo/demo/iceberg.db",
+                "warehouse": "s3://my-bucket/tables",
+            },
         },
         "entity_key_serialization_version": 3,
     }
