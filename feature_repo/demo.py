@@ -111,6 +111,7 @@ class Demo:
         items = application.items_of(purchases)
         application.create_table(self.dynamodb)
         application.write(self.dynamodb, items[:-NEW])
+        application.turn_on_stream(self.dynamodb)
         facts.append(f"{len(items) - NEW:,} purchases of {customers:,} customers in the table")
         return items[-NEW:]
 
@@ -148,23 +149,24 @@ class Demo:
         facts.append(f"all {COMPARED} equal the newest history; the unknown one is null")
 
     def buy(self, later: list[dict[str, Any]], facts: list[str]) -> None:
-        """Step 5: the application writes, capture follows, and what is served changes."""
+        """Step 5: the application writes, the stream is followed, and what is served changes."""
         store = open_store()
-        customer = int(later[-1]["customer_id"]["N"])
-        before = last_purchases(store, [customer])[customer]
-        application.write(self.dynamodb, later)
-        feast_dynamo("capture", "sync", application.TABLE, "--scan")
-        feast_dynamo("materialize", "--incremental", "--views", "last_purchase")
-        # In order, so that each customer's last one stays.
-        bought = {
-            int(item["customer_id"]["N"]): (int(item["items"]["N"]), float(item["amount"]["N"]))
-            for item in later
-        }
-        served = last_purchases(store, list(bought))
-        wrong = sum(served[each] != bought[each] for each in bought)
-        if wrong:
-            fail(f"{wrong} of {len(bought)} customers are not served their new purchase")
-        facts.append(f"customer {customer}: {said(before)}, then {said(served[customer])}")
+        first, last = (purchase_of(item) for item in (later[0], later[-1]))
+        before = last_purchases(store, [last[0]])[last[0]]
+        with following(application.TABLE) as worker:
+            # The first shows that the worker is there, which takes seconds to start.
+            application.write(self.dynamodb, later[:1])
+            until_served(store, first, worker)
+            started = time.monotonic()
+            application.write(self.dynamodb, later[1:])
+            until_served(store, last, worker)
+            took_ms = 1e3 * (time.monotonic() - started)
+            facts.append(f"customer {last[0]} was served {said(before)}, and {said(last[1])}")
+            facts.append(f"{took_ms:.0f} ms after the application began to write")
+            # In order, so that each customer's last one stays.
+            bought = dict(map(purchase_of, later))
+            for each in bought.items():
+                until_served(store, each, worker)
         facts.append(f"all {len(bought)} customers are served what they bought last")
 
     def compare_runs(
@@ -296,9 +298,48 @@ def last_purchases(store: Any, customers: list[int]) -> dict[int, tuple[int, flo
     return dict(zip(customers, values, strict=True))
 
 
+def purchase_of(item: dict[str, Any]) -> tuple[int, tuple[int, float]]:
+    """The customer of an item of the application's table, with what was bought."""
+    values = {name: float(value["N"]) for name, value in item.items()}
+    return int(values["customer_id"]), (int(values["items"]), values["amount"])
+
+
 def said(purchase: tuple[int, float]) -> str:
     """A purchase in words; of a customer who never bought anything there are none."""
     return "nothing" if purchase[0] is None else f"{purchase[0]} items for {purchase[1]}"
+
+
+def until_served(
+    store: Any, bought: tuple[int, tuple[int, float]], worker: subprocess.Popen[bytes]
+) -> None:
+    """Watch what is served of a customer until it is what was bought."""
+    customer, purchase = bought
+    deadline = time.monotonic() + 60
+    while last_purchases(store, [customer])[customer] != purchase:
+        if time.monotonic() > deadline or worker.poll() is not None:
+            fail(f"customer {customer} is not served {said(purchase)}; {WORK / 'stream.log'}")
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def following(table: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A really started `feast-dynamo capture stream`, which commits what it read at its end."""
+    command = ["feast-dynamo", "capture", "stream", table]
+    print(f"      $ {' '.join(command)}", flush=True)
+    with (WORK / "stream.log").open("w") as log:
+        worker = subprocess.Popen(
+            [Path(sys.executable).parent / command[0], *command[1:]],
+            cwd=REPO,
+            stdout=None,
+            stderr=log,
+        )
+        try:
+            yield worker
+        finally:
+            worker.terminate()
+            code = worker.wait(timeout=60)
+    if code:
+        fail(f"following the stream ended with {code}; its log: {WORK / 'stream.log'}")
 
 
 def online_by_http(url: str, customers: list[int]) -> dict[str, list[Any]]:
