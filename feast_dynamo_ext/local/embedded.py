@@ -94,10 +94,12 @@ class LocalAws:
     def environment(self) -> dict[str, str]:
         """The environment variables that point AWS's libraries and Feast at these servers."""
         endpoints = {server.name: server.endpoint for server in self.servers}
+        dynamodb = endpoints.get(ddb.NAME, endpoints[NAME])
         return {
             "AWS_ENDPOINT_URL": endpoints[NAME],
             # Also where it is the same: a shell may have that of an `up` before.
-            "AWS_ENDPOINT_URL_DYNAMODB": endpoints.get(ddb.NAME, endpoints[NAME]),
+            "AWS_ENDPOINT_URL_DYNAMODB": dynamodb,
+            "AWS_ENDPOINT_URL_DYNAMODB_STREAMS": dynamodb,
             "FEAST_S3_ENDPOINT_URL": endpoints[NAME],
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",

@@ -92,6 +92,7 @@ def test_a_day_with_the_embedded_aws(project: Path) -> None:
     assert env.stdout == (
         f"export AWS_ENDPOINT_URL={endpoint}\n"
         f"export AWS_ENDPOINT_URL_DYNAMODB={endpoint}\n"
+        f"export AWS_ENDPOINT_URL_DYNAMODB_STREAMS={endpoint}\n"
         f"export FEAST_S3_ENDPOINT_URL={endpoint}\n"
         "export AWS_ACCESS_KEY_ID=test\n"
         "export AWS_SECRET_ACCESS_KEY=test\n"
@@ -205,6 +206,7 @@ def test_json(project: Path) -> None:
     assert json.loads(run("local", "env", "--json", cwd=project).stdout) == {
         "AWS_ENDPOINT_URL": moto["endpoint"],
         "AWS_ENDPOINT_URL_DYNAMODB": moto["endpoint"],
+        "AWS_ENDPOINT_URL_DYNAMODB_STREAMS": moto["endpoint"],
         "FEAST_S3_ENDPOINT_URL": moto["endpoint"],
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
@@ -290,7 +292,8 @@ def test_dynamodb_local_serves_dynamodb_and_moto_the_rest(project: Path, monkeyp
 
     environment = json.loads(run("local", "env", "--json", cwd=project).stdout)
     assert environment["AWS_ENDPOINT_URL"] == moto["endpoint"]
-    assert environment["AWS_ENDPOINT_URL_DYNAMODB"] == dynamodb["endpoint"]
+    for service in ("DYNAMODB", "DYNAMODB_STREAMS"):
+        assert environment[f"AWS_ENDPOINT_URL_{service}"] == dynamodb["endpoint"]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     boto3.client("dynamodb").create_table(

@@ -60,6 +60,7 @@ def test_the_environment_of_moto_alone() -> None:
     assert LocalAws((moto,)).environment() == {
         "AWS_ENDPOINT_URL": "http://127.0.0.1:4001",
         "AWS_ENDPOINT_URL_DYNAMODB": "http://127.0.0.1:4001",
+        "AWS_ENDPOINT_URL_DYNAMODB_STREAMS": "http://127.0.0.1:4001",
         "FEAST_S3_ENDPOINT_URL": "http://127.0.0.1:4001",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
@@ -74,7 +75,8 @@ def test_the_environment_with_dynamodb_local() -> None:
     dynamodb = Server("dynamodb-local", "http://127.0.0.1:4002", 2, 0.0, Path("d.log"))
     environment = LocalAws((moto, dynamodb)).environment()
     assert environment["AWS_ENDPOINT_URL"] == "http://127.0.0.1:4001"
-    assert environment["AWS_ENDPOINT_URL_DYNAMODB"] == "http://127.0.0.1:4002"
+    for service in ("DYNAMODB", "DYNAMODB_STREAMS"):
+        assert environment[f"AWS_ENDPOINT_URL_{service}"] == "http://127.0.0.1:4002"
 
 
 def test_up_serves_s3_and_dynamodb(folder: Path, monkeypatch) -> None:
