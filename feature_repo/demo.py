@@ -49,7 +49,7 @@ PIPELINE = "repurchase"
 COMPARED = 200
 NEW = 500
 # moto takes about 800 rows a second: this many keep the demo at about three minutes on it.
-CUSTOMERS_ON_MOTO = 3_000
+CUSTOMERS_ON_MOTO = 2_000
 UNKNOWN_CUSTOMER = 10_000_000
 
 
