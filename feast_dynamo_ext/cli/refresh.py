@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from feast_dynamo_ext.cli.capture import source_of
+from feast_dynamo_ext.cli.named_table import source_of
 from feast_dynamo_ext.cli.repo import (
     Output,
     aws_access,
