@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker.declared_yaml import declared_yaml
-from feast_dynamo_ext.sagemaker.definition import DeclaredAt, TrainingSetDefinition
+from feast_dynamo_ext.sagemaker.definition import TrainingSetDefinition
 from feast_dynamo_ext.sagemaker.training_set import TrainingSet, create_training_set
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _of_python(repo: Path) -> Iterator[tuple[str, TrainingSetDefinition]]:
                             f"{path.name}: the training set `{variable}` has no `name`. Give it "
                             "one."
                         )
-                    value._source = DeclaredAt(f"{path.name}: {variable}")
+                    value.found_at(f"{path.name}: {variable}")
                     yield path.name, value
 
 

@@ -328,6 +328,10 @@ class TrainingSetDefinition(DeclarationModel):
         """The columns that are declared to have a role."""
         return tuple(name for name, each in self.columns.items() if each.role == role)
 
+    def found_at(self, where: str) -> None:
+        """Note where it is declared, for errors."""
+        self._source = DeclaredAt(where)
+
     def to_json(self) -> dict[str, Any]:
         """The declaration of JSON's own types, as the manifest has it; without a frame."""
         hidden = set() if isinstance(self.entity_rows, (str, dict)) else {"entity_rows"}
