@@ -171,9 +171,10 @@ def _pages() -> dict[str, Path]:
     return {name: pages[name] for name in sorted(pages, key=_place)}
 
 
-def _place(name: str) -> tuple[int, str]:
+def _place(name: str) -> tuple[int, bool, str]:
     first = name.partition("/")[0]
-    return FOLDERS.index(first) if first in FOLDERS else len(FOLDERS), name
+    place = FOLDERS.index(first) if first in FOLDERS else len(FOLDERS)
+    return place, name != "tutorial/quickstart", name
 
 
 def _list(titles: dict[str, str]) -> str:

@@ -248,8 +248,11 @@ def test_errors_are_one_line_and_usage_errors_are_clicks(tmp_path) -> None:
 
 
 GROUPS = [name for name, command in main.commands.items() if hasattr(command, "commands")]
-PLAIN = ["endpoint local", "endpoint serve", "endpoint invoke", "pipeline render"]
-"""Servers have no answer, and what these others print has one form."""
+PLAIN = [
+    *("endpoint local", "endpoint serve", "endpoint invoke"),
+    *("pipeline render", "pipeline prepare"),
+]
+"""Servers have no answer, and what these others print, or a program of the repo, has one form."""
 
 
 def every_command() -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import http.server
 import importlib.util
-import itertools
 import json
 import os
 import queue
@@ -13,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+import uuid
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-NUMBERS = itertools.count()
 SECOND = 1_767_608_400
 
 
@@ -123,7 +122,8 @@ def failures(answer: Any) -> list[str]:
 
 
 def open_repo(tmp_path: Path, endpoint: str, **online: Any) -> Repo:
-    number = next(NUMBERS)
+    # Workers of a run share the servers.
+    number = uuid.uuid4().hex[:10]
     folder = tmp_path / f"repo{number}"
     folder.mkdir()
     aws = {"endpoint_url": endpoint, "region": REGION}

@@ -202,6 +202,19 @@ def test_the_answers_of_both_repos_are_compared(tmp_path, moto_endpoint, monkeyp
 # IAM policies
 
 
+def without_captured_table(definitions: Path) -> None:
+    """What captured tables need beside is tried in test_capture_policies.py."""
+    text = definitions.read_text()
+    for first, after in (
+        ("purchases = DynamoDBTableSource(", "customer_90d_source = "),
+        ("last_purchase = FeatureView(", "customer_90d = "),
+    ):
+        before, found, rest = text.partition(first)
+        assert found
+        text = before + rest[rest.index(after) :]
+    definitions.write_text(text)
+
+
 @pytest.fixture
 def as_user(tmp_path, small_shop, monkeypatch, fork_server):
     """A bucket with history on a moto that enforces IAM; acts as the user of a policy."""
@@ -213,6 +226,7 @@ def as_user(tmp_path, small_shop, monkeypatch, fork_server):
     monkeypatch.setenv("FEATURE_BUCKET", "my-features")
     shutil.copytree(ROOT / "feature_repo", tmp_path / "feature_repo")
     monkeypatch.chdir(tmp_path)
+    without_captured_table(Path("feature_repo", "definitions.py"))
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     boto3.client("s3").create_bucket(Bucket="my-features")
     for script in (["history.py"], ["labels.py", "entity_rows.parquet"]):

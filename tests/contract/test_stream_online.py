@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import uuid
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -28,7 +29,6 @@ from feast_dynamo_ext.capture.online_changes import OnlineChanges
 from feast_dynamo_ext.capture.stream_records import converted, stream_records
 from feast_dynamo_ext.errors import ConfigError, ResourceNotFoundError
 
-NUMBERS = itertools.count()
 UTC = dt.timezone.utc
 BOTH = ("customer", "order")
 SCHEMA = [
@@ -157,7 +157,7 @@ def shop(open_store: Any, dynamodb: Any, tmp_path: Any) -> Any:
     """Two repos over one captured table: one follows its stream, the other materializes."""
 
     def open_shop() -> Shop:
-        number = next(NUMBERS)
+        number = uuid.uuid4().hex[:12]
         name = f"orders{number}"
         places = {"region_name": REGION, "endpoint_url": dynamodb.endpoint}
         client = boto3.client("dynamodb", **places)

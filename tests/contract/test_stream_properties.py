@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import json
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.server
 
-NUMBERS = itertools.count()
 ORDERS = 4
 SECOND, LAST_S = 1_000_000, 100
 
@@ -159,7 +159,7 @@ def oracle(log: list[captured.Change], *, known: bool) -> dict[str, list[int | N
 @pytest.fixture(scope="module")
 def open_shop(dynamodb_local: str, tmp_path_factory: Any) -> Any:
     def open_shop() -> FollowedShop:
-        name, folder = f"shop{next(NUMBERS)}", tmp_path_factory.mktemp("shop")
+        name, folder = f"shop{uuid.uuid4().hex[:10]}", tmp_path_factory.mktemp("shop")
         config = open_repo_config(
             folder,
             project=name,

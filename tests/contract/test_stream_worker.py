@@ -8,6 +8,7 @@ import itertools
 import random
 import threading
 import time
+import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +31,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.server
 
-NUMBERS = itertools.count()
-
 
 def open_shop(open_store: Any, endpoint: str, tmp_path: Any, **online: Any) -> FollowedShop:
-    name = f"orders{next(NUMBERS)}"
+    name = f"orders{uuid.uuid4().hex[:12]}"
     online |= {"endpoint_url": endpoint, "region": REGION}
     store = open_store(name, online=online, offline={"catalog": {"type": "sql"}})
     return FollowedShop.make(store, endpoint, name, tmp_path)
