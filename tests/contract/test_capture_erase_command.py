@@ -9,13 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import pytest
-from capture_shop import BEGUN, Shop, item
+from capture_shop import BEGUN, Shop, item, repo_over
 from click.testing import CliRunner
-from feast import Entity, FeatureStore, FeatureView, Field, ValueType
-from feast.types import Float64, Int64
-from repos import REGION, write_repo_yaml
 
-from feast_dynamo_ext import ViewSettings
 from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.errors import TrainingSetError
 from feast_dynamo_ext.sagemaker import TimeSplit, create_training_set
@@ -23,6 +19,8 @@ from feast_dynamo_ext.sagemaker.rebuild import rebuild
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from feast import FeatureStore, FeatureView
 
 GONE = 4711
 
@@ -78,32 +76,11 @@ class Repo(NamedTuple):
 
 @pytest.fixture
 def repo(shop: Shop, tmp_path: Path) -> Repo:
-    write_repo_yaml(
-        tmp_path,
-        project=shop.store.project,
-        registry=str(tmp_path / "repo.db"),
-        online={"endpoint_url": shop.service.url, "region": REGION},
-        offline={
-            "catalog": {"type": "sql"},
-            "endpoint_url": shop.store.config.offline_store.endpoint_url,
-            "region": REGION,
-        },
-    )
-    store = FeatureStore(repo_path=str(tmp_path))
-    customer = Entity(name="customer", join_keys=["customer"], value_type=ValueType.INT64)
-    view = FeatureView(
-        name=f"of_{shop.source.name}",
-        entities=[customer],
-        schema=[Field(name="amount", dtype=Float64), Field(name="customer", dtype=Int64)],
-        source=shop.source,
-        ttl=dt.timedelta(0),
-        tags=ViewSettings(deletes="ignore").tags(),
-    )
-    store.apply([customer, view])
+    store, view = repo_over(shop, tmp_path)
     for each in (GONE, 9):
         shop.service.put(item(each, 1))
     shop.service.clock.forward(minutes=1)
-    made = Repo(tmp_path, shop, store, store.get_feature_view(view.name))
+    made = Repo(tmp_path, shop, store, view)
     made.run("capture", "sync", shop.source.name, "--exports", shop.target.uri)
     return made
 

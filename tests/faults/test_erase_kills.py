@@ -14,12 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from capture_shop import BEGUN, item, new_shop
-from feast import Entity, FeatureStore, FeatureView, Field, ValueType
-from feast.types import Float64, Int64
-from repos import REGION, write_repo_yaml
-
-from feast_dynamo_ext import ViewSettings
+from capture_shop import BEGUN, item, new_shop, repo_over
 
 TIMES = int(os.environ.get("FAULT_TIMES", "1"))
 KILLS = 3 if TIMES == 1 else 2 * TIMES
@@ -48,28 +43,7 @@ def holding(folder: Path, gone: int) -> list[str]:
 
 def test_a_repeated_run_leaves_nothing(shop, fork_server, tmp_path):
     name = shop.source.name
-    write_repo_yaml(
-        tmp_path,
-        project=shop.store.project,
-        registry=str(tmp_path / "repo.db"),
-        online={"endpoint_url": shop.service.url, "region": REGION},
-        offline={
-            "catalog": {"type": "sql"},
-            "endpoint_url": shop.store.config.offline_store.endpoint_url,
-            "region": REGION,
-        },
-    )
-    store = FeatureStore(repo_path=str(tmp_path))
-    customer = Entity(name="customer", join_keys=["customer"], value_type=ValueType.INT64)
-    view = FeatureView(
-        name=f"of_{name}",
-        entities=[customer],
-        schema=[Field(name="amount", dtype=Float64), Field(name="customer", dtype=Int64)],
-        source=shop.source,
-        ttl=dt.timedelta(0),
-        tags=ViewSettings(deletes="ignore").tags(),
-    )
-    store.apply([customer, view])
+    store, view = repo_over(shop, tmp_path)
     log, dice = tmp_path / "run.log", random.Random(TIMES)  # noqa: S311 - no secret
 
     def start(gone: int) -> subprocess.Popen:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from export_service import Clock, ExportService
 from export_writer import ExportedTable
-from feast import Field
+from feast import Entity, FeatureStore, FeatureView, Field, ValueType
 from feast.types import Float64, Int64, String, UnixTimestamp
-from repos import REGION
+from repos import REGION, write_repo_yaml
 
-from feast_dynamo_ext import DynamoDBTableSource
+from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
 from feast_dynamo_ext.capture.captured import capture_of
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable
 from feast_dynamo_ext.capture.export_jobs import ExportTarget
@@ -23,8 +23,7 @@ from feast_dynamo_ext.polling import Poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from feast import FeatureStore
+    from pathlib import Path
 
 NUMBERS = itertools.count()
 BEGUN = dt.datetime(2026, 3, 1, tzinfo=dt.timezone.utc)
@@ -121,3 +120,30 @@ def new_shop(open_store: Any, moto_endpoint: str, bucket: str, tmp_path: Any) ->
     clock = Clock(BEGUN)
     with ExportService(moto_endpoint, client, s3, table, ("customer", "at"), clock) as service:
         yield Shop(store, service, source, f"s3://{bucket}/exports")
+
+
+def repo_over(shop: Shop, folder: Path) -> tuple[FeatureStore, FeatureView]:
+    """A feature repo in a folder, which commands find, with a view over the table by customer."""
+    write_repo_yaml(
+        folder,
+        project=shop.store.project,
+        registry=str(folder / "repo.db"),
+        online={"endpoint_url": shop.service.url, "region": REGION},
+        offline={
+            "catalog": {"type": "sql"},
+            "endpoint_url": shop.store.config.offline_store.endpoint_url,
+            "region": REGION,
+        },
+    )
+    store = FeatureStore(repo_path=str(folder))
+    customer = Entity(name="customer", join_keys=["customer"], value_type=ValueType.INT64)
+    view = FeatureView(
+        name=f"of_{shop.source.name}",
+        entities=[customer],
+        schema=[Field(name="amount", dtype=Float64), Field(name="customer", dtype=Int64)],
+        source=shop.source,
+        ttl=dt.timedelta(0),
+        tags=ViewSettings(deletes="ignore").tags(),
+    )
+    store.apply([customer, view])
+    return store, store.get_feature_view(view.name)
