@@ -267,16 +267,18 @@ def test_tables_made_elsewhere_are_of_the_project_that_is_first(account, tmp_pat
 
     for late, view, project in ((second, orders, first.project), (first, visits, second.project)):
         words = f"`{view.name}` of project {late.project} .* belongs to Feast project {project}"
-        for refused in (
-            lambda late=late, view=view: late.plan(contents(view)),
-            lambda late=late, view=view: late.apply([CUSTOMER, view]),
-            lambda late=late, view=view: late.push(f"{view.name}_push", pd.DataFrame(row)),
-            lambda late=late, view=view: late.get_online_features(
-                [f"{view.name}:total"], [{"cid": 1}]
-            ),
-        ):
-            with pytest.raises(TableTakenError, match=words):
-                refused()
+        with pytest.raises(TableTakenError, match=words):
+            late.plan(contents(view))
+        with pytest.raises(TableTakenError, match=words):
+            late.apply([CUSTOMER, view])
+        # A registry that another process has written, without a look at the tables.
+        late.registry.apply_entity(CUSTOMER, late.project)
+        late.registry.apply_data_source(view.stream_source, late.project)
+        late.registry.apply_feature_view(view, late.project)
+        with pytest.raises(TableTakenError, match=words):
+            late.push(f"{view.name}_push", pd.DataFrame(row))
+        with pytest.raises(TableTakenError, match=words):
+            late.get_online_features([f"{view.name}:total"], [{"cid": 1}])
     for store, name in ((first, "orders"), (second, "visits")):
         answer = store.get_online_features([f"{name}:total"], [{"cid": 1}]).to_dict()
         assert answer["total"] == [1.5]
