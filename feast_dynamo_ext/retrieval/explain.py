@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from feast_dynamo_ext.parquet.dataset import FOOTERS_AT_ONCE
 from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.retrieval.inputs import checked_source
-from feast_dynamo_ext.retrieval.join import prune, rows_at_once, with_tombstones_of
+from feast_dynamo_ext.retrieval.join import opened, prune, rows_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -121,8 +121,7 @@ def explain_join(
     Raises:
         OfflineStoreError: a source that is not there, or lacks a column.
     """
-    sources = [checked_source(view, open_source(view.source)) for view in plan.views]
-    plan = with_tombstones_of(plan, sources)
+    plan, sources = opened(plan, open_source)
     because = "`join_plan` says so: " if is_chosen else ""
     views = []
     for view, source in zip(plan.views, sources, strict=True):

@@ -11,6 +11,7 @@ took 25 ns and Arrow's `take` 35 ns. All others (text, lists, maps) are left to 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -56,8 +57,7 @@ def join(
         EntityRowsError: a feature would have the name of a column that is there.
         OfflineStoreError: see its subclasses.
     """
-    sources = [checked_source(view, open_source(view.source)) for view in plan.views]
-    plan = with_tombstones_of(plan, sources)
+    plan, sources = opened(plan, open_source)
     schema = _schema(plan, entities.table.schema, sources)
     rows, at_once = len(entities.times), rows_at_once(plan, sources, engine.entity_bytes)
 
@@ -69,10 +69,32 @@ def join(
     return Result(schema, rows, batches)
 
 
-def with_tombstones_of(plan: PitPlan, sources: Sequence[ParquetSource]) -> PitPlan:
-    """A plan as the rows of its sources need it; see `with_tombstones`."""
+OPENED_TOGETHER = 8
+"""Sources: a folder is listed, or a table's log read, by several requests one after another."""
+
+
+def opened(
+    plan: PitPlan, open_source: Callable[[DataSource], ParquetSource]
+) -> tuple[PitPlan, list[ParquetSource]]:
+    """The sources of a plan's views, and the plan as their rows need it.
+
+    Args:
+        plan: the join.
+        open_source: opens a source; called once for each, by several threads.
+
+    Raises:
+        OfflineStoreError: a source that is not there, or lacks a column; of the first such view.
+    """
+    distinct = {view.source.name: view.source for view in plan.views}
+    with ThreadPoolExecutor(max(1, min(len(distinct), OPENED_TOGETHER))) as pool:
+        # What is pinned, traced or given up is said by the context.
+        found = {
+            name: pool.submit(copy_context().run, open_source, source)
+            for name, source in distinct.items()
+        }
+    sources = [checked_source(view, found[view.source.name].result()) for view in plan.views]
     views = map(with_tombstones, plan.views, sources)
-    return replace(plan, views=tuple(views))
+    return replace(plan, views=tuple(views)), sources
 
 
 def rows_at_once(plan: PitPlan, sources: Sequence[ParquetSource], most_bytes: int) -> int:

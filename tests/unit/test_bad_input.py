@@ -42,6 +42,7 @@ from feast_dynamo_ext.errors import (
     FeastDynamoError,
     IncompleteReadError,
     IncompleteWriteError,
+    SourceNotFoundError,
     UnsupportedTypeError,
 )
 from feast_dynamo_ext.parquet.source import ParquetSource
@@ -241,6 +242,21 @@ def test_a_stopped_local_server_is_named(open_store, monkeypatch):
     with pytest.raises(AwsUnavailableError, match="If that is the embedded AWS"):
         ParquetSource.open(parquet_files("s3://bucket/orders"), store.config)
     assert aws.local_advice("https://dynamodb.eu-west-1.amazonaws.com") == ""
+
+
+def test_of_several_sources_that_are_not_there_the_first_views_is_named(open_store, tmp_path):
+    from feast_dynamo_ext import S3ParquetOfflineStore
+
+    views = [
+        customer_view(name, parquet_files(tmp_path / name)) for name in ("visits", "orders", "a")
+    ]
+    rows = pd.DataFrame({"cid": [1], "event_timestamp": [pd.Timestamp("2026-01-01", tz="UTC")]})
+    references = [f"{view.name}:total" for view in views]
+    job = S3ParquetOfflineStore.get_historical_features(
+        open_store().config, views, references, rows, NoRegistry(), "p", full_feature_names=True
+    )
+    with pytest.raises(SourceNotFoundError, match="visits"):
+        job.to_df()
 
 
 @pytest.mark.parametrize(
