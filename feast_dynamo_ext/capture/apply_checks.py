@@ -11,9 +11,9 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.capture.attribute_types import CapturedColumns
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
 from feast_dynamo_ext.capture.table_source import DynamoDBTableSource, attribute_of
+from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
 from feast_dynamo_ext.columns import WRITTEN, join_keys, stored_names
 from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import (

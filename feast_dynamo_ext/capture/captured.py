@@ -12,17 +12,25 @@ from feast_dynamo_ext.capture.apply_checks import (
     captured_columns,
     make_history,
 )
-from feast_dynamo_ext.capture.change_rows import RecordReader, as_of
 from feast_dynamo_ext.capture.dynamo_table import dynamodb_client
-from feast_dynamo_ext.capture.export_files import DataStream
-from feast_dynamo_ext.capture.export_rows import DataFile as Conversion
+from feast_dynamo_ext.capture.exports.export_files import DataStream
+from feast_dynamo_ext.capture.exports.export_rows import DataFile as Conversion
+from feast_dynamo_ext.capture.exports.missing_items import MissingItems
+from feast_dynamo_ext.capture.exports.sync import Capture, CaptureProgress
 from feast_dynamo_ext.capture.history import CapturedHistory
-from feast_dynamo_ext.capture.missing_items import MissingItems
-from feast_dynamo_ext.capture.online_changes import OnlineChanges
-from feast_dynamo_ext.capture.stream import StreamWorker, stream_arn
-from feast_dynamo_ext.capture.stream_leases import ShardLeases, lease_table, make_lease_table
-from feast_dynamo_ext.capture.stream_records import WITH_NEW_IMAGES, converted, stream_records
-from feast_dynamo_ext.capture.sync import Capture, CaptureProgress
+from feast_dynamo_ext.capture.stream.online_changes import OnlineChanges
+from feast_dynamo_ext.capture.stream.stream_leases import (
+    ShardLeases,
+    lease_table,
+    make_lease_table,
+)
+from feast_dynamo_ext.capture.stream.stream_records import (
+    WITH_NEW_IMAGES,
+    converted,
+    stream_records,
+)
+from feast_dynamo_ext.capture.stream.stream_worker import StreamWorker, stream_arn
+from feast_dynamo_ext.capture.values.change_rows import RecordReader, as_of
 from feast_dynamo_ext.errors import CaptureError, SourceNotFoundError
 from feast_dynamo_ext.materialize.lease import LeaseSettings
 
@@ -32,12 +40,12 @@ if TYPE_CHECKING:
     from feast import FeatureStore, RepoConfig
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.capture.attribute_types import CapturedColumns
-    from feast_dynamo_ext.capture.change_rows import Converted
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable
-    from feast_dynamo_ext.capture.export_files import DataFile, Export
-    from feast_dynamo_ext.capture.stream import StreamSettings
+    from feast_dynamo_ext.capture.exports.export_files import DataFile, Export
+    from feast_dynamo_ext.capture.stream.stream_worker import StreamSettings
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+    from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
+    from feast_dynamo_ext.capture.values.change_rows import Converted
 
 
 logger = logging.getLogger(__name__)

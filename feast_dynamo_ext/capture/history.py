@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.capture.change_rows import QUARANTINE, Converted, joined
-from feast_dynamo_ext.capture.erased_keys import ERASED_SUFFIX, ErasedKeys
-from feast_dynamo_ext.capture.stream_positions import StreamPositions
-from feast_dynamo_ext.capture.windows import CaptureState
+from feast_dynamo_ext.capture.erasure.erased_keys import ERASED_SUFFIX, ErasedKeys
+from feast_dynamo_ext.capture.exports.windows import CaptureState
+from feast_dynamo_ext.capture.stream.stream_positions import StreamPositions
+from feast_dynamo_ext.capture.values.change_rows import QUARANTINE, Converted, joined
 from feast_dynamo_ext.columns import CHANGE_ID, WRITTEN
 from feast_dynamo_ext.errors import CaptureError, NotCommittedError, SourceNotFoundError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors, opened

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from feast_dynamo_ext.capture.attribute_types import MOST_DIGITS
-from feast_dynamo_ext.capture.export_rows import export_records
-from feast_dynamo_ext.capture.item_values import ISO, NUMBER
+from feast_dynamo_ext.capture.exports.export_rows import export_records
+from feast_dynamo_ext.capture.values.attribute_types import MOST_DIGITS
+from feast_dynamo_ext.capture.values.item_values import ISO, NUMBER
 from feast_dynamo_ext.columns import CHANGE, CHANGE_ID, WRITTEN
 
 if TYPE_CHECKING:

@@ -27,12 +27,12 @@ from pydantic import field_validator
 from feast_dynamo_ext import _feast
 from feast_dynamo_ext.capture.apply_checks import check_history
 from feast_dynamo_ext.capture.captured import history_of
-from feast_dynamo_ext.capture.change_rows import RecordReader
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
-from feast_dynamo_ext.capture.lambda_image import refuse_local
-from feast_dynamo_ext.capture.online_changes import OnlineChanges
-from feast_dynamo_ext.capture.stream_records import converted, stream_records
+from feast_dynamo_ext.capture.stream.lambda_image import refuse_local
+from feast_dynamo_ext.capture.stream.online_changes import OnlineChanges
+from feast_dynamo_ext.capture.stream.stream_records import converted, stream_records
 from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+from feast_dynamo_ext.capture.values.change_rows import RecordReader
 from feast_dynamo_ext.config import SettingsModel, did_you_mean, refuse_unknown
 from feast_dynamo_ext.errors import CaptureError, ConfigError, FeastDynamoError
 from feast_dynamo_ext.forks import Lock
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
     from feast_dynamo_ext.capture.history import CapturedHistory
-    from feast_dynamo_ext.capture.stream_records import StreamRecord
+    from feast_dynamo_ext.capture.stream.stream_records import StreamRecord
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.capture.change_rows import QUARANTINE, RecordReader
 from feast_dynamo_ext.capture.history import Look, without
+from feast_dynamo_ext.capture.values.change_rows import QUARANTINE, RecordReader
 from feast_dynamo_ext.columns import CHANGE_ID, WRITTEN
 from feast_dynamo_ext.errors import SourceNotFoundError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
@@ -19,8 +19,8 @@ from feast_dynamo_ext.parquet.iceberg.ledger import COMMIT_ID
 from feast_dynamo_ext.timestamps import EPOCH, MICROSECOND
 
 if TYPE_CHECKING:
-    from feast_dynamo_ext.capture.attribute_types import CapturedColumns
     from feast_dynamo_ext.capture.history import CapturedHistory
+    from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
 
 
 AT_ONCE = 50_000

@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.capture.export_files import DataStream, exports_below, read_export
+from feast_dynamo_ext.capture.exports.export_files import DataStream, exports_below, read_export
 from feast_dynamo_ext.errors import CaptureError, ResourceNotFoundError
 
 if TYPE_CHECKING:

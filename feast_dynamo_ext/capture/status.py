@@ -6,8 +6,8 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.capture.stream_positions import StreamPositions
-from feast_dynamo_ext.capture.windows import SHORTEST
+from feast_dynamo_ext.capture.exports.windows import SHORTEST
+from feast_dynamo_ext.capture.stream.stream_positions import StreamPositions
 from feast_dynamo_ext.errors import SourceNotFoundError
 from feast_dynamo_ext.parquet.iceberg.optimize import optimize
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from feast_dynamo_ext.capture.history import CapturedHistory
-    from feast_dynamo_ext.capture.stream_positions import ShardPosition
+    from feast_dynamo_ext.capture.stream.stream_positions import ShardPosition
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 
 

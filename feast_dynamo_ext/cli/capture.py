@@ -24,8 +24,8 @@ from feast_dynamo_ext.progress import shown
 if TYPE_CHECKING:
     from feast import FeatureStore
 
+    from feast_dynamo_ext.capture.exports.sync import Capture, SyncResult
     from feast_dynamo_ext.capture.status import CaptureStatus
-    from feast_dynamo_ext.capture.sync import Capture, SyncResult
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 
 
@@ -92,7 +92,7 @@ def sync(
     """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.capture.captured import capture_of
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
-    from feast_dynamo_ext.capture.export_jobs import ExportTarget
+    from feast_dynamo_ext.capture.exports.export_jobs import ExportTarget
 
     store = store_of(repo)
     found = source_of(store, source)
@@ -260,7 +260,7 @@ def lambda_image(folder: Path, requirement: str | None, output: Output, repo: Pa
     feast-dynamo capture lambda-image image
     docker build --platform linux/amd64 --provenance=false --tag feast-dynamo-capture image
     """  # noqa: D301 - click keeps the lines after \b as they are
-    from feast_dynamo_ext.capture.lambda_image import write_image
+    from feast_dynamo_ext.capture.stream.lambda_image import write_image
 
     files = write_image(store_of(repo), folder, requirement)
     output.show(
@@ -339,7 +339,7 @@ def _scan(
 ) -> None:
     from feast_dynamo_ext.capture.captured import capture_of, columns_of
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable
-    from feast_dynamo_ext.capture.table_scan import scan as scanned
+    from feast_dynamo_ext.capture.exports.table_scan import scan as scanned
     from feast_dynamo_ext.progress import Steps
 
     table = DynamoTable.from_table(client, source)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable
-    from feast_dynamo_ext.capture.stream import StreamWorker
-    from feast_dynamo_ext.capture.stream_figures import StreamFigures
+    from feast_dynamo_ext.capture.stream.stream_figures import StreamFigures
+    from feast_dynamo_ext.capture.stream.stream_worker import StreamWorker
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 
 
@@ -104,7 +104,7 @@ def stream(
     """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.capture.captured import worker_of
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
-    from feast_dynamo_ext.capture.stream import StreamSettings
+    from feast_dynamo_ext.capture.stream.stream_worker import StreamSettings
 
     store = store_of(repo)
     found = source_of(store, source)
@@ -181,8 +181,8 @@ def _bootstrap(
     """What captures the table as it is."""
     from feast_dynamo_ext.capture.captured import capture_of, columns_of
     from feast_dynamo_ext.capture.dynamo_table import dynamodb_client
-    from feast_dynamo_ext.capture.export_jobs import ExportTarget
-    from feast_dynamo_ext.capture.table_scan import scan
+    from feast_dynamo_ext.capture.exports.export_jobs import ExportTarget
+    from feast_dynamo_ext.capture.exports.table_scan import scan
 
     client: Any = dynamodb_client(store.config)
     capture = capture_of(source, table, store.config)

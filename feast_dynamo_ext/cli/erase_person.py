@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from feast import FeatureStore
 
-    from feast_dynamo_ext.capture.erasure import ErasePlan, EraseResult, Erasure
+    from feast_dynamo_ext.capture.erasure.erasure import ErasePlan, EraseResult, Erasure
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
     from feast_dynamo_ext.sagemaker.sets_of_person import SetOfPerson
 
@@ -109,7 +109,7 @@ def erase(
       feast-dynamo capture erase orders --where customer_id=5 --training-sets s3://bucket/sets
     """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.capture.dynamo_table import dynamodb_client
-    from feast_dynamo_ext.capture.erasure import check_done
+    from feast_dynamo_ext.capture.erasure.erasure import check_done
     from feast_dynamo_ext.sagemaker.sets_of_person import remove_set
 
     if bool(key) == bool(where):
@@ -155,10 +155,10 @@ def _erasure(
     *,
     is_key: bool,
 ) -> Erasure:
-    from feast_dynamo_ext.capture.erase_online import OnlineViews
-    from feast_dynamo_ext.capture.erasure import Erasure
+    from feast_dynamo_ext.capture.erasure.erase_online import OnlineViews
+    from feast_dynamo_ext.capture.erasure.erasure import Erasure
+    from feast_dynamo_ext.capture.erasure.person import Person, columns_of_history
     from feast_dynamo_ext.capture.history import CapturedHistory
-    from feast_dynamo_ext.capture.person import Person, columns_of_history
     from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
 
     history = CapturedHistory.from_source(source, store.config)
@@ -209,7 +209,7 @@ def _sets(
 
 
 def _planned(plan: ErasePlan, sets: list[SetOfPerson]) -> dict[str, Any]:
-    from feast_dynamo_ext.capture.erasure import BEYOND
+    from feast_dynamo_ext.capture.erasure.erasure import BEYOND
 
     return {
         "source": plan.source,
@@ -238,7 +238,7 @@ def _planned(plan: ErasePlan, sets: list[SetOfPerson]) -> dict[str, Any]:
 
 
 def _plan_text(plan: ErasePlan, sets: list[SetOfPerson]) -> str:
-    from feast_dynamo_ext.capture.erasure import BEYOND
+    from feast_dynamo_ext.capture.erasure.erasure import BEYOND
 
     lines = [
         f"All items with {plan.person} of source {plan.source}:",

@@ -186,8 +186,8 @@ def capture_source(store: FeatureStore, how: Capture, name: str) -> str:
     """
     from feast_dynamo_ext.capture.captured import capture_of, columns_of
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
-    from feast_dynamo_ext.capture.export_jobs import ExportTarget
-    from feast_dynamo_ext.capture.table_scan import scan
+    from feast_dynamo_ext.capture.exports.export_jobs import ExportTarget
+    from feast_dynamo_ext.capture.exports.table_scan import scan
 
     source = source_of(store, name)
     client = dynamodb_client(store.config)

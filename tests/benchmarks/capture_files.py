@@ -163,7 +163,7 @@ def columns() -> Any:
         UnixTimestamp,
     )
 
-    from feast_dynamo_ext.capture.attribute_types import CapturedColumns
+    from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
 
     fields = [
         Field(name="address", dtype=Struct({"city": String, "zip": String})),
@@ -210,8 +210,8 @@ def convert(folder: Path, name: str, declared: Any) -> int:
     """One data file into one Parquet file and the quarantine's."""
     import pyarrow.parquet as pq
 
-    from feast_dynamo_ext.capture.change_rows import QUARANTINE
-    from feast_dynamo_ext.capture.export_rows import DataFile
+    from feast_dynamo_ext.capture.exports.export_rows import DataFile
+    from feast_dynamo_ext.capture.values.change_rows import QUARANTINE
 
     records, md5 = json.loads((folder / "manifest.json").read_text())[name]
     schema = declared.history_schema

@@ -197,7 +197,7 @@ def follow(settings: dict[str, Any]) -> dict[str, Any]:
     """The worker, until SIGTERM."""
     from feast_dynamo_ext.capture.captured import worker_of
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable
-    from feast_dynamo_ext.capture.stream import StreamSettings
+    from feast_dynamo_ext.capture.stream.stream_worker import StreamSettings
 
     store = _store(settings)
     source: Any = store.get_data_source(NAME)

@@ -22,14 +22,14 @@ from feast.types import Float64, Int64, String
 
 from feast_dynamo_ext import ViewSettings
 from feast_dynamo_ext.capture.captured import columns_of
-from feast_dynamo_ext.capture.change_rows import RecordReader
-from feast_dynamo_ext.capture.erase_online import OnlineViews
-from feast_dynamo_ext.capture.erasure import Erasure, check_done
+from feast_dynamo_ext.capture.erasure.erase_online import OnlineViews
+from feast_dynamo_ext.capture.erasure.erasure import Erasure, check_done
+from feast_dynamo_ext.capture.erasure.person import Person, columns_of_history
+from feast_dynamo_ext.capture.exports.table_scan import scan
 from feast_dynamo_ext.capture.history import CapturedHistory
-from feast_dynamo_ext.capture.online_changes import OnlineChanges
-from feast_dynamo_ext.capture.person import Person, columns_of_history
 from feast_dynamo_ext.capture.quarantine import retry
-from feast_dynamo_ext.capture.table_scan import scan
+from feast_dynamo_ext.capture.stream.online_changes import OnlineChanges
+from feast_dynamo_ext.capture.values.change_rows import RecordReader
 from feast_dynamo_ext.errors import CaptureError, OfflineStoreError
 from feast_dynamo_ext.online_store import DynamoOnlineStore
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle

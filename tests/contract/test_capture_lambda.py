@@ -30,7 +30,7 @@ from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.lambda_handler import Function
-from feast_dynamo_ext.capture.lambda_image import TEMPLATE
+from feast_dynamo_ext.capture.stream.lambda_image import TEMPLATE
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import (
     CaptureError,

@@ -16,8 +16,8 @@ from feast import Entity, FeatureView, Field, ValueType
 from feast.types import Float64, Int64, UnixTimestamp
 
 from feast_dynamo_ext import ViewSettings
-from feast_dynamo_ext.capture.export_jobs import Exports
-from feast_dynamo_ext.capture.windows import Window
+from feast_dynamo_ext.capture.exports.export_jobs import Exports
+from feast_dynamo_ext.capture.exports.windows import Window
 from feast_dynamo_ext.parquet.iceberg.optimize import optimize
 
 

@@ -23,14 +23,14 @@ from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext.capture.captured import capture_of
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable
-from feast_dynamo_ext.capture.export_jobs import ExportTarget, Poll
-from feast_dynamo_ext.capture.stream_positions import (
+from feast_dynamo_ext.capture.exports.export_jobs import ExportTarget, Poll
+from feast_dynamo_ext.capture.exports.windows import CaptureState
+from feast_dynamo_ext.capture.stream.stream_positions import (
     STREAM,
     FollowedStream,
     ShardPosition,
     shard_source,
 )
-from feast_dynamo_ext.capture.windows import CaptureState
 from feast_dynamo_ext.cli.main import main
 from feast_dynamo_ext.parquet.iceberg.ledger import Progress
 

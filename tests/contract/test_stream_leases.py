@@ -9,7 +9,7 @@ import boto3
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
-from feast_dynamo_ext.capture.stream_leases import ShardLeases, make_lease_table
+from feast_dynamo_ext.capture.stream.stream_leases import ShardLeases, make_lease_table
 from feast_dynamo_ext.errors import LeaseLostError
 from feast_dynamo_ext.materialize.lease import LeaseSettings, Process
 

@@ -22,11 +22,11 @@ from repos import REGION
 
 from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
 from feast_dynamo_ext.capture.captured import columns_of
-from feast_dynamo_ext.capture.change_rows import RecordReader
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable
 from feast_dynamo_ext.capture.history import CapturedHistory
-from feast_dynamo_ext.capture.online_changes import OnlineChanges
-from feast_dynamo_ext.capture.stream_records import converted, stream_records
+from feast_dynamo_ext.capture.stream.online_changes import OnlineChanges
+from feast_dynamo_ext.capture.stream.stream_records import converted, stream_records
+from feast_dynamo_ext.capture.values.change_rows import RecordReader
 from feast_dynamo_ext.errors import ConfigError, ResourceNotFoundError
 
 UTC = dt.timezone.utc

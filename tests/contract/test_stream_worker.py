@@ -18,16 +18,16 @@ from fake_streams import FakeStreams, error
 from followed import QUICK, FollowedShop, create_table, following, source_of, until
 from repos import REGION
 
+from feast_dynamo_ext.capture.exports.windows import CaptureState
 from feast_dynamo_ext.capture.status import status_of
-from feast_dynamo_ext.capture.stream_positions import shard_source
-from feast_dynamo_ext.capture.stream_shards import ShardReader, list_shards
-from feast_dynamo_ext.capture.windows import CaptureState
+from feast_dynamo_ext.capture.stream.stream_positions import shard_source
+from feast_dynamo_ext.capture.stream.stream_shards import ShardReader, list_shards
 from feast_dynamo_ext.errors import AccessDeniedError, AwsUnavailableError, CaptureError
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.ledger import Progress
 
 if TYPE_CHECKING:
-    from feast_dynamo_ext.capture.stream import StreamWorker
+    from feast_dynamo_ext.capture.stream.stream_worker import StreamWorker
 
 pytestmark = pytest.mark.server
 

@@ -22,8 +22,8 @@ from feast.types import Int64, UnixTimestamp
 from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
+from feast_dynamo_ext.capture.exports.windows import Window
 from feast_dynamo_ext.capture.history import CapturedHistory
-from feast_dynamo_ext.capture.windows import Window
 
 TIMES = int(os.environ.get("FAULT_TIMES", "1"))
 KILLS = 3 if TIMES == 1 else 2 * TIMES

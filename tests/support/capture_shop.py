@@ -17,7 +17,7 @@ from repos import REGION, write_repo_yaml
 from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
 from feast_dynamo_ext.capture.captured import capture_of
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable
-from feast_dynamo_ext.capture.export_jobs import ExportTarget
+from feast_dynamo_ext.capture.exports.export_jobs import ExportTarget
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.polling import Poll
 

@@ -27,7 +27,7 @@ from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
 from feast_dynamo_ext.capture.captured import worker_of
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable
 from feast_dynamo_ext.capture.history import CapturedHistory
-from feast_dynamo_ext.capture.stream import StreamSettings
+from feast_dynamo_ext.capture.stream.stream_worker import StreamSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from feast import FeatureStore
 
-    from feast_dynamo_ext.capture.stream import StreamWorker
+    from feast_dynamo_ext.capture.stream.stream_worker import StreamWorker
 
 BEGUN = dt.datetime(2026, 3, 1, tzinfo=dt.timezone.utc)
 ORDER = Entity(name="order", join_keys=["order"], value_type=ValueType.INT64)

@@ -23,9 +23,9 @@ from feast.types import Int64, Json, String
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.capture.attribute_types import CapturedColumns
-from feast_dynamo_ext.capture.change_rows import RecordReader, joined
-from feast_dynamo_ext.capture.export_rows import DataFile
+from feast_dynamo_ext.capture.exports.export_rows import DataFile
+from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
+from feast_dynamo_ext.capture.values.change_rows import RecordReader, joined
 from feast_dynamo_ext.errors import SourceReadError
 
 UTC = dt.timezone.utc

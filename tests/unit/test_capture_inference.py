@@ -13,9 +13,9 @@ from examples import cases
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.capture.attribute_types import CapturedColumns
-from feast_dynamo_ext.capture.export_rows import DataFile
+from feast_dynamo_ext.capture.exports.export_rows import DataFile
 from feast_dynamo_ext.capture.inference import SchemaInference
+from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
 from feast_dynamo_ext.errors import SourceReadError
 
 KEY = {"id": {"S": "k"}, "at": {"N": "1700000000"}}

@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext import DynamoDBTableSource
-from feast_dynamo_ext.capture.attribute_types import CapturedColumns
-from feast_dynamo_ext.capture.change_rows import QUARANTINE, RecordReader
-from feast_dynamo_ext.capture.erased_keys import ErasedKeys, ErasedLately
-from feast_dynamo_ext.capture.person import Person, canonical, digest
+from feast_dynamo_ext.capture.erasure.erased_keys import ErasedKeys, ErasedLately
+from feast_dynamo_ext.capture.erasure.person import Person, canonical, digest
+from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
+from feast_dynamo_ext.capture.values.change_rows import QUARANTINE, RecordReader
 from feast_dynamo_ext.errors import CaptureError, OfflineStoreError
 
 ID = uuid.UUID("5f2e9a31-0000-4000-8000-00000000abcd")

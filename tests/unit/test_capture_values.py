@@ -34,10 +34,10 @@ from feast.types import Decimal as FeastDecimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.capture.attribute_types import CapturedColumns
-from feast_dynamo_ext.capture.change_rows import RecordReader, joined
-from feast_dynamo_ext.capture.export_rows import DataFile
-from feast_dynamo_ext.capture.item_values import ItemReader, Misfit
+from feast_dynamo_ext.capture.exports.export_rows import DataFile
+from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
+from feast_dynamo_ext.capture.values.change_rows import RecordReader, joined
+from feast_dynamo_ext.capture.values.item_values import ItemReader, Misfit
 from feast_dynamo_ext.errors import ConfigError, SourceReadError, UnsupportedTypeError
 from feast_dynamo_ext.timestamps import moment_of
 

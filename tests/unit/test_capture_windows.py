@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.capture.windows import (
+from feast_dynamo_ext.capture.exports.windows import (
     LONGEST,
     SHORTEST,
     CaptureState,

@@ -21,7 +21,7 @@ from export_writer import (
 )
 
 from feast_dynamo_ext.aws import AwsSettings
-from feast_dynamo_ext.capture.export_files import DataStream, exports_below, read_export
+from feast_dynamo_ext.capture.exports.export_files import DataStream, exports_below, read_export
 from feast_dynamo_ext.errors import CaptureError
 
 if TYPE_CHECKING:

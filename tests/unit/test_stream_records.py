@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from repos import repo_config
 
 from feast_dynamo_ext.capture.apply_checks import make_history
-from feast_dynamo_ext.capture.attribute_types import CapturedColumns
-from feast_dynamo_ext.capture.change_rows import RecordReader, as_of
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.quarantine import retry
-from feast_dynamo_ext.capture.stream_records import StreamRecord, converted, stream_records
+from feast_dynamo_ext.capture.stream.stream_records import StreamRecord, converted, stream_records
+from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
+from feast_dynamo_ext.capture.values.change_rows import RecordReader, as_of
 from feast_dynamo_ext.duckdb_connection import Limits
 from feast_dynamo_ext.errors import CaptureError, NotCommittedError
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle

@@ -10,13 +10,13 @@ import pytest
 from botocore.stub import Stubber
 from repos import REGION
 
-from feast_dynamo_ext.capture.stream_positions import (
+from feast_dynamo_ext.capture.stream.stream_positions import (
     FollowedStream,
     ShardPosition,
     StreamPositions,
     second,
 )
-from feast_dynamo_ext.capture.stream_shards import (
+from feast_dynamo_ext.capture.stream.stream_shards import (
     Shard,
     ShardReader,
     ShardTree,

@@ -6,6 +6,7 @@ import ast
 import functools
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ NEVER = {
     "sagemaker": {"capture", "cli", "provider"},
     "capture": {"sagemaker", "cli", "provider"},
     "local": {"dynamo", "parquet", "retrieval", "materialize", "cost"} | STORES | TOP,
+}
+
+# Folder of `capture` -> what it may never import of the rest of it.
+OF_CAPTURE = {"apply_checks", "captured", "inference", "lambda_handler", "quarantine", "status"}
+NEVER_IN_CAPTURE = {
+    "values": {"exports", "stream", "erasure", "history", "dynamo_table"} | OF_CAPTURE,
+    "exports": {"stream", "erasure"} | OF_CAPTURE,
+    "stream": {"exports"} | OF_CAPTURE,
+    "erasure": {"stream"} | OF_CAPTURE,
 }
 
 
@@ -101,6 +111,23 @@ def test_data_flows_one_way():
         names = {name for name in imports_of(module) if name.split(".")[1] in never}
         against += [("/".join(within), name) for name in sorted(names)]
     assert against == []
+
+
+def test_the_folders_of_capture_stand_on_one_another_one_way():
+    against, seen = [], set()
+    for module in (PACKAGE / "capture").glob("*/*.py"):
+        folder = module.parent.name
+        never = {f"feast_dynamo_ext.capture.{name}" for name in NEVER_IN_CAPTURE[folder]}
+        names = {".".join(name.split(".")[:3]) for name in imports_of(module)}
+        against += [(f"{folder}/{module.name}", name) for name in sorted(names & never)]
+        seen.add(folder)
+    assert against == []
+    assert seen == set(NEVER_IN_CAPTURE)
+
+
+def test_no_two_modules_have_one_name():
+    names = [module.name for module in MODULES if module.name != "__init__.py"]
+    assert [name for name, times in Counter(names).items() if times > 1] == []
 
 
 @functools.cache

@@ -9,11 +9,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.capture.stream_positions import RETENTION
+from feast_dynamo_ext.capture.stream.stream_positions import RETENTION
 from feast_dynamo_ext.figures import count, duration
 
 if TYPE_CHECKING:
-    from feast_dynamo_ext.capture.stream_commits import Committed
+    from feast_dynamo_ext.capture.stream.stream_commits import Committed
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.capture.export_files import FULL, INCREMENTAL, NEW_AND_OLD
-from feast_dynamo_ext.capture.windows import Restorable, Window
+from feast_dynamo_ext.capture.exports.export_files import FULL, INCREMENTAL, NEW_AND_OLD
+from feast_dynamo_ext.capture.exports.windows import Restorable, Window
 from feast_dynamo_ext.errors import AwsError, CaptureError
 from feast_dynamo_ext.polling import Poll
 

@@ -22,9 +22,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.capture.attribute_types import CapturedColumn, CapturedColumns, kind_of
-from feast_dynamo_ext.capture.item_values import ItemReader, Misfit
 from feast_dynamo_ext.capture.table_source import attribute_of
+from feast_dynamo_ext.capture.values.attribute_types import (
+    CapturedColumn,
+    CapturedColumns,
+    kind_of,
+)
+from feast_dynamo_ext.capture.values.item_values import ItemReader, Misfit
 from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import CaptureError
 from feast_dynamo_ext.parquet.iceberg.data_files import table_columns

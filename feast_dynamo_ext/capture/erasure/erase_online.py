@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext.aws import translated
-from feast_dynamo_ext.capture.attribute_types import MOMENT
+from feast_dynamo_ext.capture.values.attribute_types import MOMENT
 from feast_dynamo_ext.columns import CHANGE, PUT, WRITTEN, join_keys, stored_names
 from feast_dynamo_ext.dynamo.encoding.requests import Deletions
 from feast_dynamo_ext.dynamo.keys import encode_keys
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from feast import RepoConfig
 
-    from feast_dynamo_ext.capture.person import Person, PersonRows
+    from feast_dynamo_ext.capture.erasure.person import Person, PersonRows
     from feast_dynamo_ext.online_store import DynamoOnlineStore
     from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 

@@ -28,13 +28,13 @@ import numpy as np
 import pyarrow as pa
 
 from feast_dynamo_ext.arrow_types import numbers
-from feast_dynamo_ext.capture.attribute_types import (
+from feast_dynamo_ext.capture.values.attribute_types import (
     MOMENT,
     CapturedColumn,
     CapturedColumns,
     ValueKind,
 )
-from feast_dynamo_ext.capture.item_values import ItemReader, Misfit, item_text
+from feast_dynamo_ext.capture.values.item_values import ItemReader, Misfit, item_text
 from feast_dynamo_ext.columns import CHANGE, CHANGE_ID, DELETE, EXPIRE, MOVE, PUT, WRITTEN
 from feast_dynamo_ext.timestamps import EPOCH, MICROSECOND
 

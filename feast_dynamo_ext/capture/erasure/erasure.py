@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.capture import raw_exports
-from feast_dynamo_ext.capture.erased_keys import note_erased
+from feast_dynamo_ext.capture.erasure import raw_exports
+from feast_dynamo_ext.capture.erasure.erased_keys import note_erased
+from feast_dynamo_ext.capture.erasure.person import PersonRecords, PersonRows
 from feast_dynamo_ext.capture.history import CAPTURE, ERASED_STATE
-from feast_dynamo_ext.capture.person import PersonRecords, PersonRows
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     CaptureError,
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.capture.erase_online import OnlineRows, OnlineViews
+    from feast_dynamo_ext.capture.erasure.erase_online import OnlineRows, OnlineViews
+    from feast_dynamo_ext.capture.erasure.person import Person
+    from feast_dynamo_ext.capture.erasure.raw_exports import RawExport
     from feast_dynamo_ext.capture.history import CapturedHistory
-    from feast_dynamo_ext.capture.person import Person
-    from feast_dynamo_ext.capture.raw_exports import RawExport
     from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 
 

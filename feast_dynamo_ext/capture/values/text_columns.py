@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from feast.value_type import ValueType
 
 from feast_dynamo_ext.arrow_types import numbers
-from feast_dynamo_ext.capture.attribute_types import MOMENT, PER_UNIT_NS
-from feast_dynamo_ext.capture.item_values import DIGITS_OF_A_DOUBLE
+from feast_dynamo_ext.capture.values.attribute_types import MOMENT, PER_UNIT_NS
+from feast_dynamo_ext.capture.values.item_values import DIGITS_OF_A_DOUBLE
 from feast_dynamo_ext.declared import PLAIN_DECIMAL, scalar_exact
 from feast_dynamo_ext.timestamps import EARLIEST_US, LATEST_US
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from feast_dynamo_ext.capture.attribute_types import ValueKind
+    from feast_dynamo_ext.capture.values.attribute_types import ValueKind
 
     Doubtful = NDArray[np.bool_] | None
     Found = tuple[pa.Array, Doubtful]

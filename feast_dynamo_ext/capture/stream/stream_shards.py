@@ -20,13 +20,13 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.capture.stream_positions import RETENTION
+from feast_dynamo_ext.capture.stream.stream_positions import RETENTION
 from feast_dynamo_ext.errors import AwsError, CaptureError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from feast_dynamo_ext.capture.stream_positions import ShardPosition
+    from feast_dynamo_ext.capture.stream.stream_positions import ShardPosition
 
 logger = logging.getLogger(__name__)
 

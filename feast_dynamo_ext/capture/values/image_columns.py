@@ -14,17 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feast_dynamo_ext.arrow_types import numbers
-from feast_dynamo_ext.capture.change_rows import Images
-from feast_dynamo_ext.capture.item_values import Misfit
-from feast_dynamo_ext.capture.text_columns import column_of
+from feast_dynamo_ext.capture.values.change_rows import Images
+from feast_dynamo_ext.capture.values.item_values import Misfit
+from feast_dynamo_ext.capture.values.text_columns import column_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
-    from feast_dynamo_ext.capture.attribute_types import CapturedColumn, ValueKind
-    from feast_dynamo_ext.capture.item_values import ItemReader
+    from feast_dynamo_ext.capture.values.attribute_types import CapturedColumn, ValueKind
+    from feast_dynamo_ext.capture.values.item_values import ItemReader
 
     Rows = NDArray[np.int64] | None
 

@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from feast_dynamo_ext.capture.change_rows import QUARANTINE
 from feast_dynamo_ext.capture.history import Look, without
-from feast_dynamo_ext.capture.stream_positions import (
+from feast_dynamo_ext.capture.stream.stream_positions import (
     STREAM,
     FollowedStream,
     ShardPosition,
@@ -32,6 +31,7 @@ from feast_dynamo_ext.capture.stream_positions import (
     second,
     shard_source,
 )
+from feast_dynamo_ext.capture.values.change_rows import QUARANTINE
 from feast_dynamo_ext.errors import CaptureError, LeaseLostError, NotCommittedError
 from feast_dynamo_ext.parquet.iceberg.ledger import Progress
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     import datetime as dt
     from collections.abc import Callable, Mapping, Sequence
 
-    from feast_dynamo_ext.capture.change_rows import Converted
     from feast_dynamo_ext.capture.history import CapturedHistory
-    from feast_dynamo_ext.capture.stream_shards import ShardTree
+    from feast_dynamo_ext.capture.stream.stream_shards import ShardTree
+    from feast_dynamo_ext.capture.values.change_rows import Converted
 
 logger = logging.getLogger(__name__)
 

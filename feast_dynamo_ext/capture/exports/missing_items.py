@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from feast_dynamo_ext.capture.attribute_types import MOMENT, CapturedColumns
-from feast_dynamo_ext.capture.change_rows import QUARANTINE, Converted, joined
-from feast_dynamo_ext.capture.item_values import ItemReader, Misfit
+from feast_dynamo_ext.capture.values.attribute_types import MOMENT, CapturedColumns
+from feast_dynamo_ext.capture.values.change_rows import QUARANTINE, Converted, joined
+from feast_dynamo_ext.capture.values.item_values import ItemReader, Misfit
 from feast_dynamo_ext.columns import CHANGE, DELETE, MOVE, PUT, WRITTEN
 from feast_dynamo_ext.duckdb_connection import Limits, connected
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors

@@ -26,8 +26,8 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from feast_dynamo_ext.arrow_types import numbers, one_array
-from feast_dynamo_ext.capture.attribute_types import ValueKind
-from feast_dynamo_ext.capture.change_rows import (
+from feast_dynamo_ext.capture.values.attribute_types import ValueKind
+from feast_dynamo_ext.capture.values.change_rows import (
     QUARANTINE,
     Converted,
     Images,
@@ -36,8 +36,8 @@ from feast_dynamo_ext.capture.change_rows import (
     joined,
     put_rows,
 )
-from feast_dynamo_ext.capture.image_columns import Findings, ImageColumns
-from feast_dynamo_ext.capture.text_columns import column_of
+from feast_dynamo_ext.capture.values.image_columns import Findings, ImageColumns
+from feast_dynamo_ext.capture.values.text_columns import column_of
 from feast_dynamo_ext.errors import SourceReadError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from feast_dynamo_ext.capture.attribute_types import CapturedColumns
+    from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
 
 CHUNK_BYTES = 8 << 20
 READ_BYTES = 1 << 20

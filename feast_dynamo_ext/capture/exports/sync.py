@@ -16,14 +16,14 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from feast_dynamo_ext.capture.export_files import exports_below, read_export
-from feast_dynamo_ext.capture.export_jobs import (
+from feast_dynamo_ext.capture.exports.export_files import exports_below, read_export
+from feast_dynamo_ext.capture.exports.export_jobs import (
     POLL,
     Exports,
     ExportTarget,
     restorable,
 )
-from feast_dynamo_ext.capture.windows import CaptureState, Window, next_windows
+from feast_dynamo_ext.capture.exports.windows import CaptureState, Window, next_windows
 from feast_dynamo_ext.cost.prices import EXPORT_BYTES
 from feast_dynamo_ext.errors import CaptureError
 from feast_dynamo_ext.parquet.iceberg.commits import new_commit_id
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.capture.change_rows import Converted
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable
-    from feast_dynamo_ext.capture.export_files import DataFile, Export
+    from feast_dynamo_ext.capture.exports.export_files import DataFile, Export
+    from feast_dynamo_ext.capture.exports.missing_items import MissingItems
     from feast_dynamo_ext.capture.history import CapturedHistory, Counts
-    from feast_dynamo_ext.capture.missing_items import MissingItems
+    from feast_dynamo_ext.capture.values.change_rows import Converted
     from feast_dynamo_ext.polling import Poll
 
 

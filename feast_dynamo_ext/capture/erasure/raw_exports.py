@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.aws import scheme_and_path
-from feast_dynamo_ext.capture.export_files import (
+from feast_dynamo_ext.capture.exports.export_files import (
     DATA_FILE,
     EXPORT_ID,
     ROOT,
@@ -19,7 +19,7 @@ from feast_dynamo_ext.capture.export_files import (
     DataStream,
     read_export,
 )
-from feast_dynamo_ext.capture.export_rows import export_records
+from feast_dynamo_ext.capture.exports.export_rows import export_records
 from feast_dynamo_ext.errors import CaptureError, ResourceNotFoundError, SourceReadError
 from feast_dynamo_ext.parquet.iceberg.snapshot_files import delete_files
 from feast_dynamo_ext.storage import files_of
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.capture.person import Person
-    from feast_dynamo_ext.capture.windows import CaptureState
+    from feast_dynamo_ext.capture.erasure.person import Person
+    from feast_dynamo_ext.capture.exports.windows import CaptureState
 
 
 @dataclass(frozen=True)

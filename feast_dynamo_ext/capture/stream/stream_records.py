@@ -19,14 +19,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.capture.change_rows import SECOND
+from feast_dynamo_ext.capture.values.change_rows import SECOND
 from feast_dynamo_ext.errors import CaptureError
 from feast_dynamo_ext.timestamps import EARLIEST_US, EPOCH, LATEST_US, MICROSECOND
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from feast_dynamo_ext.capture.change_rows import Converted, RecordReader
+    from feast_dynamo_ext.capture.values.change_rows import Converted, RecordReader
 
 NAMES = ("INSERT", "MODIFY", "REMOVE")
 WITH_NEW_IMAGES = ("NEW_AND_OLD_IMAGES", "NEW_IMAGE")

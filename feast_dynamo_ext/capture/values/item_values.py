@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import orjson
 import pyarrow as pa
 
-from feast_dynamo_ext.capture.attribute_types import PER_UNIT_NS, TYPES
+from feast_dynamo_ext.capture.values.attribute_types import PER_UNIT_NS, TYPES
 from feast_dynamo_ext.timestamps import EARLIEST_US, LATEST_US, micros_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from feast_dynamo_ext.capture.attribute_types import (
+    from feast_dynamo_ext.capture.values.attribute_types import (
         CapturedColumn,
         CapturedColumns,
         ValueKind,

@@ -19,16 +19,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.capture.stream_commits import (
+from feast_dynamo_ext.capture.stream.stream_commits import (
     Part,
     StreamCommits,
     begin_anew,
     begin_stream,
     positions_of,
 )
-from feast_dynamo_ext.capture.stream_figures import StreamMeter, say_missing
-from feast_dynamo_ext.capture.stream_positions import RETENTION, ShardPosition, second
-from feast_dynamo_ext.capture.stream_shards import (
+from feast_dynamo_ext.capture.stream.stream_figures import StreamMeter, say_missing
+from feast_dynamo_ext.capture.stream.stream_positions import RETENTION, ShardPosition, second
+from feast_dynamo_ext.capture.stream.stream_shards import (
     Listing,
     ShardReader,
     ShardTree,
@@ -51,12 +51,12 @@ from feast_dynamo_ext.figures import count
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from feast_dynamo_ext.capture.change_rows import Converted
     from feast_dynamo_ext.capture.history import CapturedHistory
-    from feast_dynamo_ext.capture.stream_figures import StreamFigures
-    from feast_dynamo_ext.capture.stream_leases import ShardLeases
-    from feast_dynamo_ext.capture.stream_positions import StreamPositions
-    from feast_dynamo_ext.capture.stream_shards import Page
+    from feast_dynamo_ext.capture.stream.stream_figures import StreamFigures
+    from feast_dynamo_ext.capture.stream.stream_leases import ShardLeases
+    from feast_dynamo_ext.capture.stream.stream_positions import StreamPositions
+    from feast_dynamo_ext.capture.stream.stream_shards import Page
+    from feast_dynamo_ext.capture.values.change_rows import Converted
 
 logger = logging.getLogger(__name__)
 

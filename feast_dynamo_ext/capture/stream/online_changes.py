@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.capture.erased_keys import ErasedLately
+from feast_dynamo_ext.capture.erasure.erased_keys import ErasedLately
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.columns import CHANGE, CHANGE_ID, MOVE, PUT, WRITTEN
 from feast_dynamo_ext.dynamo.encoding.requests import Deletions, EncodedRows

@@ -27,10 +27,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.capture.attribute_types import MOMENT, CapturedColumns
-from feast_dynamo_ext.capture.change_rows import QUARANTINE, Converted
-from feast_dynamo_ext.capture.item_values import item_text
-from feast_dynamo_ext.capture.person import canonical, columns_of_history, digest, texts_of
+from feast_dynamo_ext.capture.erasure.person import canonical, columns_of_history, digest, texts_of
+from feast_dynamo_ext.capture.values.attribute_types import MOMENT, CapturedColumns
+from feast_dynamo_ext.capture.values.change_rows import QUARANTINE, Converted
+from feast_dynamo_ext.capture.values.item_values import item_text
 from feast_dynamo_ext.columns import CHANGE, PUT, WRITTEN
 from feast_dynamo_ext.errors import FeastDynamoError, SourceNotFoundError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors, opened
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from feast_dynamo_ext.capture.person import Person
+    from feast_dynamo_ext.capture.erasure.person import Person
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
     from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 

@@ -21,9 +21,9 @@ import duckdb
 import pyarrow as pa
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.capture.change_rows import QUARANTINE, RecordReader, as_of
-from feast_dynamo_ext.capture.item_values import ItemReader, Misfit
-from feast_dynamo_ext.capture.windows import CaptureState
+from feast_dynamo_ext.capture.exports.windows import CaptureState
+from feast_dynamo_ext.capture.values.change_rows import QUARANTINE, RecordReader, as_of
+from feast_dynamo_ext.capture.values.item_values import ItemReader, Misfit
 from feast_dynamo_ext.columns import CHANGE, DELETE, MOVE, PUT, WRITTEN
 from feast_dynamo_ext.cost.prices import READ_UNITS
 from feast_dynamo_ext.errors import SourceNotFoundError
@@ -34,9 +34,9 @@ from feast_dynamo_ext.retrieval.engines.sql_dialects import DUCKDB
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from feast_dynamo_ext.capture.attribute_types import CapturedColumns
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable
     from feast_dynamo_ext.capture.history import CapturedHistory
+    from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
 
 PAGE_UNITS = 128
 """Of a page of 1 MB, read as it may be stale."""

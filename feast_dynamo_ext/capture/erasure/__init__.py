@@ -1,0 +1,1 @@
+"""Somebody is erased from all that was captured of a table."""

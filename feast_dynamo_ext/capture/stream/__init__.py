@@ -1,0 +1,1 @@
+"""A table's stream, followed: by a worker or by AWS Lambda, online at once and into history."""

@@ -1,0 +1,1 @@
+"""Items and changes of DynamoDB become rows: types, values, columns."""
