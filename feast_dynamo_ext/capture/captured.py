@@ -29,7 +29,8 @@ from feast_dynamo_ext.capture.stream.stream_records import (
     converted,
     stream_records,
 )
-from feast_dynamo_ext.capture.stream.stream_worker import StreamWorker, stream_arn
+from feast_dynamo_ext.capture.stream.stream_shards import stream_arn
+from feast_dynamo_ext.capture.stream.stream_worker import StreamWorker
 from feast_dynamo_ext.capture.values.change_rows import RecordReader, as_of
 from feast_dynamo_ext.errors import CaptureError, SourceNotFoundError
 from feast_dynamo_ext.materialize.lease import LeaseSettings

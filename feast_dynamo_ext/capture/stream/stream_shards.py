@@ -20,7 +20,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext import aws
-from feast_dynamo_ext.capture.stream.stream_positions import RETENTION
+from feast_dynamo_ext.capture.stream.stream_positions import RETENTION, second
 from feast_dynamo_ext.errors import AwsError, CaptureError
 
 if TYPE_CHECKING:
@@ -183,6 +183,18 @@ def answered_at(said: Mapping[str, Any]) -> dt.datetime:
     return dt.datetime.now(dt.timezone.utc).replace(microsecond=0)
 
 
+def stream_arn(client: Any, table: str) -> str:
+    """The ARN of the stream that a table has now; empty for none.
+
+    Raises:
+        AwsError: DynamoDB refuses.
+    """
+    with aws.translated("dynamodb", f"table {table}"):
+        found = client.describe_table(TableName=table)["Table"]
+    is_on = (found.get("StreamSpecification") or {}).get("StreamEnabled")
+    return str(found.get("LatestStreamArn", "")) if is_on else ""
+
+
 def list_shards(client: Any, arn: str, *, children_of: str | None = None) -> Listing:
     """The shards of a stream, all pages.
 
@@ -228,6 +240,19 @@ class Page:
     records: Sequence[Mapping[str, Any]]
     is_last: bool
     at: dt.datetime
+
+    @property
+    def written(self) -> dt.datetime:
+        """When the last of its records was written."""
+        moment = self.records[-1]["dynamodb"]["ApproximateCreationDateTime"]
+        if isinstance(moment, dt.datetime):
+            return moment.astimezone(dt.timezone.utc).replace(microsecond=0)
+        return second(int(moment))
+
+    @property
+    def sequence(self) -> str:
+        """Sequence number of the last of its records."""
+        return str(self.records[-1]["dynamodb"]["SequenceNumber"])
 
 
 class ShardReader:
@@ -275,7 +300,7 @@ class ShardReader:
     def take(self, page: Page) -> None:
         """Go on after a page that `read` gave."""
         if page.records:
-            self._after = page.records[-1]["dynamodb"]["SequenceNumber"]
+            self._after = page.sequence
         self._iterator = self._next
 
     def _read(self) -> Page:

@@ -11,36 +11,36 @@ written online since then is written again, which changes nothing: the newest ch
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext import aws
+from feast_dynamo_ext.capture.stream.shard_follower import (
+    FIRST_WAIT_S,
+    LONGEST_WAIT_S,
+    Ended,
+    ShardFollower,
+)
 from feast_dynamo_ext.capture.stream.stream_commits import (
-    Part,
     StreamCommits,
     begin_anew,
     begin_stream,
     positions_of,
 )
 from feast_dynamo_ext.capture.stream.stream_figures import StreamMeter, say_missing
-from feast_dynamo_ext.capture.stream.stream_positions import RETENTION, ShardPosition, second
+from feast_dynamo_ext.capture.stream.stream_positions import RETENTION, second
 from feast_dynamo_ext.capture.stream.stream_shards import (
     Listing,
     ShardReader,
     ShardTree,
-    TrimmedError,
     list_shards,
 )
 from feast_dynamo_ext.errors import (
     AwsUnavailableError,
     CaptureError,
     FeastDynamoError,
-    IncompleteWriteError,
-    LeaseLostError,
     NotCommittedError,
     ResourceNotFoundError,
     SourceReadError,
@@ -49,29 +49,19 @@ from feast_dynamo_ext.errors import (
 from feast_dynamo_ext.figures import count
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Callable, Mapping, Sequence
 
     from feast_dynamo_ext.capture.history import CapturedHistory
     from feast_dynamo_ext.capture.stream.stream_figures import StreamFigures
     from feast_dynamo_ext.capture.stream.stream_leases import ShardLeases
     from feast_dynamo_ext.capture.stream.stream_positions import StreamPositions
-    from feast_dynamo_ext.capture.stream.stream_shards import Page
     from feast_dynamo_ext.capture.values.change_rows import Converted
 
 logger = logging.getLogger(__name__)
 
-PASSING = (ThrottledError, AwsUnavailableError, IncompleteWriteError)
-"""Errors of reading and of writing online that are tried again, as long as it takes."""
-
 PASSING_COMMIT = (ThrottledError, AwsUnavailableError, NotCommittedError, SourceReadError)
 COMMIT_ATTEMPTS = 10
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 20.0
-
-QUIET = dt.timedelta(seconds=60)
-"""For so long a shard must have shown nothing before what was written is known to be read."""
-
-BEHIND_S = 2.0
-"""Seconds: where records are older, the next page is read at once."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +137,16 @@ class StreamWorker:
         self._meter = StreamMeter(self.history.source.name)
         self._floor: dt.datetime | None = None
         self._arn, self._listing = "", Listing((), second(0))
+        self._follower = ShardFollower(
+            self.history.source.name,
+            self.convert,
+            self.write_online,
+            self.leases,
+            self.commits,
+            self._meter,
+            self.settings.poll_s,
+            self._stop,
+        )
 
     # From outside
 
@@ -453,63 +453,16 @@ class StreamWorker:
         return True
 
     def _follow(self, reader: ShardReader, stop: threading.Event) -> None:
-        """Read a shard until it ends, or is another's."""
-        shard, wait_s, quiet_since = reader.shard, FIRST_WAIT_S, None
-        while not stop.is_set():
-            try:
-                self.leases.check(shard)
-                page = reader.read()
-                if page.records:
-                    quiet_since = None
-                    if not self._take(shard, page, stop):
-                        return
-                elif not page.is_last:
-                    quiet_since = quiet_since or page.at
-                    if page.at - quiet_since >= QUIET:
-                        self._reach(shard, page.at - QUIET)
-                reader.take(page)
-            except LeaseLostError:
-                self._wake.set()
-                return
-            except TrimmedError as error:
-                logger.warning("source `%s`: %s", self.history.source.name, error)
-                self._trimmed(shard)
-                return
-            except PASSING as error:
-                logger.warning("shard %s: tried again: %s", shard, error)
-                stop.wait(wait_s)
-                wait_s = min(LONGEST_WAIT_S, 2 * wait_s)
-                continue
-            wait_s = FIRST_WAIT_S
-            if page.is_last:
-                self._finish(shard, page)
-                return
-            if not (page.records and self._is_behind(page)):
-                stop.wait(self.settings.poll_s)
+        shard, ended = reader.shard, self._follower.follow(reader, stop)
+        if ended is Ended.LOST:
+            self._wake.set()
+        elif ended is Ended.TRIMMED:
+            self._trimmed(shard)
+        elif ended is Ended.WHOLE:
+            self._finish(shard)
 
-    def _take(self, shard: str, page: Page, stop: threading.Event) -> bool:
-        made = self.convert(page.records, shard)
-        # At once before the request: a late put of a worker that was slow would bring back what
-        # another has deleted meanwhile.
-        self.leases.check(shard)
-        self.write_online(made)
-        last = page.records[-1]["dynamodb"]
-        written = _written(page)
-        self._meter.read(shard, len(page.records), written, page.at)
-        read = self.commits.position(shard).read_to(written, last["SequenceNumber"])
-        return self.commits.add(
-            Part(shard, made), read, while_=lambda: not (stop.is_set() or self._stop.is_set())
-        )
-
-    def _reach(self, shard: str, at: dt.datetime) -> None:
-        self.commits.reach(shard, self.commits.position(shard).read_to(at, None))
-
-    def _finish(self, shard: str, page: Page) -> None:
+    def _finish(self, shard: str) -> None:
         """A shard is closed, and read as a whole: its children wait for its commit."""
-        known = self.commits.position(shard)
-        self.commits.reach(
-            shard, ShardPosition(max(known.at, page.at - QUIET), known.sequence, is_done=True)
-        )
         self.tree.add(list_shards(self.client, self._arn, children_of=shard).shards)
         reading = self._readings.get(shard)
         if reading is not None:
@@ -532,9 +485,6 @@ class StreamWorker:
         self.leases.release([shard])
         self._wake.set()
 
-    def _is_behind(self, page: Page) -> bool:
-        return (page.at - _written(page)).total_seconds() > BEHIND_S
-
     def _no_stream(self) -> CaptureError:
         source = self.history.source
         return CaptureError(
@@ -542,23 +492,3 @@ class StreamWorker:
             "off. `feast apply` prints the command that switches it on; `feast-dynamo capture "
             f"sync {source.name}` exports what changes without one."
         )
-
-
-def _written(page: Page) -> dt.datetime:
-    """When the last of a page's records was written."""
-    moment = page.records[-1]["dynamodb"]["ApproximateCreationDateTime"]
-    if isinstance(moment, dt.datetime):
-        return moment.astimezone(dt.timezone.utc).replace(microsecond=0)
-    return second(int(moment))
-
-
-def stream_arn(client: Any, table: str) -> str:
-    """The ARN of the stream that a table has now; empty for none.
-
-    Raises:
-        AwsError: DynamoDB refuses.
-    """
-    with aws.translated("dynamodb", f"table {table}"):
-        found = client.describe_table(TableName=table)["Table"]
-    is_on = (found.get("StreamSpecification") or {}).get("StreamEnabled")
-    return str(found.get("LatestStreamArn", "")) if is_on else ""
