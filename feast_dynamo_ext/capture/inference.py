@@ -1,4 +1,4 @@
-"""A schema from items: what each attribute holds, and a declaration that keeps all of it.
+"""A schema from items of a table or an export: what they hold, and a declaration that keeps it.
 
 What is written is what the items need: a type that takes every value seen. Where a text always is
 a time or a UUID that is a proposal, never a guess; where an attribute has several types it becomes
@@ -7,6 +7,7 @@ Json, and the report names it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -14,13 +15,22 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from feast_dynamo_ext import aws
+from feast_dynamo_ext.capture.exports.export_files import (
+    DataStream,
+    exports_below,
+    read_export,
+)
 from feast_dynamo_ext.capture.exports.export_rows import export_records
 from feast_dynamo_ext.capture.values.attribute_types import MOST_DIGITS
 from feast_dynamo_ext.capture.values.item_values import ISO, NUMBER
 from feast_dynamo_ext.columns import CHANGE, CHANGE_ID, WRITTEN
+from feast_dynamo_ext.errors import CaptureError, ResourceNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from feast_dynamo_ext.aws import AwsSettings
 
 LEAST_INT64, MOST_INT64 = -(2**63), 2**63 - 1
 MOST_FIELDS = 100
@@ -404,3 +414,67 @@ def _proposals(seen: _Seen) -> Iterator[str]:
     for unit in EPOCHS:
         if unit in units:
             yield f"UnixTimestamp unit={unit}"
+
+
+# Items to look at
+
+
+def add_scanned(inference: SchemaInference, client: Any, table: str, most: int) -> None:
+    """Look at the first items of a table.
+
+    Args:
+        inference: looks at them.
+        client: boto3's of DynamoDB.
+        table: its name.
+        most: so many items, at most.
+
+    Raises:
+        CaptureError: there is no such table, or it has no items.
+        AwsError: DynamoDB refuses.
+    """
+    try:
+        inference.add(itertools.islice(_items(client, table), most))
+    except ResourceNotFoundError as error:
+        raise CaptureError(
+            f"There is no DynamoDB table {table} in {client.meta.region_name}. Name one, or set "
+            "`region` in feature_store.yaml."
+        ) from error
+    _refuse_none(inference, f"Table {table}")
+
+
+def _items(client: Any, table: str) -> Iterator[dict[str, Any]]:
+    with aws.translated("dynamodb", f"table {table}"):
+        for page in client.get_paginator("scan").paginate(TableName=table):
+            yield from page["Items"]
+
+
+def add_exported(
+    inference: SchemaInference, uri: str, table: str, settings: AwsSettings, most: int
+) -> None:
+    """Look at the first items of exports.
+
+    Args:
+        inference: looks at them.
+        uri: of an export, or of a folder with several.
+        table: the table that they must be of.
+        settings: how S3 is reached.
+        most: so many items, at most.
+
+    Raises:
+        CaptureError: there is none, one is of another table, or they have no items.
+        SourceReadError: a line that is no record. AwsError: S3 refuses.
+    """
+    for folder in exports_below(uri, settings):
+        export = read_export(folder, settings)
+        if export.table != table:
+            raise CaptureError(f"{folder} is an export of {export.table}, and not of {table}.")
+        for file in export.files:
+            if inference.items < most:
+                with DataStream(file, settings) as stream:
+                    inference.add_export(stream, file.uri, most - inference.items)  # type: ignore[arg-type]
+    _refuse_none(inference, uri)
+
+
+def _refuse_none(inference: SchemaInference, what: str) -> None:
+    if not inference.items:
+        raise CaptureError(f"{what} has no items, so nothing says which attributes there are.")

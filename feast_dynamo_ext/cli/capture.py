@@ -175,8 +175,7 @@ def infer(
     feast-dynamo capture infer purchases --from s3://bucket/exports
     """  # noqa: D301 - click keeps the lines after \b as they are
     from feast_dynamo_ext.capture.dynamo_table import dynamodb_client
-    from feast_dynamo_ext.capture.inference import SchemaInference
-    from feast_dynamo_ext.capture.sampling import add_exported, add_scanned
+    from feast_dynamo_ext.capture.inference import SchemaInference, add_exported, add_scanned
 
     store = store_of(repo)
     known = {each.name: each for each in sources_of(store)}

@@ -20,9 +20,8 @@ from feast_dynamo_ext.capture.dynamo_table import DynamoTable
 from feast_dynamo_ext.capture.exports.export_jobs import ExportTarget
 from feast_dynamo_ext.capture.exports.table_scan import scan
 from feast_dynamo_ext.capture.history import CapturedHistory
-from feast_dynamo_ext.capture.inference import SchemaInference
+from feast_dynamo_ext.capture.inference import SchemaInference, add_exported, add_scanned
 from feast_dynamo_ext.capture.quarantine import retry
-from feast_dynamo_ext.capture.sampling import add_exported, add_scanned
 from feast_dynamo_ext.capture.status import status_of
 from feast_dynamo_ext.capture.stream.stream_records import converted, stream_records
 from feast_dynamo_ext.capture.values.change_rows import RecordReader
