@@ -130,17 +130,21 @@ def worker_of(
     client = dynamodb_client(config)
     leases = ShardLeases(client, lease_table(config), source.name, LeaseSettings(lease_s=lease_s))
     make_lease_table(client, leases.table)
-    write_online = _Online(OnlineChanges.from_store(store, source)) if _is_ours(store) else None
+    online = OnlineChanges.from_store(store, source) if _is_ours(store) else None
 
     def convert(records: Sequence[Mapping[str, Any]], shard: str) -> Converted:
         return converted(reader, stream_records(records, shard))
+
+    def write_online(made: Converted) -> None:
+        if online is not None:
+            online.apply(made.rows).checked()
 
     return StreamWorker(
         history,
         dynamodb_client(config, "dynamodbstreams"),
         lambda: stream_arn(client, table.name),
         convert,
-        write_online or _nowhere,
+        write_online,
         leases,
         settings,
     )
@@ -148,24 +152,6 @@ def worker_of(
 
 def _is_ours(store: FeatureStore) -> bool:
     return hasattr(store.config.online_store, "newest_wins_with")
-
-
-def _nowhere(changes: Converted) -> None:
-    """Where nothing is online, the history alone takes changes."""
-
-
-@dataclass(frozen=True)
-class _Online:
-    """Brings what a page became online; see `StreamWorker.write_online`."""
-
-    changes: OnlineChanges
-
-    def __call__(self, made: Converted) -> None:
-        if not self.changes.views or not made.rows.num_rows:
-            return
-        applied = self.changes.apply(made.rows)
-        if applied.error is not None:
-            raise applied.error
 
 
 def columns_of(source: DynamoDBTableSource, table: DynamoTable) -> CapturedColumns:

@@ -29,7 +29,7 @@ from feast_dynamo_ext.capture.apply_checks import check_history
 from feast_dynamo_ext.capture.captured import history_of
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
 from feast_dynamo_ext.capture.stream.lambda_image import refuse_local
-from feast_dynamo_ext.capture.stream.online_changes import OnlineChanges
+from feast_dynamo_ext.capture.stream.online_changes import OnlineChanges, ViewOutcome
 from feast_dynamo_ext.capture.stream.stream_records import converted, stream_records
 from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 from feast_dynamo_ext.capture.values.change_rows import RecordReader
@@ -168,14 +168,11 @@ class CapturedSource:
         changes = converted(self.reader, records)
         failed: set[str] = set()
         errors: list[Exception] = []
-        written = deleted = passed_over = 0
+        online = ViewOutcome("")
         if self.online is not None:
-            applied = self.online.apply(changes.rows)
-            written = sum(view.written for view in applied.views)
-            deleted = sum(view.deleted for view in applied.views)
-            passed_over = sum(view.passed_over for view in applied.views)
-            failed |= applied.failed
-            errors += filter(None, [applied.error])
+            online = self.online.apply(changes.rows).total
+            failed |= online.failed
+            errors += filter(None, [online.error])
         rows = quarantined = 0
         if self.history is not None:
             try:
@@ -192,9 +189,9 @@ class CapturedSource:
             len(records),
             rows,
             quarantined,
-            written,
-            deleted,
-            passed_over,
+            online.written,
+            online.deleted,
+            online.passed_over,
             len(failed),
             time.time() - max(record.written for record in records) / 1e6,
         )

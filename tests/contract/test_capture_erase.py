@@ -322,7 +322,7 @@ def test_changes_of_before_do_not_go_online(shop: Shop):
         records = [{"Keys": key_of(image), "NewImage": image} for image in images]
         names = [f"{at} {customer}" for customer in customers]
         made = reader.converted(records, [at] * len(records), names, names)
-        assert changes.apply(made.rows).error is None
+        changes.apply(made.rows).checked()
 
     shop.service.clock.forward(seconds=5)
     erase(shop, [view], customer=str(GONE))

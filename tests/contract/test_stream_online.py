@@ -129,7 +129,7 @@ class Shop:
         online = OnlineChanges.from_store(self.store, self.source)
         for start, end in itertools.pairwise([0, *cuts, len(records)]):
             applied = online.apply(self.rows(records[start:end]).rows)
-            assert applied.error is None
+            applied.checked()
         history = CapturedHistory.from_source(self.source, self.other.config)
         history.add_changes(self.rows(records))
 
@@ -306,7 +306,7 @@ def test_a_batch_that_comes_again_changes_nothing_and_deletes_stay(shop):
     assert [row["amount"] for row in here.answers(here.store, "items")] == [
         None, None, 1, None, None, None,
     ]  # fmt: skip
-    assert again.error is None
+    assert again.checked() is again
 
 
 def test_what_is_too_far_ahead_or_too_large_holds_up_nothing_else(shop, caplog):
@@ -322,7 +322,7 @@ def test_what_is_too_far_ahead_or_too_large_holds_up_nothing_else(shop, caplog):
     online = OnlineChanges.from_store(here.store, here.source)
     applied = online.apply(here.rows(records).rows)
     by_view = {each.view: each for each in applied.views}
-    assert applied.error is None
+    assert applied.checked().total.failed == frozenset()
     assert by_view["items"].passed_over == 2
     assert by_view["items"].written == 2
     assert "EntityKeyError" in caplog.text
@@ -340,12 +340,17 @@ def test_which_changes_failed_is_said_where_a_table_is_gone(shop):
     online = OnlineChanges.from_store(here.store, here.source)
     (table,) = {view.table for view in online.views if view.view.name == "items"}
     here.client.delete_table(TableName=table)
-    applied = online.apply(here.rows(records).rows)
-    assert isinstance(applied.error, ResourceNotFoundError)
-    assert applied.failed == {record["eventID"] for record in records}
+    rows = here.rows(records).rows
+    applied = online.apply(rows)
+    with pytest.raises(ResourceNotFoundError):
+        applied.checked()
+    assert applied.total.failed == {record["eventID"] for record in records}
+    assert applied.total.written == sum(each.written for each in applied.views)
     by_view = {each.view: each for each in applied.views}
     assert by_view["items_ttl"].failed == frozenset()
     assert by_view["items_ttl"].written == 1
+    nothing = online.apply(rows.slice(0, 0)).checked()
+    assert [each.view for each in nothing.views] == [view.view.name for view in online.views]
 
 
 def test_vectors_of_precomputed_services_are_renewed(shop):

@@ -74,7 +74,7 @@ class ViewOutcome:
     """What became of a batch in one view; numbers of entities.
 
     Attributes:
-        view: name of the view.
+        view: name of the view; empty for all of them.
         written: whose row was written.
         deleted: whose row is gone.
         older: of which a newer row is there already.
@@ -94,6 +94,18 @@ class ViewOutcome:
     failed: frozenset[str] = frozenset()
     error: Exception | None = None
 
+    def __add__(self, other: ViewOutcome) -> ViewOutcome:
+        return ViewOutcome(
+            self.view,
+            self.written + other.written,
+            self.deleted + other.deleted,
+            self.older + other.older,
+            self.expired + other.expired,
+            self.passed_over + other.passed_over,
+            self.failed | other.failed,
+            other.error or self.error,
+        )
+
 
 @dataclass(frozen=True)
 class Applied:
@@ -106,14 +118,20 @@ class Applied:
     views: tuple[ViewOutcome, ...]
 
     @property
-    def failed(self) -> frozenset[str]:
-        """Ids of the changes that are to be applied again; those that are done do no harm."""
-        return frozenset().union(*(view.failed for view in self.views))
+    def total(self) -> ViewOutcome:
+        """Of all views together; what is in its `failed` may be applied again without harm."""
+        return sum(self.views, ViewOutcome(""))
 
-    @property
-    def error(self) -> Exception | None:
-        """Why not all of them are applied."""
-        return next((view.error for view in self.views if view.error is not None), None)
+    def checked(self) -> Applied:
+        """Itself, if nothing failed.
+
+        Raises:
+            AwsError, OnlineStoreError: why the last that failed did; all may be applied again.
+        """
+        error = self.total.error
+        if error is not None:
+            raise error
+        return self
 
 
 @dataclass(frozen=True)
@@ -218,10 +236,11 @@ class OnlineChanges:
         Args:
             rows: of history, in the order of the stream; see `stream_records.converted`.
         """
-        return self.connection.loops.run(self.apply_async(rows))
+        if not self.views or not rows.num_rows:
+            return Applied(tuple(ViewOutcome(each.view.name) for each in self.views))
+        return self.connection.loops.run(self._apply_to_all(rows))
 
-    async def apply_async(self, rows: pa.RecordBatch) -> Applied:
-        """The same on an event loop."""
+    async def _apply_to_all(self, rows: pa.RecordBatch) -> Applied:
         if self.erased is not None:
             rows = await asyncio.to_thread(self.erased.without_old_puts, rows)
         found = await asyncio.gather(*(self._apply(view, rows) for view in self.views))
@@ -261,17 +280,7 @@ class OnlineChanges:
         """So that a row that no item can hold holds up no other."""
         half = rows.num_rows // 2
         first = await self._apply(view, rows.slice(0, half))
-        rest = await self._apply(view, rows.slice(half))
-        return ViewOutcome(
-            first.view,
-            first.written + rest.written,
-            first.deleted + rest.deleted,
-            first.older + rest.older,
-            first.expired + rest.expired,
-            first.passed_over + rest.passed_over,
-            first.failed | rest.failed,
-            rest.error or first.error,
-        )
+        return first + await self._apply(view, rows.slice(half))
 
     async def _put(self, view: OnlineView, rows: EncodedRows) -> Outcome:
         if not len(rows):
