@@ -18,7 +18,7 @@ from feast_dynamo_ext.capture.exports.export_rows import DataFile as Conversion
 from feast_dynamo_ext.capture.exports.missing_items import MissingItems
 from feast_dynamo_ext.capture.exports.sync import Capture, CaptureProgress
 from feast_dynamo_ext.capture.history import CapturedHistory
-from feast_dynamo_ext.capture.stream.online_changes import OnlineChanges
+from feast_dynamo_ext.capture.stream.online_changes import OnlineChanges, dynamo_store
 from feast_dynamo_ext.capture.stream.stream_leases import (
     ShardLeases,
     lease_table,
@@ -130,7 +130,8 @@ def worker_of(
     client = dynamodb_client(config)
     leases = ShardLeases(client, lease_table(config), source.name, LeaseSettings(lease_s=lease_s))
     make_lease_table(client, leases.table)
-    online = OnlineChanges.from_store(store, source) if _is_ours(store) else None
+    # Where the online store is another, the history alone takes changes.
+    online = OnlineChanges.from_store(store, source) if dynamo_store(store) else None
 
     def convert(records: Sequence[Mapping[str, Any]], shard: str) -> Converted:
         return converted(reader, stream_records(records, shard))
@@ -148,10 +149,6 @@ def worker_of(
         leases,
         settings,
     )
-
-
-def _is_ours(store: FeatureStore) -> bool:
-    return hasattr(store.config.online_store, "newest_wins_with")
 
 
 def columns_of(source: DynamoDBTableSource, table: DynamoTable) -> CapturedColumns:

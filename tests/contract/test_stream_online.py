@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from repos import REGION
 
 from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
-from feast_dynamo_ext.capture.captured import columns_of
+from feast_dynamo_ext.capture.captured import columns_of, worker_of
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.stream.online_changes import OnlineChanges
 from feast_dynamo_ext.capture.stream.stream_records import converted, stream_records
+from feast_dynamo_ext.capture.stream.stream_worker import StreamSettings
 from feast_dynamo_ext.capture.values.change_rows import RecordReader
 from feast_dynamo_ext.errors import ConfigError, ResourceNotFoundError
 
@@ -379,10 +380,26 @@ def test_vectors_of_precomputed_services_are_renewed(shop):
     assert answer() == [None]
 
 
-def test_another_online_store_is_refused(open_store, tmp_path, shop):
+def test_another_online_store_is_refused_and_a_worker_takes_history_alone(
+    open_store, tmp_path, shop
+):
     here = shop()
     other = open_store(
-        "other", online_store={"type": "sqlite", "path": str(tmp_path / "online.db")}
+        "other",
+        online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
+        offline={
+            "endpoint_url": here.client.meta.endpoint_url,
+            "catalog": {"type": "sql", "uri": f"sqlite:///{tmp_path}/other.db"},
+        },
     )
-    with pytest.raises(ConfigError, match="DynamoOnlineStore: set `online_store`"):
+    with pytest.raises(ConfigError, match=r"is SqliteOnlineStore\..*set `online_store`"):
         OnlineChanges.from_store(other, here.source)
+    table = DynamoTable.from_table(here.client, here.source)
+    worker = worker_of(here.source, table, other, StreamSettings())
+    here.put("a", 1, NOW - 60, amount={"N": "1"})
+    made = worker.convert(here.records(), "shard")
+    assert made.rows.num_rows == 1
+    tables = here.client.list_tables()["TableNames"]
+    worker.write_online(made)
+    assert here.client.list_tables()["TableNames"] == tables
+    assert not (tmp_path / "online.db").exists()

@@ -212,14 +212,13 @@ class OnlineChanges:
             TableTakenError: a view's table is another view's or project's.
             AwsError: AWS refused.
         """
-        provider: Any = store.provider
-        online = getattr(provider, "online_store", None)
-        if not isinstance(online, DynamoOnlineStore):
+        online = dynamo_store(store)
+        if online is None:
             raise ConfigError(
                 f"Source `{source.name}`: the online store of this repo is "
-                f"{type(online).__name__}. Changes of captured tables go online into "
-                "DynamoOnlineStore: set `online_store` in feature_store.yaml to "
-                "`type: feast_dynamo_ext.DynamoOnlineStore`."
+                f"{type(_online_store(store)).__name__}. Changes of captured tables go online "
+                "into DynamoOnlineStore: set `online_store` in feature_store.yaml to `type: "
+                "feast_dynamo_ext.DynamoOnlineStore`."
             )
         views = online_views(store.list_all_feature_views(), source)
         online.refuse_anothers(store.config, *views)
@@ -411,6 +410,17 @@ def _ids(
         return frozenset()
     is_failed = pc.is_in(keys, value_set=pa.array(failed, keys.type))
     return frozenset(changes.column(CHANGE_ID).filter(is_failed).to_pylist())
+
+
+def dynamo_store(store: FeatureStore) -> DynamoOnlineStore | None:
+    """The online store, if it is one that takes changes of captured tables."""
+    online = _online_store(store)
+    return online if isinstance(online, DynamoOnlineStore) else None
+
+
+def _online_store(store: FeatureStore) -> Any:
+    provider: Any = store.provider
+    return getattr(provider, "online_store", None)
 
 
 def _erased(config: RepoConfig, source: DynamoDBTableSource) -> ErasedLately | None:
