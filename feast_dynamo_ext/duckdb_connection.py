@@ -26,8 +26,9 @@ from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.storage import open_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +183,32 @@ def connected(limits: Limits, what: str) -> Iterator[duckdb.DuckDBPyConnection]:
                 f"{what} ran out of memory or of disk at {spill}: {error}. Raise `memory_limit`, "
                 "or point `spill_folder` to a larger disk."
             ) from error
+
+
+@contextlib.contextmanager
+def registered(
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    rows: pa.Table | pa.RecordBatchReader,
+    failures: Sequence[Exception] = (),
+) -> Iterator[None]:
+    """Rows of Arrow are a relation of SQL while the context lasts.
+
+    Args:
+        connection: to the database.
+        name: of the relation.
+        rows: a table, or a reader, which one statement can read.
+        failures: where the reader notes what it raises. DuckDB wraps that; the reader's own error
+            is the one that helps, and is raised in its place.
+    """
+    connection.register(name, rows)
+    try:
+        yield
+    except duckdb.Error as error:
+        helps = failures[0] if failures else error
+        raise helps from helps.__cause__
+    finally:
+        connection.unregister(name)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feast_dynamo_ext.duckdb_connection import registered
 from feast_dynamo_ext.dynamo.encoding.protobuf import lengths_of
 from feast_dynamo_ext.dynamo.encoding.requests import Deletions, EncodedRows
 from feast_dynamo_ext.parquet.spill import BinSpool
@@ -154,11 +155,10 @@ class Spool:
 
     def _buckets_of(self, batch: pa.RecordBatch) -> NDArray[np.int64]:
         """DuckDB's hash: the same in every process with its version."""
-        self._duckdb.register("rows", pa.Table.from_batches([batch.select(["key"])]))
-        found = self._duckdb.execute(
-            "SELECT (hash(key) % ?)::BIGINT AS bucket FROM rows", [self.buckets]
-        ).fetchnumpy()["bucket"]
-        self._duckdb.unregister("rows")
+        with registered(self._duckdb, "rows", pa.Table.from_batches([batch.select(["key"])])):
+            found = self._duckdb.execute(
+                "SELECT (hash(key) % ?)::BIGINT AS bucket FROM rows", [self.buckets]
+            ).fetchnumpy()["bucket"]
         return np.asarray(found, dtype=np.int64)
 
     def close(self) -> None:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +26,7 @@ from feast.monitoring.monitoring_utils import (
 )
 
 from feast_dynamo_ext.columns import PUT, stored_names, tombstones_of
-from feast_dynamo_ext.duckdb_connection import connected
+from feast_dynamo_ext.duckdb_connection import connected, registered
 from feast_dynamo_ext.errors import ColumnNotFoundError, ColumnTypeError, SourceNotFoundError
 from feast_dynamo_ext.parquet.source import ParquetSource
 from feast_dynamo_ext.timestamps import EPOCH, LATEST, Axis, check_time
@@ -35,6 +34,7 @@ from feast_dynamo_ext.timestamps import EPOCH, LATEST, Axis, check_time
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import duckdb
     from feast import RepoConfig
     from feast.data_source import DataSource
     from numpy.typing import NDArray
@@ -124,14 +124,8 @@ class Rows:
         reader = pa.RecordBatchReader.from_batches(
             schema, self._batches(columns, schema, failures)
         )
-        connection.register("files", reader)
-        try:
+        with registered(connection, "files", reader, failures):
             connection.execute("CREATE OR REPLACE TEMP TABLE measured AS FROM files")
-        except duckdb.Error as error:
-            # DuckDB wraps what a reader raises; the reader's own error is the one that helps.
-            helps = failures[0] if failures else error
-            raise helps from helps.__cause__
-        connection.unregister("files")
 
     def _batches(
         self, columns: Sequence[Column], schema: pa.Schema, failures: list[Exception]

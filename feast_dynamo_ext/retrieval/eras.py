@@ -22,10 +22,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import duckdb
 import numpy as np
 
-from feast_dynamo_ext.duckdb_connection import connected
+from feast_dynamo_ext.duckdb_connection import connected, registered
 from feast_dynamo_ext.parquet.source import ROW
 from feast_dynamo_ext.retrieval.inputs import EraKeys, History, MatchInput
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    import duckdb
     from numpy.typing import NDArray
 
     from feast_dynamo_ext.duckdb_connection import Limits
@@ -57,8 +57,8 @@ def with_eras(history: History, entities: EntityRows, limits: Limits) -> History
     rows = rows.append_column("moment", [moments])
     keys = key_columns(history.view)
     with connected(limits, "Finding what was deleted") as duck:
-        duck.register("entity_rows", rows)
-        duck.execute("CREATE TEMP TABLE e AS FROM entity_rows")
+        with registered(duck, "entity_rows", rows):
+            duck.execute("CREATE TEMP TABLE e AS FROM entity_rows")
         is_wanted = f"EXISTS (SELECT 1 FROM e WHERE {_equal('e', 'h', keys)})"  # noqa: S608 - names of our own
         _load_numbered(duck, history, keys, is_wanted)
         listed = ", ".join(keys)
@@ -134,19 +134,14 @@ def load_changes(
     """
     failures: list[Exception] = []
     read = replace(history, scanned=scanned)
-    duck.register("history", read.changes(failures, of_items=of_items))
     has_keys = " AND ".join(f"h.{key} IS NOT NULL" for key in keys)
     columns = ", ".join(f"h.{name}" for name in [*keys, "t", "w", "p", "q"])
-    try:
+    reader = read.changes(failures, of_items=of_items)
+    with registered(duck, "history", reader, failures):
         duck.execute(
             f"CREATE TEMP TABLE changes AS SELECT * FROM (SELECT {columns}, h.{ROW} AS r "  # noqa: S608 - names of our own
             f"FROM history AS h) AS h WHERE p IS NOT NULL AND {has_keys} AND {condition}"
         )
-    except duckdb.Error as error:
-        # DuckDB wraps what a reader raises; the reader's own error is the one that helps.
-        helps = failures[0] if failures else error
-        raise helps from helps.__cause__
-    duck.unregister("history")
 
 
 def _load_numbered(

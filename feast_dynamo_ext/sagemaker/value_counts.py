@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feast_dynamo_ext.duckdb_connection import registered
 from feast_dynamo_ext.sagemaker.column_statistics import (
     FEW_VALUES,
     ColumnStatistics,
@@ -59,18 +60,17 @@ class Counted:
         self.is_binary = label.is_binary
         self._connection = connection
         reader = _value_reader(rows, name, label)
-        connection.register("given", reader)
         sums = ", ".join(
             f"count(*) FILTER (WHERE split = {at}) AS n{at}, "
             f"count(*) FILTER (WHERE split = {at} AND positive) AS p{at}"
             for at in range(len(self.splits))
         )
-        # Names of columns are not in it: the reader's are these.
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE counted AS SELECT value, {sums} "  # noqa: S608
-            "FROM given GROUP BY value"
-        )
-        connection.unregister("given")
+        with registered(connection, "given", reader):
+            # Names of columns are not in it: the reader's are these.
+            connection.execute(
+                f"CREATE OR REPLACE TEMP TABLE counted AS SELECT value, {sums} "  # noqa: S608
+                "FROM given GROUP BY value"
+            )
         ((self.distinct,),) = connection.execute(
             "SELECT count(*) FROM counted WHERE value IS NOT NULL"
         ).fetchall()

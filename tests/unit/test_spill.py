@@ -1,4 +1,7 @@
-"""Spill folders go with their use, or with the next process that finds one of a killed one."""
+"""What DuckDB is given, rows and folders to spill to, goes with its use.
+
+A folder of a killed process goes with the next process that finds it.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ import signal
 import time
 from pathlib import Path
 
+import duckdb
+import pyarrow as pa
 import pytest
 
 from feast_dynamo_ext import duckdb_connection
-from feast_dynamo_ext.duckdb_connection import spill_folder
+from feast_dynamo_ext.duckdb_connection import registered, spill_folder
 
 KILLED = """
 import os, signal, sys
@@ -139,3 +144,41 @@ def test_after_a_kill_the_next_use_removes_what_was_spilled(tmp_path, monkeypatc
     with spill_folder(str(tmp_path)):
         assert not any(file.exists() for file in spilled)
     assert list(tmp_path.iterdir()) == []
+
+
+# Rows
+
+
+def test_rows_are_a_relation_as_long_as_the_context_lasts():
+    with duckdb.connect(config={"python_enable_replacements": "false"}) as duck:
+        with registered(duck, "given", pa.table({"a": [1, 2]})):
+            assert duck.execute("SELECT sum(a) FROM given").fetchall() == [(3,)]
+        with pytest.raises(duckdb.CatalogException, match="given does not exist"):
+            duck.execute("FROM given")
+
+
+def test_the_error_of_a_reader_is_raised_in_place_of_duckdbs(tmp_path):
+    failures: list[Exception] = []
+
+    def batches():
+        try:
+            yield pa.record_batch({"a": [1]})
+            (tmp_path / "orders.parquet").read_bytes()
+        except FileNotFoundError as error:
+            failures.append(error)
+            raise
+
+    reader = pa.RecordBatchReader.from_batches(pa.schema([("a", pa.int64())]), batches())
+    with duckdb.connect(config={"python_enable_replacements": "false"}) as duck:
+        with (
+            pytest.raises(FileNotFoundError, match=r"orders\.parquet"),
+            registered(duck, "given", reader, failures),
+        ):
+            duck.execute("SELECT sum(a) FROM given").fetchall()
+        with (
+            pytest.raises(duckdb.BinderException, match="nowhere"),
+            registered(duck, "given", pa.table({"a": [1]}), []),
+        ):
+            duck.execute("SELECT nowhere FROM given")
+        with pytest.raises(duckdb.CatalogException, match="given does not exist"):
+            duck.execute("FROM given")

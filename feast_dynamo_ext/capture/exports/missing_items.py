@@ -11,7 +11,6 @@ DuckDB, which spills what does not fit in memory::
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from feast_dynamo_ext.capture.values.attribute_types import MOMENT, CapturedColu
 from feast_dynamo_ext.capture.values.change_rows import QUARANTINE, Converted, joined
 from feast_dynamo_ext.capture.values.item_values import ItemReader, Misfit
 from feast_dynamo_ext.columns import CHANGE, DELETE, MOVE, PUT, WRITTEN
-from feast_dynamo_ext.duckdb_connection import Limits, connected
+from feast_dynamo_ext.duckdb_connection import Limits, connected, registered
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
 from feast_dynamo_ext.parquet.iceberg.commits import planned
 from feast_dynamo_ext.parquet.iceberg.file_rows import FileRows
@@ -72,7 +71,7 @@ class MissingItems:
         limits = Limits(self.memory_limit, None, self.spill_folder)
         with connected(limits, "Finding items that are gone") as duck:
             duck.execute("SET TimeZone = 'UTC'")
-            with _registered(duck, "none_yet", self.columns.of_keys.schema.empty_table()):
+            with registered(duck, "none_yet", self.columns.of_keys.schema.empty_table()):
                 duck.execute("CREATE TEMP TABLE there AS FROM none_yet")
             for part in parts:
                 self._note(duck, part)
@@ -103,7 +102,7 @@ class MissingItems:
             found = (reader.values(record.get("Item")) for record in records)
             known = [values for values in found if not isinstance(values, Misfit)]
             seen.append(pa.Table.from_arrays(reader.arrays(known), schema=keys))
-        with _registered(duck, "seen", pa.concat_tables(seen)):
+        with registered(duck, "seen", pa.concat_tables(seen)):
             duck.execute("INSERT INTO there FROM seen")
 
     # What is gone
@@ -122,7 +121,7 @@ class MissingItems:
         is_first = True
         for plan in plans:
             for batch in rows.batches(plan, columns):
-                with _registered(duck, "batch", pa.Table.from_batches([batch])):
+                with registered(duck, "batch", pa.Table.from_batches([batch])):
                     into = (
                         "CREATE TEMP TABLE candidates AS" if is_first else "INSERT INTO candidates"
                     )
@@ -154,7 +153,7 @@ class MissingItems:
         schema = self.columns.history_schema
         for plan in plans:
             for batch in rows.batches(plan):
-                with _registered(duck, "batch", pa.Table.from_batches([batch])):
+                with registered(duck, "batch", pa.Table.from_batches([batch])):
                     found = duck.sql(ended).to_arrow_table()
                 if not found.num_rows:
                     continue
@@ -171,12 +170,3 @@ class MissingItems:
                         arrays.append(pa.nulls(found.num_rows, field.type))
                 made = pa.Table.from_arrays(arrays, schema=schema).combine_chunks()
                 yield Converted(joined(made.to_batches(), schema), joined([], QUARANTINE), 0)
-
-
-@contextlib.contextmanager
-def _registered(duck: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> Iterator[None]:
-    duck.register(name, rows)
-    try:
-        yield
-    finally:
-        duck.unregister(name)

@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, ClassVar
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.duckdb_connection import Limits, connected
+from feast_dynamo_ext.duckdb_connection import Limits, connected, registered
 from feast_dynamo_ext.parquet.source import ROW
 from feast_dynamo_ext.retrieval.engines import sql
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Newest
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
+    import duckdb
     from numpy.typing import NDArray
 
     from feast_dynamo_ext.parquet.source import ParquetSource
@@ -131,8 +131,8 @@ class DuckDbEngine(Limits):
 def _match(
     connection: duckdb.DuckDBPyConnection, rows: MatchInput, history: History, threads: int
 ) -> NDArray[np.int64]:
-    connection.register("entity_rows", rows.table())
-    connection.execute("CREATE TEMP TABLE e AS FROM entity_rows")
+    with registered(connection, "entity_rows", rows.table()):
+        connection.execute("CREATE TEMP TABLE e AS FROM entity_rows")
     _load(connection, history, sql.needed(history.view, "e"))
     known = rows.known is not None
     matching = sql.match(history.view, "e", "h", DUCKDB, known=known)
@@ -167,8 +167,8 @@ def _decide_newest(connection: duckdb.DuckDBPyConnection, history: History, thre
         f"CREATE TEMP TABLE tied AS {sql.tied_in_newest(history.view, NARROW, 'newest')}",
     )
     group, row = _decided(connection, "SELECT g, r FROM tied", history, threads)
-    connection.register("decided", pa.table({"g": group, "new": row}))
-    connection.execute("UPDATE newest SET r = new FROM decided WHERE r = g")
+    with registered(connection, "decided", pa.table({"g": group, "new": row})):
+        connection.execute("UPDATE newest SET r = new FROM decided WHERE r = g")
 
 
 def _load(connection: duckdb.DuckDBPyConnection, history: History, condition: str) -> None:
@@ -188,14 +188,8 @@ def _read_history(
     reader = history.reader(failures)
     if seen is not None:
         reader = pa.RecordBatchReader.from_batches(reader.schema, _each_seen(reader, seen))
-    connection.register("history", reader)
-    try:
+    with registered(connection, "history", reader, failures):
         connection.execute(text)
-    except duckdb.Error as error:
-        # DuckDB wraps what a reader raises; the reader's own error is the one that helps.
-        helps = failures[0] if failures else error
-        raise helps from helps.__cause__
-    connection.unregister("history")
 
 
 def _each_seen(

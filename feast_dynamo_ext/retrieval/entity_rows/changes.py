@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from feast_dynamo_ext.arrow_types import without_dictionary
-from feast_dynamo_ext.duckdb_connection import connected
+from feast_dynamo_ext.duckdb_connection import connected, registered
 from feast_dynamo_ext.errors import EntityRowsError
 from feast_dynamo_ext.key_types import family
 from feast_dynamo_ext.parquet.source import ROW
@@ -223,22 +223,18 @@ def _group(
             f" AND h.c::HUGEINT * {NANOSECONDS[created]} <= h.t::HUGEINT * {NANOSECONDS[event]}"
         )
     failures: list[Exception] = []
-    duck.register("history", history.reader(failures))
     try:
-        duck.execute(
-            f"CREATE TEMP TABLE changes_{at} AS SELECT {keys}, h.t * {finer} AS t, "  # noqa: S608 - our own column names
-            f"{at} AS v, min({ROW}) AS r FROM history AS h WHERE {condition} GROUP BY {keys}, h.t"
-        )
+        with registered(duck, "history", history.reader(failures), failures):
+            duck.execute(
+                f"CREATE TEMP TABLE changes_{at} AS SELECT {keys}, h.t * {finer} AS t, "  # noqa: S608 - our own column names
+                f"{at} AS v, min({ROW}) AS r FROM history AS h WHERE {condition} "
+                f"GROUP BY {keys}, h.t"
+            )
     except duckdb.OutOfRangeException as error:
         raise EntityRowsError(
             f"Feature view `{history.view.view}` has event times beyond what {unit} can say, "
             "the unit of another view of the request. Ask for a shorter range."
         ) from error
-    except duckdb.Error as error:
-        # DuckDB wraps what a reader raises; the reader's own error is the one that helps.
-        helps = failures[0] if failures else error
-        raise helps from helps.__cause__
-    duck.unregister("history")
 
 
 def _keys_at(histories: Sequence[History], keys: Sequence[str], found: pa.Table) -> pa.Table:
