@@ -19,6 +19,11 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """So many of something: 1 row, 1,234 rows; `several` where that is not `one` with an s."""
+    return f"{count(number)} {one if number == 1 else several or f'{one}s'}"
+
+
 def short(number: float) -> str:
     """A number where there is little room: 999, 12.3k, 4.57M."""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -17,7 +17,7 @@ from feast_dynamo_ext.cli.named_table import (
 )
 from feast_dynamo_ext.cli.repo import InOrder, Output, json_option, repo_option
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.figures import count, dollars, duration
+from feast_dynamo_ext.figures import count, counted, dollars, duration
 from feast_dynamo_ext.figures import table as aligned
 from feast_dynamo_ext.progress import shown
 
@@ -326,7 +326,7 @@ def _stream_of(status: CaptureStatus) -> str:
     behind = duration(min(lags))
     if len(lags) > 1:
         behind = f"{behind} to {duration(max(lags))}"
-    return f"{count(len(lags))} {'shard' if len(lags) == 1 else 'shards'}, {behind} behind"
+    return f"{counted(len(lags), 'shard')}, {behind} behind"
 
 
 def _scan(

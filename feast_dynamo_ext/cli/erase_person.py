@@ -16,7 +16,7 @@ from feast_dynamo_ext.cli.named_table import (
 )
 from feast_dynamo_ext.cli.repo import Output, json_option, repo_option
 from feast_dynamo_ext.cli.table_upkeep import age_option, key_values
-from feast_dynamo_ext.figures import count
+from feast_dynamo_ext.figures import count, counted
 from feast_dynamo_ext.progress import Steps, shown
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from feast import FeatureStore
 
+    from feast_dynamo_ext.capture.erasure.erase_online import OnlineRows
     from feast_dynamo_ext.capture.erasure.erasure import ErasePlan, EraseResult, Erasure
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
     from feast_dynamo_ext.sagemaker.sets_of_person import SetOfPerson
@@ -242,36 +243,39 @@ def _plan_text(plan: ErasePlan, sets: list[SetOfPerson]) -> str:
 
     lines = [
         f"All items with {plan.person} of source {plan.source}:",
-        f"  history: {count(plan.rows)} rows; quarantine: {count(plan.quarantined)} records",
+        f"  history: {counted(plan.rows, 'row')}; quarantine: "
+        f"{counted(plan.quarantined, 'record')}",
         f"  older versions that go with them: {count(plan.versions)}"
         + (f", with the tags {', '.join(plan.tags)}" if plan.tags else ""),
     ]
-    lines += [
-        f"  online, view {each.view}: rows of {count(each.entities)} entities"
-        for each in plan.online
-    ]
+    lines += [f"  online, view {each.view}: rows of {_entities(each)}" for each in plan.online]
     for export in plan.exports:
         why = f"; stays: {export.kept}" if export.kept else ""
         lines.append(
-            f"  raw export {export.folder}, {export.what}: {count(export.records)} records of "
-            f"them; the whole export goes{why}"
+            f"  raw export {export.folder}, {export.what}: {counted(export.records, 'record')} "
+            f"of them; the whole export goes{why}"
             if not export.kept
             else f"  raw export {export.folder}, {export.what}{why}"
         )
     for each in sets:
-        rows = "" if each.rows is None else f"{count(each.rows)} rows of them"
+        rows = "" if each.rows is None else f"{counted(each.rows, 'row')} of them"
         of = f"made of version {each.snapshot}" if each.snapshot else ""
         what = ", ".join(text for text in (rows, of) if text)
         why = f"; stays: {each.kept}" if each.kept else "; the whole set goes"
         lines.append(f"  training set {each.output}: {what}{why}")
     if plan.items_in_table:
         lines.append(
-            f"  The DynamoDB table has {count(plan.items_in_table)} items of them still: delete "
-            "these first, or they are captured again with the next full export, scan or change."
+            f"  The DynamoDB table has {counted(plan.items_in_table, 'item')} of them still: "
+            "delete these first, or they are captured again with the next full export, scan or "
+            "change."
         )
     lines.append("Out of reach:")
     lines += [f"  {each}" for each in BEYOND]
     return "\n".join(lines)
+
+
+def _entities(rows: OnlineRows) -> str:
+    return counted(rows.entities, "entity", "entities")
 
 
 def _done(result: EraseResult) -> dict[str, Any]:
@@ -302,31 +306,28 @@ def _done(result: EraseResult) -> dict[str, Any]:
 
 def _result_text(result: EraseResult, sets: list[str], left: list[str]) -> str:
     lines = [
-        f"Erased: {count(result.rows)} rows of history, {count(result.quarantined)} records of "
-        f"quarantine, {count(result.expired)} older versions, {len(result.removed)} raw exports, "
-        f"{len(sets)} training sets."
+        f"Erased: {counted(result.rows, 'row')} of history, "
+        f"{counted(result.quarantined, 'record')} of quarantine, "
+        f"{counted(result.expired, 'older version')}, "
+        f"{counted(len(result.removed), 'raw export')}, {counted(len(sets), 'training set')}."
     ]
     for each in result.online:
-        later = (
-            f"; {count(each.later)} were written after the erasure, and stay" if each.later else ""
-        )
+        later = f"; left, as written after the erasure: {count(each.later)}" if each.later else ""
         shared = (
-            f"; {count(each.shared)} of these entities have other rows: materialize the view over "
-            "all of its time to bring these back"
+            f"; {count(each.shared)} of these with other rows: materialize the view over all of "
+            "its time to bring these back"
             if each.shared
             else ""
         )
-        lines.append(
-            f"Online, view {each.view}: rows of {count(each.entities)} entities{later}{shared}."
-        )
+        lines.append(f"Online, view {each.view}: rows of {_entities(each)}{later}{shared}.")
     if result.orphans:
-        lines.append(f"Deleted: {len(result.orphans)} files that no version named.")
+        lines.append(f"Deleted: {counted(len(result.orphans), 'file')} that no version named.")
     lines += [
         f"Left, it holds them: {each.folder}: {each.kept or 'kept'}." for each in result.kept
     ]
     lines += [f"Left in the folder of a training set: {path}." for path in left]
     lines.append(
-        f"Searched: {count(result.searched)} files, "
+        f"Searched: {counted(result.searched, 'file')}, "
         + ("nothing of them is left." if not result.traces else "of which some hold them.")
     )
     return "\n".join(lines)

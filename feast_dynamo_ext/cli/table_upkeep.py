@@ -24,6 +24,7 @@ from feast_dynamo_ext.cli.named_table import (
 from feast_dynamo_ext.cli.repo import Output, json_option, repo_option, time_in
 from feast_dynamo_ext.cli.repo import table as text_table
 from feast_dynamo_ext.errors import ConfigError, FeastDynamoError, ViewsFailedError
+from feast_dynamo_ext.figures import counted
 from feast_dynamo_ext.progress import Steps, shown
 
 if TYPE_CHECKING:
@@ -463,8 +464,8 @@ def erase(
     would = "would be " if choices["dry_run"] else ""
     old = [info.snapshot_id for info in report.remaining]
     left = (
-        f"\n{len(old):,} older versions may still hold them: run it with --expire-now, or "
-        "`feast-dynamo table expire` later."
+        f"\n{counted(len(old), 'older version')} may still hold them: run it with --expire-now, "
+        "or `feast-dynamo table expire` later."
         if old
         else ""
     )
@@ -477,8 +478,8 @@ def erase(
             "remaining": old,
             "expired": list(report.expired.expired) if report.expired else [],
         },
-        f"{report.rows:,} rows of {gone.num_rows:,} entities {would}erased from {report.table}, "
-        f"in {report.files:,} files.{left}",
+        f"{counted(report.rows, 'row')} of {counted(gone.num_rows, 'entity', 'entities')} "
+        f"{would}erased from {report.table}, in {counted(report.files, 'file')}.{left}",
     )
 
 

@@ -238,14 +238,14 @@ def test_create_makes_an_empty_table_and_says_what_to_change(repo):
 def test_erase_takes_keys_or_a_file_of_them(repo):
     repo.run("import", "orders")
     answer = repo.run("erase", "orders", "--key", "cid=1", "--dry-run")
-    assert answer.stdout.startswith("2 rows of 1 entities would be erased from shop.orders")
+    assert answer.stdout.startswith("2 rows of 1 entity would be erased from shop.orders")
     found = repo.run("erase", "orders", "--key", "cid=1", "--expire-now", "--json").json
     assert (found["rows"], found["remaining"]) == (2, [])
     repo.run("import", "orders", "--table", "again")
     keys = repo.folder / "keys.csv"
     keys.write_text("cid\n2\n7\n")
     answer = repo.run("erase", "orders", "--table", "again", "--keys-file", str(keys))
-    assert answer.stdout.startswith("1 rows of 2 entities erased from shop.again, in 1 files.")
+    assert answer.stdout.startswith("1 row of 2 entities erased from shop.again, in 1 file.")
     assert "run it with --expire-now" in answer.stdout
     pq.write_table(pa.table({"cid": [1]}), keys.with_suffix(".parquet"))
     named = str(keys.with_suffix(".parquet"))

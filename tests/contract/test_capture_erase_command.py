@@ -110,7 +110,8 @@ def test_all_that_holds_somebody_is_named_and_then_goes(repo: Repo):
     for part in (
         f"All items with customer={GONE} of source {name}",
         f"training set {theirs}: 6 rows of them",
-        "The DynamoDB table has 1 items of them still: delete these first",
+        "The DynamoDB table has 1 item of them still: delete these first",
+        f"online, view {repo.view.name}: rows of 1 entity",
         "the whole export goes",
         "point-in-time recovery of the table keeps its items for 35 days",
     ):
@@ -119,6 +120,7 @@ def test_all_that_holds_somebody_is_named_and_then_goes(repo: Repo):
     answer = repo.erase(*places, given="y\n")
     assert answer.code == 0, answer.stderr
     assert "nothing of them is left" in answer.stdout
+    assert f"Online, view {repo.view.name}: rows of 1 entity." in answer.stdout
     assert {row[0] for row in repo.shop.rows()} == {9}
     assert not list(Path(theirs).rglob("*.parquet"))
     assert not (Path(theirs) / "manifest.json").exists()

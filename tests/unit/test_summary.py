@@ -11,7 +11,7 @@ from feast.infra.common.materialization_job import MaterializationTask
 from views import customer_view
 
 from feast_dynamo_ext.errors import AlreadyRunningError, ColumnTypeError, ThrottledError
-from feast_dynamo_ext.figures import count, dollars, duration, short
+from feast_dynamo_ext.figures import count, counted, dollars, duration, short
 from feast_dynamo_ext.materialize.engine import jobs_of
 from feast_dynamo_ext.materialize.report import RunReport, ViewReport, as_json, as_text
 
@@ -239,3 +239,12 @@ def test_feasts_server_answers_with_errors_to_try_again_after(error, status):
     assert isinstance(raised, error)
     assert str(raised) == "`orders` is at it"
     assert (raised.http_status_code() if isinstance(raised, FeastError) else 500) == status
+
+
+def test_counts_of_things():
+    entities = [counted(number, "entity", "entities") for number in (0, 1, 2_000)]
+    assert entities == ["0 entities", "1 entity", "2,000 entities"]
+    assert [counted(number, "raw export") for number in (1, 2)] == [
+        "1 raw export",
+        "2 raw exports",
+    ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.capture.stream.stream_positions import RETENTION
-from feast_dynamo_ext.figures import count, duration
+from feast_dynamo_ext.figures import count, counted, duration
 
 if TYPE_CHECKING:
     from feast_dynamo_ext.capture.stream.stream_commits import Committed
@@ -53,7 +53,7 @@ class StreamFigures:
         if self.floor is not None:
             behind = duration((dt.datetime.now(dt.timezone.utc) - self.floor).total_seconds())
         return (
-            f"{self.source}: {count(self.shards)} {'shard' if self.shards == 1 else 'shards'}, "
+            f"{self.source}: {counted(self.shards, 'shard')}, "
             f"{self.records_per_s:,.1f} changes/s, "
             f"online after {lag}; history: {count(self.committed.rows)} rows in "
             f"{count(self.committed.commits)} commits, {behind} behind, "
