@@ -344,11 +344,11 @@ class Function:
     """A function in one process: opened at its first event, and anew as declarations may change.
 
     Attributes:
-        environment: of the process.
+        environment: of the process; credentials are in it.
         clock: seconds of some clock.
     """
 
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
     clock: Callable[[], float] = time.monotonic
     _opened: StreamCapture | None = field(default=None, init=False)
     _until_s: float = field(default=0.0, init=False)

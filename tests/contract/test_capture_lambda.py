@@ -504,3 +504,7 @@ def test_awss_own_runtime_runs_the_images_entry_point(repo, runtime_api, has_fol
     assert repo.online("applies") == {1: 1, 2: 2}
     assert "2 records, 2 rows new in the history" in output
     assert "1 records, 0 rows new in the history" in output
+
+
+def test_credentials_of_the_environment_are_not_shown():
+    assert "hidden" not in repr(Function({"AWS_SECRET_ACCESS_KEY": "hidden"}))
