@@ -450,7 +450,9 @@ def is_same(kept, wanted, dtype, tags) -> bool:  # noqa: PLR0911 - a case a type
 
 
 def plain(value):
-    """Comparable: boto3's Binary is no bytes."""
+    """Comparable: boto3's Binary is no bytes, and NaN is not equal to itself."""
+    if isinstance(value, Decimal) and value.is_nan():
+        return str(value)
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, set)):
