@@ -44,7 +44,7 @@ def did_you_mean(name: object, known: Iterable[str], otherwise: str, prefix: str
     close = difflib.get_close_matches(str(name), known, n=1)
     if close:
         return f"Did you mean `{prefix}{close[0]}`?"
-    return f"{otherwise}: {', '.join(prefix + other for other in known)}."
+    return f"{otherwise}: {', '.join(prefix + other for other in known) or 'none'}."
 
 
 def refuse_unknown(subject: str, prefix: str, names: Iterable[str], known: Iterable[str]) -> None:

@@ -55,7 +55,10 @@ def load_purchases() -> pa.Table:
 
 
 def captured_purchases(store: FeatureStore) -> pa.Table:
-    """The purchases that are captured of the application's table, deleted ones left out.
+    """The purchases that the application's table holds, as they were captured.
+
+    The history has a row for each change of an item: the newest of its table's key counts, and
+    none of an item that was deleted.
 
     Args:
         store: of this repo, whose registry has the source `purchases`.
@@ -64,12 +67,13 @@ def captured_purchases(store: FeatureStore) -> pa.Table:
         One row a purchase, columns as in `PURCHASES`.
     """
     source = store.get_data_source("purchases")
-    rows = S3ParquetOfflineStore.pull_all_from_table_or_query(
+    rows = S3ParquetOfflineStore.pull_latest_from_table_or_query(
         config=store.config,
         data_source=source,
-        join_key_columns=["customer_id"],
+        join_key_columns=["customer_id", "purchase_id"],
         feature_name_columns=["items", "amount"],
         timestamp_field=source.timestamp_field,
+        created_timestamp_column=source.created_timestamp_column,
         start_date=datetime(1970, 1, 1, tzinfo=timezone.utc),
         end_date=datetime.now(tz=timezone.utc),
     ).to_arrow()

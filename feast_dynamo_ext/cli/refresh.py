@@ -15,6 +15,7 @@ from feast_dynamo_ext.cli.repo import (
     Output,
     aws_access,
     aws_of,
+    check_repo,
     json_option,
     open_store,
     region_option,
@@ -108,6 +109,7 @@ def refresh(
     )
 
     _check_options(expression, role, force, folder, remove=remove, registry=registry)
+    check_repo(repo)
     declaration = read_pipeline(repo, name or only_pipeline(repo))
     if remove:
         _remove(declaration, repo, region, output)

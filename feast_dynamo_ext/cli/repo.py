@@ -188,6 +188,17 @@ def is_repo(repo: Path) -> bool:
     return _yaml_path(repo).exists() or bool(os.environ.get(YAML_VARIABLE))
 
 
+def check_repo(repo: Path) -> None:
+    """See to it that Feast finds a feature repo there.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not is_repo(repo):
+        path = _yaml_path(repo)
+        raise ConfigError(f"There is no {path.name} in {path.parent}. {NO_REPO}")
+
+
 def _yaml_path(repo: Path) -> Path:
     return Path(os.environ.get(YAML_PATH_VARIABLE, repo.absolute() / "feature_store.yaml"))
 
@@ -198,9 +209,8 @@ def open_store(repo: Path) -> FeatureStore:
     Raises:
         ConfigError: there is no feature_store.yaml, or Feast cannot use what it says.
     """
+    check_repo(repo)
     folder, path = repo.absolute(), _yaml_path(repo)
-    if not is_repo(repo):
-        raise ConfigError(f"There is no {path.name} in {path.parent}. {NO_REPO}")
     from feast_dynamo_ext import _feast
 
     with _yaml_errors(path), feasts_errors():

@@ -7,6 +7,7 @@ import itertools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import pytest
 import stream_events
 from capture_shop import BEGUN, QUICK, Shop, item, read
@@ -17,7 +18,7 @@ from feast.types import Float64, Int32, Int64, String
 from feast_dynamo_ext import DynamoDBTableSource
 from feast_dynamo_ext.capture.captured import columns_of
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable
-from feast_dynamo_ext.capture.exports.export_jobs import ExportTarget
+from feast_dynamo_ext.capture.exports.export_jobs import ExportTarget, restorable
 from feast_dynamo_ext.capture.exports.table_scan import scan
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.inference import SchemaInference, add_exported, add_scanned
@@ -131,6 +132,13 @@ def test_recovery_that_is_off_is_said_with_the_command(shop: Shop):
     shop.service.recovery_since = None
     with pytest.raises(CaptureError, match="aws dynamodb update-continuous-backups"):
         shop.sync()
+
+
+@pytest.mark.dynamodb_local
+def test_where_there_are_no_exports_a_scan_is_advised(dynamodb_local):
+    client = boto3.client("dynamodb", endpoint_url=dynamodb_local, region_name="us-east-1")
+    with pytest.raises(CaptureError, match=r"exports nothing.*`feast-dynamo capture sync --scan`"):
+        restorable(client, "any")
 
 
 def test_a_gap_of_more_than_35_days_is_said(shop: Shop):

@@ -26,11 +26,22 @@ pages = boto3.client("dynamodb").get_paginator("scan").paginate(TableName="order
 items = [item for page in pages for item in page["Items"]]
 print(json.dumps([{name: value["N"] for name, value in item.items()} for item in items]))
 """
+# An application's ordinary work: each order of a customer is written again, with another amount.
+UPDATE = """
+import boto3
+from boto3.dynamodb.conditions import Key
+table = boto3.resource("dynamodb").Table("orders")
+for order in table.query(KeyConditionExpression=Key("customer_id").eq(3))["Items"]:
+    table.put_item(Item={**order, "amount": order["amount"] + 1})
+    print(order["order_id"])
+"""
 
 
 def script() -> str:
-    """The page as a reader goes through it, with a look at the table before it is gone."""
+    """The page as a reader goes through it; orders change, and the table is read in the end."""
     commands = "".join(body for kind, body in BLOCK.findall(PAGE) if kind == "bash")
+    first, refresh, more = commands.partition("feast-dynamo refresh\n")
+    commands = f"{first}{refresh}python - > updated.txt <<'END'\n{UPDATE}END\n{more}"
     before, down, rest = commands.partition("feast-dynamo local down")
     assert not rest.strip()
     return f"set -e\n{before}python - > orders.json <<'END'\n{SCAN}END\n{down}\n"
@@ -79,9 +90,13 @@ def test_the_page_runs_to_a_model_and_again(tmp_path):
         for name, step in shown.items():
             assert step in (first[name], third[name])
     captured = re.findall(r"^Capture: done .*orders: (.*)$", done.stderr, re.MULTILINE)
+    updated = len((shop / "updated.txt").read_text().split())
+    assert updated > 20
     assert captured == [
-        "4,000 items, 4,000 new rows", "4,300 items, 300 new rows", "4,300 items, 0 new rows",
-    ]  # fmt: skip
+        "4,000 items, 4,000 new rows",
+        f"4,300 items, {300 + updated} new rows",
+        "4,300 items, 0 new rows",
+    ]
 
     # The features of the last day, counted from the table itself.
     orders = json.loads((shop / "orders.json").read_text())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.capture.exports.export_files import FULL, INCREMENTAL, NEW_AND_OLD
 from feast_dynamo_ext.capture.exports.windows import Restorable, Window
+from feast_dynamo_ext.dynamo.tables.describe import UNSUPPORTED
 from feast_dynamo_ext.errors import AwsError, CaptureError
 from feast_dynamo_ext.polling import Poll
 
@@ -69,11 +70,21 @@ def restorable(client: Any, table: str) -> Restorable:
     """The time that can be exported.
 
     Raises:
-        CaptureError: point-in-time recovery is off; says how to switch it on.
+        CaptureError: point-in-time recovery is off; says how to switch it on. Or this DynamoDB has
+            none, as the embedded one.
         AwsError: AWS refuses.
     """
-    with aws.translated("dynamodb", f"table {table}"):
-        answer = client.describe_continuous_backups(TableName=table)
+    try:
+        with aws.translated("dynamodb", f"table {table}"):
+            answer = client.describe_continuous_backups(TableName=table)
+    except AwsError as error:
+        if error.code not in UNSUPPORTED:
+            raise
+        raise CaptureError(
+            f"Table {table}: the DynamoDB at {client.meta.endpoint_url} has no point-in-time "
+            "recovery, so it exports nothing. Capture the table with `feast-dynamo capture sync "
+            "--scan`; in a pipeline, `scan: true` of its capture."
+        ) from error
     found = answer["ContinuousBackupsDescription"].get("PointInTimeRecoveryDescription", {})
     first, last = (found.get(f"{word}RestorableDateTime") for word in ("Earliest", "Latest"))
     if found.get("PointInTimeRecoveryStatus") != "ENABLED":

@@ -448,8 +448,11 @@ def only_pipeline(repo: Path) -> str:
     """
     known = [file.stem for file in sorted((repo / FOLDER).glob("*.yaml"))]
     if len(known) != 1:
-        listed = f"{len(known)}: {', '.join(known)}. Name one" if known else "none. Declare one"
-        raise ConfigError(f"{repo / FOLDER} has {listed}.")
+        if known:
+            raise ConfigError(f"{repo / FOLDER} has {len(known)}: {', '.join(known)}. Name one.")
+        raise ConfigError(
+            f"{repo / FOLDER} has no pipeline. Declare one there, in a file NAME.yaml."
+        )
     return known[0]
 
 
