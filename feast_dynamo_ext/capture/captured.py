@@ -74,6 +74,7 @@ def capture_of(source: DynamoDBTableSource, table: DynamoTable, config: RepoConf
 
     return Capture(
         history,
+        table,
         _Rows(columns, settings),
         settings,
         missing,

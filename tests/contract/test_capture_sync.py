@@ -20,6 +20,7 @@ from feast_dynamo_ext.capture.captured import columns_of
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable
 from feast_dynamo_ext.capture.exports.export_jobs import ExportTarget, restorable
 from feast_dynamo_ext.capture.exports.table_scan import scan
+from feast_dynamo_ext.capture.exports.windows import Restorable, next_windows
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.inference import SchemaInference, add_exported, add_scanned
 from feast_dynamo_ext.capture.quarantine import retry
@@ -159,6 +160,89 @@ def test_a_table_that_was_made_anew_is_refused(shop: Shop):
     shop.history.keep(state, replace(state, table_id="another"), "a-test")
     with pytest.raises(CaptureError, match="deleted and made anew"):
         shop.sync()
+
+
+def test_the_table_is_captured_whole_twice_of_one_moment(shop: Shop):
+    shop.service.put({**item(1, 1), "colour": {"S": "red"}})
+    shop.service.clock.forward(minutes=1)
+    shop.sync()
+    shop.source = declared(shop, colour=String)
+    for _ in range(2):
+        (window,) = shop.sync(full=True).captured
+        assert (window.counts.records, window.counts.rows) == (1, 1)
+    # What was declared meanwhile is in the rows of the export that has it.
+    assert {row["colour"] for row in read(shop.history.handle)} == {None, "red"}
+    # The same moment with the same attributes is one export of DynamoDB.
+    assert len(shop.service.tokens) == 2
+    shop.service.put(item(2, 2))
+    shop.service.clock.forward(days=2)
+    assert len(shop.sync().captured) == 2
+    assert set(shop.rows()) == {(1, 1, 1.5, "put"), (2, 2, 1.5, "put")}
+    state = shop.history.state()
+    assert state is not None
+    assert (state.pending, state.until) == ((), BEGUN + dt.timedelta(days=2, minutes=1))
+
+
+def test_a_window_whose_rows_are_known_does_not_stop_a_source(shop: Shop):
+    shop.service.put(item(1, 1))
+    shop.service.clock.forward(minutes=1)
+    shop.sync()
+    state = shop.history.state()
+    assert state is not None
+    # As earlier versions left it after `--full` of the moment that was captured already.
+    (again,) = next_windows(shop.source.table, None, Restorable(BEGUN, state.until))
+    shop.history.keep(state, state.planned((again,)), "as-before")
+    shop.service.put(item(2, 2))
+    shop.service.clock.forward(hours=1)
+    assert [each.counts.rows for each in shop.sync().captured] == [0, 1]
+    assert shop.rows() == [(1, 1, 1.5, "put"), (2, 2, 1.5, "put")]
+    assert shop.history.state().pending == ()
+
+
+def test_a_run_takes_all_that_there_is_after_a_long_pause(shop: Shop):
+    shop.service.put(item(1, 1))
+    shop.service.clock.forward(minutes=1)
+    shop.sync()
+    for day in range(2, 32):
+        shop.service.put(item(1, day))
+        shop.service.clock.forward(days=1)
+    shop.service.clock.forward(minutes=7)
+    run, shown = shop.capture(), []
+    started: list[int] = []
+
+    def look(operation: str) -> None:
+        shown.extend(task.text for task in run.progress.tasks)
+        if operation == "DescribeExport":
+            started.append(len(shop.service.exports))
+
+    shop.service.on_call = look
+    found = run.sync(shop.client, shop.table(), shop.target, poll=QUICK)
+    shop.service.on_call = None
+    assert len(found.captured) == 31
+    assert found.until == BEGUN + dt.timedelta(days=30, minutes=8)
+    assert found.left == dt.timedelta(microseconds=31)
+    assert shop.rows() == [(1, day, 1.5, "put") for day in range(1, 32)]
+    # Eight at a time, of 31 that are known from the beginning.
+    assert sorted(set(started)) == [1 + 8, 1 + 16, 1 + 24, 1 + 31]
+    assert shown[0] == "DynamoDB exports 2026-03-01 00:01Z to 2026-03-02 00:01Z, window 1 of 31"
+    assert shown[-1].endswith("window 31 of 31")
+    assert shop.sync().captured == ()
+
+
+def test_a_run_that_goes_on_with_another_takes_what_is_new_as_well(shop: Shop):
+    shop.service.put(item(1, 1))
+    shop.service.clock.forward(minutes=1)
+    shop.service.failures.append(("InternalError", "try again"))
+    with pytest.raises(CaptureError, match="Run it again"):
+        shop.sync()
+    shop.service.put(item(2, 2))
+    shop.service.clock.forward(days=1)
+    found = shop.sync()
+    assert [each.window.start for each in found.captured] == [
+        None,
+        BEGUN + dt.timedelta(minutes=1),
+    ]
+    assert shop.rows() == [(1, 1, 1.5, "put"), (2, 2, 1.5, "put")]
 
 
 def test_limits_are_waited_for(shop: Shop):

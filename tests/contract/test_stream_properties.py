@@ -202,7 +202,8 @@ def test_stream_exports_and_log_say_the_same(open_shop, tmp_path_factory, made, 
     shop, folder = open_shop(), tmp_path_factory.mktemp("exports")
     log = carried_out(shop, made)
     facts = DynamoTable.from_table(shop.client, shop.source)
-    exported = ExportedTable(shop.source.table, REGION, "123456789012")
+    region, account = facts.arn.split(":")[3:5]
+    exported = ExportedTable(shop.source.table, region, account)
     place = ExportPlace(into_folder(folder), "bucket", None, keys_with_prefix=False)
     half = BEGUN + dt.timedelta(seconds=min(cuts, default=5))
 

@@ -24,7 +24,7 @@ SPAN = Restorable(NOW - dt.timedelta(days=35), NOW)
 
 
 def after(**age: float) -> tuple[Window, ...]:
-    return next_windows("purchases", NOW - dt.timedelta(**age), SPAN, at_once=100)
+    return next_windows("purchases", NOW - dt.timedelta(**age), SPAN)
 
 
 def test_the_whole_table_comes_first():
@@ -87,3 +87,30 @@ def test_a_window_that_failed_has_another_token():
         "an-id", "s3://b"
     )
     assert all(len(token) <= 36 for token in tokens)
+
+
+def test_windows_of_one_second_are_told_apart():
+    part = dt.timedelta(milliseconds=100)
+    windows = [
+        Window(None, NOW),
+        Window(None, NOW, run="1a2b3c4d"),
+        Window(None, NOW + part),
+        Window(NOW, NOW + part),
+        Window(NOW + part, NOW + 2 * part),
+    ]
+    assert [window.id for window in windows] == [
+        "full-20260301T120000Z",
+        "full-20260301T120000Z-1a2b3c4d",
+        "full-20260301T120000.100000Z",
+        "20260301T120000Z-20260301T120000.100000Z",
+        "20260301T120000.100000Z-20260301T120000.200000Z",
+    ]
+    # The table at one moment is one export of DynamoDB, whoever wants it.
+    assert windows[0].token("an-id", "s3://b") == windows[1].token("an-id", "s3://b")
+    assert [Window.from_json(window.to_json()) for window in windows] == windows
+
+
+def test_a_window_of_an_earlier_version_comes_back():
+    kept = {"start": None, "end": "2026-03-01T12:00:00+00:00", "arn": "arn:1", "failed": 1}
+    assert Window.from_json(kept) == Window(None, NOW, "arn:1", 1)
+    assert Window(None, NOW, "arn:1", 1).to_json() == kept

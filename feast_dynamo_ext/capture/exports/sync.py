@@ -27,6 +27,7 @@ from feast_dynamo_ext.capture.exports.windows import CaptureState, Window, next_
 from feast_dynamo_ext.cost.prices import EXPORT_BYTES
 from feast_dynamo_ext.errors import CaptureError
 from feast_dynamo_ext.parquet.iceberg.commits import new_commit_id
+from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout
 from feast_dynamo_ext.progress import Task
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+AT_ONCE = 8
+"""Windows that are exported at the same time; more follow once these are captured."""
 
 T = TypeVar("T")
 
@@ -108,9 +112,10 @@ class CaptureProgress:
         """The window that is worked on."""
         return [] if self._task is None else [self._task]
 
-    def waiting(self, window: Window) -> None:
-        """DynamoDB exports a window."""
-        self._task = Task(self.source, f"DynamoDB exports {window}")
+    def waiting(self, window: Window, number: int, total: int) -> None:
+        """DynamoDB exports a window, the so manyth of those that are known."""
+        which = f", window {number} of {total}" if total > 1 else ""
+        self._task = Task(self.source, f"DynamoDB exports {window}{which}")
 
     def reading(self, export: Export) -> None:
         """An export is read."""
@@ -132,6 +137,7 @@ class Capture:
 
     Attributes:
         history: where to.
+        table: the source's table, as DynamoDB describes it.
         convert: what becomes of a data file of an export.
         settings: how AWS is reached.
         missing: finds items of the history that a full export does not have; None: they stay.
@@ -141,6 +147,7 @@ class Capture:
     """
 
     history: CapturedHistory
+    table: DynamoTable
     convert: Callable[[Export, DataFile], Iterator[Converted]]
     settings: AwsSettings
     missing: Callable[[Export], MissingItems] | None = None
@@ -168,56 +175,73 @@ class Capture:
             full: begin with the whole table again.
             poll: how often to poll.
 
+        Returns:
+            All windows up to what could be exported when it began.
+
         Raises:
             CaptureError: what cannot be exported, or another run captures the source; says what
-                to do.
+                to do. What was captured before stays.
             AwsError: AWS refuses.
         """
         there = self.history.state()
         state = self._checked(there, table, full=full)
         span = restorable(client, table.name)
-        if not state.pending or full:
-            # What the stream brought is not exported as well.
-            stream = self.history.stream()
-            until = None if full else stream.captured_until(state.until)
-            state = state.planned(next_windows(table.name, until, span))
-            if not state.pending:
-                left = None if until is None else span.last - until
-                is_followed = stream.stream is not None and stream.gap(state.until) is None
-                return SyncResult(
-                    self.history.source.name, until, (), left, is_followed=is_followed
-                )
-        # Noted before DynamoDB is asked: the same windows have the same tokens.
-        self.history.keep(there, state, new_commit_id())
         exports = Exports(client, table, target, poll, self.projection)
-        before = state
-        for window in state.pending:
+        captured: list[Captured] = []
+        total, begins_anew, is_followed = len(state.pending), full, False
+        while True:
+            until = state.until
+            if begins_anew or not state.pending:
+                # What the stream brought is not exported as well.
+                stream = self.history.stream()
+                until = None if begins_anew else stream.captured_until(state.until)
+                windows = next_windows(table.name, until, span)
+                if begins_anew:
+                    # The time before may have shown the same moment, with other columns.
+                    run = new_commit_id()[:8]
+                    windows = tuple(replace(window, run=run) for window in windows)
+                total = len(captured) + len(windows)
+                state = state.planned(windows[:AT_ONCE])
+                is_followed = stream.stream is not None and stream.gap(state.until) is None
+                begins_anew = False
+            if not state.pending:
+                break
+            # Noted before DynamoDB is asked: the same windows have the same tokens.
+            self.history.keep(there, state, new_commit_id())
+            there = self._started(state, exports)
+            state = there
+            for window in state.pending:
+                self.progress.waiting(window, len(captured) + 1, total)
+                state, one = self._window(window, state, exports, table)
+                captured.append(one)
+            there = state
+        self.progress.done()
+        left = None if until is None else span.last - until
+        return SyncResult(
+            self.history.source.name,
+            state.until if captured else until,
+            tuple(captured),
+            left,
+            is_followed=is_followed and not captured,
+        )
+
+    def _started(self, before: CaptureState, exports: Exports) -> CaptureState:
+        """With the exports of all pending windows, which is noted."""
+        state = before
+        for window in before.pending:
             if not window.arn:
                 state = state.started(window, exports.start(window))
         if state != before:
             self.history.keep(before, state, new_commit_id())
-        captured = []
-        for window in state.pending:
-            self.progress.waiting(window)
-            state, one = self._window(window, state, exports, table)
-            captured.append(one)
-        self.progress.done()
-        left = None if state.until is None else span.last - state.until
-        return SyncResult(self.history.source.name, state.until, tuple(captured), left)
+        return state
 
     def _checked(
         self, state: CaptureState | None, table: DynamoTable, *, full: bool
     ) -> CaptureState:
-        new = CaptureState(table.id, table.keys)
         if state is None:
-            return new
+            return CaptureState(table.id, table.keys)
         name = f"Source `{self.history.source.name}`"
-        if state.keys != table.keys:
-            raise CaptureError(
-                f"{name}: table {table.name} has the key {_key(table.keys)}, but its history is "
-                f"of the key {_key(state.keys)}: the table was made anew with another key. "
-                "Declare a source of another name, with another `history`."
-            )
+        state = self._of_key(state, table)
         if state.table_id != table.id and not full:
             raise CaptureError(
                 f"{name}: table {table.name} was deleted and made anew (its id is {table.id}, and "
@@ -226,6 +250,23 @@ class Capture:
                 "is in the history stays."
             )
         return replace(state, table_id=table.id)
+
+    def _of_key(self, state: CaptureState, table: DynamoTable) -> CaptureState:
+        """The state, where it is of a table of the same key."""
+        source, keys = self.history.source, _key(state.keys)
+        if not state.keys:
+            # Earlier versions noted no key with exports that were converted.
+            columns = TableLayout.item_keys(self.history.handle.load())
+            if columns == table.key_columns(source):
+                return replace(state, keys=table.keys)
+            keys = ", ".join(columns)
+        if state.keys != table.keys:
+            raise CaptureError(
+                f"Source `{source.name}`: table {table.name} has the key {_key(table.keys)}, but "
+                f"its history is of the key {keys}: the table was made anew with another key. "
+                "Declare a source of another name, with another `history`."
+            )
+        return state
 
     def _window(
         self, window: Window, state: CaptureState, exports: Exports, table: DynamoTable
@@ -242,19 +283,23 @@ class Capture:
                 f"{folder} is {export}, and not that of {window} of {table.arn}, which was asked "
                 "for. Was the folder copied over?"
             )
-        return self._committed(window, state, export)
+        return self._committed(window, state, state, export)
 
     def _committed(
-        self, window: Window, state: CaptureState, export: Export
+        self, window: Window, there: CaptureState | None, state: CaptureState, export: Export
     ) -> tuple[CaptureState, Captured]:
+        """Capture an export; how far capture is goes from what is there on in the same commit."""
         after = state.captured(window, export.uri)
         self.progress.reading(export)
         parts = self._parts(export)
         if export.is_full and self.missing is not None:
             parts = self.missing(export).added_to(parts)
         counts = self.history.commit(
-            parts, export.items, state, after, f"{state.table_id}/{window.id}"
+            parts, export.items, there, after, f"{state.table_id}/{window.id}"
         )
+        if self.history.state() == there:
+            # The rows are known of a commit before, which left how far capture is as it was.
+            self.history.keep(there, after, new_commit_id())
         return after, Captured(window, export.uri, counts, export.billed_bytes)
 
     # From files
@@ -266,21 +311,19 @@ class Capture:
             uri: one export's folder, or a folder with several of one table.
 
         Raises:
-            CaptureError: they are of several tables, do not follow each other, or changed on the
-                way.
+            CaptureError: they are of another table, do not follow each other, or changed on the
+                way. What was captured before stays, and the one that failed leaves nothing.
             AwsError: S3 refuses.
         """
         exports = [read_export(each, self.settings) for each in exports_below(uri, self.settings)]
         exports.sort(key=lambda export: (export.end, not export.is_full))
         state, captured = self.history.state(), []
         for export in exports:
-            before, state = state, self._follows(state, export)
-            if before is not None and _is_captured(before, export):
+            there, state = state, self._follows(state, export)
+            if _is_captured(state, export):
                 continue
-            if before != state:
-                self.history.keep(before, state, new_commit_id())
             window = Window(export.start, export.end, export.arn)
-            state, one = self._committed(window, state, export)
+            state, one = self._committed(window, there, state, export)
             captured.append(one)
         self.progress.done()
         until = None if state is None else state.until
@@ -288,11 +331,12 @@ class Capture:
 
     def _follows(self, state: CaptureState | None, export: Export) -> CaptureState:
         """The state, where an export of it goes on from there."""
-        name, table = f"Source `{self.history.source.name}`", self.history.source.table
-        if export.table != table:
+        name, table = f"Source `{self.history.source.name}`", self.table.name
+        # A name says little: other regions and accounts have a table of it too.
+        if export.table_arn != self.table.arn:
             raise CaptureError(
-                f"{name} captures the table {table}, but {export.uri} is an export of "
-                f"{export.table}. Name the exports of one table."
+                f"{name} captures the table {self.table.arn}, but {export.uri} is an export of "
+                f"another table, {export.table_arn}. Name the exports of one table."
             )
         if state is None:
             if not export.is_full:
@@ -300,7 +344,8 @@ class Capture:
                     f"{name}: the first of the exports is {export}. Begin with a full export: an "
                     "increment has only what changed."
                 )
-            return CaptureState(export.table_id, ())
+            return CaptureState(export.table_id, self.table.keys)
+        state = self._of_key(state, self.table)
         if state.table_id != export.table_id:
             raise CaptureError(
                 f"{name}: {export.uri} is of a table {table} that was made anew (its id is "

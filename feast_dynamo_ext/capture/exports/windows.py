@@ -32,22 +32,29 @@ class Window:
         end: the first moment that counts no more; of a full export the moment that it shows.
         arn: of its export; empty until it is started.
         failed: exports of it that failed.
+        run: tells a table that is captured whole once more from the time before, which may have
+            shown the same moment; empty for others.
     """
 
     start: dt.datetime | None
     end: dt.datetime
     arn: str = ""
     failed: int = 0
+    run: str = ""
 
     @property
     def id(self) -> str:
         """What tells it from the other windows of its table; the commit of its rows bears it."""
-        start = "full" if self.start is None else self.start.strftime("%Y%m%dT%H%M%SZ")
-        return f"{start}-{self.end:%Y%m%dT%H%M%SZ}"
+        return f"{self._times}-{self.run}" if self.run else self._times
+
+    @property
+    def _times(self) -> str:
+        start = "full" if self.start is None else _exact(self.start)
+        return f"{start}-{_exact(self.end)}"
 
     def token(self, table_id: str, place: str) -> str:
         """The same for the same export: for 8 hours DynamoDB starts none of one token twice."""
-        text = f"{table_id} {self.id} {place} {self.failed}"
+        text = f"{table_id} {self._times} {place} {self.failed}"
         return hashlib.sha256(text.encode()).hexdigest()[:36]
 
     def __str__(self) -> str:
@@ -63,6 +70,7 @@ class Window:
             "end": self.end.isoformat(),
             "arn": self.arn,
             "failed": self.failed,
+            **({"run": self.run} if self.run else {}),
         }
 
     @classmethod
@@ -74,7 +82,14 @@ class Window:
             dt.datetime.fromisoformat(found["end"]),
             found["arn"],
             found["failed"],
+            found.get("run", ""),
         )
+
+
+def _exact(moment: dt.datetime) -> str:
+    """To the second where it is a whole one: exports of others end within one."""
+    part = f"{moment:.%f}" if moment.microsecond else ""
+    return f"{moment:%Y%m%dT%H%M%S}{part}Z"
 
 
 def _minute(moment: dt.datetime) -> str:
@@ -162,15 +177,14 @@ class Restorable:
 
 
 def next_windows(
-    table: str, until: dt.datetime | None, restorable: Restorable, *, at_once: int = 8
+    table: str, until: dt.datetime | None, restorable: Restorable
 ) -> tuple[Window, ...]:
-    """What to export next, in order; nothing where all is captured but the last minutes.
+    """What there is to export, in order; nothing where all is captured but the last minutes.
 
     Args:
         table: its name, for messages.
         until: what is captured already; None for nothing, then the whole table is.
         restorable: what DynamoDB can export.
-        at_once: windows at most.
 
     Raises:
         CaptureError: changes that were never captured cannot be exported any more.
@@ -198,4 +212,4 @@ def next_windows(
     if count > 1 and ends[-1] - ends[-2] < SHORTEST:
         ends[-2] -= SHORTEST
     starts = [until, *ends[:-1]]
-    return tuple(Window(*each) for each in zip(starts, ends, strict=True))[:at_once]
+    return tuple(Window(*each) for each in zip(starts, ends, strict=True))
