@@ -10,6 +10,7 @@ import click
 from feast_dynamo_ext.cli.erase_person import erase
 from feast_dynamo_ext.cli.named_table import (
     answer_on_stdout,
+    read_units_option,
     source_argument,
     source_of,
     sources_of,
@@ -57,9 +58,7 @@ def capture() -> None:
 @click.option(
     "--scan", is_flag=True, help="Scan the table instead: for small ones, without exports."
 )
-@click.option(
-    "--read-units", type=float, metavar="N", help="Of --scan: read units a second at most."
-)
+@read_units_option
 @repo_option
 @json_option
 def sync(
@@ -94,6 +93,13 @@ def sync(
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
     from feast_dynamo_ext.capture.exports.export_jobs import ExportTarget
 
+    if scan and (full or exports is not None or kms_key is not None):
+        raise click.UsageError(
+            "--full, --exports and --kms-key are of exports, and --scan makes none: it reads the "
+            "whole table each time."
+        )
+    if read_units is not None and not scan:
+        raise click.UsageError("--read-units is of --scan: exports take no read units.")
     store = store_of(repo)
     found = source_of(store, source)
     client = dynamodb_client(store.config)

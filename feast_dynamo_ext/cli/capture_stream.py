@@ -11,11 +11,12 @@ import click
 
 from feast_dynamo_ext.cli.named_table import (
     answer_on_stdout,
+    read_units_option,
     source_argument,
     source_of,
     store_of,
 )
-from feast_dynamo_ext.cli.repo import Output, json_option, repo_option, size_in
+from feast_dynamo_ext.cli.repo import FiniteFloat, Output, json_option, repo_option, size_in
 from feast_dynamo_ext.figures import count
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ BETWEEN_SYNCS_S = 60
 @source_argument
 @click.option("--bootstrap", is_flag=True, help="Capture beside it what was in the table before.")
 @click.option("--scan", is_flag=True, help="Of --bootstrap: scan the table, without exports.")
-@click.option(
-    "--read-units", type=float, metavar="N", help="Of --scan: read units a second at most."
-)
+@read_units_option
 @click.option(
     "--exports",
     metavar="S3_URI",
@@ -49,7 +48,7 @@ BETWEEN_SYNCS_S = 60
 @click.option(
     "--history-every",
     "history_s",
-    type=click.FloatRange(0.1),
+    type=FiniteFloat(0.1),
     default=60,
     show_default=True,
     metavar="SECONDS",
@@ -65,7 +64,7 @@ BETWEEN_SYNCS_S = 60
 @click.option(
     "--lease",
     "lease_s",
-    type=click.FloatRange(1),
+    type=FiniteFloat(1),
     default=30,
     show_default=True,
     metavar="SECONDS",
@@ -106,6 +105,14 @@ def stream(
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
     from feast_dynamo_ext.capture.stream.stream_worker import StreamSettings
 
+    if not bootstrap and (scan or exports is not None):
+        raise click.UsageError(
+            "--scan and --exports are of --bootstrap, which captures what was in the table before."
+        )
+    if scan and exports is not None:
+        raise click.UsageError("--exports is of exports, and --scan makes none.")
+    if read_units is not None and not scan:
+        raise click.UsageError("--read-units is of --scan: exports take no read units.")
     store = store_of(repo)
     found = source_of(store, source)
     settings = StreamSettings(history_s=history_s, history_bytes=size_in(history_size))

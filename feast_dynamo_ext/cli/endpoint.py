@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from feast_dynamo_ext.cli.repo import (
+    FiniteFloat,
     InOrder,
     Output,
     aws_access,
@@ -73,7 +74,7 @@ def endpoint() -> None:
 @click.option("--max-rows", type=click.IntRange(1), help="Rows of a request.  [default: 1000]")
 @click.option(
     "--max-wait-ms",
-    type=click.FloatRange(0),
+    type=FiniteFloat(0),
     help="Milliseconds that requests wait for others.  [default: 1]",
 )
 @repo_option

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from feast_dynamo_ext._feast import registry_errors
-from feast_dynamo_ext.cli.repo import Output, open_store
+from feast_dynamo_ext.cli.repo import FiniteFloat, Output, open_store
 from feast_dynamo_ext.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +31,12 @@ view_argument = click.argument("view", metavar="VIEW")
 source_argument = click.argument("source", metavar="SOURCE")
 table_option = click.option(
     "--table", metavar="NAME", help="Name of the table.  [default: the view's]"
+)
+read_units_option = click.option(
+    "--read-units",
+    type=FiniteFloat(0, min_open=True),
+    metavar="N",
+    help="Of --scan: read units a second at most.",
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Change nothing; say what would be.")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import warnings
@@ -155,6 +156,23 @@ def time_in(text: str) -> datetime:
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?))?B")
 AGE = re.compile(r"(\d+)([smhd])")
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+class FiniteFloat(click.FloatRange):
+    """A number of a range; `nan` is in each range of click's, and `inf` in most."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """It.
+
+        Raises:
+            click.BadParameter: it is none.
+        """
+        found = float(super().convert(value, param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return found
 
 
 def size_in(text: str) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from feast_dynamo_ext.cli.repo import (
+    FiniteFloat,
     Output,
     age_in,
     aws_access,
@@ -95,7 +96,7 @@ def _age(_context: Any, _option: Any, text: str | None) -> int | None:
 @click.option(
     "--wait/--no-wait", default=True, help="Follow the job to its end.", show_default=True
 )
-@click.option("--poll", "poll_s", type=float, default=5.0, hidden=True)
+@click.option("--poll", "poll_s", type=FiniteFloat(0), default=5.0, hidden=True)
 @click.option("--dry-run", is_flag=True, help="Check and print the request; start nothing.")
 @click.option("--local", is_flag=True, help="Run the job on this machine.")
 @click.option(
