@@ -12,6 +12,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
+from feast_dynamo_ext.capture.erasure.erased_keys import ERASED_SUFFIX
+from feast_dynamo_ext.capture.history import QUARANTINE_SUFFIX
 from feast_dynamo_ext.capture.table_source import DynamoDBTableSource, attribute_of
 from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
 from feast_dynamo_ext.columns import WRITTEN, join_keys, stored_names
@@ -20,7 +22,12 @@ from feast_dynamo_ext.errors import (
     ConfigError,
     SourceNotFoundError,
 )
-from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors, folder_uri, opened
+from feast_dynamo_ext.parquet.iceberg.catalog import (
+    catalog_errors,
+    folder_uri,
+    is_iceberg,
+    opened,
+)
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.table_schema import (
     ITEM_KEYS_PROPERTY,
@@ -39,6 +46,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IMAGES = "NEW_AND_OLD_IMAGES"
+
+KEPT_BESIDE = {QUARANTINE_SUFFIX: "what does not fit", ERASED_SUFFIX: "who was erased"}
+"""Tables beside a history, by how their names end."""
 
 
 # The table
@@ -161,6 +171,40 @@ def check_features(view: Any, source: DynamoDBTableSource, facts: DynamoTable) -
             )
 
 
+# Names
+
+
+def check_name(source: DynamoDBTableSource) -> None:
+    """Refuse a source whose history could be a table that is kept beside that of another.
+
+    Raises:
+        ConfigError: says how names may not end.
+    """
+    for suffix, what in KEPT_BESIDE.items():
+        if source.name.endswith(suffix):
+            raise ConfigError(
+                f"DynamoDBTableSource `{source.name}`: its history would be a table of this "
+                f"name, and `...{suffix}` is the table of {what} of another captured source. "
+                "Give the source a name that does not end so."
+            )
+
+
+def check_other(view: Any, sources: Iterable[str]) -> None:
+    """Refuse a view whose own history table would be one that is kept beside a captured one.
+
+    Raises:
+        ConfigError: says which.
+    """
+    for name in sources:
+        for suffix, what in KEPT_BESIDE.items():
+            if view.name == f"{name}{suffix}":
+                raise ConfigError(
+                    f"Feature view `{view.name}`: its history table would have this name, under "
+                    f"which the table of {what} of DynamoDBTableSource `{name}` is kept. Give "
+                    "the view another name."
+                )
+
+
 # All of them
 
 
@@ -190,6 +234,7 @@ def check_captured(
         UnsupportedTypeError: a declared type that no attribute can be kept as.
         AwsError: DynamoDB or the catalog refused. OfflineStoreError: the catalog, see there.
     """
+    views = tuple(views)
     by_source = captured_views(views)
     if not by_source:
         return
@@ -200,9 +245,15 @@ def check_captured(
             "`type: feast_dynamo_ext.S3ParquetOfflineStore`."
         )
     client = client or dynamodb_client(config)
+    for view in views:
+        source = getattr(view, "batch_source", None)
+        # Others have no table of their name: they read one that is there.
+        if source is not None and not is_iceberg(source):
+            check_other(view, by_source)
     found: list[tuple[DynamoDBTableSource, CapturedColumns]] = []
     for of_source in by_source.values():
         source = of_source[0].batch_source
+        check_name(source)
         facts = DynamoTable.from_table(client, source)
         columns = captured_columns(source, facts)
         for warning in check_table(source, facts):

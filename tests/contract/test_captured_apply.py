@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import captured
 import pytest
-from feast import Entity, FeatureView, Field, ValueType
+from feast import Entity, FeatureView, Field, FileSource, ValueType
 from feast.types import Int64, String, UnixTimestamp
 from repos import REGION, write_repo_yaml
 
@@ -88,6 +88,43 @@ def apply(open_store, moto_endpoint, caplog) -> Callable[..., Any]:
         return store, ours
 
     return apply
+
+
+@pytest.mark.parametrize(
+    ("suffix", "what"),
+    [("_quarantine", "what does not fit"), ("_erased", "who was erased")],
+)
+def test_names_of_tables_that_are_kept_beside_a_history_are_refused(
+    make_table, apply, tmp_path, suffix, what
+):
+    table = make_table()
+    first, taken = captured.source_of(table=table), f"purchases{suffix}"
+    second = captured.source_of(table=table, name=taken)
+    with pytest.raises(ConfigError) as caught:
+        apply(captured.view_of(second))
+    assert str(caught.value) == (
+        f"DynamoDBTableSource `{taken}`: its history would be a table of this name, and "
+        f"`...{suffix}` is the table of {what} of another captured source. Give the source a "
+        "name that does not end so."
+    )
+    files = FileSource(path=str(tmp_path / "rows.parquet"), timestamp_field="at")
+    other = FeatureView(
+        name=taken,
+        entities=[captured.CUSTOMER],
+        schema=[Field(name=name, dtype=Int64) for name in ("customer", "value")],
+        source=files,
+    )
+    with pytest.raises(ConfigError) as caught:
+        apply(captured.view_of(first), other)
+    assert str(caught.value) == (
+        f"Feature view `{taken}`: its history table would have this name, under which the table "
+        f"of {what} of DynamoDBTableSource `purchases` is kept. Give the view another name."
+    )
+    # Nothing was made; and a name that has the word elsewhere is free.
+    free = captured.source_of(table=table, name=f"{taken}_of_shops")
+    store, warned = apply(captured.view_of(free))
+    assert warned == []
+    assert TableHandle.from_source(free, store.config).load().schema().column_names
 
 
 ORDER = Entity(name="number", join_keys=["number"], value_type=ValueType.INT64)
