@@ -88,11 +88,14 @@ def history_of(
 ) -> tuple[CapturedColumns, CapturedHistory]:
     """The columns of a source, and its history table, made, or evolved, to have them.
 
-    Raises: as `capture_of`.
+    Raises:
+        CaptureError: the history is of another key than the table.
+        And as `capture_of`.
     """
     columns = columns_of(source, table)
     history = CapturedHistory.from_source(source, config)
     try:
+        history.check_key(columns.keys, table.keys)
         history.evolve(columns.history_schema)
     except SourceNotFoundError:
         make_history(source, columns.history_schema, columns.keys, config)

@@ -36,7 +36,7 @@ from feast_dynamo_ext.parquet.iceberg.view_table import table_type
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from feast import RepoConfig
 
@@ -258,6 +258,32 @@ class CapturedHistory:
             found |= look.ids_in(bad)
         last = (_last_erased(table), _last_erased(bad))
         return Known(found, _version(table), _version(bad), last, self.erased_keys())
+
+    def check_key(self, columns: Sequence[str], key: Sequence[tuple[str, str]] = ()) -> None:
+        """Refuse a table that was made anew with another key: its items are not these.
+
+        Args:
+            columns: of the table's key attributes, the partition key first.
+            key: names and types of these attributes; none where DynamoDB was not asked.
+
+        Raises:
+            CaptureError: the history is of another key; says both.
+            SourceNotFoundError: there is no history table.
+        """
+        of_history = TableLayout.item_keys(self.handle.load())
+        state = self.state()
+        before, renamed = "", ""
+        if state is not None and state.keys and key and tuple(key) != state.keys:
+            before = _key(state.keys)
+        elif of_history != tuple(columns):
+            before, renamed = ", ".join(of_history), ", or columns of its key were renamed"
+        if before:
+            raise CaptureError(
+                f"Source `{self.source.name}`: table {self.source.table} has the key "
+                f"{_key(key) or ', '.join(columns)}, but its history is of the key {before}: the "
+                f"table was made anew with another key{renamed}. Declare a source of another "
+                "name, with another `history`."
+            )
 
     def evolve(self, wanted: pa.Schema) -> None:
         """Give the history table the columns and types of a declaration that was changed.
@@ -489,6 +515,10 @@ class Known:
             )
 
         return check
+
+
+def _key(keys: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in keys)
 
 
 def _last_erased(table: Any) -> str | None:

@@ -53,11 +53,13 @@ def retry(history: CapturedHistory, columns: CapturedColumns) -> Retried:
         columns: as they are declared now.
 
     Raises:
+        CaptureError: the table was made anew with another key.
         OfflineStoreError: a table cannot be read or changed.
     """
     taken = left = 0
     reasons: dict[tuple[str, str], int] = {}
     try:
+        history.check_key(columns.keys)
         state = history.state()
         table = history.quarantine.load()
     except SourceNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -444,6 +445,39 @@ def test_an_item_that_no_longer_fits_is_not_taken_for_gone(shop: Shop):
     scanned(shop)
     shop.service.put({**item(1, 1), "amount": {"S": "?"}})
     assert (scanned(shop).rows, shop.rows()) == (0, [(1, 1, 1.5, "put")])
+
+
+def test_a_table_that_was_made_anew_with_another_key_is_refused(shop: Shop):
+    shop.service.put({**item(1, 1), "amount": {"S": "?"}})
+    shop.service.put(item(2, 1))
+    scanned(shop)
+    state, rows = shop.history.state(), shop.rows()
+    columns = columns_of(shop.source, shop.table())
+    name = shop.source.table
+    shop.client.delete_table(TableName=name)
+    shop.client.create_table(
+        TableName=name,
+        KeySchema=[{"AttributeName": "shop", "KeyType": "HASH"}],
+        AttributeDefinitions=[{"AttributeName": "shop", "AttributeType": "S"}],
+        BillingMode="PAY_PER_REQUEST",
+    )
+    shop.client.put_item(TableName=name, Item=item(2, 2))
+    words = (
+        f"Source `{name}`: table {name} has the key shop (S), but its history is of the key "
+        "customer (N), at (N): the table was made anew with another key. Declare a source of "
+        "another name, with another `history`."
+    )
+    for what in (scanned, lambda shop: shop.sync()):
+        with pytest.raises(CaptureError, match=re.escape(words)):
+            what(shop)
+    # Of a history without exports the table alone says its key.
+    anew = columns_of(shop.source, shop.table())
+    with pytest.raises(
+        CaptureError, match=r"has the key shop, but .* the key customer, at: .* were renamed"
+    ):
+        retry(shop.history, anew)
+    assert (shop.history.state(), shop.rows()) == (state, rows)
+    assert retry(shop.history, columns).left == 1
 
 
 def test_a_schema_is_inferred_from_the_table_or_an_export(shop: Shop):
