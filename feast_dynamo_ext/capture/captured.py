@@ -70,7 +70,8 @@ def capture_of(source: DynamoDBTableSource, table: DynamoTable, config: RepoConf
 
     def missing(export: Export) -> MissingItems:
         spill_folder = config.offline_store.spill_folder
-        return MissingItems(history.handle, columns, as_of(export.end), spill_folder)
+        moment = as_of(export.end)
+        return MissingItems(history.handle, history.quarantine, columns, moment, spill_folder)
 
     return Capture(
         history,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import random
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +14,18 @@ import pytest
 from capture_shop import BEGUN, Shop, item, read
 from export_writer import items_after
 from feast import Entity, FeatureView, Field, ValueType
-from feast.types import Float64, Int64, UnixTimestamp
+from feast.types import Float64, Int32, Int64, UnixTimestamp
+from followed import until
 
-from feast_dynamo_ext import ViewSettings
+from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
+from feast_dynamo_ext.capture.captured import columns_of
 from feast_dynamo_ext.capture.exports.export_jobs import Exports
+from feast_dynamo_ext.capture.exports.table_scan import scan
 from feast_dynamo_ext.capture.exports.windows import Window
+from feast_dynamo_ext.capture.quarantine import retry
 from feast_dynamo_ext.parquet.iceberg.optimize import optimize
+
+DAY = dt.timedelta(days=1)
 
 
 def key_of(customer: int, day: int) -> dict[str, Any]:
@@ -164,6 +171,142 @@ def test_training_and_online_answers_agree_with_the_table(shop: Shop):
     assert (answers(100), online()) == ([1.5, -1, 1.5], [1.5, None, 1.5])
     # Of the time before nobody knew, and nothing is said otherwise.
     assert answers(20) == [1.5] * 3
+
+
+# What is in quarantine
+
+
+def declared(shop: Shop, **kinds: Any) -> DynamoDBTableSource:
+    """The source with other types of some columns, or with further ones."""
+    fields = {field.name: field for field in shop.source.schema}
+    for name, kind in kinds.items():
+        fields[name] = kind if isinstance(kind, Field) else Field(name=name, dtype=kind)
+    return DynamoDBTableSource(
+        name=shop.source.name,
+        table=shop.source.table,
+        event_time="at",
+        event_time_unit="ms",
+        history=shop.source.history,
+        schema=list(fields.values()),
+    )
+
+
+def scanned(shop: Shop) -> Any:
+    shop.service.clock.forward(hours=1)  # of the log; a scan looks at the real time
+    columns, history = columns_of(shop.source, shop.table()), shop.capture().history
+    state = history.state()
+    if state is not None:
+        # Of two scans of one second the order counts, which the quarantine does not know.
+        ends = state.until.timestamp() + 1
+        until(lambda: time.time() >= ends)
+    return scan(shop.client, shop.table(), columns, history)
+
+
+def retried(shop: Shop) -> int:
+    columns = columns_of(shop.source, shop.table())
+    shop.history.evolve(columns.history_schema)
+    return retry(shop.history, columns).taken
+
+
+def full(shop: Shop) -> Any:
+    shop.service.clock.forward(hours=1)
+    return shop.sync(full=True)
+
+
+BIG = "3000000000"
+
+
+@pytest.mark.parametrize("capture", [full, scanned])
+def test_what_went_while_it_was_in_quarantine_stays_gone_once_it_fits(shop: Shop, capture: Any):
+    shop.source = declared(shop, amount=Int32)
+    for customer, amount in ((1, BIG), (2, "5"), (3, "6"), (4, BIG)):
+        shop.service.put(item(customer, 1, amount))
+    capture(shop)
+    puts = [(2, 1, 5, "put"), (3, 1, 6, "put")]
+    assert (shop.history.quarantined(), shop.rows()) == (2, puts)
+    shop.service.delete(key_of(1, 1))
+    shop.service.put(item(2, 1, BIG))
+    shop.service.delete(key_of(3, 1))
+    capture(shop)
+    # Of the second, what fitted last is ended; the third is put anew, and goes again.
+    shop.service.delete(key_of(2, 1))
+    shop.service.put(item(3, 1, BIG))
+    capture(shop)
+    shop.service.delete(key_of(3, 1))
+    capture(shop)
+    rows = [row for row in read(shop.history.handle) if row["_feast_change"] == "delete"]
+    assert sorted((row["customer"], row["at"], str(row["amount"])) for row in rows) == [
+        (1, BEGUN + DAY, "None"),
+        (2, BEGUN + DAY, "5"),
+        (3, BEGUN + DAY, "6"),
+        (3, BEGUN + DAY, "None"),
+    ]
+    capture(shop)
+    assert shop.history.rows() == len(puts) + len(rows)
+    shop.source = declared(shop, amount=Int64)
+    taken = shop.history.quarantined()
+    assert retried(shop) == taken >= 4
+    assert alive(shop) == there(shop) == {(4, (BEGUN + DAY).isoformat()): 3e9}
+
+
+# What expired
+
+
+def expiring(shop: Shop, kind: Any = None) -> None:
+    """Give the table the TTL attribute `gone_at`; with a type it is a column."""
+    shop.client.update_time_to_live(
+        TableName=shop.source.table,
+        TimeToLiveSpecification={"Enabled": True, "AttributeName": "gone_at"},
+    )
+    if kind is not None:
+        shop.source = declared(shop, **{kind.name: kind})
+
+
+PASSED, TO_COME = "1772400000", "4102444800"
+"""In 2026-03-01 and 2100-01-01."""
+
+
+@pytest.mark.parametrize("capture", [full, scanned])
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (Field(name="until", dtype=Int64, tags={"attribute": "gone_at"}), "expire"),
+        (Field(name="gone_at", dtype=UnixTimestamp, tags={"unit": "s"}), "expire"),
+        # It is no column, so it is not known.
+        (None, "delete"),
+    ],
+)
+def test_what_is_gone_after_its_own_ttl_has_expired(
+    shop: Shop, capture: Any, kind: Any, change: str
+):
+    expiring(shop, kind)
+    shop.service.put({**item(1, 1), "gone_at": {"N": PASSED}})
+    shop.service.put({**item(2, 1), "gone_at": {"N": TO_COME}})
+    shop.service.put(item(3, 1))
+    shop.service.clock.forward(days=2)
+    capture(shop)
+    for customer in (1, 2, 3):
+        shop.service.delete(key_of(customer, 1))
+    capture(shop)
+    assert [row for row in shop.rows() if row[3] != "put"] == [
+        (1, 1, 1.5, change),
+        (2, 1, 1.5, "delete"),
+        (3, 1, 1.5, "delete"),
+    ]
+
+
+@pytest.mark.parametrize("capture", [full, scanned])
+def test_of_an_item_in_quarantine_its_own_ttl_says_how_it_ended(shop: Shop, capture: Any):
+    expiring(shop)
+    for customer, gone_at in ((1, PASSED), (2, TO_COME)):
+        wrong = {**item(customer, 1), "amount": {"S": "?"}, "gone_at": {"N": gone_at}}
+        shop.service.put(wrong)
+    shop.service.clock.forward(days=2)
+    capture(shop)
+    for customer in (1, 2):
+        shop.service.delete(key_of(customer, 1))
+    capture(shop)
+    assert shop.rows() == [(1, 1, None, "expire"), (2, 1, None, "delete")]
 
 
 # What is exported

@@ -7,6 +7,7 @@ DuckDB, which spills what does not fit in memory::
 
     rows of the export -> keys that are there
     history -> items of no such key -> the newest row of each -> where it is a put: a deletion
+    quarantine -> items of no such key -> where no row is newer: a deletion of what may be mended
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from feast_dynamo_ext.capture.values.attribute_types import MOMENT, CapturedColumns
+from feast_dynamo_ext.capture.exports.ended_items import (
+    ITEM,
+    WHEN,
+    ends,
+    quarantined_ends,
+    quarantined_puts,
+)
 from feast_dynamo_ext.capture.values.change_rows import QUARANTINE, Converted, joined
 from feast_dynamo_ext.capture.values.item_values import ItemReader, Misfit
-from feast_dynamo_ext.columns import CHANGE, DELETE, MOVE, PUT, WRITTEN
+from feast_dynamo_ext.columns import CHANGE, MOVE, PUT, WRITTEN
 from feast_dynamo_ext.duckdb_connection import Limits, connected, registered
+from feast_dynamo_ext.errors import SourceNotFoundError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
 from feast_dynamo_ext.parquet.iceberg.commits import planned
 from feast_dynamo_ext.parquet.iceberg.file_rows import FileRows
@@ -33,11 +41,15 @@ if TYPE_CHECKING:
 
     import duckdb
 
+    from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
     from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 
 
 MEMORY = "512MB"
 """That keys may take before they are spilled."""
+
+RECORDS = 10_000
+"""Of the quarantine, of which rows are made at once."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,7 @@ class MissingItems:
 
     Attributes:
         history: of the history table.
+        quarantine: of the table of what did not fit; it need not be there.
         columns: of the history.
         moment: as of when the export's items count as written, microseconds since 1970.
         spill_folder: where keys are spilled; None for the system's folder for temporary files.
@@ -53,6 +66,7 @@ class MissingItems:
     """
 
     history: TableHandle
+    quarantine: TableHandle
     columns: CapturedColumns
     moment: int
     spill_folder: str | None = None
@@ -65,7 +79,7 @@ class MissingItems:
             OfflineStoreError: the history cannot be read, or memory and disk were not enough.
             AwsError: S3 refused.
         """
-        if not self._plans(self.history.load()):
+        if not self._plans(self.history.load()) and not self._has_quarantine():
             yield from parts
             return
         limits = Limits(self.memory_limit, None, self.spill_folder)
@@ -84,6 +98,14 @@ class MissingItems:
                 ((count,),) = duck.execute("SELECT count(*) FROM gone").fetchall()
                 if count:
                     yield from self._deletions(duck, rows, plans)
+            yield from self._deletions_of_misfits(duck)
+
+    def _has_quarantine(self) -> bool:
+        try:
+            self.quarantine.load()
+        except SourceNotFoundError:
+            return False
+        return True
 
     def _plans(self, table: Any) -> list[Any]:
         """Of the files that have rows."""
@@ -109,64 +131,82 @@ class MissingItems:
 
     def _find(self, duck: duckdb.DuckDBPyConnection, rows: FileRows, plans: Iterable[Any]) -> None:
         """Make the table of the puts that are ended: their keys and their sequence."""
-        keys = [*self.columns.of_keys.schema.names]
-        listed = ", ".join(map(DUCKDB.quoted, keys))
-        columns = list(dict.fromkeys([*keys, self.columns.event_time, WRITTEN, CHANGE, SEQUENCE]))
-        time_ = DUCKDB.quoted(self.columns.event_time)
-        wanted = (
-            f"SELECT {listed}, epoch_us({WRITTEN}) AS w, {SEQUENCE} AS q, "  # noqa: S608 - quoted
-            f"{CHANGE} = '{PUT}' AS p, epoch_us({time_}) AS t FROM batch "
-            f"ANTI JOIN there USING ({listed}) WHERE {CHANGE} <> '{MOVE}'"
+        listed = self._listed
+        columns = list(
+            dict.fromkeys([*self._keys, self.columns.event_time, WRITTEN, CHANGE, SEQUENCE])
         )
-        is_first = True
+        time_ = DUCKDB.quoted(self.columns.event_time)
+        # Names that no key has.
+        duck.execute(
+            f"CREATE TEMP TABLE candidates AS SELECT {listed}, 0::BIGINT AS _feast_w, "  # noqa: S608 - quoted
+            "0::BIGINT AS _feast_q, false AS _feast_p, 0::BIGINT AS _feast_t FROM there LIMIT 0"
+        )
+        wanted = (
+            f"SELECT {listed}, epoch_us({WRITTEN}), {SEQUENCE}, {CHANGE} = '{PUT}', "  # noqa: S608 - quoted
+            f"epoch_us({time_}) FROM batch ANTI JOIN there USING ({listed}) "
+            f"WHERE {CHANGE} <> '{MOVE}'"
+        )
         for plan in plans:
             for batch in rows.batches(plan, columns):
                 with registered(duck, "batch", pa.Table.from_batches([batch])):
-                    into = (
-                        "CREATE TEMP TABLE candidates AS" if is_first else "INSERT INTO candidates"
-                    )
-                    duck.execute(f"{into} {wanted}")
-                is_first = False
-        if is_first:
-            duck.execute("CREATE TEMP TABLE gone AS FROM there WITH NO DATA")
-            return
+                    duck.execute(f"INSERT INTO candidates {wanted}")
         # By the order of writing, as readers of the history have it.
+        order = "row(_feast_w, _feast_q, _feast_p, _feast_t)"
         duck.execute(
-            f"CREATE TEMP TABLE gone AS SELECT {listed}, max_by(w, row(w, q, p, t)) AS w, "  # noqa: S608 - quoted
-            f"max_by(q, row(w, q, p, t)) AS q, max_by(t, row(w, q, p, t)) AS t "
+            f"CREATE TEMP TABLE gone AS SELECT {listed}, max_by(_feast_w, {order}) AS _feast_w, "  # noqa: S608 - quoted
+            f"max_by(_feast_q, {order}) AS _feast_q, max_by(_feast_t, {order}) AS _feast_t "
             f"FROM candidates GROUP BY {listed} "
             # What was written since the moment says more than the export does.
-            f"HAVING max_by(p, row(w, q, p, t)) AND max(w) <= {self.moment}"
+            f"HAVING max_by(_feast_p, {order}) AND max(_feast_w) <= {self.moment}"
         )
 
     def _deletions(
         self, duck: duckdb.DuckDBPyConnection, rows: FileRows, plans: Iterable[Any]
     ) -> Iterator[Converted]:
-        keys = [*self.columns.of_keys.schema.names]
-        same = " AND ".join(f"b.{DUCKDB.quoted(key)} = g.{DUCKDB.quoted(key)}" for key in keys)
+        same = " AND ".join(f"b.{key} = g.{key}" for key in map(DUCKDB.quoted, self._keys))
         time_ = DUCKDB.quoted(self.columns.event_time)
         ended = (
-            f"SELECT b.* FROM batch AS b SEMI JOIN gone AS g ON {same} AND b.{SEQUENCE} = g.q "  # noqa: S608 - quoted
-            f"AND epoch_us(b.{WRITTEN}) = g.w AND epoch_us(b.{time_}) = g.t "
-            f"AND b.{CHANGE} = '{PUT}'"
+            f"SELECT b.* FROM batch AS b SEMI JOIN gone AS g ON {same} "  # noqa: S608 - quoted
+            f"AND b.{SEQUENCE} = g._feast_q AND epoch_us(b.{WRITTEN}) = g._feast_w "
+            f"AND epoch_us(b.{time_}) = g._feast_t AND b.{CHANGE} = '{PUT}'"
         )
-        schema = self.columns.history_schema
         for plan in plans:
             for batch in rows.batches(plan):
                 with registered(duck, "batch", pa.Table.from_batches([batch])):
                     found = duck.sql(ended).to_arrow_table()
-                if not found.num_rows:
-                    continue
-                arrays = []
-                for field in schema:
-                    if field.name == WRITTEN:
-                        moments = pa.array([self.moment] * found.num_rows, pa.int64())
-                        arrays.append(moments.cast(MOMENT))
-                    elif field.name == CHANGE:
-                        arrays.append(pa.array([DELETE] * found.num_rows))
-                    elif field.name in found.column_names and not field.name.startswith("_feast"):
-                        arrays.append(found.column(field.name).combine_chunks().cast(field.type))
-                    else:
-                        arrays.append(pa.nulls(found.num_rows, field.type))
-                made = pa.Table.from_arrays(arrays, schema=schema).combine_chunks()
-                yield Converted(joined(made.to_batches(), schema), joined([], QUARANTINE), 0)
+                if found.num_rows:
+                    made = ends(self.columns, found, self.moment).combine_chunks()
+                    yield _converted(joined(made.to_batches(), self.columns.history_schema))
+
+    def _deletions_of_misfits(self, duck: duckdb.DuckDBPyConnection) -> Iterator[Converted]:
+        """Ends of items in quarantine, where the history has no row that was written later."""
+        listed = self._listed
+        duck.execute(
+            f"CREATE TEMP TABLE aside AS SELECT {listed}, 0::BIGINT AS {WHEN}, '' AS {ITEM} "  # noqa: S608 - quoted
+            "FROM there LIMIT 0"
+        )
+        for part in quarantined_puts(self.quarantine, self.columns, self.moment):
+            with registered(duck, "part", part):
+                duck.execute(f"INSERT INTO aside FROM part ANTI JOIN there USING ({listed})")
+        found = duck.execute(
+            f"SELECT a.item FROM (SELECT {listed}, max({WHEN}) AS w, max_by({ITEM}, {WHEN}) AS "  # noqa: S608 - quoted
+            f"item FROM aside GROUP BY {listed}) AS a ANTI JOIN gone USING ({listed}) LEFT JOIN "
+            f"(SELECT {listed}, max(_feast_w) AS w FROM candidates GROUP BY {listed}) AS h "
+            f"USING ({listed}) WHERE h.w IS NULL OR h.w <= a.w"
+        )
+        while records := found.fetchmany(RECORDS):
+            items = [item for (item,) in records]
+            yield _converted(quarantined_ends(self.columns, items, self.moment))
+
+    @property
+    def _keys(self) -> list[str]:
+        return list(self.columns.of_keys.schema.names)
+
+    @property
+    def _listed(self) -> str:
+        return ", ".join(map(DUCKDB.quoted, self._keys))
+
+
+def _converted(rows: pa.RecordBatch) -> Converted:
+    """Rows that are of no record."""
+    return Converted(rows, joined([], QUARANTINE), 0)

@@ -21,10 +21,17 @@ import duckdb
 import pyarrow as pa
 
 from feast_dynamo_ext import aws
+from feast_dynamo_ext.capture.exports.ended_items import (
+    ITEM,
+    WHEN,
+    ends,
+    quarantined_ends,
+    quarantined_puts,
+)
 from feast_dynamo_ext.capture.exports.windows import CaptureState
 from feast_dynamo_ext.capture.values.change_rows import QUARANTINE, RecordReader, as_of
 from feast_dynamo_ext.capture.values.item_values import ItemReader, Misfit
-from feast_dynamo_ext.columns import CHANGE, DELETE, MOVE, PUT, WRITTEN
+from feast_dynamo_ext.columns import CHANGE, MOVE, PUT, WRITTEN
 from feast_dynamo_ext.cost.prices import READ_UNITS
 from feast_dynamo_ext.errors import SourceNotFoundError
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors
@@ -199,29 +206,53 @@ def _differences(
     # A move says nothing of the item: its put does.
     newest = (
         f"SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY "  # noqa: S608 - quoted
-        f"{WRITTEN} DESC, {SEQUENCE} DESC) AS _rank FROM found WHERE {CHANGE} <> '{MOVE}') "
-        f"WHERE _rank = 1 AND {CHANGE} = '{PUT}'"
+        f"{WRITTEN} DESC, {SEQUENCE} DESC) AS _feast_rank FROM found WHERE {CHANGE} <> '{MOVE}') "
+        "WHERE _feast_rank = 1"
     )
     # What was written since the scan began is newer than what it saw.
     is_older = f"t.{WRITTEN} <= make_timestamptz({moment})"
-    gone = f"make_timestamptz({moment}), '{DELETE}', NULL"
+    aside = [
+        columns.of_keys.schema.append(pa.field(WHEN, pa.int64()))
+        .append(pa.field(ITEM, pa.string()))
+        .empty_table(),
+        *quarantined_puts(history.quarantine, columns, moment),
+    ]
     with duckdb.connect() as duck:
         duck.execute("SET TimeZone = 'UTC'")
         duck.register("found", found)
         duck.register("seen", pa.Table.from_batches([seen]))
         duck.register("there", there)
-        duck.execute(f"CREATE TEMP TABLE newest AS {newest}")
-        parts = [
-            # Moves first: a put of the same moment is what counts then.
+        duck.register("aside", pa.concat_tables(aside))
+        duck.execute(f"CREATE TEMP TABLE last AS {newest}")
+        duck.execute(f"CREATE TEMP TABLE newest AS FROM last WHERE {CHANGE} = '{PUT}'")
+        # Moves first: a put of the same moment is what counts then.
+        moved = duck.sql(
             f"SELECT {before}, s.{WRITTEN}, '{MOVE}', NULL FROM seen AS s JOIN newest AS t "  # noqa: S608 - quoted
-            f"USING ({keys}) WHERE s.{time_} <> t.{time_} AND {is_older}",
-            f"SELECT {before}, {gone} FROM newest AS t ANTI JOIN there "  # noqa: S608 - quoted
-            f"USING ({keys}) WHERE {is_older}",
+            f"USING ({keys}) WHERE s.{time_} <> t.{time_} AND {is_older}"
+        ).to_arrow_table()
+        gone = duck.sql(
+            f"SELECT t.* FROM newest AS t ANTI JOIN there USING ({keys}) WHERE {is_older}"  # noqa: S608 - quoted
+        ).to_arrow_table()
+        # What is in quarantine may become a row once it is mended.
+        misfits = duck.sql(
+            f"SELECT max_by({ITEM}, {WHEN}) FROM aside AS a ANTI JOIN there USING ({keys}) "  # noqa: S608 - quoted
+            f"LEFT JOIN last AS t USING ({keys}) GROUP BY {keys} HAVING max({WRITTEN}) IS NULL "
+            f"OR (max({CHANGE}) <> '{PUT}' AND epoch_us(max({WRITTEN})) <= max({WHEN}))"
+        ).fetchall()
+        new = duck.sql(
             f"SELECT {listed}, s.{WRITTEN}, s.{CHANGE}, NULL FROM seen AS s LEFT JOIN newest AS t "  # noqa: S608 - quoted
-            f"USING ({keys}) WHERE t._rank IS NULL OR (({differs or 'false'}) AND {is_older})",
+            f"USING ({keys}) "
+            f"WHERE t._feast_rank IS NULL OR (({differs or 'false'}) AND {is_older})"
+        ).to_arrow_table()
+    ended = quarantined_ends(columns, [item for (item,) in misfits], moment)
+    return pa.concat_tables(
+        [
+            moved.rename_columns(schema.names).cast(schema),
+            ends(columns, gone, moment),
+            pa.Table.from_batches([ended]),
+            new.rename_columns(schema.names).cast(schema),
         ]
-        tables = [duck.sql(part).to_arrow_table() for part in parts]
-    return pa.concat_tables([each.rename_columns(schema.names).cast(schema) for each in tables])
+    )
 
 
 def _not_known(quarantine: pa.RecordBatch, history: CapturedHistory) -> pa.Table:
