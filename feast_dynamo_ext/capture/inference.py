@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -24,7 +24,8 @@ from feast_dynamo_ext.capture.exports.export_files import (
 from feast_dynamo_ext.capture.exports.export_rows import export_records
 from feast_dynamo_ext.capture.values.attribute_types import MOST_DIGITS
 from feast_dynamo_ext.capture.values.item_values import ISO, NUMBER
-from feast_dynamo_ext.columns import CHANGE, CHANGE_ID, WRITTEN
+from feast_dynamo_ext.columns import RESERVED
+from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import CaptureError, ResourceNotFoundError
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ FIRST_EPOCH_S, LAST_EPOCH_S = 946_684_800, 4_102_444_800
 
 PLAIN_JSON = {"S", "N", "BOOL", "NULL", "M", "L"}
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-RESERVED = {WRITTEN, CHANGE, CHANGE_ID, "_feast_sequence"}
 
 
 @dataclass
@@ -182,7 +182,8 @@ class InferredSchema:
 
     Attributes:
         items: how many they were.
-        columns: in the order of their names; the event time is the source's and not among them.
+        columns: in the order of their attributes; the event time is a UnixTimestamp, whose unit
+            the source says.
     """
 
     items: int
@@ -222,7 +223,7 @@ class InferredSchema:
 
 TYPE_NAMES = {
     *("Array", "Bool", "Bytes", "Decimal", "Float64", "Int64", "Json", "Map", "Set", "String"),
-    "Struct",
+    *("Struct", "UnixTimestamp"),
 }
 
 
@@ -276,14 +277,30 @@ class SchemaInference:
         """What takes all items that were looked at.
 
         Args:
-            event_time: the attribute of the event time, which the source declares itself.
+            event_time: the attribute of the event time, if it is known.
             flatten: a column for each value inside of maps, in place of one struct a map.
+
+        Raises:
+            CaptureError: no item has the event time.
         """
+        if event_time is not None and event_time not in self._seen:
+            raise CaptureError(
+                f"No item that was looked at has the event time `{event_time}`. "
+                f"{did_you_mean(event_time, self._seen, 'There are')}"
+            )
         columns: list[InferredColumn] = []
-        taken = {name.lower() for name in RESERVED}
+        taken: set[str] = set()
         for name in sorted(self._seen):
-            if name != event_time:
-                columns += self._columns((name,), self._seen[name], taken, flatten=flatten)
+            is_time = name == event_time
+            found = self._columns(
+                (name,), self._seen[name], taken, flatten=flatten and not is_time
+            )
+            # Its unit is the source's; values that are no times go to quarantine.
+            columns += (
+                (replace(each, dtype="UnixTimestamp", tags=_named(each.tags)) for each in found)
+                if is_time
+                else found
+            )
         return InferredSchema(self.items, tuple(columns))
 
     def _columns(
@@ -310,9 +327,16 @@ class SchemaInference:
         )
 
 
+def _named(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags that say which attribute a column is of."""
+    return {key: tag for key, tag in tags.items() if key == "attribute"}
+
+
 def _column_name(path: tuple[str, ...], taken: set[str]) -> str:
     """A name that no other column has to readers that know no case."""
     wanted = path[0] if len(path) == 1 and NAME.fullmatch(path[0]) else _as_name("_".join(path))
+    if wanted.lower().startswith(RESERVED):
+        wanted = f"a{wanted}"
     name, number = wanted, 1
     while name.lower() in taken:
         number += 1

@@ -14,7 +14,7 @@ import stream_events
 from capture_shop import BEGUN, QUICK, Shop, item, read
 from export_service import Refusal
 from feast import Entity, FeatureView, Field, ValueType
-from feast.types import Float64, Int32, Int64, String
+from feast.types import Float64, Int32, Int64, String, UnixTimestamp
 
 from feast_dynamo_ext import DynamoDBTableSource
 from feast_dynamo_ext.capture.captured import columns_of
@@ -495,7 +495,12 @@ def test_a_schema_is_inferred_from_the_table_or_an_export(shop: Shop):
     names: dict[str, Any] = {}
     exec(written, names)  # noqa: S102 - what users paste
     kinds = {field.name: field.dtype for field in names["schema"]}
-    assert kinds == {"amount": Float64, "customer": Int64, "shop": String}
+    assert kinds == {
+        "amount": Float64,
+        "at": UnixTimestamp,
+        "customer": Int64,
+        "shop": String,
+    }
     with pytest.raises(CaptureError, match="and not of another"):
         add_exported(by_export, shop.target.uri, "another", settings, 1)
     with pytest.raises(CaptureError, match="There is no DynamoDB table nowhere"):

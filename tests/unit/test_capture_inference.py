@@ -13,10 +13,11 @@ from examples import cases
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feast_dynamo_ext import DynamoDBTableSource
 from feast_dynamo_ext.capture.exports.export_rows import DataFile
 from feast_dynamo_ext.capture.inference import SchemaInference
 from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
-from feast_dynamo_ext.errors import SourceReadError
+from feast_dynamo_ext.errors import CaptureError, SourceReadError
 
 KEY = {"id": {"S": "k"}, "at": {"N": "1700000000"}}
 
@@ -27,11 +28,19 @@ def inferred(items, **options):
     return inference.schema("at", **options)
 
 
-def declared(schema):
-    """The fields that the declaration makes when Python runs it."""
+def declared(schema, event_time="at"):
+    """The fields of a source with the declaration, pasted as it is."""
     names: dict = {}
     exec(schema.declaration(), names)  # noqa: S102 - it is what the user is given to run
-    return names["schema"]
+    source = DynamoDBTableSource(
+        name="source",
+        table="table",
+        event_time=event_time,
+        event_time_unit="s",
+        history="/history",
+        schema=names["schema"],
+    )
+    return source.fields
 
 
 def captured(items, fields):
@@ -118,7 +127,7 @@ def test_the_report_names_missing_values_conflicts_and_proposals():
     ]
     schema = inferred(items)
     notes = {line.split()[0]: line for line in schema.report().splitlines()[4:]}
-    assert schema.report().startswith("4 items, 7 columns, 1 of several types.\n")
+    assert schema.report().startswith("4 items, 8 columns, 1 of several types.\n")
     assert "50.0%" in notes["half"]
     assert "Float64" in notes["half"]
     assert "S 3, N 1" in notes["mixed"]
@@ -127,6 +136,8 @@ def test_the_report_names_missing_values_conflicts_and_proposals():
     assert notes["when"].split()[-3:] == ["String", "UnixTimestamp", "unit=iso8601"]
     assert notes["epoch"].split()[-3:] == ["String", "UnixTimestamp", "unit=ms"]
     assert notes["ttl"].split()[-3:] == ["Int64", "UnixTimestamp", "unit=s"]
+    # The event time says what its unit may be.
+    assert notes["at"].split()[-3:] == ["UnixTimestamp", "UnixTimestamp", "unit=s"]
     assert notes["uid"].split()[-2:] == ["String", "Uuid"]
 
 
@@ -139,11 +150,13 @@ def test_maps_are_kept_or_flattened():
     kept, flat = inferred(items), inferred(items, flatten=True)
     assert [(each.name, each.dtype) for each in kept.columns] == [
         ("address", "Struct({'at': Struct({'x': Int64}), 'city': String})"),
+        ("at", "UnixTimestamp"),
         ("id", "String"),
     ]
     assert [(each.name, each.path, each.missing) for each in flat.columns] == [
         ("address_at_x", ("address", "at", "x"), pytest.approx(2 / 3)),
         ("address_city", ("address", "city"), pytest.approx(1 / 3)),
+        ("at", ("at",), 0),
         ("id", ("id",), 0),
     ]
     for schema in (kept, flat):
@@ -161,12 +174,56 @@ def test_names_that_differ_in_case_or_are_none_of_python():
         ("_x", {"attribute": '["[x"]'}),
         ("a_b", {"attribute": "a b"}),
         ("a_b_2", {"attribute": "a_b"}),
+        ("at", {}),
         ("id_2", {"attribute": "id"}),
         ("q_t", {"attribute": 'q"t'}),
     ]
     file, reasons = captured(items, declared(schema))
     assert reasons == []
     assert file.totals.undeclared == {}
+
+
+def test_the_declaration_has_the_event_time_and_can_be_pasted():
+    items = [{"id": {"S": "a"}, "when at": {"N": "1700000000"}, "amount": {"N": "12.50"}}]
+    inference = SchemaInference()
+    inference.add(items)
+    schema = inference.schema("when at")
+    assert schema.declaration() == (
+        "from feast import Field\n"
+        "from feast.types import Float64, String, UnixTimestamp\n\n"
+        "schema = [\n"
+        "    Field(name='amount', dtype=Float64),\n"
+        "    Field(name='id', dtype=String),\n"
+        "    Field(name='when_at', dtype=UnixTimestamp, tags={'attribute': 'when at'}),\n"
+        "]\n"
+    )
+    units = {field.name: (field.tags or {}).get("unit") for field in declared(schema, "when at")}
+    assert units == {"amount": None, "id": None, "when_at": "s"}
+    # A map is no time: it is declared as one all the same, and in the report.
+    maps = inferred([{**KEY, "at": {"M": {"x": {"N": "1"}}}}], flatten=True)
+    assert [(each.name, each.dtype) for each in maps.columns if each.name != "id"] == [
+        ("at", "UnixTimestamp")
+    ]
+    with pytest.raises(CaptureError, match=r"event time `whenat`\. Did you mean `when at`"):
+        inference.schema("whenat")
+
+
+def test_attributes_that_are_named_as_columns_of_capture_get_other_names():
+    names = ("_feast_", "_feast_change", "_FEAST_x", "a_feast_x", "_feasts")
+    items = [KEY | {name: {"S": "x"} for name in names} | {"_feast_m": {"M": {"y": {"S": "x"}}}}]
+    schema = inferred(items, flatten=True)
+    assert [(each.name, each.tags) for each in schema.columns] == [
+        ("a_FEAST_x", {"attribute": "_FEAST_x"}),
+        ("a_feast_", {"attribute": "_feast_"}),
+        ("a_feast_change", {"attribute": "_feast_change"}),
+        ("a_feast_m_y", {"attribute": '["_feast_m", "y"]'}),
+        ("_feasts", {}),
+        ("a_feast_x_2", {"attribute": "a_feast_x"}),
+        ("at", {}),
+        ("id", {}),
+    ]
+    file, reasons = captured(items, declared(schema))
+    assert (reasons, file.totals.undeclared) == ([], {})
 
 
 @pytest.mark.slow
@@ -211,5 +268,6 @@ def test_the_page_shows_what_it_says(capsys):
     assert schema.declaration() in shown
     assert [(column.name, column.dtype) for column in schema.columns] == [
         ("amount", "Json"),
+        ("at", "UnixTimestamp"),
         ("id", "String"),
     ]
