@@ -29,7 +29,7 @@ from feast_dynamo_ext.capture.stream.stream_records import (
     converted,
     stream_records,
 )
-from feast_dynamo_ext.capture.stream.stream_shards import stream_arn
+from feast_dynamo_ext.capture.stream.stream_shards import stream_arn, table_identity
 from feast_dynamo_ext.capture.stream.stream_worker import StreamWorker
 from feast_dynamo_ext.capture.values.change_rows import RecordReader, as_of
 from feast_dynamo_ext.errors import CaptureError, SourceNotFoundError
@@ -153,6 +153,7 @@ def worker_of(
         write_online,
         leases,
         settings,
+        table=lambda: table_identity(client, table.name),
     )
 
 

@@ -20,7 +20,7 @@ from repos import REGION
 
 from feast_dynamo_ext.capture.exports.windows import CaptureState
 from feast_dynamo_ext.capture.status import status_of
-from feast_dynamo_ext.capture.stream.stream_positions import shard_source
+from feast_dynamo_ext.capture.stream.stream_positions import second, shard_source
 from feast_dynamo_ext.capture.stream.stream_shards import ShardReader, list_shards
 from feast_dynamo_ext.errors import AccessDeniedError, AwsUnavailableError, CaptureError
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
@@ -457,12 +457,16 @@ def test_figures_are_a_line(sharded: FollowedShop, streams: FakeStreams):
     assert (said["records"], said["rows"], said["quarantined"]) == (5, 4, 1)
 
 
+@pytest.mark.parametrize("is_made_anew", [False, True])
 def test_a_stream_that_was_switched_off_and_on(
-    sharded: FollowedShop, streams: FakeStreams, caplog: Any
+    sharded: FollowedShop, streams: FakeStreams, caplog: Any, is_made_anew: bool
 ):
+    # Of a table that was deleted the stream can be read for a day.
+    said: list[str] = []
+    tables = ["first"]
     streams.shard("a")
     streams.put("a", 1, at=1, amount=1)
-    with following(of_shards(sharded, streams)) as worker:
+    with following(of_shards(sharded, streams, table=lambda: tables[0])) as worker:
         until(sharded.is_captured)
         again = FakeStreams(arn=f"{streams.arn}-2", now=streams.now + dt.timedelta(minutes=5))
         again.shard("z")
@@ -480,21 +484,76 @@ def test_a_stream_that_was_switched_off_and_on(
             def get_records(self, **request: Any) -> Any:
                 return arns[current[0]].get_records(**request)
 
-    with (
-        following(sharded.worker(QUICK, client=Both(), current_arn=lambda: current[0])) as worker,
-        caplog.at_level("WARNING"),
-    ):
+    following_both = sharded.worker(
+        QUICK,
+        client=Both(),
+        current_arn=lambda: current[0],
+        table=lambda: tables[0],
+        say=said.append,
+    )
+    with following(following_both) as worker, caplog.at_level("WARNING"):
         until(lambda: worker.figures.shards == 1)
         streams.close()
         until(lambda: worker.figures.shards == 0)
+        tables[0] = "second" if is_made_anew else "first"
         current[0] = again.arn
         until(lambda: sharded.online([2]) == [2])
         sharded.log = [*streams.log, *again.log]
         until(sharded.is_captured)
     assert "capture sync" in caplog.text
+    assert ("deleted and made anew" in caplog.text) == is_made_anew
+    assert any("switched off and on" in line for line in said) != is_made_anew
     found = sharded.history.stream()
-    assert found.stream.arn == again.arn
+    assert (found.stream.arn, found.stream.table) == (again.arn, tables[0])
     assert list(found.shards) == ["z"]
+
+
+@pytest.mark.dynamodb_local
+def test_a_table_that_was_made_anew_is_said_so(
+    open_store: Any, dynamodb_local: str, tmp_path: Any, caplog: Any
+):
+    shop = open_shop(open_store, dynamodb_local, tmp_path)
+    name = shop.source.table
+
+    def which() -> str:
+        found = shop.client.describe_table(TableName=name)["Table"]
+        assert "TableId" not in found
+        return str(found["CreationDateTime"].timestamp())
+
+    said: list[str] = []
+    with following(shop.worker(say=said.append)):
+        shop.put(1, at=1, amount=1)
+        until(lambda: shop.online([1]) == [1])
+        until(shop.is_captured)
+    first = which()
+    assert shop.history.stream().stream.table == first
+    shop.client.delete_table(TableName=name)
+    create_table(shop.client, name)
+    shop.log.clear()
+    with caplog.at_level("WARNING"), following(shop.worker(say=said.append)):
+        shop.put(2, at=2, amount=2)
+        until(lambda: shop.online([2]) == [2])
+    assert (
+        f"source `{name}`: the table {name} was deleted and made anew: the stream of the new one "
+        "is followed from now on. What the old one had stays in the history and online until the "
+        f"new table is captured as a whole: `feast-dynamo capture sync {name} --full`, or --scan "
+        "for a small one, and then `feast materialize`"
+    ) in caplog.messages
+    assert not any("switched off and on" in line for line in said)
+    found = shop.history.stream()
+    assert found.stream.table == which() != first
+    assert shop.online([1]) == [1]
+    assert {order: len(rows) for order, rows in shop.rows().items()} == {1: 1, 2: 1}
+
+
+def test_a_table_that_was_made_anew_after_its_export_is_said_so(shop: FollowedShop, caplog: Any):
+    worker = shop.worker(table=lambda: "another")
+    state = CaptureState("of the export", (("order", "N"),), second(5))
+    shop.history.keep(None, state, "exported")
+    with caplog.at_level("WARNING"):
+        worker.prepare()
+    assert "was deleted and made anew" in caplog.text
+    assert shop.history.stream().stream.table == "another"
 
 
 def test_a_table_without_a_stream_is_refused(shop: FollowedShop):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from typing import Any
 
 import boto3
@@ -102,6 +103,10 @@ def test_positions_are_kept_as_they_are():
         assert ShardPosition.from_json(position.to_json()) == position
     stream = FollowedStream(ARN, ((second(1), second(5)), (second(9), None)))
     assert FollowedStream.from_json(stream.to_json()) == stream
+    of_table = replace(stream, table="a-table")
+    assert FollowedStream.from_json(of_table.to_json()) == of_table
+    assert of_table.begun_anew(second(20), second(30), "another").table == "a-table"
+    assert of_table.begun_anew(second(20), second(30), "another", "b-table").table == "b-table"
     states = {"stream": stream.to_json(), "shard/a": at(5).to_json(), "capture": {"until": "x"}}
     assert StreamPositions.from_states(states) == StreamPositions(stream, {"a": at(5)})
 

@@ -369,7 +369,11 @@ def _size(parts: Sequence[Part]) -> int:
 
 
 def begin_stream(
-    history: CapturedHistory, arn: str, shards: Sequence[str], since: dt.datetime
+    history: CapturedHistory,
+    arn: str,
+    shards: Sequence[str],
+    since: dt.datetime,
+    table: str = "",
 ) -> StreamPositions:
     """Note the positions from which a history follows a stream, before anything is read of it.
 
@@ -378,13 +382,14 @@ def begin_stream(
         arn: of the stream.
         shards: that are listed and begin it: all that is still there of them is read.
         since: all that was written from then on is in them.
+        table: which table it is of, see `table_identity`.
 
     Returns:
         What the history says then: another worker may have come first.
     """
     start = ShardPosition(since)
     progress = [
-        Progress(STREAM, None, FollowedStream(arn, ((since, None),)).to_json()),
+        Progress(STREAM, None, FollowedStream(arn, ((since, None),), table).to_json()),
         *(Progress(shard_source(shard), None, start.to_json()) for shard in shards),
     ]
     _noted(history, progress)
@@ -398,6 +403,7 @@ def begin_anew(
     at_start: Sequence[str],
     gone: Sequence[str],
     since: dt.datetime,
+    table: str = "",
 ) -> tuple[StreamPositions, tuple[dt.datetime, dt.datetime]]:
     """Go on where changes are missing, and note which time they are of.
 
@@ -408,6 +414,7 @@ def begin_anew(
         at_start: shards that are read from the first record that is still there.
         gone: shards of which nothing is left.
         since: all that was written from then on is in the shards that are left.
+        table: which table the stream is of, where it may be another one than before.
 
     Returns:
         What the history says then, and from when to when nothing is known to be there.
@@ -418,7 +425,7 @@ def begin_anew(
     known = positions.shards
     behind = [known[shard].at for shard in (*at_start, *gone) if shard in known]
     until = min(behind, default=stream.spans[-1][0])
-    after = stream.begun_anew(until, since, arn)
+    after = stream.begun_anew(until, since, arn, table)
     start = ShardPosition(since).to_json()
 
     def there(shard: str) -> Any:

@@ -69,19 +69,23 @@ class FollowedStream:
         arn: of the stream; one that is switched on anew has another.
         spans: (from, until), in order: all that was written in one is in the history. The last
             goes on: it is until where the shards are, see `StreamPositions.floor`.
+        table: which table the stream is of, see `table_identity`; empty where that was not noted.
     """
 
     arn: str
     spans: tuple[tuple[dt.datetime, dt.datetime | None], ...]
+    table: str = ""
 
-    def begun_anew(self, until: dt.datetime, since: dt.datetime, arn: str) -> FollowedStream:
+    def begun_anew(
+        self, until: dt.datetime, since: dt.datetime, arn: str, table: str = ""
+    ) -> FollowedStream:
         """With a gap from `until` to `since`, in which nothing is known to be there."""
         closed = [
             (start, until if end is None else min(end, until))
             for start, end in self.spans
             if start < until
         ]
-        return FollowedStream(arn, (*closed[-KEPT_SPANS:], (since, None)))
+        return FollowedStream(arn, (*closed[-KEPT_SPANS:], (since, None)), table or self.table)
 
     def to_json(self) -> dict[str, Any]:
         """As the ledger of a history table keeps it."""
@@ -89,7 +93,8 @@ class FollowedStream:
             [int(start.timestamp()), None if end is None else int(end.timestamp())]
             for start, end in self.spans
         ]
-        return {"arn": self.arn, "spans": spans}
+        said: dict[str, Any] = {"arn": self.arn, "spans": spans}
+        return said | ({"table": self.table} if self.table else {})
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> FollowedStream:
@@ -97,7 +102,7 @@ class FollowedStream:
         spans = tuple(
             (second(start), None if end is None else second(end)) for start, end in found["spans"]
         )
-        return cls(found["arn"], spans)
+        return cls(found["arn"], spans, found.get("table", ""))
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,19 @@ def stream_arn(client: Any, table: str) -> str:
     return str(found.get("LatestStreamArn", "")) if is_on else ""
 
 
+def table_identity(client: Any, table: str) -> str:
+    """What a table of the same name that is made later does not have.
+
+    Its id; where the endpoint says none, as DynamoDB Local, when it was made.
+
+    Raises:
+        AwsError: DynamoDB refuses.
+    """
+    with aws.translated("dynamodb", f"table {table}"):
+        found = client.describe_table(TableName=table)["Table"]
+    return str(found.get("TableId") or found["CreationDateTime"].timestamp())
+
+
 def list_shards(client: Any, arn: str, *, children_of: str | None = None) -> Listing:
     """The shards of a stream, all pages.
 

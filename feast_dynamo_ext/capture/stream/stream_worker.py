@@ -114,6 +114,8 @@ class StreamWorker:
         leases: of this worker.
         settings: how.
         say: takes lines for a person.
+        table: says which table has the name now, see `table_identity`; empty where that is not
+            known.
     """
 
     history: CapturedHistory
@@ -124,6 +126,7 @@ class StreamWorker:
     leases: ShardLeases
     settings: StreamSettings = field(default_factory=StreamSettings)
     say: Callable[[str], object] = logger.info
+    table: Callable[[], str] = str
     commits: StreamCommits = field(init=False)
     tree: ShardTree = field(default_factory=ShardTree)
 
@@ -190,7 +193,9 @@ class StreamWorker:
                 for shard in listing.shards
                 if shard.parent is None or shard.parent not in self.tree.shards
             ]
-            positions = begin_stream(self.history, arn, roots, listing.complete_since)
+            table = self.table()
+            positions = begin_stream(self.history, arn, roots, listing.complete_since, table)
+            self._say_made_anew("", table)
         if positions.stream is None:
             raise NotCommittedError(
                 f"Source `{self.history.source.name}`: from where its stream is followed could "
@@ -319,16 +324,44 @@ class StreamWorker:
         self.tree, self._listing = ShardTree(), listing
         self.tree.add(listing.shards)
         roots = self.tree.ready({})
-        positions, missing = begin_anew(
-            self.history, positions, arn, roots, sorted(positions.shards), listing.complete_since
-        )
+        before = "" if positions.stream is None else positions.stream.table
+        table, since, gone = self.table(), listing.complete_since, sorted(positions.shards)
+        positions, missing = begin_anew(self.history, positions, arn, roots, gone, since, table)
         self._arn = arn
-        self.say(
-            f"{self.history.source.name}: the table's stream was switched off and on: the new one "
-            "is followed from now on."
-        )
+        if not self._say_made_anew(before, table):
+            self.say(
+                f"{self.history.source.name}: the table's stream was switched off and on: the new "
+                "one is followed from now on."
+            )
         say_missing(self.history.source.name, missing)
         return positions
+
+    def _say_made_anew(self, before: str, table: str) -> bool:
+        """Say that the stream is of a table that was made anew, if it is.
+
+        Args:
+            before: which table was followed before; empty where that was not noted.
+            table: which one has the name now.
+        """
+        source, state = self.history.source, self.history.state()
+        captured = "" if state is None else state.table_id
+        if not table or (before or captured or table) == table:
+            return False
+        advice = (
+            f". What the old one had stays in the history and online until the new table is "
+            f"captured as a whole: `feast-dynamo capture sync {source.name} --full`, or --scan "
+            "for a small one, and then `feast materialize`"
+        )
+        if captured == table:
+            advice = ""
+        logger.warning(
+            "source `%s`: the table %s was deleted and made anew: the stream of the new one is "
+            "followed from now on%s",
+            source.name,
+            source.table,
+            advice,
+        )
+        return True
 
     def _begin(self, shard: str) -> None:
         """Read a shard whose lease was taken, from what the history says now."""
