@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import json
 import uuid
 from decimal import Context, Decimal, localcontext
 from typing import Any
@@ -13,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from feast import Field
-from feast.types import Bytes, Float64, Int64, String, UnixTimestamp, Uuid
+from feast.types import Bytes, Float32, Float64, Int64, Json, String, UnixTimestamp, Uuid
 from feast.types import Decimal as FeastDecimal
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext import DynamoDBTableSource
-from feast_dynamo_ext.capture.erasure.erased_keys import ErasedKeys, ErasedLately
-from feast_dynamo_ext.capture.erasure.person import Person, canonical, digest
+from feast_dynamo_ext.capture.erasure.erased_keys import ErasedKeys, ErasedLately, KnownBy
+from feast_dynamo_ext.capture.erasure.person import Person, canonical, digest, text_of
 from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
 from feast_dynamo_ext.capture.values.change_rows import QUARANTINE, RecordReader
 from feast_dynamo_ext.errors import CaptureError, OfflineStoreError
@@ -41,6 +42,8 @@ SOURCE = DynamoDBTableSource(
         Field(name="sum", dtype=FeastDecimal, tags={"precision": "9", "scale": "2"}),
         Field(name="city", dtype=String, tags={"attribute": '["address", "city"]'}),
         Field(name="weight", dtype=Float64),
+        Field(name="rough", dtype=Float32),
+        Field(name="digits", dtype=FeastDecimal),
     ],
 )
 COLUMNS = CapturedColumns.from_fields(
@@ -57,6 +60,8 @@ WHOLE = {
     "who": {"S": str(ID).upper()},
     "sum": {"N": "1.5"},
     "address": {"M": {"city": {"S": "Ulm"}}},
+    "weight": {"N": "72.5"},
+    "digits": {"N": "1E30"},
 }
 
 
@@ -75,6 +80,9 @@ CASES = [
     ({"sum": "1.50"}, {"sum": {"N": "1.51"}}),
     ({"address.city": "Ulm"}, {"address": {"M": {"city": {"S": "Bonn"}}}}),
     ({"city": "Ulm"}, {"address": {"M": {}}}),
+    ({"weight": "7.250E1"}, {"weight": {"N": "72.50000000000001"}}),
+    ({"digits": "1000000000000000000000000000000"}, {"digits": {"N": "1E31"}}),
+    ({"digits": "1E+30"}, {"digits": {"N": "1000000000000000000000000000001"}}),
 ]
 
 
@@ -91,7 +99,8 @@ def test_the_same_person_in_rows_and_in_records(texts: dict[str, str], another: 
         assert not wanted.is_in({name: {**WHOLE, **another}})
     assert wanted.is_in({"OldImage": {**WHOLE, **another}, "NewImage": WHOLE})
     (value,) = converted.rows.select(list(wanted.names)).slice(0, 1).to_pylist()
-    assert tuple(map(canonical, value.values())) == wanted.texts
+    kinds = [column.kind for column in wanted.columns.columns]
+    assert tuple(map(text_of, value.values(), kinds)) == wanted.texts
 
 
 @pytest.mark.parametrize(
@@ -142,7 +151,8 @@ def test_a_number_is_one_text_however_it_is_written(number: Decimal):
         ({"number": "5.5"}, "no value of it"),
         ({"number": ""}, "no value of it"),
         ({"data": "?"}, "bytes that are not base64"),
-        ({"weight": "1"}, "`weight` is Float64, by which nobody is known"),
+        ({"rough": "1"}, "`rough` is Float32, by which nobody is known"),
+        ({"weight": "1.0000000000000000001"}, "more digits than Float64 keeps"),
     ],
 )
 def test_what_is_no_value_is_refused(texts: dict[str, str], said: str):
@@ -177,8 +187,10 @@ def test_digests_say_who_and_not_their_name():
 def test_what_was_written_before_is_dropped_of_any_size():
     salt, moment = b"a" * 16, 1_000
     known = {
-        ("number",): {digest(salt, ["number"], [str(number)]): moment for number in (3, 7)},
-        ("text",): {digest(salt, ["text"], ["zoe"]): 10 * moment},
+        (KnownBy(("number",)),): {
+            digest(salt, ["number"], [str(number)]): moment for number in (3, 7)
+        },
+        (KnownBy(("text",)),): {digest(salt, ["text"], ["zoe"]): 10 * moment},
     }
     items = [
         {**WHOLE, "number": {"N": str(number)}, "text": {"S": "zoe" if number == 5 else "a"}}
@@ -217,7 +229,7 @@ def test_times_are_theirs_by_their_moment():
 
 def test_what_goes_online_is_looked_up_once_a_minute(caplog: pytest.LogCaptureFixture):
     salt, now, reads = b"a" * 16, [0.0], []
-    known = {("number",): {digest(salt, ["number"], ["5"]): 1_000}}
+    known = {(KnownBy(("number",)),): {digest(salt, ["number"], ["5"]): 1_000}}
     answers: list[Any] = [None, ErasedKeys(None, COLUMNS, salt, known)]  # type: ignore[arg-type]
 
     def read() -> Any:
@@ -246,3 +258,103 @@ def test_what_goes_online_is_looked_up_once_a_minute(caplog: pytest.LogCaptureFi
     assert left(before) == [6]
     assert "the catalog is away" in caplog.text
     assert reads == [0.0, 60.0, 120.0]
+
+
+# Who was erased under one declaration, and what another makes of their item.
+
+UPPER = str(ID).upper()
+ERASED_AS = [
+    ("email", String, {}, "bob@x.de", {"S": "bob@x.de"}),
+    ("email", Uuid, {}, str(ID), {"S": UPPER}),
+    ("email", Int64, {}, "5", {"N": "5.0"}),
+    ("email", Float64, {}, "0.5", {"N": "5E-1"}),
+    ("email", FeastDecimal, {}, "1E+30", {"N": "1E30"}),
+    ("email", Bytes, {}, "AP8=", {"B": "AP8="}),
+    ("email", UnixTimestamp, {"unit": "s"}, "1700000000", {"N": "1700000000"}),
+    ("email", UnixTimestamp, {"unit": "iso8601"}, "2026-03-01", {"S": "2026-03-01T00:00Z"}),
+]
+
+
+def declared(*fields: Field) -> CapturedColumns:
+    return CapturedColumns.from_fields(
+        fields, keys={"number": "N"}, event_time="at", event_time_unit="ms"
+    )
+
+
+def noted(columns: CapturedColumns, text: str, *, is_old: bool) -> dict[Any, Any]:
+    """As it lies in the table: by attributes, or, before these were, by names of columns."""
+    wanted = Person.from_texts(SOURCE, columns, {"email": text})
+    (column,) = wanted.columns.columns
+    by = KnownBy((column.name,)) if is_old else KnownBy.from_column(column)
+    said = json.loads(json.dumps(column.name if is_old else by.to_json()))
+    return {(KnownBy.from_json(said),): {digest(b"a" * 16, [by.label], wanted.texts): 1_000}}
+
+
+def left_under(columns: CapturedColumns, known: Any, attribute: dict[str, Any]) -> list[int]:
+    """Numbers of the items, in rows and in quarantine, that are kept; 1 is theirs, 2 another's."""
+    times = {"at": {"N": "1767608400250"}}
+    items = [
+        {"number": {"N": "1"}, "email": attribute, **times},
+        {"number": {"N": "2"}, "email": {next(iter(attribute)): "7"}, **times},
+        {"number": {"N": "3"}, "email": attribute},  # without event time: misfit
+    ]
+    part = RecordReader(columns).converted([{"Item": each} for each in items], [1] * 3, [""] * 3)
+    erased: Any = ErasedKeys(None, columns, b"a" * 16, known)  # type: ignore[arg-type]
+    kept, _ = erased.without(part)
+    records = [json.loads(each)["Item"] for each in kept.quarantine.column("item").to_pylist()]
+    return sorted(
+        [*kept.rows.column("number").to_pylist(), *(int(each["number"]["N"]) for each in records)]
+    )
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize(("name", "dtype", "tags", "text", "attribute"), ERASED_AS)
+def test_a_column_that_is_renamed_or_of_another_type_brings_nobody_back(
+    is_old, name, dtype, tags, text, attribute
+):
+    known = noted(declared(Field(name=name, dtype=dtype, tags=tags)), text, is_old=is_old)
+    plain = {"S": String, "N": FeastDecimal, "B": Bytes}[next(iter(attribute))]
+    for again in (
+        Field(name=name, dtype=dtype, tags=tags),
+        Field(name="mail", dtype=dtype, tags={**tags, "attribute": name}),
+        Field(name=name, dtype=plain),
+        Field(name="mail", dtype=plain, tags={"attribute": name}),
+    ):
+        assert left_under(declared(again), known, attribute) == [2]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tags", "text", "now", "said"),
+    [
+        (
+            String,
+            {},
+            "bob@x.de",
+            [],
+            "by `email`, and `schema` has no column of it any more",
+        ),
+        (String, {}, UPPER, [Field(name="email", dtype=Uuid)], "declares it as Uuid"),
+        (String, {}, "5", [Field(name="email", dtype=Json)], "declares it as Json"),
+        (Int64, {}, "5", [Field(name="email", dtype=Float32)], "declares it as Float32"),
+        (
+            UnixTimestamp,
+            {"unit": "s"},
+            "1700000000",
+            [Field(name="email", dtype=UnixTimestamp, tags={"unit": "ms"})],
+            "declares it as UnixTimestamp of unit ms.*Declare it as UnixTimestamp, unit `s`",
+        ),
+    ],
+)
+def test_where_nobody_can_be_told_any_more_nothing_is_captured(dtype, tags, text, now, said):
+    known = noted(declared(Field(name="email", dtype=dtype, tags=tags)), text, is_old=False)
+    with pytest.raises(CaptureError, match=said):
+        left_under(declared(*now), known, {"S": text})
+
+
+def test_what_a_declaration_lacks_stops_what_goes_online():
+    known = noted(declared(Field(name="email", dtype=String)), "bob@x.de", is_old=False)
+    columns = declared(Field(name="other", dtype=String))
+    lately = ErasedLately(lambda: ErasedKeys(None, columns, b"a" * 16, known))  # type: ignore[arg-type]
+    rows = RecordReader(columns).converted([], [], []).rows
+    with pytest.raises(CaptureError, match="`email`"):
+        lately.without_old_puts(rows)

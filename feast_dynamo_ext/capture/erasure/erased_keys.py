@@ -10,29 +10,56 @@ where that is dropped and made anew from old exports. Of somebody who was erased
     tombstone, written since                kept where the history has a put that it ends; else it
                                             holds what was erased, and is dropped
     quarantined, written since              kept without its image from before the change
+
+They are known by attributes of the table, as these were read then: a column may get another name
+or another type. Where a declaration does not have what they are known by, nothing is captured.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import itertools
 import json
 import logging
 import secrets
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.capture.erasure.person import canonical, columns_of_history, digest, texts_of
-from feast_dynamo_ext.capture.values.attribute_types import MOMENT, CapturedColumns
+from feast_dynamo_ext.capture.erasure.person import (
+    AS_THEY_ARE,
+    COMPARED,
+    IMAGES,
+    attribute_at,
+    columns_of_history,
+    digest,
+    text_as,
+    text_of,
+)
+from feast_dynamo_ext.capture.values.attribute_types import (
+    KINDS,
+    MOMENT,
+    TIME_UNITS,
+    CapturedColumn,
+    CapturedColumns,
+    time_kind,
+)
 from feast_dynamo_ext.capture.values.change_rows import QUARANTINE, Converted
 from feast_dynamo_ext.capture.values.item_values import item_text
 from feast_dynamo_ext.columns import CHANGE, PUT, WRITTEN
-from feast_dynamo_ext.errors import FeastDynamoError, SourceNotFoundError
+from feast_dynamo_ext.errors import (
+    CaptureError,
+    ConfigError,
+    FeastDynamoError,
+    SourceNotFoundError,
+)
 from feast_dynamo_ext.parquet.iceberg.catalog import catalog_errors, opened
 from feast_dynamo_ext.parquet.iceberg.erase import Keys, rows_of
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout, create_table
@@ -45,6 +72,7 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.capture.erasure.person import Person
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+    from feast_dynamo_ext.capture.values.attribute_types import ValueKind
     from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 
 
@@ -90,16 +118,172 @@ def note_erased(handle: TableHandle, person: Person, at: dt.datetime) -> None:
                     catalog, handle.name, ERASED, layout, further={SALT: secrets.token_hex(16)}
                 )
         table = handle.load()
-    names = sorted(person.names)
-    texts = dict(zip(person.names, person.texts, strict=True))
-    who = digest(_salt(table), names, [texts[name] for name in names])
-    row = {"erased_at": [at], "columns": [json.dumps(names)], "digest": [who]}
+    by = [KnownBy.from_column(column) for column in person.columns.columns]
+    who = digest(_salt(table), [each.label for each in by], person.texts)
+    said = json.dumps([each.to_json() for each in sorted(by, key=lambda each: each.label)])
+    row = {"erased_at": [at], "columns": [said], "digest": [who]}
     # One of the same second is the same erasure, tried again.
     handle.append(pa.table(row, schema=ERASED), f"erase/{who}/{at.isoformat()}")
 
 
 def _salt(table: Any) -> bytes:
     return bytes.fromhex(table.properties[SALT])
+
+
+@dataclass(frozen=True)
+class KnownBy:
+    """An attribute by which somebody is known.
+
+    Attributes:
+        path: its names.
+        form: how its text was made: `value` of what is as it is, `uuid`, or a time's unit. Empty
+            in what was noted before attributes were: then the path is the name of a column.
+    """
+
+    path: tuple[str, ...]
+    form: str = ""
+
+    @classmethod
+    def from_column(cls, column: CapturedColumn) -> KnownBy:
+        """That of a column."""
+        kind = column.kind
+        form = kind.unit if kind.name == "time" else kind.name
+        return cls(column.path, "value" if kind.name in AS_THEY_ARE else form)
+
+    @classmethod
+    def from_json(cls, said: Any) -> KnownBy:
+        """As `to_json` has it, or the name of a column."""
+        if isinstance(said, str):
+            return cls((said,))
+        return cls(tuple(said["attribute"]), said["form"])
+
+    def to_json(self) -> dict[str, Any]:
+        """For the table."""
+        return {"attribute": self.path, "form": self.form}
+
+    @property
+    def label(self) -> str:
+        """What stands for it in a digest."""
+        return json.dumps(self.path) if self.form else self.path[0]
+
+    def column(self, columns: CapturedColumns) -> CapturedColumn:
+        """The column that has it.
+
+        Raises:
+            CaptureError: none has, or not so that they can be known by it.
+        """
+        found = None
+        if not self.form:
+            found = next((each for each in columns.columns if each.name == self.path[0]), None)
+        if found is None:
+            found = next((each for each in columns.columns if each.path == self.path), None)
+        if found is None:
+            raise CaptureError(self._words("has no column of it any more"))
+        kind = found.kind
+        is_read_so = kind.name in COMPARED and (
+            not self.form
+            or kind.name in AS_THEY_ARE
+            or self.form == KnownBy.from_column(found).form
+        )
+        if not is_read_so:
+            raise CaptureError(self._words(f"declares it as {kind.label}"))
+        return found
+
+    def _words(self, what: str) -> str:
+        attribute = ".".join(self.path)
+        dtype = {
+            "value": "the type that it had",
+            "uuid": "Uuid",
+            "": "the type that it had, under this name",
+        }.get(self.form, f"UnixTimestamp, unit `{self.form}`")
+        return (
+            f"Somebody who was erased is known by `{attribute}`, and `schema` {what}: what an "
+            "export or a stream has of them could not be told from what others have, and nothing "
+            f"is captured. Declare it as {dtype}; the column may have another name: "
+            "`Field(..., tags={'attribute': ...})`."
+        )
+
+    def texts_of_value(self, value: Any, kind: ValueKind) -> list[str]:
+        """What a digest may have of a column's value."""
+        if kind.name not in AS_THEY_ARE or self.form == "value":
+            return [text_of(value, kind)]
+        if isinstance(value, bytes):
+            value = base64.b64encode(value).decode()
+        return self.texts_of_attribute({kind.accepts[0]: str(value)}, kind)
+
+    def texts_of_attribute(self, attribute: Mapping[str, Any], kind: ValueKind) -> list[str]:
+        """What a digest may have of an attribute of DynamoDB JSON, declared as a kind."""
+        if self.form:
+            kinds: list[ValueKind] = [FORMS[self.form]]
+        elif kind.name in AS_THEY_ARE:
+            # Nobody noted what the column was then.
+            kinds = list(FORMS.values())
+        else:
+            kinds = [kind]
+        texts = (text_as(attribute, each) for each in kinds)
+        return [each for each in dict.fromkeys(texts) if each is not None]
+
+
+FORMS = {"value": KINDS["STRING"]({}, ""), "uuid": KINDS["UUID"]({}, "")} | {
+    unit: time_kind(unit) for unit in TIME_UNITS
+}
+"""By what `KnownBy.form` says, what reads an attribute so."""
+
+
+@dataclass(frozen=True)
+class _Erased:
+    """Who was erased that is known by the same attributes.
+
+    Attributes:
+        by: these.
+        columns: that have them.
+        known: digest -> when, microseconds since 1970.
+        salt: of the digests.
+    """
+
+    by: tuple[KnownBy, ...]
+    columns: tuple[CapturedColumn, ...]
+    known: Mapping[str, int]
+    salt: bytes
+
+    @cached_property
+    def last(self) -> int:
+        """When the last of them was erased."""
+        return max(self.known.values())
+
+    def moments_of_rows(self, rows: pa.RecordBatch) -> NDArray[np.int64]:
+        """When who a row is of was erased; -1 for nobody who was."""
+        seen: dict[tuple[Any, ...], int] = {}
+        found = []
+        values = (rows.column(each.name).to_pylist() for each in self.columns)
+        for row in zip(*values, strict=True):
+            moment = seen.get(row)
+            if moment is None:
+                moment = seen[row] = self._moment(
+                    [
+                        [] if value is None else by.texts_of_value(value, column.kind)
+                        for value, by, column in zip(row, self.by, self.columns, strict=True)
+                    ]
+                )
+            found.append(moment)
+        return np.array(found, np.int64)
+
+    def moment_of_record(self, record: Mapping[str, Any]) -> int:
+        """When who is in an image of a record was erased; -1 for nobody who was."""
+        moments = [-1]
+        for image in (record[name] for name in IMAGES if name in record):
+            attributes = [attribute_at(image, column.path) for column in self.columns]
+            texts = [
+                [] if attribute is None else by.texts_of_attribute(attribute, column.kind)
+                for attribute, by, column in zip(attributes, self.by, self.columns, strict=True)
+            ]
+            moments.append(self._moment(texts))
+        return max(moments)
+
+    def _moment(self, texts: Sequence[Sequence[str]]) -> int:
+        labels = [each.label for each in self.by]
+        people = (digest(self.salt, labels, each) for each in itertools.product(*texts))
+        return max((self.known.get(who, -1) for who in people), default=-1)
 
 
 @dataclass(frozen=True)
@@ -110,13 +294,25 @@ class ErasedKeys:
         history: of the history table.
         columns: of the history.
         salt: of the digests.
-        known: by the names of columns: digest -> when, microseconds since 1970.
+        known: by what they are known by: digest -> when, microseconds since 1970.
     """
 
     history: TableHandle
     columns: CapturedColumns
     salt: bytes
-    known: Mapping[tuple[str, ...], Mapping[str, int]] = field(repr=False)
+    known: Mapping[tuple[KnownBy, ...], Mapping[str, int]] = field(repr=False)
+
+    @cached_property
+    def _erased(self) -> tuple[_Erased, ...]:
+        """Those who are known by the same attributes.
+
+        Raises:
+            CaptureError: a column of these is not declared any more.
+        """
+        return tuple(
+            _Erased(by, tuple(each.column(self.columns) for each in by), known, self.salt)
+            for by, known in self.known.items()
+        )
 
     @classmethod
     def read(
@@ -126,6 +322,7 @@ class ErasedKeys:
 
         Raises:
             OfflineStoreError: the table cannot be read. AwsError: AWS refused.
+            CaptureError: the declaration has not what somebody is known by.
         """
         try:
             table = handle.load()
@@ -133,53 +330,53 @@ class ErasedKeys:
             return None
         with catalog_errors(handle.address, handle.name):
             rows = table.scan(selected_fields=tuple(ERASED.names)).to_arrow()
-        known: dict[tuple[str, ...], dict[str, int]] = {}
+        known: dict[tuple[KnownBy, ...], dict[str, int]] = {}
         moments = rows["erased_at"].cast(pa.int64()).to_pylist()
-        for names, who, moment in zip(
+        for said, who, moment in zip(
             rows["columns"].to_pylist(), rows["digest"].to_pylist(), moments, strict=True
         ):
-            of_names = known.setdefault(tuple(json.loads(names)), {})
-            of_names[who] = max(moment, of_names.get(who, moment))
+            by = known.setdefault(tuple(map(KnownBy.from_json, json.loads(said))), {})
+            by[who] = max(moment, by.get(who, moment))
         columns = columns_of_history(source, history.load())
-        return cls(history, columns, _salt(table), known)
+        found = cls(history, columns, _salt(table), known)
+        try:
+            _ = found._erased
+        except CaptureError as error:
+            raise CaptureError(f"Source `{source.name}`: {error}") from error
+        return found
 
     def without(self, part: Converted) -> tuple[Converted, int]:
         """Records without what was erased, and how many rows and records that were."""
         rows, quarantine = part.rows, part.quarantine
-        for names, known in self.known.items():
-            if set(names) <= set(rows.schema.names):
-                rows = self._kept_rows(rows, names, known)
-                quarantine = self._kept_records(quarantine, names, known)
+        for erased in self._erased:
+            rows = self._kept_rows(rows, erased)
+            quarantine = self._kept_records(quarantine, erased)
         dropped = part.rows.num_rows - rows.num_rows
         dropped += part.quarantine.num_rows - quarantine.num_rows
         return Converted(rows, quarantine, part.records), dropped
 
     def without_old_puts(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """Rows without puts of before an erasure; what ends an item is kept."""
-        for names, known in self.known.items():
+        for erased in self._erased:
             written = _micros(rows.column(WRITTEN))
             is_put = np.asarray(pc.equal(rows.column(CHANGE), PUT))
-            places = np.flatnonzero((written < max(known.values())) & is_put)
+            places = np.flatnonzero((written < erased.last) & is_put)
             if len(places):
-                some = rows.select(list(names)).take(pa.array(places))
-                moments = [known.get(who, -1) for who in self._digests(some, names)]
+                moments = erased.moments_of_rows(rows.take(pa.array(places)))
                 kept = np.ones(rows.num_rows, dtype=bool)
-                kept[places] = written[places] >= np.array(moments, np.int64)
+                kept[places] = written[places] >= moments
                 rows = rows.filter(pa.array(kept))
         return rows
 
     # Rows
 
-    def _kept_rows(
-        self, rows: pa.RecordBatch, names: Sequence[str], known: Mapping[str, int]
-    ) -> pa.RecordBatch:
+    def _kept_rows(self, rows: pa.RecordBatch, erased: _Erased) -> pa.RecordBatch:
         written = _micros(rows.column(WRITTEN))
         is_put = np.asarray(pc.equal(rows.column(CHANGE), PUT))
-        places = np.flatnonzero((written < max(known.values())) | ~is_put)
+        places = np.flatnonzero((written < erased.last) | ~is_put)
         if not len(places):
             return rows
-        some = rows.select(list(names)).take(pa.array(places))
-        moments = np.array([known.get(who, -1) for who in self._digests(some, names)], np.int64)
+        moments = erased.moments_of_rows(rows.take(pa.array(places)))
         theirs, moments = places[moments >= 0], moments[moments >= 0]
         before = written[theirs] < moments
         gone = list(theirs[before])
@@ -191,18 +388,6 @@ class ErasedKeys:
         kept = np.ones(rows.num_rows, dtype=bool)
         kept[gone] = False
         return rows if kept.all() else rows.filter(pa.array(kept))
-
-    def _digests(self, rows: pa.RecordBatch, names: Sequence[str]) -> list[str]:
-        seen: dict[tuple[Any, ...], str] = {}
-        found = []
-        for values in zip(*(rows.column(name).to_pylist() for name in names), strict=True):
-            who = seen.get(values)
-            if who is None:
-                has_all = all(value is not None for value in values)
-                who = digest(self.salt, names, list(map(canonical, values))) if has_all else ""
-                seen[values] = who
-            found.append(who)
-        return found
 
     def _end_puts(self, tombstones: pa.RecordBatch, batch: pa.RecordBatch) -> NDArray[np.bool_]:
         """Which tombstones end a put that is in the history, or comes with them."""
@@ -231,25 +416,18 @@ class ErasedKeys:
 
     # Quarantine
 
-    def _kept_records(
-        self, quarantine: pa.RecordBatch, names: Sequence[str], known: Mapping[str, int]
-    ) -> pa.RecordBatch:
+    def _kept_records(self, quarantine: pa.RecordBatch, erased: _Erased) -> pa.RecordBatch:
         if not quarantine.num_rows:
             return quarantine
-        own = {column.name: column for column in self.columns.columns}
-        columns = CapturedColumns(
-            tuple(own[name] for name in names), self.columns.keys, self.columns.event_time
-        )
         kept = []
         for row, written in zip(
             quarantine.to_pylist(), _micros(quarantine.column(WRITTEN)).tolist(), strict=True
         ):
             record = json.loads(row["item"])
-            people = (digest(self.salt, names, texts) for texts in texts_of(record, columns))
-            moments = [known[who] for who in people if who in known]
-            if moments and (written < max(moments) or row[CHANGE] != PUT):
+            moment = erased.moment_of_record(record)
+            if moment >= 0 and (written < moment or row[CHANGE] != PUT):
                 continue
-            if moments and record.pop("OldImage", None) is not None:
+            if moment >= 0 and record.pop("OldImage", None) is not None:
                 row["item"] = item_text(record)
             kept.append(row)
         return pa.RecordBatch.from_pylist(kept, QUARANTINE)
@@ -279,11 +457,17 @@ class ErasedLately:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def without_old_puts(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """See `ErasedKeys.without_old_puts`. What cannot be read is taken to be as it was."""
+        """See `ErasedKeys.without_old_puts`. What cannot be read is taken to be as it was.
+
+        Raises:
+            CaptureError, ConfigError: the declaration has not what somebody is known by.
+        """
         with self._lock:
             if self._until_s is None or self.clock() >= self._until_s:
                 try:
                     self._known = self.read()
+                except (CaptureError, ConfigError):
+                    raise  # the declaration does not say who is meant
                 except FeastDynamoError as error:
                     logger.warning("who was erased cannot be read, and may go online: %s", error)
                 self._until_s = self.clock() + self.every_s

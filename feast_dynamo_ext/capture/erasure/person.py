@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from feast_dynamo_ext.capture.table_source import attribute_of
 from feast_dynamo_ext.capture.values.attribute_types import (
     CapturedColumn,
     CapturedColumns,
+    ValueKind,
     kind_of,
 )
 from feast_dynamo_ext.capture.values.item_values import ItemReader, Misfit
@@ -48,11 +49,11 @@ if TYPE_CHECKING:
 IMAGES = ("Item", "NewImage", "OldImage", "Keys")
 """Parts of a record that have attributes."""
 
-AS_THEY_ARE = {"text", "bytes", "int32", "int64", "decimal", "decimal_text"}
+AS_THEY_ARE = {"text", "bytes", "int32", "int64", "float64", "decimal", "decimal_text"}
 """Kinds whose values are the same where their texts in DynamoDB JSON are."""
 
-COMPARED = {"text", "bytes", "int32", "int64", "decimal", "decimal_text", "uuid", "time"}
-"""Kinds of columns whose values are somebody's; a double is of nobody."""
+COMPARED = AS_THEY_ARE | {"uuid", "time"}
+"""Kinds of columns whose values are somebody's; what is rounded, as a Float32, is of nobody."""
 
 
 def columns_of_history(source: DynamoDBTableSource, table: Any) -> CapturedColumns:
@@ -176,16 +177,33 @@ class Person:
     @property
     def texts(self) -> tuple[str, ...]:
         """The values as texts, the same of whichever type they are kept as."""
-        return tuple(canonical(value) for value in self.table.to_pylist()[0].values())
+        values = self.table.to_pylist()[0].values()
+        return tuple(map(text_of, values, (each.kind for each in self.columns.columns)))
 
     def are_in(self, rows: pa.RecordBatch) -> NDArray[np.bool_]:
         """Which rows have all of the values."""
         found = np.ones(rows.num_rows, dtype=bool)
-        for name, (value,) in zip(self.names, self.table.columns, strict=True):
-            column = rows.column(name)
-            same = pc.equal(column, value.cast(column.type))
+        for own, (value,), text in zip(
+            self.columns.columns, self.table.columns, self.texts, strict=True
+        ):
+            column = rows.column(own.name)
+            if own.kind.name == "decimal_text":
+                # Of one number 1E+30 and 1000... are two texts.
+                known = [each for each in column.unique().to_pylist() if each is not None]
+                alike = [each for each in known if text_of(each, own.kind) == text]
+                same = pc.is_in(column, value_set=pa.array(alike, column.type))
+            else:
+                same = pc.equal(column, value.cast(column.type))
             found &= np.asarray(pc.fill_null(same, False))
         return found
+
+    def may_be_in(self, bounds: ManifestBounds, path: str) -> bool:
+        """Whether a file may hold all of the values, as manifests say."""
+        # Of texts of numbers the order says nothing.
+        ordered = [each.name for each in self.columns.columns if each.kind.name != "decimal_text"]
+        return not any(bounds.is_all_null(path, name) for name in self.names) and Keys(
+            self.table.select(ordered)
+        ).may_be_in(bounds, path)
 
     @cached_property
     def is_in(self) -> Callable[[Mapping[str, Any]], bool]:
@@ -221,40 +239,52 @@ class Person:
         return ", ".join(f"{column.attribute}={text}" for column, text in pairs)
 
 
-def texts_of(record: Mapping[str, Any], columns: CapturedColumns) -> list[tuple[str, ...]]:
-    """What each image of a record has in some columns, as `canonical`."""
-    reader = ItemReader(columns)
-    found = (_texts_in(record[name], reader) for name in IMAGES if name in record)
-    return [each for each in found if each is not None]
+def text_of(value: Any, kind: ValueKind) -> str:
+    """A value of a column as a text, as `canonical`."""
+    if kind.name == "decimal_text":
+        return _number(value) or str(value)
+    return canonical(value)
 
 
 def _texts_in(image: Any, reader: ItemReader) -> tuple[str, ...] | None:
     """The values of an image in a reader's columns; None where one is not there."""
     texts = []
-    for place, column in enumerate(reader.columns.columns):
-        text = None
-        if column.kind.name not in AS_THEY_ARE and isinstance(image, Mapping):
-            value = reader.value(place, image)
-            if value is not None and not isinstance(value, Misfit):
-                (made,) = pa.array([value], column.kind.arrow).to_pylist()
-                text = canonical(made)
-        if text is None:
-            text = _raw(image, column.path)
+    for column in reader.columns.columns:
+        attribute = attribute_at(image, column.path)
+        text = None if attribute is None else text_as(attribute, column.kind)
         if text is None:
             return None
         texts.append(text)
     return tuple(texts)
 
 
-def _raw(image: Any, path: Sequence[str]) -> str | None:
-    """A text, number or bytes of an image, whatever the column's type is."""
+def attribute_at(image: Any, path: Sequence[str]) -> Mapping[str, Any] | None:
+    """What an image has at a path, of whatever type; None for nothing."""
     for name in path[:-1]:
         image = image.get(name) if isinstance(image, Mapping) else None
         image = image.get("M") if isinstance(image, Mapping) else None
     found = image.get(path[-1]) if isinstance(image, Mapping) else None
-    if not isinstance(found, Mapping) or len(found) != 1:
-        return None
-    ((kind, value),) = found.items()
+    return found if isinstance(found, Mapping) and len(found) == 1 else None
+
+
+def text_as(attribute: Mapping[str, Any], kind: ValueKind) -> str | None:
+    """A text, number or bytes of DynamoDB JSON as `canonical`, read as a kind where it is one."""
+    if kind.name not in AS_THEY_ARE:
+        value = _reader(kind).value(0, {"": attribute})
+        if value is not None and not isinstance(value, Misfit):
+            (made,) = pa.array([value], kind.arrow).to_pylist()
+            return canonical(made)
+    return _raw(attribute)
+
+
+@cache
+def _reader(kind: ValueKind) -> ItemReader:
+    return ItemReader(CapturedColumns((CapturedColumn("", ("",), kind),), (), ""))
+
+
+def _raw(attribute: Mapping[str, Any]) -> str | None:
+    """The text, whatever the column's type is."""
+    ((kind, value),) = attribute.items()
     if kind == "B" and isinstance(value, (bytes, bytearray)):
         return base64.b64encode(value).decode()
     if not isinstance(value, str):
@@ -263,12 +293,12 @@ def _raw(image: Any, path: Sequence[str]) -> str | None:
 
 
 def canonical(value: Any) -> str:
-    """A value as a text: 5, Decimal("5.00") and "5" are the same."""
+    """A value as a text: 5, 5.0, Decimal("5.00") and "5" are the same."""
     if isinstance(value, (bytes, bytearray)):
         return base64.b64encode(value).decode()
     if isinstance(value, datetime):
         return f"{(value - EPOCH) // MICROSECOND} us"
-    if isinstance(value, (int, Decimal)):
+    if isinstance(value, (int, float, Decimal)):
         return _number(str(value)) or str(value)
     return str(value)
 
@@ -325,7 +355,7 @@ class PersonRows:
 
     def may_be_in(self, bounds: ManifestBounds, path: str) -> bool:
         """Whether a file may hold such a row."""
-        if Keys(self.person.table).may_be_in(bounds, path):
+        if self.person.may_be_in(bounds, path):
             return True
         return (
             self.items is not None
