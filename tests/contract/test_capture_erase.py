@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from capture_shop import BEGUN, QUICK, Shop, item, read
+from capture_shop import BEGUN, QUICK, Shop, item, new_shop, read
 from feast import Entity, FeatureView, Field, ValueType
 from feast.types import Decimal, Float64, Int64, String
 
@@ -245,6 +245,42 @@ def test_somebody_is_known_by_a_double_and_a_decimal(shop: Shop, tmp_path: Path)
     assert erase(shop, tax="1000000000000000000000000000000").rows == 1
     assert [row[0] for row in shop.rows()] == [3]
     assert traces(tmp_path, 1) == traces(tmp_path, 2) == []
+
+
+def test_a_sort_key_that_is_a_time_in_a_text(
+    open_store: Any, moto_endpoint: str, bucket: str, tmp_path: Path
+):
+    with new_shop(open_store, moto_endpoint, bucket, tmp_path, unit="iso8601") as shop:
+
+        def key(at: str) -> dict[str, Any]:
+            return {"customer": {"N": "1"}, "at": {"S": at}}
+
+        day, same = "2026-03-02T00:00:00Z", "2026-03-02T01:00:00+01:00"
+        for at, amount in ((day, "1"), (same, "2"), ("2026-03-03T00:00:00Z", "3")):
+            shop.service.put({**key(at), "amount": {"N": amount}})
+
+        def scanned() -> int:
+            table = shop.table()
+            scan(shop.client, table, columns_of(shop.source, table), shop.history)
+            return shop.history.quarantined()
+
+        shop.capture()
+        kept = [(1, 1, 1, "put"), (1, 2, 3, "put")]
+        assert (scanned(), shop.rows()) == (1, kept)
+        # A table that did not change adds nothing.
+        assert (scanned(), shop.rows()) == (1, kept)
+        (aside,) = read(shop.history.quarantine)
+        assert aside["attribute"] == "at"
+        assert "another spelling" in aside["reason"]
+        assert json.loads(aside["item"])["Item"]["at"] == {"S": same}
+        # The deletion of the other item ends nothing of this one.
+        shop.service.delete(key(same))
+        scanned()
+        assert shop.rows() == kept
+        shop.service.delete(key(day))
+        shop.service.clock.forward(minutes=1)
+        assert erase(shop, customer="1", at=day).rows == 1
+        assert shop.rows() == [(1, 2, 3, "put")]
 
 
 def test_a_deletion_after_the_erasure_says_nothing_of_what_was(shop: Shop, tmp_path: Path):

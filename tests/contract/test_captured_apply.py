@@ -13,7 +13,7 @@ import boto3
 import captured
 import pytest
 from feast import Entity, FeatureView, Field, FileSource, ValueType
-from feast.types import Int64, String, UnixTimestamp
+from feast.types import Int64, String, UnixTimestamp, Uuid
 from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
@@ -320,6 +320,18 @@ REFUSED = {
         lambda make: captured.source_of(table=make({"customer": "S"})),
         "`customer` is declared as Int64, which takes N; the table's key attribute `customer` is "
         "of type S. Declare it as String.",
+    ),
+    "a key that is not kept as it is": (
+        lambda make: captured.source_of(
+            table=make({"customer": "S"}),
+            schema=[
+                Field(name="customer", dtype=Uuid),
+                *(each for each in captured.source_of().schema if each.name != "customer"),
+            ],
+        ),
+        "`customer` is declared as Uuid, which does not keep each key as it is, so that two items "
+        "could become one; the table's key attribute `customer` is of type S. Declare it as "
+        "String.",
     ),
     "case of a key": (
         lambda make: captured.source_of(table=make({"Customer": "N"})),

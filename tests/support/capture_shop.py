@@ -79,7 +79,9 @@ class Shop:
 
 
 @contextmanager
-def new_shop(open_store: Any, moto_endpoint: str, bucket: str, tmp_path: Any) -> Iterator[Shop]:
+def new_shop(
+    open_store: Any, moto_endpoint: str, bucket: str, tmp_path: Any, unit: Any = "ms"
+) -> Iterator[Shop]:
     """A table with the key (customer, at), and its exports in a bucket."""
     number = next(NUMBERS)
     name = f"captured{number}"
@@ -91,7 +93,8 @@ def new_shop(open_store: Any, moto_endpoint: str, bucket: str, tmp_path: Any) ->
             {"AttributeName": "at", "KeyType": "RANGE"},
         ],
         AttributeDefinitions=[
-            {"AttributeName": key, "AttributeType": "N"} for key in ("customer", "at")
+            {"AttributeName": "customer", "AttributeType": "N"},
+            {"AttributeName": "at", "AttributeType": "S" if unit == "iso8601" else "N"},
         ],
         BillingMode="PAY_PER_REQUEST",
     )
@@ -108,7 +111,7 @@ def new_shop(open_store: Any, moto_endpoint: str, bucket: str, tmp_path: Any) ->
         name=name,
         table=name,
         event_time="at",
-        event_time_unit="ms",
+        event_time_unit=unit,
         history=f"{tmp_path}/history/{name}",
         schema=[
             Field(name="customer", dtype=Int64),

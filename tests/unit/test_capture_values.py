@@ -26,6 +26,7 @@ from feast.types import (
     Set,
     String,
     Struct,
+    TimeUuid,
     UnixTimestamp,
     Uuid,
     ZonedTimestamp,
@@ -266,18 +267,142 @@ def test_an_item_without_key_or_event_time_is_no_row():
             ConfigError,
             "the attribute of `a`",
         ),
+        *(
+            (
+                [field("key", dtype, attribute="id", **tags)],
+                {"keys": {"id": kind, "at": "N"}},
+                UnsupportedTypeError,
+                f"`key` is declared as {said}, which does not keep each key as it is, so that two "
+                f"items could become one; the table's key attribute `id` is of type {kind}. "
+                f"Declare it as {instead}.",
+            )
+            for kind, dtype, tags, said, instead in (
+                ("S", Uuid, {}, "Uuid", "String"),
+                ("S", TimeUuid, {}, "TimeUuid", "String"),
+                ("S", Json, {}, "Json", "String"),
+                ("S", UnixTimestamp, {"unit": "s"}, "UnixTimestamp of unit s", "String"),
+                ("N", Float32, {}, "Float32", "Int64. Or as Decimal, which keeps all digits"),
+                ("N", Json, {}, "Json", "Int64. Or as Decimal, which keeps all digits"),
+                ("B", Json, {"json": "dynamodb"}, "Json", "Bytes"),
+            )
+        ),
         ([field("v", String), field("V", String)], {}, ConfigError, "know no case"),
         ([field("_feast_change", String)], {}, ConfigError, "may not be named"),
         ([field("at", Int64)], {}, ConfigError, "the event time, is declared as Int64"),
         ([field("at", UnixTimestamp, unit="s")], {}, ConfigError, "Let both say the same"),
         ([], {"unit": "iso8601"}, ConfigError, "is of type N in the table's key"),
         ([], {"unit": "days"}, ConfigError, "`event_time_unit` is `days`"),
+        (
+            [field("v", UnixTimestamp, unit="s", spelling="2026-03-01")],
+            {},
+            ConfigError,
+            "tag `spelling` is of times of unit `iso8601`",
+        ),
+        *(
+            (
+                [field("v", UnixTimestamp, unit="iso8601", spelling=example)],
+                {},
+                ConfigError,
+                f"tag `spelling` is `{example}`, and not a time as they are written",
+            )
+            for example in ("yyyy-mm-dd", "", "2026-03-01T00:00.5", "2026-03-01T00:00:00[.5")
+        ),
     ],
 )
 def test_a_declaration_that_cannot_be_is_refused(fields, options, error, words):
     with pytest.raises(error, match="DynamoDBTableSource") as caught:
         columns_of(*fields, **options)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tags", "one", "other"),
+    [
+        ("S", String, {}, "A0EEBC99", "a0eebc99"),
+        ("N", Int64, {}, "16777216", "16777217"),
+        ("N", Int32, {}, "16777216", "16777217"),
+        ("N", Float64, {}, "0.1", "0.10000000000000001"),
+        ("N", FeastDecimal, {}, "0.1", "0.10000000000000000000000000000000000001"),
+        ("N", FeastDecimal, {"precision": "9", "scale": "2"}, "0.1", "0.101"),
+        ("N", UnixTimestamp, {"unit": "us"}, "1", "1.1"),
+        ("B", Bytes, {}, "AP8=", "AP4="),
+    ],
+)
+def test_different_keys_stay_different_or_go_to_quarantine(kind, dtype, tags, one, other):
+    columns = columns_of(field("id", dtype, **tags), keys={"id": kind})
+    items = [{"id": {kind: key}, "at": {"N": "5"}} for key in (one, other)]
+    _, rows, bad = by_file(columns, items)
+    kept = rows.column("id").to_pylist()
+    assert len(set(kept)) == len(kept) == 2 - len(bad)
+    assert [row["attribute"] for row in bad] in ([], ["id"])
+
+
+UTC, ZULU = "2026-03-01T00:00:00", "2026-03-01T00:00:00Z"
+SPELLED = [
+    # Without a word, times of UTC, and numbers in their shortest text.
+    ("iso8601", None, [ZULU, "2026-03-01T00:00:00.000Z", f"{UTC}+00:00", UTC, "2026-03-01"]),
+    ("ms", None, ["1772323200000", "-1", "0", "0.5"]),
+    # With it, those that are written as the example is.
+    ("iso8601", "2020-01-02T03:04:05Z", [ZULU, "2026-02-28T23:59:59Z"]),
+    ("iso8601", "2020-01-02T03:04:05.678Z", ["2026-03-01T00:00:00.000Z"]),
+    ("iso8601", "2020-01-02 03:04", ["2026-03-01 00:00"]),
+    ("iso8601", "2020-01-02", ["2026-03-01"]),
+    ("iso8601", "2020-01-02T03:04:05+09:00", ["2026-03-01T09:00:00+09:00"]),
+    (
+        "iso8601",
+        "2020-01-02T03:04:05[.000000]+00:00",
+        [f"{UTC}+00:00", f"{UTC}.000100+00:00", f"{UTC}.100000+00:00", f"{UTC}.000001+00:00"],
+    ),
+]
+OTHERWISE = {
+    "iso8601": [
+        "2026-03-01T01:00:00+01:00",
+        "2026-02-28T23:00:00-01:00",
+        "2026-03-01T00:00:00z",
+        "2026-03-01T00Z",
+        "2026-03-01T00:00:00,000Z",
+        "2026-03-01T000000Z",
+        f"{UTC}.000000+00:00",
+    ],
+    "ms": [
+        "01772323200000",
+        "1772323200000.0",
+        "+1772323200000",
+        "1.7723232E12",
+        "1772323200000.",
+        "-0",
+        "00",
+        ".5",
+    ],
+}
+
+
+@pytest.mark.parametrize(("unit", "spelling", "written"), SPELLED)
+def test_a_time_that_is_a_key_in_a_text_has_one_spelling(unit, spelling, written):
+    tags = {"unit": unit} if spelling is None else {"unit": unit, "spelling": spelling}
+    columns = columns_of(
+        field("at", UnixTimestamp, **tags), keys={"id": "S", "at": "S"}, unit=unit
+    )
+    others = OTHERWISE[unit]
+    if unit == "iso8601":
+        of_others = {text for each, _, texts in SPELLED if each == unit for text in texts}
+        others = sorted({*others, *of_others} - {*written})
+    if unit == "iso8601" and spelling is None:
+        others = [text for text in others if not text.endswith(("Z", "+00:00")) or "," in text]
+        others = [text for text in others if text not in ("2026-03-01 00:00", UTC)]
+    items = [{"id": {"S": "k"}, "at": {"S": text}} for text in (*written, *others)]
+    _, rows, bad = by_file(columns, items)
+    assert rows.num_rows == len(written)
+    assert len(bad) == len(others)
+    assert {(row["attribute"], row["reason"]) for row in bad} == {
+        ("at", "a time in another spelling than it is written in; see the tag `spelling`")
+    }
+    one_by_one = RecordReader(columns).converted(
+        [{"Item": each} for each in items], [MOMENT] * len(items), [""] * len(items)
+    )
+    assert one_by_one.rows.equals(rows)
+    if spelling is not None or unit != "iso8601":
+        assert len(set(rows.column("at").to_pylist())) == len(written)
 
 
 def test_columns_of_keys_and_event_time_come_first_and_by_themselves():

@@ -5,6 +5,7 @@ type, or does not fit, is a misfit: nothing is converted by guess, rounded or wr
 tags say what its type leaves open:
 
 - ``unit``: of times, ``s``, ``ms``, ``us``, ``ns`` (a number, or digits in a text) or ``iso8601``;
+- ``spelling``: of times of unit ``iso8601`` an example, as which all are written;
 - ``precision`` and ``scale``: of decimals, which are texts without them;
 - ``json``: ``plain``, or ``dynamodb`` for DynamoDB's own JSON, which keeps the type of each value;
 - ``attribute``: the attribute's name where the column has another, or, as a JSON list, the names
@@ -14,7 +15,8 @@ tags say what its type leaves open:
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -48,6 +50,7 @@ class ValueKind:
         accepts: DynamoDB's types that it is made of.
         label: the declared type, for messages.
         unit: of times; of JSON its form.
+        spelling: of times, an expression that the whole text is of; empty for any text.
         element: of lists and sets.
         fields: of structs: name and kind.
     """
@@ -57,6 +60,7 @@ class ValueKind:
     accepts: tuple[str, ...]
     label: str
     unit: str = ""
+    spelling: str = ""
     element: ValueKind | None = None
     fields: tuple[tuple[str, ValueKind], ...] = ()
 
@@ -170,12 +174,8 @@ class CapturedColumns:
         columns: dict[tuple[str, ...], CapturedColumn] = {}
         for name, kind in keys.items():
             column = found.get((name,)) or CapturedColumn(name, (name,), _key_kind(kind, subject))
-            if name != event_time and kind not in column.kind.accepts:
-                raise UnsupportedTypeError(
-                    f"{subject}: `{column.name}` is declared as {column.kind.label}, which takes "
-                    f"{' or '.join(column.kind.accepts)}; the table's key attribute `{name}` is "
-                    f"of type {kind}. Declare it as {_key_kind(kind, subject).label}."
-                )
+            if name != event_time:
+                _check_key(column, name, kind, subject)
             columns[column.path] = _required(column)
         columns[event_time,] = _event_time(
             found.get((event_time,)), event_time, event_time_unit, keys.get(event_time), subject
@@ -200,18 +200,47 @@ def _key_kind(kind: str, subject: str) -> ValueKind:
     return kind_of(types[kind], {}, subject)
 
 
+KEY_KINDS = {
+    "S": {"text"},
+    "N": {"int32", "int64", "float64", "decimal", "decimal_text", "time"},
+    "B": {"bytes"},
+}
+"""By type of a key attribute, the kinds that tell all its values apart, or refuse them."""
+
+
+def _check_key(column: CapturedColumn, attribute: str, kind: str, subject: str) -> None:
+    """Refuse a type in which two keys of the table could be one, or one could be two.
+
+    Raises:
+        UnsupportedTypeError: names the type to declare.
+    """
+    label, correct = column.kind.label, f"Declare it as {_key_kind(kind, subject).label}."
+    about = f"the table's key attribute `{attribute}` is of type {kind}"
+    if kind not in column.kind.accepts:
+        raise UnsupportedTypeError(
+            f"{subject}: `{column.name}` is declared as {label}, which takes "
+            f"{' or '.join(column.kind.accepts)}; {about}. {correct}"
+        )
+    if column.kind.name not in KEY_KINDS[kind]:
+        also = " Or as Decimal, which keeps all digits." if kind == "N" else ""
+        raise UnsupportedTypeError(
+            f"{subject}: `{column.name}` is declared as {label}, which does not keep each key as "
+            f"it is, so that two items could become one; {about}. {correct}{also}"
+        )
+
+
 def _event_time(
     declared: CapturedColumn | None, name: str, unit: str, key_type: str | None, subject: str
 ) -> CapturedColumn:
-    kind = time_kind(unit)
+    kind = time_kind(unit) if declared is None else declared.kind
     if declared is not None and declared.kind.name != "time":
         raise ConfigError(
             f"{subject}: `{declared.name}`, the event time, is declared as {declared.kind.label}. "
             "Leave it out of the schema, or declare it as UnixTimestamp."
         )
-    if declared is not None and declared.kind.unit != unit:
+    if declared is not None and kind.unit != unit:
         raise ConfigError(
-            f"{subject}: `{declared.name}` has the unit `{declared.kind.unit}` and is the event "
+            f"{subject}: `{declared.name}` has the unit `{kind.unit}` and is the event "
             f"time, whose `event_time_unit` is `{unit}`. Let both say the same."
         )
     if key_type is not None and key_type not in kind.accepts:
@@ -220,6 +249,10 @@ def _event_time(
             f"times of unit `{unit}` are of type {' or '.join(kind.accepts)}. Correct "
             "`event_time_unit`."
         )
+    if key_type == "S":
+        # Of one time in two spellings there are two items in the table, and one in the history.
+        usual = IN_UTC if unit == "iso8601" else SHORTEST
+        kind = replace(kind, accepts=("S",), spelling=kind.spelling or usual)
     return CapturedColumn(declared.name if declared else name, (name,), kind, required=True)
 
 
@@ -336,15 +369,70 @@ def time_kind(unit: str) -> ValueKind:
     return ValueKind("time", MOMENT, accepts, f"UnixTimestamp of unit {unit}", unit=unit)
 
 
+IN_UTC = (
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    r"([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|\+00:00)?)?"
+)
+"""How a key that is a time of ISO 8601 may be written where nothing else is said."""
+
+SHORTEST = r"0|-?[1-9][0-9]*|-?(0|[1-9][0-9]*)\.[0-9]*[1-9]"
+"""How a key that is a number in a text is written: each number in one spelling."""
+
+EXAMPLE = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    r"(?:(?P<between>[T ])[0-9]{2}:[0-9]{2}(?P<second>:[0-9]{2})?"
+    r"(?:(?P<open>\[)?\.(?P<fraction>[0-9]{1,9})(?(open)\]))?"
+    r"(?P<zone>Z|[+-][0-9]{2}(?::?[0-9]{2})?)?)?",
+    re.ASCII,
+)
+
+
+def spelling_of(example: str, where: str) -> str:
+    """An expression of all times that are written as one is: no time is in two spellings.
+
+    Args:
+        example: a time of ISO 8601. Its zone is that of all. In brackets, a fraction is left out
+            where it is zero: `2026-03-01T00:00:00[.000000]+00:00`.
+        where: the field, for messages.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = EXAMPLE.fullmatch(example)
+    if found is None or (found["fraction"] and not found["second"]):
+        raise ConfigError(
+            f"{where}: tag `spelling` is `{example}`, and not a time as they are written: "
+            "`2026-03-01T00:00:00.000Z`, or `2026-03-01T00:00:00[.000000]+00:00` where a "
+            "fraction of zero is left out."
+        )
+    made = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    if found["between"]:
+        made += f"{found['between']}[0-9]{{2}}:[0-9]{{2}}"
+    made += ":[0-9]{2}" if found["second"] else ""
+    digits = len(found["fraction"] or "")
+    if found["open"]:
+        some = (f"0{{{at}}}[1-9][0-9]{{{digits - at - 1}}}" for at in range(digits))
+        made += rf"(\.({'|'.join(some)}))?"
+    elif digits:
+        made += rf"\.[0-9]{{{digits}}}"
+    return made + (found["zone"] or "").replace("+", r"\+")
+
+
 def _time(tags: Mapping[str, str], where: str) -> ValueKind:
-    unit = tags.get("unit")
+    unit, example = tags.get("unit"), tags.get("spelling")
     if unit not in TIME_UNITS:
         said = "has no unit" if unit is None else f"has the unit `{unit}`"
         raise ConfigError(
             f"{where} is declared as UnixTimestamp and {said}. Say what its values are: "
             f"tags={{'unit': ...}}, one of {', '.join(TIME_UNITS)}."
         )
-    return time_kind(unit)
+    if example is None:
+        return time_kind(unit)
+    if unit != "iso8601":
+        raise ConfigError(
+            f"{where}: tag `spelling` is of times of unit `iso8601`, and its unit is `{unit}`."
+        )
+    return replace(time_kind(unit), spelling=spelling_of(example, where))
 
 
 def _decimal(tags: Mapping[str, str], where: str) -> ValueKind:

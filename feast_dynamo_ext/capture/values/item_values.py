@@ -214,7 +214,8 @@ def _maker(kind: ValueKind) -> Callable[[Any, str], Any]:
     if kind.name == "struct":
         return _struct(kind)
     if kind.name == "time":
-        return _iso_time if kind.unit == "iso8601" else _epoch_time(kind.unit)
+        read = _iso_time if kind.unit == "iso8601" else _epoch_time(kind.unit)
+        return _spelled(read, kind.spelling) if kind.spelling else read
     if kind.name == "decimal":
         return _decimal(kind.arrow.precision, kind.arrow.scale)
     return MAKERS[kind.name]
@@ -321,6 +322,20 @@ def _epoch_time(unit: str) -> Callable[[Any, str], int]:
         return _checked(int(micros))
 
     return read
+
+
+def _spelled(read: Callable[[Any, str], int], spelling: str) -> Callable[[Any, str], int]:
+    wanted = re.compile(spelling, re.ASCII)
+
+    def value(text: Any, name: str) -> int:
+        made = read(text, name)
+        if wanted.fullmatch(_text(text)) is None:
+            raise _MisfitError(
+                "a time in another spelling than it is written in; see the tag `spelling`"
+            )
+        return made
+
+    return value
 
 
 def _checked(micros: int) -> int:

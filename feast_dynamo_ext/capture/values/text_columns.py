@@ -55,7 +55,11 @@ def column_of(kind: ValueKind, texts: pa.StringArray) -> Found:
     if texts.null_count == len(texts):
         return pa.nulls(len(texts), kind.arrow), None
     if kind.name == "time":
-        return _iso(texts) if kind.unit == "iso8601" else _epoch(texts, kind.unit)
+        made, doubtful = _iso(texts) if kind.unit == "iso8601" else _epoch(texts, kind.unit)
+        if kind.spelling:
+            is_so = pc.match_substring_regex(texts, f"^({kind.spelling})$")
+            doubtful = _either(doubtful, _mask(pc.invert(is_so)))
+        return made, doubtful
     if kind.name == "decimal":
         return _decimal(texts, kind.arrow)
     return RULES[kind.name](texts)
