@@ -60,7 +60,8 @@ if TYPE_CHECKING:
     "--training-sets",
     multiple=True,
     metavar="URI",
-    help="Folders with training sets, beside those that the feature repo declares.",
+    help="Folders with training sets, beside those that the feature repo declares, and those of "
+    "its pipelines' runs on this machine.",
 )
 @click.option("--keep-exports", is_flag=True, help="Name raw exports, and leave them.")
 @click.option("--keep-sets", is_flag=True, help="Name training sets, and leave them.")
@@ -94,9 +95,10 @@ def erase(
     """Erase a person from all that was captured of the table of SOURCE.
 
     It says first what it found, and asks. Then it erases their rows from the history and the
-    quarantine, with all older versions; from the online store, by all views over the source; and
-    deletes the raw exports and the training sets that it named. In the end all files that are
-    left are searched. What was written before is not captured again, by whichever export.
+    quarantine, with all older versions; from the online store, by all views over the source, and
+    by those over others whose join keys are the key; and deletes the raw exports and the training
+    sets that it named. In the end all files that are left of history and quarantine are searched.
+    What was written before is not captured again, by whichever export.
 
     Delete their items from the table first. Tags of training sets go with the versions that they
     keep: such a set can then not be built again. Where it is interrupted, run it again.
@@ -125,10 +127,12 @@ def erase(
         erasure = _telling(erasure, steps)
         plan = erasure.plan(dynamodb_client(store.config))
         sets = _sets(store, repo, erasure, training_sets)
+        beyond = _beyond(store, repo, erasure, training_sets)
+    planned, text = _planned(plan, sets, beyond), _plan_text(plan, sets, beyond)
     if dry_run:
-        output.show(_planned(plan, sets), _plan_text(plan, sets))
+        output.show(planned, text)
         return
-    output.note(_plan_text(plan, sets))
+    output.note(text)
     if not yes:
         click.confirm("Erase all of this?", abort=True, err=True)
     with answer_on_stdout(output), shown(steps):
@@ -138,12 +142,12 @@ def erase(
         left = [path for each in gone for path in remove_set(each.output, settings.aws())]
     output.show(
         {
-            **_planned(plan, sets),
+            **planned,
             "erased": _done(result),
             "removed_sets": [each.output for each in gone],
             "left_in_sets": left,
         },
-        _result_text(result, [each.output for each in gone], left),
+        _result_text(result, [each.output for each in gone], left, beyond),
     )
     check_done(result)
 
@@ -156,7 +160,7 @@ def _erasure(
     *,
     is_key: bool,
 ) -> Erasure:
-    from feast_dynamo_ext.capture.erasure.erase_online import OnlineViews
+    from feast_dynamo_ext.capture.erasure.erase_online import OnlineViews, views_by_keys
     from feast_dynamo_ext.capture.erasure.erasure import Erasure
     from feast_dynamo_ext.capture.erasure.person import Person, columns_of_history
     from feast_dynamo_ext.capture.history import CapturedHistory
@@ -171,13 +175,15 @@ def _erasure(
             f"The key of table {source.table} is {listed}: give all of it, or the first alone. By "
             "another attribute: --where."
         )
+    every = views_of(store).values()
     views = [
         view
-        for view in views_of(store).values()
+        for view in every
         if view.batch_source.name == source.name and getattr(view, "online", False)
     ]
+    views += views_by_keys(every, source, person)[0]
     is_ours = isinstance(store.config.online_store, DynamoOnlineStoreConfig)
-    online = OnlineViews(store.config, DynamoOnlineStore(), views) if is_ours else None
+    online = OnlineViews(store.config, DynamoOnlineStore(), views, source) if is_ours else None
     settings: Any = store.config.offline_store
     beside = f"{source.history.rstrip('/')}-exports"
     return Erasure(history, person, online, settings.aws(), (*exports, beside))
@@ -192,16 +198,19 @@ def _telling(erasure: Erasure, steps: Steps) -> Erasure:
 def _sets(
     store: FeatureStore, repo: Path, erasure: Erasure, places: tuple[str, ...]
 ) -> list[SetOfPerson]:
-    """Sets that the feature repo declares, and those below some places."""
+    """Sets that the feature repo declares, those of its runs here, and those below some places."""
     from feast_dynamo_ext.sagemaker.declared_sets import load_definitions
     from feast_dynamo_ext.sagemaker.output_folder import open_folder
+    from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import RESULTS
     from feast_dynamo_ext.sagemaker.sets_of_person import sets_below, sets_of_person
 
     settings: Any = store.config.offline_store
     aws = settings.aws()
     declared = [each.definition.output_in(repo) for each in load_definitions(repo).values()]
     built = [place for place in declared if open_folder(place, aws).manifest() is not None]
-    outputs = {open_folder(each, aws).uri: None for each in [*built, *sets_below(places, aws)]}
+    of_runs = sorted(str(each) for each in (repo.absolute() / RESULTS).glob("*/sets"))
+    below = sets_below([*of_runs, *places], aws)
+    outputs = {open_folder(each, aws).uri: None for each in [*built, *below]}
     source, person = erasure.history.source, erasure.person
     called = source.field_mapping or {}
     (values,) = person.table.to_pylist()
@@ -209,7 +218,78 @@ def _sets(
     return sets_of_person(list(outputs), erasure.history.handle.name, wanted, aws)
 
 
-def _planned(plan: ErasePlan, sets: list[SetOfPerson]) -> dict[str, Any]:
+def _beyond(
+    store: FeatureStore, repo: Path, erasure: Erasure, places: tuple[str, ...]
+) -> list[str]:
+    """Where the repo may have them beside, and what takes them out of it, in words."""
+    from feast_dynamo_ext.capture.erasure.erase_online import views_by_keys
+    from feast_dynamo_ext.columns import join_keys
+
+    source, person = erasure.history.source, erasure.person
+    found, others = views_by_keys(views_of(store).values(), source, person)
+    sources = {view.batch_source.name: view for view in (*found, *others)}
+    paths = [str(getattr(view.batch_source, "path", "")) for view in sources.values()]
+    of_pipelines, has_steps = _of_pipelines(repo, list(filter(None, paths)), places)
+    return [
+        *of_pipelines,
+        *(line for view in sources.values() if (line := _of_source(view, has_steps=has_steps))),
+        *(
+            f"online, view {view.name}: its join keys {', '.join(join_keys(view))} are not what "
+            f"{person.words()} says; delete such rows yourself"
+            for view in others
+            if getattr(view, "online", False)
+        ),
+    ]
+
+
+def _of_source(view: Any, *, has_steps: bool) -> str:
+    from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+    from feast_dynamo_ext.parquet.iceberg.catalog import is_iceberg
+
+    source, of = view.batch_source, f"source {view.batch_source.name} of view {view.name}"
+    if isinstance(source, DynamoDBTableSource):
+        return f"{of}: run `feast-dynamo capture erase {source.name}`"
+    if is_iceberg(source):
+        return f"{of}: run `feast-dynamo table erase {view.name}` with --expire-now"
+    path = getattr(source, "path", "")
+    if path and has_steps:
+        return ""  # named as a file of a step
+    return (
+        f"{of}{f', {path}' if path else ''}: make it anew without them, or they come back online"
+    )
+
+
+def _of_pipelines(repo: Path, paths: list[str], places: tuple[str, ...]) -> tuple[list[str], bool]:
+    """What the repo's pipelines made, in words; and whether one prepares files."""
+    from feast_dynamo_ext.sagemaker.declared_sets import load_definitions
+    from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import FOLDER, read_pipeline
+
+    sets, lines, has_steps = load_definitions(repo), [], False
+    for file in sorted((repo / FOLDER).glob("*.yaml")):
+        pipeline = read_pipeline(repo, file.stem)
+        if pipeline.prepare is not None:
+            has_steps = True
+            declared = sets.get(pipeline.training_set.name)
+            rows = None if declared is None else declared.definition.entity_rows
+            made = [
+                *paths,
+                *([str(rows["path"])] if isinstance(rows, dict) and "path" in rows else []),
+            ]
+            such = f", such as {', '.join(dict.fromkeys(made))}" if made else ""
+            lines.append(
+                f"files that `{' '.join(pipeline.prepare.command)}` of pipeline {pipeline.name} "
+                f"made{such}: run `feast-dynamo refresh {file.stem}` again, before the views over "
+                "them are materialized otherwise"
+            )
+        if not any(pipeline.output.startswith(place) for place in places):
+            lines.append(
+                f"training sets of pipeline {pipeline.name} that SageMaker built: give "
+                f"--training-sets {pipeline.output}"
+            )
+    return lines, has_steps
+
+
+def _planned(plan: ErasePlan, sets: list[SetOfPerson], beyond: list[str]) -> dict[str, Any]:
     from feast_dynamo_ext.capture.erasure.erasure import BEYOND
 
     return {
@@ -218,7 +298,10 @@ def _planned(plan: ErasePlan, sets: list[SetOfPerson]) -> dict[str, Any]:
         "rows": plan.rows,
         "quarantined": plan.quarantined,
         "items_in_table": plan.items_in_table,
-        "online": [{"view": each.view, "entities": each.entities} for each in plan.online],
+        "online": [
+            {"view": each.view, "entities": each.entities, "source": each.source or plan.source}
+            for each in plan.online
+        ],
         "exports": [
             {"folder": each.folder, "records": each.records, "kept": each.kept}
             for each in plan.exports
@@ -234,11 +317,11 @@ def _planned(plan: ErasePlan, sets: list[SetOfPerson]) -> dict[str, Any]:
         ],
         "tags": list(plan.tags),
         "versions": plan.versions,
-        "beyond": list(BEYOND),
+        "beyond": [*beyond, *BEYOND],
     }
 
 
-def _plan_text(plan: ErasePlan, sets: list[SetOfPerson]) -> str:
+def _plan_text(plan: ErasePlan, sets: list[SetOfPerson], beyond: list[str]) -> str:
     from feast_dynamo_ext.capture.erasure.erasure import BEYOND
 
     lines = [
@@ -248,7 +331,10 @@ def _plan_text(plan: ErasePlan, sets: list[SetOfPerson]) -> str:
         f"  older versions that go with them: {count(plan.versions)}"
         + (f", with the tags {', '.join(plan.tags)}" if plan.tags else ""),
     ]
-    lines += [f"  online, view {each.view}: rows of {_entities(each)}" for each in plan.online]
+    lines += [
+        f"  online, view {each.view}{_of_other(each)}: rows of {_entities(each)}"
+        for each in plan.online
+    ]
     for export in plan.exports:
         why = f"; stays: {export.kept}" if export.kept else ""
         lines.append(
@@ -270,8 +356,12 @@ def _plan_text(plan: ErasePlan, sets: list[SetOfPerson]) -> str:
             "change."
         )
     lines.append("Out of reach:")
-    lines += [f"  {each}" for each in BEYOND]
+    lines += [f"  {each}" for each in (*beyond, *BEYOND)]
     return "\n".join(lines)
+
+
+def _of_other(rows: OnlineRows) -> str:
+    return f" over source {rows.source}" if rows.source else ""
 
 
 def _entities(rows: OnlineRows) -> str:
@@ -304,7 +394,7 @@ def _done(result: EraseResult) -> dict[str, Any]:
     }
 
 
-def _result_text(result: EraseResult, sets: list[str], left: list[str]) -> str:
+def _result_text(result: EraseResult, sets: list[str], left: list[str], beyond: list[str]) -> str:
     lines = [
         f"Erased: {counted(result.rows, 'row')} of history, "
         f"{counted(result.quarantined, 'record')} of quarantine, "
@@ -319,7 +409,9 @@ def _result_text(result: EraseResult, sets: list[str], left: list[str]) -> str:
             if each.shared
             else ""
         )
-        lines.append(f"Online, view {each.view}: rows of {_entities(each)}{later}{shared}.")
+        lines.append(
+            f"Online, view {each.view}{_of_other(each)}: rows of {_entities(each)}{later}{shared}."
+        )
     if result.orphans:
         lines.append(f"Deleted: {counted(len(result.orphans), 'file')} that no version named.")
     lines += [
@@ -327,7 +419,14 @@ def _result_text(result: EraseResult, sets: list[str], left: list[str]) -> str:
     ]
     lines += [f"Left in the folder of a training set: {path}." for path in left]
     lines.append(
-        f"Searched: {counted(result.searched, 'file')}, "
-        + ("nothing of them is left." if not result.traces else "of which some hold them.")
+        f"Searched: {counted(result.searched, 'file')} of history and quarantine, "
+        + (
+            "nothing of them is left in these."
+            if not result.traces
+            else "of which some hold them."
+        )
     )
+    if beyond:
+        lines.append("Not searched, and may hold them:")
+        lines += [f"  {each}" for each in beyond]
     return "\n".join(lines)

@@ -162,6 +162,7 @@ def _run(
     registry: bool,
 ) -> LocalPipelineRun:
     from feast_dynamo_ext.sagemaker.pipeline.local_run import run_pipeline_locally
+    from feast_dynamo_ext.sagemaker.pipeline.pipeline_definition import RESULTS
 
     capture = None
     if declaration.capture is not None:
@@ -170,7 +171,7 @@ def _run(
         declaration,
         repo.absolute(),
         store,
-        folder=folder or repo / ".pipelines" / declaration.name,
+        folder=folder or repo / RESULTS / declaration.name,
         aws=aws_of(store, region).s3,
         capture=capture,
         force=force,

@@ -7,6 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from churn_pipeline import ALL, DAY, EVALUATE, PIPELINE, SET, START, TRAIN, labels
 from click.testing import CliRunner
@@ -218,3 +220,65 @@ def test_the_step_of_capture_runs_where_sagemaker_runs_it(shop, bucket):
     (shop.repo / "pipelines" / "churn.yaml").write_text(text[: text.index("capture:")])
     found = CliRunner().invoke(main, command)
     assert "churn declares no `capture`" in found.stderr
+
+
+def test_who_is_erased_is_in_nothing_that_a_run_made_and_what_is_out_of_reach_is_named(
+    shop, bucket
+):
+    shop.declare("scan: true", bucket)
+    assert shop.refresh() == STEPS
+    shop.store.materialize(START - DAY, START + 40 * DAY, feature_views=["last_order"])
+    (run,) = (shop.repo / ".pipelines" / "churn" / "sets").iterdir()
+    row = {"features": ["orders:total", "last_order:total"], "entity_rows": [{"cid": 2}]}
+    assert shop.store.get_online_features(**row, full_feature_names=True).to_dict() == {
+        "cid": [2],
+        "orders__total": [3.0],
+        "last_order__total": [3.0],
+    }
+    ordered = {"N": str(int((START + DAY).timestamp() * 1000))}
+    shop.service.delete({"cid": {"N": "2"}, "ordered": ordered})
+    command = ["capture", "erase", shop.source.name, "--key", "cid=2", "-c", str(shop.repo)]
+
+    def erase(*more: str) -> Any:
+        found = CliRunner().invoke(main, [*command, *more])
+        assert found.exit_code == 0, found.stderr
+        return found
+
+    plan = json.loads(erase("--dry-run", "--json").stdout)
+    assert [(each["output"], each["rows"]) for each in plan["training_sets"]] == [(str(run), 2)]
+    assert {each["view"]: (each["entities"], each["source"]) for each in plan["online"]} == {
+        "last_order": (1, shop.source.name),
+        "orders": (1, str(shop.repo / "totals")),
+    }
+    beyond = [
+        f"files that `python prepare.py` of pipeline churn made, such as {shop.repo / 'totals'}, "
+        "labels.parquet: run `feast-dynamo refresh churn` again, before the views over them are "
+        "materialized otherwise",
+        f"training sets of pipeline churn that SageMaker built: give --training-sets "
+        f"s3://{bucket}/churn",
+    ]
+    assert plan["beyond"][:2] == beyond
+
+    said = erase("--yes", "--settled", "0s").stdout
+    assert f"Online, view orders over source {shop.repo / 'totals'}: rows of 1 entity." in said
+    closing = said[said.index("Searched: ") :].splitlines()
+    assert closing[0].endswith(
+        " files of history and quarantine, nothing of them is left in these."
+    )
+    assert closing[1:] == ["Not searched, and may hold them:", *(f"  {each}" for each in beyond)]
+    assert not list(run.rglob("*.parquet"))
+    assert shop.store.get_online_features(**row, full_feature_names=True).to_dict() == {
+        "cid": [2],
+        "orders__total": [None],
+        "last_order__total": [None],
+    }
+    # What the step made holds them, until it runs again.
+    assert pq.read_table(shop.repo / "totals")["cid"].to_pylist() == [1, 2]
+    of_labels = pq.read_table(shop.repo / "labels.parquet").to_pylist()
+    of_first = pa.Table.from_pylist([{**row, "cid": 1} for row in of_labels])
+    pq.write_table(of_first, shop.repo / "labels.parquet")
+    shop.put(1, 3, 4.0)
+    assert "BuildTrainingSet" in shop.refresh()
+    assert pq.read_table(shop.repo / "totals")["cid"].to_pylist() == [1]
+    online = shop.store.get_online_features(**row, full_feature_names=True).to_dict()
+    assert online["orders__total"] == [None]

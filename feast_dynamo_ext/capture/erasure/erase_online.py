@@ -22,17 +22,18 @@ from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import CREATED_TIME, EVENT_TIME, KEY, RowSchema
 from feast_dynamo_ext.dynamo.precomputed.maintain import with_vectors
 from feast_dynamo_ext.dynamo.views import table_name
-from feast_dynamo_ext.errors import ResourceNotFoundError
+from feast_dynamo_ext.errors import ColumnTypeError, ResourceNotFoundError
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
 from feast_dynamo_ext.parquet.iceberg.commits import pause
 from feast_dynamo_ext.parquet.iceberg.erase import Keys, rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from feast import RepoConfig
 
     from feast_dynamo_ext.capture.erasure.person import Person, PersonRows
+    from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
     from feast_dynamo_ext.online_store import DynamoOnlineStore
     from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 
@@ -52,6 +53,7 @@ class OnlineRows:
         later: rows that were written after the erasure, and stay.
         shared: entities that have rows of others in the history: their features come back with
             the next run that materializes all of it.
+        source: of the view, where it is another than the captured one; else empty.
     """
 
     view: str
@@ -59,6 +61,7 @@ class OnlineRows:
     entities: int
     later: int = 0
     shared: int = 0
+    source: str = ""
 
 
 @dataclass
@@ -81,17 +84,20 @@ class _Found:
 
 @dataclass
 class OnlineViews:
-    """The views over a captured source that have a table in the online store.
+    """The views that have a table in the online store, and may have somebody's rows there.
 
     Attributes:
         config: the repo's config.
         store: the online store.
         views: the feature views.
+        source: the captured one. Views over another have join keys that are all by which somebody
+            is known: of these all rows with the keys are theirs. None: no view is over another.
     """
 
     config: RepoConfig
     store: DynamoOnlineStore
     views: Sequence[Any]
+    source: DynamoDBTableSource | None = None
     _found: dict[str, _Found] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -131,7 +137,9 @@ class OnlineViews:
             # Of a view without entities the one row is of whoever came last.
             names = self._columns(view) or [CHANGE]
             is_own = set(names) <= set(person.names)
-            found = self._entities(history, rows, view, names, is_own=is_own)
+            found = []
+            if not self._other_source(view):
+                found = self._entities(history, rows, view, names, is_own=is_own)
             if is_own:
                 found.append(person.table.select(names))
             if not found:
@@ -141,7 +149,12 @@ class OnlineViews:
             times = None if is_own else self._times(view, all_rows, names)
             self._found[view.name] = _Found(keys, self._encoded(view, keys), times)
         return [
-            OnlineRows(view.name, table_name(self.config, view), len(present))
+            OnlineRows(
+                view.name,
+                table_name(self.config, view),
+                len(present),
+                source=self._other_source(view),
+            )
             for view in self.views
             if (present := self._present(view))
         ]
@@ -239,7 +252,7 @@ class OnlineViews:
         found = {}
         for view in self.views:
             own = self._found.get(view.name)
-            if own is None or not own.deleted:
+            if own is None or not own.deleted or self._other_source(view):
                 continue
             is_deleted = pc.is_in(own.encoded, pa.array([*own.deleted], pa.large_binary()))
             keys = own.keys.filter(is_deleted)
@@ -250,20 +263,60 @@ class OnlineViews:
             found[view.name] = _distinct(pa.concat_tables(there)).num_rows if there else 0
         return found
 
+    def _other_source(self, view: Any) -> str:
+        """Name of a view's source where it is not the captured one; else empty."""
+        name: str = view.batch_source.name
+        return "" if self.source is None or name == self.source.name else name
+
     def _columns(self, view: Any) -> list[str]:
-        stored = stored_names(view.batch_source)
-        return [stored[name] for name in join_keys(view)]
+        return _key_columns(view, self.source or view.batch_source)
 
     def _encoded(self, view: Any, keys: pa.Table) -> pa.LargeBinaryArray:
-        names = join_keys(view)
-        kinds = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
-        return encode_keys(
-            [keys.column(name) for name in self._columns(view)],
-            [kinds[name] for name in names],
-            names,
-            view.name,
-            keys.num_rows,
-        )
+        return _encoded(view, keys.select(self._columns(view)))
+
+
+def views_by_keys(
+    views: Iterable[Any], source: DynamoDBTableSource, person: Person
+) -> tuple[list[Any], list[Any]]:
+    """Views over other sources, by their join keys: whose rows of somebody can be named.
+
+    Args:
+        views: with a batch source; those over the captured one are passed over.
+        source: the captured one.
+        person: who.
+
+    Returns:
+        Those whose join keys are all by which they are known, and that are served online; and
+        those that have one of these keys among others, or of another type, or are not online.
+    """
+    found: list[Any] = []
+    others: list[Any] = []
+    for view in views:
+        names = _key_columns(view, source)
+        if view.batch_source.name == source.name or not set(names) & set(person.names):
+            continue
+        is_known = set(names) == set(person.names) and getattr(view, "online", False)
+        if is_known:
+            try:
+                _encoded(view, person.table.select(names))
+            except ColumnTypeError:
+                is_known = False
+        (found if is_known else others).append(view)
+    return found, others
+
+
+def _key_columns(view: Any, source: Any) -> list[str]:
+    """A view's join keys by the names that a source's files have."""
+    stored = stored_names(source)
+    return [stored[name] for name in join_keys(view)]
+
+
+def _encoded(view: Any, keys: pa.Table) -> pa.LargeBinaryArray:
+    names = join_keys(view)
+    kinds = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
+    return encode_keys(
+        keys.columns, [kinds[name] for name in names], names, view.name, keys.num_rows
+    )
 
 
 def _items(

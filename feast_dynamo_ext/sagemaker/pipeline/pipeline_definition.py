@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 FOLDER = "pipelines"
+RESULTS = ".pipelines"
+"""Folder of a feature repo where runs on this machine keep what they make, a folder a pipeline."""
+
 NAME = r"^[A-Za-z0-9](-*[A-Za-z0-9]){0,255}$"
 S3_URI = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^\s/]+)*/?$"
 INSTANCE = r"^ml\.[a-z0-9-]+\.[a-z0-9]+$"
