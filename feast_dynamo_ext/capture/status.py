@@ -12,7 +12,7 @@ from feast_dynamo_ext.errors import SourceNotFoundError
 from feast_dynamo_ext.parquet.iceberg.optimize import optimize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from feast_dynamo_ext.capture.history import CapturedHistory
     from feast_dynamo_ext.capture.stream.stream_positions import ShardPosition
@@ -40,6 +40,7 @@ class CaptureStatus:
         gap: from when to when changes are missing, which the stream has no more; None for none.
         now: the time that lags are counted to.
         small_files: of the history that `table optimize` would make large and sorted ones of.
+        unfollowed_since: when a worker read the stream last, where none does now; else None.
     """
 
     source: str
@@ -53,6 +54,7 @@ class CaptureStatus:
     gap: tuple[dt.datetime, dt.datetime] | None
     now: dt.datetime
     small_files: int = 0
+    unfollowed_since: dt.datetime | None = None
 
     @property
     def is_optimize_due(self) -> bool:
@@ -81,6 +83,9 @@ class CaptureStatus:
             "gap": None if self.gap is None else [moment.isoformat() for moment in self.gap],
             "small_files": self.small_files,
             "optimize_due": self.is_optimize_due,
+            "unfollowed_since": (
+                None if self.unfollowed_since is None else self.unfollowed_since.isoformat()
+            ),
         }
 
     def _shards(self) -> list[dict[str, Any]]:
@@ -98,17 +103,23 @@ class CaptureStatus:
 
 
 def status_of(
-    history: CapturedHistory, source: DynamoDBTableSource, now: dt.datetime | None = None
+    history: CapturedHistory,
+    source: DynamoDBTableSource,
+    now: dt.datetime | None = None,
+    sign: Callable[[Sequence[str]], Sign | None] | None = None,
 ) -> CaptureStatus:
-    """How far a source is, by its history table alone: DynamoDB is not asked.
+    """How far a source is, by its history table; DynamoDB is asked by `sign` alone.
 
     Args:
         history: of the source.
         source: the source.
         now: the time that lag is counted to; None for the clock's.
+        sign: whether a worker reads one of some shards, and the last sign of one: see
+            `stream_leases.last_sign`; called where a stream was followed. None, or where it
+            answers None: not known.
 
     Raises:
-        OfflineStoreError: the history cannot be read.
+        OfflineStoreError: the history cannot be read. AwsError: as `sign`.
     """
     now = now or dt.datetime.now(dt.timezone.utc)
     try:
@@ -121,6 +132,8 @@ def status_of(
     until = positions.captured_until(exported)
     lag = None if until is None else now - until
     gap = positions.gap(exported)
+    found = None if sign is None else _sign(positions, sign)
+    is_alive, idle = (None, None) if found is None else found
     if state is not None and state.pending:
         running = sum(bool(window.arn) for window in state.pending)
         then = f"goes on with {len(state.pending)} windows, {running} of them exported"
@@ -128,12 +141,19 @@ def status_of(
         then = "exports the whole table"
     elif gap is not None:
         then = f"exports what the stream lacks, from {gap[0]:%Y-%m-%d %H:%M}Z"
-    elif lag < SHORTEST and positions.stream is not None:
+    elif lag < SHORTEST and positions.stream is not None and is_alive is not False:
         then = "nothing: the stream is followed"
+        if is_alive is None:
+            then = "nothing, where a worker follows the stream"
     elif lag < SHORTEST:
         then = f"nothing before {until + SHORTEST:%H:%M}Z"
     else:
         then = "exports what changed since"
+    if idle is not None:
+        then += (
+            f"; no worker has followed the stream since {idle:%Y-%m-%d %H:%M:%S}Z: start "
+            f"`feast-dynamo capture stream {source.name}`"
+        )
     return CaptureStatus(
         source.name,
         source.table,
@@ -146,4 +166,20 @@ def status_of(
         gap,
         now,
         small,
+        idle,
     )
+
+
+Sign = tuple[bool, "dt.datetime | None"]
+
+
+def _sign(positions: StreamPositions, sign: Callable[[Sequence[str]], Sign | None]) -> Sign | None:
+    """Whether a stream is followed, and since when it is not; None where that is not known."""
+    shards = [shard for shard, position in positions.shards.items() if not position.is_done]
+    if positions.stream is None or not shards:
+        return None
+    found = sign(shards)
+    if found is None or found[0]:
+        return found and (True, None)
+    # A worker that ended gave its leases up, and committed what it had read.
+    return False, found[1] or max(position.at for position in positions.shards.values())

@@ -17,16 +17,18 @@ from feast_dynamo_ext.cli.named_table import (
     store_of,
 )
 from feast_dynamo_ext.cli.repo import InOrder, Output, json_option, repo_option
-from feast_dynamo_ext.errors import ConfigError
+from feast_dynamo_ext.errors import AccessDeniedError, ConfigError
 from feast_dynamo_ext.figures import count, counted, dollars, duration
 from feast_dynamo_ext.figures import table as aligned
 from feast_dynamo_ext.progress import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from feast import FeatureStore
 
     from feast_dynamo_ext.capture.exports.sync import Capture, SyncResult
-    from feast_dynamo_ext.capture.status import CaptureStatus
+    from feast_dynamo_ext.capture.status import CaptureStatus, Sign
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 
 
@@ -283,7 +285,7 @@ def status(sources: tuple[str, ...], output: Output, repo: Path) -> None:
     """Print how far captured sources are: until when, rows, quarantine, the next window.
 
     `stream` says how far behind the shards of a followed stream are in the history; with --json
-    each shard has its own position and lag.
+    each shard has its own position and lag. `next` says so where no worker follows it now.
 
     \b
     feast-dynamo capture status
@@ -294,7 +296,12 @@ def status(sources: tuple[str, ...], output: Output, repo: Path) -> None:
 
     store = store_of(repo)
     chosen = [source_of(store, name) for name in sources] or sources_of(store)
-    found = [status_of(CapturedHistory.from_source(each, store.config), each) for each in chosen]
+    found = [
+        status_of(
+            CapturedHistory.from_source(each, store.config), each, sign=_signs(store, each, output)
+        )
+        for each in chosen
+    ]
     if not found:
         raise ConfigError(
             "The registry has no `DynamoDBTableSource`. Declare one in definitions.py, define a "
@@ -321,6 +328,25 @@ def status(sources: tuple[str, ...], output: Output, repo: Path) -> None:
         if each.is_optimize_due
     )
     output.show([each.to_json() for each in found], f"{aligned(heads, rows)}{due}")
+
+
+def _signs(
+    store: FeatureStore, source: DynamoDBTableSource, output: Output
+) -> Callable[[Sequence[str]], Sign | None]:
+    """What says whether a worker follows the stream of a source."""
+    from feast_dynamo_ext.capture.dynamo_table import dynamodb_client
+    from feast_dynamo_ext.capture.stream.stream_leases import last_sign, lease_table
+    from feast_dynamo_ext.materialize.lease import LeaseSettings
+
+    def sign(shards: Sequence[str]) -> Sign | None:
+        client, table = dynamodb_client(store.config), lease_table(store.config)
+        try:
+            return last_sign(client, table, source.name, shards, LeaseSettings())
+        except AccessDeniedError as error:
+            output.note(f"Whether a worker follows {source.name} cannot be seen: {error}")
+            return None
+
+    return sign
 
 
 def _stream_of(status: CaptureStatus) -> str:

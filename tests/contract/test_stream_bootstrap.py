@@ -174,6 +174,7 @@ def test_a_history_begins_with_the_table_while_its_stream_is_followed(
         put(50, 50)
         delete(3)
         until(lambda: state_of(shop) == amounts)
+        while_followed = CliRunner().invoke(main, ["capture", "status", name, "-c", str(tmp_path)])
         program.send_signal(signal.SIGTERM)
         said, _ = program.communicate()
     assert program.returncode == 0, said
@@ -198,9 +199,17 @@ def test_a_history_begins_with_the_table_while_its_stream_is_followed(
     assert 0 <= shard["lag_seconds"] < 600
     assert shard["sequence_number"].isdigit()
     assert status["gap"] is None
+    assert "nothing: the stream is followed" in while_followed.output
     text = runner.invoke(main, ["capture", "status", name, "-c", str(tmp_path)]).output
     assert "1 shard, " in text
-    assert "nothing: the stream is followed" in text
+    # The worker has ended, having committed what it had read.
+    since = dt.datetime.fromisoformat(status["unfollowed_since"])
+    assert since == dt.datetime.fromisoformat(shard["until"])
+    assert (
+        f"; no worker has followed the stream since {since:%Y-%m-%d %H:%M:%S}Z: start "
+        f"`feast-dynamo capture stream {name}`" in text
+    )
+    assert "the stream is followed" not in text
 
 
 def test_what_the_stream_lacks_is_exported(open_service: Any, bucket: str):

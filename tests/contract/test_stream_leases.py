@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
 import uuid
 from typing import Any
 
@@ -9,7 +11,11 @@ import boto3
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
-from feast_dynamo_ext.capture.stream.stream_leases import ShardLeases, make_lease_table
+from feast_dynamo_ext.capture.stream.stream_leases import (
+    ShardLeases,
+    last_sign,
+    make_lease_table,
+)
 from feast_dynamo_ext.errors import LeaseLostError
 from feast_dynamo_ext.materialize.lease import LeaseSettings, Process
 
@@ -78,6 +84,31 @@ def test_a_worker_alone_reads_all(machines):
         one.leases.check(shard)
     two = machines("two")
     assert two.take() == []
+
+
+def test_whether_a_worker_lives_is_seen_by_its_last_beat(machines, client, table):
+    """For who looks once, a minute more than the lease: clocks of machines differ."""
+    one = machines("one")
+    settings = one.leases.settings
+    began = dt.datetime(2026, 1, 5, 8, 0, tzinfo=dt.timezone.utc)  # by `wall_s`
+    look = (client, table, "purchases", SHARDS, settings)
+    assert last_sign(*look) == (False, None)
+    one.take()
+    assert last_sign(*look) == (True, began)
+    assert last_sign(*look[:2], "another", *look[3:]) == (False, None)
+    one.wall_s += 20
+    one.leases.beat()
+    beat = began + dt.timedelta(seconds=20)
+    one.wall_s += LEASE_S + 59
+    assert last_sign(*look) == (True, beat)
+    one.wall_s += 1
+    assert last_sign(*look) == (False, beat)
+    one.wall_s -= 60
+    gone = dataclasses.replace(settings, is_dead=lambda process: process.host == "one")
+    assert last_sign(*look[:4], gone) == (False, beat)
+    one.leases.release(SHARDS)
+    assert last_sign(*look) == (False, None)
+    assert last_sign(client, "no-such-table", *look[2:]) == (False, None)
 
 
 def test_what_is_given_up_is_free_at_once(machines):

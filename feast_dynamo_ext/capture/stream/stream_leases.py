@@ -14,6 +14,7 @@ gives the shard up::
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import threading
 from collections import Counter
@@ -70,6 +71,36 @@ def make_lease_table(client: Any, name: str) -> None:
         client.get_waiter("table_exists").wait(
             TableName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 120}
         )
+
+
+def last_sign(
+    client: Any, table: str, source: str, shards: Sequence[str], settings: LeaseSettings
+) -> tuple[bool, dt.datetime | None]:
+    """Whether a worker that reads one of some shards is alive, and the last sign of one.
+
+    For people: whoever wants a lease watches its beats instead, see `Watch`.
+
+    Args:
+        client: boto3's of DynamoDB.
+        table: of leases; it need not be there.
+        source: name of the captured source.
+        shards: ids.
+        settings: the clock, and what knows dead processes.
+
+    Returns:
+        False where all that hold leases are surely gone, or none does; and when the last beat of
+        them was sent by their own clock, None where no lease says it.
+
+    Raises:
+        AwsError: DynamoDB refuses.
+    """
+    leases = ShardLeases(client, table, source, settings)
+    held = [found for shard in shards if (found := leases.holder(shard)) is not None]
+    now_s = settings.wall_clock()
+    is_alive = any(not (settings.is_dead(each.process) or each.is_silent(now_s)) for each in held)
+    beats = [each.beat_at for each in held if each.beat_at is not None]
+    last = dt.datetime.fromtimestamp(max(beats), dt.timezone.utc) if beats else None
+    return is_alive, last
 
 
 @dataclass
@@ -139,7 +170,7 @@ class ShardLeases:
         for shard in shards:
             if shard in mine:
                 continue
-            holder = self._holder(shard)
+            holder = self.holder(shard)
             if holder is None or self._watch(shard).look(holder) is False:
                 free.append((shard, holder))
             else:
@@ -241,7 +272,7 @@ class ShardLeases:
         is_mine = self._item(shard).put({**me.values(), "kind": KIND}, where)
         if not is_mine:
             # The same is answered to a repeated request whose first answer was lost.
-            found = self._holder(shard)
+            found = self.holder(shard)
             is_mine = found is not None and found.owner == self._me
         if not is_mine:
             return False
@@ -263,7 +294,12 @@ class ShardLeases:
         self._item(shard).update({WANTED: self._me}, {"owner": owner})
         return [shard]
 
-    def _holder(self, shard: str) -> Holder | None:
+    def holder(self, shard: str) -> Holder | None:
+        """Who has the lease of a shard, dead or alive; None for nobody, or for no table.
+
+        Raises:
+            AwsError: DynamoDB refuses.
+        """
         try:
             said = self._item(shard).read()
         except ResourceNotFoundError:
