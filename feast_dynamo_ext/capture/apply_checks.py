@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
 from feast_dynamo_ext.capture.erasure.erased_keys import ERASED_SUFFIX
-from feast_dynamo_ext.capture.history import QUARANTINE_SUFFIX
+from feast_dynamo_ext.capture.history import QUARANTINE_SUFFIX, changed_columns
 from feast_dynamo_ext.capture.table_source import DynamoDBTableSource, attribute_of
 from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
 from feast_dynamo_ext.columns import WRITTEN, join_keys, stored_names
@@ -232,6 +232,7 @@ def check_captured(
     Raises:
         ConfigError: what cannot work.
         UnsupportedTypeError: a declared type that no attribute can be kept as.
+        CaptureError: a declared type that a history's column does not become.
         AwsError: DynamoDB or the catalog refused. OfflineStoreError: the catalog, see there.
     """
     views = tuple(views)
@@ -274,6 +275,7 @@ def _history_of(
 
     Raises:
         ConfigError: it is another table's.
+        CaptureError: it has a column of a type that does not become the declared one.
     """
     handle, keys = TableHandle.from_source(source, config), columns.keys
     try:
@@ -290,6 +292,8 @@ def _history_of(
             make_history(source, columns.history_schema, keys, config)
         return
     check_history(source, table, keys, folder_uri(source.history, "sql", config))
+    if source.schema:
+        changed_columns(source.name, table, columns.history_schema)
 
 
 def check_history(

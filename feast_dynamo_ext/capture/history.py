@@ -299,24 +299,7 @@ class CapturedHistory:
             NotCommittedError: others keep changing the table.
         """
         table = self.handle.load()
-        there = {column.name: column.type for column in table_columns(table.schema())}
-        new = [column for column in wanted if column.name not in there]
-        wider = [
-            column
-            for column in wanted
-            if column.name in there and not _same(there[column.name], column.type)
-        ]
-        for column in wider:
-            if (there[column.name], column.type) not in WIDENED and not _is_wider_decimal(
-                there[column.name], column.type
-            ):
-                raise CaptureError(
-                    f"Source `{self.source.name}`: `schema` declares `{column.name}` as "
-                    f"{column.type}, but its history has it as {there[column.name]}, which no "
-                    f"value of it fits for certain. Declare it as it was; or give the new column "
-                    "another name: "
-                    f"`Field(..., tags={{'attribute': '{column.name}'}})`."
-                )
+        new, wider = changed_columns(self.source.name, table, wanted)
         if not new and not wider:
             return
         from pyiceberg.exceptions import CommitFailedException
@@ -540,6 +523,40 @@ def without(known: frozenset[str], part: pa.Table) -> pa.Table:
 def _commit_id(part: pa.Table) -> str:
     ids = sorted(part[CHANGE_ID].unique().to_pylist())
     return f"changes/{hashlib.sha256(chr(10).join(ids).encode()).hexdigest()}"
+
+
+def changed_columns(
+    source: str, table: Any, wanted: pa.Schema
+) -> tuple[list[pa.Field], list[pa.Field]]:
+    """Columns of a declaration that a history table has not, and those that get a wider type.
+
+    Args:
+        source: name of the source.
+        table: pyiceberg's.
+        wanted: names and types, as `CapturedColumns.history_schema`.
+
+    Raises:
+        CaptureError: a type that does not hold what is there; names the column.
+    """
+    there = {column.name: column.type for column in table_columns(table.schema())}
+    new = [column for column in wanted if column.name not in there]
+    wider = [
+        column
+        for column in wanted
+        if column.name in there and not _same(there[column.name], column.type)
+    ]
+    for column in wider:
+        if (there[column.name], column.type) not in WIDENED and not _is_wider_decimal(
+            there[column.name], column.type
+        ):
+            raise CaptureError(
+                f"Source `{source}`: `schema` declares `{column.name}` as "
+                f"{column.type}, but its history has it as {there[column.name]}, which no "
+                f"value of it fits for certain. Declare it as it was; or give the new column "
+                "another name: "
+                f"`Field(..., tags={{'attribute': '{column.name}'}})`."
+            )
+    return new, wider
 
 
 WIDENED = {(pa.int32(), pa.int64()), (pa.float32(), pa.float64())}

@@ -13,11 +13,11 @@ import boto3
 import captured
 import pytest
 from feast import Entity, FeatureView, Field, FileSource, ValueType
-from feast.types import Int64, String, UnixTimestamp, Uuid
+from feast.types import Float64, Int32, Int64, String, UnixTimestamp, Uuid
 from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
-from feast_dynamo_ext.errors import ConfigError, UnsupportedTypeError
+from feast_dynamo_ext.errors import CaptureError, ConfigError, UnsupportedTypeError
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout
 
@@ -481,3 +481,51 @@ def test_the_declaration_of_the_docs_is_taken(make_table, apply, tmp_path):
     found = store.get_feature_view("last_purchase").batch_source
     assert found.tombstones is not None
     assert ViewSettings.from_view(store.get_feature_view("last_purchase")).deletes == "ignore"
+
+
+@pytest.mark.parametrize(
+    ("there", "declared", "refused"),
+    [
+        (Float64, Int32, ("int32", "double")),
+        (Int64, Int32, ("int32", "int64")),
+        (Int64, String, ("string", "int64")),
+        (Int32, Int64, None),
+        (Float64, Float64, None),
+    ],
+)
+def test_a_type_that_the_history_does_not_become_is_refused(
+    make_table, apply, there, declared, refused
+):
+    def view(kind: Any) -> FeatureView:
+        source = captured.source_of(
+            table=table,
+            schema=[
+                Field(name="customer", dtype=Int64),
+                Field(name="bought", dtype=UnixTimestamp),
+                Field(name="value", dtype=kind),
+            ],
+        )
+        made = captured.view_of(source)
+        made.features[0].dtype = kind
+        return made
+
+    table = make_table()
+    store, _ = apply(view(there))  # there is no history yet, and nothing to compare
+    other = view(declared)
+    handle = TableHandle.from_source(other.batch_source, store.config)
+    before = handle.load().schema()
+    if refused is None:
+        store.apply([captured.CUSTOMER, other.batch_source, other])
+    else:
+        wanted, kept = refused
+        with pytest.raises(CaptureError) as error:
+            store.apply([captured.CUSTOMER, other.batch_source, other])
+        assert str(error.value) == (
+            f"Source `purchases`: `schema` declares `value` as {wanted}, but its history has it "
+            f"as {kept}, which no value of it fits for certain. Declare it as it was; or give the "
+            "new column another name: `Field(..., tags={'attribute': 'value'})`."
+        )
+        found = {field.name: field.dtype for field in store.get_data_source("purchases").schema}
+        assert found["value"] == there
+    # The history gets what is declared with the next capture.
+    assert handle.load().schema() == before
