@@ -520,6 +520,10 @@ def aws_error(
         # Where AWS names the action itself, it may be one of a key of KMS.
         action = f"s3:{S3_ACTIONS.get(operation, operation)}"
         advice = advice.replace("the missing action", f"the missing action, `{action}`,")
+    if code == "NoSuchBucket":
+        named = re.search(r"s3://([^/\s]+)", resource)
+        make = f": `aws s3 mb s3://{named[1]}`" if named else ""
+        advice = f"Correct the URI where it is declared, or make the bucket{make}."
     text = f"{service} {operation} on {resource}: {code}: {message.rstrip('.')}. {advice}".rstrip()
     return kind(text, service=service, operation=operation, code=code, request_id=request_id)
 
@@ -558,11 +562,14 @@ def translated(service: str, resource: str) -> Iterator[None]:
 
 # pyarrow reports S3's error code inside the text of an OSError.
 S3_ERROR = re.compile(r"AWS Error (\w+) during (\w+) operation: (.*)", re.DOTALL)
+S3_PLACE = re.compile(r" key '(.*)' in bucket '([^']*)': AWS Error ", re.DOTALL)
 
 
 @contextlib.contextmanager
 def s3_translated(resource: str) -> Iterator[None]:
     """Turn what pyarrow's S3 filesystem raises into our exceptions, naming the resource.
+
+    A resource that is no URI, such as a table, is named with that of the file.
 
     Raises:
         AwsError: or the subclass for the code.
@@ -575,6 +582,9 @@ def s3_translated(resource: str) -> Iterator[None]:
         if found is None:
             raise
         code, said = found[1].title().replace("_", ""), found[3]
+        place = S3_PLACE.search(str(error))
+        if place is not None and not resource.lower().startswith(("s3://", "s3a://", "s3n://")):
+            resource = f"s3://{place[2]}/{place[1]} ({resource})"
         is_down = code == "NetworkConnection"
         if is_down:
             names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")

@@ -20,6 +20,7 @@ from feast_dynamo_ext.columns import WRITTEN, join_keys, stored_names
 from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import (
     ConfigError,
+    ResourceNotFoundError,
     SourceNotFoundError,
 )
 from feast_dynamo_ext.parquet.iceberg.catalog import (
@@ -356,16 +357,25 @@ def make_history(
     event_time = source.timestamp_field
     joined = tuple(name for name in keys if name != event_time)
     layout = TableLayout(joined, event_time, WRITTEN, source.partition)
-    with catalog_errors(handle.address, handle.name):
-        catalog = opened(handle.address, handle.settings)
-        try:
-            return create_table(
-                catalog,
-                handle.name,
-                columns,
-                layout,
-                location=folder_uri(source.history, "sql", config),
-                further={ITEM_KEYS_PROPERTY: json.dumps(list(keys))},
-            )
-        except TableAlreadyExistsError:
-            return catalog.load_table(handle.name)
+    try:
+        with catalog_errors(handle.address, handle.name):
+            catalog = opened(handle.address, handle.settings)
+            try:
+                return create_table(
+                    catalog,
+                    handle.name,
+                    columns,
+                    layout,
+                    location=folder_uri(source.history, "sql", config),
+                    further={ITEM_KEYS_PROPERTY: json.dumps(list(keys))},
+                )
+            except TableAlreadyExistsError:
+                return catalog.load_table(handle.name)
+    except ResourceNotFoundError as error:
+        raise ResourceNotFoundError(
+            f"DynamoDBTableSource `{source.name}` has `history={source.history}`: {error}",
+            service=error.service,
+            operation=error.operation,
+            code=error.code,
+            request_id=error.request_id,
+        ) from error

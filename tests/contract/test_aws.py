@@ -133,6 +133,25 @@ def test_errors_of_pyarrows_s3_are_ours(moto_endpoint):
         stream.write(b"hello")
 
 
+def test_the_uri_of_a_file_is_named_where_the_resource_is_none(moto_endpoint):
+    filesystem, path = aws.filesystem(
+        "s3://no-such-bucket-here/it's a/b.bin", AwsSettings("us-east-1", moto_endpoint)
+    )
+    for resource, named in (
+        ("shop.purchases", "s3://no-such-bucket-here/it's a/b.bin (shop.purchases)"),
+        ("s3://no-such-bucket-here/it's a", "s3://no-such-bucket-here/it's a"),
+    ):
+        with pytest.raises(ResourceNotFoundError) as error, aws.s3_translated(resource):  # noqa: SIM117
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(b"hello")
+        said = str(error.value)
+        assert said.startswith(f"s3 PutObject on {named}: NoSuchBucket: The specified bucket does")
+        assert said.endswith(
+            "Correct the URI where it is declared, or make the bucket: `aws s3 mb "
+            "s3://no-such-bucket-here`."
+        )
+
+
 def test_a_scheme_that_is_not_s3_is_refused():
     with pytest.raises(ConfigError, match="not gs://"):
         aws.filesystem("gs://bucket/a", AwsSettings("us-east-1"))

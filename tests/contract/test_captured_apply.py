@@ -17,7 +17,12 @@ from feast.types import Float64, Int32, Int64, String, UnixTimestamp, Uuid
 from repos import REGION, write_repo_yaml
 
 from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
-from feast_dynamo_ext.errors import CaptureError, ConfigError, UnsupportedTypeError
+from feast_dynamo_ext.errors import (
+    CaptureError,
+    ConfigError,
+    ResourceNotFoundError,
+    UnsupportedTypeError,
+)
 from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
 from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout
 
@@ -481,6 +486,24 @@ def test_the_declaration_of_the_docs_is_taken(make_table, apply, tmp_path):
     found = store.get_feature_view("last_purchase").batch_source
     assert found.tombstones is not None
     assert ViewSettings.from_view(store.get_feature_view("last_purchase")).deletes == "ignore"
+
+
+def test_a_bucket_of_the_history_that_is_not_there_is_named(make_table, open_store, moto_endpoint):
+    place = "s3://no-such-bucket-here/history/purchases"
+    source = captured.source_of(table=make_table(), history=place)
+    store = open_store(
+        "no_bucket",
+        online={"endpoint_url": moto_endpoint, "region": REGION},
+        offline={"catalog": captured.CATALOG, "endpoint_url": moto_endpoint},
+    )
+    with pytest.raises(ResourceNotFoundError) as error:
+        store.apply([captured.CUSTOMER, source, captured.view_of(source)])
+    said = str(error.value)
+    assert said.startswith(
+        f"DynamoDBTableSource `purchases` has `history={place}`: s3 PutObject on {place}/metadata/"
+    )
+    assert " (no_bucket.purchases): NoSuchBucket: The specified bucket does not exist" in said
+    assert said.endswith("or make the bucket: `aws s3 mb s3://no-such-bucket-here`.")
 
 
 @pytest.mark.parametrize(
