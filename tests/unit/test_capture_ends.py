@@ -6,13 +6,19 @@ import datetime as dt
 from decimal import Decimal as Number
 from typing import Any
 
+import captured
 import pyarrow as pa
 import pytest
 from feast import Field
 from feast.types import Decimal, Float32, Float64, Int32, Int64, Json, String, UnixTimestamp
+from repos import repo_config
 
+from feast_dynamo_ext.capture.apply_checks import make_history
 from feast_dynamo_ext.capture.exports.ended_items import ends, quarantined_ends
+from feast_dynamo_ext.capture.exports.missing_items import MissingItems
+from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
+from feast_dynamo_ext.capture.values.change_rows import RecordReader
 
 UTC = dt.timezone.utc
 GONE_S = 1_772_400_000
@@ -93,4 +99,40 @@ def test_of_a_record_in_quarantine_what_fits_is_kept():
     assert found == [
         ("a", "2026-01-01T00:00:00+00:00", None, "delete"),
         ("b", "2026-03-01T21:20:00.999999+00:00", "y", "expire"),
+    ]
+
+
+def test_names_of_helper_columns_are_no_names_of_keys(tmp_path: Any):
+    """Keys, event time and attribute are named as columns of the queries could be."""
+    fields = [
+        Field(name="w", dtype=String),
+        Field(name="q", dtype=String),
+        Field(name="t", dtype=UnixTimestamp),
+        Field(name="p", dtype=Int64),
+    ]
+    source = captured.source_of(event_time="t", event_time_unit="s", schema=fields)
+    columns = CapturedColumns.from_fields(
+        source.fields, keys={"w": "S", "q": "S"}, event_time="t", event_time_unit="s"
+    )
+    config = repo_config(tmp_path, catalog=captured.CATALOG)
+    make_history(source, columns.history_schema, columns.keys, config)
+    history = CapturedHistory.from_source(source, config)
+    reader = RecordReader(columns)
+
+    def item(key: str, amount: str) -> dict[str, Any]:
+        values = {"w": {"S": key}, "q": {"S": "2"}, "t": {"N": "1767225600"}}
+        return {"Item": {**values, "p": {"N": amount}}}
+
+    old = [item("z", "1"), item("a", "2"), item("m", "1.5")]
+    before = reader.converted(old, [MOMENT - 9, MOMENT - 9, MOMENT - 9], ["1", "2", "3"])
+    assert before.quarantine.num_rows == 1
+    tables = (pa.Table.from_batches([each]) for each in (before.rows, before.quarantine))
+    history.add(*tables, None, None, "before")
+    now = reader.converted([item("a", "2")], [MOMENT], ["4"])
+    missing = MissingItems(history.handle, history.quarantine, columns, MOMENT)
+    found = [row for part in missing.added_to([now]) for row in part.rows.to_pylist()]
+    assert [(row["w"], row["q"], row["p"], row["_feast_change"]) for row in found] == [
+        ("a", "2", 2, "put"),
+        ("z", "2", 1, "delete"),
+        ("m", "2", None, "delete"),
     ]
