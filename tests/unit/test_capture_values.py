@@ -601,7 +601,7 @@ def test_compressed_files_of_several_members_and_any_chunk_size():
         assert file.totals.records == 500
 
 
-@pytest.mark.parametrize("data", [b"", gzip.compress(b"")])
+@pytest.mark.parametrize("data", [b"", gzip.compress(b"")], ids=["plain", "gzip"])
 def test_an_empty_file_has_no_items(data):
     file = DataFile(io.BytesIO(data), columns_of(), "f", exported_at=MOMENT, records=0)
     assert list(file.batches()) == []
