@@ -128,7 +128,19 @@ def erase(
         plan = erasure.plan(dynamodb_client(store.config))
         sets = _sets(store, repo, erasure, training_sets)
         beyond = _beyond(store, repo, erasure, training_sets)
+        # One who was erased before is looked for to the end: in older versions, in all files.
+        is_nobody = plan.has_nothing and not any(each.rows for each in sets)
+        is_nobody = is_nobody and not erasure.is_begun()
     planned, text = _planned(plan, sets, beyond), _plan_text(plan, sets, beyond)
+    planned["found"] = not is_nobody
+    if is_nobody:
+        output.show(
+            planned,
+            f"Nobody of that key was found: nothing of source {plan.source} has {plan.person}, "
+            "neither history and quarantine nor the online store, raw exports and training sets. "
+            "Nothing was changed.",
+        )
+        return
     if dry_run:
         output.show(planned, text)
         return
@@ -226,7 +238,8 @@ def _beyond(
     from feast_dynamo_ext.columns import join_keys
 
     source, person = erasure.history.source, erasure.person
-    found, others = views_by_keys(views_of(store).values(), source, person)
+    every = sorted(views_of(store).values(), key=lambda view: str(view.name))
+    found, others = views_by_keys(every, source, person)
     sources = {view.batch_source.name: view for view in (*found, *others)}
     paths = [str(getattr(view.batch_source, "path", "")) for view in sources.values()]
     of_pipelines, has_steps = _of_pipelines(repo, list(filter(None, paths)), places)
@@ -254,9 +267,8 @@ def _of_source(view: Any, *, has_steps: bool) -> str:
     path = getattr(source, "path", "")
     if path and has_steps:
         return ""  # named as a file of a step
-    return (
-        f"{of}{f', {path}' if path else ''}: make it anew without them, or they come back online"
-    )
+    again = ", or they come back online" if getattr(view, "online", False) else ""
+    return f"{of}{f', {path}' if path else ''}: make it anew without them{again}"
 
 
 def _of_pipelines(repo: Path, paths: list[str], places: tuple[str, ...]) -> tuple[list[str], bool]:

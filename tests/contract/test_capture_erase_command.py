@@ -11,16 +11,19 @@ import pandas as pd
 import pytest
 from capture_shop import BEGUN, Shop, item, repo_over
 from click.testing import CliRunner
+from feast import Entity, FeatureView, Field, FileSource
+from feast.types import Float64, Int64, String
 
+from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
 from feast_dynamo_ext.cli.main import main
-from feast_dynamo_ext.errors import TrainingSetError
+from feast_dynamo_ext.errors import SourceNotFoundError, TrainingSetError
 from feast_dynamo_ext.sagemaker import TimeSplit, create_training_set
 from feast_dynamo_ext.sagemaker.rebuild import rebuild
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from feast import FeatureStore, FeatureView
+    from feast import FeatureStore
 
 GONE = 4711
 
@@ -147,6 +150,100 @@ def test_what_is_to_be_kept_is_named_and_kept(repo: Repo):
     assert done["erased"]["removed_exports"] == []
     assert len(done["erased"]["kept_exports"]) == 1
     assert (Path(theirs) / "manifest.json").exists()
+
+
+def test_views_over_other_sources_are_known_by_their_join_keys(repo: Repo):
+    """By customer: erased. By customer and shop, or not online: named. By shop: of nobody."""
+    rows = {"customer": [GONE, 9], "shop": ["s1", "s1"], "amount": [1.0, 2.0]}
+    totals = repo.folder / "totals.parquet"
+    pd.DataFrame(rows | {"at": [BEGUN, BEGUN]}).to_parquet(totals)
+    kinds = {"customer": Int64, "shop": String}
+    entities = {
+        name: Entity(name=name, join_keys=[name], value_type=kind.to_value_type())
+        for name, kind in kinds.items()
+    }
+    others = [
+        FeatureView(
+            name=name,
+            entities=[entities[key] for key in keys],
+            schema=[Field(name=key, dtype=kinds[key]) for key in keys]
+            + [Field(name="amount", dtype=Float64)],
+            source=FileSource(name=f"{name}_files", path=str(totals), timestamp_field="at"),
+            online=online,
+        )
+        for name, keys, online in (
+            ("by_customer", ("customer",), True),
+            ("by_both", ("customer", "shop"), True),
+            ("by_shop", ("shop",), True),
+            ("offline", ("customer",), False),
+        )
+    ]
+    again = DynamoDBTableSource(
+        name="again",
+        table=repo.shop.source.table,
+        event_time="at",
+        event_time_unit="ms",
+        history=str(repo.folder / "again"),
+        schema=repo.shop.source.schema,
+    )
+    of_again = FeatureView(
+        name="of_again",
+        entities=[entities["customer"]],
+        schema=[Field(name="customer", dtype=Int64), Field(name="amount", dtype=Float64)],
+        source=again,
+        tags=ViewSettings(deletes="ignore").tags(),
+    )
+    repo.store.apply([*entities.values(), again, of_again, *others])
+    online = [view.name for view in others if view.online]
+    span = (BEGUN - dt.timedelta(days=1), BEGUN + dt.timedelta(days=9))
+    repo.store.materialize(*span, feature_views=online)
+    done = repo.erase("--yes", "--json").json
+    assert done["online"] == [
+        {"view": "by_customer", "entities": 1, "source": "by_customer_files"}
+    ]
+    assert done["beyond"][:5] == [
+        f"source by_customer_files of view by_customer, {totals}: make it anew without them, or "
+        "they come back online",
+        "source again of view of_again: run `feast-dynamo capture erase again`",
+        f"source by_both_files of view by_both, {totals}: make it anew without them, or they come "
+        "back online",
+        f"source offline_files of view offline, {totals}: make it anew without them",
+        f"online, view by_both: its join keys customer, shop are not what customer={GONE} says; "
+        "delete such rows yourself",
+    ]
+    for view, row, amount in (
+        ("by_customer", {"customer": GONE}, None),
+        ("by_customer", {"customer": 9}, 2.0),
+        ("by_both", {"customer": GONE, "shop": "s1"}, 1.0),
+    ):
+        found = repo.store.get_online_features([f"{view}:amount"], [row]).to_dict()
+        assert found["amount"] == [amount]
+
+
+def test_nobody_of_a_key_is_said_and_nothing_is_done(repo: Repo):
+    name, tables = repo.shop.source.name, repo.shop.history
+    places = ("--exports", repo.shop.target.uri)
+    before = tables.handle.load().metadata.current_snapshot_id
+    for key in (("--key", "customer=123456"), ("--where", "shop=nowhere")):
+        for how in ((), ("--dry-run",), ("--yes",)):
+            answer = repo.run("capture", "erase", name, *key, *places, *how)
+            assert (answer.code, answer.stdout) == (
+                0,
+                f"Nobody of that key was found: nothing of source {name} has {key[1]}, neither "
+                "history and quarantine nor the online store, raw exports and training sets. "
+                "Nothing was changed.\n",
+            )
+    found = repo.run("capture", "erase", name, *key, *places, "--yes", "--json").json
+    assert (found["found"], found["rows"], "erased" in found) == (False, 0, False)
+    assert tables.handle.load().metadata.current_snapshot_id == before
+    with pytest.raises(SourceNotFoundError):
+        tables.erased.load()
+    assert repo.erase(*places, "--dry-run", "--json").json["found"] is True
+    # Of one who was erased older versions and files are searched each time.
+    repo.shop.service.delete({each: item(GONE, 1)[each] for each in ("customer", "at")})
+    for rows in (1, 0):
+        done = repo.erase(*places, "--yes", "--json").json
+        assert (done["found"], done["erased"]["rows"]) == (True, rows)
 
 
 def test_without_a_word_nothing_is_done(repo: Repo):

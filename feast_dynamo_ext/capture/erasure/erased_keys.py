@@ -345,6 +345,12 @@ class ErasedKeys:
             raise CaptureError(f"Source `{source.name}`: {error}") from error
         return found
 
+    def has(self, person: Person) -> bool:
+        """Whether somebody was erased, or begun to be."""
+        pairs = sorted(zip(person.names, person.texts, strict=True))
+        names, texts = [name for name, _ in pairs], [text for _, text in pairs]
+        return digest(self.salt, names, texts) in self.known.get(tuple(names), {})
+
     def without(self, part: Converted) -> tuple[Converted, int]:
         """Records without what was erased, and how many rows and records that were."""
         rows, quarantine = part.rows, part.quarantine

@@ -98,6 +98,13 @@ class ErasePlan:
     tags: tuple[str, ...]
     versions: int
 
+    @property
+    def has_nothing(self) -> bool:
+        """Whether nothing of them was found, nor anything that may hold them unseen."""
+        return not (
+            self.rows or self.quarantined or self.items_in_table or self.online or self.exports
+        )
+
 
 @dataclass(frozen=True)
 class EraseResult:
@@ -233,6 +240,15 @@ class Erasure:
             orphans,
             traces,
         )
+
+    def is_begun(self) -> bool:
+        """Whether they were erased before, perhaps not to the end.
+
+        Raises:
+            OfflineStoreError: who was erased cannot be read. AwsError: AWS refused.
+        """
+        erased = self.history.erased_keys()
+        return erased is not None and erased.has(self.person)
 
     # Whose rows
 
