@@ -347,9 +347,12 @@ class ErasedKeys:
 
     def has(self, person: Person) -> bool:
         """Whether somebody was erased, or begun to be."""
-        pairs = sorted(zip(person.names, person.texts, strict=True))
-        names, texts = [name for name, _ in pairs], [text for _, text in pairs]
-        return digest(self.salt, names, texts) in self.known.get(tuple(names), {})
+        (row,) = person.table.to_batches()
+        return any(
+            erased.moments_of_rows(row)[0] >= 0
+            for erased in self._erased
+            if {column.name for column in erased.columns} == set(person.names)
+        )
 
     def without(self, part: Converted) -> tuple[Converted, int]:
         """Records without what was erased, and how many rows and records that were."""
