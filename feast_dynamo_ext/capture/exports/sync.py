@@ -27,7 +27,6 @@ from feast_dynamo_ext.capture.exports.windows import CaptureState, Window, next_
 from feast_dynamo_ext.cost.prices import EXPORT_BYTES
 from feast_dynamo_ext.errors import CaptureError
 from feast_dynamo_ext.parquet.iceberg.commits import new_commit_id
-from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout
 from feast_dynamo_ext.progress import Task
 
 if TYPE_CHECKING:
@@ -252,21 +251,10 @@ class Capture:
         return replace(state, table_id=table.id)
 
     def _of_key(self, state: CaptureState, table: DynamoTable) -> CaptureState:
-        """The state, where it is of a table of the same key."""
-        source, keys = self.history.source, _key(state.keys)
-        if not state.keys:
-            # Earlier versions noted no key with exports that were converted.
-            columns = TableLayout.item_keys(self.history.handle.load())
-            if columns == table.key_columns(source):
-                return replace(state, keys=table.keys)
-            keys = ", ".join(columns)
-        if state.keys != table.keys:
-            raise CaptureError(
-                f"Source `{source.name}`: table {table.name} has the key {_key(table.keys)}, but "
-                f"its history is of the key {keys}: the table was made anew with another key. "
-                "Declare a source of another name, with another `history`."
-            )
-        return state
+        """The state, where its history is of a table of the same key."""
+        self.history.check_key(table.key_columns(self.history.source), table.keys)
+        # Earlier versions noted no key with exports that were converted.
+        return replace(state, keys=table.keys)
 
     def _window(
         self, window: Window, state: CaptureState, exports: Exports, table: DynamoTable
@@ -372,10 +360,6 @@ class Capture:
 
 def _is_captured(state: CaptureState, export: Export) -> bool:
     return state.until is not None and export.end <= state.until
-
-
-def _key(keys: Sequence[tuple[str, str]]) -> str:
-    return ", ".join(f"{name} ({kind})" for name, kind in keys)
 
 
 def side_by_side(
