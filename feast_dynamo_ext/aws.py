@@ -569,7 +569,7 @@ S3_PLACE = re.compile(r" key '(.*)' in bucket '([^']*)': AWS Error ", re.DOTALL)
 def s3_translated(resource: str) -> Iterator[None]:
     """Turn what pyarrow's S3 filesystem raises into our exceptions, naming the resource.
 
-    A resource that is no URI, such as a table, is named with that of the file.
+    A resource that is no URI, such as a table or a path, is named by that of the file.
 
     Raises:
         AwsError: or the subclass for the code.
@@ -584,7 +584,8 @@ def s3_translated(resource: str) -> Iterator[None]:
         code, said = found[1].title().replace("_", ""), found[3]
         place = S3_PLACE.search(str(error))
         if place is not None and not resource.lower().startswith(("s3://", "s3a://", "s3n://")):
-            resource = f"s3://{place[2]}/{place[1]} ({resource})"
+            path = f"{place[2]}/{place[1]}"
+            resource = f"s3://{path}" + (f" ({resource})" if resource != path else "")
         is_down = code == "NetworkConnection"
         if is_down:
             names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")

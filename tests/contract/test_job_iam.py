@@ -19,6 +19,7 @@ import urllib3
 from botocore.exceptions import ClientError
 from click.testing import CliRunner
 from enforced_iam import enforce, policy_of, statements
+from repos import write_repo_yaml
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.cli.main import main
@@ -165,6 +166,7 @@ def test_a_job_is_started_and_followed_with_its_policy_and_not_with_less(
 
 @pytest.fixture
 def repo(tmp_path) -> Path:
+    write_repo_yaml(tmp_path)
     (tmp_path / "training_sets").mkdir()
     (tmp_path / "training_sets" / "churn.yaml").write_text(
         "feature_service: churn_v1\nentity_rows: {path: labels.parquet}\nlabel: bought\n"

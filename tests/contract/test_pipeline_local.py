@@ -359,7 +359,10 @@ def test_a_repo_of_several_pipelines_wants_a_name(command, repo):
     assert "pipelines has 2: churn, other. Name one." in command("refresh").stderr
     for file in (repo / "pipelines").iterdir():
         file.unlink()
-    assert "pipelines has none. Declare one." in command("refresh").stderr
+    assert (
+        "pipelines has no pipeline. Declare one there, in a file NAME.yaml."
+        in command("refresh").stderr
+    )
 
 
 def test_a_step_prepares_where_sagemaker_runs_it(command, repo):

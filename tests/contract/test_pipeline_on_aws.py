@@ -7,6 +7,7 @@ import json
 import boto3
 import pytest
 from click.testing import CliRunner
+from repos import write_repo_yaml
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.cli.main import main
@@ -46,6 +47,7 @@ schedule:
 
 @pytest.fixture
 def repo(tmp_path, bucket):
+    write_repo_yaml(tmp_path)
     (tmp_path / "training_sets").mkdir()
     (tmp_path / "training_sets" / "churn.yaml").write_text(SET)
     (tmp_path / "pipelines").mkdir()

@@ -410,7 +410,9 @@ def sales(half_allowed, tmp_path, monkeypatch):
 
 def test_a_prefix_that_may_not_be_read_is_named_by_every_use(sales):
     for name, use in sales("aa").items():
-        with pytest.raises(AccessDeniedError, match=r"on history/aa/shut/2\.parquet") as caught:
+        with pytest.raises(
+            AccessDeniedError, match=r"on s3://history/aa/shut/2\.parquet: "
+        ) as caught:
             use()
         assert caught.value.__cause__ is not None, name
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import pyarrow.compute as pc
 from feast import Entity, FeatureView, Field, ValueType
 from feast.types import Int64, UnixTimestamp
 from repos import REGION
@@ -233,13 +234,18 @@ class FollowedShop:
     def history(self) -> CapturedHistory:
         return CapturedHistory.from_source(self.source, self.store.config)
 
-    def rows(self) -> dict[int, list[Row]]:
-        """The history by order, in the order of writing, by pyiceberg itself."""
+    def rows(self, *, of_exports: bool = False) -> dict[int, list[Row]]:
+        """The history by order, in the order of writing, by pyiceberg itself.
+
+        Args:
+            of_exports: a change's two rows, which have no order then, are given the move first.
+        """
         found: dict[int, list[Row]] = defaultdict(list)
         table = self.history.handle.load().scan().to_arrow()
-        for row in table.sort_by(
-            [("_feast_written_at", "ascending"), ("_feast_sequence", "ascending")]
-        ).to_pylist():
+        table = table.append_column("is_put", pc.not_equal(table["_feast_change"], "move"))
+        order = ["_feast_written_at", "_feast_sequence"] + ["is_put"] * of_exports
+        table = table.sort_by([(name, "ascending") for name in order])
+        for row in table.to_pylist():
             at = int((row["at"] - BEGUN).total_seconds())
             found[row["order"]].append((at, row["amount"], row["_feast_change"]))
         return dict(found)
