@@ -75,6 +75,16 @@ def check_table(source: DynamoDBTableSource, facts: DynamoTable) -> Iterator[str
         )
     if facts.stream != IMAGES:
         yield f"{where}: {about_stream(facts)}"
+    if dict(facts.keys).get(source.event_time) == "S" and source.event_time_unit == "iso8601":
+        of_time = [each for each in source.fields if attribute_of(each) == source.event_time]
+        if not any("spelling" in (each.tags or {}) for each in of_time):
+            yield (
+                f"{where}: the event time `{source.event_time}` is of the table's key, as a text. "
+                "Two items of one time that is written in two ways, as with Z and +00:00, would "
+                "be one in the history. Say how it is written: Field(name="
+                f"{source.event_time!r}, dtype=UnixTimestamp, tags={{'unit': 'iso8601', "
+                "'spelling': '2026-03-01T00:00:00.000Z'})"
+            )
     if source.expiry == "delete" and not facts.expiry:
         seen = "may not be seen" if facts.expiry is None else "is not set"
         yield (

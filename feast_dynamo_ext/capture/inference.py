@@ -488,10 +488,17 @@ def add_exported(
         CaptureError: there is none, one is of another table, or they have no items.
         SourceReadError: a line that is no record. AwsError: S3 refuses.
     """
+    arns: set[str] = set()
     for folder in exports_below(uri, settings):
         export = read_export(folder, settings)
+        arns.add(export.table_arn)
         if export.table != table:
             raise CaptureError(f"{folder} is an export of {export.table}, and not of {table}.")
+        if len(arns) > 1:
+            raise CaptureError(
+                f"{uri} has exports of several tables {table}: {', '.join(sorted(arns))}. Name a "
+                "folder with those of one."
+            )
         for file in export.files:
             if inference.items < most:
                 with DataStream(file, settings) as stream:

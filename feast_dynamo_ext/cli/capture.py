@@ -216,16 +216,14 @@ def retry(source: str, output: Output, repo: Path) -> None:
     \b
     feast-dynamo capture retry purchases
     """  # noqa: D301 - click keeps the lines after \b as they are
-    from feast_dynamo_ext.capture.captured import columns_of
+    from feast_dynamo_ext.capture.captured import history_of
     from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
-    from feast_dynamo_ext.capture.history import CapturedHistory
     from feast_dynamo_ext.capture.quarantine import retry as tried_again
 
     store = store_of(repo)
     found = source_of(store, source)
-    columns = columns_of(found, DynamoTable.from_table(dynamodb_client(store.config), found))
-    history = CapturedHistory.from_source(found, store.config)
-    history.evolve(columns.history_schema)
+    table = DynamoTable.from_table(dynamodb_client(store.config), found)
+    columns, history = history_of(found, table, store.config)
     result = tried_again(history, columns)
     reasons = sorted(result.reasons.items(), key=lambda each: -each[1])
     rows = [(attribute, reason, count(number)) for (attribute, reason), number in reasons]

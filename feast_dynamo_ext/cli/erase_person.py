@@ -16,6 +16,7 @@ from feast_dynamo_ext.cli.named_table import (
 )
 from feast_dynamo_ext.cli.repo import Output, json_option, repo_option
 from feast_dynamo_ext.cli.table_upkeep import age_option, key_values
+from feast_dynamo_ext.errors import AccessDeniedError, ConfigError
 from feast_dynamo_ext.figures import count, counted
 from feast_dynamo_ext.progress import Steps, shown
 
@@ -179,7 +180,9 @@ def _erasure(
     from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
 
     history = CapturedHistory.from_source(source, store.config)
-    columns = columns_of_history(source, history.handle.load())
+    state = history.state()
+    known = () if state is None else state.keys
+    columns = columns_of_history(source, history.handle.load(), known)
     person = Person.from_texts(source, columns, given)
     if is_key and not (person.has_partition_key and set(person.names) <= set(columns.keys)):
         listed = ", ".join(f"`{name}`" for name in columns.keys)
@@ -198,7 +201,18 @@ def _erasure(
     online = OnlineViews(store.config, DynamoOnlineStore(), views, source) if is_ours else None
     settings: Any = store.config.offline_store
     beside = f"{source.history.rstrip('/')}-exports"
-    return Erasure(history, person, online, settings.aws(), (*exports, beside))
+    places, arn = (*exports, beside), _arn_of(store, source)
+    return Erasure(history, person, online, settings.aws(), places, arn)
+
+
+def _arn_of(store: FeatureStore, source: DynamoDBTableSource) -> str | None:
+    """The ARN of a source's table; None where there is none of the name, or nobody may look."""
+    from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
+
+    try:
+        return DynamoTable.from_table(dynamodb_client(store.config), source).arn
+    except (ConfigError, AccessDeniedError):
+        return None
 
 
 def _telling(erasure: Erasure, steps: Steps) -> Erasure:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from capture_shop import BEGUN, QUICK, Shop, item, new_shop, read
+from export_writer import ExportPlace, into_folder, write_full
 from feast import Entity, FeatureView, Field, ValueType
 from feast.types import Decimal, Float64, Int64, String
 
@@ -46,12 +47,14 @@ NOW = dt.timedelta(0)
 
 
 def erasure(shop: Shop, views: Iterable[Any] = (), /, **given: str) -> Erasure:
-    columns = columns_of_history(shop.source, shop.history.handle.load())
+    state = shop.history.state()
+    known = () if state is None else state.keys
+    columns = columns_of_history(shop.source, shop.history.handle.load(), known)
     person = Person.from_texts(shop.source, columns, given)
     config = shop.store.config
     online = OnlineViews(config, DynamoOnlineStore(), list(views))
-    places = (shop.target.uri,)
-    return Erasure(shop.history, person, online, config.offline_store.aws(), places)
+    places, arn = (shop.target.uri,), shop.table().arn
+    return Erasure(shop.history, person, online, config.offline_store.aws(), places, arn)
 
 
 def erase(shop: Shop, views: Iterable[Any] = (), /, **given: str) -> Any:
@@ -250,7 +253,7 @@ def test_somebody_is_known_by_a_double_and_a_decimal(shop: Shop, tmp_path: Path)
 def test_a_sort_key_that_is_a_time_in_a_text(
     open_store: Any, moto_endpoint: str, bucket: str, tmp_path: Path
 ):
-    with new_shop(open_store, moto_endpoint, bucket, tmp_path, unit="iso8601") as shop:
+    with new_shop(open_store, moto_endpoint, bucket, tmp_path, "iso8601", "S") as shop:
 
         def key(at: str) -> dict[str, Any]:
             return {"customer": {"N": "1"}, "at": {"S": at}}
@@ -281,6 +284,20 @@ def test_a_sort_key_that_is_a_time_in_a_text(
         shop.service.clock.forward(minutes=1)
         assert erase(shop, customer="1", at=day).rows == 1
         assert shop.rows() == [(1, 2, 3, "put")]
+
+
+def test_a_sort_key_that_is_a_number_in_a_text(
+    open_store: Any, moto_endpoint: str, bucket: str, tmp_path: Path
+):
+    with new_shop(open_store, moto_endpoint, bucket, tmp_path, "ms", "S") as shop:
+        for day in (1, 2):
+            at = item(1, day)["at"]["N"]
+            shop.service.put({**item(1, day), "at": {"S": at}})
+        shop.service.clock.forward(minutes=1)
+        shop.sync()
+        work = erasure(shop, customer="1", at=at)
+        plan = work.plan(shop.client)
+        assert (plan.rows, plan.items_in_table) == (1, 1)
 
 
 def test_a_deletion_after_the_erasure_says_nothing_of_what_was(shop: Shop, tmp_path: Path):
@@ -513,6 +530,23 @@ def test_exports_that_are_not_captured_stay_and_are_named(shop: Shop):
     result = erase(shop, customer=str(GONE))
     assert [each.kept for each in result.kept] == ["it is not captured yet"]
     assert len(result.removed) == 3
+
+
+def test_exports_of_another_table_of_the_name_stay(shop: Shop, tmp_path: Path):
+    fill(shop)
+    other = replace(shop.service.table, region="eu-west-1")
+    place = ExportPlace(into_folder(tmp_path / "given"), "bucket", None)
+    made = write_full(place, other, [item(GONE, 1)], shop.service.clock.now)
+    folder = tmp_path / "given" / made.folder
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    work = replace(erasure(shop, customer=str(GONE)), places=(str(tmp_path / "given"),))
+    # Of a table that nobody can describe it may be one.
+    (unknown,) = [each for each in replace(work, arn=None).plan().exports if each.kept]
+    assert unknown.kept == f"nobody can say whether {other.arn} is the source's table"
+    assert (unknown.folder, unknown.records) == (str(folder), 1)
+    result = work.run(work.plan(shop.client), settled=NOW, now=shop.service.clock.now)
+    assert (len(result.removed), result.kept) == (3, ())
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_an_export_that_was_removed_half_goes_with_the_next_run(shop: Shop):

@@ -13,6 +13,7 @@ import pytest
 import stream_events
 from capture_shop import BEGUN, QUICK, Shop, item, read
 from export_service import Refusal
+from export_writer import ExportPlace, into_folder, write_full
 from feast import Entity, FeatureView, Field, ValueType
 from feast.types import Float64, Int32, Int64, String, UnixTimestamp
 
@@ -32,6 +33,7 @@ from feast_dynamo_ext.errors import CaptureError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 def test_the_whole_table_then_what_changed(shop: Shop):
@@ -480,7 +482,7 @@ def test_a_table_that_was_made_anew_with_another_key_is_refused(shop: Shop):
     assert retry(shop.history, columns).left == 1
 
 
-def test_a_schema_is_inferred_from_the_table_or_an_export(shop: Shop):
+def test_a_schema_is_inferred_from_the_table_or_an_export(shop: Shop, tmp_path: Path):
     for customer in range(3):
         shop.service.put(item(customer, 1, f"{customer}.25"))
     shop.service.clock.forward(minutes=1)
@@ -501,6 +503,13 @@ def test_a_schema_is_inferred_from_the_table_or_an_export(shop: Shop):
         "customer": Int64,
         "shop": String,
     }
+    place = ExportPlace(into_folder(tmp_path), "bucket", None)
+    now = shop.service.clock.now
+    for region in ("eu-west-1", "eu-west-2"):
+        write_full(place, replace(shop.service.table, region=region), [item(1, 1)], now)
+        now += dt.timedelta(hours=1)
+    with pytest.raises(CaptureError, match="has exports of several tables captured"):
+        add_exported(by_export, str(tmp_path), shop.source.table, settings, 10)
     with pytest.raises(CaptureError, match="and not of another"):
         add_exported(by_export, shop.target.uri, "another", settings, 1)
     with pytest.raises(CaptureError, match="There is no DynamoDB table nowhere"):

@@ -250,6 +250,26 @@ def shorthand(value: str) -> Any:
     return {name: {"true": True, "false": False}.get(text, text) for name, text in pairs.items()}
 
 
+@pytest.mark.parametrize("spelling", [None, "2026-03-01T00:00:00.000Z"])
+def test_a_key_that_is_a_time_in_a_text_wants_its_spelling(make_table, apply, spelling):
+    tags = {"unit": "iso8601"} | ({"spelling": spelling} if spelling else {})
+    key = [Field(name="customer", dtype=Int64), Field(name="value", dtype=Int64)]
+    source = captured.source_of(
+        table=make_table({"customer": "N", "at": "S"}),
+        event_time="at",
+        event_time_unit="iso8601",
+        schema=[*key, Field(name="at", dtype=UnixTimestamp, tags=tags)],
+    )
+    _, warned = apply(captured.view_of(source, deletes="ignore"))
+    said = (
+        "DynamoDBTableSource `purchases`: the event time `at` is of the table's key, as a text. "
+        "Two items of one time that is written in two ways, as with Z and +00:00, would be one in "
+        "the history. Say how it is written: Field(name='at', dtype=UnixTimestamp, "
+        "tags={'unit': 'iso8601', 'spelling': '2026-03-01T00:00:00.000Z'})"
+    )
+    assert warned == ([] if spelling else [said])
+
+
 def test_an_expiry_that_cannot_be_told_is_said(make_table, apply, moto_endpoint):
     table = make_table()
     _, warned = apply(captured.view_of(captured.source_of(table=table, expiry="delete")))

@@ -80,7 +80,12 @@ class Shop:
 
 @contextmanager
 def new_shop(
-    open_store: Any, moto_endpoint: str, bucket: str, tmp_path: Any, unit: Any = "ms"
+    open_store: Any,
+    moto_endpoint: str,
+    bucket: str,
+    tmp_path: Any,
+    unit: Any = "ms",
+    at_type: str = "N",
 ) -> Iterator[Shop]:
     """A table with the key (customer, at), and its exports in a bucket."""
     number = next(NUMBERS)
@@ -94,7 +99,7 @@ def new_shop(
         ],
         AttributeDefinitions=[
             {"AttributeName": "customer", "AttributeType": "N"},
-            {"AttributeName": "at", "AttributeType": "S" if unit == "iso8601" else "N"},
+            {"AttributeName": "at", "AttributeType": at_type},
         ],
         BillingMode="PAY_PER_REQUEST",
     )

@@ -147,6 +147,8 @@ class Erasure:
         online: the views over the source; None where the online store is another.
         settings: how S3 is reached.
         places: folders with raw exports, beside those that the history knows.
+        arn: the table's; None where there is none of the name now, or it may not be seen: then
+            exports that the history does not know stay, as they may be another table's.
         say: told how far it is.
     """
 
@@ -155,6 +157,7 @@ class Erasure:
     online: OnlineViews | None
     settings: AwsSettings
     places: Sequence[str] = ()
+    arn: str | None = None
     say: Say = field(default=lambda _what, _done, _total: None)
 
     def plan(self, client: Any = None) -> ErasePlan:
@@ -359,10 +362,9 @@ class Erasure:
             state = self.history.state()
         except SourceNotFoundError:
             state = None
-        known = () if state is None else tuple(state.exports.values())
         return raw_exports.holding(
-            [*self.places, *known],
-            self.history.source.table,
+            self.places,
+            raw_exports.ExportedTable(self.history.source.table, self.arn),
             self.person,
             state,
             self.settings,

@@ -56,12 +56,15 @@ COMPARED = AS_THEY_ARE | {"uuid", "time"}
 """Kinds of columns whose values are somebody's; what is rounded, as a Float32, is of nobody."""
 
 
-def columns_of_history(source: DynamoDBTableSource, table: Any) -> CapturedColumns:
+def columns_of_history(
+    source: DynamoDBTableSource, table: Any, known: Iterable[tuple[str, str]] = ()
+) -> CapturedColumns:
     """The columns of a history as its table has them: DynamoDB is not asked.
 
     Args:
         source: the declaration.
         table: pyiceberg's.
+        known: names and types of the key attributes, as far as capture noted them.
 
     Raises:
         ConfigError, UnsupportedTypeError: as `CapturedColumns.from_fields`.
@@ -79,6 +82,7 @@ def columns_of_history(source: DynamoDBTableSource, table: Any) -> CapturedColum
             keys[name] = "S" if source.event_time_unit == "iso8601" else "N"
         else:
             keys[name] = _type_of(types[name])
+    keys |= {name: kind for name, kind in known if name in keys}
     return CapturedColumns.from_fields(
         source.fields,
         keys=keys,

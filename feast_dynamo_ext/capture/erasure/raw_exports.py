@@ -29,7 +29,27 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.capture.erasure.person import Person
+    from feast_dynamo_ext.capture.exports.export_files import Export
     from feast_dynamo_ext.capture.exports.windows import CaptureState
+
+
+@dataclass(frozen=True)
+class ExportedTable:
+    """Whose exports are looked for.
+
+    Attributes:
+        name: of the table.
+        arn: its ARN; None where it is not known.
+    """
+
+    name: str
+    arn: str | None = None
+
+    def has(self, export: Export) -> bool | None:
+        """Whether an export is of it; None where nobody can say."""
+        if export.table != self.name:
+            return False
+        return None if self.arn is None else export.table_arn == self.arn
 
 
 @dataclass(frozen=True)
@@ -53,7 +73,7 @@ class RawExport:
 
 def holding(
     places: Iterable[str],
-    table: str,
+    table: ExportedTable,
     person: Person,
     state: CaptureState | None,
     settings: AwsSettings,
@@ -62,9 +82,10 @@ def holding(
     """The exports below some folders that hold somebody.
 
     Args:
-        places: folders of exports, or folders above them; a folder that is not there is passed
-            over.
-        table: name of the table; exports of others are passed over.
+        places: folders of exports, or folders above them, beside those that were captured; a
+            folder that is not there is passed over.
+        table: the table; exports of others are passed over, and those that may be of another one
+            of its name are kept.
         person: who.
         state: how far capture is: what is not captured yet is kept.
         settings: how S3 is reached.
@@ -74,7 +95,8 @@ def holding(
         AwsError: S3 refused. ConfigError: a URI of neither S3 nor a disk.
     """
     folders: dict[str, list[str]] = {}
-    for place in places:
+    captured = () if state is None else tuple(state.exports.values())
+    for place in (*places, *captured):
         for folder, names in _folders(place, settings).items():
             folders.setdefault(folder, names)
     found = []
@@ -119,7 +141,7 @@ def _folders(place: str, settings: AwsSettings) -> dict[str, list[str]]:
 def _looked_at(
     folder: str,
     names: list[str],
-    table: str,
+    table: ExportedTable,
     person: Person,
     state: CaptureState | None,
     settings: AwsSettings,
@@ -131,7 +153,9 @@ def _looked_at(
         export = read_export(folder, settings)
     except CaptureError as error:
         return RawExport(folder, "an export", 0, tuple(names), str(error))
-    if export.table != table:
+    is_known = state is not None and folder in state.exports.values()
+    is_of_table = is_known or table.has(export)
+    if is_of_table is False:
         return None
     files = _there(export.files, folder, settings)
     records = 0
@@ -148,6 +172,8 @@ def _looked_at(
     is_pending = state is not None and any(each.arn == export.arn for each in state.pending)
     is_captured = state is not None and state.until is not None and export.end <= state.until
     kept = "" if is_captured and not is_pending else "it is not captured yet"
+    if is_of_table is None:
+        kept = f"nobody can say whether {export.table_arn} is the source's table"
     manifests = [name for name in names if name.endswith(f"/{SUMMARY}")]
     data = [file.uri for file in files]
     others = [name for name in names if name not in manifests and name not in data]
