@@ -7,6 +7,7 @@ DynamoDB makes it, and as it is where the table is there already.
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -15,6 +16,14 @@ from pydantic import Field, field_validator
 from feast_dynamo_ext.columns import Tombstones, tombstones_of
 from feast_dynamo_ext.config import SettingsModel, refuse_unknown
 from feast_dynamo_ext.errors import ConfigError
+from feast_dynamo_ext.series import (
+    MOST_COHORTS,
+    NAMES,
+    Derived,
+    Names,
+    Series,
+    refuse_doubled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,6 +67,9 @@ EXPECTED = {
     "consistent_reads": BOOLEAN,
     "expired": "status or value",
     "deletes": "apply or ignore",
+    "series": "a Series, how every event is kept",
+    "cohorts": NAMES,
+    "derived": "what `recent` or `windows` of feast_dynamo_ext declare",
     "table": "table settings",
 }
 
@@ -205,7 +217,8 @@ class ViewSettings(SettingsModel):
         )
 
     Feast keeps a view's tags in its registry; these are one tag a setting, named
-    `feast_dynamo_ext.` and the setting, and never become tags of the table.
+    `feast_dynamo_ext.` and the setting, and never become tags of the table. Settings that have
+    settings of their own are JSON there.
 
     Raises:
         ConfigError: a value that cannot be, or settings that contradict each other.
@@ -227,12 +240,37 @@ class ViewSettings(SettingsModel):
     in training and online, or changes nothing. `apply` needs join keys that are the captured
     table's key: deleting one of many items must not empty their entity. Default: `apply`."""
 
+    series: Series | None = None
+    """Keep every event of an entity, and not its newest row alone: see `Series`."""
+
+    cohorts: Names = ()
+    """Of a view that keeps its newest rows: features by whose value entities can be found, by a
+    global index each. Those of a series are the series' own."""
+
+    derived: Derived | None = None
+    """What a view that `recent` or `windows` made computes of the events of another one."""
+
     table: TableSettings = TableSettings()
     """Settings of the view's table. Default: the store's."""
 
+    def check(self, subject: str) -> None:
+        """Refuse settings that contradict each other."""
+        refuse_doubled(subject, "cohorts", self.cohorts, MOST_COHORTS)
+        if self.series is not None and self.cohorts:
+            raise ConfigError(
+                f"{subject}: `cohorts` beside `series`: those of a series are its own. Write "
+                "Series(cohorts=...)."
+            )
+        if self.derived is not None and (self.series is not None or self.cohorts):
+            raise ConfigError(
+                f"{subject}: a derived view has no table, and so neither `series` nor `cohorts`. "
+                "Set them on its base view."
+            )
+
     def tags(self) -> dict[str, str]:
         """The settings as tags, to be merged into those of the view."""
-        values = self.model_dump(exclude_none=True)
+        values = self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        values.setdefault("table", {})
         table = {TABLE + name: value for name, value in values.pop("table").items()}
         return {PREFIX + name: _text(value) for name, value in {**values, **table}.items()}
 
@@ -293,7 +331,11 @@ def _parsed(view: str, tags: tuple[tuple[str, str], ...]) -> ViewSettings:
     table = {
         name.removeprefix(TABLE): value for name, value in given.items() if name.startswith(TABLE)
     }
-    own = {name: value for name, value in given.items() if not name.startswith(TABLE)}
+    own: dict[str, Any] = {
+        name: value for name, value in given.items() if not name.startswith(TABLE)
+    }
+    for name in NESTED & own.keys():
+        own[name] = _nested(view, name, own[name])
     settings = TableSettings.model_validate(
         table, context={"subject": subject, "prefix": PREFIX + TABLE}
     )
@@ -302,10 +344,30 @@ def _parsed(view: str, tags: tuple[tuple[str, str], ...]) -> ViewSettings:
     )
 
 
+NESTED = {"series", "cohorts", "derived"}
+"""Settings that are JSON in their tags."""
+
+
+def _nested(view: str, name: str, text: str) -> Any:
+    subject = f"Feature view `{view}`, tag `{PREFIX}{name}`"
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise ConfigError(
+            f"{subject}: `{text}` is no JSON. Let `ViewSettings(...).tags()` write it."
+        ) from None
+    models: dict[str, Any] = {"series": Series, "derived": Derived}
+    if name not in models:
+        return value
+    return models[name].model_validate(value, context={"subject": subject})
+
+
 def _names() -> set[str]:
     names = {TABLE + name for name in (*TableSettings.model_fields, *TableSettings._removed)}
     return names | (set(ViewSettings.model_fields) - {"table"})
 
 
-def _text(value: bool | int | str) -> str:
+def _text(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, separators=(",", ":"))
     return str(value).lower() if isinstance(value, bool) else str(value)
