@@ -61,7 +61,7 @@ from feast_dynamo_ext.errors import (
     OnlineStoreError,
 )
 from feast_dynamo_ext.forks import Lock
-from feast_dynamo_ext.view_settings import ViewSettings, view_tombstones
+from feast_dynamo_ext.view_settings import ViewSettings, series_of, view_tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -500,6 +500,8 @@ class DynamoOnlineStore(OnlineStore):
         Raises:
             AwsError: AWS refused.
         """
+        if series_of(view) is not None:
+            return []  # no vector holds features of a series
         connection = self.connection(config)
         # A service is declared beside the rows of all its views.
         of_services = ([one for one, _ in refs] for refs in services.values())

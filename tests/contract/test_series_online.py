@@ -22,6 +22,7 @@ from feast.types import Float64, Int64, String
 from feast_dynamo_ext import ViewSettings
 from feast_dynamo_ext.derived import recent, windows
 from feast_dynamo_ext.dynamo.series_read import as_of
+from feast_dynamo_ext.materialize import newest_rows
 from feast_dynamo_ext.series import Series
 
 pytestmark = pytest.mark.server
@@ -32,6 +33,14 @@ DAY = dt.timedelta(days=1)
 CUSTOMER = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
 
 
+class Clock(dt.datetime):
+    """The time is T."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return T
+
+
 @dataclass
 class SeriesRepo:
     """A store with purchases, each of them kept, and views over them."""
@@ -40,6 +49,7 @@ class SeriesRepo:
     client: Any
     table: str
     push: str
+    path: str
 
     def write(self, *purchases: tuple[Any, ...]) -> None:
         """Push (customer, days before T, number, amount, category)."""
@@ -55,6 +65,22 @@ class SeriesRepo:
             for customer, days, number, amount, category in purchases
         ]
         self.store.push(self.push, pd.DataFrame(rows), to=PushMode.ONLINE)
+
+    def materialize(self, *purchases: tuple[Any, ...]) -> None:
+        """Have them as history, and materialize it."""
+        rows = [
+            {
+                "customer_id": customer,
+                "event_timestamp": T - days * DAY,
+                "purchase_id": number,
+                "amount": amount,
+                "category": category,
+                "created": T - days * DAY + late * DAY,
+            }
+            for customer, days, number, amount, category, late in purchases
+        ]
+        pd.DataFrame(rows).to_parquet(self.path)
+        self.store.materialize(T - 100 * DAY, T)
 
     def read(self, features: list[str], *customers: int | None) -> dict[str, list[Any]]:
         rows = [{"customer_id": customer} for customer in customers]
@@ -119,9 +145,10 @@ def repo(open_store, dynamodb, tmp_path):
     if dynamodb.name == "moto":  # it takes no binary values in PartiQL
         online["newest_wins_with"] = "put_item"
     store = open_store(f"series{next(NUMBERS)}", online=online)
-    store.apply([CUSTOMER, *views_of(name, str(tmp_path / "history.parquet"))])
+    path = str(tmp_path / "history.parquet")
+    store.apply([CUSTOMER, *views_of(name, path)])
     client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=dynamodb.endpoint)
-    yield SeriesRepo(store, client, f"{store.project}.{name}", f"{name}_push")
+    yield SeriesRepo(store, client, f"{store.project}.{name}", f"{name}_push", path)
     store.teardown()
 
 
@@ -181,3 +208,22 @@ def test_late_events_stand_in_their_place(repo):
     name = repo.push.removesuffix("_push")
     assert repo.read([f"{name}_last:amount_last_3"], 1)["amount_last_3"] == [[2.0, 1.0]]
     assert math.isclose(repo.read([f"{name}_spend:sum_amount_30d"], 1)["sum_amount_30d"][0], 3.0)
+
+
+def test_all_events_of_a_window_are_materialized_once_each(repo, monkeypatch):
+    monkeypatch.setattr(newest_rows, "datetime", Clock)
+    rows = [
+        (customer, day, number, float(100 * customer + number), "ab"[number % 2], 0)
+        for customer in range(1, 8)
+        for day in (0, 3, 50)
+        for number in range(4)
+    ]
+    corrected = [(1, 3, 2, -1.0, None, 2), (1, 3, 2, -2.0, None, 1)]
+    gone = (1, 95, 1, 1.0, "a", 0)
+    for _ in range(2):
+        repo.materialize(*rows, *corrected, gone)
+        assert len(repo.items()) == len(rows)
+    name = repo.push.removesuffix("_push")
+    found = repo.read([f"{name}_spend:count_7d", f"{name}_spend:sum_amount_30d"], 1, 7)
+    assert found["count_7d"] == [8, 8]
+    assert found["sum_amount_30d"] == [806.0 - 103.0, 5612.0]

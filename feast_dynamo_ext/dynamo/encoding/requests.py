@@ -268,6 +268,7 @@ class EncodedRows:
         schema: what the values stand for.
         ttl_s: seconds after their event times that DynamoDB keeps them; None for no limit.
         order: which row of a key wins.
+        sort: of events their sort keys; then keys and sort keys together are distinct.
     """
 
     keys: pa.LargeBinaryArray
@@ -277,6 +278,7 @@ class EncodedRows:
     schema: RowSchema
     ttl_s: int | None
     order: Order = "event"
+    sort: pa.LargeBinaryArray | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -314,6 +316,8 @@ class EncodedRows:
         created = len(CREATED_TIME) * self._has_created if CREATED_TIME in self._names else 0
         names = sum(len(name) for name in self._names if name != CREATED_TIME)
         blobs = lengths_of(self.keys) + lengths_of(self.values) + len(self.schema.fingerprint)
+        if self.sort is not None:
+            blobs = blobs + lengths_of(self.sort)
         total: Integers = names + created + numbers + blobs
         return total
 
@@ -336,6 +340,7 @@ class EncodedRows:
             self.schema,
             self.ttl_s,
             self.order,
+            None if self.sort is None else self.sort.slice(row, 1),
         )
 
     @cached_property
@@ -343,7 +348,8 @@ class EncodedRows:
         """The attributes that rows may have, in an item's order."""
         created = () if self.created_us is None else (CREATED_TIME,)
         expiry = (EXPIRY,) if self.ttl_s else ()
-        return (KEY, VALUES, EVENT_TIME, FINGERPRINT, *created, *expiry)
+        sort = () if self.sort is None else (SORT,)
+        return (KEY, VALUES, EVENT_TIME, FINGERPRINT, *created, *expiry, *sort)
 
     @cached_property
     def _digits(self) -> dict[str, pa.LargeBinaryArray]:
@@ -369,6 +375,8 @@ class EncodedRows:
             VALUES: (_text(b'{"B":"'), base64_of(self.values), _text(b'"}')),
             FINGERPRINT: (_text(orjson.dumps({"B": self.schema.fingerprint_text})),),
         }
+        if self.sort is not None:
+            json[SORT] = (_text(b'{"B":"'), base64_of(self.sort), _text(b'"}'))
         for name, digits in self._digits.items():
             json[name] = (_text(b'{"N":"'), digits, _text(b'"}'))
         return json

@@ -55,7 +55,8 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     item_bytes,
 )
 from feast_dynamo_ext.dynamo.read import NULL_CELL
-from feast_dynamo_ext.errors import ItemFormatError
+from feast_dynamo_ext.errors import ConfigError, ItemFormatError
+from feast_dynamo_ext.view_settings import ViewSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -200,11 +201,14 @@ def precomputed_services(
         project: its project.
         view: only services that this view is part of.
         allow_cache: as the registry holds them, without asking whether they have changed.
+
+    Raises:
+        ConfigError: one has features of a series, which are computed at each request.
     """
     services = registry.list_feature_services(project, allow_cache=allow_cache)
     return {
         service.name: [
-            _projected(registry, project, projection, allow_cache)
+            _of_rows(service.name, _projected(registry, project, projection, allow_cache))
             for projection in service.feature_view_projections
         ]
         for service in services
@@ -214,6 +218,22 @@ def precomputed_services(
             or any(projection.name == view for projection in service.feature_view_projections)
         )
     }
+
+
+def _of_rows(service: str, ref: tuple[Any, list[str]]) -> tuple[Any, list[str]]:
+    """The view and features of a service, whose rows can be kept together.
+
+    Raises:
+        ConfigError: they are computed of events at each request.
+    """
+    settings = ViewSettings.from_view(ref[0])
+    if settings.series is not None or settings.derived is not None:
+        raise ConfigError(
+            f"Feature service `{service}` has `precompute_online=True` and features of "
+            f"`{ref[0].name}`, which are of a series and change with the time of each request. "
+            "Leave `precompute_online` out, or the view."
+        )
+    return ref
 
 
 def _projected(

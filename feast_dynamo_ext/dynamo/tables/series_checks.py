@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from feast_dynamo_ext.columns import tombstones_of
 from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.dynamo.layouts.series import AS_COHORTS, IN_BYTES
 from feast_dynamo_ext.errors import ConfigError
@@ -36,12 +37,27 @@ def check_series(views: Iterable[Any]) -> None:
         }
         where = f"Feature view `{view.name}`"
         if settings.series is not None:
+            _check_source(view, where)
             _check_one(settings.series, types, where)
         if settings.cohorts:
             _check_names("cohorts", settings.cohorts, types, AS_COHORTS, where)
             _check_index("cohorts", settings.cohorts, where)
         if settings.derived is not None:
             _check_derived(view, settings.derived, by_name, where)
+
+
+def _check_source(view: Any, where: str) -> None:
+    if tombstones_of(getattr(view, "batch_source", None)) is not None:
+        raise ConfigError(
+            f"{where} keeps every event of a `DynamoDBTableSource`, whose items change and are "
+            "deleted: series over captured tables are not there yet. Keep the newest rows "
+            "(without `series`), or define the series on another source."
+        )
+    if getattr(view, "feature_transformation", None) is not None:
+        raise ConfigError(
+            f"{where} keeps every event, and transforms its rows: a series takes rows of its "
+            "source as they are. Transform them before."
+        )
 
 
 def _check_one(series: Any, types: Mapping[str, str], where: str) -> None:
