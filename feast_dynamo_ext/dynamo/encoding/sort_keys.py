@@ -91,7 +91,8 @@ def cohort_column(column: Any, kind: ValueType) -> pa.Array:
     text = array.cast(pa.large_string())
     if kind.name == "BOOL":
         text = pc.if_else(array.cast(pa.bool_()), "true", "false").cast(pa.large_string())
-    return pc.binary_join_element_wise(pa.scalar("=", pa.large_string()), text, "")
+    parts = (pa.scalar("=", pa.large_string()), text, pa.scalar("", pa.large_string()))
+    return pc.binary_join_element_wise(*parts)
 
 
 @dataclass(frozen=True)
