@@ -501,7 +501,8 @@ class DynamoOnlineStore(OnlineStore):
             AwsError: AWS refused.
         """
         if series_of(view) is not None:
-            return []  # no vector holds features of a series
+            # No vector holds features of a series: each of its services is read from its views.
+            replace = False
         connection = self.connection(config)
         # A service is declared beside the rows of all its views.
         of_services = ([one for one, _ in refs] for refs in services.values())

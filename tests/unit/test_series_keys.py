@@ -111,7 +111,9 @@ def test_columns_and_rows_make_the_same_keys(made):
         make(
             Row(
                 b"k",
-                pack([value(kind, held) for kind, held in zip(kinds.values(), values, strict=True)]),
+                pack(
+                    [value(kind, held) for kind, held in zip(kinds.values(), values, strict=True)]
+                ),
                 at,
                 None,
             )

@@ -55,8 +55,7 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     item_bytes,
 )
 from feast_dynamo_ext.dynamo.read import NULL_CELL
-from feast_dynamo_ext.errors import ConfigError, ItemFormatError
-from feast_dynamo_ext.view_settings import ViewSettings
+from feast_dynamo_ext.errors import ItemFormatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -201,14 +200,11 @@ def precomputed_services(
         project: its project.
         view: only services that this view is part of.
         allow_cache: as the registry holds them, without asking whether they have changed.
-
-    Raises:
-        ConfigError: one has features of a series, which are computed at each request.
     """
     services = registry.list_feature_services(project, allow_cache=allow_cache)
     return {
         service.name: [
-            _of_rows(service.name, _projected(registry, project, projection, allow_cache))
+            _projected(registry, project, projection, allow_cache)
             for projection in service.feature_view_projections
         ]
         for service in services
@@ -218,22 +214,6 @@ def precomputed_services(
             or any(projection.name == view for projection in service.feature_view_projections)
         )
     }
-
-
-def _of_rows(service: str, ref: tuple[Any, list[str]]) -> tuple[Any, list[str]]:
-    """The view and features of a service, whose rows can be kept together.
-
-    Raises:
-        ConfigError: they are computed of events at each request.
-    """
-    settings = ViewSettings.from_view(ref[0])
-    if settings.series is not None or settings.derived is not None:
-        raise ConfigError(
-            f"Feature service `{service}` has `precompute_online=True` and features of "
-            f"`{ref[0].name}`, which are of a series and change with the time of each request. "
-            "Leave `precompute_online` out, or the view."
-        )
-    return ref
 
 
 def _projected(
@@ -266,6 +246,9 @@ def spec_of(service: str, refs: Refs, known_of: Callable[[Any], KnownView]) -> S
     if computed:
         return f"{computed} are on-demand feature views"
     known_refs = [(known_of(view), names) for view, names in refs]
+    of_series = [known.answers_as for known, _ in known_refs if known.is_series]
+    if of_series:
+        return f"features of {of_series} are computed of events at each request"
     views = {known.answers_as: (known, names) for known, names in known_refs}
     columns = {name: known.columns for name, (known, _) in views.items()}
     if len(set(columns.values())) > 1:
