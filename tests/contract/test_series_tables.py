@@ -1,4 +1,4 @@
-"""Tables of series: their keys and indexes, what `feast apply` changes of them and what it refuses."""
+"""Tables of series: their keys and indexes, and what `feast apply` changes and refuses of them."""
 
 from __future__ import annotations
 
