@@ -1,8 +1,8 @@
-"""Series on one DynamoDB Local: reads beside bare Queries and the way by boto3 and pandas, writes.
+"""Series on DynamoDB Local: reads beside bare Queries and the way by boto3 and pandas; writes.
 
-All take turns in one process, call by call, so that noise is alike for all; CPU time is that of its
-threads. The bare Query is signed and asks for the same attributes, its answer decoded
-with orjson: nothing becomes a feature value.
+All take turns in one process, call by call, so that noise is alike for all; CPU time is that of
+all threads. The bare Query is signed and asks for the same attributes, its answer decoded with
+orjson: nothing becomes a feature value.
 """
 
 from __future__ import annotations
