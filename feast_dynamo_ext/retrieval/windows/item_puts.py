@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from feast_dynamo_ext.duckdb_connection import Limits
+    from feast_dynamo_ext.parquet.source import ParquetSource
     from feast_dynamo_ext.retrieval.plan import ViewPlan
 
 
@@ -48,7 +49,14 @@ class CountingPuts:
     until: NDArray[np.int64]
 
 
-def of_items(view: ViewPlan, items: tuple[str, ...]) -> ViewPlan:
+def items_of(view: ViewPlan, source: ParquetSource) -> tuple[str, ...]:
+    """The columns by which rows of a captured table are of one item."""
+    breaker = [name for name, _ in view.derived.tie_breaker] if view.derived is not None else []
+    joined = [theirs for _, theirs in view.keys]
+    return source.item_keys or tuple(dict.fromkeys([*joined, *breaker]))
+
+
+def _by_item(view: ViewPlan, items: tuple[str, ...]) -> ViewPlan:
     """A plan of which the keys are those of items."""
     plain = without_eras(replace(view, derived=None, ttl=None))
     return replace(plain, keys=tuple((name, name) for name in items), key_kinds=())
@@ -69,11 +77,7 @@ def counting_puts(
         OfflineStoreError: the history cannot be read, or memory or disk were not enough.
     """
     view = history.view
-    derived = view.derived
-    breaker = tuple(name for name, _ in derived.tie_breaker) if derived is not None else ()
-    joined = tuple(theirs for _, theirs in view.keys)
-    items = history.source.item_keys or tuple(dict.fromkeys([*joined, *breaker]))
-    plan = of_items(view, items)
+    plan = _by_item(view, items_of(view, history.source))
     keys = key_columns(plan)
     with connected(limits, "Finding which items count") as duck:
         load_changes(
