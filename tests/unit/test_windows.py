@@ -13,4 +13,4 @@ from series_strategies import series_cases
 def test_windows_and_lists_are_those_of_the_definition(tmp_path_factory, case):
     folder = tmp_path_factory.mktemp("series")
     write_rows(case, folder)
-    check(case, views_of(case, base_of(case, file_source(folder, case))), sql=False)
+    check(case, views_of(case, base_of(case, file_source(folder, case))))

@@ -71,8 +71,10 @@ class Ranges:
         return values if self.events is None else values.take(self.events)
 
     def number(self, place: Numbers) -> Numbers:
-        """The events at some numbers of the ranges."""
-        return place if self.events is None else self.events.take(place, mode="clip")
+        """The events at some numbers of the ranges; any event at those of empty ones."""
+        if self.events is None:
+            return place
+        return self.events.take(place, mode="clip") if len(self.events) else np.zeros_like(place)
 
     def newest(self, count: int) -> Ranges:
         """The last events of each range."""
