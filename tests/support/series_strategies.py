@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 from hypothesis import strategies as st
-from pit_cases import HOUR, SECOND, UNIT_NS, US, floored
+from pit_cases import HOUR, MICROSECONDS, SECOND, UNIT_NS, US, floored
 from pit_strategies import DST, ZONES
 from series_cases import SeriesCase
 from series_oracle import Row
@@ -32,13 +32,23 @@ values = st.fixed_dictionaries(
 
 
 @st.composite
-def series_cases(draw, most_rows: int = 24) -> SeriesCase:
-    """A history, and entity rows about its times."""
-    kinds = draw(st.lists(st.sampled_from([pa.int64(), pa.string()]), max_size=2))
+def series_cases(draw, most_rows: int = 24, *, in_table: bool = False) -> SeriesCase:
+    """A history, and entity rows about its times.
+
+    Args:
+        draw: Hypothesis's.
+        most_rows: of the history.
+        in_table: in a history table, which has keys and event times in all rows.
+    """
+    kinds = draw(
+        st.lists(st.sampled_from([pa.int64(), pa.string()]), min_size=in_table, max_size=2)
+    )
     ties = tuple(draw(st.lists(st.sampled_from(["number", "text"]), min_size=1, max_size=2)))
     step = draw(st.sampled_from([HOUR, SECOND, 1_000 * US]))
     event, entity_time = draw(time_types), draw(time_types)
     created = draw(st.none() | time_types)
+    if in_table:
+        event = created = MICROSECONDS
     moment = st.integers(-4, 12).map(lambda steps: DST + steps * step)
     keys = st.tuples(*(_key(kind) for kind in kinds))
     rows = draw(
@@ -54,6 +64,8 @@ def series_cases(draw, most_rows: int = 24) -> SeriesCase:
             max_size=most_rows,
         )
     )
+    if in_table:
+        rows = [row for row in rows if row.event is not None and None not in row.keys]
     entities = draw(st.lists(st.tuples(keys, moment), min_size=1, max_size=8))
     micros = step // US
     lengths = st.sampled_from([micros, 3 * micros, 3 * micros - 1, 3 * micros + 1, 9 * micros])
