@@ -197,9 +197,7 @@ def expected(case: SeriesCase) -> dict[str, list[Any]]:
     for keys, moment in case.entities:
         is_null = None in keys
 
-        def events(
-            span: float, keys: tuple[Any, ...] = keys, moment: int = moment
-        ) -> list[Row]:
+        def events(span: float, keys: tuple[Any, ...] = keys, moment: int = moment) -> list[Row]:
             return counting(
                 case.rows,
                 keys,
@@ -219,9 +217,7 @@ def expected(case: SeriesCase) -> dict[str, list[Any]]:
         rows = events(min(most, math.inf if case.within is None else case.within))
         for column in (*FUNCTIONS, ""):
             fill = float("nan") if column == "amount" else FILLS.get(column)
-            made = listed(
-                column, rows, last=case.last, newest_first=case.newest_first, fill=fill
-            )
+            made = listed(column, rows, last=case.last, newest_first=case.newest_first, fill=fill)
             if column == "sent":
                 made = [_micros(value) for value in made]
             name = f"list_{column}"
@@ -268,7 +264,7 @@ def check(case: SeriesCase, views: Sequence[FeatureView], *, sql: bool = True) -
 def _has_far_numbers(case: SeriesCase) -> bool:
     """Whether sums lose digits in DuckDB, which adds doubles, and deviations of integers do."""
     amounts = {abs(row.values["amount"] or 0) for row in case.rows}
-    return any(amount > 1e12 for amount in amounts) or any(  # noqa: PLR2004 - far from 1
+    return any(amount > 1e12 for amount in amounts) or any(
         abs(row.values["pieces"] or 0) > 2**50 for row in case.rows
     )
 
@@ -288,9 +284,7 @@ def same(value: Any, right: Any) -> bool:
     """Whether a value is what it should be."""
     if isinstance(right, list):
         return (
-            isinstance(value, list)
-            and len(value) == len(right)
-            and all(map(same, value, right))
+            isinstance(value, list) and len(value) == len(right) and all(map(same, value, right))
         )
     if isinstance(right, float) and isinstance(value, float):
         if math.isnan(right):

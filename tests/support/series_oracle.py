@@ -93,12 +93,12 @@ def aggregate(function: str, column: str, rows: Sequence[Row], moment: int) -> A
     if function in {"first", "last"}:
         return given[0 if function == "first" else -1] if given else None
     values = [value for value in given if value is not None and value == value]  # noqa: PLR0124
-    if function == "count":
-        return len(values)
-    if function == "count_distinct":
-        return len(set(values))
-    if not values:
-        return None
+    if function in {"count", "count_distinct"}:
+        return len(values if function == "count" else set(values))
+    return _of_values(function, values) if values else None
+
+
+def _of_values(function: str, values: list[Any]) -> Any:
     if function == "std":
         return statistics.stdev(values) if len(values) > 1 else None
     if function in {"min", "max"}:
@@ -118,8 +118,6 @@ def listed(
 ) -> list[Any]:
     """A list of the last events' values, or of their times in microseconds where none is named."""
     rows = rows[max(0, len(rows) - last) :] if last is not None else rows
-    made = [
-        (row.event or 0) // 1_000 if not column else row.values[column] for row in rows
-    ]
+    made = [(row.event or 0) // 1_000 if not column else row.values[column] for row in rows]
     made = [fill if value is None else value for value in made]
     return made[::-1] if newest_first else made

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import math
 from typing import TYPE_CHECKING, Any
 
 import captured
 import duckdb
 import pyarrow as pa
-import pytest
 from captured import Change, Table
 from examples import cases
 from feast import FeatureView, Field
@@ -196,7 +194,7 @@ def compare(
                     "p",
                     filter_by_created_timestamp=known,
                 )
-                found = job.to_arrow().select([*right][:3] + ["value_last_3"]).to_pydict()
+                found = job.to_arrow().select([*[*right][:3], "value_last_3"]).to_pydict()
                 found["values"] = found.pop("value_last_3")
                 assert found == right, (deletes, known, engine)
             entity_df = entities  # noqa: F841 - the statement names it
@@ -216,9 +214,7 @@ def test_an_item_is_an_event_until_it_ends(tmp_path_factory, log, cut, expiry, s
     folder = tmp_path_factory.mktemp("log")
     source = source_of(expiry=expiry)
     keys = ("customer", "order")
-    handle = captured.new_history(
-        source, repo_config(folder, catalog=captured.CATALOG), keys
-    )
+    handle = captured.new_history(source, repo_config(folder, catalog=captured.CATALOG), keys)
     for part in (log[:cut], log[cut:]):
         if part:
             captured.append(handle, part, keys)
@@ -246,7 +242,7 @@ def test_an_item_may_go_over_to_another_entity(tmp_path_factory, log, span):
             rows = rows.append_column("customer", customers)
         else:
             rows = rows.set_column(at, "customer", customers)
-        handle.append(rows.select([name for name in handle.columns().names if name in rows.column_names]))
-    compare(
-        folder, source, alone, lambda row: row.value % 3, "delete", range(0, LAST, 3), span
-    )
+        handle.append(
+            rows.select([name for name in handle.columns().names if name in rows.column_names])
+        )
+    compare(folder, source, alone, lambda row: row.value % 3, "delete", range(0, LAST, 3), span)

@@ -385,9 +385,7 @@ class _Files:
         created = self.time(view.created_time) if view.created_time else "NULL"
         columns += [f"{created} AS c", f"{self.dialect.position} AS r"]
         columns += [f"{self.tie()} AS x"] if self.has_ties else []
-        columns += [
-            f"{self.item_key(name)} AS i{at}" for at, name in enumerate(self.item_keys)
-        ]
+        columns += [f"{self.item_key(name)} AS i{at}" for at, name in enumerate(self.item_keys)]
         columns += [f"{quoted(name)} AS {self.feature(name)}" for name in view.feature_columns]
         read = self.dialect.read_files(self.source)
         return f"SELECT {_list(columns)}\n  FROM {read}"  # noqa: S608 - quoted

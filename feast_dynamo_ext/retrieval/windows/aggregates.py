@@ -1,8 +1,8 @@
 """Aggregates over ranges of events, for many ranges at once.
 
-Ranges are reduced where they stand, by `reduceat`: a nanosecond for each event of each range. Where
-ranges are long they are reduced from blocks of blocks, so that none takes more than a few hundred
-steps::
+Ranges are reduced where they stand, by `reduceat`: a nanosecond for each event of each range.
+Where ranges are long they are reduced from blocks of blocks, so that none takes more than a few
+hundred steps::
 
     |..........|################|################|......|      a range
      its begin  whole blocks of 64, of 4,096 ...   its end
@@ -13,7 +13,7 @@ No sum is a difference of sums up to two places, so that what is far away change
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from feast_dynamo_ext.retrieval.engines.one_pass import expanded
 from feast_dynamo_ext.timestamps import HIGHEST, LOWEST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -101,12 +101,9 @@ class EventColumn:
 
     Attributes:
         values: in their declared type.
-        name: for messages.
     """
 
     values: pa.Array
-    name: str = ""
-    _codes: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def is_value(self) -> NDArray[np.bool_] | None:
@@ -193,32 +190,73 @@ def aggregated(function: str, column: EventColumn | None, ranges: Ranges) -> pa.
     Raises:
         SumOverflowError: a sum of integers is beyond 64 bits.
     """
-    if column is None:
-        return pa.array(ranges.counts)
-    if function in {"first", "last"}:
-        place = ranges.first if function == "first" else ranges.end - 1
-        return column.values.take(pa.array(ranges.number(place), mask=ranges.counts == 0))
-    if function == "count_distinct":
-        return pa.array(_distinct(column, ranges))
+    return pa.array(ranges.counts) if column is None else AGGREGATES[function](column, ranges)
+
+
+def _first(column: EventColumn, ranges: Ranges) -> pa.Array:
+    place = ranges.number(ranges.first)
+    return column.values.take(pa.array(place, mask=ranges.counts == 0))
+
+
+def _last(column: EventColumn, ranges: Ranges) -> pa.Array:
+    place = ranges.number(ranges.end - 1)
+    return column.values.take(pa.array(place, mask=ranges.counts == 0))
+
+
+def _count(column: EventColumn, ranges: Ranges) -> pa.Array:
+    return pa.array(_counts(column, ranges))
+
+
+def _min(column: EventColumn, ranges: Ranges) -> pa.Array:
+    return _extreme(np.minimum, math.inf if column.is_float else HIGHEST, column, ranges)
+
+
+def _max(column: EventColumn, ranges: Ranges) -> pa.Array:
+    return _extreme(np.maximum, -math.inf if column.is_float else LOWEST, column, ranges)
+
+
+def _extreme(function: np.ufunc, nothing: float, column: EventColumn, ranges: Ranges) -> pa.Array:
+    values = _filled(column, ranges.of(column.numbers), ranges, nothing)
+    found = reduced(function, values, ranges, nothing)
+    return column.of_numbers(found, _counts(column, ranges) == 0)
+
+
+def _sum(column: EventColumn, ranges: Ranges) -> pa.Array:
+    values = _filled(column, ranges.of(column.numbers), ranges, 0)
+    sums = _float_sums(values, ranges) if column.is_float else _integer_sums(values, ranges)
+    return pa.array(sums, mask=_counts(column, ranges) == 0)
+
+
+def _mean(column: EventColumn, ranges: Ranges) -> pa.Array:
     counts = _counts(column, ranges)
-    if function == "count":
-        return pa.array(counts)
-    if function == "std":
-        return pa.array(_std(column, ranges), mask=counts < 2)  # noqa: PLR2004 - of a sample
-    missing = counts == 0
-    values = ranges.of(column.numbers)
-    if function in {"min", "max"}:
-        return column.of_numbers(_extreme(function, column, values, ranges), missing)
-    values = _filled(column, values, ranges, 0)
+    values = _filled(column, ranges.of(column.numbers), ranges, 0)
     if column.is_float:
-        sums = _float_sums(values, ranges)
-        if function == "mean":
-            with np.errstate(invalid="ignore"):
-                sums = sums / np.maximum(counts, 1)
-        return pa.array(sums, mask=missing)
-    if function == "mean":
-        return pa.array(_integer_means(values, ranges, counts), mask=missing)
-    return pa.array(_integer_sums(values, ranges), mask=missing)
+        means = _float_sums(values, ranges) / np.maximum(counts, 1)
+    else:
+        means = _integer_means(values, ranges, counts)
+    return pa.array(means, mask=counts == 0)
+
+
+def _count_distinct(column: EventColumn, ranges: Ranges) -> pa.Array:
+    return pa.array(_distinct(column, ranges))
+
+
+def _std_of(column: EventColumn, ranges: Ranges) -> pa.Array:
+    return pa.array(_std(column, ranges), mask=_counts(column, ranges) < LEAST_OF_STD)
+
+
+LEAST_OF_STD = 2
+AGGREGATES: dict[str, Callable[[EventColumn, Ranges], pa.Array]] = {
+    "sum": _sum,
+    "count": _count,
+    "mean": _mean,
+    "min": _min,
+    "max": _max,
+    "count_distinct": _count_distinct,
+    "std": _std_of,
+    "first": _first,
+    "last": _last,
+}
 
 
 def _filled(
@@ -237,16 +275,6 @@ def _counts(column: EventColumn, ranges: Ranges) -> Numbers:
     upto = np.zeros(len(is_value) + 1, dtype=np.int64)
     np.cumsum(is_value, out=upto[1:])
     return upto.take(ranges.end) - upto.take(ranges.first)
-
-
-def _extreme(
-    function: str, column: EventColumn, values: NDArray[Any], ranges: Ranges
-) -> NDArray[Any]:
-    if function == "min":
-        fill = math.inf if column.is_float else HIGHEST
-        return reduced(np.minimum, _filled(column, values, ranges, fill), ranges, fill)
-    fill = -math.inf if column.is_float else LOWEST
-    return reduced(np.maximum, _filled(column, values, ranges, fill), ranges, fill)
 
 
 # Sums
@@ -354,7 +382,8 @@ def _by_blocks(
     found = _by_blocks(function, blocks, *whole, nothing)
     head = _reduceat(function, values, first, np.where(has_blocks, begin * BLOCK, end), nothing)
     tail = _reduceat(function, values, np.where(has_blocks, stop * BLOCK, end), end, nothing)
-    return function(function(head, found), tail)
+    both: NDArray[Any] = function(function(head, found), tail)
+    return both
 
 
 # What needs each value of each range

@@ -129,7 +129,9 @@ class DerivedPlan:
     def value_columns(self) -> list[tuple[str, Declared]]:
         """(column of the source, what it is declared as), each once."""
         return list(
-            {each.column: (each.column, each.kind) for each in self.outputs if each.column}.values()
+            {
+                each.column: (each.column, each.kind) for each in self.outputs if each.column
+            }.values()
         )
 
 
@@ -209,9 +211,7 @@ def outputs_of(
                 column=stored[each.column] if each.column else "",
                 kind=kinds.get(each.column, ValueType.UNKNOWN),
                 declared=declared[feature],
-                span=_least(
-                    each.window if isinstance(each, WindowFeature) else what.longest, ttl
-                ),
+                span=_least(each.window if isinstance(each, WindowFeature) else what.longest, ttl),
                 fill=None if isinstance(each, WindowFeature) else each.fill,
             )
         )
@@ -220,9 +220,7 @@ def outputs_of(
     return DerivedPlan(
         base=base.name,
         outputs=tuple(outputs),
-        tie_breaker=tuple(
-            (stored[name], kinds.get(name, ValueType.UNKNOWN)) for name in breaker
-        ),
+        tie_breaker=tuple((stored[name], kinds.get(name, ValueType.UNKNOWN)) for name in breaker),
         last=what.last if isinstance(what, Recent) else None,
         newest_first=what.newest_first if isinstance(what, Recent) else True,
         exclude_current=what.exclude_current,

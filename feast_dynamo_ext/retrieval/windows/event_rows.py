@@ -244,9 +244,7 @@ class Events:
         """Event times of some."""
         return self.clock.time(self.code.take(which))
 
-    def between(
-        self, key: Numbers, earliest: Numbers, latest: Numbers
-    ) -> tuple[Numbers, Numbers]:
+    def between(self, key: Numbers, earliest: Numbers, latest: Numbers) -> tuple[Numbers, Numbers]:
         """The first event of each range of times of keys, and the one after its last.
 
         Args:

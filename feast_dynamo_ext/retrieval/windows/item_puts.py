@@ -1,7 +1,7 @@
 """Events that are items of a captured table: of which moments each put is the item's event.
 
-An item has one state at a time, so it is one event: the last put of its era, see `eras`. Where only
-what was written by a moment counts, it is the last put by then::
+An item has one state at a time, so it is one event: the last put of its era, see `eras`. Where
+only what was written by a moment counts, it is the last put by then::
 
     written   10:00 put a    10:05 put b    10:20 deleted    10:31 put c
     counts
@@ -80,13 +80,11 @@ def counting_puts(
     plan = _by_item(view, items_of(view, history.source))
     keys = key_columns(plan)
     with connected(limits, "Finding which items count") as duck:
-        load_changes(
-            duck, History.from_view(plan, history.source), keys, "true", of_items=True
-        )
+        load_changes(duck, History.from_view(plan, history.source), keys, "true", of_items=True)
+        counting = puts("changes", keys, has_eras=view.has_eras, known=known)
         with registered(duck, "wanted", pa.table({"r": rows})):
             found = duck.execute(
-                f"SELECT r, since, until FROM ({puts('changes', keys, has_eras=view.has_eras, known=known)}) "  # noqa: S608, E501 - names of our own
-                "SEMI JOIN wanted USING (r) ORDER BY r"
+                f"SELECT r, since, until FROM ({counting}) SEMI JOIN wanted USING (r) ORDER BY r"  # noqa: S608 - names of our own
             ).fetchnumpy()
     position, since, until = (
         np.asarray(found[name], dtype=np.int64) for name in ("r", "since", "until")
@@ -107,7 +105,9 @@ def puts(changes: str, keys: list[str], *, has_eras: bool, known: bool) -> str:
         known: whether only what was written by a moment counts at it.
     """
     listed = ", ".join(keys)
-    rows = numbered(changes, keys) if has_eras else f"SELECT *, 0 AS n, false AS ends FROM {changes}"  # noqa: S608, E501 - names of our own
+    rows = f"SELECT *, 0 AS n, false AS ends FROM {changes}"  # noqa: S608 - names of our own
+    if has_eras:
+        rows = numbered(changes, keys)
     within = f"PARTITION BY {listed} ORDER BY {ORDER}"
     in_era = f"PARTITION BY {listed}, n, p ORDER BY {ORDER}"
     limits = (

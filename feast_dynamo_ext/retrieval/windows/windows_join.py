@@ -171,9 +171,7 @@ class _Join:
         history, entity = self.reading.history, self.order.entity[slots]
         earliest = np.full(len(slots), LOWEST)
         if span is not None:
-            earliest, _ = history.axis.ago(
-                self.entities.times[entity], self.entities.unit, span
-            )
+            earliest, _ = history.axis.ago(self.entities.times[entity], self.entities.unit, span)
         first, end = events.between(self.order.key[slots], earliest, self.order.latest[slots])
         return Ranges(first, end)
 
@@ -234,9 +232,7 @@ class _Some:
     def columns(self, read: Read) -> list[pa.Array | pa.ChunkedArray]:
         """The outputs, in the order of the entity rows."""
         plan, history = self.join.plan, self.join.reading.history
-        ranges = {
-            span: self.join.ranges(self.events, self.slots, span) for span in plan.spans
-        }
+        ranges = {span: self.join.ranges(self.events, self.slots, span) for span in plan.spans}
         if self.events.since is None and plan.last is not None:
             ranges = {span: each.newest(plan.last) for span, each in ranges.items()}
         longest = ranges[plan.reach]
@@ -251,10 +247,8 @@ class _Some:
         for name, kind in plan.value_columns:
             column = found.pop(name)
             with naming(name, name_of(kind), column.type, history.view.view):
-                values[name] = EventColumn(one_array(as_declared(column, kind)), name)
-        by_span = {
-            span: self._counting(events, each) for span, each in ranges.items()
-        }
+                values[name] = EventColumn(one_array(as_declared(column, kind)))
+        by_span = {span: self._counting(events, each) for span, each in ranges.items()}
         return [
             self._output(output, events, values.get(output.column), by_span[output.span])
             for output in plan.outputs
@@ -285,9 +279,7 @@ class _Some:
     ) -> pa.Array | pa.ChunkedArray:
         history, plan = self.join.reading.history, self.join.plan
         if output.is_list:
-            in_rows = Ranges(
-                ranges.first[self.in_rows], ranges.end[self.in_rows], ranges.events
-            )
+            in_rows = Ranges(ranges.first[self.in_rows], ranges.end[self.in_rows], ranges.events)
             if column is None:
                 micros = Axis("us").floor(events.clock.time(events.code), history.axis.unit)
                 values = pa.array(micros)

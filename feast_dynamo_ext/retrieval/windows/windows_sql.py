@@ -67,9 +67,7 @@ class EventsSql:
             history: the relation of its rows: of items of all changes, else of those that count.
             has_eras: whether deletions end items.
         """
-        events = (
-            self._items(history, has_eras=has_eras) if self.items else self._rows(history)
-        )
+        events = self._items(history, has_eras=has_eras) if self.items else self._rows(history)
         at = self.at
         return [
             f"events_{at} AS (\n  {events}\n)",
@@ -106,9 +104,7 @@ class EventsSql:
             expression, stored = self.value(column, kind)
             found.append(expression)
             if pa.types.is_floating(stored):
-                found.append(
-                    f"CASE WHEN {expression} = 0 THEN NOT signbit({expression}) END"
-                )
+                found.append(f"CASE WHEN {expression} = 0 THEN NOT signbit({expression}) END")
         return found
 
     def _rows(self, history: str) -> str:
@@ -154,8 +150,7 @@ class EventsSql:
 
     def _seen(self) -> str:
         outputs = [
-            f"{self._output(output)} AS o{place}"
-            for place, output in enumerate(self.plan.outputs)
+            f"{self._output(output)} AS o{place}" for place, output in enumerate(self.plan.outputs)
         ]
         return (
             f"SELECT entity, {', '.join(outputs)}\n  FROM counting_{self.at} AS h GROUP BY entity"  # noqa: S608 - as above
@@ -163,34 +158,18 @@ class EventsSql:
 
     def _output(self, output: Output) -> str:
         within = self._within(output.span)
-        if output.function == "time_since_last":
-            return f"(any_value(h.hi) - max(h.t){_filter(within)}) / {self._second}"
-        if not output.column and output.function == "count":
-            return f"count(*){_filter(within)}"
         if output.is_list:
             return self._list(output, within)
+        if not output.column:
+            since = f"(any_value(h.hi) - max(h.t){_filter(within)}) / {self._second}"
+            return since if output.function == "time_since_last" else f"count(*){_filter(within)}"
         value, kind = self._value(output)
         if output.function in {"first", "last"}:
             return f"{output.function}({value} ORDER BY {self._order()}){_filter(within)}"
         is_value = [f"{value} IS NOT NULL"]
         if pa.types.is_floating(kind):
             is_value.append(f"NOT isnan({value})")
-        some = _filter([*within, *is_value])
-        if output.function == "count_distinct":
-            distinct = f"{value} + 0" if pa.types.is_floating(kind) else value
-            return f"count(DISTINCT {distinct}){some}"
-        if output.function in {"count", "min", "max"}:
-            return f"{output.function}({value}){some}"
-        number = f"CAST({value} AS DOUBLE)"
-        if output.function == "std":
-            return f"stddev_samp({number}){some}"
-        if pa.types.is_integer(kind):
-            if output.function == "mean":
-                return f"avg({value}){some}"
-            return f"CAST(sum({value}){some} AS BIGINT)"
-        total = f"sum({number}){some}"
-        found = f"CASE WHEN isfinite({total}) THEN fsum({number}){some} ELSE {total} END"
-        return found if output.function == "sum" else f"({found}) / count({number}){some}"
+        return _aggregate(output.function, value, kind, _filter([*within, *is_value]))
 
     def _list(self, output: Output, within: list[str]) -> str:
         made = "h.t" if not self.ns else "h.t // 1000"
@@ -224,8 +203,8 @@ class EventsSql:
 
     def _order(self, *, newest_first: bool = False) -> str:
         ties = [f"h.b{place}" for place in range(len(self._ties))]
-        way, nulls = ("DESC", "LAST") if newest_first else ("ASC", "FIRST")
-        return ", ".join(f"{name} {way} NULLS {nulls}" for name in ["h.t", *ties, "h.r"])
+        order = "DESC NULLS LAST" if newest_first else "ASC NULLS FIRST"
+        return ", ".join(f"{name} {order}" for name in ["h.t", *ties, "h.r"])
 
     def _within(self, span: timedelta | None) -> list[str]:
         if span is None or span == self.plan.reach:
@@ -236,6 +215,22 @@ class EventsSql:
     @property
     def _second(self) -> str:
         return "1000000000.0::DOUBLE" if self.ns else "1000000.0::DOUBLE"
+
+
+def _aggregate(function: str, value: str, kind: pa.DataType, some: str) -> str:
+    """An aggregate of some values."""
+    number = f"CAST({value} AS DOUBLE)"
+    total = f"sum({number}){some}"
+    # Compensated sums make NaN of infinity.
+    exact = f"CASE WHEN isfinite({total}) THEN fsum({number}){some} ELSE {total} END"
+    is_integer = pa.types.is_integer(kind)
+    found = {
+        "count_distinct": f"count(DISTINCT {value}{' + 0' * pa.types.is_floating(kind)}){some}",
+        "std": f"stddev_samp({number}){some}",
+        "mean": f"avg({value}){some}" if is_integer else f"({exact}) / count({number}){some}",
+        "sum": f"CAST(sum({value}){some} AS BIGINT)" if is_integer else exact,
+    }
+    return found.get(function, f"{function}({value}){some}")
 
 
 def _filter(conditions: Sequence[str]) -> str:
