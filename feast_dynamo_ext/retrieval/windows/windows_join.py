@@ -26,6 +26,7 @@ from feast_dynamo_ext.retrieval.windows.aggregates import (
 )
 from feast_dynamo_ext.retrieval.windows.event_lists import listed_values, lists
 from feast_dynamo_ext.retrieval.windows.event_rows import Events, Reading, events_in_order
+from feast_dynamo_ext.series import short
 from feast_dynamo_ext.timestamps import LOWEST, MICROSECOND, NANOSECONDS, Axis
 
 if TYPE_CHECKING:
@@ -86,8 +87,7 @@ def derived_features(
         OfflineStoreError: the history cannot be read.
     """
     joined = _Join.from_view(view, source, entities, limits, known=known, threads=threads)
-    event_bytes = EVENT_BYTES + VALUE_BYTES * len(joined.plan.value_columns)
-    reading = replace(joined.reading, most=max(1, most_bytes // event_bytes))
+    reading = replace(joined.reading, most=_most_events(joined.plan, most_bytes))
     keys, first = joined.order.keys.size, 0
     parts: list[list[pa.Array | pa.ChunkedArray]] = [[] for _ in joined.plan.outputs]
     rows: list[Numbers] = []
@@ -104,6 +104,54 @@ def derived_features(
             part.append(column)
         first = end
     return joined.placed(parts, rows)
+
+
+def explain_windows(
+    view: ViewPlan, source: ParquetSource, entities: EntityRows, most_bytes: int
+) -> str:
+    """How the features of a derived view would be computed, in words.
+
+    Raises:
+        As `derived_features`, but for what only reading shows.
+    """
+    plan = view.derived
+    if plan is None:
+        raise AssertionError(view.view)
+    history = History.from_view(view, source)
+    rows = MatchInput.from_entities(entities, history, created_by_entity_time=False)
+    keys = Order.from_input(rows).keys.size
+    passes = -(-source.rows // _most_events(plan, most_bytes))
+    over = "one pass" if passes <= 1 else f"at most {min(passes, max(1, keys)):,} passes"
+    told_apart = " and ".join(f"`{name}`" for name, _ in plan.tie_breaker) or "no tie-breaker"
+    computed = [
+        words
+        for words in (
+            _counted(sum(not each.is_list for each in plan.outputs), "aggregate"),
+            _counted(sum(each.is_list for each in plan.outputs), "list"),
+        )
+        if words
+    ]
+    spans = _counted(len(plan.spans), "window")
+    items = ", each item of the captured table one event" if view.tombstones is not None else ""
+    return (
+        f"{over} over keys and times of {source.rows:,} rows of `{plan.base}` for events of "
+        f"{keys:,} keys, told apart by {told_apart}{items}; then the values of those that count: "
+        f"{' and '.join(computed)} over {spans}, the longest {_span(plan.reach)}, as ranges of "
+        "events in the order of time"
+    )
+
+
+def _most_events(plan: DerivedPlan, most_bytes: int) -> int:
+    """How many events are held at once with so much memory."""
+    return max(1, most_bytes // (EVENT_BYTES + VALUE_BYTES * len(plan.value_columns)))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}" if number else ""
+
+
+def _span(span: timedelta | None) -> str:
+    return "without limit" if span is None else short(span)
 
 
 @dataclass(frozen=True)
