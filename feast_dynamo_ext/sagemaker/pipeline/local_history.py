@@ -193,8 +193,8 @@ def _views_of_set(run: StepRunner) -> list[Any]:
     for view in list(views):
         inputs = getattr(view, "source_feature_view_projections", {})
         views += [run.view(projection.name) for projection in inputs.values()]
-    derived = [found for view in views if (found := derived_of(view)) is not None]
-    return views + [run.view(name) for name in sorted({each.base for each in derived})]
+    bases = {derived.base for view in views if (derived := derived_of(view)) is not None}
+    return views + [run.view(name) for name in sorted(bases)]
 
 
 def check_captured(run: StepRunner, sources: Sequence[str]) -> None:
