@@ -40,6 +40,7 @@ from feast_dynamo_ext.retrieval.join import join
 from feast_dynamo_ext.retrieval.plan import (
     RowsPlan,
     ViewPlan,
+    bases_of,
     plan_rows,
     plan_views,
     with_declared_kinds,
@@ -180,11 +181,13 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
             EntityRowsError: entity rows that cannot be joined.
             OfflineStoreError: at the job's first use; see the subclasses.
         """
+        bases = bases_of(feature_views, registry, project)
         plan = plan_views(
             feature_views,
             feature_refs,
             full_feature_names=full_feature_names,
             created_by_entity_time=kwargs.get("filter_by_created_timestamp", False),
+            bases=bases,
         )
         engine = config.offline_store.engine()
         opened: dict[str, ParquetSource] = {}
@@ -199,6 +202,7 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
             config=config,
             run=lambda: join(plan, entities, engine, open_source),
             views=tuple(feature_views),
+            bases=tuple({base.name: base for base in bases.values()}.values()),
             entities=entities,
             opened=opened,
             odfvs=odfvs,

@@ -11,6 +11,7 @@ from feast_dynamo_ext.parquet.dataset import FOOTERS_AT_ONCE
 from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.retrieval.inputs import checked_source
 from feast_dynamo_ext.retrieval.join import opened, prune, rows_at_once
+from feast_dynamo_ext.retrieval.windows.windows_join import explain_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -126,7 +127,12 @@ def explain_join(
     views = []
     for view, source in zip(plan.views, sources, strict=True):
         pruned = prune(view, source, entities)
-        matching = engine.name, because + engine.explain(entities, view, pruned)
+        if view.derived is None:
+            matching = engine.name, because + engine.explain(entities, view, pruned)
+        else:
+            # As many as there are views share the memory.
+            at_once = engine.entity_bytes // max(1, min(len(plan.views), engine.workers + 1))
+            matching = "windows", explain_windows(view, pruned, entities, at_once)
         views.append(_explain(view, source, pruned, view.visible(*entities.range()), matching))
     table = entities.table
     memory = _blocks(plan, table.num_rows, sources, engine)

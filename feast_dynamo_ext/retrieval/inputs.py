@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+from feast.value_type import ValueType
 
 from feast_dynamo_ext.arrow_types import (
     check_supported,
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
-    from feast.value_type import ValueType
     from numpy.typing import NDArray
 
     from feast_dynamo_ext.parquet.source import ParquetSource
@@ -373,6 +373,8 @@ def with_tombstones(view: ViewPlan, source: ParquetSource) -> ViewPlan:
     rule = view.tombstones
     if rule is None:
         return view
+    if view.derived is not None:
+        return _of_items(view, source)
     keys, items = {column for _, column in view.keys}, source.item_keys
     if rule.is_applied and items and keys != set(items):
         raise ConfigError(
@@ -384,6 +386,22 @@ def with_tombstones(view: ViewPlan, source: ParquetSource) -> ViewPlan:
     if source.holds_only(rule.change, PUT):
         return replace(view, tombstones=None)
     return view
+
+
+def _of_items(view: ViewPlan, source: ParquetSource) -> ViewPlan:
+    """A plan over events that are items: these are told apart by the table's key by default."""
+    if view.derived is None or view.derived.tie_breaker:
+        return view
+    beside = {view.event_time, *(theirs for _, theirs in view.keys)}
+    breaker = tuple((name, ValueType.UNKNOWN) for name in source.item_keys if name not in beside)
+    columns = dict(zip(view.feature_columns, view.kinds, strict=True))
+    more = [name for name, _ in breaker if name not in columns]
+    return replace(
+        view,
+        features=(*view.features, *((name, name) for name in more)),
+        kinds=(*view.kinds, *(ValueType.UNKNOWN for _ in more)),
+        derived=replace(view.derived, tie_breaker=breaker),
+    )
 
 
 def of_rows(plan: RowsPlan, source: ParquetSource) -> ViewPlan:

@@ -77,6 +77,7 @@ class ParquetRetrievalJob(RetrievalJob):
         opened: the sources that were read, by name, once the job has run.
         entities: the entity rows, where it has any.
         views: the feature views it reads, projections applied, for a training set's manifest.
+        bases: the views that some of these are derived from.
         plan: what `run` runs, for `to_sql` and `explain`.
         engine: what matches the entity rows, for `explain`.
     """
@@ -84,6 +85,7 @@ class ParquetRetrievalJob(RetrievalJob):
     config: RepoConfig
     run: Callable[[], Result]
     views: tuple[FeatureView, ...] = ()
+    bases: tuple[FeatureView, ...] = ()
     entities: EntityRows | None = None
     opened: Mapping[str, ParquetSource] = field(default_factory=dict)
     odfvs: list[OnDemandFeatureView] = field(default_factory=list)

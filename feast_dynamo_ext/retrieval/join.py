@@ -22,9 +22,11 @@ from feast_dynamo_ext.arrow_types import naming
 from feast_dynamo_ext.cancellation import in_threads
 from feast_dynamo_ext.declared import declared_type, name_of
 from feast_dynamo_ext.declared_values import as_declared
+from feast_dynamo_ext.duckdb_connection import Limits
 from feast_dynamo_ext.errors import EntityRowsError
 from feast_dynamo_ext.retrieval.engines.base import NO_ROW, Result, ascending
 from feast_dynamo_ext.retrieval.inputs import checked_source, entity_key, with_tombstones
+from feast_dynamo_ext.retrieval.windows.windows_join import derived_features
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +45,8 @@ SLOT_BYTES = 160
 """What matching holds for an entity row, at most."""
 TEXT_BYTES = 64
 """What a value without a fixed width is taken to have."""
+LISTED = 64
+"""How many values a list without a limit is taken to have."""
 
 
 def join(
@@ -100,11 +104,23 @@ def opened(
 def rows_at_once(plan: PitPlan, sources: Sequence[ParquetSource], most_bytes: int) -> int:
     """How many entity rows are joined at once with so much memory."""
     row_bytes = SLOT_BYTES * len(plan.views) + sum(
-        _held_bytes(source.schema.field(column).type)
+        _held_bytes(kind)
         for view, source in zip(plan.views, sources, strict=True)
-        for column in view.feature_columns
+        for kind in _held_types(view, source)
     )
     return max(1, most_bytes // max(1, row_bytes))
+
+
+def _held_types(view: ViewPlan, source: ParquetSource) -> Iterator[pa.DataType]:
+    """The types of what is held for an entity row; of a list so many of its values."""
+    if view.derived is None:
+        yield from (source.schema.field(column).type for column in view.feature_columns)
+        return
+    for output in view.derived.outputs:
+        stored = source.schema.field(output.column).type if output.column else None
+        kind = output.arrow_type(stored)
+        listed = view.derived.last or LISTED
+        yield from [kind.value_type] * listed if output.is_list else [kind]
 
 
 def prune(view: ViewPlan, source: ParquetSource, entities: EntityRows) -> ParquetSource:
@@ -113,13 +129,15 @@ def prune(view: ViewPlan, source: ParquetSource, entities: EntityRows) -> Parque
     Raises:
         SourceReadError: a file cannot be read.
     """
-    if source.has_bounds:
+    joined = {theirs for _, theirs in view.keys}
+    # The last state of an item may have other keys than the one that is asked for.
+    if source.has_bounds and (not view.has_events_of_items or joined <= set(source.item_keys)):
         keys = {
             theirs: entity_key(entities, view, ours, theirs, source.schema.field(theirs).type)
             for ours, theirs in view.keys
         }
         source = source.with_keys(keys)
-    if view.has_eras:
+    if view.has_eras or view.has_events_of_items:
         return source  # an item may be ended by what was written long before or after
     return source.within(view.event_time, *view.visible(*entities.range()))
 
@@ -155,6 +173,19 @@ class _Block:
         self, view: ViewPlan, source: ParquetSource, threads: int
     ) -> list[pa.Array | pa.ChunkedArray]:
         source = prune(view, source, self._entities)
+        if view.derived is not None:
+            engine = self._engine
+            limits = Limits(engine.memory_limit, engine.workers, engine.spill_folder)
+            return derived_features(
+                view,
+                source,
+                self._entities,
+                limits,
+                read_features,
+                known=self._plan.created_by_entity_time,
+                threads=threads,
+                most_bytes=engine.entity_bytes // self._side_by_side,
+            )
         positions = self._match(view, source, threads)
         found = read_features(source, view.feature_columns, positions, threads)
         return [
@@ -190,17 +221,27 @@ def _schema(plan: PitPlan, entities: pa.Schema, sources: list[ParquetSource]) ->
     """
     schema = entities
     for view, source in zip(plan.views, sources, strict=True):
-        taken = [name for _, name in view.features if name in schema.names]
+        taken = [name for name in view.results if name in schema.names]
         if taken:
             raise EntityRowsError(
                 f"Feature view `{view.view}`: the features {taken} have names that the entity "
                 "rows or another view's features have too. Ask for `full_feature_names=True`, or "
                 "rename the columns of the entity rows."
             )
-        for column, name, kind in view.declared:
-            stored = source.schema.field(column)
-            schema = schema.append(pa.field(name, declared_type(kind, stored.type)))
+        for name, type_ in _result_types(view, source):
+            schema = schema.append(pa.field(name, type_))
     return schema
+
+
+def _result_types(view: ViewPlan, source: ParquetSource) -> Iterator[tuple[str, pa.DataType]]:
+    """(column of the result, its type)."""
+    if view.derived is None:
+        for column, name, kind in view.declared:
+            yield name, declared_type(kind, source.schema.field(column).type)
+        return
+    for output in view.derived.outputs:
+        stored = source.schema.field(output.column).type if output.column else None
+        yield output.name, output.arrow_type(stored)
 
 
 def _held_bytes(kind: pa.DataType) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Union
 
 from feast.value_type import ValueType
@@ -21,7 +22,9 @@ from feast_dynamo_ext.columns import (
     tombstones_of,
 )
 from feast_dynamo_ext.declared import declared_as, folder_types
+from feast_dynamo_ext.derived import derived_of
 from feast_dynamo_ext.errors import OfflineStoreError
+from feast_dynamo_ext.retrieval.windows.derived_plan import base_of, newest_times, outputs_of
 from feast_dynamo_ext.timestamps import EARLIEST
 from feast_dynamo_ext.view_settings import view_tombstones
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from feast.data_source import DataSource
 
     from feast_dynamo_ext.declared import Declared
+    from feast_dynamo_ext.retrieval.windows.derived_plan import DerivedPlan
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class ViewPlan:
         folder_types: types of the source's columns as the view declares them, for those that only
             folders' names say; empty where no view is known.
         tombstones: how rows of the source say that items are gone; None where all rows count.
+        derived: what is computed of the rows, which are events then; None where the newest row's
+            features are the result. `features` are what this needs, under the source's names.
     """
 
     view: str
@@ -67,11 +73,24 @@ class ViewPlan:
     key_kinds: tuple[ValueType, ...] = ()
     folder_types: Mapping[str, pa.DataType] = field(default_factory=dict)
     tombstones: Tombstones | None = None
+    derived: DerivedPlan | None = None
 
     @property
     def has_eras(self) -> bool:
         """Whether deletions end what an entity sees; see `eras`."""
         return self.tombstones is not None and self.tombstones.is_applied
+
+    @property
+    def has_events_of_items(self) -> bool:
+        """Whether its events are items of a captured table, of which all rows count together."""
+        return self.derived is not None and self.tombstones is not None
+
+    @property
+    def results(self) -> list[str]:
+        """Names of the result's columns."""
+        if self.derived is not None:
+            return [output.name for output in self.derived.outputs]
+        return [name for _, name in self.features]
 
     @property
     def tie_breaks(self) -> tuple[str, ...]:
@@ -159,6 +178,7 @@ def plan_views(
     *,
     full_feature_names: bool,
     created_by_entity_time: bool = False,
+    bases: Mapping[str, FeatureView] | None = None,
 ) -> PitPlan:
     """The plan of a `get_historical_features` call.
 
@@ -167,9 +187,28 @@ def plan_views(
         refs: feature references, ``view:feature``.
         full_feature_names: name results ``view__feature``.
         created_by_entity_time: Feast's `filter_by_created_timestamp`.
+        bases: of derived views the views that they are derived from, by the derived view's name;
+            see `bases_of`.
     """
-    plans = (plan_view(view, refs, full_feature_names=full_feature_names) for view in views)
+    plans = []
+    for view in views:
+        base = bases.get(view.name) if bases else None
+        plan = plan_view if base is None else partial(plan_derived, base=base)
+        plans.append(plan(view, refs, full_feature_names=full_feature_names))
     return PitPlan(tuple(plans), created_by_entity_time)
+
+
+def bases_of(views: Sequence[Any], registry: Any, project: str) -> dict[str, FeatureView]:
+    """Of derived views the views that they are derived from, by the derived view's name.
+
+    Raises:
+        OfflineStoreError: a base view that keeps no events any more, or is not known.
+    """
+    return {
+        view.name: base_of(view, registry, project)
+        for view in views
+        if derived_of(view) is not None
+    }
 
 
 def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> ViewPlan:
@@ -203,6 +242,32 @@ def plan_view(view: Any, refs: Sequence[str], *, full_feature_names: bool) -> Vi
         key_kinds=tuple(key_kinds[name] for name, _ in request_columns(view)),
         folder_types=declared_columns(view),
         tombstones=view_tombstones(view),
+    )
+
+
+def plan_derived(
+    view: Any, refs: Sequence[str], *, full_feature_names: bool, base: Any
+) -> ViewPlan:
+    """The plan of a derived view: the events of its base view, and what is computed of them."""
+    plan = plan_view(base, [], full_feature_names=full_feature_names)
+    named = view.projection.name_to_use()
+    wanted = [
+        (name, result_name(view, name, full_feature_names=full_feature_names))
+        for name in (ref.split(":", 1)[1] for ref in refs if ref.split(":", 1)[0] == named)
+    ]
+    stored = stored_names(plan.source)
+    derived = outputs_of(view, base, wanted, stored)
+    if _TIMES_ALONE.get():
+        derived = newest_times(derived, view, plan.event_time, f"{named}{EVENT_TIME}")
+    columns = dict([*derived.value_columns, *derived.tie_breaker])
+    return replace(
+        plan,
+        view=named,
+        keys=tuple((column, stored[name]) for name, column in request_columns(view)),
+        features=tuple((name, name) for name in columns),
+        kinds=tuple(columns.values()),
+        ttl=derived.reach,
+        derived=derived,
     )
 
 

@@ -157,7 +157,8 @@ def provenance_of(
         project=project,
         feature_refs=tuple(features or (job.metadata.features if job.metadata else ())),
         view_definitions={
-            view.name: definition_hash(view) for view in [*job.views, *job.on_demand_feature_views]
+            view.name: definition_hash(view)
+            for view in [*job.views, *job.bases, *job.on_demand_feature_views]
         },
         source_files=_with_hashes(files),
         entity_rows_sha256=hash_table(entity_rows),

@@ -203,7 +203,8 @@ def _tag_snapshots(store: FeatureStore, job: Any, written: TrainingSet) -> None:
     Where that is not allowed, it is said: the training set is there all the same.
     """
     read = written.manifest.provenance.snapshots
-    sources = {view.batch_source.name: view.batch_source for view in getattr(job, "views", ())}
+    views = [*getattr(job, "views", ()), *getattr(job, "bases", ())]
+    sources = {view.batch_source.name: view.batch_source for view in views}
     name = f"training-set-{hashlib.sha256(written.manifest.to_json().encode()).hexdigest()[:12]}"
     for source, found in read.items():
         handle = TableHandle.from_source(sources[source], store.config)

@@ -112,6 +112,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def spill_folder(self) -> str | None:
+        """Where DuckDB spills; None for the system's folder for temporary files."""
+        ...
+
+    @property
     def workers(self) -> int:
         """How many threads read and match."""
         ...

@@ -30,6 +30,7 @@ from feast.infra.offline_stores.file_source import FileSource
 
 from feast_dynamo_ext.arrow_types import MOST_DIGITS, is_uuid, without_dictionary
 from feast_dynamo_ext.columns import PUT
+from feast_dynamo_ext.declared import declared_type
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
 from feast_dynamo_ext.key_types import family, has_other_keys, least_and_most
 from feast_dynamo_ext.retrieval.engines.sql_casts import cast_as_declared
@@ -45,6 +46,8 @@ from feast_dynamo_ext.retrieval.inputs import (
     with_tombstones,
 )
 from feast_dynamo_ext.retrieval.plan import PitPlan, without_eras
+from feast_dynamo_ext.retrieval.windows.item_puts import items_of
+from feast_dynamo_ext.retrieval.windows.windows_sql import EventsSql
 from feast_dynamo_ext.timestamps import HIGHEST, LOWEST, Axis
 
 if TYPE_CHECKING:
@@ -323,7 +326,8 @@ class _Files:
     ) -> _Files:
         """The files of a window; times are nanoseconds where those of either side are."""
         source = checked_source(view, source)
-        pruned = source if view.has_eras else source.within(view.event_time, *window)
+        is_whole = view.has_eras or view.has_events_of_items
+        pruned = source if is_whole else source.within(view.event_time, *window)
         # DuckDB refuses to read no files; of one that is out of range no row counts.
         source = pruned if pruned.files else source
         _check_columns(view, source)
@@ -381,9 +385,26 @@ class _Files:
         created = self.time(view.created_time) if view.created_time else "NULL"
         columns += [f"{created} AS c", f"{self.dialect.position} AS r"]
         columns += [f"{self.tie()} AS x"] if self.has_ties else []
+        columns += [f"{self.item_key(name)} AS i{at}" for at, name in enumerate(self.item_keys)]
         columns += [f"{quoted(name)} AS {self.feature(name)}" for name in view.feature_columns]
         read = self.dialect.read_files(self.source)
         return f"SELECT {_list(columns)}\n  FROM {read}"  # noqa: S608 - quoted
+
+    @property
+    def item_keys(self) -> tuple[str, ...]:
+        """Columns by which events are items of a captured table; none where they are not."""
+        return items_of(self.view, self.source) if self.view.has_events_of_items else ()
+
+    def item_key(self, column: str) -> str:
+        """A key of items as it is compared; times with all their digits."""
+        kind = self.source.schema.field(column).type
+        if pa.types.is_timestamp(kind):
+            return self.time(column)
+        return self.key(self.dialect.quoted(column), kind)
+
+    def all_rows(self) -> str:
+        """All rows of a history, whether they count or not, as a relation."""
+        return f"({self._rows()})"
 
     def _changes(self) -> list[str]:
         """What rows are, when they were written, and the table's sequence; see `eras`."""
@@ -550,9 +571,19 @@ def _point_in_time(
         opened = open_source(planned.source)
         view = with_tombstones(planned, opened)
         name = f"history_{at}"
-        files = _Files.opened(name, view, opened, window, entities.unit, dialect)
+        rows_of = view if view.derived is None else without_eras(view)
+        files = _Files.opened(name, rows_of, opened, window, entities.unit, dialect)
         known = plan.created_by_entity_time and view.created_time is not None
         keys = f"requested_{at}"
+        if view.derived is not None:
+            events = _events(at, files, known=known)
+            parts += [] if events.items else files.parts()
+            parts.append(f"{keys} AS (\n  {_narrow_entities(files, entities)}\n)")
+            history = files.all_rows() if events.items else files.name
+            parts += events.parts(history, has_eras=view.has_eras)
+            columns += events.columns(dialect.quoted)
+            joins += events.joins(f"e.{NUMBER}")
+            continue
         matched = match(
             view,
             keys,
@@ -574,6 +605,31 @@ def _point_in_time(
     return (
         f"WITH {', '.join(parts)}\nSELECT {_list(columns)}\nFROM entity_rows AS e{joins}\n"
         f"ORDER BY e.{NUMBER}"
+    )
+
+
+def _events(at: int, files: _Files, *, known: bool) -> EventsSql:
+    """What is computed of the events of a derived view."""
+    view, schema = files.view, files.source.schema
+    if view.derived is None:
+        raise AssertionError(view.view)
+
+    def value(column: str, kind: Declared) -> tuple[str, pa.DataType]:
+        stored = schema.field(column).type
+        return files.declared("h", column, kind), declared_type(kind, stored)
+
+    return EventsSql(
+        at=at,
+        view=view.view,
+        plan=view.derived,
+        keys=key_names(view),
+        value=value,
+        epoch_us=lambda text, kind: epoch(text, kind, files.dialect, ns=False),
+        ns=files.ns,
+        known=known,
+        has_ties=files.has_ties,
+        lowest=files.lowest,
+        items=[f"i{place}" for place in range(len(files.item_keys))],
     )
 
 

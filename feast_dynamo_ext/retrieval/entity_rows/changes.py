@@ -98,7 +98,8 @@ def _moment(name: str, value: datetime) -> datetime:
 
 
 def _longest_ttl(views: Sequence[ViewPlan]) -> timedelta:
-    longest = max((view.ttl or timedelta() for view in views), default=timedelta())
+    ttls = (view.ttl if view.derived is None else view.derived.ttl for view in views)
+    longest = max((ttl or timedelta() for ttl in ttls), default=timedelta())
     if not longest:
         raise EntityRowsError(
             "Retrieval without entity rows needs a `start_date`: no view of the request has a ttl "

@@ -6,6 +6,7 @@ import shutil
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from feast_dynamo_ext.derived import derived_of
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker.declared_sets import build_training_set
 from feast_dynamo_ext.sagemaker.manifest import manifest_sha256
@@ -192,7 +193,8 @@ def _views_of_set(run: StepRunner) -> list[Any]:
     for view in list(views):
         inputs = getattr(view, "source_feature_view_projections", {})
         views += [run.view(projection.name) for projection in inputs.values()]
-    return views
+    bases = {derived.base for view in views if (derived := derived_of(view)) is not None}
+    return views + [run.view(name) for name in sorted(bases)]
 
 
 def check_captured(run: StepRunner, sources: Sequence[str]) -> None:

@@ -386,6 +386,8 @@ def registry_snapshot(store: FeatureStore, manifest: Manifest) -> bytes:
     whole = store.registry.proto()
     project = store.project
     read = {view.name for view, _ in _projections(store, manifest)}
+    # Those that views are derived from besides.
+    read |= set(manifest.provenance.view_definitions)
     service = manifest.provenance.feature_service
     kept = Registry(registry_schema_version=whole.registry_schema_version)
     kept.projects.extend(one for one in whole.projects if one.spec.name == project)

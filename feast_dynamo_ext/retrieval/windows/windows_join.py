@@ -1,0 +1,395 @@
+"""A derived view's features as of each entity row: read events, and compute each output of them.
+
+Events are held for as many keys at once as memory has room for; the history is read once for each
+such part of the keys. Entity rows and their results keep their order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from feast_dynamo_ext.arrow_types import naming, one_array
+from feast_dynamo_ext.declared import name_of
+from feast_dynamo_ext.declared_values import as_declared
+from feast_dynamo_ext.errors import ColumnTypeError
+from feast_dynamo_ext.retrieval.engines.slots import Order
+from feast_dynamo_ext.retrieval.inputs import History, MatchInput
+from feast_dynamo_ext.retrieval.windows.aggregates import (
+    EventColumn,
+    Ranges,
+    SumOverflowError,
+    aggregated,
+)
+from feast_dynamo_ext.retrieval.windows.event_lists import listed_values, lists
+from feast_dynamo_ext.retrieval.windows.event_rows import Events, Reading, events_in_order
+from feast_dynamo_ext.series import short
+from feast_dynamo_ext.timestamps import LOWEST, MICROSECOND, NANOSECONDS, Axis
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import timedelta
+
+    from numpy.typing import NDArray
+
+    from feast_dynamo_ext.duckdb_connection import Limits
+    from feast_dynamo_ext.parquet.source import ParquetSource
+    from feast_dynamo_ext.retrieval.inputs import EntityRows
+    from feast_dynamo_ext.retrieval.plan import ViewPlan
+    from feast_dynamo_ext.retrieval.windows.derived_plan import DerivedPlan, Output
+
+    Numbers = NDArray[np.int64]
+    Read = Callable[[ParquetSource, Sequence[str], Numbers, int], dict[str, pa.Array]]
+
+EVENT_BYTES = 80
+"""What is held for an event, at most, beside its values."""
+VALUE_BYTES = 40
+"""What is held for one of its values, at most."""
+
+
+def axis_of(history: History, plan: DerivedPlan) -> Axis:
+    """The axis of event times that all windows are whole numbers of."""
+    unit = history.axis.unit
+    spans = [span for span in plan.spans if span is not None]
+    whole = all((span // MICROSECOND) * 1_000 % NANOSECONDS[unit] == 0 for span in spans)
+    return history.axis if whole else Axis("us")
+
+
+def derived_features(
+    view: ViewPlan,
+    source: ParquetSource,
+    entities: EntityRows,
+    limits: Limits,
+    read: Read,
+    *,
+    known: bool,
+    threads: int,
+    most_bytes: int,
+) -> list[pa.Array | pa.ChunkedArray]:
+    """The columns of a derived view's features, one row an entity row, in their order.
+
+    Args:
+        view: the plan of the view, with `derived`.
+        source: the base view's history.
+        entities: the entity rows.
+        limits: memory, threads and spill folder of DuckDB.
+        read: see `join.read_features`.
+        known: whether only what was created by the entity row's time counts.
+        threads: how many threads read.
+        most_bytes: how much memory events may take up at once.
+
+    Raises:
+        EntityRowsError: a join key is missing or cannot be compared with the source's.
+        ColumnTypeError: a value does not fit, or a sum is beyond 64 bits; names the feature.
+        OfflineStoreError: the history cannot be read.
+    """
+    joined = _Join.from_view(view, source, entities, limits, known=known, threads=threads)
+    reading = replace(joined.reading, most=_most_events(joined.plan, most_bytes))
+    keys, first = joined.order.keys.size, 0
+    parts: list[list[pa.Array | pa.ChunkedArray]] = [[] for _ in joined.plan.outputs]
+    rows: list[Numbers] = []
+    while first < keys:
+        found, end = reading.rows(first)
+        events = events_in_order(reading, found)
+        del found
+        slots = slice(*joined.order.first[[first, end]].tolist())
+        # Entity rows in their own order, which results then need no other place for.
+        in_rows = np.argsort(joined.order.entity[slots])
+        some = _Some(joined, events, np.arange(slots.start, slots.stop), in_rows)
+        rows.append(joined.order.entity[slots][in_rows])
+        for part, column in zip(parts, some.columns(read), strict=True):
+            part.append(column)
+        first = end
+    return joined.placed(parts, rows)
+
+
+def explain_windows(
+    view: ViewPlan, source: ParquetSource, entities: EntityRows, most_bytes: int
+) -> str:
+    """How the features of a derived view would be computed, in words.
+
+    Raises:
+        As `derived_features`, but for what only reading shows.
+    """
+    plan = view.derived
+    if plan is None:
+        raise AssertionError(view.view)
+    history = History.from_view(view, source)
+    rows = MatchInput.from_entities(entities, history, created_by_entity_time=False)
+    keys = Order.from_input(rows).keys.size
+    passes = -(-source.rows // _most_events(plan, most_bytes))
+    over = "one pass" if passes <= 1 else f"at most {min(passes, max(1, keys)):,} passes"
+    told_apart = " and ".join(f"`{name}`" for name, _ in plan.tie_breaker) or "no tie-breaker"
+    computed = [
+        words
+        for words in (
+            _counted(sum(not each.is_list for each in plan.outputs), "aggregate"),
+            _counted(sum(each.is_list for each in plan.outputs), "list"),
+        )
+        if words
+    ]
+    spans = _counted(len(plan.spans), "window")
+    items = ", each item of the captured table one event" if view.tombstones is not None else ""
+    return (
+        f"{over} over keys and times of {source.rows:,} rows of `{plan.base}` for events of "
+        f"{keys:,} keys, told apart by {told_apart}{items}; then the values of those that count: "
+        f"{' and '.join(computed)} over {spans}, the longest {_span(plan.reach)}, as ranges of "
+        "events in the order of time"
+    )
+
+
+def _most_events(plan: DerivedPlan, most_bytes: int) -> int:
+    """How many events are held at once with so much memory."""
+    return max(1, most_bytes // (EVENT_BYTES + VALUE_BYTES * len(plan.value_columns)))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}" if number else ""
+
+
+def _span(span: timedelta | None) -> str:
+    return "without limit" if span is None else short(span)
+
+
+@dataclass(frozen=True)
+class _Join:
+    """What is joined: entity rows in order, and the history of their events.
+
+    Attributes:
+        plan: what is computed.
+        reading: the history.
+        entities: the entity rows.
+        moments: their times on the axis of when events count; None where all do.
+        latest: of each slot the last event time that is seen.
+        has_null: which entity rows have a null among their keys.
+    """
+
+    plan: DerivedPlan
+    reading: Reading
+    entities: EntityRows
+    moments: Numbers | None
+    has_null: NDArray[np.bool_]
+
+    @property
+    def order(self) -> Order:
+        """The entity rows by key and time."""
+        return self.reading.order
+
+    @classmethod
+    def from_view(
+        cls,
+        view: ViewPlan,
+        source: ParquetSource,
+        entities: EntityRows,
+        limits: Limits,
+        *,
+        known: bool,
+        threads: int,
+    ) -> _Join:
+        """What a view joins."""
+        plan = view.derived
+        if plan is None:
+            raise AssertionError(view.view)
+        history = History.from_view(view, source)
+        history = replace(history, axis=axis_of(history, plan))
+        rows = MatchInput.from_entities(entities, history, created_by_entity_time=False)
+        if plan.exclude_current:
+            ceil = history.axis.ceil(entities.times, entities.unit)
+            latest = np.where(rows.blind | (ceil == LOWEST), LOWEST, ceil - (ceil != LOWEST))
+            rows = replace(rows, latest=latest)
+        order = Order.from_input(rows)
+        counts = known and (history.created_axis is not None or view.tombstones is not None)
+        reading = Reading(
+            history, order, rows.earliest[order.entity], counts, limits, threads, most=0
+        )
+        moments = None
+        if reading.moments is not None:
+            moments = reading.moments.floor(entities.times, entities.unit)[order.entity]
+        has_null = np.zeros(len(entities.times), dtype=bool)
+        for key in rows.keys:
+            if key.null_count:
+                has_null |= np.asarray(key.is_null())
+        return cls(plan, reading, entities, moments, has_null)
+
+    def ranges(self, events: Events, slots: Numbers, span: timedelta | None) -> Ranges:
+        """The events that count for some slots."""
+        history, entity = self.reading.history, self.order.entity[slots]
+        earliest = np.full(len(slots), LOWEST)
+        if span is not None:
+            earliest, _ = history.axis.ago(self.entities.times[entity], self.entities.unit, span)
+        first, end = events.between(self.order.key[slots], earliest, self.order.latest[slots])
+        return Ranges(first, end)
+
+    def placed(
+        self, parts: list[list[pa.Array | pa.ChunkedArray]], rows: list[Numbers]
+    ) -> list[pa.Array | pa.ChunkedArray]:
+        """Results of some entity rows each as columns of all of them."""
+        count = len(self.entities.times)
+        done = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
+        is_whole = len(rows) == 1 and len(done) == count
+        place = np.full(count, len(done))
+        place[done] = np.arange(len(done))
+        columns: list[pa.Array | pa.ChunkedArray] = []
+        for part, output in zip(parts, self.plan.outputs, strict=True):
+            if is_whole:
+                columns.append(part[0])
+                continue
+            # Entity rows whose times nothing can be before have no slot, and no events.
+            nothing = _of_no_events(output, self._type_of(output))
+            chunks = [chunk for each in part for chunk in _chunks(each)]
+            every = pa.chunked_array([*chunks, nothing], nothing.type)
+            columns.append(every.take(pa.array(place, mask=self.has_null)))
+            part.clear()
+        return columns
+
+    def _type_of(self, output: Output) -> pa.DataType:
+        schema = self.reading.history.source.schema
+        return output.arrow_type(schema.field(output.column).type if output.column else None)
+
+
+def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
+    return column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+
+
+def _of_no_events(output: Output, kind: pa.DataType) -> pa.Array:
+    if output.is_list:
+        return pa.array([[]], kind)
+    is_count = output.function in {"count", "count_distinct"}
+    return pa.array([0 if is_count else None], kind)
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Events of some keys, and the slots of their entity rows.
+
+    Attributes:
+        join: what is joined.
+        events: in order.
+        slots: numbers of the slots.
+        in_rows: the places among these of the entity rows in their own order.
+    """
+
+    join: _Join
+    events: Events
+    slots: Numbers
+    in_rows: Numbers
+
+    def columns(self, read: Read) -> list[pa.Array | pa.ChunkedArray]:
+        """The outputs, in the order of the entity rows."""
+        plan, history = self.join.plan, self.join.reading.history
+        ranges = {span: self.join.ranges(self.events, self.slots, span) for span in plan.spans}
+        if self.events.since is None and plan.last is not None:
+            ranges = {span: each.newest(plan.last) for span, each in ranges.items()}
+        longest = ranges[plan.reach]
+        events, ranges = _covered(self.events, longest, ranges)
+        found = read(
+            history.source,
+            list(dict.fromkeys(name for name, _ in plan.value_columns)),
+            events.row,
+            self.join.reading.threads,
+        )
+        values = {}
+        for name, kind in plan.value_columns:
+            column = found.pop(name)
+            with naming(name, name_of(kind), column.type, history.view.view):
+                values[name] = EventColumn(one_array(as_declared(column, kind)))
+        by_span = {span: self._counting(events, each) for span, each in ranges.items()}
+        return [
+            self._output(output, events, values.get(output.column), by_span[output.span])
+            for output in plan.outputs
+        ]
+
+    def _counting(self, events: Events, ranges: Ranges) -> Ranges:
+        """Ranges without the events that do not count at the entity rows' times."""
+        since, until, moments = events.since, events.until, self.join.moments
+        if since is None or until is None or moments is None:
+            return ranges
+        moments = moments[self.slots]
+        kept, counts = [], []
+        for start, end in ranges.parts():
+            of_range, event = ranges.written_out(start, end)
+            moment = moments[start:end].take(of_range)
+            counting = (since.take(event) <= moment) & (moment < until.take(event))
+            kept.append(event[counting])
+            counts.append(np.bincount(of_range[counting], minlength=end - start))
+        none = np.empty(0, dtype=np.int64)
+        ends = np.cumsum(np.concatenate([none, *counts]))
+        firsts = ends - np.concatenate([none, *counts])
+        made = Ranges(firsts, ends, np.concatenate([none, *kept]))
+        last = self.join.plan.last
+        return made if last is None else made.newest(last)
+
+    def _output(
+        self, output: Output, events: Events, column: EventColumn | None, ranges: Ranges
+    ) -> pa.Array | pa.ChunkedArray:
+        history, plan = self.join.reading.history, self.join.plan
+        if output.is_list:
+            in_rows = Ranges(ranges.first[self.in_rows], ranges.end[self.in_rows], ranges.events)
+            if column is None:
+                micros = Axis("us").floor(events.clock.time(events.code), history.axis.unit)
+                values = pa.array(micros)
+            else:
+                values = listed_values(column.values, output, history.view.view)
+            return lists(
+                values, in_rows, output, history.view.view, newest_first=plan.newest_first
+            )
+        if output.function == "time_since_last":
+            found = self._since_last(events, ranges)
+        else:
+            try:
+                found = aggregated(output.function, column, ranges)
+            except SumOverflowError:
+                raise ColumnTypeError(
+                    f"Feature view `{history.view.view}`, feature `{output.feature}`: a sum of "
+                    f"`{output.column}` is beyond the integers of 64 bits. Make the window "
+                    "shorter, or declare the column as Float64."
+                ) from None
+        kind = output.arrow_type(column.values.type if column is not None else None)
+        found = found.take(pa.array(self.in_rows))
+        return found if found.type == kind else found.cast(kind)
+
+    def _since_last(self, events: Events, ranges: Ranges) -> pa.Array:
+        """Seconds from the newest event to the entity row."""
+        nothing = ranges.counts == 0
+        place = np.where(nothing, 0, ranges.end - 1)
+        if not len(events):
+            return pa.nulls(len(ranges), pa.float64())
+        last = events.time(ranges.number(place))
+        entities = self.join.entities
+        moment = entities.times[self.join.order.entity[self.slots]]
+        (our_s, ours), (their_s, theirs) = (
+            _seconds(moment, entities.unit),
+            _seconds(last, self.join.reading.history.axis.unit),
+        )
+        whole, rest = our_s - their_s, ours - theirs
+        nanos = whole * NANOSECONDS["s"] + rest
+        near = np.abs(whole) < 1 << 33
+        seconds = np.where(near, nanos / NANOSECONDS["s"], whole + rest / NANOSECONDS["s"])
+        return pa.array(seconds, mask=nothing)
+
+
+def _seconds(times: Numbers, unit: str) -> tuple[Numbers, Numbers]:
+    """Times as whole seconds, and nanoseconds beside them."""
+    per_second = NANOSECONDS["s"] // NANOSECONDS[unit]
+    whole = times // per_second
+    return whole, (times - whole * per_second) * NANOSECONDS[unit]
+
+
+def _covered(
+    events: Events, longest: Ranges, ranges: dict[timedelta | None, Ranges]
+) -> tuple[Events, dict[timedelta | None, Ranges]]:
+    """The events that some range has, and the ranges among these."""
+    count = len(events)
+    begins = np.bincount(longest.first, minlength=count + 1)
+    begins -= np.bincount(longest.end, minlength=count + 1)
+    is_covered = np.cumsum(begins)[:count] > 0
+    if is_covered.all():
+        return events, ranges
+    upto = np.zeros(count + 1, dtype=np.int64)
+    np.cumsum(is_covered, out=upto[1:])
+    return events.only(np.flatnonzero(is_covered)), {
+        span: Ranges(upto.take(each.first), upto.take(each.end)) for span, each in ranges.items()
+    }
