@@ -20,9 +20,9 @@ from feast_dynamo_ext.declared import (
     declared_type,
     element_kind,
 )
-from feast_dynamo_ext.derived import derived_of, series_of
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.series import Recent, WindowFeature
+from feast_dynamo_ext.view_settings import derived_of, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
