@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from feast_dynamo_ext.parquet.s3_parquet_source import S3ParquetSource
     from feast_dynamo_ext.provider import DynamoProvider
-    from feast_dynamo_ext.series import Series
+    from feast_dynamo_ext.series_settings import Series
     from feast_dynamo_ext.view_settings import TableSettings, ViewSettings
 
 __version__ = "0.1.0"
@@ -58,7 +58,7 @@ _MODULE_OF = {
     "S3ParquetOfflineStoreConfig": "offline_store",
     "S3ParquetSource": "parquet.s3_parquet_source",
     "SavedDatasetIcebergStorage": "parquet.iceberg.destinations",
-    "Series": "series",
+    "Series": "series_settings",
     "TableSettings": "view_settings",
     "ViewSettings": "view_settings",
     "recent": "derived",

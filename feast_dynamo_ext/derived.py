@@ -38,7 +38,7 @@ from feast.types import (
 
 from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.series import (
+from feast_dynamo_ext.series_settings import (
     OF_EVENTS,
     Derived,
     Recent,

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from feast_dynamo_ext.columns import Tombstones, tombstones_of
 from feast_dynamo_ext.config import SettingsModel, refuse_unknown
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.series import (
+from feast_dynamo_ext.series_settings import (
     MOST_COHORTS,
     NAMES,
     Derived,

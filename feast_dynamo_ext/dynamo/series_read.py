@@ -18,7 +18,7 @@ from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 from google.protobuf.message import DecodeError
 
 from feast_dynamo_ext.arrow_types import VALUE_FIELD
-from feast_dynamo_ext.dynamo.aggregates import EntityEvents, NullInListError, aggregate, listed
+from feast_dynamo_ext.dynamo.entity_events import EntityEvents, NullInListError, aggregate, listed
 from feast_dynamo_ext.dynamo.layouts.packed import CREATED_TIME, VALUES, split, unpack
 from feast_dynamo_ext.dynamo.query import EntityQuery, Queries, Stretch, sort_time
 from feast_dynamo_ext.dynamo.read import (
@@ -31,7 +31,7 @@ from feast_dynamo_ext.dynamo.read import (
     vector_head,
 )
 from feast_dynamo_ext.errors import IncompleteReadError, ItemFormatError
-from feast_dynamo_ext.series import RecentFeature, WindowFeature, Windows
+from feast_dynamo_ext.series_settings import RecentFeature, WindowFeature, Windows
 from feast_dynamo_ext.timestamps import MICROSECOND, micros_of, moment_of
 
 if TYPE_CHECKING:

@@ -40,7 +40,13 @@ if TYPE_CHECKING:
     from feast.value_type import ValueType
 
     from feast_dynamo_ext.dynamo.batch_get import Reader
-    from feast_dynamo_ext.series import Derived, Recent, RecentFeature, WindowFeature, Windows
+    from feast_dynamo_ext.series_settings import (
+        Derived,
+        Recent,
+        RecentFeature,
+        WindowFeature,
+        Windows,
+    )
 
 T = TypeVar("T")
 

@@ -138,7 +138,7 @@ class Shop:
     def load(self) -> None:
         from feast_dynamo_ext import ViewSettings
         from feast_dynamo_ext.derived import recent, windows
-        from feast_dynamo_ext.series import Series
+        from feast_dynamo_ext.series_settings import Series
 
         def view(name: str, **settings: Any) -> FeatureView:
             source = FileSource(name=f"{name}_file", path="none.parquet", timestamp_field="at")

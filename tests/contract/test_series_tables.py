@@ -16,7 +16,7 @@ from feast.types import Array, Float64, Int64, String
 from feast_dynamo_ext import ViewSettings
 from feast_dynamo_ext.derived import recent, windows
 from feast_dynamo_ext.errors import ConfigError, TableLayoutError
-from feast_dynamo_ext.series import Series
+from feast_dynamo_ext.series_settings import Series
 
 pytestmark = pytest.mark.server
 

@@ -17,7 +17,7 @@ from feast.types import Float64, Int64, String
 from feast_dynamo_ext import ViewSettings
 from feast_dynamo_ext.derived import recent, windows
 from feast_dynamo_ext.dynamo.series_read import as_of
-from feast_dynamo_ext.series import Series
+from feast_dynamo_ext.series_settings import Series
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -24,7 +24,7 @@ from feast_dynamo_ext.dynamo.layouts.series import (
     value_bytes,
 )
 from feast_dynamo_ext.errors import ColumnTypeError
-from feast_dynamo_ext.series import Series
+from feast_dynamo_ext.series_settings import Series
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 VALUES = {

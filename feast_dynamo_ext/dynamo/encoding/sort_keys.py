@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from feast.value_type import ValueType
 
-    from feast_dynamo_ext.series import Series
+    from feast_dynamo_ext.series_settings import Series
 
 SIGN = np.uint64(1 << 63)
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from feast.protos.feast.types.Value_pb2 import Value
 
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
-    from feast_dynamo_ext.series import Series
+    from feast_dynamo_ext.series_settings import Series
 
 SORT = "s"
 CONTROL_SORT = b"\0"

@@ -9,7 +9,7 @@ from feast_dynamo_ext.columns import tombstones_of
 from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.dynamo.layouts.series import AS_COHORTS, IN_BYTES
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.series import short
+from feast_dynamo_ext.series_settings import short
 from feast_dynamo_ext.view_settings import ViewSettings
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from feast_dynamo_ext.retrieval.windows.aggregates import (
 )
 from feast_dynamo_ext.retrieval.windows.event_lists import listed_values, lists
 from feast_dynamo_ext.retrieval.windows.event_rows import Events, Reading, events_in_order
-from feast_dynamo_ext.series import short
+from feast_dynamo_ext.series_settings import short
 from feast_dynamo_ext.timestamps import LOWEST, MICROSECOND, NANOSECONDS, Axis
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Aggregates and lists of an entity's events, as of one moment; see `series.WindowFeature`.
+"""Aggregates and lists of an entity's events, as of one moment; see `WindowFeature`.
 
 Events stand in the order of their sort keys, the oldest first. A null is no value, nor is NaN.
 """
@@ -16,7 +16,7 @@ from feast_dynamo_ext.timestamps import MICROSECOND
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from feast_dynamo_ext.series import Recent, RecentFeature, WindowFeature, Windows
+    from feast_dynamo_ext.series_settings import Recent, RecentFeature, WindowFeature, Windows
 
 SECOND_US = 1_000_000
 
