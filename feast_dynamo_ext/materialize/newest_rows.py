@@ -22,6 +22,7 @@ from feast_dynamo_ext.columns import (
     tombstones_of,
 )
 from feast_dynamo_ext.declared import declared_as
+from feast_dynamo_ext.dynamo.encoding.marks import cohort_texts
 from feast_dynamo_ext.dynamo.encoding.requests import (
     Deletions,
     EncodedRows,
@@ -30,6 +31,7 @@ from feast_dynamo_ext.dynamo.encoding.requests import (
 from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
+from feast_dynamo_ext.dynamo.layouts.series import cohort_attributes
 from feast_dynamo_ext.dynamo.views import kept_seconds, ttl_seconds
 from feast_dynamo_ext.dynamo.write import latest_event_us, refuse_future
 from feast_dynamo_ext.errors import OfflineStoreError, WindowError
@@ -49,7 +51,7 @@ from feast_dynamo_ext.timestamps import (
     micros_of,
     moment_of,
 )
-from feast_dynamo_ext.view_settings import view_tombstones
+from feast_dynamo_ext.view_settings import ViewSettings, view_tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -406,6 +408,7 @@ class Encoder:
         schema: what encoded values stand for.
         kept_s: seconds after their event times that DynamoDB keeps rows; None for no limit.
         order: which row of an entity wins online.
+        cohorts: features by which entities can be found.
     """
 
     view: Any
@@ -413,12 +416,19 @@ class Encoder:
     schema: RowSchema
     kept_s: int | None
     order: Order = "event"
+    cohorts: tuple[str, ...] = ()
 
     @classmethod
     def from_view(cls, config: RepoConfig, view: Any, columns: Columns) -> Encoder:
         """The encoder of a view as it is declared now."""
         schema, kept_s = RowSchema.from_view(view), kept_seconds(config, view)
-        return cls(view, columns, schema, kept_s, write_order(view))
+        cohorts = ViewSettings.from_view(view).cohorts
+        return cls(view, columns, schema, kept_s, write_order(view), cohorts)
+
+    @property
+    def mark_types(self) -> dict[str, str]:
+        """Further attributes of rows, and DynamoDB's types of them; see `EncodedRows.marks`."""
+        return dict.fromkeys(cohort_attributes(self.cohorts), "S")
 
     def __call__(self, batch: pa.RecordBatch) -> EncodedRows:
         """Encode a batch.
@@ -443,9 +453,21 @@ class Encoder:
             self.schema,
             self.kept_s,
             self.order,
+            self._marks(batch),
         )
         refuse_too_large(rows, self.view.name)
         return rows
+
+    def _marks(self, batch: pa.RecordBatch) -> dict[str, tuple[str, pa.Array]]:
+        if not self.cohorts:
+            return {}
+        at = {field.name: place for place, field in enumerate(self.view.features)}
+        found = {}
+        for name, attribute in zip(self.cohorts, self.mark_types, strict=True):
+            column = batch.column(self.columns.features[at[name]])
+            kind = self.view.features[at[name]].dtype.to_value_type()
+            found[attribute] = "S", cohort_texts(column, kind, name, self.view.name)
+        return found
 
     def deletions(self, batch: pa.RecordBatch) -> Deletions:
         """Encode rows of `Newest.deleted`.
@@ -593,7 +615,13 @@ class ViewReading:
             found(newest)
             count = buckets or bucket_count(newest.rows + newest.deletions, self.rows_per_bucket)
             spool = Spool(
-                encoder.schema, encoder.kept_s, count, done, self.spill_folder, encoder.order
+                encoder.schema,
+                encoder.kept_s,
+                count,
+                done,
+                self.spill_folder,
+                encoder.order,
+                encoder.mark_types,
             )
             undo.enter_context(spool)
             for rows in self._encoded(_each(newest.batches, lambda: looked_at(0))):

@@ -20,7 +20,7 @@ from feast_dynamo_ext.dynamo.encoding.requests import Deletions, EncodedRows
 from feast_dynamo_ext.parquet.spill import BinSpool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -44,6 +44,11 @@ LAYOUT = pa.schema(
     ]
 )
 
+
+MARK = "mark "
+"""What stands before the names of further attributes among the columns."""
+
+MARK_TYPES = {"S": pa.large_string(), "B": pa.large_binary()}
 
 GONE = ("key", "created_us")
 """Columns of a deletion; its values are null."""
@@ -69,6 +74,7 @@ class Spool:
         done: frozenset[int] = frozenset(),
         folder: str | None = None,
         order: Order = "event",
+        marks: Mapping[str, str] | None = None,
     ) -> None:
         """Nothing is on the disk yet.
 
@@ -79,12 +85,23 @@ class Spool:
             done: buckets whose rows are not kept.
             folder: of the disk; default: the system's folder for temporary files.
             order: which row of a key wins.
+            marks: DynamoDB's types of further attributes, by name: see `EncodedRows.marks`.
         """
         self.schema, self._ttl_s, self._order = schema, ttl_s, order
+        self._marks = dict(marks or {})
+        self._layout = pa.schema(
+            [*LAYOUT, *((MARK + name, MARK_TYPES[kind]) for name, kind in self._marks.items())]
+        )
         self._done = np.isin(np.arange(buckets), list(done))
         self._duckdb = duckdb.connect(":memory:", config={"threads": "1"})
         self._bins = BinSpool(
-            LAYOUT, buckets, self._buckets_of, BUFFER_BYTES, folder, purpose="write", dropped=done
+            self._layout,
+            buckets,
+            self._buckets_of,
+            BUFFER_BYTES,
+            folder,
+            purpose="write",
+            dropped=done,
         )
 
     @property
@@ -116,8 +133,11 @@ class Spool:
         created = rows.created_us
         if created is None:
             created = pa.nulls(len(rows), pa.int64())
+        marks = [rows.marks[name][1] for name in self._marks]
         self._bins.add(
-            pa.record_batch([rows.keys, rows.values, rows.event_us, created], schema=LAYOUT)
+            pa.record_batch(
+                [rows.keys, rows.values, rows.event_us, created, *marks], schema=self._layout
+            )
         )
 
     def add_deletions(self, deletions: Deletions) -> None:
@@ -126,7 +146,10 @@ class Spool:
         Raises: as `add`.
         """
         values, times = pa.nulls(len(deletions), pa.large_binary()), deletions.written_us
-        self._bins.add(pa.record_batch([deletions.keys, values, times, times], schema=LAYOUT))
+        marks = [pa.nulls(len(deletions), MARK_TYPES[kind]) for kind in self._marks.values()]
+        self._bins.add(
+            pa.record_batch([deletions.keys, values, times, times, *marks], schema=self._layout)
+        )
 
     def finish(self) -> None:
         """All rows are there, and none of them is in memory.
@@ -145,12 +168,20 @@ class Spool:
                 yield Deletions(*(gone.column(name).combine_chunks() for name in GONE))
             if not len(rows):
                 continue
-            key, values, event_us, created_us = (
+            key, values, event_us, created_us, *marks = (
                 column.combine_chunks() for column in rows.columns
             )
+            typed = zip(self._marks.values(), marks, strict=True)
             created = None if created_us.null_count == len(created_us) else created_us
             yield EncodedRows(
-                key, values, event_us, created, self.schema, self._ttl_s, self._order
+                key,
+                values,
+                event_us,
+                created,
+                self.schema,
+                self._ttl_s,
+                self._order,
+                dict(zip(self._marks, typed, strict=True)),
             )
 
     def _buckets_of(self, batch: pa.RecordBatch) -> NDArray[np.int64]:
@@ -195,7 +226,10 @@ def _bounded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Wide rows may follow each other: what counts is the size of each, not their mean."""
-    ends = (_FIXED_BYTES + lengths_of(batch["key"]) + lengths_of(batch["values"])).cumsum()
+    sizes = _FIXED_BYTES + lengths_of(batch["key"]) + lengths_of(batch["values"])
+    for column in batch.columns[len(LAYOUT) :]:
+        sizes = sizes + lengths_of(column.cast(pa.large_binary()))
+    ends = sizes.cumsum()
     start = before = 0
     while start < batch.num_rows:
         fitting = int(np.searchsorted(ends, before + BLOCK_BYTES, side="right"))
