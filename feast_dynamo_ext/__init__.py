@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+    from feast_dynamo_ext.cohorts import cohort, score_cohort
     from feast_dynamo_ext.materialize.engine import DynamoComputeEngine, DynamoComputeEngineConfig
     from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, S3ParquetOfflineStoreConfig
     from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     )
     from feast_dynamo_ext.parquet.s3_parquet_source import S3ParquetSource
     from feast_dynamo_ext.provider import DynamoProvider
+    from feast_dynamo_ext.range_read import online_series, online_series_async
     from feast_dynamo_ext.view_settings import TableSettings, ViewSettings
 
 __version__ = "0.1.0"
@@ -39,6 +41,10 @@ __all__ = [
     "SavedDatasetIcebergStorage",
     "TableSettings",
     "ViewSettings",
+    "cohort",
+    "online_series",
+    "online_series_async",
+    "score_cohort",
 ]
 
 _MODULE_OF = {
@@ -55,6 +61,10 @@ _MODULE_OF = {
     "SavedDatasetIcebergStorage": "parquet.iceberg.destinations",
     "TableSettings": "view_settings",
     "ViewSettings": "view_settings",
+    "cohort": "cohorts",
+    "online_series": "range_read",
+    "online_series_async": "range_read",
+    "score_cohort": "cohorts",
 }
 
 

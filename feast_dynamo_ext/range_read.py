@@ -121,11 +121,11 @@ class OnlineSeries:
         one in Arrow. Texts, numbers and times have their declared types, empty or not.
         """
         columns = {
-            name: pa.array(self._texts(name, values), _arrow_type(self.types[name]))
+            name: pa.array(self._texts(name, values), arrow_type(self.types[name]))
             for name, values in self.entities.items()
         }
         for name, lists in self.features.items():
-            kind = _arrow_type(self.types[name])
+            kind = arrow_type(self.types[name])
             cells = [None if each is None else self._texts(name, each) for each in lists]
             columns[name] = pa.array(cells, None if kind is None else pa.list_(kind))
         columns[self._name(EVENT_TIME)] = pa.array(self.event_us, pa.list_(pa.int64())).cast(
@@ -153,7 +153,7 @@ class OnlineSeries:
         return [None if each is None else as_text(each) for each in values]
 
 
-def _arrow_type(kind: str) -> pa.DataType | None:
+def arrow_type(kind: str) -> pa.DataType | None:
     """The Arrow type of values; None for maps, lists and others that Arrow looks at itself."""
     if kind == "UNIX_TIMESTAMP":
         return MOMENTS

@@ -1,0 +1,136 @@
+"""A shop that keeps every purchase, and the newest row of each customer, on a DynamoDB."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+import pandas as pd
+from feast import Entity, FeatureView, Field, FileSource, PushSource, ValueType
+from feast.data_source import PushMode
+from feast.types import Float64, Int64, String
+from repos import REGION
+
+from feast_dynamo_ext import ViewSettings
+from feast_dynamo_ext.series import Series
+
+CUSTOMER = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
+DAY = dt.timedelta(days=1)
+NUMBERS = itertools.count()
+
+
+def source_of(name: str, folder: Any) -> FileSource:
+    return FileSource(
+        name=f"{name}_history",
+        path=f"{folder}/{name}.parquet",
+        timestamp_field="event_timestamp",
+        created_timestamp_column="created",
+    )
+
+
+def view_of(
+    name: str,
+    folder: Any,
+    tags: dict[str, str],
+    ttl: dt.timedelta = dt.timedelta(0),
+    **features: Any,
+) -> FeatureView:
+    """A view of customers that is pushed to by `{name}_push`."""
+    types = {"customer_id": Int64, **features}
+    return FeatureView(
+        name=name,
+        entities=[CUSTOMER],
+        schema=[Field(name=column, dtype=dtype) for column, dtype in types.items()],
+        source=PushSource(name=f"{name}_push", batch_source=source_of(name, folder)),
+        ttl=ttl,
+        tags=tags,
+    )
+
+
+def purchases_view(
+    name: str, folder: Any, ttl: dt.timedelta = dt.timedelta(0), **series: Any
+) -> FeatureView:
+    """Purchases, each of them kept."""
+    settings = {"tie_breaker": "purchase_id", **series}
+    tags = ViewSettings(series=Series(**settings)).tags()
+    return view_of(
+        name, folder, tags, ttl, purchase_id=Int64, amount=Float64, category=String, note=String
+    )
+
+
+def customers_view(
+    name: str, folder: Any, ttl: dt.timedelta = dt.timedelta(0), *, cohorts: Any = ("segment",)
+) -> FeatureView:
+    """The newest row of each customer, to be found by segment."""
+    tags = ViewSettings(cohorts=cohorts).tags()
+    return view_of(name, folder, tags, ttl, segment=String, visits=Int64)
+
+
+@dataclass
+class SeriesShop:
+    """A store with views, on a DynamoDB.
+
+    Attributes:
+        store: the feature store.
+        client: boto3's.
+        now: the time that events are counted back from.
+        folder: of the histories.
+    """
+
+    store: Any
+    client: Any
+    now: dt.datetime
+    folder: Any
+
+    @classmethod
+    def open(cls, open_store: Any, dynamodb: Any, folder: Any, **online: Any) -> SeriesShop:
+        """Without views, of a project of its own."""
+        settings = {"region": REGION, "endpoint_url": dynamodb.endpoint, **online}
+        if dynamodb.name == "moto":  # it takes no binary values in PartiQL
+            settings["newest_wins_with"] = "put_item"
+        store = open_store(f"shop{next(NUMBERS)}", online=settings)
+        client = boto3.client("dynamodb", region_name=REGION, endpoint_url=dynamodb.endpoint)
+        return cls(
+            store, client, dt.datetime.now(tz=dt.timezone.utc).replace(microsecond=0), folder
+        )
+
+    def apply(self, *views: Any) -> None:
+        self.store.apply([CUSTOMER, *views])
+
+    def time(self, days: float) -> dt.datetime:
+        return self.now - days * DAY
+
+    def micros(self, *days: float) -> list[int]:
+        return [int(self.time(each).timestamp() * 1_000_000) for each in days]
+
+    def buy(self, view: str, *purchases: tuple[Any, ...]) -> None:
+        """Push (customer, days ago, number, amount, category, note)."""
+        names = ("purchase_id", "amount", "category", "note")
+        self._push(view, names, purchases)
+
+    def visit(self, view: str, *rows: tuple[Any, ...]) -> None:
+        """Push (customer, days ago, segment, visits)."""
+        self._push(view, ("segment", "visits"), rows)
+
+    def _push(self, view: str, names: tuple[str, ...], rows: Any) -> None:
+        frame = pd.DataFrame(self.rows(names, rows))
+        self.store.push(f"{view}_push", frame, to=PushMode.ONLINE)
+
+    def rows(self, names: tuple[str, ...], rows: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "customer_id": customer,
+                "event_timestamp": self.time(days),
+                "created": self.time(days),
+                **dict(itertools.zip_longest(names, cells)),
+            }
+            for customer, days, *cells in rows
+        ]
+
+    def items(self, view: str) -> list[dict[str, Any]]:
+        """The rows or events of a view's table."""
+        found = self.client.scan(TableName=f"{self.store.project}.{view}")["Items"]
+        return [item for item in found if "f" in item]
