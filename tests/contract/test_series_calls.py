@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from feast.errors import FeatureViewNotFoundException
 from feast.types import Int64
-from series_shop import DAY, SeriesShop, customers_view, purchases_view
+from series_shop import DAY, SeriesShop, ThrottledQueries, customers_view, purchases_view
 
 from feast_dynamo_ext import online_series, online_series_async
 from feast_dynamo_ext.derived import recent
@@ -273,39 +273,12 @@ def test_what_cannot_be_read_is_refused_in_words(open_shop, tmp_path):
     refused(shop, ConfigError, "`start` is after `end`", start=shop.now, end=shop.time(1))
 
 
-class Faulty:
-    """The store's connection, with some queries throttled until their deadline."""
-
-    def __init__(self, transport, throttled):
-        self.transport, self.throttled = transport, throttled
-
-    async def call(self, operation, body, resource, timeout_s=float("inf")):
-        if operation == "Query" and next(self.throttled):
-            from feast_dynamo_ext.errors import ThrottledError
-
-            raise ThrottledError("slow down", service="dynamodb", operation="Query")
-        return await self.transport.call(operation, body, resource, timeout_s)
-
-
-def with_faults(shop, throttled):
-    """Of the shop's queries, those that are throttled; the first ones first."""
-    import dataclasses
-
-    online = shop.store.provider.online_store
-    connection = online.connection(shop.store.config)
-    reader = dataclasses.replace(
-        connection.reader,
-        transport=Faulty(connection.transport, itertools.chain(throttled)),
-        workers=1,
-    )
-    online._opened = (online._opened[0], dataclasses.replace(connection, reader=reader))
-
-
 @pytest.mark.parametrize("on_partial", ["error", "mark"])
 def test_entities_left_unread_at_the_deadline(open_shop, on_partial, caplog):
     shop = open_shop(online={"on_partial": on_partial, "read_deadline_ms": 300})
     shop.buy("purchases", (1, 1, 1, 1.5, "a"), (2, 1, 1, 2.5, "a"))
-    with_faults(shop, itertools.chain([False], itertools.repeat(True)))
+    throttled = itertools.chain([False], itertools.repeat(True))
+    shop.read_through(lambda transport: ThrottledQueries(transport, throttled))
     rows, refs = {"customer_id": [1, 2]}, ["purchases:amount"]
     if on_partial == "error":
         with pytest.raises(IncompleteReadError, match="events of 1 entities of feature view pur"):

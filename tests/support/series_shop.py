@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pandas as pd
@@ -15,7 +16,11 @@ from feast.types import Float64, Int64, String
 from repos import REGION
 
 from feast_dynamo_ext import ViewSettings
+from feast_dynamo_ext.errors import ThrottledError
 from feast_dynamo_ext.series import Series
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 CUSTOMER = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
 DAY = dt.timedelta(days=1)
@@ -67,6 +72,41 @@ def customers_view(
     """The newest row of each customer, to be found by segment."""
     tags = ViewSettings(cohorts=cohorts).tags()
     return view_of(name, folder, tags, ttl, segment=String, visits=Int64)
+
+
+@dataclass
+class ThrottledQueries:
+    """A transport of which some queries are throttled.
+
+    Attributes:
+        transport: the one that the others go through.
+        is_throttled: of each query in turn.
+    """
+
+    transport: Any
+    is_throttled: Iterator[bool]
+
+    async def call(
+        self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
+    ) -> Any:
+        if operation == "Query" and next(self.is_throttled):
+            raise ThrottledError("slow down", service="dynamodb", operation="Query")
+        return await self.transport.call(operation, body, resource, timeout_s)
+
+
+@dataclass
+class ShortPages:
+    """A transport whose queries are answered in pages of a few items, as those of 1 MB are."""
+
+    transport: Any
+    items: int
+
+    async def call(
+        self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
+    ) -> Any:
+        if operation == "Query":
+            body = {**body, "Limit": min(self.items, body.get("Limit", self.items))}
+        return await self.transport.call(operation, body, resource, timeout_s)
 
 
 @dataclass
@@ -129,6 +169,19 @@ class SeriesShop:
             }
             for customer, days, *cells in rows
         ]
+
+    def read_through(self, wrap: Callable[[Any], Any], **policy: Any) -> None:
+        """Send reads through a transport around the store's own, one at a time."""
+        online = self.store.provider.online_store
+        connection = online.connection(self.store.config)
+        reader = dataclasses.replace(
+            connection.reader,
+            transport=wrap(connection.transport),
+            policy=dataclasses.replace(connection.reader.policy, **policy),
+            workers=1,
+        )
+        process, _ = online._opened
+        online._opened = process, dataclasses.replace(connection, reader=reader)
 
     def items(self, view: str) -> list[dict[str, Any]]:
         """The rows or events of a view's table."""
