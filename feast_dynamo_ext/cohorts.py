@@ -74,6 +74,9 @@ MANY_PAGES = 100
 LEAST_PAGE = 25
 """Keys of a page at least, where a limit makes pages small."""
 
+NO_INDEX = {"ValidationException", "ResourceNotFoundException"}
+"""What DynamoDB answers, and what stands in for it, of an index that is not there."""
+
 PREDICTION = "prediction"
 
 
@@ -448,11 +451,12 @@ class Cohort(Iterator[dict[str, Any]]):
             attempts = reader.policy.start()
             answer = await send(reader.transport, "Query", request, [index.table], attempts)
         except AwsError as error:
-            if error.code == "ValidationException" and "index" in str(error):
+            said = str(error.__cause__ or error)
+            if error.code in NO_INDEX and "index" in said.lower():
                 raise TableLayoutError(
                     f"Feature view `{index.view}`: table {index.table} cannot be read by the "
                     f"index `{index.name}`. If `feast apply` has not made it yet, run it; a new "
-                    f"index can be read when DynamoDB has filled it. DynamoDB says: {error}"
+                    f"index can be read when DynamoDB has filled it. DynamoDB says: {said}"
                 ) from error
             raise
         self._pages += "Limit" not in request
@@ -491,7 +495,7 @@ def score_cohort(
         for table in scores:
             keep(table, scores.token)  # after a failure: score_cohort(..., token=the last one)
 
-    A table has the join keys, the features in the order of `get_online_features`, and
+    A table has the join keys, the features in the order of the references or of the service, and
     `prediction`. An entity that has no row in a view has nulls for its features.
 
     Args:
@@ -569,7 +573,8 @@ class CohortScores(Iterator[pa.Table]):
 
         answered = self._store.get_online_features(self._features, entities).to_dict()
         keys = list(entities[0])
-        names = [name for name in answered if name not in keys]
+        # Feast answers the features of a view in any order.
+        names = [name for name in {**self._types, **answered} if name in answered.keys() - {*keys}]
         if PREDICTION in names:
             raise ConfigError(
                 f"A feature is called `{PREDICTION}`, as the column of predictions is. Leave it "

@@ -28,13 +28,13 @@ from feast.value_type import ValueType
 
 from feast_dynamo_ext import _feast
 from feast_dynamo_ext.config import did_you_mean
-from feast_dynamo_ext.declared import SCALARS, declared_arrow
+from feast_dynamo_ext.declared import SCALARS, declared_arrow, element_kind
 from feast_dynamo_ext.dynamo import read, series_read
 from feast_dynamo_ext.dynamo.event_loops import off_loop
 from feast_dynamo_ext.dynamo.key_bounds import KeyBounds, bounds_of, refuse_other_columns
 from feast_dynamo_ext.dynamo.query import LAST_US, EntityQuery, Stretch, sort_time
 from feast_dynamo_ext.dynamo.views import FeastRequest, refuse_unknown_features
-from feast_dynamo_ext.errors import ConfigError, FeastDynamoError
+from feast_dynamo_ext.errors import ConfigError, EntityKeyError, FeastDynamoError
 from feast_dynamo_ext.online_store import BAD_ROWS, LARGE_REQUEST, DynamoOnlineStore
 from feast_dynamo_ext.timestamps import MICROSECOND, micros_of, moment_of
 from feast_dynamo_ext.view_settings import ViewSettings
@@ -154,10 +154,13 @@ class OnlineSeries:
 
 
 def arrow_type(kind: str) -> pa.DataType | None:
-    """The Arrow type of values; None for maps, lists and others that Arrow looks at itself."""
+    """The Arrow type of values; None for maps and others that Arrow looks at itself."""
     if kind == "UNIX_TIMESTAMP":
         return MOMENTS
     value_type = ValueType[kind]
+    element = element_kind(value_type)
+    if element is not None and element.name in PLAIN | {"UNIX_TIMESTAMP"}:
+        return pa.list_(arrow_type(element.name))
     is_zoned = value_type is ValueType.ZONED_TIMESTAMP
     return declared_arrow(value_type) if value_type in SCALARS and not is_zoned else None
 
@@ -436,7 +439,11 @@ def _asked(
     names = list(dict.fromkeys(reference.partition(":")[2] for reference in references))
     if not set(names) <= set(known.schema.names):
         refuse_unknown_features(registry, project, references)
-    (asked,) = read.of_columns([known], [names], prepared.columns)
+    try:
+        (asked,) = read.of_columns([known], [names], prepared.columns)
+    except EntityKeyError:
+        request.completed([known], prepared.columns, prepared.response)  # names what is missing
+        raise
     entities = {column: prepared.columns[column] for _, column in known.columns}
     return asked, series, entities
 

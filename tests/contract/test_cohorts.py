@@ -285,7 +285,7 @@ def test_a_cohort_is_scored_in_chunks(scored):
             ("prediction", pa.float64()),
         ]
     )
-    assert all(table.schema == schema for table in tables)
+    assert [table.schema for table in tables] == [schema] * 3
     whole = pa.concat_tables(tables).to_pydict()
     assert whole["customer_id"] == list(range(7))
     assert whole["amount_last_2"] == [[float(c)] for c in range(7)]
