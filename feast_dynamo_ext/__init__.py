@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
-    from feast_dynamo_ext.cohorts import cohort, score_cohort
+    from feast_dynamo_ext.cohort_scores import score_cohort
+    from feast_dynamo_ext.cohorts import cohort
     from feast_dynamo_ext.materialize.engine import DynamoComputeEngine, DynamoComputeEngineConfig
     from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, S3ParquetOfflineStoreConfig
     from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
@@ -64,7 +65,7 @@ _MODULE_OF = {
     "cohort": "cohorts",
     "online_series": "range_read",
     "online_series_async": "range_read",
-    "score_cohort": "cohorts",
+    "score_cohort": "cohort_scores",
 }
 
 

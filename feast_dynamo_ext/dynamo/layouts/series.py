@@ -182,7 +182,7 @@ class CohortMarker:
         """Of rows of a schema."""
         return cls(view, tuple((name, schema.names.index(name)) for name in names))
 
-    def __call__(self, row: Row) -> JsonItem:
+    def __call__(self, row: Row | Event) -> JsonItem:
         """The attributes of a row; of a null there is none.
 
         Raises:
