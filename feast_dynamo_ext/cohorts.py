@@ -59,8 +59,11 @@ logger = logging.getLogger(__name__)
 MANY_PAGES = 100
 """Pages of 1 MB of one value's keys, from which on a warning is logged."""
 
-LEAST_PAGE = 25
-"""Keys of a page at least, where a limit makes pages small."""
+LEAST_PAGE, LARGEST_PAGE = 25, 4_000
+"""Keys of a page that a limit makes smaller than 1 MB, at least and at most."""
+
+PAGE_GROWTH = 4
+"""By how much the next page is larger: events of a few entities may fill many small ones."""
 
 NO_INDEX = {"ValidationException", "ResourceNotFoundException"}
 """What DynamoDB answers, and what stands in for it, of an index that is not there."""
@@ -343,6 +346,7 @@ class Cohort(Iterator[dict[str, Any]]):
         self._position, self._before_reading = position, before_reading
         self._seen: set[str] = set()
         self._pages, self._is_begun = 0, False
+        self._page_keys = None if limit is None else max(limit, LEAST_PAGE)
         self._page: Iterator[JsonItem] = iter(())
         self._next_key = None if position is None else index.start_key(position)
         self._has_more = position is None or not index.is_below(position)
@@ -400,10 +404,12 @@ class Cohort(Iterator[dict[str, Any]]):
                 await self._go_through_again(self._position)
             self._is_begun = True
         request = self._index.request()
-        if self._left is not None:
-            request["Limit"] = max(self._left, LEAST_PAGE)
+        if self._page_keys is not None and self._page_keys <= LARGEST_PAGE:
+            request["Limit"] = self._page_keys
         items, self._next_key = await self._query(request, self._next_key)
         self._has_more = self._next_key is not None
+        if self._page_keys is not None:
+            self._page_keys *= PAGE_GROWTH
         return items
 
     async def _go_through_again(self, position: Position) -> None:

@@ -314,7 +314,7 @@ class EncodedRows:
     def sizes(self) -> Integers:
         """Bytes of each row's item by DynamoDB's rule, see `packed.item_bytes`."""
         numbers = sum(_number_bytes(self._digits[name]) for name in self._digits)
-        names = sum(len(name.encode()) * self._mask(name) for name in self._names)
+        names = sum(len(name.encode()) * self._lacking.get(name, 1) for name in self._names)
         blobs = lengths_of(self.keys) + lengths_of(self.values) + len(self.schema.fingerprint)
         marks = sum(_bytes_of(values) for _, values in self.marks.values())
         total: Integers = names + numbers + blobs + marks
@@ -381,11 +381,6 @@ class EncodedRows:
             for name in self._names
             if name in arrays and arrays[name].null_count
         }
-
-    def _mask(self, name: str) -> Mask:
-        """Which rows have an attribute."""
-        mask = self._lacking.get(name)
-        return np.ones(len(self), np.bool_) if mask is None else mask
 
     @cached_property
     def _json(self) -> dict[str, tuple[Text, ...]]:
