@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+    from feast_dynamo_ext.cohort_scores import score_cohort
+    from feast_dynamo_ext.cohorts import cohort
     from feast_dynamo_ext.derived import recent, windows
     from feast_dynamo_ext.materialize.engine import DynamoComputeEngine, DynamoComputeEngineConfig
     from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, S3ParquetOfflineStoreConfig
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     )
     from feast_dynamo_ext.parquet.s3_parquet_source import S3ParquetSource
     from feast_dynamo_ext.provider import DynamoProvider
+    from feast_dynamo_ext.range_read import online_series, online_series_async
     from feast_dynamo_ext.series_settings import Series
     from feast_dynamo_ext.view_settings import TableSettings, ViewSettings
 
@@ -42,7 +45,11 @@ __all__ = [
     "Series",
     "TableSettings",
     "ViewSettings",
+    "cohort",
+    "online_series",
+    "online_series_async",
     "recent",
+    "score_cohort",
     "windows",
 ]
 
@@ -63,6 +70,10 @@ _MODULE_OF = {
     "ViewSettings": "view_settings",
     "recent": "derived",
     "windows": "derived",
+    "cohort": "cohorts",
+    "online_series": "range_read",
+    "online_series_async": "range_read",
+    "score_cohort": "cohort_scores",
 }
 
 

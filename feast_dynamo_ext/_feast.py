@@ -412,9 +412,14 @@ def key_types(
 
 
 def prepare_request(
-    registry: Any, project: str, service: FeatureService, rows: Any, *, full_feature_names: bool
+    registry: Any,
+    project: str,
+    features: FeatureService | list[str],
+    rows: Any,
+    *,
+    full_feature_names: bool,
 ) -> PreparedRequest:
-    """Resolve a service's views and the keys of entity rows.
+    """Resolve the views of a service, or of references, and the keys of entity rows.
 
     Raises:
         ValueError: rows with different keys, or a view that may not be read now.
@@ -425,7 +430,7 @@ def prepare_request(
         utils._prepare_entities_to_read_from_online_store(
             registry=registry,
             project=project,
-            features=service,
+            features=features,
             entity_values=_columnar(rows),
             full_feature_names=full_feature_names,
             native_entity_values=True,

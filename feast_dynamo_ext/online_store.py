@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import time
@@ -27,10 +28,13 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     RowSchema,
     last_written_per_key,
     newest_per_key,
+    to_item,
 )
 from feast_dynamo_ext.dynamo.layouts.series import (
     SERIES,
+    CohortMarker,
     EventMaker,
+    cohort_attributes,
     marks_of,
     newest_per_event,
 )
@@ -75,6 +79,7 @@ if TYPE_CHECKING:
     from feast.value_type import ValueType
 
     from feast_dynamo_ext.dynamo.encoding.requests import Order
+    from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
     from feast_dynamo_ext.dynamo.layouts.series import Event
     from feast_dynamo_ext.dynamo.precomputed.vectors import Refs, ServiceSpec
     from feast_dynamo_ext.dynamo.write import WriteMethod
@@ -82,6 +87,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WARM_CONNECTIONS = 4
+MAY_BE_TOO_LARGE = VALUES_BYTES_THAT_FIT - 64 * 1_024
+"""Bytes of a row's values over which its item is looked at before any is written: attributes of
+orders and cohorts take less than the rest."""
+
 LARGE_REQUEST = 1_000
 """Rows, of all views together, whose keys and answers are made beside a caller's event loop."""
 
@@ -280,11 +289,22 @@ class DynamoOnlineStore(OnlineStore):
             refuse_future(ahead, len(rows), view.name)
         connection = self.connection(config)
         name, kept_s = table_name(config, view), kept_seconds(config, view)
-        series = ViewSettings.from_view(view).series
+        own = ViewSettings.from_view(view)
+        series, cohorts = own.series, own.cohorts
         layout = PACKED if series is None else SERIES
-        for row in rows:
-            if len(row.values) > VALUES_BYTES_THAT_FIT:
-                layout.put(row, schema, kept_s, view.name, 0)  # raises before any is written
+        marks: Iterable[JsonItem | None] = itertools.repeat(None)
+        if cohorts:
+            mark = CohortMarker.from_names(view.name, cohorts, schema)
+            marks = [mark(row) for row in rows]  # raises before any is written
+
+        def item(row: Any, marks: JsonItem | None, until_s: int) -> JsonItem:
+            if marks is None:
+                return layout.put(row, schema, kept_s, view.name, until_s)
+            return to_item(row, schema, kept_s, view.name, until_s, marks)
+
+        for row, of_row in zip(rows, marks, strict=False):
+            if len(row.values) > MAY_BE_TOO_LARGE:
+                item(row, of_row, 0)  # raises before any is written
         try:
             await connection.schemas.declare(
                 name, schema, connection.writer, is_series=series is not None
@@ -294,9 +314,9 @@ class DynamoOnlineStore(OnlineStore):
             left = tuple(row.key for row in rows)
             return Outcome(unwritten=left, cause=error).checked(name)
         until_s = int(time.time()) + GRACE_S
-        items = (layout.put(row, schema, kept_s, view.name, until_s) for row in rows)
+        items = (item(row, of_row, until_s) for row, of_row in zip(rows, marks, strict=False))
         method, order = write_method(config, view), write_order(view)
-        optional = () if series is None else marks_of(series)
+        optional = marks_of(series) if series is not None else cohort_attributes(cohorts)
         write = connection.writer.write(name, items, progress, method, order, optional)
         if series is not None:
             return await write

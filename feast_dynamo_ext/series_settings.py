@@ -69,7 +69,8 @@ class Series(SettingsModel):
     Local indexes are made with the table alone."""
 
     cohorts: Names = ()
-    """Features by whose value entities can be found, by a global index each."""
+    """Features by whose value entities can be found, by a global index each: see `cohort`. A value
+    takes 1,000 write units and serves 3,000 read units a second."""
 
     def check(self, subject: str) -> None:
         """Refuse names that stand twice, and more of them than a table has indexes."""

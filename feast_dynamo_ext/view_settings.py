@@ -245,7 +245,8 @@ class ViewSettings(SettingsModel):
 
     cohorts: Names = ()
     """Of a view that keeps its newest rows: features by whose value entities can be found, by a
-    global index each. Those of a series are the series' own."""
+    global index each: see `cohort`. Rows are found once they are written after that. Those of a
+    series are the series' own."""
 
     derived: Derived | None = None
     """What a view that `recent` or `windows` made computes of the events of another one."""

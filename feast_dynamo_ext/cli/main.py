@@ -10,6 +10,7 @@ from feast_dynamo_ext import __version__
 from feast_dynamo_ext.cli.bulk_load import bulk_load
 from feast_dynamo_ext.cli.capture import capture
 from feast_dynamo_ext.cli.capture_stream import stream
+from feast_dynamo_ext.cli.cohort import cohort
 from feast_dynamo_ext.cli.endpoint import endpoint
 from feast_dynamo_ext.cli.history_table import table
 from feast_dynamo_ext.cli.local import local
@@ -53,6 +54,7 @@ main.add_command(init)
 main.add_command(local)
 main.add_command(materialize)
 main.add_command(bulk_load)
+main.add_command(cohort)
 main.add_command(table)
 main.add_command(capture)
 capture.add_command(stream)

@@ -94,8 +94,8 @@ class EntityQuery:
             "ProjectionExpression": f"{KEY},{SORT},{VALUES},{FINGERPRINT},{CREATED_TIME}",
             "ScanIndexForward": not stretch.newest_first,
         }
-        if stretch.limit is not None and not stretch.is_filtered:
-            request["Limit"] = stretch.limit  # which counts before a filter
+        if stretch.limit is not None:
+            request["Limit"] = stretch.limit
         if self.consistent:
             request["ConsistentRead"] = True
         first = FIRST_US if stretch.first_us is None else max(stretch.first_us, FIRST_US)
@@ -211,7 +211,9 @@ class Queries:
             if last is None or is_full:
                 break
             request["ExclusiveStartKey"] = last
-            if "Limit" in request and stretch.limit is not None:
+            if stretch.is_filtered:
+                request.pop("Limit", None)  # which counts before the filter
+            elif stretch.limit is not None:
                 request["Limit"] = stretch.limit - len(found)
         result.found[query] = found[: stretch.limit]
 

@@ -92,7 +92,6 @@ class SeriesAnswers:
         self._result, self._book, self._now_us = result, book, now_us
         self._is_past = is_past
         self._queries = {(query.table, query.key): query for query in result.found}
-        self._unread = {(query.table, query.key) for query in result.unread}
 
     def rows_of(self, read: ViewRead) -> list[RowAnswer]:
         """What each row of the request found in one view."""
@@ -118,8 +117,8 @@ class SeriesAnswers:
             if view.derived is None:
                 return self._newest(read, self._result.found[query], nothing)
             return self._derived(read, view.derived, self._result.found[query])
-        except (ItemFormatError, NullInListError, OverflowError, IndexError, DecodeError) as error:
-            self._book.warn(view.table, _explained(view, error))
+        except UNEXPLAINED as error:
+            self._book.warn(view.table, explained(view, error))
             return unread
 
     def _newest(
@@ -156,9 +155,12 @@ class SeriesAnswers:
 
     def _known(self, items: Sequence[JsonItem]) -> Sequence[JsonItem]:
         """Of a read of the past, events that had been written by then."""
-        if not self._is_past:
-            return items
-        return [item for item in items if _created_us(item) <= self._now_us]
+        return written_by(items, self._now_us) if self._is_past else items
+
+
+def written_by(items: Sequence[JsonItem], moment_us: int) -> list[JsonItem]:
+    """The events that had been written by a moment."""
+    return [item for item in items if _created_us(item) <= moment_us]
 
 
 def _created_us(item: JsonItem) -> int:
@@ -166,7 +168,12 @@ def _created_us(item: JsonItem) -> int:
     return -(2**63) if found is None else int(found["N"])
 
 
-def _explained(view: KnownView, error: Exception) -> ItemFormatError:
+UNEXPLAINED = (ItemFormatError, NullInListError, OverflowError, IndexError, DecodeError)
+"""What events raise whose values are not what their schema says."""
+
+
+def explained(view: KnownView, error: Exception) -> ItemFormatError:
+    """One of them as an error that names the view and says what to do."""
     if isinstance(error, ItemFormatError):
         return error
     if isinstance(error, NullInListError):
@@ -288,16 +295,44 @@ async def read_series(
         TableTakenError: a table is another view's or project's.
         AwsError: AWS refused a request.
     """
+    now_us, is_past = read_moment()
+    result = await fetch_events(
+        reads, queries_of(reads, now_us), connection, may_be_partial=may_be_partial
+    )
+    return SeriesAnswers(result, connection.schemas, now_us, is_past=is_past)
+
+
+def read_moment() -> tuple[int, bool]:
+    """As of when reads are, microseconds since 1970 UTC, and whether that is a past moment."""
+    past_us = _AS_OF.get()
+    return int(time.time() * 1_000_000) if past_us is None else past_us, past_us is not None
+
+
+async def fetch_events(
+    reads: Sequence[ViewRead],
+    queries: Sequence[EntityQuery],
+    connection: Connection,
+    *,
+    may_be_partial: bool,
+) -> QueryResult:
+    """Run queries, and see to it that what their events' values stand for is known.
+
+    Args:
+        reads: whose queries they are.
+        queries: distinct ones.
+        connection: the way to DynamoDB.
+        may_be_partial: answer what was read when the deadline comes, instead of failing.
+
+    Raises: as `read_series`.
+    """
     book, reader = connection.schemas, connection.reader
     for one in reads:
         book.learn(one.view.table, one.view.schema)
     started_s = reader.policy.clock()
     if unknown := connection.answered.unknown([one.view for one in reads]):
         await connection.answered.refuse_anothers(unknown, reader, started_s, is_series=True)
-    past_us = _AS_OF.get()
-    now_us = int(time.time() * 1_000_000) if past_us is None else past_us
-    queries = Queries(reader.transport, reader.policy, reader.workers)
-    result = await queries.run(queries_of(reads, now_us), started_s)
+    runner = Queries(reader.transport, reader.policy, reader.workers)
+    result = await runner.run(queries, started_s)
     if result.unread:
         error = incomplete(result, reads)
         if not may_be_partial:
@@ -307,7 +342,7 @@ async def read_series(
     for query, items in result.found.items():
         found.setdefault(query.table, []).extend(items)
     await book.fetch_missing_of_series(found, reader, started_s)
-    return SeriesAnswers(result, book, now_us, is_past=past_us is not None)
+    return result
 
 
 def incomplete(result: QueryResult, reads: Sequence[ViewRead]) -> IncompleteReadError:

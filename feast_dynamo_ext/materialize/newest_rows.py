@@ -22,6 +22,7 @@ from feast_dynamo_ext.columns import (
     tombstones_of,
 )
 from feast_dynamo_ext.declared import declared_as
+from feast_dynamo_ext.dynamo.encoding.marks import cohort_texts
 from feast_dynamo_ext.dynamo.encoding.requests import (
     Deletions,
     EncodedRows,
@@ -31,6 +32,7 @@ from feast_dynamo_ext.dynamo.encoding.sort_keys import EventColumns
 from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
+from feast_dynamo_ext.dynamo.layouts.series import cohort_attributes
 from feast_dynamo_ext.dynamo.views import kept_seconds, ttl_seconds
 from feast_dynamo_ext.dynamo.write import latest_event_us, refuse_future
 from feast_dynamo_ext.errors import OfflineStoreError, WindowError
@@ -50,7 +52,7 @@ from feast_dynamo_ext.timestamps import (
     micros_of,
     moment_of,
 )
-from feast_dynamo_ext.view_settings import series_of, view_tombstones
+from feast_dynamo_ext.view_settings import ViewSettings, series_of, view_tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -490,6 +492,7 @@ class Encoder:
         kept_s: seconds after their event times that DynamoDB keeps rows; None for no limit.
         order: which row of an entity wins online.
         events: makes the sort keys of a series; None where the newest row of each entity is kept.
+        cohorts: features by which entities can be found.
     """
 
     view: Any
@@ -498,18 +501,26 @@ class Encoder:
     kept_s: int | None
     order: Order = "event"
     events: EventColumns | None = None
+    cohorts: tuple[str, ...] = ()
 
     @classmethod
     def from_view(cls, config: RepoConfig, view: Any, columns: Columns) -> Encoder:
         """The encoder of a view as it is declared now."""
         schema, kept_s = RowSchema.from_view(view), kept_seconds(config, view)
-        series = series_of(view)
-        events = None
+        series, events = series_of(view), None
         if series is not None:
             kinds = {field.name: field.dtype.to_value_type() for field in view.features}
             stored = stored_names(view.batch_source)
             events = EventColumns(view.name, series, kinds, {name: stored[name] for name in kinds})
-        return cls(view, columns, schema, kept_s, write_order(view), events)
+        cohorts = ViewSettings.from_view(view).cohorts
+        return cls(view, columns, schema, kept_s, write_order(view), events, cohorts)
+
+    @property
+    def mark_types(self) -> dict[str, str]:
+        """Further attributes of rows, and DynamoDB's types of them; see `EncodedRows.marks`."""
+        if self.events is not None:
+            return self.events.mark_types
+        return dict.fromkeys(cohort_attributes(self.cohorts), "S")
 
     def __call__(self, batch: pa.RecordBatch) -> EncodedRows:
         """Encode a batch.
@@ -535,10 +546,25 @@ class Encoder:
             self.schema,
             self.kept_s,
             self.order,
-            None if self.events is None else self.events.sort_keys(batch, event_us),
+            self._marks(batch, event_us),
         )
         refuse_too_large(rows, self.view.name)
         return rows
+
+    def _marks(
+        self, batch: pa.RecordBatch, event_us: pa.Int64Array
+    ) -> dict[str, tuple[str, pa.Array]]:
+        if self.events is not None:
+            return self.events.marks(batch, event_us)
+        if not self.cohorts:
+            return {}
+        at = {field.name: place for place, field in enumerate(self.view.features)}
+        found = {}
+        for name, attribute in zip(self.cohorts, self.mark_types, strict=True):
+            column = batch.column(self.columns.features[at[name]])
+            kind = self.view.features[at[name]].dtype.to_value_type()
+            found[attribute] = "S", cohort_texts(column, kind, name, self.view.name)
+        return found
 
     def deletions(self, batch: pa.RecordBatch) -> Deletions:
         """Encode rows of `Newest.deleted`.
@@ -697,7 +723,7 @@ class ViewReading:
                 done,
                 self.spill_folder,
                 encoder.order,
-                is_series=encoder.events is not None,
+                encoder.mark_types,
             )
             undo.enter_context(spool)
             for rows in self._encoded(_each(newest.batches, lambda: looked_at(0))):

@@ -209,7 +209,7 @@ class ViewWriting:
 
         write = self._writer.write_batches(table, block.batches(), on_outcome, self.method)
         rows = block.rows
-        if rows.sort is not None:
+        if self.spool.is_series:
             await write  # no precomputed service has features of a series
             return
         await with_vectors(self.connection, table, rows.schema, rows.keys.to_pylist, write)

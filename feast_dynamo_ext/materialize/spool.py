@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 from feast_dynamo_ext.duckdb_connection import registered
 from feast_dynamo_ext.dynamo.encoding.protobuf import lengths_of
 from feast_dynamo_ext.dynamo.encoding.requests import Deletions, EncodedRows
+from feast_dynamo_ext.dynamo.layouts.series import SORT
 from feast_dynamo_ext.parquet.spill import BinSpool
 from feast_dynamo_ext.timestamps import LOWEST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -46,8 +47,10 @@ LAYOUT = pa.schema(
 )
 
 
-SORT_FIELD = pa.field("sort", pa.large_binary())
-"""Of events."""
+MARK = "mark "
+"""What stands before the names of further attributes among the columns."""
+
+MARK_TYPES = {"S": pa.large_string(), "B": pa.large_binary()}
 
 GONE = ("key", "created_us")
 """Columns of a deletion; its values are null."""
@@ -63,7 +66,14 @@ def bucket_count(rows: int, rows_per_bucket: int) -> int:
 
 
 class Spool:
-    """The rows of one view. A context manager, whose end deletes them."""
+    """The rows of one view. A context manager, whose end deletes them.
+
+    Of a series all rows are given, and of those of one event only the newest come out.
+
+    Attributes:
+        schema: what rows' values stand for.
+        is_series: whether rows are events, which have sort keys among their marks.
+    """
 
     def __init__(
         self,
@@ -73,8 +83,7 @@ class Spool:
         done: frozenset[int] = frozenset(),
         folder: str | None = None,
         order: Order = "event",
-        *,
-        is_series: bool = False,
+        marks: Mapping[str, str] | None = None,
     ) -> None:
         """Nothing is on the disk yet.
 
@@ -85,15 +94,24 @@ class Spool:
             done: buckets whose rows are not kept.
             folder: of the disk; default: the system's folder for temporary files.
             order: which row of a key wins.
-            is_series: whether rows are events, of which the newest row of each is given.
+            marks: DynamoDB's types of further attributes, by name: see `EncodedRows.marks`.
         """
         self.schema, self._ttl_s, self._order = schema, ttl_s, order
-        self.is_series = is_series
-        layout = LAYOUT.append(SORT_FIELD) if is_series else LAYOUT
+        self.is_series = SORT in (marks or {})
+        self._marks = dict(marks or {})
+        self._layout = pa.schema(
+            [*LAYOUT, *((MARK + name, MARK_TYPES[kind]) for name, kind in self._marks.items())]
+        )
         self._done = np.isin(np.arange(buckets), list(done))
         self._duckdb = duckdb.connect(":memory:", config={"threads": "1"})
         self._bins = BinSpool(
-            layout, buckets, self._buckets_of, BUFFER_BYTES, folder, purpose="write", dropped=done
+            self._layout,
+            buckets,
+            self._buckets_of,
+            BUFFER_BYTES,
+            folder,
+            purpose="write",
+            dropped=done,
         )
 
     @property
@@ -125,12 +143,12 @@ class Spool:
         created = rows.created_us
         if created is None:
             created = pa.nulls(len(rows), pa.int64())
-        columns = [rows.keys, rows.values, rows.event_us, created]
-        if rows.sort is not None:
-            columns.append(rows.sort)
-            self._bins.add(pa.record_batch(columns, schema=LAYOUT.append(SORT_FIELD)))
-            return
-        self._bins.add(pa.record_batch(columns, schema=LAYOUT))
+        marks = [rows.marks[name][1] for name in self._marks]
+        self._bins.add(
+            pa.record_batch(
+                [rows.keys, rows.values, rows.event_us, created, *marks], schema=self._layout
+            )
+        )
 
     def add_deletions(self, deletions: Deletions) -> None:
         """Keep deletions, as rows without values.
@@ -138,7 +156,10 @@ class Spool:
         Raises: as `add`.
         """
         values, times = pa.nulls(len(deletions), pa.large_binary()), deletions.written_us
-        self._bins.add(pa.record_batch([deletions.keys, values, times, times], schema=LAYOUT))
+        marks = [pa.nulls(len(deletions), MARK_TYPES[kind]) for kind in self._marks.values()]
+        self._bins.add(
+            pa.record_batch([deletions.keys, values, times, times, *marks], schema=self._layout)
+        )
 
     def finish(self) -> None:
         """All rows are there, and none of them is in memory.
@@ -158,9 +179,10 @@ class Spool:
                 yield Deletions(*(gone.column(name).combine_chunks() for name in GONE))
             if not len(rows):
                 continue
-            key, values, event_us, created_us, *sort = (
+            key, values, event_us, created_us, *marks = (
                 column.combine_chunks() for column in rows.columns
             )
+            typed = zip(self._marks.values(), marks, strict=True)
             created = None if created_us.null_count == len(created_us) else created_us
             yield EncodedRows(
                 key,
@@ -170,16 +192,17 @@ class Spool:
                 self.schema,
                 self._ttl_s,
                 self._order,
-                sort[0] if sort else None,
+                dict(zip(self._marks, typed, strict=True)),
             )
 
     def _newest(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Of the rows of a bucket the newest one of each event, by created time, then the last."""
-        table = pa.Table.from_batches(batches, self._bins.schema)
+        table = pa.Table.from_batches(batches, self._layout)
         if not len(table):
             return
-        numbered = table.select(["key", "sort", "created_us"]).append_column(
-            "row", pa.array(np.arange(len(table)))
+        columns = [table[name] for name in ("key", MARK + SORT, "created_us")]
+        numbered = pa.table(
+            [*columns, np.arange(len(table))], ["key", "sort", "created_us", "row"]
         )
         with registered(self._duckdb, "events", numbered):
             kept = self._duckdb.execute(
@@ -235,8 +258,8 @@ def _bounded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
 def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Wide rows may follow each other: what counts is the size of each, not their mean."""
     sizes = _FIXED_BYTES + lengths_of(batch["key"]) + lengths_of(batch["values"])
-    if "sort" in batch.schema.names:
-        sizes = sizes + lengths_of(batch["sort"])
+    for column in batch.columns[len(LAYOUT) :]:
+        sizes = sizes + lengths_of(column.cast(pa.large_binary()))
     ends = sizes.cumsum()
     start = before = 0
     while start < batch.num_rows:

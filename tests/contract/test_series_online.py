@@ -13,10 +13,9 @@ import pytest
 from feast import FeatureService, Field
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64
-from series_shop import CUSTOMER, DAY, Clock, T, series_repo
+from series_repo import CUSTOMER, DAY, T, series_repo
 
 from feast_dynamo_ext.dynamo.series_read import as_of
-from feast_dynamo_ext.materialize import newest_rows
 
 pytestmark = pytest.mark.server
 
@@ -86,8 +85,7 @@ def test_late_events_stand_in_their_place(repo):
     assert math.isclose(repo.read([f"{name}_spend:sum_amount_30d"], 1)["sum_amount_30d"][0], 3.0)
 
 
-def test_all_events_of_a_window_are_materialized_once_each(repo, monkeypatch):
-    monkeypatch.setattr(newest_rows, "datetime", Clock)
+def test_all_events_of_a_window_are_materialized_once_each(repo):
     rows = [
         (customer, day, number, float(100 * customer + number), "ab"[number % 2], 0)
         for customer in range(1, 8)

@@ -1,7 +1,8 @@
-"""A store that keeps every purchase, and views of lists and windows over them."""
+"""A shop that keeps every purchase, and the newest row of each customer, on a DynamoDB."""
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import itertools
 from dataclasses import dataclass
@@ -10,137 +11,179 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pandas as pd
 from feast import Entity, FeatureView, Field, FileSource, PushSource, ValueType
-from feast.aggregation import Aggregation
 from feast.data_source import PushMode
 from feast.types import Float64, Int64, String
+from repos import REGION
 
 from feast_dynamo_ext import ViewSettings
-from feast_dynamo_ext.derived import recent, windows
-from feast_dynamo_ext.dynamo.series_read import as_of
+from feast_dynamo_ext.errors import ThrottledError
 from feast_dynamo_ext.series_settings import Series
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
-NUMBERS = itertools.count()
-T = dt.datetime(2026, 3, 1, 12, tzinfo=dt.timezone.utc)
-DAY = dt.timedelta(days=1)
 CUSTOMER = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
+DAY = dt.timedelta(days=1)
+NUMBERS = itertools.count()
 
 
-class Clock(dt.datetime):
-    """The time is T."""
-
-    @classmethod
-    def now(cls, tz=None):
-        return T
-
-
-@dataclass
-class SeriesRepo:
-    """A store with purchases, each of them kept, and views over them."""
-
-    store: Any
-    client: Any
-    table: str
-    name: str
-    path: str
-
-    def write(self, *purchases: tuple[Any, ...]) -> None:
-        """Push (customer, days before T, number, amount, category)."""
-        rows = [
-            {
-                "customer_id": customer,
-                "event_timestamp": T - days * DAY,
-                "purchase_id": number,
-                "amount": amount,
-                "category": category,
-                "created": T - days * DAY,
-            }
-            for customer, days, number, amount, category in purchases
-        ]
-        self.store.push(f"{self.name}_push", pd.DataFrame(rows), to=PushMode.ONLINE)
-
-    def materialize(self, *purchases: tuple[Any, ...]) -> None:
-        """Have them as history, and materialize it."""
-        rows = [
-            {
-                "customer_id": customer,
-                "event_timestamp": T - days * DAY,
-                "purchase_id": number,
-                "amount": amount,
-                "category": category,
-                "created": T - days * DAY + late * DAY,
-            }
-            for customer, days, number, amount, category, late in purchases
-        ]
-        pd.DataFrame(rows).to_parquet(self.path)
-        self.store.materialize(T - 100 * DAY, T)
-
-    def read(self, features: list[str], *customers: int | None) -> dict[str, list[Any]]:
-        rows = [{"customer_id": customer} for customer in customers]
-        with as_of(T):
-            return self.store.get_online_features(features, rows).to_dict()
-
-    def items(self) -> list[dict[str, Any]]:
-        found = self.client.scan(TableName=self.table)["Items"]
-        return [item for item in found if "f" in item]
-
-
-def views_of(name: str, path: str, **series: Any) -> list[Any]:
-    source = FileSource(
+def source_of(name: str, folder: Any) -> FileSource:
+    return FileSource(
         name=f"{name}_history",
-        path=path,
+        path=f"{folder}/{name}.parquet",
         timestamp_field="event_timestamp",
         created_timestamp_column="created",
     )
-    push = PushSource(name=f"{name}_push", batch_source=source)
-    settings = {"tie_breaker": "purchase_id", "keep_for": 90 * DAY, **series}
-    base = FeatureView(
+
+
+def view_of(
+    name: str,
+    folder: Any,
+    tags: dict[str, str],
+    ttl: dt.timedelta = dt.timedelta(0),
+    **features: Any,
+) -> FeatureView:
+    """A view of customers that is pushed to by `{name}_push`."""
+    types = {"customer_id": Int64, **features}
+    return FeatureView(
         name=name,
         entities=[CUSTOMER],
-        schema=[
-            Field(name="customer_id", dtype=Int64),
-            Field(name="purchase_id", dtype=Int64),
-            Field(name="amount", dtype=Float64),
-            Field(name="category", dtype=String),
-        ],
-        source=push,
-        ttl=dt.timedelta(0),
-        tags=ViewSettings(series=Series(**settings)).tags(),
+        schema=[Field(name=column, dtype=dtype) for column, dtype in types.items()],
+        source=PushSource(name=f"{name}_push", batch_source=source_of(name, folder)),
+        ttl=ttl,
+        tags=tags,
     )
-    return [
-        base,
-        recent(
-            base,
-            name=f"{name}_last",
-            last=3,
-            features=["amount", "category"],
-            fill={"category": "?"},
-        ),
-        windows(
-            base,
-            name=f"{name}_spend",
-            aggregations=[
-                Aggregation(column="amount", function="sum", time_window=30 * DAY),
-                Aggregation(column="amount", function="mean", time_window=30 * DAY),
-                Aggregation(column="category", function="count_distinct", time_window=30 * DAY),
-                Aggregation(function="count", time_window=7 * DAY),
-                Aggregation(column="amount", function="max", time_window=90 * DAY),
-                Aggregation(function="time_since_last", time_window=90 * DAY),
-            ],
-        ),
-    ]
 
 
-def series_repo(open_store: Any, dynamodb: Any, folder: Path, **series: Any) -> SeriesRepo:
-    """A store with purchases of its own."""
-    name = f"purchases{next(NUMBERS)}"
-    online = {"region": "us-east-1", "endpoint_url": dynamodb.endpoint}
-    if dynamodb.name == "moto":  # it takes no binary values in PartiQL
-        online["newest_wins_with"] = "put_item"
-    store = open_store(f"series{next(NUMBERS)}", online=online)
-    path = str(folder / "history.parquet")
-    store.apply([CUSTOMER, *views_of(name, path, **series)])
-    client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=dynamodb.endpoint)
-    return SeriesRepo(store, client, f"{store.project}.{name}", name, path)
+def purchases_view(
+    name: str, folder: Any, ttl: dt.timedelta = dt.timedelta(0), **series: Any
+) -> FeatureView:
+    """Purchases, each of them kept."""
+    settings = {"tie_breaker": "purchase_id", **series}
+    tags = ViewSettings(series=Series(**settings)).tags()
+    return view_of(
+        name, folder, tags, ttl, purchase_id=Int64, amount=Float64, category=String, note=String
+    )
+
+
+def customers_view(
+    name: str, folder: Any, ttl: dt.timedelta = dt.timedelta(0), *, cohorts: Any = ("segment",)
+) -> FeatureView:
+    """The newest row of each customer, to be found by segment."""
+    tags = ViewSettings(cohorts=cohorts).tags()
+    return view_of(name, folder, tags, ttl, segment=String, visits=Int64)
+
+
+@dataclass
+class ThrottledQueries:
+    """A transport of which some queries are throttled.
+
+    Attributes:
+        transport: the one that the others go through.
+        is_throttled: of each query in turn.
+    """
+
+    transport: Any
+    is_throttled: Iterator[bool]
+
+    async def call(
+        self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
+    ) -> Any:
+        if operation == "Query" and next(self.is_throttled):
+            raise ThrottledError("slow down", service="dynamodb", operation="Query")
+        return await self.transport.call(operation, body, resource, timeout_s)
+
+
+@dataclass
+class ShortPages:
+    """A transport whose queries are answered in pages of a few items, as those of 1 MB are."""
+
+    transport: Any
+    items: int
+
+    async def call(
+        self, operation: str, body: Any, resource: str, timeout_s: float = float("inf")
+    ) -> Any:
+        if operation == "Query":
+            body = {**body, "Limit": min(self.items, body.get("Limit", self.items))}
+        return await self.transport.call(operation, body, resource, timeout_s)
+
+
+@dataclass
+class SeriesShop:
+    """A store with views, on a DynamoDB.
+
+    Attributes:
+        store: the feature store.
+        client: boto3's.
+        now: the time that events are counted back from.
+        folder: of the histories.
+    """
+
+    store: Any
+    client: Any
+    now: dt.datetime
+    folder: Any
+
+    @classmethod
+    def open(cls, open_store: Any, dynamodb: Any, folder: Any, **online: Any) -> SeriesShop:
+        """Without views, of a project of its own."""
+        settings = {"region": REGION, "endpoint_url": dynamodb.endpoint, **online}
+        if dynamodb.name == "moto":  # it takes no binary values in PartiQL
+            settings["newest_wins_with"] = "put_item"
+        store = open_store(f"shop{next(NUMBERS)}", online=settings)
+        client = boto3.client("dynamodb", region_name=REGION, endpoint_url=dynamodb.endpoint)
+        return cls(
+            store, client, dt.datetime.now(tz=dt.timezone.utc).replace(microsecond=0), folder
+        )
+
+    def apply(self, *views: Any) -> None:
+        self.store.apply([CUSTOMER, *views])
+
+    def time(self, days: float) -> dt.datetime:
+        return self.now - days * DAY
+
+    def micros(self, *days: float) -> list[int]:
+        return [int(self.time(each).timestamp() * 1_000_000) for each in days]
+
+    def buy(self, view: str, *purchases: tuple[Any, ...]) -> None:
+        """Push (customer, days ago, number, amount, category, note)."""
+        names = ("purchase_id", "amount", "category", "note")
+        self._push(view, names, purchases)
+
+    def visit(self, view: str, *rows: tuple[Any, ...]) -> None:
+        """Push (customer, days ago, segment, visits)."""
+        self._push(view, ("segment", "visits"), rows)
+
+    def _push(self, view: str, names: tuple[str, ...], rows: Any) -> None:
+        frame = pd.DataFrame(self.rows(names, rows))
+        self.store.push(f"{view}_push", frame, to=PushMode.ONLINE)
+
+    def rows(self, names: tuple[str, ...], rows: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "customer_id": customer,
+                "event_timestamp": self.time(days),
+                "created": self.time(days),
+                **dict(itertools.zip_longest(names, cells)),
+            }
+            for customer, days, *cells in rows
+        ]
+
+    def read_through(self, wrap: Callable[[Any], Any], **policy: Any) -> None:
+        """Send reads through a transport around the store's own, one at a time."""
+        online = self.store.provider.online_store
+        connection = online.connection(self.store.config)
+        reader = dataclasses.replace(
+            connection.reader,
+            transport=wrap(connection.transport),
+            policy=dataclasses.replace(connection.reader.policy, **policy),
+            workers=1,
+        )
+        process, _ = online._opened
+        online._opened = process, dataclasses.replace(connection, reader=reader)
+
+    def items(self, view: str) -> list[dict[str, Any]]:
+        """The rows or events of a view's table."""
+        found = self.client.scan(TableName=f"{self.store.project}.{view}")["Items"]
+        return [item for item in found if "f" in item]

@@ -83,6 +83,18 @@ def test_an_import_of_a_table_on_demand():
     assert parameters["OnDemandThroughput"] == {"MaxWriteRequestUnits": 4_000}
 
 
+def test_an_import_makes_the_indexes_of_cohorts():
+    spec = TableSpec("shop.customers", "customers", cohorts=("segment",))
+    parameters = import_request(spec, FOLDER, "run-1")["TableCreationParameters"]
+    (index,) = parameters["GlobalSecondaryIndexes"]
+    assert index["IndexName"] == "cohort_segment"
+    assert [each["AttributeName"] for each in parameters["AttributeDefinitions"]] == [
+        "k",
+        "g_segment",
+        "t",
+    ]
+
+
 @pytest.mark.parametrize("uri", ["/tmp/load", "gs://bucket/load", "s3://", "bucket"])  # noqa: S108
 def test_files_go_to_s3_alone(uri):
     with pytest.raises(ConfigError, match="Give --output s3://bucket/prefix"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -12,10 +13,12 @@ from examples import cases
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
+from feast.value_type import ValueType
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feast_dynamo_ext.dynamo.encoding import requests as column_base64
+from feast_dynamo_ext.dynamo.encoding.marks import cohort_texts
 from feast_dynamo_ext.dynamo.encoding.requests import (
     EncodedRows,
     Try,
@@ -24,6 +27,7 @@ from feast_dynamo_ext.dynamo.encoding.requests import (
     refuse_too_large,
     statement,
 )
+from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.layouts.packed import (
     MAX_ITEM_BYTES,
     Row,
@@ -32,10 +36,15 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     pack,
     to_item,
 )
-from feast_dynamo_ext.errors import ItemTooLargeError
+from feast_dynamo_ext.dynamo.layouts.series import CohortMarker
+from feast_dynamo_ext.errors import ColumnTypeError, ItemTooLargeError
 
 SCHEMA = RowSchema(("a", "b"), ("DOUBLE", "STRING"))
 TABLE = 'shop."ördérs"'
+ENTITY = pa.array(
+    [serialize_entity_key(EntityKey(join_keys=["cid"], entity_values=[Value(int64_val=7)]), 3)],
+    pa.large_binary(),
+)
 
 moments = st.integers(-(10**16), 10**17)
 rows_with = {
@@ -70,6 +79,101 @@ def batches(draw):
         columns[3] = None
     sliced = [None if column is None else column.slice(cut) for column in columns]
     return rows[cut:], EncodedRows(*sliced, SCHEMA, ttl_s)
+
+
+MARKS = {
+    "g_seg ment": ("S", st.text(st.characters(exclude_categories=["Cs"]), max_size=9)),
+    "g_größe": ("S", st.sampled_from(['=a"b', "=\\", "=\n", "="])),
+    "o_amount": ("B", st.binary(max_size=9)),
+    "s": ("B", st.binary(min_size=1, max_size=9)),
+}
+ARROW = {"S": pa.large_string(), "B": pa.large_binary()}
+
+
+@st.composite
+def marked_batches(draw):
+    """Rows with further attributes, as (row, attributes) and encoded."""
+    rows, encoded = draw(batches())
+    names = draw(st.lists(st.sampled_from(sorted(MARKS)), unique=True))
+    columns, marks = [], {}
+    for name in names:
+        kind, values = MARKS[name]
+        present = values if name == "s" else st.none() | values  # a sort key is always there
+        column = draw(st.lists(present, min_size=len(rows), max_size=len(rows)))
+        marks[name] = kind, pa.array([None, *column], ARROW[kind]).slice(1)
+        columns.append(column)
+    of_rows = [
+        {
+            name: {
+                MARKS[name][0]: value
+                if MARKS[name][0] == "S"
+                else base64.b64encode(value).decode()
+            }
+            for name, value in zip(names, cells, strict=True)
+            if value is not None
+        }
+        for cells in (zip(*columns, strict=True) if columns else [()] * len(rows))
+    ]
+    return list(zip(rows, of_rows, strict=True)), replace(encoded, marks=marks)
+
+
+@given(marked_batches(), st.sampled_from(Try))
+@cases()
+def test_further_attributes_are_those_of_one_row(batch, how):
+    rows, encoded = batch
+    items = [to_item(row, SCHEMA, encoded.ttl_s, "v", marks=marks) for row, marks in rows]
+    assert encoded.item_json().to_pylist() == [orjson.dumps(item) for item in items]
+    assert encoded.sizes().tolist() == [item_bytes(item) for item in items]
+    assert [encoded.item(at) for at in range(len(rows))] == items
+    assert [encoded.marks_of(at) for at in range(len(rows))] == [marks for _, marks in rows]
+    optional = tuple(name for name in encoded.marks if name != "s")
+    assert encoded.statement_json(TABLE, how).to_pylist() == [
+        orjson.dumps(statement(TABLE, item, how, "event", optional)) + b"," for item in items
+    ]
+
+
+def test_a_row_is_refused_for_its_further_attributes():
+    room = MAX_ITEM_BYTES - 4 - len(ENTITY[0].as_py()) - 9 - 8
+    rows = replace(rows_of([b"x" * (room - 10)]), keys=ENTITY)
+    fits, one_more = (
+        replace(rows, marks={"g_seg": ("S", pa.array([text], pa.large_string()))})
+        for text in ("=1234", "=12345")
+    )
+    refuse_too_large(fits, "orders")
+    with pytest.raises(ItemTooLargeError, match="409,601 bytes"):
+        refuse_too_large(one_more, "orders")
+
+
+def test_attributes_of_cohorts_are_those_of_one_row():
+    schema = RowSchema(("n", "seg", "is_new"), ("INT64", "STRING", "BOOL"))
+    kinds = (ValueType.INT64, ValueType.STRING, ValueType.BOOL)
+    columns = (
+        pa.array([1, None, -(2**63)], pa.int64()),
+        pa.array(["gold", "", None]).dictionary_encode(),
+        pa.array([True, False, None]),
+    )
+    values = encode_values(list(columns), kinds, schema.names)
+    mark = CohortMarker.from_names("v", ["is_new", "n", "seg"], schema)
+    rows = [Row(b"k", each, 0, None) for each in values.to_pylist()]
+    assert [mark(row) for row in rows] == [
+        {"g_is_new": {"S": "=true"}, "g_n": {"S": "=1"}, "g_seg": {"S": "=gold"}},
+        {"g_is_new": {"S": "=false"}, "g_seg": {"S": "="}},
+        {"g_n": {"S": f"={-(2**63)}"}},
+    ]
+    for name, kind, column in zip(schema.names, kinds, columns, strict=True):
+        texts = cohort_texts(column, kind, name, "v")
+        assert texts.type == pa.large_string()
+        assert texts.to_pylist() == [mark(row).get(f"g_{name}", {}).get("S") for row in rows]
+
+
+def test_a_value_too_long_for_a_cohort_is_refused_alike():
+    schema, long = RowSchema(("seg",), ("STRING",)), "é" * 1_024
+    row = Row(b"k", pack([Value(string_val=long)]), 0, None)
+    refusal = r"`v`: `seg` of a row makes a key of 2,049 bytes; .* 2,048\."
+    with pytest.raises(ColumnTypeError, match=refusal):
+        CohortMarker.from_names("v", ["seg"], schema)(row)
+    with pytest.raises(ColumnTypeError, match=refusal):
+        cohort_texts(pa.array([long]), ValueType.STRING, "seg", "v")
 
 
 @given(st.lists(st.binary(max_size=100)), st.integers(0, 3))

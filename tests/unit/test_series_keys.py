@@ -17,6 +17,7 @@ from feast_dynamo_ext.arrow_types import VALUE_FIELD
 from feast_dynamo_ext.dynamo.encoding.sort_keys import EventColumns
 from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema, pack
 from feast_dynamo_ext.dynamo.layouts.series import (
+    SORT,
     EventMaker,
     newest_per_event,
     time_bytes,
@@ -133,8 +134,10 @@ def test_columns_and_rows_make_the_same_keys(made):
         }
     )
     times = pa.array([at for at, *_ in rows], pa.int64())
-    assert columns.sort_keys(batch, times).to_pylist() == [event.sort for event in events]
     marks = columns.marks(batch, times)
+    assert columns.mark_types == {name: kind for name, (kind, _) in marks.items()}
+    _, keys = marks.pop(SORT)
+    assert keys.to_pylist() == [event.sort for event in events]
     for at, event in enumerate(events):
         found = {
             name: {kind: base64.b64encode(held).decode() if kind == "B" else held}

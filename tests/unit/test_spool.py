@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -11,7 +12,7 @@ from examples import cases
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows
+from feast_dynamo_ext.dynamo.encoding.requests import Deletions, EncodedRows
 from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.materialize.spool import Spool, bucket_count
@@ -93,6 +94,34 @@ def test_rows_are_what_they_were_and_can_be_read_again(tmp_path):
             (block,) = spool.blocks(0)
             assert decoded(block) == rows
             assert (block.schema, block.ttl_s) == (SCHEMA, 60)
+
+
+@pytest.mark.parametrize("buckets", [1, 8])
+def test_further_attributes_stay_with_their_rows(tmp_path, buckets):
+    rows = [(key, values, at, at) for key, values, at, _ in numbered(300)]
+    texts = [f"={at}" if at % 3 else None for at in range(300)]
+    binaries = [b"%d" % at for at in range(300)]
+    marks = {
+        "g_segment": ("S", pa.array(texts, pa.large_string())),
+        "s": ("B", pa.array(binaries, pa.large_binary())),
+    }
+    gone = Deletions(pa.array([b"gone"], pa.large_binary()), pa.array([7], pa.int64()))
+    kinds = {name: kind for name, (kind, _) in marks.items()}
+    with Spool(SCHEMA, 60, buckets, folder=str(tmp_path), marks=kinds) as spool:
+        spool.add(replace(encoded(rows), marks=marks))
+        spool.add_deletions(gone)
+        spool.finish()
+        blocks = [block for bucket in spool.todo for block in spool.blocks(bucket)]
+    found, deleted = [], []
+    for block in blocks:
+        if isinstance(block, Deletions):
+            deleted += block.keys.to_pylist()
+            continue
+        assert {name: kind for name, (kind, _) in block.marks.items()} == kinds
+        cells = (values.to_pylist() for _, values in block.marks.values())
+        found += zip(decoded(block), *cells, strict=True)
+    assert sorted(found) == sorted(zip(rows, texts, binaries, strict=True))
+    assert deleted == [b"gone"]
 
 
 def test_a_source_without_created_times_has_none(tmp_path):

@@ -9,7 +9,7 @@ Values are parameters, never text, so there is one text for each table and set o
 from __future__ import annotations
 
 from binascii import b2a_base64
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -43,7 +43,7 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
 from feast_dynamo_ext.dynamo.layouts.series import SORT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from feast_dynamo_ext.dynamo.encoding.protobuf import Integers, Mask
 
@@ -268,7 +268,8 @@ class EncodedRows:
         schema: what the values stand for.
         ttl_s: seconds after their event times that DynamoDB keeps them; None for no limit.
         order: which row of a key wins.
-        sort: of events their sort keys; then keys and sort keys together are distinct.
+        marks: further attributes by name, each with its type ("S" or "B") and its values, as
+            large strings or large binaries; where they are null the item lacks the attribute.
     """
 
     keys: pa.LargeBinaryArray
@@ -278,7 +279,7 @@ class EncodedRows:
     schema: RowSchema
     ttl_s: int | None
     order: Order = "event"
-    sort: pa.LargeBinaryArray | None = None
+    marks: Mapping[str, tuple[str, pa.Array]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -299,7 +300,7 @@ class EncodedRows:
             attempt: what is tried, see `statement`.
         """
         names = {name: {name: ""} for name in self._names}
-        shape = statement(table, names, attempt, self.order)
+        shape = statement(table, names, attempt, self.order, self._optional)
         first, *others = [name for each in shape.pop("Parameters") for name in each]
         parts: list[Text] = [
             _text(b'{"Statement":'), self._statement_text(table, attempt, shape.pop("Statement")),
@@ -313,12 +314,10 @@ class EncodedRows:
     def sizes(self) -> Integers:
         """Bytes of each row's item by DynamoDB's rule, see `packed.item_bytes`."""
         numbers = sum(_number_bytes(self._digits[name]) for name in self._digits)
-        created = len(CREATED_TIME) * self._has_created if CREATED_TIME in self._names else 0
-        names = sum(len(name) for name in self._names if name != CREATED_TIME)
+        names = sum(len(name.encode()) * self._lacking.get(name, 1) for name in self._names)
         blobs = lengths_of(self.keys) + lengths_of(self.values) + len(self.schema.fingerprint)
-        if self.sort is not None:
-            blobs = blobs + lengths_of(self.sort)
-        total: Integers = names + created + numbers + blobs
+        marks = sum(_bytes_of(values) for _, values in self.marks.values())
+        total: Integers = names + numbers + blobs + marks
         return total
 
     def keys_of(self, rows: Sequence[int]) -> tuple[bytes, ...]:
@@ -340,16 +339,25 @@ class EncodedRows:
             self.schema,
             self.ttl_s,
             self.order,
-            None if self.sort is None else self.sort.slice(row, 1),
+            {name: (kind, each.slice(row, 1)) for name, (kind, each) in self.marks.items()},
         )
+
+    def marks_of(self, row: int) -> JsonItem:
+        """One row's further attributes."""
+        item = self.item(row)
+        return {name: item[name] for name in self.marks if name in item}
+
+    @cached_property
+    def _optional(self) -> tuple[str, ...]:
+        """Further attributes that a row may lack."""
+        return tuple(name for name in self.marks if name not in KEYS)
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
         """The attributes that rows may have, in an item's order."""
         created = () if self.created_us is None else (CREATED_TIME,)
         expiry = (EXPIRY,) if self.ttl_s else ()
-        sort = () if self.sort is None else (SORT,)
-        return (KEY, VALUES, EVENT_TIME, FINGERPRINT, *created, *expiry, *sort)
+        return (KEY, VALUES, EVENT_TIME, FINGERPRINT, *created, *expiry, *self.marks)
 
     @cached_property
     def _digits(self) -> dict[str, pa.LargeBinaryArray]:
@@ -363,9 +371,16 @@ class EncodedRows:
         return digits
 
     @cached_property
-    def _has_created(self) -> Mask:
-        mask: Mask = self._digits[CREATED_TIME].is_valid().to_numpy(zero_copy_only=False)
-        return mask
+    def _lacking(self) -> dict[str, Mask]:
+        """Of attributes that some rows lack, which rows have them."""
+        arrays = {name: values for name, (_, values) in self.marks.items()}
+        if self.created_us is not None:
+            arrays[CREATED_TIME] = self.created_us
+        return {
+            name: arrays[name].is_valid().to_numpy(zero_copy_only=False)
+            for name in self._names
+            if name in arrays and arrays[name].null_count
+        }
 
     @cached_property
     def _json(self) -> dict[str, tuple[Text, ...]]:
@@ -375,34 +390,45 @@ class EncodedRows:
             VALUES: (_text(b'{"B":"'), base64_of(self.values), _text(b'"}')),
             FINGERPRINT: (_text(orjson.dumps({"B": self.schema.fingerprint_text})),),
         }
-        if self.sort is not None:
-            json[SORT] = (_text(b'{"B":"'), base64_of(self.sort), _text(b'"}'))
         for name, digits in self._digits.items():
             json[name] = (_text(b'{"N":"'), digits, _text(b'"}'))
+        for name, (kind, values) in self.marks.items():
+            json[name] = (
+                (_text(b'{"S":'), _json_texts(values), _text(b"}"))
+                if kind == "S"
+                else (_text(b'{"B":"'), _base64_with_nulls(values), _text(b'"}'))
+            )
         return json
 
     def _item(self, before: bytes, after: bytes) -> list[Text]:
         first, *others = self._names
         parts: list[Text] = [_text(before + b'{"%s":' % first.encode()), *self._json[first]]
         for name in others:
-            parts += self._after_comma(name, b'"%s":' % name.encode())
+            parts += self._after_comma(name, orjson.dumps(name) + b":")
         return [*parts, _text(b"}" + after)]
 
     def _after_comma(self, name: str, label: bytes) -> tuple[Text, ...]:
         """A comma, the label and an attribute's value; nothing where a row lacks it."""
         parts = (_text(b"," + label), *self._json[name])
-        if name != CREATED_TIME or self._has_created.all():
+        if name not in self._lacking:
             return parts
         return (concat_elements(*parts).fill_null(NOTHING),)
 
     def _statement_text(self, table: str, attempt: Try, text: str) -> Text:
-        """A row without created time has a statement of its own."""
-        quoted = _text(orjson.dumps(text))
-        if CREATED_TIME not in self._names or self._has_created.all():
-            return quoted
-        names = [name for name in self._names if name != CREATED_TIME]
-        without = statement(table, {name: {} for name in names}, attempt, self.order)["Statement"]
-        return pc.if_else(self._has_created, quoted, _text(orjson.dumps(without)))
+        """Rows that lack attributes have a statement of their own for each choice of them."""
+        if not self._lacking:
+            return _text(orjson.dumps(text))
+        choices = sum(
+            mask.astype(np.int64) << at for at, mask in enumerate(self._lacking.values())
+        )
+        distinct, choice_of_row = np.unique(choices, return_inverse=True)
+        texts = []
+        for choice in distinct:
+            absent = {name for at, name in enumerate(self._lacking) if not choice >> at & 1}
+            names: JsonItem = {name: {} for name in self._names if name not in absent}
+            shape = statement(table, names, attempt, self.order, self._optional)
+            texts.append(orjson.dumps(shape["Statement"]))
+        return pa.array(texts, pa.large_binary()).take(pa.array(choice_of_row))
 
 
 def refuse_too_large(rows: EncodedRows, view: str) -> None:
@@ -420,7 +446,26 @@ def refuse_too_large(rows: EncodedRows, view: str) -> None:
         created = None if rows.created_us is None else rows.created_us[row].as_py()
         key, values = rows.keys[row].as_py(), rows.values[row].as_py()
         whole = Row(key, values, rows.event_us[row].as_py(), created)
-        to_item(whole, rows.schema, rows.ttl_s, view)
+        to_item(whole, rows.schema, rows.ttl_s, view, marks=rows.marks_of(row))
+
+
+def _json_texts(values: pa.LargeStringArray) -> pa.LargeBinaryArray:
+    """Texts as JSON has them, quotes included; values of few kinds are written once each."""
+    encoded = values.dictionary_encode()
+    texts = [orjson.dumps(text) for text in encoded.dictionary.to_pylist()]
+    return pa.array(texts, pa.large_binary()).take(encoded.indices)
+
+
+def _base64_with_nulls(values: pa.LargeBinaryArray) -> pa.LargeBinaryArray:
+    if not values.null_count:
+        return base64_of(values)
+    return pc.if_else(values.is_valid(), base64_of(values.fill_null(b"")), None)
+
+
+def _bytes_of(values: pa.Array) -> Integers:
+    """Bytes of each text or binary; none of a null."""
+    found: Integers = pc.binary_length(values).fill_null(0).to_numpy(zero_copy_only=False)
+    return found
 
 
 def _text(data: bytes) -> pa.LargeBinaryScalar:

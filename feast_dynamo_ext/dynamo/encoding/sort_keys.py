@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from feast_dynamo_ext.arrow_types import naming, numbers, one_array, plain, seconds
 from feast_dynamo_ext.declared_values import as_declared
+from feast_dynamo_ext.dynamo.encoding.marks import cohort_texts
 from feast_dynamo_ext.dynamo.encoding.protobuf import (
     Message,
     concat_elements,
@@ -23,9 +24,10 @@ from feast_dynamo_ext.dynamo.encoding.protobuf import (
 )
 from feast_dynamo_ext.dynamo.layouts.series import (
     COHORT,
-    MAX_COHORT_BYTES,
     MAX_SORT_BYTES,
     ORDER,
+    SORT,
+    cohort_attributes,
 )
 from feast_dynamo_ext.errors import ColumnTypeError
 
@@ -85,16 +87,6 @@ def value_column(column: Any, kind: ValueType, *, is_last: bool) -> pa.LargeBina
     return pc.if_else(missing, pa.scalar(None, pa.large_binary()), made)
 
 
-def cohort_column(column: Any, kind: ValueType) -> pa.Array:
-    """Values as the partition keys of their cohorts: texts; null of a null."""
-    array = plain(one_array(column))
-    text = array.cast(pa.large_string())
-    if kind.name == "BOOL":
-        text = pc.if_else(array.cast(pa.bool_()), "true", "false").cast(pa.large_string())
-    parts = (pa.scalar("=", pa.large_string()), text, pa.scalar("", pa.large_string()))
-    return pc.binary_join_element_wise(*parts)
-
-
 @dataclass(frozen=True)
 class EventColumns:
     """Makes sort keys and marks of the columns of a view's history.
@@ -110,6 +102,16 @@ class EventColumns:
     series: Series
     kinds: Mapping[str, ValueType]
     stored: Mapping[str, str]
+
+    @property
+    def mark_types(self) -> dict[str, str]:
+        """Attributes that events have besides, and DynamoDB's types of them."""
+        orders, cohorts = (ORDER + name for name in self.series.orders), self.series.cohorts
+        return {
+            SORT: "B",
+            **dict.fromkeys(orders, "B"),
+            **dict.fromkeys(cohort_attributes(cohorts), "S"),
+        }
 
     def sort_keys(self, batch: pa.RecordBatch, event_us: pa.Int64Array) -> pa.LargeBinaryArray:
         """The sort key of each row.
@@ -137,18 +139,17 @@ class EventColumns:
         """By attribute its type and its values, null where an event has none.
 
         Raises:
-            ColumnTypeError: a key of an index would be too long.
+            ColumnTypeError: a tie-breaker is null, or a key would be too long.
         """
-        made: dict[str, tuple[str, pa.Array]] = {}
+        made: dict[str, tuple[str, pa.Array]] = {SORT: ("B", self.sort_keys(batch, event_us))}
         time = time_column(event_us) if self.series.orders else None
         for name in self.series.orders:
             values = concat_elements(self._bytes(batch, name, is_last=False), time)
             self._check(values, MAX_SORT_BYTES, name)
             made[ORDER + name] = ("B", values)
         for name in self.series.cohorts:
-            texts = cohort_column(self._column(batch, name), self.kinds[name])
-            self._check(texts.cast(pa.large_binary()), MAX_COHORT_BYTES, name)
-            made[COHORT + name] = ("S", texts)
+            column, kind = batch.column(self.stored[name]), self.kinds[name]
+            made[COHORT + name] = ("S", cohort_texts(column, kind, name, self.view))
         return made
 
     def _bytes(self, batch: pa.RecordBatch, name: str, *, is_last: bool) -> pa.LargeBinaryArray:

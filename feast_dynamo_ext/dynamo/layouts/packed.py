@@ -16,6 +16,7 @@ f     B     fingerprint of the schema: which names and types the values stand fo
 x     N     seconds since 1970 UTC from which DynamoDB may delete the item (its TTL attribute): a
             day after the row is past its view's ttl, or after it was written where that is
             later; absent where the view has no ttl, or answers the values of such rows
+g_F   S     of a feature F among the view's `cohorts`: see `layouts.series`
 ====  ====  ===============================================================================
 
 A table also holds one schema item per fingerprint, so that a reader with a newer definition of
@@ -280,7 +281,12 @@ def entity_of(key: bytes) -> dict[str, Any]:
 
 
 def to_item(
-    row: Row, schema: RowSchema, kept_s: int | None, view: str, kept_until_s: int | None = None
+    row: Row,
+    schema: RowSchema,
+    kept_s: int | None,
+    view: str,
+    kept_until_s: int | None = None,
+    marks: JsonItem | None = None,
 ) -> JsonItem:
     """The item of a row.
 
@@ -290,6 +296,7 @@ def to_item(
         kept_s: seconds after its event time that it is kept; None for no limit.
         view: name of the feature view, for errors.
         kept_until_s: when it is kept until at least, in seconds since 1970 UTC.
+        marks: its attributes of cohorts, if any.
 
     Raises:
         ItemTooLargeError: over DynamoDB's 400 KB an item.
@@ -305,7 +312,11 @@ def to_item(
     if kept_s:
         until_s = expiry_s(row.event_us, kept_s)
         item[EXPIRY] = {"N": str(until_s if kept_until_s is None else max(until_s, kept_until_s))}
-    if len(row.values) > VALUES_BYTES_THAT_FIT and item_bytes(item) > MAX_ITEM_BYTES:
+    fitting = VALUES_BYTES_THAT_FIT
+    if marks:
+        item |= marks
+        fitting -= item_bytes(marks)
+    if len(row.values) > fitting and item_bytes(item) > MAX_ITEM_BYTES:
         raise ItemTooLargeError(
             f"Feature view `{view}`: the row of {sorted(entity_of(row.key))} at event time "
             f"{row.event_us} us takes {item_bytes(item):,} bytes; DynamoDB holds at most "
@@ -378,7 +389,7 @@ def item_bytes(item: Mapping[str, Mapping[str, str]]) -> int:
 
     https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/CapacityUnitCalculations.html
     """
-    return sum(len(name) + _value_bytes(value) for name, value in item.items())
+    return sum(len(name.encode()) + _value_bytes(value) for name, value in item.items())
 
 
 def _value_bytes(value: Mapping[str, str]) -> int:

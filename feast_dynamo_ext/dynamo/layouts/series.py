@@ -139,6 +139,62 @@ def cohort_text(value: Value) -> str | None:
     return f"={str(held).lower() if field == 'bool_val' else held}"
 
 
+def cohort_mark(view: str, name: str, value: Value) -> JsonItem:
+    """The attribute that puts a row into the cohort of a feature's value; none of a null.
+
+    Raises:
+        ColumnTypeError: the value is too long to be a key.
+    """
+    text = cohort_text(value)
+    if text is None:
+        return {}
+    check_key_bytes(view, name, len(text.encode()), MAX_COHORT_BYTES)
+    return {COHORT + name: {"S": text}}
+
+
+def check_key_bytes(view: str, name: str, size: int, most: int) -> None:
+    """Refuse a value that is too long to be a key.
+
+    Raises:
+        ColumnTypeError: names the view and the feature.
+    """
+    if size > most:
+        raise ColumnTypeError(
+            f"Feature view `{view}`: `{name}` of a row makes a key of {size:,} bytes; "
+            f"DynamoDB's holds at most {most:,}. Nothing was written. Shorten it."
+        )
+
+
+@dataclass(frozen=True)
+class CohortMarker:
+    """Makes the attributes of cohorts of rows of the packed layout.
+
+    Attributes:
+        view: name of the feature view, for errors.
+        cohorts: (feature, position in the row's values).
+    """
+
+    view: str
+    cohorts: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def from_names(cls, view: str, names: Sequence[str], schema: RowSchema) -> CohortMarker:
+        """Of rows of a schema."""
+        return cls(view, tuple((name, schema.names.index(name)) for name in names))
+
+    def __call__(self, row: Row | Event) -> JsonItem:
+        """The attributes of a row; of a null there is none.
+
+        Raises:
+            ColumnTypeError: a value is too long to be a key.
+        """
+        cells = split(row.values)
+        marks: JsonItem = {}
+        for name, at in self.cohorts:
+            marks |= cohort_mark(self.view, name, unpack(cells[at])[0])
+        return marks
+
+
 class Event(NamedTuple):
     """One event on its way into a table.
 
@@ -212,13 +268,10 @@ class EventMaker:
         for name, _ in self.orders:
             data = value_bytes(values[name], is_last=False)
             if data is not None:
-                self._check(len(data) + len(time), MAX_SORT_BYTES, name)
+                check_key_bytes(self.view, name, len(data) + len(time), MAX_SORT_BYTES)
                 marks[ORDER + name] = {"B": _text(data + time)}
         for name, _ in self.cohorts:
-            text = cohort_text(values[name])
-            if text is not None:
-                self._check(len(text.encode()), MAX_COHORT_BYTES, name)
-                marks[COHORT + name] = {"S": text}
+            marks |= cohort_mark(self.view, name, values[name])
         return Event(row.key, row.values, row.event_us, row.created_us, sort, marks)
 
     def _tie_breaker(self, values: dict[str, Value]) -> bytes:
@@ -235,15 +288,8 @@ class EventMaker:
         found = b"".join(parts)
         if found:
             names = ", ".join(name for name, _ in self.tie_breaker)
-            self._check(len(found) + 8, MAX_SORT_BYTES, names)
+            check_key_bytes(self.view, names, len(found) + 8, MAX_SORT_BYTES)
         return found
-
-    def _check(self, size: int, most: int, name: str) -> None:
-        if size > most:
-            raise ColumnTypeError(
-                f"Feature view `{self.view}`: an event's `{name}` makes a key of {size:,} bytes; "
-                f"DynamoDB's holds at most {most:,}. Nothing was written. Shorten it."
-            )
 
 
 def _text(data: bytes) -> str:
@@ -252,7 +298,12 @@ def _text(data: bytes) -> str:
 
 def marks_of(series: Series) -> tuple[str, ...]:
     """The attributes of orders and cohorts that events may have."""
-    return (*(ORDER + name for name in series.orders), *(COHORT + name for name in series.cohorts))
+    return (*(ORDER + name for name in series.orders), *cohort_attributes(series.cohorts))
+
+
+def cohort_attributes(names: Iterable[str]) -> tuple[str, ...]:
+    """The attributes of cohorts that rows may have."""
+    return tuple(COHORT + name for name in names)
 
 
 def newest_per_event(events: Iterable[Event]) -> list[Event]:

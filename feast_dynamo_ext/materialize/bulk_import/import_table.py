@@ -63,6 +63,7 @@ TAKEN = (
     "TableName",
     "AttributeDefinitions",
     "KeySchema",
+    "GlobalSecondaryIndexes",
     "BillingMode",
     "ProvisionedThroughput",
     "OnDemandThroughput",
