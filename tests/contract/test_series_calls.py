@@ -6,12 +6,21 @@ import asyncio
 import datetime as dt
 import itertools
 import math
+import operator
+import random
 
 import pyarrow as pa
 import pytest
 from feast.errors import FeatureViewNotFoundException
 from feast.types import Int64
-from series_shop import DAY, SeriesShop, ThrottledQueries, customers_view, purchases_view
+from series_shop import (
+    DAY,
+    SeriesShop,
+    ShortPages,
+    ThrottledQueries,
+    customers_view,
+    purchases_view,
+)
 
 from feast_dynamo_ext import online_series, online_series_async
 from feast_dynamo_ext.derived import recent
@@ -22,6 +31,7 @@ from feast_dynamo_ext.errors import (
     IncompleteReadError,
     RequestTooLargeError,
 )
+from feast_dynamo_ext.timestamps import moment_of
 
 ROWS = [{"customer_id": 1}]
 
@@ -292,6 +302,86 @@ def test_entities_left_unread_at_the_deadline(open_shop, on_partial, caplog):
     assert answer.to_arrow().column("event_time").to_pylist()[1] is None
     assert answer.to_dict()["event_time"][1] is None
     assert "marked INVALID" in caplog.text
+
+
+def test_of_an_entity_whose_second_page_fails_nothing_is_answered(open_shop):
+    shop = open_shop(online={"on_partial": "mark", "read_deadline_ms": 300})
+    shop.buy("purchases", *[(1, day, day, 1.5, "a") for day in range(5)])
+    throttled = itertools.chain([False], itertools.repeat(True))
+    shop.read_through(lambda transport: ThrottledQueries(ShortPages(transport, 2), throttled))
+    answer = online_series(shop.store, ["purchases:amount"], ROWS)
+    assert (answer.statuses, answer.features["amount"]) == (["unread"], [None])
+
+
+COMPARED = {
+    "=": operator.eq,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+def by_python(events, *, last, first_us, last_us, order, descending, where, limit):
+    """Places of the events that are answered, and whether there are more."""
+    found = [(at, moment, value) for at, (moment, value) in enumerate(events)
+             if (first_us is None or first_us <= moment) and moment <= last_us]  # fmt: skip
+    found.sort(key=lambda event: event[1], reverse=True)
+    if order:
+        found = [event for event in found if event[2] is not None]
+        if where:
+            found = [event for event in found if COMPARED[where[0]](event[2], where[1])]
+        found.sort(key=lambda event: (event[2], event[1]), reverse=True)
+    found = found[:last]
+    if not descending:
+        found.reverse()
+    places = [at for at, *_ in found]
+    return places[:limit], limit is not None and len(places) > limit
+
+
+def test_random_bounds_are_answered_as_python_does(open_shop):
+    shop, draw = open_shop(orders=("amount",)), random.Random(7)  # noqa: S311
+    bought = [
+        (1, draw.randrange(2_000) / 100 + at / 1e6, at, draw.choice([None, -2.5, 0.0, 1.0, 7.0]))
+        for at in range(60)
+    ]
+    shop.buy("purchases", *bought)
+    events = [(shop.micros(days)[0], amount) for _, days, _, amount in bought]
+    shop.read_through(lambda transport: ShortPages(transport, 7))
+    for _ in range(60):
+        start, end = sorted(draw.sample(events, 2))
+        start, end = draw.choice([None, start[0]]), draw.choice([None, end[0]])
+        order = draw.choice([None, "amount"])
+        last = draw.choice([None, 1, 5, 99]) if order is None else None
+        limit = draw.choice([None, 1, 6, 99]) if last is None else None
+        where = (draw.choice([*COMPARED]), draw.choice([-3.0, -2.5, 1.0, 7.0])) if order else None
+        descending = draw.random() < 0.5
+        answer = online_series(
+            shop.store,
+            ["purchases:purchase_id", "purchases:amount"],
+            ROWS,
+            last=last,
+            start=start and moment_of(start),
+            end=end and moment_of(end),
+            order=order,
+            descending=descending,
+            where=where and {"amount": where},
+            limit=limit,
+        )
+        places, is_cut = by_python(
+            events,
+            last=last,
+            first_us=start,
+            last_us=end or shop.micros(0)[0],
+            order=order,
+            descending=descending,
+            where=where,
+            limit=limit,
+        )
+        assert answer.features["purchase_id"] == [places]
+        assert answer.features["amount"] == [[events[at][1] for at in places]]
+        assert answer.event_us == [[events[at][0] for at in places]]
+        assert answer.truncated == [is_cut]
 
 
 def test_an_event_that_nobody_can_explain_is_unread(open_shop, caplog):

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from repos import REGION
 
-from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
+from feast_dynamo_ext import DynamoDBTableSource, ViewSettings, cohort
 from feast_dynamo_ext.capture.captured import columns_of, worker_of
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable
 from feast_dynamo_ext.capture.history import CapturedHistory
@@ -68,7 +68,7 @@ def views_of(source: DynamoDBTableSource) -> list[FeatureView]:
             entities=[customer],
             schema=[keys[0], *FEATURES],
             source=source,
-            tags=ignores,
+            tags=ViewSettings(deletes="ignore", cohorts=("amount", "paid")).tags(),
         ),
         FeatureView(
             name="pushed",
@@ -267,6 +267,23 @@ def test_a_deletion_deletes_but_not_of_a_coarser_view(shop):
     assert [row["amount"] for row in answers["items"][:2]] == [1, None]
     assert [row["amount"] for row in answers["customers"][:2]] == [2, 2]
     assert [row["amount"] for row in answers["pushed"][:2]] == [2, 2]
+
+
+def test_rows_are_in_the_cohorts_that_a_materialization_puts_them_in(shop):
+    here = shop()
+    here.put("a", 1, NOW - 60, amount={"N": "7"}, paid={"BOOL": False})
+    here.put("b", 1, NOW - 50, amount={"N": "7"}, paid={"BOOL": True})
+    here.put("c", 1, NOW - 40, amount={"N": "7"})
+    here.follow()
+    here.put("b", 2, NOW - 30, paid={"BOOL": True})
+    here.follow()
+    here.agree()
+    for store in (here.store, here.other):
+        cohorts = [
+            [each["buyer"] for each in cohort(store, "customers", **by)]
+            for by in ({"amount": 7}, {"paid": True}, {"paid": False}, {"amount": 8})
+        ]
+        assert cohorts == [["c", "a"], ["b"], ["a"], []]
 
 
 def test_an_event_that_moves_back_replaces_but_not_in_a_coarser_view(shop):
