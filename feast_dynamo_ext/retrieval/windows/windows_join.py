@@ -30,7 +30,7 @@ from feast_dynamo_ext.series import short
 from feast_dynamo_ext.timestamps import LOWEST, MICROSECOND, NANOSECONDS, Axis
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import timedelta
 
     from numpy.typing import NDArray
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.int64]
     Read = Callable[[ParquetSource, Sequence[str], Numbers, int], dict[str, pa.Array]]
 
-EVENT_BYTES = 80
+EVENT_BYTES = 64
 """What is held for an event, at most, beside its values."""
-VALUE_BYTES = 40
-"""What is held for one of its values, at most."""
+VALUE_BYTES, OTHER_BYTES = 24, 160
+"""What is held for one of its values of a fixed width, and of any other, at most."""
 
 
 def axis_of(history: History, plan: DerivedPlan) -> Axis:
@@ -87,7 +87,7 @@ def derived_features(
         OfflineStoreError: the history cannot be read.
     """
     joined = _Join.from_view(view, source, entities, limits, known=known, threads=threads)
-    reading = replace(joined.reading, most=_most_events(joined.plan, most_bytes))
+    reading = replace(joined.reading, most=_most_events(joined.plan, source, most_bytes))
     keys, first = joined.order.keys.size, 0
     parts: list[list[pa.Array | pa.ChunkedArray]] = [[] for _ in joined.plan.outputs]
     rows: list[Numbers] = []
@@ -120,7 +120,7 @@ def explain_windows(
     history = History.from_view(view, source)
     rows = MatchInput.from_entities(entities, history, created_by_entity_time=False)
     keys = Order.from_input(rows).keys.size
-    passes = -(-source.rows // _most_events(plan, most_bytes))
+    passes = -(-source.rows // _most_events(plan, source, most_bytes))
     over = "one pass" if passes <= 1 else f"at most {min(passes, max(1, keys)):,} passes"
     told_apart = " and ".join(f"`{name}`" for name, _ in plan.tie_breaker) or "no tie-breaker"
     computed = [
@@ -141,9 +141,11 @@ def explain_windows(
     )
 
 
-def _most_events(plan: DerivedPlan, most_bytes: int) -> int:
+def _most_events(plan: DerivedPlan, source: ParquetSource, most_bytes: int) -> int:
     """How many events are held at once with so much memory."""
-    return max(1, most_bytes // (EVENT_BYTES + VALUE_BYTES * len(plan.value_columns)))
+    kinds = [source.schema.field(name).type for name, _ in plan.value_columns]
+    values = sum(VALUE_BYTES if pa.types.is_primitive(kind) else OTHER_BYTES for kind in kinds)
+    return max(1, most_bytes // (EVENT_BYTES + values))
 
 
 def _counted(number: int, what: str) -> str:
@@ -297,9 +299,35 @@ class _Some:
             with naming(name, name_of(kind), column.type, history.view.view):
                 values[name] = EventColumn(one_array(as_declared(column, kind)))
         by_span = {span: self._counting(events, each) for span, each in ranges.items()}
+        if all(output.is_list for output in plan.outputs):
+            return self._lists(events, values, by_span[plan.reach])
         return [
             self._output(output, events, values.get(output.column), by_span[output.span])
             for output in plan.outputs
+        ]
+
+    def _lists(
+        self, events: Events, values: Mapping[str, EventColumn], ranges: Ranges
+    ) -> list[pa.Array | pa.ChunkedArray]:
+        """All outputs of a view of lists."""
+        history, plan = self.join.reading.history, self.join.plan
+        in_rows = Ranges(ranges.first[self.in_rows], ranges.end[self.in_rows], ranges.events)
+        columns = []
+        for output in plan.outputs:
+            if output.column:
+                column = values[output.column].values
+                columns.append(listed_values(column, output, history.view.view))
+            else:
+                times = events.clock.time(events.code)
+                columns.append(pa.array(Axis("us").floor(times, history.axis.unit)))
+        return [
+            *lists(
+                columns,
+                in_rows,
+                plan.outputs,
+                history.view.view,
+                newest_first=plan.newest_first,
+            )
         ]
 
     def _counting(self, events: Events, ranges: Ranges) -> Ranges:
@@ -325,17 +353,7 @@ class _Some:
     def _output(
         self, output: Output, events: Events, column: EventColumn | None, ranges: Ranges
     ) -> pa.Array | pa.ChunkedArray:
-        history, plan = self.join.reading.history, self.join.plan
-        if output.is_list:
-            in_rows = Ranges(ranges.first[self.in_rows], ranges.end[self.in_rows], ranges.events)
-            if column is None:
-                micros = Axis("us").floor(events.clock.time(events.code), history.axis.unit)
-                values = pa.array(micros)
-            else:
-                values = listed_values(column.values, output, history.view.view)
-            return lists(
-                values, in_rows, output, history.view.view, newest_first=plan.newest_first
-            )
+        history = self.join.reading.history
         if output.function == "time_since_last":
             found = self._since_last(events, ranges)
         else:
