@@ -76,6 +76,10 @@ class Ranges:
             return place
         return self.events.take(place, mode="clip") if len(self.events) else np.zeros_like(place)
 
+    def only(self, which: Numbers | slice) -> Ranges:
+        """Some of them."""
+        return Ranges(self.first[which], self.end[which], self.events)
+
     def newest(self, count: int) -> Ranges:
         """The last events of each range."""
         return Ranges(np.maximum(self.first, self.end - count), self.end, self.events)
