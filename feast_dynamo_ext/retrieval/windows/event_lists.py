@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from feast_dynamo_ext.retrieval.windows.aggregates import Ranges
     from feast_dynamo_ext.retrieval.windows.derived_plan import Output
+    from feast_dynamo_ext.retrieval.windows.event_ranges import Ranges
 
 
 def listed_values(values: pa.Array, output: Output, view: str) -> pa.Array:

@@ -12,12 +12,9 @@ from feast_dynamo_ext.arrow_types import naming, one_array
 from feast_dynamo_ext.declared import name_of
 from feast_dynamo_ext.declared_values import as_declared
 from feast_dynamo_ext.errors import ColumnTypeError
-from feast_dynamo_ext.retrieval.windows.aggregates import (
-    EventColumn,
-    SumOverflowError,
-    aggregated,
-)
+from feast_dynamo_ext.retrieval.windows.aggregates import SumOverflowError, aggregated
 from feast_dynamo_ext.retrieval.windows.event_lists import listed_values, lists
+from feast_dynamo_ext.retrieval.windows.event_ranges import EventColumn
 from feast_dynamo_ext.timestamps import NANOSECONDS, Axis
 
 if TYPE_CHECKING:
@@ -28,8 +25,8 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.parquet.source import ParquetSource
     from feast_dynamo_ext.retrieval.inputs import History
-    from feast_dynamo_ext.retrieval.windows.aggregates import Ranges
     from feast_dynamo_ext.retrieval.windows.derived_plan import DerivedPlan, Output
+    from feast_dynamo_ext.retrieval.windows.event_ranges import Ranges
     from feast_dynamo_ext.retrieval.windows.event_rows import Events
 
     Numbers = NDArray[np.int64]
