@@ -7,11 +7,13 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
 from feast.aggregation import Aggregation
+from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Array, Float64, Int64, String
 from repos import NoRegistry, repo_config
 from shop_sets import DAY, START, apply, build, entity_rows, iceberg_source, shop, view
@@ -321,3 +323,24 @@ def test_another_definition_of_the_base_view_is_a_change_of_the_set(store, tmp_p
     manifest = load_training_set(str(tmp_path / "set"), AwsSettings()).manifest
     changes = [(each.kind, each.name) for each in changed_sources(manifest, AwsSettings(), store)]
     assert ("definition", "purchases") in changes
+
+
+def test_an_on_demand_view_takes_features_of_derived_views(store, tmp_path):
+    spend = store.get_feature_view("spend")
+
+    @on_demand_feature_view(
+        sources=[spend],
+        schema=[Field(name="an_order", dtype=Float64)],
+        mode="pandas",
+    )
+    def ratios(inputs: pd.DataFrame) -> pd.DataFrame:
+        found = inputs["sum_spend_7d"] / inputs["count_spend_7d"]
+        return pd.DataFrame({"an_order": found})
+
+    apply(tmp_path, ratios)
+    store.refresh_registry()
+    rows = pa.table({"cid": [3], "event_timestamp": [START + 10 * DAY]})
+    found = store.get_historical_features(
+        entity_df=rows.to_pandas(), features=["ratios:an_order", "spend:mean_spend_7d"]
+    ).to_df()
+    assert found["an_order"].tolist() == found["mean_spend_7d"].tolist()
