@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
+    from feast_dynamo_ext.derived import recent, windows
     from feast_dynamo_ext.materialize.engine import DynamoComputeEngine, DynamoComputeEngineConfig
     from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, S3ParquetOfflineStoreConfig
     from feast_dynamo_ext.online_store import DynamoOnlineStore, DynamoOnlineStoreConfig
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     )
     from feast_dynamo_ext.parquet.s3_parquet_source import S3ParquetSource
     from feast_dynamo_ext.provider import DynamoProvider
+    from feast_dynamo_ext.series_settings import Series
     from feast_dynamo_ext.view_settings import TableSettings, ViewSettings
 
 __version__ = "0.1.0"
@@ -37,8 +39,11 @@ __all__ = [
     "S3ParquetOfflineStoreConfig",
     "S3ParquetSource",
     "SavedDatasetIcebergStorage",
+    "Series",
     "TableSettings",
     "ViewSettings",
+    "recent",
+    "windows",
 ]
 
 _MODULE_OF = {
@@ -53,8 +58,11 @@ _MODULE_OF = {
     "S3ParquetOfflineStoreConfig": "offline_store",
     "S3ParquetSource": "parquet.s3_parquet_source",
     "SavedDatasetIcebergStorage": "parquet.iceberg.destinations",
+    "Series": "series_settings",
     "TableSettings": "view_settings",
     "ViewSettings": "view_settings",
+    "recent": "derived",
+    "windows": "derived",
 }
 
 

@@ -38,7 +38,7 @@ from feast.types import (
 
 from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.series import (
+from feast_dynamo_ext.series_settings import (
     OF_EVENTS,
     Derived,
     Recent,
@@ -48,7 +48,7 @@ from feast_dynamo_ext.series import (
     Windows,
     short,
 )
-from feast_dynamo_ext.view_settings import ViewSettings
+from feast_dynamo_ext.view_settings import ViewSettings, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -210,24 +210,6 @@ def recent(
     )
     about = {"description": description, "tags": tags, "owner": owner}
     return _view(base, name, fields, Derived(recent=what), about)
-
-
-def derived_of(view: Any) -> Derived | None:
-    """What a view computes of the events of another one; None of a view with rows of its own.
-
-    Raises:
-        ConfigError: as `ViewSettings.from_view`.
-    """
-    return ViewSettings.from_view(view).derived
-
-
-def series_of(view: Any) -> Series | None:
-    """How a view's events lie; None where only the newest row of each entity is kept.
-
-    Raises:
-        ConfigError: as `ViewSettings.from_view`.
-    """
-    return ViewSettings.from_view(view).series
 
 
 # The base view

@@ -17,16 +17,22 @@ from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 
 from feast_dynamo_ext.config import warn_of_other_provider, warn_of_unknown_keys
-from feast_dynamo_ext.dynamo import read
+from feast_dynamo_ext.dynamo import read, series_read
 from feast_dynamo_ext.dynamo.client import Connection
 from feast_dynamo_ext.dynamo.event_loops import off_loop
 from feast_dynamo_ext.dynamo.layouts.packed import (
     PACKED,
+    VALUES_BYTES_THAT_FIT,
     Row,
     RowSchema,
     last_written_per_key,
     newest_per_key,
-    refuse_too_large,
+)
+from feast_dynamo_ext.dynamo.layouts.series import (
+    SERIES,
+    EventMaker,
+    marks_of,
+    newest_per_event,
 )
 from feast_dynamo_ext.dynamo.precomputed import maintain
 from feast_dynamo_ext.dynamo.precomputed.lookup import ServiceCache, ServiceRequest
@@ -55,7 +61,7 @@ from feast_dynamo_ext.errors import (
     OnlineStoreError,
 )
 from feast_dynamo_ext.forks import Lock
-from feast_dynamo_ext.view_settings import ViewSettings, view_tombstones
+from feast_dynamo_ext.view_settings import ViewSettings, series_of, view_tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -69,6 +75,7 @@ if TYPE_CHECKING:
     from feast.value_type import ValueType
 
     from feast_dynamo_ext.dynamo.encoding.requests import Order
+    from feast_dynamo_ext.dynamo.layouts.series import Event
     from feast_dynamo_ext.dynamo.precomputed.vectors import Refs, ServiceSpec
     from feast_dynamo_ext.dynamo.write import WriteMethod
 
@@ -210,9 +217,9 @@ class DynamoOnlineStore(OnlineStore):
         """
         await self.connection(config).refuse_anothers(config, table)
 
-        def packed() -> tuple[RowSchema, list[Row]]:
+        def packed() -> tuple[RowSchema, Sequence[Row | Event]]:
             schema = schema_of_rows(table, data)
-            return schema, winners(table, packed_rows(table.name, schema, data))
+            return schema, winners(table, schema, packed_rows(table.name, schema, data))
 
         schema, rows = await asyncio.to_thread(packed)
         await self._write(config, table, schema, rows, progress)
@@ -225,7 +232,7 @@ class DynamoOnlineStore(OnlineStore):
         Raises: as `online_write_batch`.
         """
         await self.connection(config).refuse_anothers(config, view)
-        return await self._write(config, view, schema, winners(view, rows), None)
+        return await self._write(config, view, schema, winners(view, schema, rows), None)
 
     def write_rows(
         self,
@@ -242,7 +249,7 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `online_write_batch`.
         """
-        newest = winners(view, rows)
+        newest = winners(view, schema, rows)
         self.refuse_anothers(config, view)
         return self.connection(config).loops.run(
             self._write(config, view, schema, newest, progress)
@@ -264,7 +271,7 @@ class DynamoOnlineStore(OnlineStore):
         config: RepoConfig,
         view: FeatureView,
         schema: RowSchema,
-        rows: list[Row],
+        rows: Sequence[Row | Event],
         progress: Callable[[int], Any] | None,
     ) -> Outcome:
         latest_us = latest_event_us(config)
@@ -273,17 +280,26 @@ class DynamoOnlineStore(OnlineStore):
             refuse_future(ahead, len(rows), view.name)
         connection = self.connection(config)
         name, kept_s = table_name(config, view), kept_seconds(config, view)
-        refuse_too_large(rows, schema, kept_s, view.name)
+        series = ViewSettings.from_view(view).series
+        layout = PACKED if series is None else SERIES
+        for row in rows:
+            if len(row.values) > VALUES_BYTES_THAT_FIT:
+                layout.put(row, schema, kept_s, view.name, 0)  # raises before any is written
         try:
-            await connection.schemas.declare(name, schema, connection.writer)
+            await connection.schemas.declare(
+                name, schema, connection.writer, is_series=series is not None
+            )
         except IncompleteWriteError as error:
             # What is missing to the caller is the rows.
             left = tuple(row.key for row in rows)
             return Outcome(unwritten=left, cause=error).checked(name)
         until_s = int(time.time()) + GRACE_S
-        items = (PACKED.put(row, schema, kept_s, view.name, until_s) for row in rows)
+        items = (layout.put(row, schema, kept_s, view.name, until_s) for row in rows)
         method, order = write_method(config, view), write_order(view)
-        write = connection.writer.write(name, items, progress, method, order)
+        optional = () if series is None else marks_of(series)
+        write = connection.writer.write(name, items, progress, method, order, optional)
+        if series is not None:
+            return await write
         return await with_vectors(
             connection, name, schema, lambda: [row.key for row in rows], write
         )
@@ -321,6 +337,9 @@ class DynamoOnlineStore(OnlineStore):
         view = connection.views.known(table, config)
         read.refuse_too_many(len(entity_keys), config.online_store.max_rows_per_request)
         view_read = read.of_keys(view, entity_keys, requested_features)
+        if view.is_series:
+            found = await series_read.read_series([view_read], connection, may_be_partial=False)
+            return [series_read.read_row(view_read, row) for row in found.rows_of(view_read)]
         answers = await read.read([view_read], connection, may_be_partial=False)
         return [read.read_row(view_read, row) for row in answers.rows_of(view_read)]
 
@@ -378,16 +397,17 @@ class DynamoOnlineStore(OnlineStore):
             if columns is None:
                 raise
             reads = of_columns(columns)
-        answers = await read.read(reads, connection, may_be_partial=settings.on_partial == "mark")
+        answers, of_series = await _read(reads, connection, settings)
 
         def answer() -> None:
             for (view, names), held, view_read in zip(grouped_refs, known, reads, strict=True):
                 prefix = f"{held.answers_as}__" if full_feature_names else ""
-                read.add_view(
-                    online_features_response,
-                    answers.rows_of(view_read),
-                    [prefix + name for name in names],
-                )
+                called = [prefix + name for name in names]
+                if of_series is not None and held.is_series:
+                    rows = of_series.rows_of(view_read)
+                    series_read.add_rows(online_features_response, rows, called)
+                elif answers is not None:
+                    read.add_view(online_features_response, answers.rows_of(view_read), called)
                 if include_feature_view_version_metadata:
                     read.add_version(online_features_response, view)
 
@@ -480,6 +500,9 @@ class DynamoOnlineStore(OnlineStore):
         Raises:
             AwsError: AWS refused.
         """
+        if series_of(view) is not None:
+            # No vector holds features of a series: each of its services is read from its views.
+            replace = False
         connection = self.connection(config)
         # A service is declared beside the rows of all its views.
         of_services = ([one for one, _ in refs] for refs in services.values())
@@ -547,6 +570,31 @@ class DynamoOnlineStore(OnlineStore):
             return self._opened[1]
 
 
+async def _read(
+    reads: Sequence[read.ViewRead], connection: Connection, settings: DynamoOnlineStoreConfig
+) -> tuple[read.Answers | None, series_read.SeriesAnswers | None]:
+    """What a request finds in tables of newest rows and of series, read side by side.
+
+    Raises: as `read.read` and `series_read.read_series`.
+    """
+    may_be_partial = settings.on_partial == "mark"
+    packed = [one for one in reads if not one.view.is_series]
+    series = [one for one in reads if one.view.is_series]
+    if not series:
+        return await read.read(packed, connection, may_be_partial=may_be_partial), None
+    events = series_read.read_series(series, connection, may_be_partial=may_be_partial)
+    if not packed:
+        return None, await events
+    rows = read.read(packed, connection, may_be_partial=may_be_partial)
+    # Both end before an error is raised: none is left behind in flight.
+    found = await asyncio.gather(rows, events, return_exceptions=True)
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+    answers, of_series = found
+    return answers, of_series  # type: ignore[return-value]
+
+
 # What Feast raises of entity rows that it cannot convert, and of much else.
 BAD_ROWS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -595,12 +643,21 @@ def write_order(view: Any) -> Order:
     Items of a captured table have one state at a time, and so have the entities that they are:
     what was written last, of whatever event time.
     """
+    if ViewSettings.from_view(view).series is not None:
+        return "event"  # of one event
     tombstones = view_tombstones(view)
     return "written" if tombstones is not None and tombstones.is_applied else "event"
 
 
-def winners(view: Any, rows: Iterable[Row]) -> list[Row]:
-    """Of rows of a view the one of each key that wins."""
+def winners(view: Any, schema: RowSchema, rows: Iterable[Row]) -> Sequence[Row | Event]:
+    """Of rows of a view the one of each key that wins; of a series the one of each event.
+
+    Raises:
+        ColumnTypeError: a row that is no event of the series.
+    """
+    series = ViewSettings.from_view(view).series
+    if series is not None:
+        return newest_per_event(map(EventMaker.from_series(view.name, series, schema), rows))
     by_written = write_order(view) == "written"
     return last_written_per_key(rows) if by_written else newest_per_key(rows)
 

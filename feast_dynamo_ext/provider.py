@@ -17,6 +17,7 @@ from feast_dynamo_ext.config import warn_of_unknown_keys
 from feast_dynamo_ext.dynamo.precomputed.maintain import declare_registry_services
 from feast_dynamo_ext.dynamo.precomputed.vectors import precomputed_services
 from feast_dynamo_ext.dynamo.push import parsed_times, rows_of_frame
+from feast_dynamo_ext.dynamo.tables.series_checks import check_series
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import (
     ConfigError,
@@ -267,6 +268,7 @@ class DynamoProvider(PassthroughProvider):
         _ = self.batch_engine
         views = list(kwargs.get("tables_to_keep", ()))
         self._check_captured(views, makes=True)
+        check_series(views)
         self._check_columns(views)
         super().update_infra(*args, **kwargs)
 
@@ -279,6 +281,7 @@ class DynamoProvider(PassthroughProvider):
             if not view.spec.HasField("feature_transformation")
         ]
         self._check_captured(views, makes=False)
+        check_series(views)
         self._check_columns(view for view in views if self._validated.get(_name_of_source(view)))
         return super().plan_infra(config, desired_registry_proto)
 

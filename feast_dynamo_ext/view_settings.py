@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from feast_dynamo_ext.columns import Tombstones, tombstones_of
 from feast_dynamo_ext.config import SettingsModel, refuse_unknown
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.series import (
+from feast_dynamo_ext.series_settings import (
     MOST_COHORTS,
     NAMES,
     Derived,
@@ -301,6 +301,24 @@ def view_tombstones(view: Any) -> Tombstones | None:
     if found is None:
         return None
     return replace(found, is_applied=ViewSettings.from_view(view).deletes != "ignore")
+
+
+def derived_of(view: Any) -> Derived | None:
+    """What a view computes of the events of another one; None of a view with rows of its own.
+
+    Raises:
+        ConfigError: as `ViewSettings.from_view`.
+    """
+    return ViewSettings.from_view(view).derived
+
+
+def series_of(view: Any) -> Series | None:
+    """How a view's events lie; None where only the newest row of each entity is kept.
+
+    Raises:
+        ConfigError: as `ViewSettings.from_view`.
+    """
+    return ViewSettings.from_view(view).series
 
 
 def refuse_needless_deletes(view: Any) -> None:

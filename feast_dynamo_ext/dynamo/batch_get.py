@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feast_dynamo_ext.dynamo.layouts.packed import KEY, PACKED, VALUES
+from feast_dynamo_ext.dynamo.layouts.series import SERIES
 from feast_dynamo_ext.dynamo.retry import Pending, Transport, UnprocessedItems, drain
 from feast_dynamo_ext.errors import AwsUnavailableError, IncompleteReadError
 
@@ -152,12 +153,15 @@ class TableKeys(NamedTuple):
         keys: distinct keys, in base64.
         consistent: strongly consistent reads, at twice the read units.
         view: name of the feature view it keeps, for messages.
+        is_series: whether the table has the layout of series, of which schema items and control
+            items alone are read by key.
     """
 
     table: str
     keys: tuple[str, ...]
     consistent: bool = False
     view: str = ""
+    is_series: bool = False
 
 
 @dataclass
@@ -292,14 +296,15 @@ class Reader:
 
     def _requests(self, wanted: Sequence[TableKeys]) -> Iterator[Pending]:
         """Merge the keys of all tables into requests."""
-        keys_of: dict[int, list[Any]] = {}
+        keys_of: dict[tuple[int, bool], list[Any]] = {}
         request: Pending = {}
         keys_left, bytes_left = self.batch_size, PLANNED_ANSWER_BYTES
         for entry in wanted:
             # Views of one entity are asked for the same keys, mostly all of a request's.
-            keys = keys_of.get(id(entry.keys))
+            layout = SERIES if entry.is_series else PACKED
+            keys = keys_of.get((id(entry.keys), entry.is_series))
             if keys is None:
-                keys = keys_of[id(entry.keys)] = PACKED.read(entry.keys)
+                keys = keys_of[id(entry.keys), entry.is_series] = layout.read(entry.keys)
             size, start = self.item_bytes.get(entry.table, 1), 0
             while start < len(keys):
                 room = min(keys_left, max(1, bytes_left // size))

@@ -20,6 +20,7 @@ from botocore.exceptions import ClientError
 
 from feast_dynamo_ext.aws import translated
 from feast_dynamo_ext.dynamo.layouts.packed import KEY, RESERVED_PREFIX
+from feast_dynamo_ext.dynamo.layouts.series import CONTROL_SORT, SORT
 from feast_dynamo_ext.dynamo.retry import no_table
 from feast_dynamo_ext.errors import ResourceNotFoundError
 
@@ -51,11 +52,13 @@ class ControlItem:
         client: boto3's client of DynamoDB.
         table: table name.
         name: what it is about; its key is this after the reserved prefix.
+        is_series: whether the table has the layout of series.
     """
 
     client: Any
     table: str
     name: bytes
+    is_series: bool = False
 
     def read(self) -> dict[str, Any] | None:
         """Its attributes but the key, as they are now; None where there is no such item."""
@@ -66,7 +69,7 @@ class ControlItem:
         return {
             name: _plain(_from_dynamodb(value))
             for name, value in answer["Item"].items()
-            if name != KEY
+            if name not in (KEY, SORT)
         }
 
     def put(self, values: Mapping[str, Value], where: Mapping[str, Value | None]) -> bool:
@@ -114,7 +117,8 @@ class ControlItem:
 
     @property
     def _key(self) -> dict[str, Any]:
-        return {KEY: {"B": RESERVED_PREFIX + self.name}}
+        sort = {SORT: {"B": CONTROL_SORT}} if self.is_series else {}
+        return {KEY: {"B": RESERVED_PREFIX + self.name}, **sort}
 
     @property
     def _address(self) -> dict[str, Any]:

@@ -127,7 +127,8 @@ def of_keys(
         EntityKeyError: a key that cannot be a key.
     """
     rows = tuple(text(_key(view, key)) for key in keys)
-    return ViewRead(view, tuple(requested or view.schema.names), rows)
+    names = view.schema.names if view.derived is None else view.derived.features
+    return ViewRead(view, tuple(requested or names), rows)
 
 
 def _key(view: KnownView, key: EntityKey) -> bytes:

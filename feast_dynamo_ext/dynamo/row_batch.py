@@ -7,7 +7,7 @@ column by column, for the many of a materialization, whose JSON is cut out of wh
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -135,11 +135,19 @@ class RowBatch(Protocol):
 
 @dataclass(frozen=True)
 class Items:
-    """Rows as items."""
+    """Rows as items.
+
+    Attributes:
+        items: the items.
+        units: see `RowBatch.units`.
+        order: see `RowBatch.order`.
+        optional: attributes that an item may lack: see `statement`.
+    """
 
     items: Sequence[JsonItem]
     units: int = 0
     order: Order = "event"
+    optional: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -150,7 +158,10 @@ class Items:
 
     def statements(self, table: str, todo: Sequence[tuple[int, Try]]) -> Any:
         """See `RowBatch.statements`."""
-        return [statement(table, self.items[row], attempt, self.order) for row, attempt in todo]
+        return [
+            statement(table, self.items[row], attempt, self.order, self.optional)
+            for row, attempt in todo
+        ]
 
     def item(self, row: int) -> JsonItem:
         """See `RowBatch.item`."""
@@ -162,14 +173,16 @@ class Items:
 
     def single_row_batches(self) -> Iterator[RowBatch]:
         """See `RowBatch.single_row_batches`."""
-        return (Items([item], order=self.order) for item in self.items)
+        return (replace(self, items=[item], units=0) for item in self.items)
 
 
-def in_batches(items: Iterable[JsonItem], order: Order = "event") -> Iterator[RowBatch]:
+def in_batches(
+    items: Iterable[JsonItem], order: Order = "event", optional: tuple[str, ...] = ()
+) -> Iterator[RowBatch]:
     """Items as they come, in batches as large as a request takes."""
     rest = iter(items)
     while batch := list(islice(rest, MAX_ITEMS_PER_REQUEST)):
-        yield Items(batch, order=order)
+        yield Items(batch, order=order, optional=optional)
 
 
 class EncodedBlock:

@@ -24,10 +24,11 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     to_schema_item,
     unpack,
 )
+from feast_dynamo_ext.dynamo.layouts.series import to_series_schema_item
 from feast_dynamo_ext.errors import ItemFormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from feast_dynamo_ext.dynamo.batch_get import Found, Reader
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
@@ -91,7 +92,9 @@ class SchemaCache:
         """Forget what was written into a table that is new or gone."""
         self.written -= {entry for entry in self.written if entry[0] == table}
 
-    async def declare(self, table: str, schema: RowSchema, writer: Writer) -> None:
+    async def declare(
+        self, table: str, schema: RowSchema, writer: Writer, *, is_series: bool = False
+    ) -> None:
         """Write the schema item of rows that are about to be written, once.
 
         Before the first row, so that no reader ever meets a fingerprint that nothing explains.
@@ -101,16 +104,19 @@ class SchemaCache:
             AwsError: AWS refused.
         """
         if (table, schema.fingerprint_text) not in self.written:
-            await self.write(table, schema, writer)
+            await self.write(table, schema, writer, is_series=is_series)
 
-    async def write(self, table: str, schema: RowSchema, writer: Writer) -> None:
+    async def write(
+        self, table: str, schema: RowSchema, writer: Writer, *, is_series: bool = False
+    ) -> None:
         """Write the schema item, whether or not this process has done so before.
 
         Others may have emptied the table since, or made it anew.
 
         Raises: as `declare`.
         """
-        await writer.write(table, [to_schema_item(schema)])
+        make = to_series_schema_item if is_series else to_schema_item
+        await writer.write(table, [make(schema)])
         self.written.add((table, schema.fingerprint_text))
 
     def warn(self, table: str, error: ItemFormatError) -> None:
@@ -130,25 +136,45 @@ class SchemaCache:
 
         The reader's deadline counts from `started_s`, or from now.
         """
-        missing = [
-            (table, fingerprint)
-            for table, items in found.items()
-            for fingerprint in _fingerprints(items.values())
-            if (table, fingerprint) not in self.known
-        ]
+        missing = self._missing({table: items.values() for table, items in found.items()})
         if missing:
             await self._fetch(missing, reader, started_s)
 
+    async def fetch_missing_of_series(
+        self,
+        found: Mapping[str, Collection[JsonItem]],
+        reader: Reader,
+        started_s: float | None = None,
+    ) -> None:
+        """The same of events, by table."""
+        missing = self._missing(found)
+        if missing:
+            await self._fetch(missing, reader, started_s, is_series=True)
+
+    def _missing(self, found: Mapping[str, Collection[JsonItem]]) -> list[tuple[str, str]]:
+        return [
+            (table, fingerprint)
+            for table, items in found.items()
+            for fingerprint in _fingerprints(items)
+            if (table, fingerprint) not in self.known
+        ]
+
     async def _fetch(
-        self, missing: Iterable[tuple[str, str]], reader: Reader, started_s: float | None
+        self,
+        missing: Iterable[tuple[str, str]],
+        reader: Reader,
+        started_s: float | None,
+        *,
+        is_series: bool = False,
     ) -> None:
         wanted: dict[str, list[str]] = {}
         for table, fingerprint in missing:
             key = schema_key(base64.b64decode(fingerprint))
             wanted.setdefault(table, []).append(key)
-        found = await reader.read(
-            [TableKeys(table, tuple(keys)) for table, keys in wanted.items()], started_s
-        )
+        keys = [
+            TableKeys(table, tuple(keys), is_series=is_series) for table, keys in wanted.items()
+        ]
+        found = await reader.read(keys, started_s)
         for table, items in found.items():
             for item in items.values():
                 if (schema := _parsed(item)) is not None:

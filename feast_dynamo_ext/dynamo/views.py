@@ -28,7 +28,7 @@ from feast_dynamo_ext.dynamo.keys import (
     text,
 )
 from feast_dynamo_ext.dynamo.layouts.packed import OWNER_ITEM, RESERVED_PREFIX, RowSchema
-from feast_dynamo_ext.errors import EntityKeyError, FeatureNotFoundError
+from feast_dynamo_ext.errors import ConfigError, EntityKeyError, FeatureNotFoundError
 from feast_dynamo_ext.view_settings import ViewSettings
 
 if TYPE_CHECKING:
@@ -40,6 +40,13 @@ if TYPE_CHECKING:
     from feast.value_type import ValueType
 
     from feast_dynamo_ext.dynamo.batch_get import Reader
+    from feast_dynamo_ext.series_settings import (
+        Derived,
+        Recent,
+        RecentFeature,
+        WindowFeature,
+        Windows,
+    )
 
 T = TypeVar("T")
 
@@ -77,6 +84,8 @@ class KnownView:
         consistent: whether it is read strongly consistent.
         with_expired: whether rows past their ttl answer their values.
         owner: its table, project and name, if another project or view could have that table.
+        is_series: whether its table keeps every event.
+        derived: what it computes of the events of the table, which is that of its base view.
         projections: what `read` works out once for each kind of row and request.
     """
 
@@ -89,6 +98,8 @@ class KnownView:
     consistent: bool
     with_expired: bool
     owner: tuple[str, str, str] | None = None
+    is_series: bool = False
+    derived: KnownDerived | None = None
     projections: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -117,19 +128,65 @@ class KnownView:
             ConfigError: a tag of the view that is a setting and cannot be one.
         """
         columns, store = request_columns(view), config.online_store
-        settings = ViewSettings.from_view(view)
-        consistent, table = settings.consistent_reads, table_name(config, view)
+        derived = ViewSettings.from_view(view).derived
+        # A derived view has no table: it reads that of its base view.
+        base = view if derived is None else _base_of(view)
+        settings = ViewSettings.from_view(base)
+        consistent, table = settings.consistent_reads, table_name(config, base)
         is_shared = may_be_anothers(config, table)
         return cls(
             table=table,
             answers_as=view.projection.name_to_use(),
-            schema=RowSchema.from_view(view),
-            ttl_s=ttl_seconds(view),
+            schema=RowSchema.from_view(base),
+            ttl_s=ttl_seconds(base),
             columns=columns,
             encode=_key_encoder(view, [name for name, _ in columns]),
             consistent=store.consistent_reads if consistent is None else consistent,
-            with_expired=answers_expired(config, view),
-            owner=(table, config.project, view.name) if is_shared else None,
+            with_expired=answers_expired(config, base),
+            owner=(table, config.project, base.name) if is_shared else None,
+            is_series=settings.series is not None or derived is not None,
+            derived=None if derived is None else KnownDerived.from_view(view, derived),
+        )
+
+
+def _base_of(view: Any) -> Any:
+    """The base of a derived view, as the registry carries it with the view.
+
+    It says which table to read; what the table's items hold, they say themselves.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for base in getattr(view, "source_views", ()):
+        return base
+    raise ConfigError(
+        f"Feature view `{view.name}` is derived, and has no base view. Make it with `recent` or "
+        "`windows` of feast_dynamo_ext."
+    )
+
+
+@dataclass(frozen=True)
+class KnownDerived:
+    """What a derived view computes.
+
+    Attributes:
+        features: windows or lists, by the name of the feature.
+        types: the features' types, by name.
+        definition: the whole.
+    """
+
+    features: Mapping[str, WindowFeature | RecentFeature]
+    types: Mapping[str, str]
+    definition: Windows | Recent
+
+    @classmethod
+    def from_view(cls, view: Any, derived: Derived) -> KnownDerived:
+        """Of a view's fields and its tag."""
+        what = derived.what
+        return cls(
+            {feature.name: feature for feature in what.features},
+            {field.name: field.dtype.to_value_type().name for field in view.features},
+            what,
         )
 
 
@@ -531,7 +588,10 @@ class WrittenTables:
             from feast_dynamo_ext.dynamo.tables import describe
 
             table = table_name(config, view)
-            spec = describe.TableSpec(table, view.name, config.project, may_be_anothers=True)
+            is_series = ViewSettings.from_view(view).series is not None
+            spec = describe.TableSpec(
+                table, view.name, config.project, may_be_anothers=True, is_series=is_series
+            )
             if describe.refuse_anothers(dynamodb, config.online_store.aws(), spec):
                 self._ours.add((table, config.project, view.name))
 
@@ -564,6 +624,8 @@ class ReadTables:
         owners: Sequence[tuple[str, str, str]],
         reader: Reader,
         started_s: float | None = None,
+        *,
+        is_series: bool = False,
     ) -> None:
         """Refuse to answer rows of another view or project.
 
@@ -571,7 +633,8 @@ class ReadTables:
             TableTakenError: a table is another's, in the words of `feast apply`.
             AwsError: AWS refused.
         """
-        keys = [TableKeys(table, (OWNER_KEY,)) for table in {one[0] for one in owners}]
+        tables = {one[0] for one in owners}
+        keys = [TableKeys(table, (OWNER_KEY,), is_series=is_series) for table in tables]
         result = await reader.read_partial(keys, started_s)
         for owner in owners:
             table, project, view = owner
@@ -596,8 +659,12 @@ def answers_expired(config: RepoConfig, view: Any) -> bool:
 def kept_seconds(config: RepoConfig, view: Any) -> int | None:
     """How long after its event time DynamoDB keeps a row; None for as long as the table lives.
 
-    A day longer than the ttl, so that readers meet a row that is past it before it is gone.
+    A day longer than the ttl, so that readers meet a row that is past it before it is gone. Of a
+    series as long as its `keep_for` says.
     """
+    series = ViewSettings.from_view(view).series
+    if series is not None:
+        return None if series.keep_for is None else -(-series.keep_for // timedelta(seconds=1))
     ttl_s = ttl_seconds(view)
     return None if ttl_s is None or answers_expired(config, view) else ttl_s + GRACE_S
 

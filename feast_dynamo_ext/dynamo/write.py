@@ -199,6 +199,7 @@ class Writer:
         progress: Progress = None,
         method: WriteMethod = "overwrite",
         order: Order = "event",
+        optional: tuple[str, ...] = (),
     ) -> Outcome:
         """Write all items.
 
@@ -208,6 +209,7 @@ class Writer:
             progress: called with the number of rows that are settled, after each request.
             method: "overwrite" replaces whatever is there; the others keep newer rows.
             order: which rows are newer: those of later event times, or those written later.
+            optional: attributes that items may lack: see `statement`.
 
         Returns:
             How many rows were written, and how many the table had newer rows of.
@@ -218,7 +220,7 @@ class Writer:
             AwsError: AWS refused the request.
         """
         on_outcome = None if progress is None else lambda outcome: progress(outcome.settled)
-        batches = in_batches(items, order)
+        batches = in_batches(items, order, optional)
         return (await self.write_batches(table, batches, on_outcome, method)).checked(table)
 
     async def delete(

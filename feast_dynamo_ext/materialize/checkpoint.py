@@ -218,6 +218,7 @@ class Checkpoint:
         identity: RunIdentity,
         *,
         resume: bool,
+        is_series: bool = False,
         now_s: Callable[[], float] = time.time,
     ) -> Checkpoint:
         """Look for what an earlier run of this window has finished. The lease must be held.
@@ -227,6 +228,7 @@ class Checkpoint:
             table: the view's table.
             identity: what the finished buckets must be of to count.
             resume: whether to go on with them; otherwise the run starts over.
+            is_series: whether the table keeps every event.
             now_s: seconds since 1970 UTC.
 
         Raises:
@@ -234,7 +236,7 @@ class Checkpoint:
             AwsError: AWS refused, or there is no such table.
         """
         name = PROGRESS % (identity.start_us, identity.end_us)
-        item = ControlItem(client, table, name)
+        item = ControlItem(client, table, name, is_series)
         held = item.read()
         checkpoint = cls(item, identity, held, now_s)
         if held is not None:

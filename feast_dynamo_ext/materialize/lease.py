@@ -255,13 +255,18 @@ class Holder:
         }
 
 
-def holder(client: Any, table: str) -> Holder | None:
+def holder(client: Any, table: str, *, is_series: bool = False) -> Holder | None:
     """Who holds the lease of a view's table now, dead or alive; None for nobody.
+
+    Args:
+        client: boto3's client of DynamoDB.
+        table: the view's table.
+        is_series: whether it keeps every event.
 
     Raises:
         AwsError: AWS refused, or there is no such table.
     """
-    values = ControlItem(client, table, LEASE).read()
+    values = ControlItem(client, table, LEASE, is_series).read()
     return None if values is None else Holder.parse(values, table)
 
 
@@ -281,6 +286,10 @@ def is_gone(client: Any, table: str, settings: LeaseSettings) -> bool:
             return not is_alive
         settings.sleep(look_again_s(held))
     return True
+
+
+def _holder_of(item: ControlItem) -> Holder | None:
+    return holder(item.client, item.table, is_series=item.is_series)
 
 
 def _holder_if_any(client: Any, table: str) -> Holder | None:
@@ -344,7 +353,15 @@ class Lease:
         threading.Thread(target=self._keep_beating, name=name, daemon=True).start()
 
     @classmethod
-    def acquire(cls, client: Any, table: str, view: str, settings: LeaseSettings) -> Lease:
+    def acquire(
+        cls,
+        client: Any,
+        table: str,
+        view: str,
+        settings: LeaseSettings,
+        *,
+        is_series: bool = False,
+    ) -> Lease:
         """Get the lease of a view, and keep it by a heartbeat in a thread of its own.
 
         Args:
@@ -352,13 +369,14 @@ class Lease:
             table: the view's table.
             view: name of the feature view, for messages.
             settings: how long, and what to do while another run holds it.
+            is_series: whether the table keeps every event.
 
         Raises:
             AlreadyRunningError: another run holds it, and `if_running` is `refuse`.
             AwsError: AWS refused, or there is no such table.
         """
         item, me, watch = (
-            ControlItem(client, table, LEASE),
+            ControlItem(client, table, LEASE, is_series),
             Holder.new(view, settings),
             Watch(settings),
         )
@@ -393,7 +411,7 @@ class Lease:
                 "beat_at": int(self._settings.wall_clock()),
             }
             renewed = self._item.update(sign, {"owner": self.holder.owner})
-            now = None if renewed else holder(self._item.client, self._item.table)
+            now = None if renewed else _holder_of(self._item)
         except AwsError as error:
             # `check` raises, if it lasts.
             self._failure = error
@@ -444,7 +462,7 @@ def _wait_until_free(
 ) -> Holder | None:
     """The holder that is gone, or None where there is none any more."""
     waits_for = None
-    while (held := holder(item.client, item.table)) is not None:
+    while (held := _holder_of(item)) is not None:
         is_alive = watch.look(held)
         if is_alive is False:
             return held
@@ -458,7 +476,7 @@ def _wait_until_free(
 
 
 def _is_held_by(item: ControlItem, me: Holder) -> bool:
-    held = holder(item.client, item.table)
+    held = _holder_of(item)
     return held is not None and held.owner == me.owner
 
 

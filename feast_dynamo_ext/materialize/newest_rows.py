@@ -27,6 +27,7 @@ from feast_dynamo_ext.dynamo.encoding.requests import (
     EncodedRows,
     refuse_too_large,
 )
+from feast_dynamo_ext.dynamo.encoding.sort_keys import EventColumns
 from feast_dynamo_ext.dynamo.encoding.values import encode_values
 from feast_dynamo_ext.dynamo.keys import encode_keys
 from feast_dynamo_ext.dynamo.layouts.packed import RowSchema
@@ -49,7 +50,7 @@ from feast_dynamo_ext.timestamps import (
     micros_of,
     moment_of,
 )
-from feast_dynamo_ext.view_settings import view_tombstones
+from feast_dynamo_ext.view_settings import series_of, view_tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -344,6 +345,64 @@ class History:
             yield Newest(found.read, found.expired, found.rows, batches, found.incomplete, whole)
 
     @contextlib.contextmanager
+    def every(
+        self,
+        window: Window,
+        not_before: datetime | None,
+        memory_limit: str,
+        scanned: Callable[[int], object] | None = None,
+    ) -> Iterator[Newest]:
+        """All rows of a window that have keys and event time, to be read while the context lasts.
+
+        Args:
+            window: event times that count.
+            not_before: rows before that are counted as expired and left out.
+            memory_limit: of finding them.
+            scanned: called with numbers of rows as they are looked at.
+
+        Raises:
+            OfflineStoreError: the history cannot be read; see the subclasses. Or it is of another
+                offline store.
+        """
+        columns = self._columns
+        if self._source is None:
+            raise OfflineStoreError(
+                f"Feature view `{self._view.name}` keeps every event, and its history is of an "
+                "offline store that gives the newest rows alone. Set `offline_store: type: "
+                "feast_dynamo_ext.S3ParquetOfflineStore`."
+            )
+        plan = plan_rows(
+            self._view.batch_source,
+            columns.keys,
+            columns.features,
+            columns.event_time,
+            columns.created_time,
+        )
+        plan = replace(plan, view=self._view.name, folder_types=declared_columns(self._view))
+        source = checked_source(plan, self._source)
+        engine = replace(
+            engine_for(self._config.offline_store, "within"), memory_limit=memory_limit
+        )
+        start, end = assume_utc(window.start), assume_utc(window.end)
+        source = source.within(plan.event_time, start, end)
+        if scanned is not None:
+            scanned(0)
+        positions = engine.within(plan, source, start, end)
+        expired = 0
+        if not_before is not None and not_before > start:
+            kept = engine.within(plan, source, not_before, end)
+            expired, positions = len(positions) - len(kept), kept
+        batches = source.fetch_each(plan.feature_columns, iter((positions,)))
+        read = len(positions) + expired
+        yield Newest(
+            read,
+            expired,
+            len(positions),
+            _with_keys(batches, columns.keys, self._view.name),
+            whole=None if read else self._source,
+        )
+
+    @contextlib.contextmanager
     def _changed(
         self,
         plan: ViewPlan,
@@ -396,6 +455,30 @@ class History:
         return Newest(table.num_rows, expired, kept.num_rows, iter(kept.to_batches()))
 
 
+def _with_keys(
+    batches: Iterator[pa.RecordBatch], keys: tuple[str, ...], view: str
+) -> Iterator[pa.RecordBatch]:
+    """Rows that have all of their join keys; says how many have not."""
+    left_out = 0
+    for batch in batches:
+        is_there = None
+        for key in keys:
+            column = batch.column(key)
+            if column.null_count:
+                there = column.is_valid()
+                is_there = there if is_there is None else pc.and_(is_there, there)
+        if is_there is None:
+            yield batch
+        else:
+            kept = batch.filter(is_there)
+            left_out += batch.num_rows - kept.num_rows
+            yield kept
+    if left_out:
+        logger.warning(
+            "feature view %s: %d rows lack a join key, and are left out", view, left_out
+        )
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Encodes the rows of one view.
@@ -406,6 +489,7 @@ class Encoder:
         schema: what encoded values stand for.
         kept_s: seconds after their event times that DynamoDB keeps rows; None for no limit.
         order: which row of an entity wins online.
+        events: makes the sort keys of a series; None where the newest row of each entity is kept.
     """
 
     view: Any
@@ -413,12 +497,19 @@ class Encoder:
     schema: RowSchema
     kept_s: int | None
     order: Order = "event"
+    events: EventColumns | None = None
 
     @classmethod
     def from_view(cls, config: RepoConfig, view: Any, columns: Columns) -> Encoder:
         """The encoder of a view as it is declared now."""
         schema, kept_s = RowSchema.from_view(view), kept_seconds(config, view)
-        return cls(view, columns, schema, kept_s, write_order(view))
+        series = series_of(view)
+        events = None
+        if series is not None:
+            kinds = {field.name: field.dtype.to_value_type() for field in view.features}
+            stored = stored_names(view.batch_source)
+            events = EventColumns(view.name, series, kinds, {name: stored[name] for name in kinds})
+        return cls(view, columns, schema, kept_s, write_order(view), events)
 
     def __call__(self, batch: pa.RecordBatch) -> EncodedRows:
         """Encode a batch.
@@ -430,6 +521,7 @@ class Encoder:
         """
         columns, features = self.columns, self.view.features
         created, where = columns.created_time, f"Feature view `{self.view.name}`"
+        event_us = micros(columns.event_time, batch.column(columns.event_time), where)
         rows = EncodedRows(
             self.keys_of(batch),
             encode_values(
@@ -438,11 +530,12 @@ class Encoder:
                 [field.name for field in features],
                 self.view.name,
             ),
-            micros(columns.event_time, batch.column(columns.event_time), where),
+            event_us,
             micros(created, batch.column(created), where) if created else None,
             self.schema,
             self.kept_s,
             self.order,
+            None if self.events is None else self.events.sort_keys(batch, event_us),
         )
         refuse_too_large(rows, self.view.name)
         return rows
@@ -459,8 +552,13 @@ class Encoder:
     def not_before(self) -> datetime | None:
         """The first event time at which a row is not past its ttl now.
 
-        None where no row is left out: the view has no ttl, or answers such rows too.
+        None where no row is left out: the view has no ttl, or answers such rows too. Of a series
+        the first that is kept.
         """
+        if self.events is not None:
+            if self.kept_s is None:
+                return None
+            return _before(datetime.now(tz=timezone.utc).replace(microsecond=0), self.kept_s)
         ttl_s = ttl_seconds(self.view)
         if ttl_s is None or self.kept_s is None:
             return None
@@ -593,7 +691,13 @@ class ViewReading:
             found(newest)
             count = buckets or bucket_count(newest.rows + newest.deletions, self.rows_per_bucket)
             spool = Spool(
-                encoder.schema, encoder.kept_s, count, done, self.spill_folder, encoder.order
+                encoder.schema,
+                encoder.kept_s,
+                count,
+                done,
+                self.spill_folder,
+                encoder.order,
+                is_series=encoder.events is not None,
             )
             undo.enter_context(spool)
             for rows in self._encoded(_each(newest.batches, lambda: looked_at(0))):
@@ -607,9 +711,10 @@ class ViewReading:
     def _newest(
         self, scanned: Callable[[int], object] | None = None
     ) -> contextlib.AbstractContextManager[Newest]:
-        return self.history.newest(
-            self.window, self.encoder.not_before(), self.memory_limit, scanned, self.since
-        )
+        not_before = self.encoder.not_before()
+        if self.encoder.events is not None:
+            return self.history.every(self.window, not_before, self.memory_limit, scanned)
+        return self.history.newest(self.window, not_before, self.memory_limit, scanned, self.since)
 
 
 def _each(batches: Iterator[pa.RecordBatch], before: Callable[[], object]) -> Iterator[Any]:

@@ -24,6 +24,7 @@ from feast_dynamo_ext.errors import ResourceNotFoundError
 from feast_dynamo_ext.forks import Lock
 from feast_dynamo_ext.materialize.lease import LeaseSettings, Watch, holder
 from feast_dynamo_ext.timestamps import assume_utc
+from feast_dynamo_ext.view_settings import series_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Iterable
@@ -194,7 +195,7 @@ class StaleStateResetter:
         settings, table = self._settings, self._table_of(view)
         now_s = settings.clock()
         try:
-            held = holder(self._client(), table)
+            held = holder(self._client(), table, is_series=series_of(view) is not None)
         except ResourceNotFoundError:
             held = None
         if held is None:

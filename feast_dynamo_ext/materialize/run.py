@@ -39,6 +39,7 @@ from feast_dynamo_ext.materialize.checkpoint import (
 )
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
 from feast_dynamo_ext.materialize.newest_rows import say_why_nothing
+from feast_dynamo_ext.view_settings import series_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -208,6 +209,9 @@ class ViewWriting:
 
         write = self._writer.write_batches(table, block.batches(), on_outcome, self.method)
         rows = block.rows
+        if rows.sort is not None:
+            await write  # no precomputed service has features of a series
+            return
         await with_vectors(self.connection, table, rows.schema, rows.keys.to_pylist, write)
 
     async def _delete_block(self, block: Deletions) -> None:
@@ -345,7 +349,8 @@ class Run:
             self.settings.lease_s, self.settings.if_running, sleep=self._sleep
         )
         client, report = self.connection.client, run.report
-        lease = Lease.acquire(client, report.table, report.view, settings)
+        is_series = series_of(run.view) is not None
+        lease = Lease.acquire(client, report.table, report.view, settings, is_series=is_series)
         self._leases.append(lease)
         return lease
 
@@ -355,6 +360,7 @@ class Run:
 
     def _read(self, run: ViewRun, lease: Lease) -> tuple[Checkpoint, Spool]:
         report, reading = run.report, run.reading()
+        is_series = reading.encoder.events is not None
         position = reading.history.position
         since = position and Position.read(self.connection.client, report.table)
         if run.is_incremental:
@@ -369,7 +375,11 @@ class Run:
             "overwrite" if run.method == "overwrite" else "newest_wins",
         )
         checkpoint = Checkpoint.open(
-            self.connection.client, report.table, identity, resume=self.settings.resume
+            self.connection.client,
+            report.table,
+            identity,
+            resume=self.settings.resume,
+            is_series=is_series,
         )
 
         def found(newest: Newest) -> None:
@@ -403,7 +413,9 @@ class Run:
         report = run.report
         fill_services = await shared.in_thread(run.services)
         schema = spool.schema
-        await self.connection.schemas.declare(report.table, schema, self.connection.writer)
+        await self.connection.schemas.declare(
+            report.table, schema, self.connection.writer, is_series=spool.is_series
+        )
         limiter = AdaptiveLimiter(self.settings.max_write_workers, shared.ceiling, shared.places)
         writing = ViewWriting(
             self.connection,

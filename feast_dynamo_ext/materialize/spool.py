@@ -18,6 +18,7 @@ from feast_dynamo_ext.duckdb_connection import registered
 from feast_dynamo_ext.dynamo.encoding.protobuf import lengths_of
 from feast_dynamo_ext.dynamo.encoding.requests import Deletions, EncodedRows
 from feast_dynamo_ext.parquet.spill import BinSpool
+from feast_dynamo_ext.timestamps import LOWEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +46,9 @@ LAYOUT = pa.schema(
 )
 
 
+SORT_FIELD = pa.field("sort", pa.large_binary())
+"""Of events."""
+
 GONE = ("key", "created_us")
 """Columns of a deletion; its values are null."""
 
@@ -69,6 +73,8 @@ class Spool:
         done: frozenset[int] = frozenset(),
         folder: str | None = None,
         order: Order = "event",
+        *,
+        is_series: bool = False,
     ) -> None:
         """Nothing is on the disk yet.
 
@@ -79,12 +85,15 @@ class Spool:
             done: buckets whose rows are not kept.
             folder: of the disk; default: the system's folder for temporary files.
             order: which row of a key wins.
+            is_series: whether rows are events, of which the newest row of each is given.
         """
         self.schema, self._ttl_s, self._order = schema, ttl_s, order
+        self.is_series = is_series
+        layout = LAYOUT.append(SORT_FIELD) if is_series else LAYOUT
         self._done = np.isin(np.arange(buckets), list(done))
         self._duckdb = duckdb.connect(":memory:", config={"threads": "1"})
         self._bins = BinSpool(
-            LAYOUT, buckets, self._buckets_of, BUFFER_BYTES, folder, purpose="write", dropped=done
+            layout, buckets, self._buckets_of, BUFFER_BYTES, folder, purpose="write", dropped=done
         )
 
     @property
@@ -116,9 +125,12 @@ class Spool:
         created = rows.created_us
         if created is None:
             created = pa.nulls(len(rows), pa.int64())
-        self._bins.add(
-            pa.record_batch([rows.keys, rows.values, rows.event_us, created], schema=LAYOUT)
-        )
+        columns = [rows.keys, rows.values, rows.event_us, created]
+        if rows.sort is not None:
+            columns.append(rows.sort)
+            self._bins.add(pa.record_batch(columns, schema=LAYOUT.append(SORT_FIELD)))
+            return
+        self._bins.add(pa.record_batch(columns, schema=LAYOUT))
 
     def add_deletions(self, deletions: Deletions) -> None:
         """Keep deletions, as rows without values.
@@ -137,7 +149,8 @@ class Spool:
 
     def blocks(self, bucket: int) -> Iterator[EncodedRows | Deletions]:
         """The rows and deletions of a bucket, in blocks of bounded size."""
-        for table in _bounded(self._bins.read(bucket)):
+        found = self._bins.read(bucket)
+        for table in _bounded(self._newest(found) if self.is_series else found):
             rows = table
             if table.column("values").null_count:
                 is_row = table.column("values").is_valid()
@@ -145,13 +158,39 @@ class Spool:
                 yield Deletions(*(gone.column(name).combine_chunks() for name in GONE))
             if not len(rows):
                 continue
-            key, values, event_us, created_us = (
+            key, values, event_us, created_us, *sort = (
                 column.combine_chunks() for column in rows.columns
             )
             created = None if created_us.null_count == len(created_us) else created_us
             yield EncodedRows(
-                key, values, event_us, created, self.schema, self._ttl_s, self._order
+                key,
+                values,
+                event_us,
+                created,
+                self.schema,
+                self._ttl_s,
+                self._order,
+                sort[0] if sort else None,
             )
+
+    def _newest(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Of the rows of a bucket the newest one of each event, by created time, then the last."""
+        table = pa.Table.from_batches(batches, self._bins.schema)
+        if not len(table):
+            return
+        numbered = table.select(["key", "sort", "created_us"]).append_column(
+            "row", pa.array(np.arange(len(table)))
+        )
+        with registered(self._duckdb, "events", numbered):
+            kept = self._duckdb.execute(
+                "SELECT max_by(row, (coalesce(created_us, ?), row)) AS row FROM events "
+                "GROUP BY key, sort ORDER BY row",
+                [LOWEST],
+            ).fetchnumpy()["row"]
+        if len(kept) == len(table):
+            yield from table.to_batches()
+        else:
+            yield from table.take(pa.array(np.asarray(kept, dtype=np.int64))).to_batches()
 
     def _buckets_of(self, batch: pa.RecordBatch) -> NDArray[np.int64]:
         """DuckDB's hash: the same in every process with its version."""
@@ -195,7 +234,10 @@ def _bounded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Wide rows may follow each other: what counts is the size of each, not their mean."""
-    ends = (_FIXED_BYTES + lengths_of(batch["key"]) + lengths_of(batch["values"])).cumsum()
+    sizes = _FIXED_BYTES + lengths_of(batch["key"]) + lengths_of(batch["values"])
+    if "sort" in batch.schema.names:
+        sizes = sizes + lengths_of(batch["sort"])
+    ends = sizes.cumsum()
     start = before = 0
     while start < batch.num_rows:
         fitting = int(np.searchsorted(ends, before + BLOCK_BYTES, side="right"))

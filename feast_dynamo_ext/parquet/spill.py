@@ -38,6 +38,7 @@ class BinSpool:
     """A context manager, whose end deletes the rows; so does the end of the process.
 
     Attributes:
+        schema: of the rows.
         rows: that were added.
         counts: of these, rows of each bin that are not in memory any more, kept or not.
     """
@@ -67,7 +68,7 @@ class BinSpool:
         self.rows = 0
         self.counts = np.zeros(bins, dtype=np.int64)
         self._spilled_bytes = 0
-        self._schema, self._bin_of = schema, bin_of
+        self.schema, self._bin_of = schema, bin_of
         self._is_kept = ~np.isin(np.arange(bins), list(dropped))
         self._most_held = held_bytes
         self._folder, self._purpose = folder or tempfile.gettempdir(), purpose
@@ -107,7 +108,7 @@ class BinSpool:
         """
         if not self._held:
             return
-        table = pa.Table.from_batches(self._held, self._schema).combine_chunks()
+        table = pa.Table.from_batches(self._held, self.schema).combine_chunks()
         self._held, self._held_bytes = [], 0
         with disk_errors(f"The rows to {self._purpose}", self._folder):
             for found, rows in self._by_bin(table):
@@ -123,7 +124,7 @@ class BinSpool:
                 raise OfflineStoreError(
                     f"Rows that were kept in {self._folder} are gone. Run it again."
                 )
-            yield pa.ipc.read_record_batch(pa.py_buffer(data), self._schema)
+            yield pa.ipc.read_record_batch(pa.py_buffer(data), self.schema)
         yield from self._held
 
     def close(self) -> None:

@@ -22,11 +22,10 @@ from feast_dynamo_ext.columns import (
     tombstones_of,
 )
 from feast_dynamo_ext.declared import declared_as, folder_types
-from feast_dynamo_ext.derived import derived_of
 from feast_dynamo_ext.errors import OfflineStoreError
 from feast_dynamo_ext.retrieval.windows.derived_plan import base_of, newest_times, outputs_of
 from feast_dynamo_ext.timestamps import EARLIEST
-from feast_dynamo_ext.view_settings import view_tombstones
+from feast_dynamo_ext.view_settings import derived_of, view_tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

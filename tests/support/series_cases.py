@@ -20,7 +20,7 @@ from series_oracle import Row, aggregate, counting, listed
 from feast_dynamo_ext import ViewSettings
 from feast_dynamo_ext.derived import recent, windows
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
-from feast_dynamo_ext.series import Series
+from feast_dynamo_ext.series_settings import Series
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

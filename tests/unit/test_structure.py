@@ -80,6 +80,8 @@ OF_THE_ONLINE_STORE = {
     *("dynamo.batch_get", "dynamo.client", "dynamo.encoding"),
     *("dynamo.encoding.protobuf", "dynamo.encoding.requests", "dynamo.event_loops"),
     *("dynamo.keys", "dynamo.layouts", "dynamo.layouts.packed", "dynamo.newest_wins"),
+    *("dynamo.layouts.series", "dynamo.query", "dynamo.series_read", "dynamo.entity_events"),
+    "series_settings",
     *("dynamo.precomputed", "dynamo.precomputed.lookup", "dynamo.precomputed.maintain"),
     *("dynamo.precomputed.vectors", "dynamo.read", "dynamo.retry"),
     *("dynamo.row_batch", "dynamo.schemas", "dynamo.settings", "dynamo.signing"),

@@ -28,7 +28,7 @@ from feast_dynamo_ext.sagemaker import load_training_set, verify
 from feast_dynamo_ext.sagemaker.rebuild import rebuild
 from feast_dynamo_ext.sagemaker.set_inspection import inspect
 from feast_dynamo_ext.sagemaker.set_verification import changed_sources
-from feast_dynamo_ext.series import Series
+from feast_dynamo_ext.series_settings import Series
 
 UTC = dt.timezone.utc
 HOUR = dt.timedelta(hours=1)

@@ -40,6 +40,7 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     RowSchema,
     to_item,
 )
+from feast_dynamo_ext.dynamo.layouts.series import SORT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,6 +96,7 @@ def json_elements_of_rows(fragments: pa.LargeBinaryArray, rows: Sequence[int]) -
 
 # What an item may lack; a row without them must not keep those of the row it replaces.
 OPTIONAL = (CREATED_TIME, EXPIRY)
+KEYS = (KEY, SORT)
 
 NAMES = {"#t": EVENT_TIME, "#c": CREATED_TIME}
 # There is no item, or one that others put there, which is no row: nobody can read it as one.
@@ -121,12 +123,26 @@ class Try(Enum):
     REPLACE = "update a row that is there"
 
 
-def statement(table: str, item: JsonItem, attempt: Try, order: Order = "event") -> dict[str, Any]:
-    """One row's statement of a BatchExecuteStatement."""
+def statement(
+    table: str,
+    item: JsonItem,
+    attempt: Try,
+    order: Order = "event",
+    optional: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """One row's statement of a BatchExecuteStatement.
+
+    Args:
+        table: table name.
+        item: the row's item.
+        attempt: what is tried.
+        order: which row of a key wins.
+        optional: attributes that it may lack, beside those that all items may.
+    """
     attributes = tuple(item)
     if attempt is Try.INSERT:
         return {"Statement": _insert(table, attributes), "Parameters": list(item.values())}
-    text, parameters = _update(table, attributes, order)
+    text, parameters = _update(table, attributes, order, optional)
     return {
         "Statement": text,
         "Parameters": [item[name] for name in parameters],
@@ -142,28 +158,38 @@ def _insert(table: str, attributes: tuple[str, ...]) -> str:
 
 
 @lru_cache(10_000)
-def _update(table: str, attributes: tuple[str, ...], order: Order) -> tuple[str, tuple[str, ...]]:
+def _update(
+    table: str, attributes: tuple[str, ...], order: Order, optional: tuple[str, ...]
+) -> tuple[str, tuple[str, ...]]:
     """The text, and the names of the attributes whose values are its parameters."""
-    kept = tuple(name for name in attributes if name != KEY)
-    clauses = [f"SET {name}=?" for name in kept]
-    clauses += [f"REMOVE {name}" for name in OPTIONAL if name not in attributes]
+    keys = tuple(name for name in KEYS if name in attributes)
+    kept = tuple(name for name in attributes if name not in keys)
+    clauses = [f"SET {_attribute(name)}=?" for name in kept]
+    missing = (name for name in (*OPTIONAL, *optional) if name not in attributes)
+    clauses += [f"REMOVE {_attribute(name)}" for name in missing]
     has_created = CREATED_TIME in attributes
     tie = "(c IS MISSING OR c<=?)" if has_created else "c IS MISSING"
     is_older = f"{EVENT_TIME}<? OR ({EVENT_TIME}=? AND {tie})"
-    compared = (KEY, EVENT_TIME, EVENT_TIME) + ((CREATED_TIME,) if has_created else ())
+    compared = (*keys, EVENT_TIME, EVENT_TIME) + ((CREATED_TIME,) if has_created else ())
     if order == "written":
         is_older = f"c<=? OR (c IS MISSING AND {EVENT_TIME}<=?)"
         written = CREATED_TIME if has_created else EVENT_TIME
-        compared = (KEY, written, written)
+        compared = (*keys, written, written)
     text = (
         f"UPDATE {_quoted(table)} {' '.join(clauses)} "
-        f"WHERE {KEY}=? AND ({is_older} OR {EVENT_TIME} IS MISSING)"
+        f"WHERE {' AND '.join(f'{name}=?' for name in keys)} "
+        f"AND ({is_older} OR {EVENT_TIME} IS MISSING)"
     )
     return text, kept + compared
 
 
-def _quoted(table: str) -> str:
-    escaped = table.replace('"', '""')
+def _attribute(name: str) -> str:
+    """An attribute: those that all items may have are plain words."""
+    return name if len(name) == 1 else _quoted(name)
+
+
+def _quoted(name: str) -> str:
+    escaped = name.replace('"', '""')
     return f'"{escaped}"'
 
 
@@ -191,14 +217,23 @@ def put_request(table: str, item: JsonItem, order: Order = "event") -> dict[str,
     }
 
 
-def delete_request(table: str, key: bytes, written_us: int) -> dict[str, Any]:
+def delete_request(
+    table: str, key: bytes, written_us: int, sort: bytes | None = None
+) -> dict[str, Any]:
     """The DeleteItem of an entity, on the condition that nothing was written there later.
 
     What others put there under its key, and is no row, is no row of the entity: it stays.
+
+    Args:
+        table: table name.
+        key: serialized entity key.
+        written_us: when the deletion was written, microseconds since 1970 UTC.
+        sort: of an event its sort key.
     """
+    of_event = {} if sort is None else {SORT: {"B": b2a_base64(sort, newline=False).decode()}}
     return {
         "TableName": table,
-        "Key": {KEY: {"B": b2a_base64(key, newline=False).decode()}},
+        "Key": {KEY: {"B": b2a_base64(key, newline=False).decode()}, **of_event},
         "ConditionExpression": f"attribute_not_exists({KEY}) OR {IS_NOT_WRITTEN_LATER}",
         "ExpressionAttributeNames": NAMES,
         "ExpressionAttributeValues": {":w": {"N": str(written_us)}},
@@ -233,6 +268,7 @@ class EncodedRows:
         schema: what the values stand for.
         ttl_s: seconds after their event times that DynamoDB keeps them; None for no limit.
         order: which row of a key wins.
+        sort: of events their sort keys; then keys and sort keys together are distinct.
     """
 
     keys: pa.LargeBinaryArray
@@ -242,6 +278,7 @@ class EncodedRows:
     schema: RowSchema
     ttl_s: int | None
     order: Order = "event"
+    sort: pa.LargeBinaryArray | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -279,6 +316,8 @@ class EncodedRows:
         created = len(CREATED_TIME) * self._has_created if CREATED_TIME in self._names else 0
         names = sum(len(name) for name in self._names if name != CREATED_TIME)
         blobs = lengths_of(self.keys) + lengths_of(self.values) + len(self.schema.fingerprint)
+        if self.sort is not None:
+            blobs = blobs + lengths_of(self.sort)
         total: Integers = names + created + numbers + blobs
         return total
 
@@ -301,6 +340,7 @@ class EncodedRows:
             self.schema,
             self.ttl_s,
             self.order,
+            None if self.sort is None else self.sort.slice(row, 1),
         )
 
     @cached_property
@@ -308,7 +348,8 @@ class EncodedRows:
         """The attributes that rows may have, in an item's order."""
         created = () if self.created_us is None else (CREATED_TIME,)
         expiry = (EXPIRY,) if self.ttl_s else ()
-        return (KEY, VALUES, EVENT_TIME, FINGERPRINT, *created, *expiry)
+        sort = () if self.sort is None else (SORT,)
+        return (KEY, VALUES, EVENT_TIME, FINGERPRINT, *created, *expiry, *sort)
 
     @cached_property
     def _digits(self) -> dict[str, pa.LargeBinaryArray]:
@@ -334,6 +375,8 @@ class EncodedRows:
             VALUES: (_text(b'{"B":"'), base64_of(self.values), _text(b'"}')),
             FINGERPRINT: (_text(orjson.dumps({"B": self.schema.fingerprint_text})),),
         }
+        if self.sort is not None:
+            json[SORT] = (_text(b'{"B":"'), base64_of(self.sort), _text(b'"}'))
         for name, digits in self._digits.items():
             json[name] = (_text(b'{"N":"'), digits, _text(b'"}'))
         return json

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 
-    from feast_dynamo_ext.dynamo.layouts.packed import DecodedItem, JsonItem, Row, RowSchema
+    from feast_dynamo_ext.dynamo.layouts.packed import DecodedItem, JsonItem, RowSchema
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,6 @@ class Layout:
     """
 
     key: Callable[[EntityKey, str], bytes]
-    put: Callable[[Row, RowSchema, int | None, str, int], JsonItem]
+    put: Callable[[Any, RowSchema, int | None, str, int], JsonItem]
     read: Callable[[Iterable[str]], list[JsonItem]]
     decode: Callable[[JsonItem, str], DecodedItem]

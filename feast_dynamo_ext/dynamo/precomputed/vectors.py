@@ -246,6 +246,9 @@ def spec_of(service: str, refs: Refs, known_of: Callable[[Any], KnownView]) -> S
     if computed:
         return f"{computed} are on-demand feature views"
     known_refs = [(known_of(view), names) for view, names in refs]
+    of_series = [known.answers_as for known, _ in known_refs if known.is_series]
+    if of_series:
+        return f"features of {of_series} are computed of events at each request"
     views = {known.answers_as: (known, names) for known, names in known_refs}
     columns = {name: known.columns for name, (known, _) in views.items()}
     if len(set(columns.values())) > 1:

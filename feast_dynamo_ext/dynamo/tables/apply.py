@@ -285,14 +285,24 @@ def table_spec(config: RepoConfig, view: Any) -> TableSpec:
     Raises:
         ConfigError: a tag of the view that is not a setting, or settings that cannot be together.
     """
-    store = config.online_store
-    settings = ViewSettings.from_view(view).table.with_defaults(
+    store, own = config.online_store, ViewSettings.from_view(view)
+    settings = own.table.with_defaults(
         store.table or TableSettings(), f"Feature view `{view.name}`"
     )
+    series = own.series
     tags = {**(store.tags or {}), **aws_tags(getattr(view, "tags", None))}
     name = table_name(config, view)
     return TableSpec(
-        name, view.name, config.project, tags, settings, may_be_anothers(config, name)
+        name,
+        view.name,
+        config.project,
+        tags,
+        settings,
+        may_be_anothers(config, name),
+        is_series=series is not None,
+        tie_breaker=series.tie_breaker if series else (),
+        orders=series.orders if series else (),
+        cohorts=series.cohorts if series else own.cohorts,
     )
 
 

@@ -15,6 +15,7 @@ from feast_dynamo_ext import aws
 from feast_dynamo_ext.aws import ERROR_BY_CODE, translated
 from feast_dynamo_ext.dynamo.control_items import ABSENT, ControlItem
 from feast_dynamo_ext.dynamo.layouts.packed import OWNER_ITEM
+from feast_dynamo_ext.dynamo.layouts.series import TIE_BREAKER_ITEM
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsUnavailableError,
@@ -106,6 +107,10 @@ class TableSpec:
         settings: what else was asked for; what is None stays as it is.
         may_be_anothers: whether another view, or a view of another project, may have a table of
             this name.
+        is_series: whether it keeps every event, and not the newest rows alone.
+        tie_breaker: of a series the features that tell events of one time apart.
+        orders: of a series the features by which its events are in order too.
+        cohorts: the features by whose value entities are found.
     """
 
     name: str
@@ -114,6 +119,14 @@ class TableSpec:
     tags: Mapping[str, str] = field(default_factory=dict)
     settings: TableSettings = field(default_factory=TableSettings)
     may_be_anothers: bool = False
+    is_series: bool = False
+    tie_breaker: tuple[str, ...] = ()
+    orders: tuple[str, ...] = ()
+    cohorts: tuple[str, ...] = ()
+
+    def control_item(self, client: Any, name: bytes) -> ControlItem:
+        """A control item of the table."""
+        return ControlItem(client, self.name, name, self.is_series)
 
     @property
     def owner_tags(self) -> dict[str, str]:
@@ -291,7 +304,7 @@ def read_owner(
 
 def _owner_item(clients: TableClients, spec: TableSpec) -> Mapping[str, Any] | None:
     try:
-        return ControlItem(clients.dynamodb, spec.name, OWNER_ITEM).read()
+        return spec.control_item(clients.dynamodb, OWNER_ITEM).read()
     except (AccessDeniedError, ResourceNotFoundError) as error:
         # It may not be read, or the table is still being made: nothing says whose it is.
         logger.debug("table %s: %s", spec.name, error)
@@ -342,7 +355,7 @@ def refuse_anothers(
 
 def _claim_now(clients: TableClients, spec: TableSpec) -> None:
     try:
-        if ControlItem(clients.dynamodb, spec.name, OWNER_ITEM).put(_says(spec), ABSENT):
+        if spec.control_item(clients.dynamodb, OWNER_ITEM).put(_says(spec), ABSENT):
             logger.info("table %s is project %s's from now on", spec.name, spec.project)
             return
     except (AccessDeniedError, ResourceNotFoundError) as error:
@@ -372,7 +385,7 @@ def claim(spec: TableSpec, described: Mapping[str, Any], owner: Owner) -> tuple[
     """
     if owner.item is not None:
         return ()
-    put = ControlItem(None, spec.name, OWNER_ITEM).put_request(_says(spec), ABSENT)
+    put = spec.control_item(None, OWNER_ITEM).put_request(_says(spec), ABSENT)
     requests = [Request("put_item", put)]
     if owner.tags is not None and not spec.owner_tags.items() <= owner.tags.items():
         tags = [{"Key": name, "Value": value} for name, value in spec.owner_tags.items()]
@@ -435,6 +448,22 @@ def read_key_arn(clients: TableClients, spec: TableSpec, described: Mapping[str,
     return attempt("kms_key", "kms", spec.name, call, denied_ok=True)
 
 
+def read_tie_breaker(clients: TableClients, spec: TableSpec, _: Mapping[str, Any]) -> Any:
+    """By which features the events of a series are told apart; None where that is not noted."""
+
+    def call() -> Any:
+        item = spec.control_item(clients.dynamodb, TIE_BREAKER_ITEM).read()
+        return None if item is None else item.get("tie_breaker")
+
+    return attempt("tie_breaker", "dynamodb", spec.name, call, denied_ok=True)
+
+
+def tie_breaker_item(spec: TableSpec, text: str) -> dict[str, Any]:
+    """The PutItem that notes by which features events are told apart, where nobody has yet."""
+    values = {"tie_breaker": text}
+    return spec.control_item(None, TIE_BREAKER_ITEM).put_request(values, ABSENT)
+
+
 @dataclass(frozen=True)
 class Wait:
     """How to wait for a table: at first briskly, for the engines of a laptop.
@@ -494,7 +523,11 @@ def wait_ready(clients: TableClients, spec: TableSpec, wait: Wait) -> dict[str, 
     def ready() -> bool:
         answers[:] = [describe(clients.dynamodb, spec.name) or {}]
         encryption = answers[0].get("SSEDescription", {}).get("Status", "ENABLED")
-        return answers[0].get("TableStatus") == "ACTIVE" and encryption in ("ENABLED", "DISABLED")
+        is_active = answers[0].get("TableStatus") == "ACTIVE" and all(
+            index.get("IndexStatus", "ACTIVE") == "ACTIVE"
+            for index in answers[0].get("GlobalSecondaryIndexes", ())
+        )
+        return is_active and encryption in ("ENABLED", "DISABLED")
 
     with translated("dynamodb", f"table {spec.name}"):
         wait_until(ready, spec, wait)

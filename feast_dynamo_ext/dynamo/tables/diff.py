@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.dynamo.layouts.packed import EXPIRY, KEY
+from feast_dynamo_ext.dynamo.layouts.packed import EXPIRY
 from feast_dynamo_ext.dynamo.tables.describe import (
     Change,
     Request,
@@ -19,7 +19,15 @@ from feast_dynamo_ext.dynamo.tables.describe import (
     read_key_arn,
     read_recovery,
     read_tags,
+    read_tie_breaker,
     read_ttl,
+    tie_breaker_item,
+)
+from feast_dynamo_ext.dynamo.tables.layout import (
+    change_cohorts,
+    cohorts_of,
+    key_and_indexes,
+    names_text,
 )
 from feast_dynamo_ext.errors import ConfigError, TableLayoutError
 
@@ -30,45 +38,8 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.view_settings import TableSettings
 
 
-KEY_SCHEMA = [{"AttributeName": KEY, "KeyType": "HASH"}]
-ATTRIBUTES = [{"AttributeName": KEY, "AttributeType": "B"}]
-
 TABLE_CLASS = {"standard": "STANDARD", "infrequent_access": "STANDARD_INFREQUENT_ACCESS"}
 NO_CEILING = -1  # DynamoDB's own word for it
-
-
-# The layout
-
-
-def has_our_layout(described: Mapping[str, Any]) -> bool:
-    """Whether a table has this store's key, and no other key attributes."""
-    return bool(
-        described["KeySchema"] == KEY_SCHEMA and described["AttributeDefinitions"] == ATTRIBUTES
-    )
-
-
-def key_text(described: Mapping[str, Any]) -> str:
-    """A table's key attributes, for people."""
-    return ", ".join(
-        f"{attribute['AttributeName']} ({attribute['AttributeType']})"
-        for attribute in described["AttributeDefinitions"]
-    )
-
-
-def check_layout(spec: TableSpec, described: Mapping[str, Any]) -> None:
-    """Refuse a table whose rows would not be ours.
-
-    Raises:
-        TableLayoutError: its key is another.
-    """
-    if not has_our_layout(described):
-        raise TableLayoutError(
-            f"DynamoDB table {spec.name} exists with the key {key_text(described)}, not with this "
-            f"store's {KEY} (B): another program made it, perhaps Feast's own DynamoDB store. Set "
-            "another `table_name_template` in feature_store.yaml for feature view "
-            f"`{spec.view}`, or delete the table, then run `feast apply` and `feast materialize` "
-            "again."
-        )
 
 
 @dataclass(frozen=True)
@@ -398,6 +369,23 @@ def _change_tags(
     )
 
 
+def _held_tie_breaker(spec: TableSpec, state: TableState) -> str:
+    held = str(state.answers.get("tie_breaker") or "")
+    wanted = ",".join(spec.tie_breaker)
+    if held and held != wanted:
+        raise TableLayoutError(
+            f"Feature view `{spec.view}`: the tie-breaker is declared as {wanted}, and the events "
+            f"of DynamoDB table {spec.name} are told apart by {held}: the same event would be "
+            "there twice. Take the change back; or give the view another name, materialize it and "
+            "move its readers; or delete the table, run `feast apply`, and materialize again."
+        )
+    return held
+
+
+def _note_tie_breaker(spec: TableSpec, _: TableState, __: str, after: str) -> Iterator[Request]:
+    yield Request("put_item", tie_breaker_item(spec, after))
+
+
 # In an order that DynamoDB takes.
 SETTINGS = (
     TableSetting(
@@ -448,6 +436,22 @@ SETTINGS = (
         parameters=lambda units: {"WarmThroughput": units},
         requests=_change_warm,
         compared=_compared_warm,
+    ),
+    TableSetting(
+        names=("cohorts",),
+        wanted=lambda spec: tuple(sorted(spec.cohorts)),
+        held=lambda _, state: cohorts_of(state.table),
+        text=names_text,
+        requests=change_cohorts,
+    ),
+    TableSetting(
+        names=("tie_breaker",),
+        wanted=lambda spec: ",".join(spec.tie_breaker) if spec.is_series else None,
+        held=_held_tie_breaker,
+        text=lambda text: text or "none noted",
+        requests=_note_tie_breaker,
+        read=read_tie_breaker,
+        denied_ok=True,
     ),
     TableSetting(
         names=("ttl",),
@@ -515,8 +519,7 @@ def create_parameters(spec: TableSpec) -> dict[str, Any]:
     refuse_without_units(spec)
     wanted: dict[str, Any] = {
         "TableName": spec.name,
-        "KeySchema": KEY_SCHEMA,
-        "AttributeDefinitions": ATTRIBUTES,
+        **key_and_indexes(spec),
         "BillingMode": "PAY_PER_REQUEST",
     }
     for setting in SETTINGS:

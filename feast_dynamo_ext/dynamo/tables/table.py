@@ -25,13 +25,11 @@ from feast_dynamo_ext.dynamo.tables.describe import (
 )
 from feast_dynamo_ext.dynamo.tables.diff import (
     changes,
-    check_layout,
     create_parameters,
-    has_our_layout,
-    key_text,
     read_state,
     refuse_without_units,
 )
+from feast_dynamo_ext.dynamo.tables.layout import check_layout, has_our_layout, key_text
 from feast_dynamo_ext.errors import AwsError, TableProtectedError
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from feast_dynamo_ext.dynamo.layouts.packed import KEY, RESERVED_PREFIX, RowSche
 from feast_dynamo_ext.dynamo.precomputed.vectors import precomputed_services
 from feast_dynamo_ext.dynamo.tables.apply import table_spec
 from feast_dynamo_ext.dynamo.tables.describe import WAIT, TableClients, describe
-from feast_dynamo_ext.dynamo.tables.diff import check_layout
+from feast_dynamo_ext.dynamo.tables.layout import check_layout
 from feast_dynamo_ext.dynamo.tables.table import delete_table
 from feast_dynamo_ext.errors import (
     AlreadyRunningError,

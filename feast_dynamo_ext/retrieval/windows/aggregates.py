@@ -30,7 +30,7 @@ class SumOverflowError(ValueError):
 
 
 def aggregated(function: str, column: EventColumn | None, ranges: Ranges) -> pa.Array:
-    """An aggregate of each range, see `series.WindowFeature`.
+    """An aggregate of each range, see `series_settings.WindowFeature`.
 
     Args:
         function: any but `time_since_last`.

@@ -20,9 +20,9 @@ from feast_dynamo_ext.declared import (
     declared_type,
     element_kind,
 )
-from feast_dynamo_ext.derived import derived_of, series_of
 from feast_dynamo_ext.errors import OfflineStoreError
-from feast_dynamo_ext.series import Recent, WindowFeature
+from feast_dynamo_ext.series_settings import Recent, WindowFeature
+from feast_dynamo_ext.view_settings import derived_of, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from feast.infra.registry.base_registry import BaseRegistry
 
     from feast_dynamo_ext.declared import Declared
-    from feast_dynamo_ext.series import RecentFeature
+    from feast_dynamo_ext.series_settings import RecentFeature
 
 LIST = "list"
 """The function of a list of values; those of aggregates are `WindowFeature.function`."""

@@ -17,7 +17,7 @@ from feast_dynamo_ext.retrieval.inputs import History, MatchInput
 from feast_dynamo_ext.retrieval.windows.event_outputs import EventOutputs, Moments
 from feast_dynamo_ext.retrieval.windows.event_ranges import Ranges
 from feast_dynamo_ext.retrieval.windows.event_rows import Events, Reading, events_in_order
-from feast_dynamo_ext.series import short
+from feast_dynamo_ext.series_settings import short
 from feast_dynamo_ext.timestamps import LOWEST, MICROSECOND, NANOSECONDS, Axis
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ import shutil
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from feast_dynamo_ext.derived import derived_of
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker.declared_sets import build_training_set
 from feast_dynamo_ext.sagemaker.manifest import manifest_sha256
@@ -22,6 +21,7 @@ from feast_dynamo_ext.sagemaker.pipeline.step_inputs import (
 from feast_dynamo_ext.sagemaker.pipeline.step_runner import key_of
 from feast_dynamo_ext.sagemaker.training_set import load_training_set
 from feast_dynamo_ext.timestamps import EPOCH
+from feast_dynamo_ext.view_settings import derived_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -1,0 +1,135 @@
+"""Events of a series are kept each, and lists and aggregates are computed of them at the request.
+
+The table is looked at by boto3; what is answered, by Python over the events that were written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import math
+
+import pytest
+from feast import FeatureService, Field
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Float64
+from series_shop import CUSTOMER, DAY, Clock, T, series_repo
+
+from feast_dynamo_ext.dynamo.series_read import as_of
+from feast_dynamo_ext.materialize import newest_rows
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def repo(open_store, dynamodb, tmp_path):
+    made = series_repo(open_store, dynamodb, tmp_path)
+    yield made
+    made.store.teardown()
+
+
+def test_events_are_kept_and_listed(repo):
+    repo.write(*[(1, day, day, 10.0 + day, f"c{day % 2}") for day in range(5)])
+    repo.write((2, 40, 1, 5.5, None), (2, 40, 2, 6.5, "b"))
+    assert len(repo.items()) == 7
+    name = repo.name
+    found = repo.read(
+        [
+            f"{name}_last:amount_last_3",
+            f"{name}_last:category_last_3",
+            f"{name}_last:event_time_last_3",
+            f"{name}_spend:sum_amount_30d",
+            f"{name}_spend:mean_amount_30d",
+            f"{name}_spend:count_distinct_category_30d",
+            f"{name}_spend:count_7d",
+            f"{name}_spend:max_amount_90d",
+            f"{name}_spend:time_since_last_90d",
+        ],
+        1,
+        2,
+        3,
+        None,
+    )
+    micros = [int((T - day * DAY).timestamp() * 1e6) for day in (0, 1, 2, 40)]
+    assert found == {
+        "customer_id": [1, 2, 3, None],
+        "amount_last_3": [[10.0, 11.0, 12.0], [6.5, 5.5], [], None],
+        "category_last_3": [["c0", "c1", "c0"], ["b", "?"], [], None],
+        "event_time_last_3": [micros[:3], [micros[3]] * 2, [], None],
+        "sum_amount_30d": [60.0, None, None, None],
+        "mean_amount_30d": [12.0, None, None, None],
+        "count_distinct_category_30d": [2, 0, 0, None],
+        "count_7d": [5, 0, 0, None],
+        "max_amount_90d": [14.0, 6.5, None, None],
+        "time_since_last_90d": [0.0, 40 * 86400.0, None, None],
+    }
+
+
+def test_an_event_is_one_item_however_often_it_is_written(repo):
+    for amount in (1.0, 2.0):
+        repo.write((1, 1, 7, amount, "a"), (1, 1, 8, amount, "a"))
+    assert len(repo.items()) == 2
+    name = repo.name
+    assert repo.read([f"{name}_last:amount_last_3"], 1)["amount_last_3"] == [[2.0, 2.0]]
+    assert repo.read([f"{name}:amount", f"{name}:purchase_id"], 1) == {
+        "customer_id": [1],
+        "amount": [2.0],
+        "purchase_id": [8],
+    }
+
+
+def test_late_events_stand_in_their_place(repo):
+    repo.write((1, 1, 2, 2.0, "a"))
+    repo.write((1, 3, 1, 1.0, "b"))
+    name = repo.name
+    assert repo.read([f"{name}_last:amount_last_3"], 1)["amount_last_3"] == [[2.0, 1.0]]
+    assert math.isclose(repo.read([f"{name}_spend:sum_amount_30d"], 1)["sum_amount_30d"][0], 3.0)
+
+
+def test_all_events_of_a_window_are_materialized_once_each(repo, monkeypatch):
+    monkeypatch.setattr(newest_rows, "datetime", Clock)
+    rows = [
+        (customer, day, number, float(100 * customer + number), "ab"[number % 2], 0)
+        for customer in range(1, 8)
+        for day in (0, 3, 50)
+        for number in range(4)
+    ]
+    corrected = [(1, 3, 2, -1.0, None, 2), (1, 3, 2, -2.0, None, 1)]
+    gone = (1, 95, 1, 1.0, "a", 0)
+    for _ in range(2):
+        repo.materialize(*rows, *corrected, gone)
+        assert len(repo.items()) == len(rows)
+    name = repo.name
+    found = repo.read([f"{name}_spend:count_7d", f"{name}_spend:sum_amount_30d"], 1, 7)
+    assert found["count_7d"] == [8, 8]
+    assert found["sum_amount_30d"] == [2 * 406.0 - 102.0 - 1.0, 5612.0]
+
+
+def test_services_and_on_demand_views_take_them_as_any_other(repo):
+    name, store = repo.name, repo.store
+    repo.write((1, 1, 1, 10.0, "a"), (1, 2, 2, 20.0, "b"))
+    base, spend = store.get_feature_view(name), store.get_feature_view(f"{name}_spend")
+
+    @on_demand_feature_view(
+        sources=[spend], schema=[Field(name="doubled", dtype=Float64)], mode="python"
+    )
+    def computed(inputs):
+        return {"doubled": [2 * each for each in inputs["sum_amount_30d"]]}
+
+    service = FeatureService(name="scores", features=[base[["amount"]], spend, computed])
+    store.apply([CUSTOMER, base, spend, computed, service])
+    wanted = store.get_feature_service("scores")
+    rows = [{"customer_id": 1}]
+    with as_of(T):
+        found = store.get_online_features(wanted, rows)
+        same = asyncio.run(store.get_online_features_async(wanted, rows))
+        full = store.get_online_features(wanted, rows, full_feature_names=True).to_dict()
+    assert found.to_dict() == same.to_dict()
+    answered = found.to_dict()
+    assert answered["doubled"] == [60.0]
+    assert answered["amount"] == full[f"{name}__amount"] == [10.0]
+    assert answered["count_7d"] == full[f"{name}_spend__count_7d"] == [2]
+    names = list(found.proto.metadata.feature_names.val)
+    for feature in ("amount", "count_7d"):
+        (stamp,) = found.proto.results[names.index(feature)].event_timestamps
+        assert stamp.ToDatetime(dt.timezone.utc) == T - DAY
