@@ -159,6 +159,11 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
         the newest event time wins, then the newest created time, then the later row of
         the later file.
 
+        Of a derived view (`recent`, `windows`) all rows of the base view that an entity row sees
+        are events, of which each feature is a list or an aggregate: those of a window back from
+        the entity row's event time, both bounds included. The base view is taken from the
+        registry.
+
         Args:
             config: the repo's config.
             feature_views: the views of the request.

@@ -26,6 +26,7 @@ from feast_dynamo_ext.parquet.iceberg.table_files import iceberg_columns, read_i
 from feast_dynamo_ext.parquet.listing import DatePartitioned, Periods, Place
 from feast_dynamo_ext.parquet.scan import ReadErrors
 from feast_dynamo_ext.storage import settings_of
+from feast_dynamo_ext.view_settings import ViewSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -459,7 +460,12 @@ def check_columns(source: ParquetSource, view: Any) -> None:
     Raises:
         OfflineStoreError: they are not; see the subclasses.
     """
-    if getattr(view, "feature_transformation", None) or getattr(view, "aggregations", None):
+    is_computed = ViewSettings.from_view(view).derived is not None
+    if (
+        is_computed
+        or getattr(view, "feature_transformation", None)
+        or getattr(view, "aggregations", None)
+    ):
         return
     stored = stored_names(view.batch_source)
     names = [stored[name] for name in (*join_keys(view), *(one.name for one in view.features))]

@@ -38,7 +38,12 @@ FUNCTIONS = {
 """Of each column of the events all functions that take it."""
 
 FILLS = {"pieces": -1, "note": "none", "sent": 0}
-TIE_TYPES = {"number": Int64, "text": String}
+TIE_TYPES = {
+    "number": (Int64, pa.int64()),
+    "text": (String, pa.string()),
+    "ratio": (Float64, pa.float64()),
+    "moment": (UnixTimestamp, US),
+}
 KEY_TYPES = {"int64": Int64, "string": String}
 
 
@@ -97,8 +102,7 @@ def table_of(case: SeriesCase, rows: Sequence[Row]) -> pa.Table:
         for at, kind in enumerate(case.keys)
     }
     for at, tie in enumerate(case.ties):
-        kind = pa.int64() if tie == "number" else pa.string()
-        columns[f"tie{at}"] = pa.array([row.tie[at] for row in rows], kind)
+        columns[f"tie{at}"] = pa.array([row.tie[at] for row in rows], TIE_TYPES[tie][1])
     columns["at"] = time_array([row.event for row in rows], case.event)
     if case.created is not None:
         columns["made"] = time_array([row.created for row in rows], case.created)
@@ -111,7 +115,7 @@ def table_of(case: SeriesCase, rows: Sequence[Row]) -> pa.Table:
 def base_of(case: SeriesCase, source: Any) -> FeatureView:
     """The view whose events they are."""
     joins = {f"k{at}": _dtype(kind) for at, kind in enumerate(case.keys)}
-    ties = {f"tie{at}": TIE_TYPES[tie] for at, tie in enumerate(case.ties)}
+    ties = {f"tie{at}": TIE_TYPES[tie][0] for at, tie in enumerate(case.ties)}
     values = {"amount": Float64, "pieces": Int64, "note": String, "sent": UnixTimestamp}
     return FeatureView(
         name="events",

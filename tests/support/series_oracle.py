@@ -6,6 +6,7 @@ Nothing of what is tested is used here, nor any library: times are integers of n
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import statistics
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ def counting(
             continue
         if known and (row.created is None or row.created > moment):
             continue
-        event = row.event, row.tie
+        event = row.event, tuple(map(_tie, row.tie))
         rank = row.created is not None, row.created or 0, position
         if event not in winners or rank > winners[event][0]:
             winners[event] = rank, row
@@ -78,9 +79,12 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
 
 
 def _tie(value: Any) -> tuple[bool, Any]:
+    """A tie-breaker as it is compared: texts by their bytes, times by their seconds."""
     if value is None:
         return False, 0
-    return True, value.encode() if isinstance(value, str) else value
+    if isinstance(value, str):
+        return True, value.encode()
+    return True, math.floor(value.timestamp()) if isinstance(value, dt.datetime) else value
 
 
 def aggregate(function: str, column: str, rows: Sequence[Row], moment: int) -> Any:

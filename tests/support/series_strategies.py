@@ -13,7 +13,13 @@ from series_cases import SeriesCase
 from series_oracle import Row
 
 KEYS = {"int64": (1, 2, -(2**63)), "string": ("", "a", "ä", "a\x00")}
-TIES = {"number": (0, 1, -5, 2**62), "text": ("", "a", "B", "ä", "\U0001f600")}
+MOMENT = dt.datetime(1969, 12, 31, 23, 59, 59, tzinfo=dt.timezone.utc)
+TIES = {
+    "number": (0, 1, -5, 2**62),
+    "text": ("", "a", "B", "ä", "\U0001f600"),
+    "ratio": (0.0, -0.0, 1.5, -2.5),
+    "moment": tuple(MOMENT + dt.timedelta(seconds=part) for part in (-0.5, 0, 0.5, 1, 1.5)),
+}
 AMOUNTS = (None, float("nan"), 0.0, -0.0, 0.1, -2.5, 1e16, 3.0, 1.0)
 PIECES = (None, 0, 1, -7, 2**53 + 1, 2**58, -(2**58))
 NOTES = (None, "", "a", "ä", "B", "\U0001f600", "a\x00")
@@ -43,7 +49,7 @@ def series_cases(draw, most_rows: int = 24, *, in_table: bool = False) -> Series
     kinds = draw(
         st.lists(st.sampled_from([pa.int64(), pa.string()]), min_size=in_table, max_size=2)
     )
-    ties = tuple(draw(st.lists(st.sampled_from(["number", "text"]), min_size=1, max_size=2)))
+    ties = tuple(draw(st.lists(st.sampled_from(sorted(TIES)), min_size=1, max_size=2)))
     step = draw(st.sampled_from([HOUR, SECOND, 1_000 * US]))
     event, entity_time = draw(time_types), draw(time_types)
     created = draw(st.none() | time_types)

@@ -6,13 +6,26 @@ import datetime as dt
 import math
 from typing import Any
 
+import duckdb
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
 from feast.aggregation import Aggregation
-from feast.types import Array, Float64, Int64, String
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import (
+    Array,
+    Bool,
+    Bytes,
+    Float32,
+    Float64,
+    Int32,
+    Int64,
+    String,
+    UnixTimestamp,
+)
 from repos import NoRegistry, repo_config
 from shop_sets import DAY, START, apply, build, entity_rows, iceberg_source, shop, view
 
@@ -321,3 +334,76 @@ def test_another_definition_of_the_base_view_is_a_change_of_the_set(store, tmp_p
     manifest = load_training_set(str(tmp_path / "set"), AwsSettings()).manifest
     changes = [(each.kind, each.name) for each in changed_sources(manifest, AwsSettings(), store)]
     assert ("definition", "purchases") in changes
+
+
+def test_an_on_demand_view_takes_features_of_derived_views(store, tmp_path):
+    spend = store.get_feature_view("spend")
+
+    @on_demand_feature_view(
+        sources=[spend],
+        schema=[Field(name="an_order", dtype=Float64)],
+        mode="pandas",
+    )
+    def ratios(inputs: pd.DataFrame) -> pd.DataFrame:
+        found = inputs["sum_spend_7d"] / inputs["count_spend_7d"]
+        return pd.DataFrame({"an_order": found})
+
+    apply(tmp_path, ratios)
+    store.refresh_registry()
+    rows = pa.table({"cid": [3], "event_timestamp": [START + 10 * DAY]})
+    found = store.get_historical_features(
+        entity_df=rows.to_pandas(), features=["ratios:an_order", "spend:mean_spend_7d"]
+    ).to_df()
+    assert found["an_order"].tolist() == found["mean_spend_7d"].tolist()
+
+
+STORED = {
+    "real": (Float32, pa.array([1.5, None, -2.25], pa.float64()), pa.list_(pa.float32())),
+    "small": (Int32, pa.array([3, -4, 2**31 - 1], pa.int64()), pa.list_(pa.int32())),
+    "tiny": (Int64, pa.array([1, 2, 3], pa.uint8()), pa.list_(pa.int64())),
+    "whole": (Int64, pa.array([1.0, None, 3.0], pa.float64()), pa.list_(pa.int64())),
+    "flag": (Bool, pa.array([True, False, True]), pa.list_(pa.bool_())),
+    "raw": (Bytes, pa.array([b"\xff", b"", b"a"]), pa.list_(pa.binary())),
+    "word": (String, pa.array(["b", "a", "b"]).dictionary_encode(), pa.list_(pa.string())),
+    "day": (UnixTimestamp, pa.array([0, 1, 2], pa.date32()), pa.list_(pa.int64())),
+}
+
+
+@pytest.mark.parametrize("name", [*STORED])
+def test_lists_have_the_declared_type_and_ends_the_column_s(tmp_path, name):
+    dtype, values, listed = STORED[name]
+    base = base_of(history(tmp_path, **{name: values}), **{name: dtype})
+    fill = {"whole": -1} if name == "whole" else {}
+    lists = recent(base, name="lists", last=9, features=[name], newest_first=False, fill=fill)
+    ends = windows(
+        base,
+        name="ends",
+        aggregations=[
+            Aggregation(column=name, function=function, time_window=DAY)
+            for function in ("first", "count", "count_distinct")
+        ],
+    )
+    given = values.to_pylist()
+    for rows in (at_hours(2), at_hours(2, 1, 2)):
+        job = retrieved(tmp_path, [lists, ends, base], rows)
+        found = job.to_arrow()
+        made = found.column(f"{name}_last_9").to_pylist()[0]
+        assert found.schema.field(f"{name}_last_9").type == listed
+        packed = found.schema.field(name).type
+        assert found.schema.field(f"first_{name}_1d").type == packed
+        assert found.column(f"first_{name}_1d").to_pylist()[0] == given[0]
+        present = [value for value in given if value is not None]
+        assert found.column(f"count_{name}_1d").to_pylist()[0] == len(present)
+        assert found.column(f"count_distinct_{name}_1d").to_pylist()[0] == len(set(present))
+        if name == "day":
+            assert made == [0, 86_400_000_000, 2 * 86_400_000_000]
+        elif name == "real":
+            assert (made[0], math.isnan(made[1]), made[2]) == (1.5, True, -2.25)
+        else:
+            assert made == [fill.get(name) if value is None else value for value in given]
+        entity_df = job.entities.table  # noqa: F841 - the statement names it
+        told = duckdb.sql(job.to_sql()).to_arrow_table()
+        for column in (f"first_{name}_1d", f"count_{name}_1d", f"count_distinct_{name}_1d"):
+            assert told.column(column).to_pylist() == found.column(column).to_pylist()
+        if name != "real":
+            assert told.column(f"{name}_last_9").to_pylist()[0] == made

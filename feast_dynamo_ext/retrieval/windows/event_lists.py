@@ -17,10 +17,12 @@ from feast_dynamo_ext.exact import cast_exact
 from feast_dynamo_ext.timestamps import Axis
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from feast_dynamo_ext.retrieval.windows.aggregates import Ranges
     from feast_dynamo_ext.retrieval.windows.derived_plan import Output
+    from feast_dynamo_ext.retrieval.windows.event_ranges import Ranges
 
 
 def listed_values(values: pa.Array, output: Output, view: str) -> pa.Array:
@@ -49,29 +51,38 @@ def microseconds(times: pa.Array) -> pa.Int64Array:
 
 
 def lists(
-    values: pa.Array, ranges: Ranges, output: Output, view: str, *, newest_first: bool
-) -> pa.ChunkedArray:
-    """The values of each range.
+    columns: Sequence[pa.Array],
+    ranges: Ranges,
+    outputs: Sequence[Output],
+    view: str,
+    *,
+    newest_first: bool,
+) -> list[pa.ChunkedArray]:
+    """Several columns' values of each range; which events these are is found once.
 
     Args:
-        values: of all events; see `listed_values`.
+        columns: of all events; see `listed_values`.
         ranges: of events.
-        output: the list.
+        outputs: what is listed, one a column.
         view: name of the view, for messages.
         newest_first: the order of each list; else the oldest first.
 
     Raises:
         ColumnTypeError: a null of a feature without `fill`.
     """
-    chunks = []
+    chunks: list[list[pa.Array]] = [[] for _ in outputs]
     for start, end in ranges.parts():
         of_range, place = ranges.written_out(start, end)
         if newest_first:
             both = ranges.first[start:end] + ranges.end[start:end] - 1
             place = both.take(of_range) - place
-        listed = _without_nulls(values.take(pa.array(ranges.number(place))), output, view)
-        chunks.append(_of(listed, ranges.counts[start:end]))
-    return pa.chunked_array(chunks, pa.list_(values.type))
+        event, counts = pa.array(ranges.number(place)), ranges.counts[start:end]
+        for made, values, output in zip(chunks, columns, outputs, strict=True):
+            made.append(_of(_without_nulls(values.take(event), output, view), counts))
+    return [
+        pa.chunked_array(made, output.arrow_type(None))
+        for made, output in zip(chunks, outputs, strict=True)
+    ]
 
 
 def _of(listed: pa.Array, counts: NDArray[np.int64]) -> pa.ListArray:

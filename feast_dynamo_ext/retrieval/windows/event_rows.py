@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from feast.value_type import ValueType
 
-from feast_dynamo_ext.arrow_types import naming, one_array
+from feast_dynamo_ext.arrow_types import is_time, naming, one_array, plain, seconds
 from feast_dynamo_ext.declared import name_of
 from feast_dynamo_ext.declared_values import as_declared
 from feast_dynamo_ext.parquet.iceberg.content_order import content_ranks
@@ -91,6 +93,7 @@ class Reading:
         history: with the axis that all windows are whole numbers of.
         order: the entity rows.
         earliest: of each slot of it the first event time that is seen.
+        keys: of the entity rows, as they are compared.
         known: whether only what was created by the entity row's time counts.
         limits: memory, threads and spill folder of DuckDB.
         threads: how many threads read.
@@ -100,6 +103,7 @@ class Reading:
     history: History
     order: Order
     earliest: Numbers
+    keys: tuple[pa.Array, ...]
     known: bool
     limits: Limits
     threads: int
@@ -270,7 +274,9 @@ def events_in_order(reading: Reading, rows: EventRows) -> Events:
     view, moments = reading.history.view, reading.moments
     since = until = None
     if view.tombstones is not None:
-        counting = counting_puts(reading.history, rows.row, reading.limits, known=reading.known)
+        counting = counting_puts(
+            reading.history, rows.row, reading.keys, reading.limits, known=reading.known
+        )
         rows, since, until = rows.only(counting.counts), counting.since, counting.until
     elif reading.known:
         since, until = rows.created, np.full(len(rows), HIGHEST)
@@ -392,5 +398,14 @@ def tie_columns(
     for name, kind in tie_breaker:
         column = one_array(rows.column(name))
         with naming(name, name_of(kind), column.type, history.view.view):
-            columns.append(as_declared(column, kind))
+            columns.append(_told_apart_online(plain(as_declared(column, kind)), kind))
     return pa.table(columns, names=[f"{at:03}" for at in range(len(columns))])
+
+
+def _told_apart_online(values: pa.Array, kind: Declared) -> pa.Array:
+    """Tie-breakers as sort keys of items have them: seconds of times, and one zero of floats."""
+    if kind is ValueType.UNIX_TIMESTAMP and is_time(values.type):
+        return seconds(values)
+    if pa.types.is_floating(values.type):
+        return pc.add(values, pa.scalar(0.0, values.type))
+    return values

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from feast_dynamo_ext.arrow_types import is_time
 from feast_dynamo_ext.duckdb_connection import connected, registered
 from feast_dynamo_ext.retrieval.eras import ORDER, key_columns, load_changes, numbered
-from feast_dynamo_ext.retrieval.inputs import History
+from feast_dynamo_ext.retrieval.inputs import History, texts_as_bytes
 from feast_dynamo_ext.retrieval.plan import without_eras
 from feast_dynamo_ext.timestamps import HIGHEST, LOWEST
 
@@ -63,13 +64,19 @@ def _by_item(view: ViewPlan, items: tuple[str, ...]) -> ViewPlan:
 
 
 def counting_puts(
-    history: History, rows: NDArray[np.int64], limits: Limits, *, known: bool
+    history: History,
+    rows: NDArray[np.int64],
+    entity_keys: tuple[pa.Array, ...],
+    limits: Limits,
+    *,
+    known: bool,
 ) -> CountingPuts:
     """Of puts at some positions those that are events, and when.
 
     Args:
         history: of a captured table.
         rows: positions of puts.
+        entity_keys: join keys of the entity rows, as they are compared.
         limits: memory, threads and spill folder of DuckDB.
         known: whether only what was written by a moment counts at it.
 
@@ -80,7 +87,16 @@ def counting_puts(
     plan = _by_item(view, items_of(view, history.source))
     keys = key_columns(plan)
     with connected(limits, "Finding which items count") as duck:
-        load_changes(duck, History.from_view(plan, history.source), keys, "true", of_items=True)
+        condition = "true"
+        joined = _joined(view, plan, history.source)
+        if joined:
+            names = list(joined)
+            wanted = pa.table([texts_as_bytes(key) for key in entity_keys], names=names)
+            with registered(duck, "entity_rows", wanted):
+                duck.execute("CREATE TEMP TABLE e AS SELECT DISTINCT * FROM entity_rows")
+            same = " AND ".join(f"e.{name} = h.{name}" for name in names)
+            condition = f"EXISTS (SELECT 1 FROM e WHERE {same})"  # noqa: S608 - names of our own
+        load_changes(duck, History.from_view(plan, history.source), keys, condition, of_items=True)
         counting = puts("changes", keys, has_eras=view.has_eras, known=known)
         with registered(duck, "wanted", pa.table({"r": rows})):
             found = duck.execute(
@@ -93,6 +109,19 @@ def counting_puts(
     counts = position.take(place, mode="clip") == rows if len(position) else rows < 0
     place = place[counts]
     return CountingPuts(counts, since.take(place), until.take(place))
+
+
+def _joined(view: ViewPlan, plan: ViewPlan, source: ParquetSource) -> list[str]:
+    """Names of the items' keys that are the view's join keys, in the order of these.
+
+    None where a join key is no key of items, whose last put may then have another; nor where one
+    is a time, of which join keys have whole seconds.
+    """
+    names = dict(zip((theirs for _, theirs in plan.keys), key_columns(plan), strict=True))
+    columns = [theirs for _, theirs in view.keys]
+    if any(name not in names or is_time(source.schema.field(name).type) for name in columns):
+        return []
+    return [names[name] for name in columns]
 
 
 def puts(changes: str, keys: list[str], *, has_eras: bool, known: bool) -> str:

@@ -12,25 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from feast_dynamo_ext.arrow_types import naming, one_array
-from feast_dynamo_ext.declared import name_of
-from feast_dynamo_ext.declared_values import as_declared
-from feast_dynamo_ext.errors import ColumnTypeError
 from feast_dynamo_ext.retrieval.engines.slots import Order
 from feast_dynamo_ext.retrieval.inputs import History, MatchInput
-from feast_dynamo_ext.retrieval.windows.aggregates import (
-    EventColumn,
-    Ranges,
-    SumOverflowError,
-    aggregated,
-)
-from feast_dynamo_ext.retrieval.windows.event_lists import listed_values, lists
+from feast_dynamo_ext.retrieval.windows.event_outputs import EventOutputs, Moments
+from feast_dynamo_ext.retrieval.windows.event_ranges import Ranges
 from feast_dynamo_ext.retrieval.windows.event_rows import Events, Reading, events_in_order
 from feast_dynamo_ext.series_settings import short
 from feast_dynamo_ext.timestamps import LOWEST, MICROSECOND, NANOSECONDS, Axis
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping
     from datetime import timedelta
 
     from numpy.typing import NDArray
@@ -40,14 +31,14 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.retrieval.inputs import EntityRows
     from feast_dynamo_ext.retrieval.plan import ViewPlan
     from feast_dynamo_ext.retrieval.windows.derived_plan import DerivedPlan, Output
+    from feast_dynamo_ext.retrieval.windows.event_outputs import Columns, Read
 
     Numbers = NDArray[np.int64]
-    Read = Callable[[ParquetSource, Sequence[str], Numbers, int], dict[str, pa.Array]]
 
-EVENT_BYTES = 80
+EVENT_BYTES = 64
 """What is held for an event, at most, beside its values."""
-VALUE_BYTES = 40
-"""What is held for one of its values, at most."""
+VALUE_BYTES, OTHER_BYTES = 24, 160
+"""What is held for one of its values of a fixed width, and of any other, at most."""
 
 
 def axis_of(history: History, plan: DerivedPlan) -> Axis:
@@ -68,7 +59,7 @@ def derived_features(
     known: bool,
     threads: int,
     most_bytes: int,
-) -> list[pa.Array | pa.ChunkedArray]:
+) -> Columns:
     """The columns of a derived view's features, one row an entity row, in their order.
 
     Args:
@@ -87,9 +78,9 @@ def derived_features(
         OfflineStoreError: the history cannot be read.
     """
     joined = _Join.from_view(view, source, entities, limits, known=known, threads=threads)
-    reading = replace(joined.reading, most=_most_events(joined.plan, most_bytes))
+    reading = replace(joined.reading, most=_most_events(joined.plan, source, most_bytes))
     keys, first = joined.order.keys.size, 0
-    parts: list[list[pa.Array | pa.ChunkedArray]] = [[] for _ in joined.plan.outputs]
+    parts: list[Columns] = [[] for _ in joined.plan.outputs]
     rows: list[Numbers] = []
     while first < keys:
         found, end = reading.rows(first)
@@ -120,7 +111,7 @@ def explain_windows(
     history = History.from_view(view, source)
     rows = MatchInput.from_entities(entities, history, created_by_entity_time=False)
     keys = Order.from_input(rows).keys.size
-    passes = -(-source.rows // _most_events(plan, most_bytes))
+    passes = -(-source.rows // _most_events(plan, source, most_bytes))
     over = "one pass" if passes <= 1 else f"at most {min(passes, max(1, keys)):,} passes"
     told_apart = " and ".join(f"`{name}`" for name, _ in plan.tie_breaker) or "no tie-breaker"
     computed = [
@@ -141,9 +132,11 @@ def explain_windows(
     )
 
 
-def _most_events(plan: DerivedPlan, most_bytes: int) -> int:
+def _most_events(plan: DerivedPlan, source: ParquetSource, most_bytes: int) -> int:
     """How many events are held at once with so much memory."""
-    return max(1, most_bytes // (EVENT_BYTES + VALUE_BYTES * len(plan.value_columns)))
+    kinds = [source.schema.field(name).type for name, _ in plan.value_columns]
+    values = sum(VALUE_BYTES if pa.types.is_primitive(kind) else OTHER_BYTES for kind in kinds)
+    return max(1, most_bytes // (EVENT_BYTES + values))
 
 
 def _counted(number: int, what: str) -> str:
@@ -203,7 +196,14 @@ class _Join:
         order = Order.from_input(rows)
         counts = known and (history.created_axis is not None or view.tombstones is not None)
         reading = Reading(
-            history, order, rows.earliest[order.entity], counts, limits, threads, most=0
+            history,
+            order,
+            rows.earliest[order.entity],
+            rows.keys,
+            counts,
+            limits,
+            threads,
+            most=0,
         )
         moments = None
         if reading.moments is not None:
@@ -223,16 +223,14 @@ class _Join:
         first, end = events.between(self.order.key[slots], earliest, self.order.latest[slots])
         return Ranges(first, end)
 
-    def placed(
-        self, parts: list[list[pa.Array | pa.ChunkedArray]], rows: list[Numbers]
-    ) -> list[pa.Array | pa.ChunkedArray]:
+    def placed(self, parts: list[Columns], rows: list[Numbers]) -> Columns:
         """Results of some entity rows each as columns of all of them."""
         count = len(self.entities.times)
         done = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
         is_whole = len(rows) == 1 and len(done) == count
         place = np.full(count, len(done))
         place[done] = np.arange(len(done))
-        columns: list[pa.Array | pa.ChunkedArray] = []
+        columns: Columns = []
         for part, output in zip(parts, self.plan.outputs, strict=True):
             if is_whole:
                 columns.append(part[0])
@@ -277,105 +275,58 @@ class _Some:
     slots: Numbers
     in_rows: Numbers
 
-    def columns(self, read: Read) -> list[pa.Array | pa.ChunkedArray]:
+    def columns(self, read: Read) -> Columns:
         """The outputs, in the order of the entity rows."""
-        plan, history = self.join.plan, self.join.reading.history
-        ranges = {span: self.join.ranges(self.events, self.slots, span) for span in plan.spans}
-        if self.events.since is None and plan.last is not None:
+        join, plan = self.join, self.join.plan
+        ranges = {span: join.ranges(self.events, self.slots, span) for span in plan.spans}
+        is_plain = self.events.since is None or not len(self.slots)
+        if is_plain and plan.last is not None:
             ranges = {span: each.newest(plan.last) for span, each in ranges.items()}
-        longest = ranges[plan.reach]
-        events, ranges = _covered(self.events, longest, ranges)
-        found = read(
-            history.source,
-            list(dict.fromkeys(name for name, _ in plan.value_columns)),
-            events.row,
-            self.join.reading.threads,
-        )
-        values = {}
-        for name, kind in plan.value_columns:
-            column = found.pop(name)
-            with naming(name, name_of(kind), column.type, history.view.view):
-                values[name] = EventColumn(one_array(as_declared(column, kind)))
-        by_span = {span: self._counting(events, each) for span, each in ranges.items()}
-        return [
-            self._output(output, events, values.get(output.column), by_span[output.span])
-            for output in plan.outputs
-        ]
+        events, ranges = _covered(self.events, ranges[plan.reach], ranges)
+        outputs = EventOutputs.read(join.reading.history, plan, events, read, join.reading.threads)
+        if is_plain:
+            in_rows = {span: each.only(self.in_rows) for span, each in ranges.items()}
+            if outputs.listed:
+                return outputs.of_ranges(in_rows, self._moments(self.slots[self.in_rows]))
+            # Ranges of neighbours are reduced faster than those of any order.
+            found = outputs.of_ranges(ranges, self._moments(self.slots))
+        else:
+            found = self._of_counting(outputs, ranges)
+        return [column.take(pa.array(self.in_rows)) for column in found]
 
-    def _counting(self, events: Events, ranges: Ranges) -> Ranges:
-        """Ranges without the events that do not count at the entity rows' times."""
+    def _moments(self, slots: Numbers) -> Moments:
+        entities = self.join.entities
+        return Moments(entities.times[self.join.order.entity[slots]], entities.unit)
+
+    def _of_counting(
+        self, outputs: EventOutputs, ranges: Mapping[timedelta | None, Ranges]
+    ) -> Columns:
+        """The outputs of the events that count at their entity rows' times, part by part."""
+        parts: list[list[pa.Array]] = [[] for _ in self.join.plan.outputs]
+        for start, end in ranges[self.join.plan.reach].parts():
+            some = slice(start, end)
+            counting = {
+                span: self._counting(outputs.events, each.only(some), self.slots[some])
+                for span, each in ranges.items()
+            }
+            found = outputs.of_ranges(counting, self._moments(self.slots[some]))
+            for part, column in zip(parts, found, strict=True):
+                part.extend(_chunks(column))
+        return [pa.chunked_array(part) for part in parts]
+
+    def _counting(self, events: Events, ranges: Ranges, slots: Numbers) -> Ranges:
+        """Ranges of the events that count at the times of some slots."""
         since, until, moments = events.since, events.until, self.join.moments
         if since is None or until is None or moments is None:
             return ranges
-        moments = moments[self.slots]
-        kept, counts = [], []
-        for start, end in ranges.parts():
-            of_range, event = ranges.written_out(start, end)
-            moment = moments[start:end].take(of_range)
-            counting = (since.take(event) <= moment) & (moment < until.take(event))
-            kept.append(event[counting])
-            counts.append(np.bincount(of_range[counting], minlength=end - start))
-        none = np.empty(0, dtype=np.int64)
-        ends = np.cumsum(np.concatenate([none, *counts]))
-        firsts = ends - np.concatenate([none, *counts])
-        made = Ranges(firsts, ends, np.concatenate([none, *kept]))
+        of_range, event = ranges.written_out(0, len(ranges))
+        moment = moments[slots].take(of_range)
+        counts = (since.take(event) <= moment) & (moment < until.take(event))
+        end = np.cumsum(np.bincount(of_range[counts], minlength=len(ranges)))
+        first = np.append(0, end)[: len(end)]
+        made = Ranges(first, end, event[counts])
         last = self.join.plan.last
         return made if last is None else made.newest(last)
-
-    def _output(
-        self, output: Output, events: Events, column: EventColumn | None, ranges: Ranges
-    ) -> pa.Array | pa.ChunkedArray:
-        history, plan = self.join.reading.history, self.join.plan
-        if output.is_list:
-            in_rows = Ranges(ranges.first[self.in_rows], ranges.end[self.in_rows], ranges.events)
-            if column is None:
-                micros = Axis("us").floor(events.clock.time(events.code), history.axis.unit)
-                values = pa.array(micros)
-            else:
-                values = listed_values(column.values, output, history.view.view)
-            return lists(
-                values, in_rows, output, history.view.view, newest_first=plan.newest_first
-            )
-        if output.function == "time_since_last":
-            found = self._since_last(events, ranges)
-        else:
-            try:
-                found = aggregated(output.function, column, ranges)
-            except SumOverflowError:
-                raise ColumnTypeError(
-                    f"Feature view `{history.view.view}`, feature `{output.feature}`: a sum of "
-                    f"`{output.column}` is beyond the integers of 64 bits. Make the window "
-                    "shorter, or declare the column as Float64."
-                ) from None
-        kind = output.arrow_type(column.values.type if column is not None else None)
-        found = found.take(pa.array(self.in_rows))
-        return found if found.type == kind else found.cast(kind)
-
-    def _since_last(self, events: Events, ranges: Ranges) -> pa.Array:
-        """Seconds from the newest event to the entity row."""
-        nothing = ranges.counts == 0
-        place = np.where(nothing, 0, ranges.end - 1)
-        if not len(events):
-            return pa.nulls(len(ranges), pa.float64())
-        last = events.time(ranges.number(place))
-        entities = self.join.entities
-        moment = entities.times[self.join.order.entity[self.slots]]
-        (our_s, ours), (their_s, theirs) = (
-            _seconds(moment, entities.unit),
-            _seconds(last, self.join.reading.history.axis.unit),
-        )
-        whole, rest = our_s - their_s, ours - theirs
-        nanos = whole * NANOSECONDS["s"] + rest
-        near = np.abs(whole) < 1 << 33
-        seconds = np.where(near, nanos / NANOSECONDS["s"], whole + rest / NANOSECONDS["s"])
-        return pa.array(seconds, mask=nothing)
-
-
-def _seconds(times: Numbers, unit: str) -> tuple[Numbers, Numbers]:
-    """Times as whole seconds, and nanoseconds beside them."""
-    per_second = NANOSECONDS["s"] // NANOSECONDS[unit]
-    whole = times // per_second
-    return whole, (times - whole * per_second) * NANOSECONDS[unit]
 
 
 def _covered(

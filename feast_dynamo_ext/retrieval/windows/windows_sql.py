@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from feast.value_type import ValueType
 
 from feast_dynamo_ext.arrow_types import is_time
 from feast_dynamo_ext.retrieval.engines.sql_dialects import literal, type_name
@@ -102,9 +103,12 @@ class EventsSql:
         found = []
         for column, kind in self.plan.tie_breaker:
             expression, stored = self.value(column, kind)
-            found.append(expression)
+            # As sort keys of items have them: seconds of times, and one zero of floats.
             if pa.types.is_floating(stored):
-                found.append(f"CASE WHEN {expression} = 0 THEN NOT signbit({expression}) END")
+                expression = f"({expression} + 0)"
+            elif kind is ValueType.UNIX_TIMESTAMP and is_time(stored):
+                expression = _floored(self.epoch_us(expression, stored), 1_000_000)
+            found.append(expression)
         return found
 
     def _rows(self, history: str) -> str:
@@ -172,7 +176,7 @@ class EventsSql:
         return _aggregate(output.function, value, kind, _filter([*within, *is_value]))
 
     def _list(self, output: Output, within: list[str]) -> str:
-        made = "h.t" if not self.ns else "h.t // 1000"
+        made = "h.t" if not self.ns else _floored("h.t", 1_000)
         element = "BIGINT"
         if output.column:
             made, kind = self._value(output)
@@ -231,6 +235,11 @@ def _aggregate(function: str, value: str, kind: pa.DataType, some: str) -> str:
         "sum": f"CAST(sum({value}){some} AS BIGINT)" if is_integer else exact,
     }
     return found.get(function, f"{function}({value}){some}")
+
+
+def _floored(number: str, by: int) -> str:
+    """An integer divided by another, rounded down: DuckDB rounds towards zero."""
+    return f"(({number}) - ((({number}) % {by}) + {by}) % {by}) // {by}"
 
 
 def _filter(conditions: Sequence[str]) -> str:
