@@ -29,6 +29,8 @@ import materialize
 import offline
 import offline_bars
 import report
+import series_reads
+import series_windows
 import stream_changes
 import tables
 import tabulate
@@ -114,6 +116,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 results[name], more = _run_tables(rounds, options)
             elif name == "capture":
                 results[name], more = _run_capture(rounds, options)
+            elif name == "series":
+                results[name], more = _run_series(server, rounds, options)
             elif name == "stream":
                 results[name], more = _run_stream(server, rounds, options)
             elif name == "sets":
@@ -194,6 +198,24 @@ def _run_stream(
     found = stream_changes.run(server.endpoint, rounds, options.scale)
     print(stream_changes.report(found), flush=True)
     return {"rounds": rounds, "runs": stream_changes.as_json(found)}, bars.of_stream(found)
+
+
+def _run_series(
+    server: Server, rounds: int, options: argparse.Namespace
+) -> tuple[dict[str, Any], bars.Held]:
+    found: dict[str, Any] = {"rounds": rounds}
+    held: bars.Held = []
+    cases = options.case or ("online", "training")
+    if "online" in cases:
+        reads = series_reads.run(server.endpoint, rounds, options.scale)
+        print(series_reads.report(reads), flush=True)
+        found["online"], held = series_reads.as_json(reads), series_reads.held(reads)
+    if "training" in cases:
+        runs = series_windows.run(max(1, rounds // 2), options.scale)
+        print(series_windows.report(runs), flush=True)
+        found["training"] = series_windows.as_json(runs)
+        held += series_windows.held(runs)
+    return found, held
 
 
 def _run_serving(server: Server, rounds: int) -> tuple[dict[str, Any], bars.Held]:
@@ -317,7 +339,7 @@ def _options() -> argparse.Namespace:
         "--scale",
         type=float,
         default=1,
-        help="materialize, offline, tables, sets, capture, stream: of the rows, to try it out",
+        help="of the rows of materialize, offline, tables, sets, capture, series, stream: to try",
     )
     parser.add_argument(
         "--case",

@@ -117,6 +117,8 @@ PARTS = {
     "sets": Part("training sets, on local files", (), rounds=3),
     # See `capture_files.py`.
     "capture": Part("exports of DynamoDB tables, on local files", (), rounds=3),
+    # See `series_reads.py` and `series_windows.py`; they make their own tables and files.
+    "series": Part("every event: lists and windows at the request, and in training", (), rounds=5),
     # See `stream_changes.py`; it makes its own tables.
     "stream": Part("the stream of a table, 200 changes a second", (), rounds=3),
     "tables": Part("history tables of an SQL catalog, on local files", (), rounds=3),

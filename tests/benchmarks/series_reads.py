@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import bars
 import boto3
 import orjson
 import pandas as pd
@@ -46,6 +47,7 @@ CALLS, WRITTEN = 60, 2_000
 DAY = dt.timedelta(days=1)
 CUSTOMER = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
 LAST, WINDOWS, READ = "last 20", "5 windows of 200", "all 200"
+WRITES, EVENTS_WAY, NEWEST = "writes, a row", "events", "newest rows"
 OURS, BARE, ARTICLE = "ours", "bare Query", "boto3 and pandas"
 
 
@@ -83,7 +85,7 @@ def run(endpoint: str, rounds: int, scale: float = 1.0) -> Rounds:
             written = shop.written(max(100, round(WRITTEN * scale)))
             if number:
                 for way, figures in written.items():
-                    found["writes, a row"][way].append(figures)
+                    found[WRITES][way].append(figures)
         shop.store.teardown()
         return {case: dict(ways) for case, ways in found.items()}
 
@@ -301,14 +303,42 @@ class Shop:
         of_newest = frame.assign(customer_id=range(1_000_000, 1_000_000 + len(frame)))
         found = {}
         for name, source, given in (
-            ("events", "purchases_push", frame),
-            ("newest rows", "newest_push", of_newest),
+            (EVENTS_WAY, "purchases_push", frame),
+            (NEWEST, "newest_push", of_newest),
         ):
             began, used = time.perf_counter(), time.process_time()
             self.store.push(source, given)
             taken = time.perf_counter() - began, time.process_time() - used
             found[name] = Figures(*(each / len(frame) * 1_000 for each in taken))
         return found
+
+
+def held(found: Rounds) -> bars.Held:
+    """What has bars, round by round."""
+
+    def ratio(case: str, one: str, other: str, figure: str, of: str = "") -> bars.Figure:
+        pairs = zip(found[case][one], found[of or case][other], strict=True)
+        return bars.Figure.of([getattr(a, figure) / getattr(b, figure) for a, b in pairs])
+
+    at_most = {"at_least": False}
+    return [
+        (
+            bars.Bar("last 20, ours/bare Query, p50", 1.6, **at_most),
+            ratio(LAST, OURS, BARE, "p50_ms"),
+        ),
+        (
+            bars.Bar("last 20, boto3 and pandas/ours, CPU", 6.0),
+            ratio(LAST, ARTICLE, OURS, "cpu_ms"),
+        ),
+        (
+            bars.Bar("5 windows of 200/all 200, ours, p50", 1.5, **at_most),
+            ratio(WINDOWS, OURS, OURS, "p50_ms", READ),
+        ),
+        (
+            bars.Bar("writes, events/newest rows, CPU", 1.2, **at_most),
+            ratio(WRITES, EVENTS_WAY, NEWEST, "cpu_ms"),
+        ),
+    ]
 
 
 def as_json(found: Rounds) -> dict[str, Any]:

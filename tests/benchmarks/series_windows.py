@@ -17,6 +17,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import bars
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -188,6 +189,25 @@ def _duckdb(_: str, folder: Path, entities: pa.Table) -> Any:
         return pc.sum(found["sum_amount_30d"]).as_py()
 
     return make
+
+
+def held(runs: Runs) -> bars.Held:
+    """What has bars, round by round."""
+
+    def ratio(one: str, other: str) -> bars.Figure:
+        pairs = zip(runs[one], runs[other], strict=True)
+        return bars.Figure.of([a.seconds / b.seconds for a, b in pairs])
+
+    most = max(each.peak_mb for way in (WINDOW, LAST) for each in runs[way])
+    return [
+        (bars.Bar("3 windows/plain join", 2.5, at_least=False), ratio(WINDOW, JOIN)),
+        (bars.Bar("3 windows/DuckDB's range join", 0.5, at_least=False), ratio(WINDOW, DUCKDB)),
+        (bars.Bar("last 20/plain join", 3.0, at_least=False), ratio(LAST, JOIN)),
+        (
+            bars.Bar("peak memory of windows and lists", 1_500, " MB", at_least=False),
+            bars.Figure.of([most]),
+        ),
+    ]
 
 
 def as_json(runs: Runs) -> dict[str, Any]:
