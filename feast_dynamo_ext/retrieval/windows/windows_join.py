@@ -16,7 +16,7 @@ from feast_dynamo_ext.retrieval.engines.slots import Order
 from feast_dynamo_ext.retrieval.inputs import History, MatchInput
 from feast_dynamo_ext.retrieval.windows.event_outputs import EventOutputs, Moments
 from feast_dynamo_ext.retrieval.windows.event_ranges import Ranges
-from feast_dynamo_ext.retrieval.windows.event_rows import Events, Reading, events_in_order
+from feast_dynamo_ext.retrieval.windows.event_rows import Events, Reading, read_events
 from feast_dynamo_ext.series_settings import short
 from feast_dynamo_ext.timestamps import LOWEST, MICROSECOND, NANOSECONDS, Axis
 
@@ -83,9 +83,7 @@ def derived_features(
     parts: list[Columns] = [[] for _ in joined.plan.outputs]
     rows: list[Numbers] = []
     while first < keys:
-        found, end = reading.rows(first)
-        events = events_in_order(reading, found)
-        del found
+        events, end = read_events(reading, first)
         slots = slice(*joined.order.first[[first, end]].tolist())
         # Entity rows in their own order, which results then need no other place for.
         in_rows = np.argsort(joined.order.entity[slots])
