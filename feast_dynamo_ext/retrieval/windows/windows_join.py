@@ -39,6 +39,8 @@ EVENT_BYTES = 64
 """What is held for an event, at most, beside its values."""
 VALUE_BYTES, OTHER_BYTES = 24, 160
 """What is held for one of its values of a fixed width, and of any other, at most."""
+MOST_OTHERS = 1 << 23
+"""Events with other values, as texts, that are held at once: arrays of these end at 2 GB."""
 
 
 def axis_of(history: History, plan: DerivedPlan) -> Axis:
@@ -130,8 +132,10 @@ def explain_windows(
 def _most_events(plan: DerivedPlan, source: ParquetSource, most_bytes: int) -> int:
     """How many events are held at once with so much memory."""
     kinds = [source.schema.field(name).type for name, _ in plan.value_columns]
-    values = sum(VALUE_BYTES if pa.types.is_primitive(kind) else OTHER_BYTES for kind in kinds)
-    return max(1, most_bytes // (EVENT_BYTES + values))
+    others = sum(not pa.types.is_primitive(kind) for kind in kinds)
+    values = VALUE_BYTES * (len(kinds) - others) + OTHER_BYTES * others
+    most = most_bytes // (EVENT_BYTES + values)
+    return max(1, min(most, MOST_OTHERS) if others else most)
 
 
 def _counted(number: int, what: str) -> str:
