@@ -121,6 +121,34 @@ def test_a_projection_renames_join_keys(tmp_path):
     assert found.column("of_giver__sum_amount_1d").to_pylist() == [None, 3.0]
 
 
+def test_columns_may_have_other_names_in_the_files(tmp_path):
+    history(tmp_path, amount=[1.0, 2.0, 4.0])
+    source = FileSource(
+        name="events",
+        path=str(tmp_path / "events.parquet"),
+        timestamp_field="bought",
+        field_mapping={"buyer": "user", "at": "bought", "order": "number", "amount": "price"},
+    )
+    base = FeatureView(
+        name="purchases",
+        entities=[Entity(name="user", join_keys=["user"], value_type=ValueType.INT64)],
+        schema=[
+            Field(name="user", dtype=Int64),
+            Field(name="number", dtype=Int64),
+            Field(name="price", dtype=Float64),
+        ],
+        source=source,
+        ttl=dt.timedelta(0),
+        tags=ViewSettings(series=Series(tie_breaker="number")).tags(),
+    )
+    total = Aggregation(column="price", function="sum", time_window=DAY)
+    made = windows(base, name="spend", aggregations=[total])
+    job = retrieved(tmp_path, [made], at_hours(1, user=[1]))
+    assert job.to_arrow().column("sum_price_1d").to_pylist() == [3.0]
+    entity_df = job.entities.table  # noqa: F841 - the statement names it
+    assert duckdb.sql(job.to_sql()).fetchall()[0][-1] == 3.0
+
+
 def test_both_bounds_count_and_the_event_of_the_moment_may_be_left_out(tmp_path):
     base = base_of(history(tmp_path, amount=[1.0, 2.0, 4.0]), amount=Float64)
     both = windows(base, name="both", aggregations=of_amount("sum", window=2 * HOUR))
@@ -407,3 +435,17 @@ def test_lists_have_the_declared_type_and_ends_the_column_s(tmp_path, name):
             assert told.column(column).to_pylist() == found.column(column).to_pylist()
         if name != "real":
             assert told.column(f"{name}_last_9").to_pylist()[0] == made
+
+
+def test_events_alone_are_counted_without_any_value(tmp_path):
+    base = base_of(history(tmp_path, amount=[1.0, 2.0, 4.0]), amount=Float64)
+    of_events = [
+        Aggregation(function=name, time_window=DAY) for name in ("count", "time_since_last")
+    ]
+    made = windows(base, name="made", aggregations=of_events)
+    times = recent(base, name="times", within=DAY, features=[], newest_first=False)
+    found = retrieved(tmp_path, [made, times], at_hours(1.5, -1, buyer=[1, 1])).to_arrow()
+    assert found.column(made.features[0].name).to_pylist() == [2, 0]
+    assert found.column(made.features[1].name).to_pylist() == [1_800.0, None]
+    first = int(START.timestamp()) * 10**6
+    assert found.column(times.features[0].name).to_pylist() == [[first, first + 3_600 * 10**6], []]

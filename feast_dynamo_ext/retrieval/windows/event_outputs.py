@@ -89,7 +89,9 @@ class EventOutputs:
         """
         view = history.view.view
         names = [name for name, _ in plan.value_columns]
-        found = read(history.source, names, events.row, threads)
+        if not names:
+            history.source.check_unchanged()
+        found = read(history.source, names, events.row, threads) if names else {}
         columns = {}
         for name, kind in plan.value_columns:
             column = found.pop(name)

@@ -264,13 +264,16 @@ class Events:
         return first, np.maximum(first, end)
 
 
-def events_in_order(reading: Reading, rows: EventRows) -> Events:
-    """Rows as events: in order, one for each that can be told apart, and when each counts.
+def read_events(reading: Reading, first: int) -> tuple[Events, int]:
+    """Events of the keys from a number on, as many keys as fit, and the number after them.
+
+    They are in order, one for each that can be told apart, and it is said when each counts.
 
     Raises:
         OfflineStoreError: the history cannot be read.
         ColumnTypeError: a tie-breaker's value is none of its declared type.
     """
+    rows, last = reading.rows(first)
     view, moments = reading.history.view, reading.moments
     since = until = None
     if view.tombstones is not None:
@@ -282,16 +285,17 @@ def events_in_order(reading: Reading, rows: EventRows) -> Events:
         since, until = rows.created, np.full(len(rows), HIGHEST)
     clock = Clock.from_rows(reading.order.keys.size, rows.time)
     code = clock.codes(rows.key, rows.time)
+    # Files are mostly in the order of time.
+    by_time = bool((rows.time[1:] >= rows.time[:-1]).all())
     events = Events(clock, code, rows.row, since, until)
+    del rows
     if (code[1:] < code[:-1]).any():
-        # Files are mostly in the order of time.
-        by_time = (rows.time[1:] >= rows.time[:-1]).all()
-        del rows
         events = events.only(ascending(code >> clock.bits) if by_time else _by_code(code))
+    del code
     events = _told_apart(reading, events)
     if moments is None or events.since is None or events.until is None:
-        return replace(events, since=None, until=None)
-    return _mostly_plain(events, reading.history.axis, moments)
+        return replace(events, since=None, until=None), last
+    return _mostly_plain(events, reading.history.axis, moments), last
 
 
 def _by_code(code: Numbers) -> Numbers:

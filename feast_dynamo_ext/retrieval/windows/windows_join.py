@@ -16,7 +16,7 @@ from feast_dynamo_ext.retrieval.engines.slots import Order
 from feast_dynamo_ext.retrieval.inputs import History, MatchInput
 from feast_dynamo_ext.retrieval.windows.event_outputs import EventOutputs, Moments
 from feast_dynamo_ext.retrieval.windows.event_ranges import Ranges
-from feast_dynamo_ext.retrieval.windows.event_rows import Events, Reading, events_in_order
+from feast_dynamo_ext.retrieval.windows.event_rows import Events, Reading, read_events
 from feast_dynamo_ext.series_settings import short
 from feast_dynamo_ext.timestamps import LOWEST, MICROSECOND, NANOSECONDS, Axis
 
@@ -39,6 +39,8 @@ EVENT_BYTES = 64
 """What is held for an event, at most, beside its values."""
 VALUE_BYTES, OTHER_BYTES = 24, 160
 """What is held for one of its values of a fixed width, and of any other, at most."""
+MOST_OTHERS = 1 << 23
+"""Events with other values, as texts, that are held at once: arrays of these end at 2 GB."""
 
 
 def axis_of(history: History, plan: DerivedPlan) -> Axis:
@@ -83,16 +85,11 @@ def derived_features(
     parts: list[Columns] = [[] for _ in joined.plan.outputs]
     rows: list[Numbers] = []
     while first < keys:
-        found, end = reading.rows(first)
-        events = events_in_order(reading, found)
-        del found
-        slots = slice(*joined.order.first[[first, end]].tolist())
-        # Entity rows in their own order, which results then need no other place for.
-        in_rows = np.argsort(joined.order.entity[slots])
-        some = _Some(joined, events, np.arange(slots.start, slots.stop), in_rows)
-        rows.append(joined.order.entity[slots][in_rows])
+        some, end = _Some.read(joined, reading, first)
+        rows.append(joined.order.entity[some.slots][some.in_rows])
         for part, column in zip(parts, some.columns(read), strict=True):
             part.append(column)
+        del some
         first = end
     return joined.placed(parts, rows)
 
@@ -135,8 +132,10 @@ def explain_windows(
 def _most_events(plan: DerivedPlan, source: ParquetSource, most_bytes: int) -> int:
     """How many events are held at once with so much memory."""
     kinds = [source.schema.field(name).type for name, _ in plan.value_columns]
-    values = sum(VALUE_BYTES if pa.types.is_primitive(kind) else OTHER_BYTES for kind in kinds)
-    return max(1, most_bytes // (EVENT_BYTES + values))
+    others = sum(not pa.types.is_primitive(kind) for kind in kinds)
+    values = VALUE_BYTES * (len(kinds) - others) + OTHER_BYTES * others
+    most = most_bytes // (EVENT_BYTES + values)
+    return max(1, min(most, MOST_OTHERS) if others else most)
 
 
 def _counted(number: int, what: str) -> str:
@@ -265,48 +264,58 @@ class _Some:
 
     Attributes:
         join: what is joined.
-        events: in order.
+        events: in order, those alone that some range has.
+        ranges: of them, one a slot, by how far they go back.
         slots: numbers of the slots.
         in_rows: the places among these of the entity rows in their own order.
     """
 
     join: _Join
     events: Events
+    ranges: Mapping[timedelta | None, Ranges]
     slots: Numbers
     in_rows: Numbers
 
+    @classmethod
+    def read(cls, join: _Join, reading: Reading, first: int) -> tuple[_Some, int]:
+        """Those of keys from a number on, as many as fit, and the number after them."""
+        plan, order = join.plan, join.order
+        events, end = read_events(reading, first)
+        slots = np.arange(*order.first[[first, end]].tolist())
+        ranges = {span: join.ranges(events, slots, span) for span in plan.spans}
+        if events.since is None and plan.last is not None:
+            ranges = {span: each.newest(plan.last) for span, each in ranges.items()}
+        events, ranges = _covered(events, ranges[plan.reach], ranges)
+        return cls(join, events, ranges, slots, np.argsort(order.entity[slots])), end
+
     def columns(self, read: Read) -> Columns:
         """The outputs, in the order of the entity rows."""
-        join, plan = self.join, self.join.plan
-        ranges = {span: join.ranges(self.events, self.slots, span) for span in plan.spans}
-        is_plain = self.events.since is None or not len(self.slots)
-        if is_plain and plan.last is not None:
-            ranges = {span: each.newest(plan.last) for span, each in ranges.items()}
-        events, ranges = _covered(self.events, ranges[plan.reach], ranges)
-        outputs = EventOutputs.read(join.reading.history, plan, events, read, join.reading.threads)
-        if is_plain:
+        join, ranges = self.join, self.ranges
+        history, threads = join.reading.history, join.reading.threads
+        outputs = EventOutputs.read(history, join.plan, self.events, read, threads)
+        if self.events.since is not None and len(self.slots):
+            found = self._of_counting(outputs)
+        elif outputs.listed:
+            # Without a further pass over what may be many values.
             in_rows = {span: each.only(self.in_rows) for span, each in ranges.items()}
-            if outputs.listed:
-                return outputs.of_ranges(in_rows, self._moments(self.slots[self.in_rows]))
+            return outputs.of_ranges(in_rows, self._moments(self.slots[self.in_rows]))
+        else:
             # Ranges of neighbours are reduced faster than those of any order.
             found = outputs.of_ranges(ranges, self._moments(self.slots))
-        else:
-            found = self._of_counting(outputs, ranges)
         return [column.take(pa.array(self.in_rows)) for column in found]
 
     def _moments(self, slots: Numbers) -> Moments:
         entities = self.join.entities
         return Moments(entities.times[self.join.order.entity[slots]], entities.unit)
 
-    def _of_counting(
-        self, outputs: EventOutputs, ranges: Mapping[timedelta | None, Ranges]
-    ) -> Columns:
+    def _of_counting(self, outputs: EventOutputs) -> Columns:
         """The outputs of the events that count at their entity rows' times, part by part."""
+        ranges = self.ranges
         parts: list[list[pa.Array]] = [[] for _ in self.join.plan.outputs]
         for start, end in ranges[self.join.plan.reach].parts():
             some = slice(start, end)
             counting = {
-                span: self._counting(outputs.events, each.only(some), self.slots[some])
+                span: self._counting(each.only(some), self.slots[some])
                 for span, each in ranges.items()
             }
             found = outputs.of_ranges(counting, self._moments(self.slots[some]))
@@ -314,9 +323,9 @@ class _Some:
                 part.extend(_chunks(column))
         return [pa.chunked_array(part) for part in parts]
 
-    def _counting(self, events: Events, ranges: Ranges, slots: Numbers) -> Ranges:
+    def _counting(self, ranges: Ranges, slots: Numbers) -> Ranges:
         """Ranges of the events that count at the times of some slots."""
-        since, until, moments = events.since, events.until, self.join.moments
+        since, until, moments = self.events.since, self.events.until, self.join.moments
         if since is None or until is None or moments is None:
             return ranges
         of_range, event = ranges.written_out(0, len(ranges))
@@ -334,9 +343,11 @@ def _covered(
 ) -> tuple[Events, dict[timedelta | None, Ranges]]:
     """The events that some range has, and the ranges among these."""
     count = len(events)
-    begins = np.bincount(longest.first, minlength=count + 1)
-    begins -= np.bincount(longest.end, minlength=count + 1)
-    is_covered = np.cumsum(begins)[:count] > 0
+    covering = np.zeros(count + 1, dtype=np.int32)
+    np.add.at(covering, longest.first, 1)
+    np.subtract.at(covering, longest.end, 1)
+    np.cumsum(covering, out=covering)
+    is_covered = covering[:count] > 0
     if is_covered.all():
         return events, ranges
     upto = np.zeros(count + 1, dtype=np.int64)

@@ -21,7 +21,7 @@ from feast.value_type import ValueType
 from feast_dynamo_ext.arrow_types import is_time
 from feast_dynamo_ext.retrieval.engines.sql_dialects import literal, type_name
 from feast_dynamo_ext.retrieval.windows.item_puts import puts
-from feast_dynamo_ext.timestamps import HIGHEST, MICROSECOND
+from feast_dynamo_ext.timestamps import MICROSECOND
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -117,10 +117,10 @@ class EventsSql:
             [f"coalesce(h.c, {self.lowest})", *(["h.x"] if self.has_ties else []), "h.r"]
         )
         if self.known:
+            later = f"lead(h.c) OVER (PARTITION BY {one} ORDER BY row({rank}))"
             return (
-                f"SELECT *, c AS since, coalesce(later, {HIGHEST}) AS until FROM (SELECT *, "  # noqa: S608 - names of our own
-                f"lead(h.c) OVER (PARTITION BY {one} ORDER BY row({rank})) AS later "
-                f"FROM {history} AS h WHERE h.c IS NOT NULL)"
+                f"SELECT *, h.c AS since, {later} AS until FROM {history} AS h "  # noqa: S608 - names of our own
+                "WHERE h.c IS NOT NULL"
             )
         return (
             f"SELECT * FROM {history} AS h QUALIFY row_number() OVER "  # noqa: S608 - as above
@@ -144,7 +144,7 @@ class EventsSql:
         for place, (column, kind) in enumerate(self.plan.value_columns):
             columns.append(f"{self.value(column, kind)[0]} AS v{place}")
         if self.known or self.items:
-            on.append("h.since <= e.known AND e.known < h.until")
+            on.append("h.since <= e.known AND (h.until IS NULL OR e.known < h.until)")
         return (
             f"SELECT {', '.join(columns)}\n  FROM requested_{self.at} AS e "  # noqa: S608 - as above
             f"JOIN events_{self.at} AS h\n  ON {' AND '.join(on)}"
