@@ -243,7 +243,7 @@ class FollowedShop:
         found: dict[int, list[Row]] = defaultdict(list)
         table = self.history.handle.load().scan().to_arrow()
         table = table.append_column("is_put", pc.not_equal(table["_feast_change"], "move"))
-        order = ["_feast_written_at", "_feast_sequence"] + ["is_put"] * of_exports
+        order = ["_feast_written_at"] + ["is_put"] * of_exports + ["_feast_sequence"]
         table = table.sort_by([(name, "ascending") for name in order])
         for row in table.to_pylist():
             at = int((row["at"] - BEGUN).total_seconds())

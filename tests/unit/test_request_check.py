@@ -684,10 +684,34 @@ def test_a_pattern_without_counterpart_is_none(pattern):
     assert java_pattern(pattern) is None
 
 
-def test_a_text_of_a_kilobyte_is_matched_at_once():
-    for pattern in EQUALS:
-        assert java_pattern(pattern).fullmatch("a b" * 400 + "\u2028") is None
-        assert java_pattern(pattern).fullmatch("a\nb \r" * 400)
+LONG = {
+    "words": ("a\nb \r" * 400, "a b" * 400 + "\u2028"),
+    "names": ("https://" + "a/b" * 200, "https://" + "a/b" * 200 + ":"),
+    "paths": ("a.b" * 400, "a.b" * 400 + "!"),
+    "hyphens": ("a-b" * 400, "a-b" * 400 + "-"),
+    "spaced": ("a \t b" * 200, "a \t b" * 200 + "\x7f"),
+}
+"""By kind a text that matches, and one that does not."""
+KINDS = ("words", "words", "spaced", "spaced", "paths", "hyphens", "names")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind"),
+    [*zip(EQUALS, KINDS, strict=True)],
+)
+def test_a_text_of_a_kilobyte_is_matched_at_once(pattern, kind):
+    matching, other = LONG[kind]
+    assert java_pattern(pattern).fullmatch(matching)
+    assert java_pattern(pattern).fullmatch(other) is None
+
+
+def test_no_pattern_takes_long_where_it_does_not_match():
+    """A minute for all of them is enough; one with too many ways through a text takes days."""
+    for pattern in patterns():
+        compiled = java_pattern(pattern, is_ascii=True)
+        for text in ("a", "a.", "a/", "a ", "a-a_", "0"):
+            for before in ("", "arn:aws:", "https://", "s3://", "/"):
+                compiled.fullmatch(before + text * (40 // len(text)) + "\x7f")
 
 
 def test_a_pattern_that_cannot_be_checked_is_logged_by_name(caplog):
