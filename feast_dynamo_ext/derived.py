@@ -20,6 +20,7 @@ computed of the base view's events, as of the request online and as of each enti
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from feast import FeatureView, Field
@@ -52,7 +53,6 @@ from feast_dynamo_ext.view_settings import ViewSettings, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import timedelta
 
     from feast.aggregation import Aggregation
 
@@ -175,7 +175,9 @@ def recent(
             f"`{base.name}`, {short(most[1])}, so that events would be missing. Make it shorter, "
             "or keep events longer."
         )
-    suffix = f"last_{last}" if last is not None else short(within) if within else ""
+    if last is None and within is None:
+        raise ConfigError(f"{subject}: recent events need `last`, `within`, or both.")
+    suffix = f"last_{last}" if last is not None else short(within or timedelta(0))
     # Training sees what is kept online.
     within = within or (most[1] if most else None)
     names = list(columns if features is None else features)
