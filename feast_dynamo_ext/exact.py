@@ -269,13 +269,34 @@ def _to_bool(array: pa.Array, target: pa.DataType) -> pa.Array:
 def _to_decimal(array: pa.Array, target: pa.DataType) -> pa.Array:
     kind = array.type
     if pa.types.is_decimal(kind):
-        return _by_arrow(array, target)
+        return _between_decimals(array, target)
     if pa.types.is_integer(kind):
         # Arrow asks for room for the highest integer of the type.
-        return _by_arrow(array.cast(pa.decimal256(20, 0)), target)
+        return _between_decimals(array.cast(pa.decimal256(20, 0)), target)
     if pa.types.is_floating(kind):
         return _by_arrow(without_nan(array), target, lambda part: _from_floats(part, target))
     raise refused(array, target)
+
+
+def _between_decimals(array: pa.Array, target: pa.DataType) -> pa.Array:
+    """By Arrow's cast, which wraps around where digits and scale are more than the width holds."""
+    kind, room = array.type, target.precision - target.scale
+    if kind.precision - kind.scale > room:
+        # The least number that has no room, or the least that there is.
+        least = Decimal(10) ** max(room, -kind.scale)
+        if kind.scale < 0:  # which Arrow does not compare
+            cells = (cell is None or abs(cell) < least for cell in array.to_pylist())
+            fits = np.fromiter(cells, bool, len(array))
+        else:
+            fits = np.asarray(pc.less(pc.abs(array), pa.scalar(least, kind)).fill_null(True))
+        _where(array, fits, target)
+    made = _by_arrow(array, target)
+    if target.scale < 0:  # where Arrow drops digits
+        pairs = zip(made.to_pylist(), array.to_pylist(), strict=True)
+        _where(
+            array, np.fromiter((one == other for one, other in pairs), bool, len(array)), target
+        )
+    return made
 
 
 def _from_floats(array: pa.Array, target: pa.DataType) -> pa.Array:

@@ -183,6 +183,17 @@ MISFITS = [
         "more than 38 digits",
     ),
     (FeastDecimal, {"precision": "38", "scale": "10"}, {"N": "1E-130"}, "more than 10 decimals"),
+    # With the digits of their scale these are more than 128 bits, and would come out as others.
+    *(
+        (FeastDecimal, {"precision": "38", "scale": "38"}, {"N": text}, "more than 0 digits")
+        for text in ("7.5", "123.456", "-4.25")
+    ),
+    (
+        FeastDecimal,
+        {"precision": "30", "scale": "25"},
+        {"N": "680564733841.5"},
+        "more than 5 digits",
+    ),
     (UnixTimestamp, {"unit": "s"}, {"N": "1700000000000000"}, "outside the years"),
     (UnixTimestamp, {"unit": "s"}, {"N": "1.1234567"}, "below a microsecond"),
     (UnixTimestamp, {"unit": "ns"}, {"N": "1700000000123456789"}, "below a microsecond"),

@@ -6,7 +6,7 @@ import datetime as dt
 import json
 import math
 import uuid
-from decimal import Decimal
+from decimal import Context, Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -125,6 +125,10 @@ REFUSED = [
     (pa.float64(), pa.bool_(), [0.5], 1, 1),
     (pa.string(), pa.bool_(), ["true"], 1, 1),
     (pa.float64(), pa.decimal128(10, 2), [2.255, 1e300, 1.0], 2, 3),
+    # With the digits of the scale these are more than 128 bits, and Arrow makes others of them.
+    (pa.decimal128(2, 1), pa.decimal128(38, 38), [Decimal("7.5"), Decimal("0.5"), None], 1, 2),
+    (pa.decimal128(30, 2), pa.decimal128(38, 30), [Decimal("680564733841.50")], 1, 1),
+    (pa.int64(), pa.decimal256(76, 70), [10**18, 7], 1, 2),
     (pa.bool_(), pa.decimal128(10, 2), [True], 1, 1),
     (pa.string(), pa.decimal128(10, 2), ["1"], 1, 1),
     (pa.binary(), pa.string(), [b"\xff", b"a"], 1, 2),
@@ -601,3 +605,34 @@ def test_json_that_is_no_map_of_feasts_is_refused_in_history_too(text):
             as_declared(column, kind)
         with pytest.raises(ColumnTypeError, match=r"1 of 1 values .* maps as Feast keeps them"):
             encode_column(column, kind, "f")
+
+
+@st.composite
+def decimals_and_types(draw):
+    """A decimal, a type that holds it, and another type."""
+    made = []
+    for make, most in (draw(WIDTHS), draw(WIDTHS)):
+        precision = draw(st.integers(1, most))
+        made.append(make(precision, draw(st.integers(-3, precision))))
+    kind, target = made
+    digits = draw(st.integers(1, kind.precision))
+    number = draw(st.integers(-(10**digits) + 1, 10**digits - 1))
+    return Decimal(number).scaleb(-kind.scale, ALL_DIGITS), kind, target
+
+
+WIDTHS = st.sampled_from([(pa.decimal128, 38), (pa.decimal256, 76)])
+ALL_DIGITS = Context(prec=200)
+
+
+@cases(400)
+@given(decimals_and_types())
+def test_a_decimal_is_the_same_in_another_type_or_refused(drawn):
+    value, kind, target = drawn
+    scaled = value.scaleb(target.scale, ALL_DIGITS)
+    fits = scaled == int(scaled) and abs(scaled) < 10**target.precision
+    array = pa.array([value, None], kind)
+    if fits:
+        assert cast_exact(array, target).to_pylist() == [value, None]
+    else:
+        with pytest.raises(ValueError, match="1 of 1 values"):
+            cast_exact(array, target)

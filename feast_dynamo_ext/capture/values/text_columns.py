@@ -146,7 +146,8 @@ def _decimal(texts: pa.StringArray, kind: pa.Decimal128Type) -> Found:
     decimals = rf"(\.[0-9]{{1,{after}}})?" if after else ""
     sure = rf"^-?[0-9]{{1,{before}}}{decimals}$" if before else rf"^-?0?\.[0-9]{{1,{after}}}$"
     longest = pc.max(pc.binary_length(texts)).as_py()
-    if longest > MOST_DECIMALS:  # Arrow wraps around, silently
+    # Beyond 38 digits, those of the scale included, Arrow wraps around, silently.
+    if longest + after > MOST_DECIMALS:
         return _cast_sure(texts, pc.match_substring_regex(texts, sure), kind)
     return _cast(texts, kind, PLAIN, sure)
 
