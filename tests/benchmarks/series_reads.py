@@ -65,6 +65,8 @@ Rounds = dict[str, dict[str, list[Figures]]]
 
 def run(endpoint: str, rounds: int, scale: float = 1.0) -> Rounds:
     """So many rounds; reads of one entity, and writes of rows that are there already."""
+    # DynamoDB Local takes any.
+    os.environ.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test")
     with tempfile.TemporaryDirectory() as folder:
         shop = Shop(endpoint, Path(folder))
         shop.load()
