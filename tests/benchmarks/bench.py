@@ -51,6 +51,7 @@ HERE = Path(__file__).parent
 OUR_PYTHON = Path(sys.executable)
 FEAST_PYTHON = HERE.parents[1] / ".venv-bench" / "bin" / "python"
 REGION = "us-east-1"
+SERIES = ("online", "training")
 CHECKED = 100  # entities whose answers are compared: more keys than one request holds
 
 
@@ -205,7 +206,7 @@ def _run_series(
 ) -> tuple[dict[str, Any], bars.Held]:
     found: dict[str, Any] = {"rounds": rounds}
     held: bars.Held = []
-    cases = options.case or ("online", "training")
+    cases = options.case or SERIES
     if "online" in cases:
         reads = series_reads.run(server.endpoint, rounds, options.scale)
         print(series_reads.report(reads), flush=True)
@@ -344,8 +345,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--case",
         action="append",
-        choices=[*(case.name for case in offline.cases(full=True)), *tables.NAMES],
-        help="offline, tables: this case alone; may be repeated",
+        choices=[*(case.name for case in offline.cases(full=True)), *tables.NAMES, *SERIES],
+        help="offline, tables, series: this case alone; may be repeated",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     return parser.parse_args()

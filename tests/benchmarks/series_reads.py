@@ -48,7 +48,7 @@ DAY = dt.timedelta(days=1)
 CUSTOMER = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
 LAST, WINDOWS, READ = "last 20", "5 windows of 200", "all 200"
 WRITES, EVENTS_WAY, NEWEST = "writes, a row", "events", "newest rows"
-OURS, BARE, ARTICLE = "ours", "bare Query", "boto3 and pandas"
+OURS, BY_CALL, BARE, ARTICLE = "ours", "online_series", "bare Query", "boto3 and pandas"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,12 @@ def run(endpoint: str, rounds: int, scale: float = 1.0) -> Rounds:
         calls = max(5, round(CALLS * scale))
         found: Rounds = defaultdict(lambda: defaultdict(list))
         cases = {
-            LAST: {OURS: shop.last, BARE: shop.bare_last, ARTICLE: shop.article},
+            LAST: {
+                OURS: shop.last,
+                BY_CALL: shop.by_call,
+                BARE: shop.bare_last,
+                ARTICLE: shop.article,
+            },
             WINDOWS: {OURS: shop.windows},
             READ: {OURS: shop.every, BARE: shop.bare_every},
         }
@@ -225,6 +230,12 @@ class Shop:
         return self._read(
             ["price_last_20", "category_last_20", "purchase_id_last_20"], "last", customer
         )
+
+    def by_call(self, customer: int) -> dict[str, Any]:
+        from feast_dynamo_ext import online_series
+
+        refs = ["purchases:price", "purchases:category", "purchases:purchase_id"]
+        return online_series(self.store, refs, [{"customer_id": customer}], last=20).to_dict()
 
     def every(self, customer: int) -> dict[str, Any]:
         return self._read(["price_last_200"], "every", customer)
