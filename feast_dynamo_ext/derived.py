@@ -258,13 +258,13 @@ def _view(
     derived: Derived,
     about: Mapping[str, Any],
 ) -> FeatureView:
-    doubled = {
+    repeated = {
         field.name for field in fields if [each.name for each in fields].count(field.name) > 1
     }
-    if doubled:
+    if repeated:
         raise ConfigError(
-            f"Feature view `{name}`: several features would be called `{min(doubled)}`. Give them "
-            "a `name` each."
+            f"Feature view `{name}`: several features would be called `{min(repeated)}`. Give "
+            "them a `name` each."
         )
     tags = {**(about["tags"] or {}), **ViewSettings(derived=derived).tags()}
     view = FeatureView(

@@ -217,9 +217,7 @@ def put_request(table: str, item: JsonItem, order: Order = "event") -> dict[str,
     }
 
 
-def delete_request(
-    table: str, key: bytes, written_us: int, sort: bytes | None = None
-) -> dict[str, Any]:
+def delete_request(table: str, key: bytes, written_us: int) -> dict[str, Any]:
     """The DeleteItem of an entity, on the condition that nothing was written there later.
 
     What others put there under its key, and is no row, is no row of the entity: it stays.
@@ -228,12 +226,10 @@ def delete_request(
         table: table name.
         key: serialized entity key.
         written_us: when the deletion was written, microseconds since 1970 UTC.
-        sort: of an event its sort key.
     """
-    of_event = {} if sort is None else {SORT: {"B": b2a_base64(sort, newline=False).decode()}}
     return {
         "TableName": table,
-        "Key": {KEY: {"B": b2a_base64(key, newline=False).decode()}, **of_event},
+        "Key": {KEY: {"B": b2a_base64(key, newline=False).decode()}},
         "ConditionExpression": f"attribute_not_exists({KEY}) OR {IS_NOT_WRITTEN_LATER}",
         "ExpressionAttributeNames": NAMES,
         "ExpressionAttributeValues": {":w": {"N": str(written_us)}},

@@ -82,7 +82,7 @@ AS_COHORTS = frozenset({"INT32", "INT64", "STRING", "BOOL"})
 
 def time_bytes(event_us: int) -> bytes:
     """An event time, microseconds since 1970 UTC, in 8 bytes in the order of time."""
-    return (event_us + LOWEST).to_bytes(8, "big")
+    return integer_bytes(event_us)
 
 
 def time_of(sort: bytes) -> int:
