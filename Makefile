@@ -40,12 +40,12 @@ bench: $(VENV)/.dev $(VENV)/.dynamodb-local .venv-bench/.ready ## ours beside Fe
 	@$(BIN)/python tests/benchmarks/bench.py $(ARGS)
 
 soak: $(VENV)/.dev $(VENV)/.dynamodb-local ## ten times the faults and kills of tests/faults, with figures
-	@FAULT_TIMES=10 $(BIN)/python -m pytest -s tests/faults/test_fault_runs.py \
+	@FAULT_TIMES=10 $(BIN)/python -m pytest -s -o faulthandler_timeout=7200 tests/faults/test_fault_runs.py \
 		tests/faults/test_table_kills.py tests/faults/test_capture_kills.py \
 		tests/faults/test_stream_kills.py $(ARGS)
 
 fuzz: $(VENV)/.dev ## generated cases of the offline store's answers, thousands of them
-	@FUZZ_TIMES=20 $(BIN)/python -m pytest --timeout 7200 tests/unit/test_point_in_time*.py $(ARGS)
+	@FUZZ_TIMES=20 $(BIN)/python -m pytest --timeout 7200 -o faulthandler_timeout=7200 tests/unit/test_point_in_time*.py $(ARGS)
 
 walks: $(VENV)/.dev ## count the modules that a read, a retrieval, a materialize and a training set pass
 	@$(BIN)/python docs/walks.py $(ARGS)
