@@ -27,7 +27,7 @@ from feast import (
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
 from feast.infra.passthrough_provider import PassthroughProvider
 from feast.types import Float64, Int64, String
-from repos import open_repo_config, write_repo_yaml
+from repos import open_repo_config, table_names, write_repo_yaml
 from views import CUSTOMER
 
 from feast_dynamo_ext.dynamo.layouts.packed import expiry_s
@@ -730,6 +730,6 @@ def test_settings_that_cannot_be_are_refused_before_a_table_is_made(yaml_repo, m
     with pytest.raises(ConfigError, match="Did you mean `if_running`"):
         repo.store.apply([CUSTOMER, repo.view()])
     client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=moto_endpoint)
-    tables = client.list_tables()["TableNames"]
+    tables = table_names(client)
     client.close()
     assert not any(name.startswith(f"{repo.store.project}.") for name in tables)

@@ -24,6 +24,7 @@ from golden_values import (
     TYPE_OF_FIELD,
     messages,
 )
+from repos import table_names
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -97,9 +98,7 @@ def items_record(store: FeatureStore, client: Any) -> dict[str, Any]:
         "materialized misfits": _materialized_misfits(store),
         "materialized keys": _materialized_keys(store, client),
         "pushed": _pushed(store, client),
-        "table names": sorted(
-            name for name in client.list_tables()["TableNames"] if name.startswith(project)
-        ),
+        "table names": sorted(name for name in table_names(client) if name.startswith(project)),
     }
 
 

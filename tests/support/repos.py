@@ -66,3 +66,9 @@ def open_repo_config(folder: str | Path, **settings: Any) -> RepoConfig:
 def repo_config(folder: str | Path, **offline: Any) -> RepoConfig:
     """The config of a repo whose offline store has these settings."""
     return open_repo_config(folder, offline=offline)
+
+
+def table_names(client: Any) -> list[str]:
+    """All tables of a DynamoDB, in order; an answer holds 100 at most."""
+    pages = client.get_paginator("list_tables").paginate()
+    return [name for page in pages for name in page["TableNames"]]
