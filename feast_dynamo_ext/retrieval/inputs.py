@@ -563,17 +563,29 @@ class History:
             failures.append(error)
             raise
 
-    def each(self, work: Callable[[pa.RecordBatch, int], T], threads: int) -> Iterator[T]:
-        """What a function makes of the narrow columns; see `ParquetSource.each`."""
+    def each(
+        self, work: Callable[[pa.RecordBatch, int], T], threads: int, beside: Sequence[str] = ()
+    ) -> Iterator[T]:
+        """What a function makes of the narrow columns; see `ParquetSource.each`.
+
+        Args:
+            work: the function.
+            threads: how many threads read and work.
+            beside: columns of the source that follow the narrow ones, as they are.
+        """
+        narrow = self.view.narrow_columns
+
+        def given(rows: pa.RecordBatch, at: int) -> T:
+            columns = self._narrow(rows, at)
+            for number, name in enumerate(beside):
+                columns = columns.append_column(f"v{number}", rows.column(name))
+            return work(columns, at)
+
         # Arrow makes its hash table of the entity rows' keys anew for each batch.
         types = [self.source.schema.field(column).type for _, column in self.view.keys]
         together = 0 if all(compared_type(kind) == pa.int64() for kind in types) else TOGETHER
-        return self.source.each(
-            self.view.narrow_columns,
-            lambda rows, at: work(self._narrow(rows, at), at),
-            threads,
-            together=together,
-        )
+        columns = list(dict.fromkeys([*narrow, *beside]))
+        return self.source.each(columns, given, threads, together=together)
 
     def without_created(self) -> History:
         """This history with all created times null, which are not read."""

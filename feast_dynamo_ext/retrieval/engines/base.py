@@ -199,23 +199,39 @@ def gaps(engine: type[Any]) -> frozenset[str]:
 
 
 MOST_BITS = 63
+FEW = 4
+"""What part of numbers, at most, is sorted again."""
 
 
 def ascending(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """The places of the numbers in ascending order; equal numbers in the order of their places.
 
-    Where a number and its place fit into one integer these are sorted, rather than places by what
-    stands in them: a million take 25 ms instead of 60 to 80 ms.
+    A number and its place are sorted as one integer, rather than places by what stands in them: a
+    million take 25 ms instead of 60 to 80 ms. Where both do not fit into one, the number's leading
+    bits are; numbers that these do not tell apart are sorted again, which few are where numbers
+    are spread out.
     """
     count = len(numbers)
     if not count:
         return np.empty(0, dtype=np.int64)
     least, place_bits = int(numbers.min()), count.bit_length()
-    if (int(numbers.max()) - least).bit_length() + place_bits > MOST_BITS:
+    bits = (int(numbers.max()) - least).bit_length()
+    if bits > MOST_BITS:
         return np.argsort(numbers, kind="stable")
+    left_out = max(0, bits + place_bits - MOST_BITS)
     both = numbers - least
+    both >>= left_out
     both <<= place_bits
     both += np.arange(count)
     both.sort()
-    both &= (1 << place_bits) - 1
-    return both
+    places: NDArray[np.int64] = both & ((1 << place_bits) - 1)
+    if not left_out:
+        return places
+    both >>= place_bits
+    alike = both[1:] == both[:-1]
+    again = np.flatnonzero(np.append(alike, False) | np.append(False, alike))
+    if len(again) > count // FEW:
+        return np.argsort(numbers, kind="stable")
+    some = places[again]
+    places[again] = some[np.lexsort((numbers[some], both[again]))]
+    return places

@@ -73,7 +73,9 @@ def _extreme(function: np.ufunc, nothing: float, column: EventColumn, ranges: Ra
 
 def _sum(column: EventColumn, ranges: Ranges) -> pa.Array:
     values = _filled(column, ranges.of(column.numbers), ranges, 0)
-    sums = _float_sums(values, ranges) if column.is_float else _integer_sums(values, ranges)
+    sums: NDArray[Any]
+    of_floats = column.is_float
+    sums = _float_sums(column, values, ranges) if of_floats else _integer_sums(values, ranges)
     return pa.array(sums, mask=_counts(column, ranges) == 0)
 
 
@@ -81,7 +83,7 @@ def _mean(column: EventColumn, ranges: Ranges) -> pa.Array:
     counts = _counts(column, ranges)
     values = _filled(column, ranges.of(column.numbers), ranges, 0)
     if column.is_float:
-        means = _float_sums(values, ranges) / np.maximum(counts, 1)
+        means = _float_sums(column, values, ranges) / np.maximum(counts, 1)
     else:
         means = _integer_means(values, ranges, counts)
     return pa.array(means, mask=counts == 0)
@@ -133,19 +135,45 @@ TOLERANCE = 1e-10
 UNIT = 2.0**-53
 
 
-def _float_sums(values: NDArray[np.float64], ranges: Ranges) -> NDArray[np.float64]:
+def _float_sums(
+    column: EventColumn, values: NDArray[np.float64], ranges: Ranges
+) -> NDArray[np.float64]:
     """Sums as of `math.fsum`: where rounding could show, they are made by it."""
+    if ranges not in column.sums:
+        column.sums[ranges] = _sums_of_floats(values, ranges)
+    return column.sums[ranges]
+
+
+def _sums_of_floats(values: NDArray[np.float64], ranges: Ranges) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore", over="ignore"):
         sums = reduced(np.add, values, ranges, 0.0)
-        sizes = sums
-        if len(values) and float(values.min()) < 0:
-            sizes = reduced(np.add, np.abs(values), ranges, 0.0)
-        # Each addition is off by at most half a unit in the last place of what is there.
-        error = ranges.counts * UNIT * np.abs(sizes)
-        doubtful = np.flatnonzero((error > TOLERANCE * np.abs(sums)) & np.isfinite(sizes))
-    for at in doubtful.tolist():
+        some = np.arange(len(ranges))
+        greatest = max(-float(values.min(initial=0.0)), float(values.max(initial=0.0)))
+        largest = ranges.counts * np.float64(greatest)
+        if np.isfinite(largest).all():
+            # Most are seen to be good by the greatest of all values, without a look at each.
+            some = _doubtful(sums, largest, ranges.counts)
+        if len(some):
+            looked_at = ranges.only(some)
+            sizes = reduced(np.add, np.abs(values), looked_at, 0.0)
+            some = some[_doubtful(sums[some], sizes, looked_at.counts)]
+    for at in some.tolist():
         sums[at] = math.fsum(values[ranges.first[at] : ranges.end[at]])
     return sums
+
+
+def _doubtful(
+    sums: NDArray[np.float64], sizes: NDArray[np.float64], counts: Numbers
+) -> NDArray[np.intp]:
+    """Sums that rounding may show in: each addition is off by half a unit in the last place.
+
+    Args:
+        sums: of ranges.
+        sizes: of each the sum of its absolute values, or more.
+        counts: how many values each has.
+    """
+    error = counts * UNIT * sizes
+    return np.flatnonzero((error > TOLERANCE * np.abs(sums)) & np.isfinite(sizes))
 
 
 def _integer_sums(values: Numbers, ranges: Ranges) -> Numbers:

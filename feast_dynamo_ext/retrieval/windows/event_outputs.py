@@ -88,10 +88,12 @@ class EventOutputs:
             SourceReadError: a file cannot be read, or changed since it was listed.
         """
         view = history.view.view
-        names = [name for name, _ in plan.value_columns]
+        names = [name for name, _ in plan.value_columns if name not in events.values]
         if not names:
             history.source.check_unchanged()
-        found = read(history.source, names, events.row, threads) if names else {}
+        found = dict(events.values)
+        if names:
+            found.update(read(history.source, names, events.row, threads))
         columns = {}
         for name, kind in plan.value_columns:
             column = found.pop(name)

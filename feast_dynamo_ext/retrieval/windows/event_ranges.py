@@ -39,7 +39,7 @@ AT_ONCE = 1 << 22
 """Events that are looked at at once where ranges are written out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ranges:
     """Ranges of events, one a row of the result.
 
@@ -94,7 +94,7 @@ class Ranges:
         return expanded(self.first[start:end], self.end[start:end])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EventColumn:
     """Values of a column, one an event.
 
@@ -119,6 +119,11 @@ class EventColumn:
     def is_float(self) -> bool:
         """Whether they are floats."""
         return bool(pa.types.is_floating(plain(self.values).type))
+
+    @cached_property
+    def sums(self) -> dict[Ranges, NDArray[Any]]:
+        """Sums of ranges that were asked for: a mean has use for them again."""
+        return {}
 
     @cached_property
     def numbers(self) -> NDArray[Any]:

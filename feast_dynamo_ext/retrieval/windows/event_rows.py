@@ -31,6 +31,8 @@ from feast_dynamo_ext.retrieval.windows.item_puts import counting_puts
 from feast_dynamo_ext.timestamps import HIGHEST, LOWEST, Axis
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from numpy.typing import NDArray
 
     from feast_dynamo_ext.declared import Declared
@@ -53,12 +55,14 @@ class EventRows:
         time: event times.
         row: positions.
         created: created times, where they count.
+        values: of columns that are read at once.
     """
 
     key: NDArray[np.int32]
     time: Numbers
     row: Numbers
     created: Numbers | None
+    values: tuple[pa.Array, ...] = ()
 
     def __len__(self) -> int:
         return len(self.row)
@@ -68,20 +72,28 @@ class EventRows:
         if which.all():
             return self
         created = None if self.created is None else self.created[which]
-        return EventRows(self.key[which], self.time[which], self.row[which], created)
+        values = tuple(each.filter(pa.array(which)) for each in self.values)
+        return EventRows(self.key[which], self.time[which], self.row[which], created, values)
+
+    def split(self, bounds: Sequence[int]) -> list[EventRows]:
+        """Those of keys before each of some numbers, and not before the one before it."""
+        parts, rest = [], self
+        for bound in bounds[:-1]:
+            is_before = rest.key < bound
+            parts.append(rest.only(is_before))
+            rest = rest.only(~is_before)
+        return [*parts, rest]
 
     @classmethod
-    def joined(cls, parts: list[EventRows], *, known: bool) -> EventRows:
-        """Several parts as one."""
-        none = np.empty(0, dtype=np.int64)
-        if not parts:
-            return cls(none.astype(np.int32), none, none, none if known else None)
+    def joined(cls, parts: Sequence[EventRows]) -> EventRows:
+        """Several parts, at least one, as one."""
         created = [part.created for part in parts if part.created is not None]
         return cls(
             np.concatenate([part.key for part in parts]),
             np.concatenate([part.time for part in parts]),
             np.concatenate([part.row for part in parts]),
-            np.concatenate(created) if known else None,
+            np.concatenate(created) if created else None,
+            tuple(map(pa.concat_arrays, zip(*(part.values for part in parts), strict=True))),
         )
 
 
@@ -98,6 +110,7 @@ class Reading:
         limits: memory, threads and spill folder of DuckDB.
         threads: how many threads read.
         most: rows of events that are held at once; more are read in several passes.
+        beside: columns of values that are read with keys and times.
     """
 
     history: History
@@ -108,6 +121,7 @@ class Reading:
     limits: Limits
     threads: int
     most: int
+    beside: tuple[str, ...] = ()
 
     @property
     def moments(self) -> Axis | None:
@@ -116,14 +130,22 @@ class Reading:
             return self.history.written_axis
         return self.history.created_axis if self.known else None
 
-    def rows(self, first: int) -> tuple[EventRows, int]:
-        """Rows of the keys from a number on, as many keys as fit, and the number after them."""
+    def rows(self, first: int, bounds: Sequence[int]) -> tuple[list[list[EventRows]], int]:
+        """Rows of the keys from a number on, as many keys as fit, and the number after them.
+
+        They come in parts of keys, each in pieces.
+
+        Args:
+            first: number of the first key.
+            bounds: the numbers of keys at which each part of the rows ends; the last of all keys.
+        """
         bitmap = TimeBitmapFilter.from_order(self.order, self.earliest)
         index, end = self.order.keys, self.order.keys.size
         needs_created = self.known and self.history.view.tombstones is None
+        narrow = -2 - len(self.beside)
 
-        def some(batch: pa.RecordBatch, start: int) -> EventRows:
-            *keys, times, createds = batch.columns
+        def some(batch: pa.RecordBatch, start: int) -> list[EventRows]:
+            keys, (times, createds, *values) = batch.columns[:narrow], batch.columns[narrow:]
             # Of a row without an event time this is before all windows.
             time = times.fill_null(LOWEST).to_numpy()
             row = bitmap.rows(keys, time)
@@ -138,22 +160,32 @@ class Reading:
                 row, key = row[valid], key[valid]
             if needs_created:
                 created = createds.fill_null(LOWEST).to_numpy().take(row)
-            return EventRows(key.astype(np.int32), time.take(row), row + start, created)
+            beside = tuple(each.take(pa.array(row)) for each in values)
+            found = EventRows(key.astype(np.int32), time.take(row), row + start, created, beside)
+            return found.split(bounds)
 
-        held: list[EventRows] = []
+        held: list[list[EventRows]] = []
         count = 0
         history = self.history if needs_created else self.history.without_created()
-        for part in history.each(some, self.threads):
-            fresh = part.only(part.key < end)
+        for parts in history.each(some, self.threads, self.beside):
+            fresh = [part.only(part.key < end) for part in parts]
             held.append(fresh)
-            count += len(fresh)
+            count += sum(map(len, fresh))
             if count > self.most:
-                cut = _cut(held, first, end, self.most)
+                every = [part for parts in held for part in parts]
+                cut = _cut(every, first, end, self.most)
                 if cut < end:
                     end = cut
-                    held = [part.only(part.key < end) for part in held]
-                    count = sum(map(len, held))
-        return EventRows.joined(held, known=needs_created), end
+                    held = [[part.only(part.key < end) for part in parts] for parts in held]
+                    count = sum(len(part) for parts in held for part in parts)
+        nothing = self._nothing(needs_created=needs_created)
+        return [[nothing, *(parts[part] for parts in held)] for part in range(len(bounds))], end
+
+    def _nothing(self, *, needs_created: bool) -> EventRows:
+        none, schema = np.empty(0, dtype=np.int64), self.history.source.schema
+        values = tuple(pa.array([], schema.field(name).type) for name in self.beside)
+        created = none if needs_created else None
+        return EventRows(none.astype(np.int32), none, none, created, values)
 
 
 def _cut(held: list[EventRows], first: int, end: int, most: int) -> int:
@@ -223,6 +255,7 @@ class Events:
         clock: what `code` means.
         code: keys and times.
         row: positions.
+        values: of columns that were read with keys and times, by name.
         since: the first moment at which each counts; None where all count from their time on.
         until: the moment from which it does not count any more; likewise.
     """
@@ -230,6 +263,7 @@ class Events:
     clock: Clock
     code: Numbers
     row: Numbers
+    values: Mapping[str, pa.Array]
     since: Numbers | None = None
     until: Numbers | None = None
 
@@ -240,40 +274,31 @@ class Events:
         """Some of them."""
         since = None if self.since is None else self.since.take(which)
         until = None if self.until is None else self.until.take(which)
-        return replace(
-            self, code=self.code.take(which), row=self.row.take(which), since=since, until=until
-        )
+        values = {name: each.take(pa.array(which)) for name, each in self.values.items()}
+        code, row = self.code.take(which), self.row.take(which)
+        return Events(self.clock, code, row, values, since, until)
 
     def time(self, which: Numbers) -> Numbers:
         """Event times of some."""
         return self.clock.time(self.code.take(which))
 
-    def between(self, key: Numbers, earliest: Numbers, latest: Numbers) -> tuple[Numbers, Numbers]:
-        """The first event of each range of times of keys, and the one after its last.
+    def at_or_after(self, key: Numbers, time: Numbers) -> Numbers:
+        """The first event of each key that is not before a time, or the one after the key's last.
 
         Args:
             key: ascending numbers of keys.
-            earliest: the first time of each range.
-            latest: the last one.
+            time: of each.
         """
-        if not len(self.code):
-            none = np.zeros(len(key), dtype=np.int64)
-            return none, none
-        first = np.searchsorted(self.code, self.clock.bounds(key, earliest))
-        end = np.searchsorted(self.code, self.clock.bounds(key, latest + (latest != HIGHEST)))
-        return first, np.maximum(first, end)
+        return np.searchsorted(self.code, self.clock.bounds(key, time))
 
 
-def read_events(reading: Reading, first: int) -> tuple[Events, int]:
-    """Events of the keys from a number on, as many keys as fit, and the number after them.
-
-    They are in order, one for each that can be told apart, and it is said when each counts.
+def events_of(reading: Reading, rows: EventRows) -> Events:
+    """Rows as events in order, one for each that can be told apart, and when each counts.
 
     Raises:
         OfflineStoreError: the history cannot be read.
         ColumnTypeError: a tie-breaker's value is none of its declared type.
     """
-    rows, last = reading.rows(first)
     view, moments = reading.history.view, reading.moments
     since = until = None
     if view.tombstones is not None:
@@ -287,20 +312,16 @@ def read_events(reading: Reading, first: int) -> tuple[Events, int]:
     code = clock.codes(rows.key, rows.time)
     # Files are mostly in the order of time.
     by_time = bool((rows.time[1:] >= rows.time[:-1]).all())
-    events = Events(clock, code, rows.row, since, until)
-    del rows
+    values = dict(zip(reading.beside, rows.values, strict=True))
+    events = Events(clock, code, rows.row, values, since, until)
+    del rows, values
     if (code[1:] < code[:-1]).any():
-        events = events.only(ascending(code >> clock.bits) if by_time else _by_code(code))
+        events = events.only(ascending(code >> clock.bits if by_time else code))
     del code
     events = _told_apart(reading, events)
     if moments is None or events.since is None or events.until is None:
-        return replace(events, since=None, until=None), last
-    return _mostly_plain(events, reading.history.axis, moments), last
-
-
-def _by_code(code: Numbers) -> Numbers:
-    order: Numbers = np.argsort(code, kind="stable")
-    return order
+        return replace(events, since=None, until=None)
+    return _mostly_plain(events, reading.history.axis, moments)
 
 
 def _mostly_plain(events: Events, axis: Axis, moments: Axis) -> Events:

@@ -6,19 +6,22 @@ such part of the keys. Entity rows and their results keep their order.
 
 from __future__ import annotations
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from feast_dynamo_ext.retrieval.engines.one_pass import expanded
 from feast_dynamo_ext.retrieval.engines.slots import Order
 from feast_dynamo_ext.retrieval.inputs import History, MatchInput
 from feast_dynamo_ext.retrieval.windows.event_outputs import EventOutputs, Moments
 from feast_dynamo_ext.retrieval.windows.event_ranges import Ranges
-from feast_dynamo_ext.retrieval.windows.event_rows import Events, Reading, read_events
+from feast_dynamo_ext.retrieval.windows.event_rows import EventRows, Reading, events_of
 from feast_dynamo_ext.series_settings import short
-from feast_dynamo_ext.timestamps import LOWEST, MICROSECOND, NANOSECONDS, Axis
+from feast_dynamo_ext.timestamps import HIGHEST, LOWEST, MICROSECOND, NANOSECONDS, Axis
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.retrieval.plan import ViewPlan
     from feast_dynamo_ext.retrieval.windows.derived_plan import DerivedPlan, Output
     from feast_dynamo_ext.retrieval.windows.event_outputs import Columns, Read
+    from feast_dynamo_ext.retrieval.windows.event_rows import Events
 
     Numbers = NDArray[np.int64]
 
@@ -39,6 +43,10 @@ EVENT_BYTES = 64
 """What is held for an event, at most, beside its values."""
 VALUE_BYTES, OTHER_BYTES = 24, 160
 """What is held for one of its values of a fixed width, and of any other, at most."""
+MANY = 64
+"""Rows of history to an entity row from which values are read after keys and times."""
+SIDE_BY_SIDE = 1 << 18
+"""Rows from which parts of the keys are worked at side by side."""
 MOST_OTHERS = 1 << 23
 """Events with other values, as texts, that are held at once: arrays of these end at 2 GB."""
 
@@ -80,18 +88,25 @@ def derived_features(
         OfflineStoreError: the history cannot be read.
     """
     joined = _Join.from_view(view, source, entities, limits, known=known, threads=threads)
-    reading = replace(joined.reading, most=_most_events(joined.plan, source, most_bytes))
+    most = _most_events(joined.plan, source, most_bytes)
+    reading = replace(joined.reading, most=most, beside=joined.read_at_once)
     keys, first = joined.order.keys.size, 0
-    parts: list[Columns] = [[] for _ in joined.plan.outputs]
+    parts: list[Columns] = []
     rows: list[Numbers] = []
-    while first < keys:
-        some, end = _Some.read(joined, reading, first)
-        rows.append(joined.order.entity[some.slots][some.in_rows])
-        for part, column in zip(parts, some.columns(read), strict=True):
-            part.append(column)
-        del some
-        first = end
-    return joined.placed(parts, rows)
+    with ThreadPoolExecutor(threads) as pool:
+        while first < keys:
+            bounds = joined.bounds(first)
+            events, end = reading.rows(first, bounds)
+            alone = replace(reading, threads=max(1, threads // len(bounds)))
+            doing = []
+            for start, bound in itertools.pairwise([first, *bounds]):
+                slots = np.arange(*joined.order.first[[min(start, end), min(bound, end)]].tolist())
+                # Its rows are that part's alone, and freed by it.
+                doing.append(pool.submit(_columns, joined, alone, events.pop(0), slots, read))
+                rows.append(joined.order.entity[slots])
+            parts.extend(done.result() for done in doing)
+            first = end
+        return joined.placed(parts, rows, pool)
 
 
 def explain_windows(
@@ -213,38 +228,78 @@ class _Join:
                 has_null |= np.asarray(key.is_null())
         return cls(plan, reading, entities, moments, has_null)
 
-    def ranges(self, events: Events, slots: Numbers, span: timedelta | None) -> Ranges:
-        """The events that count for some slots."""
-        history, entity = self.reading.history, self.order.entity[slots]
-        earliest = np.full(len(slots), LOWEST)
-        if span is not None:
-            earliest, _ = history.axis.ago(self.entities.times[entity], self.entities.unit, span)
-        first, end = events.between(self.order.key[slots], earliest, self.order.latest[slots])
-        return Ranges(first, end)
+    def ranges(self, events: Events, slots: Numbers) -> dict[timedelta | None, Ranges]:
+        """The events that count for some slots, by how far they go back."""
+        axis, entity = self.reading.history.axis, self.order.entity[slots]
+        key, latest = self.order.key[slots], self.order.latest[slots]
+        times, unit = self.entities.times[entity], self.entities.unit
+        end = events.at_or_after(key, latest + (latest != HIGHEST))
+        ranges = {}
+        for span in self.plan.spans:
+            earliest = np.full(len(slots), LOWEST)
+            if span is not None:
+                earliest, _ = axis.ago(times, unit, span)
+            first = events.at_or_after(key, earliest)
+            ranges[span] = Ranges(first, np.maximum(first, end))
+        return ranges
 
-    def placed(self, parts: list[Columns], rows: list[Numbers]) -> Columns:
+    @property
+    def read_at_once(self) -> tuple[str, ...]:
+        """Columns of values that are read with keys and times.
+
+        Of few entity rows few values count: these are read when it is known where they are.
+        """
+        source = self.reading.history.source
+        if len(self.order.entity) < source.rows // MANY:
+            return ()
+        names = [name for name, _ in self.plan.value_columns]
+        return tuple(name for name in names if _is_fixed(source.schema.field(name).type))
+
+    def bounds(self, first: int) -> list[int]:
+        """The numbers of keys at which parts end that are worked at side by side."""
+        order, threads = self.order, self.reading.threads
+        history = self.reading.history
+        # What counts of a captured table's items is found of all at once.
+        if history.view.tombstones is not None or history.source.rows < SIDE_BY_SIDE:
+            threads = 1
+        start, end = order.first[[first, order.keys.size]].tolist()
+        slots = [start + (end - start) * part // threads for part in range(1, threads)]
+        bounds = np.searchsorted(order.first, slots).clip(first, order.keys.size)
+        return [*bounds.tolist(), order.keys.size]
+
+    def moments_of(self, slots: Numbers) -> Moments:
+        """The times of the entity rows of some slots."""
+        return Moments(self.entities.times[self.order.entity[slots]], self.entities.unit)
+
+    def placed(
+        self, parts: list[Columns], rows: list[Numbers], pool: ThreadPoolExecutor
+    ) -> Columns:
         """Results of some entity rows each as columns of all of them."""
         count = len(self.entities.times)
         done = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
-        is_whole = len(rows) == 1 and len(done) == count
+        # Entity rows whose times nothing can be before have no slot, and no events.
         place = np.full(count, len(done))
         place[done] = np.arange(len(done))
+        places = pa.array(place, mask=self.has_null)
+        half = -(-count // self.reading.threads) if count > SIDE_BY_SIDE else max(1, count)
         columns: Columns = []
-        for part, output in zip(parts, self.plan.outputs, strict=True):
-            if is_whole:
-                columns.append(part[0])
-                continue
-            # Entity rows whose times nothing can be before have no slot, and no events.
+        for number, output in enumerate(self.plan.outputs):
             nothing = _of_no_events(output, self._type_of(output))
-            chunks = [chunk for each in part for chunk in _chunks(each)]
-            every = pa.chunked_array([*chunks, nothing], nothing.type)
-            columns.append(every.take(pa.array(place, mask=self.has_null)))
-            part.clear()
+            chunks = [chunk for part in parts for chunk in _chunks(part[number])]
+            every = pa.chunked_array([*chunks, nothing], nothing.type).combine_chunks()
+            halves = [places.slice(at, half) for at in range(0, count, half)]
+            columns.append(pa.chunked_array(list(pool.map(every.take, halves)), nothing.type))
+            for part in parts:
+                part[number] = nothing  # what is placed is freed
         return columns
 
     def _type_of(self, output: Output) -> pa.DataType:
         schema = self.reading.history.source.schema
         return output.arrow_type(schema.field(output.column).type if output.column else None)
+
+
+def _is_fixed(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_primitive(kind) or pa.types.is_boolean(kind))
 
 
 def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
@@ -258,100 +313,78 @@ def _of_no_events(output: Output, kind: pa.DataType) -> pa.Array:
     return pa.array([0 if is_count else None], kind)
 
 
-@dataclass(frozen=True)
-class _Some:
-    """Events of some keys, and the slots of their entity rows.
+def _columns(
+    join: _Join, reading: Reading, pieces: list[EventRows], slots: Numbers, read: Read
+) -> Columns:
+    """The outputs of some keys' slots, of the rows of these keys, which are taken in pieces."""
+    plan, rows = join.plan, EventRows.joined(pieces)
+    pieces.clear()
+    events = events_of(reading, rows)
+    del rows
+    ranges = join.ranges(events, slots)
+    if events.since is None and plan.last is not None:
+        ranges = {span: each.newest(plan.last) for span, each in ranges.items()}
+    events, ranges = _covered(events, ranges[plan.reach], ranges)
+    outputs = EventOutputs.read(reading.history, plan, events, read, reading.threads)
+    if events.since is not None and len(slots):
+        return _of_counting(join, outputs, ranges, slots)
+    return outputs.of_ranges(ranges, join.moments_of(slots))
 
-    Attributes:
-        join: what is joined.
-        events: in order, those alone that some range has.
-        ranges: of them, one a slot, by how far they go back.
-        slots: numbers of the slots.
-        in_rows: the places among these of the entity rows in their own order.
-    """
 
-    join: _Join
-    events: Events
-    ranges: Mapping[timedelta | None, Ranges]
-    slots: Numbers
-    in_rows: Numbers
+def _of_counting(
+    join: _Join, outputs: EventOutputs, ranges: Mapping[timedelta | None, Ranges], slots: Numbers
+) -> Columns:
+    """The outputs of the events that count at their entity rows' times, part by part."""
+    parts: list[list[pa.Array]] = [[] for _ in join.plan.outputs]
+    for start, end in ranges[join.plan.reach].parts():
+        some = slice(start, end)
+        counting = {
+            span: _counting(join, outputs.events, each.only(some), slots[some])
+            for span, each in ranges.items()
+        }
+        found = outputs.of_ranges(counting, join.moments_of(slots[some]))
+        for part, column in zip(parts, found, strict=True):
+            part.extend(_chunks(column))
+    return [pa.chunked_array(part) for part in parts]
 
-    @classmethod
-    def read(cls, join: _Join, reading: Reading, first: int) -> tuple[_Some, int]:
-        """Those of keys from a number on, as many as fit, and the number after them."""
-        plan, order = join.plan, join.order
-        events, end = read_events(reading, first)
-        slots = np.arange(*order.first[[first, end]].tolist())
-        ranges = {span: join.ranges(events, slots, span) for span in plan.spans}
-        if events.since is None and plan.last is not None:
-            ranges = {span: each.newest(plan.last) for span, each in ranges.items()}
-        events, ranges = _covered(events, ranges[plan.reach], ranges)
-        return cls(join, events, ranges, slots, np.argsort(order.entity[slots])), end
 
-    def columns(self, read: Read) -> Columns:
-        """The outputs, in the order of the entity rows."""
-        join, ranges = self.join, self.ranges
-        history, threads = join.reading.history, join.reading.threads
-        outputs = EventOutputs.read(history, join.plan, self.events, read, threads)
-        if self.events.since is not None and len(self.slots):
-            found = self._of_counting(outputs)
-        elif outputs.listed:
-            # Without a further pass over what may be many values.
-            in_rows = {span: each.only(self.in_rows) for span, each in ranges.items()}
-            return outputs.of_ranges(in_rows, self._moments(self.slots[self.in_rows]))
-        else:
-            # Ranges of neighbours are reduced faster than those of any order.
-            found = outputs.of_ranges(ranges, self._moments(self.slots))
-        return [column.take(pa.array(self.in_rows)) for column in found]
-
-    def _moments(self, slots: Numbers) -> Moments:
-        entities = self.join.entities
-        return Moments(entities.times[self.join.order.entity[slots]], entities.unit)
-
-    def _of_counting(self, outputs: EventOutputs) -> Columns:
-        """The outputs of the events that count at their entity rows' times, part by part."""
-        ranges = self.ranges
-        parts: list[list[pa.Array]] = [[] for _ in self.join.plan.outputs]
-        for start, end in ranges[self.join.plan.reach].parts():
-            some = slice(start, end)
-            counting = {
-                span: self._counting(each.only(some), self.slots[some])
-                for span, each in ranges.items()
-            }
-            found = outputs.of_ranges(counting, self._moments(self.slots[some]))
-            for part, column in zip(parts, found, strict=True):
-                part.extend(_chunks(column))
-        return [pa.chunked_array(part) for part in parts]
-
-    def _counting(self, ranges: Ranges, slots: Numbers) -> Ranges:
-        """Ranges of the events that count at the times of some slots."""
-        since, until, moments = self.events.since, self.events.until, self.join.moments
-        if since is None or until is None or moments is None:
-            return ranges
-        of_range, event = ranges.written_out(0, len(ranges))
-        moment = moments[slots].take(of_range)
-        counts = (since.take(event) <= moment) & (moment < until.take(event))
-        end = np.cumsum(np.bincount(of_range[counts], minlength=len(ranges)))
-        first = np.append(0, end)[: len(end)]
-        made = Ranges(first, end, event[counts])
-        last = self.join.plan.last
-        return made if last is None else made.newest(last)
+def _counting(join: _Join, events: Events, ranges: Ranges, slots: Numbers) -> Ranges:
+    """Ranges of the events that count at the times of some slots."""
+    since, until, moments = events.since, events.until, join.moments
+    if since is None or until is None or moments is None:
+        return ranges
+    of_range, event = ranges.written_out(0, len(ranges))
+    moment = moments[slots].take(of_range)
+    counts = (since.take(event) <= moment) & (moment < until.take(event))
+    end = np.cumsum(np.bincount(of_range[counts], minlength=len(ranges)))
+    first = np.append(0, end)[: len(end)]
+    made = Ranges(first, end, event[counts])
+    last = join.plan.last
+    return made if last is None else made.newest(last)
 
 
 def _covered(
     events: Events, longest: Ranges, ranges: dict[timedelta | None, Ranges]
 ) -> tuple[Events, dict[timedelta | None, Ranges]]:
-    """The events that some range has, and the ranges among these."""
-    count = len(events)
-    covering = np.zeros(count + 1, dtype=np.int32)
-    np.add.at(covering, longest.first, 1)
-    np.subtract.at(covering, longest.end, 1)
-    np.cumsum(covering, out=covering)
-    is_covered = covering[:count] > 0
-    if is_covered.all():
+    """The events that some range has, and the ranges among these.
+
+    Args:
+        events: in order.
+        longest: the longest of each slot's ranges; first and last events ascend, as slots do.
+        ranges: all ranges, by how far they go back.
+    """
+    if not len(longest):
+        return events.only(np.empty(0, dtype=np.int64)), ranges
+    first, end = longest.first, longest.end
+    gap = np.maximum(first - np.append(0, end[:-1]), 0)
+    if not gap.any() and end[-1] == len(events):
         return events, ranges
-    upto = np.zeros(count + 1, dtype=np.int64)
-    np.cumsum(is_covered, out=upto[1:])
-    return events.only(np.flatnonzero(is_covered)), {
-        span: Ranges(upto.take(each.first), upto.take(each.end)) for span, each in ranges.items()
+    # Stretches of events from one gap to the next.
+    starts = np.flatnonzero(np.append(True, gap[1:] > 0))
+    stops = end[np.append(starts[1:] - 1, len(end) - 1)]
+    _, covered = expanded(first[starts], stops)
+    left_out = np.cumsum(gap)
+    return events.only(covered), {
+        span: Ranges(each.first - left_out, each.end - left_out, each.events)
+        for span, each in ranges.items()
     }
