@@ -18,6 +18,7 @@ from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 from google.protobuf.message import DecodeError
 
 from feast_dynamo_ext.arrow_types import VALUE_FIELD
+from feast_dynamo_ext.dynamo.batch_get import incomplete_error
 from feast_dynamo_ext.dynamo.entity_events import EntityEvents, NullInListError, aggregate, listed
 from feast_dynamo_ext.dynamo.layouts.packed import CREATED_TIME, VALUES, split, unpack
 from feast_dynamo_ext.dynamo.query import EntityQuery, Queries, Stretch, sort_time
@@ -30,7 +31,7 @@ from feast_dynamo_ext.dynamo.read import (
     time_entry,
     vector_head,
 )
-from feast_dynamo_ext.errors import IncompleteReadError, ItemFormatError
+from feast_dynamo_ext.errors import ItemFormatError
 from feast_dynamo_ext.series_settings import RecentFeature, WindowFeature, Windows
 from feast_dynamo_ext.timestamps import MICROSECOND, micros_of, moment_of
 
@@ -44,8 +45,10 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
     from feast_dynamo_ext.dynamo.query import QueryResult
     from feast_dynamo_ext.dynamo.read import ReadRow, ViewRead
+    from feast_dynamo_ext.dynamo.retry import RetryPolicy
     from feast_dynamo_ext.dynamo.schemas import SchemaCache
     from feast_dynamo_ext.dynamo.views import KnownDerived, KnownView
+    from feast_dynamo_ext.errors import IncompleteReadError
 
 logger = logging.getLogger(__name__)
 
@@ -334,7 +337,7 @@ async def fetch_events(
     runner = Queries(reader.transport, reader.policy, reader.workers)
     result = await runner.run(queries, started_s)
     if result.unread:
-        error = incomplete(result, reads)
+        error = incomplete(result, reads, reader.policy)
         if not may_be_partial:
             raise error from result.cause
         logger.warning("%s They are marked INVALID (on_partial: mark).", error)
@@ -345,7 +348,9 @@ async def fetch_events(
     return result
 
 
-def incomplete(result: QueryResult, reads: Sequence[ViewRead]) -> IncompleteReadError:
+def incomplete(
+    result: QueryResult, reads: Sequence[ViewRead], policy: RetryPolicy
+) -> IncompleteReadError:
     """The error that entities are left unread, naming tables and counts."""
     views = {one.view.table: one.view.answers_as for one in reads}
     unread: dict[str, int] = {}
@@ -355,11 +360,7 @@ def incomplete(result: QueryResult, reads: Sequence[ViewRead]) -> IncompleteRead
         f"events of {count} entities of feature view {views[table]} (table {table})"
         for table, count in sorted(unread.items())
     )
-    return IncompleteReadError(
-        f"Could not read {what} before the deadline. Last answer: {result.cause} Raise "
-        "`read_deadline_ms` or the table's capacity, or read fewer entities at once.",
-        unread=unread,
-    )
+    return incomplete_error(what, unread, policy, result.cause)
 
 
 def read_row(view: ViewRead, row: RowAnswer) -> ReadRow:
