@@ -16,6 +16,7 @@ from feast.types import Float64
 from series_repo import CUSTOMER, DAY, T, series_repo
 
 from feast_dynamo_ext.dynamo.series_read import as_of
+from feast_dynamo_ext.errors import ItemTooLargeError
 
 pytestmark = pytest.mark.server
 
@@ -166,6 +167,30 @@ def test_materialized_and_pushed_events_have_the_same_orders_and_cohorts(
     repo.write((1, 1, 1, 5.0, None))
     (item,) = [each for each in repo.items() if each.get("o_amount") == made_of(made, 5.0)]
     assert not {"g_category", "o_category"} & item.keys()
+    repo.store.teardown()
+
+
+def test_an_event_that_is_too_large_with_its_orders_is_refused_before_any_is_written(
+    open_store, dynamodb, tmp_path
+):
+    repo = series_repo(open_store, dynamodb, tmp_path, orders=("amount", "purchase_id"))
+    fits, small = (1, 1, 1, 5.0, "x" * 135_000), (2, 1, 1, 5.0, "x")
+    repo.write(fits)
+    (item,) = repo.items()
+    repo.client.delete_item(TableName=repo.table, Key={name: item[name] for name in "ks"})
+    if dynamodb.name == "dynamodb_local":  # moto has no such limit
+        item["v"]["B"] += b"x" * 2_000
+        with pytest.raises(repo.client.exceptions.ClientError, match="Item size"):
+            repo.client.put_item(TableName=repo.table, Item=item)
+    large = (1, 1, 2, 5.0, "x" * 137_000)
+    with pytest.raises(ItemTooLargeError, match="as much for each of its 2 orders"):
+        repo.write(small, large)
+    with pytest.raises(ItemTooLargeError, match="as much for each of its 2 orders"):
+        repo.materialize((*small, 0), (*large, 0))
+    assert repo.items() == []
+    # What has no value in an order is not in its index.
+    repo.write((1, 1, 2, None, "x" * 137_000))
+    assert len(repo.items()) == 1
     repo.store.teardown()
 
 
