@@ -173,3 +173,18 @@ def test_a_precomputed_service_with_features_of_a_series_is_read_from_its_views(
         "feature service scores is read from its views: features of ['last'] are computed of "
         "events at each request"
     ) in caplog.text
+
+
+def test_a_table_of_a_series_that_no_registry_knows_is_looked_at_by_its_own_keys(
+    store, open_store, dynamodb, tmp_path, caplog
+):
+    store.apply([CUSTOMER, view()])
+    online = {"region": "us-east-1", "endpoint_url": dynamodb.endpoint}
+    other = open_store(store.project, online=online, registry=str(tmp_path / "other.db"))
+    other.teardown()
+    left = [name for name in store.client.list_tables()["TableNames"] if store.project in name]
+    if dynamodb.has_tags:
+        assert left == []
+    else:
+        assert left == [f"{store.project}.purchases"]
+        assert "nothing says which project made it" in caplog.text
