@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.retry import RetryPolicy, Transport
     from feast_dynamo_ext.dynamo.transport import Answer
 
+TIME_TEXT = 12
+"""Characters of a sort key in base64 that hold its event time."""
+
 FIRST_US, LAST_US = -LOWEST, LOWEST - 2
 """Event times that a sort key may have, but for the last, which has no next."""
 
@@ -259,9 +262,9 @@ def items_of(
     """
     try:
         items: list[JsonItem] = answer["Items"]
-        is_own = all(sort in item and KEY in item for item in items)
-        if key is not None:
-            is_own = is_own and all(item[KEY]["B"] == key for item in items)
+        is_own = all(
+            sort in item and (item[KEY]["B"] == key if key else KEY in item) for item in items
+        )
     except (KeyError, TypeError, AttributeError):
         is_own = False
     if not is_own:
@@ -277,4 +280,4 @@ def items_of(
 
 def sort_time(item: Mapping[str, Mapping[str, str]]) -> int:
     """The event time of an item, microseconds since 1970 UTC."""
-    return time_of(a2b_base64(item[SORT]["B"]))
+    return time_of(a2b_base64(item[SORT]["B"][:TIME_TEXT]))
