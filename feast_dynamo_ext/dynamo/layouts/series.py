@@ -164,7 +164,7 @@ def check_key_bytes(view: str, name: str, size: int, most: int) -> None:
     if size > most:
         raise ColumnTypeError(
             f"Feature view `{view}`: `{name}` of a row makes a key of {size:,} bytes; "
-            f"DynamoDB's holds at most {most:,}. Nothing was written. Shorten it."
+            f"DynamoDB's holds at most {most:,}. Shorten it."
         )
 
 
