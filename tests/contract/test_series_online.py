@@ -207,6 +207,17 @@ def test_an_event_that_is_too_large_with_its_orders_is_refused_before_any_is_wri
     repo.store.teardown()
 
 
+def test_an_entity_that_sets_the_pace_of_a_run_is_said(repo, capsys):
+    large = "x" * 390_000  # 381 write units
+    days = [number / 8 for number in range(160)]
+    repo.materialize(NAME, *((1, day, at, 1.0, large, 0) for at, day in enumerate(days)))
+    (report,) = repo.store.provider.batch_engine.report.views
+    assert report.written == 160
+    assert list(report.hot) == [""]
+    assert 160 * 381 <= report.hot[""] <= 160 * 382
+    assert f"{NAME}: one entity took {report.hot['']:,} write units" in capsys.readouterr().out
+
+
 def made_of(items, amount):
     """The order attribute of the event of an amount."""
     from feast_dynamo_ext.dynamo.layouts.series import float_bytes
