@@ -110,7 +110,8 @@ class SeriesTotals:
     Attributes:
         reads: entities that were asked for.
         writes: events that were to be written.
-        marked: entities that were answered as unread.
+        marked: answers of one view and entity that say that it is unread.
+        lists: lists of events that were answered, each held against what is known.
         errors: how many calls ended with each error.
         faults: how many requests met each kind of fault.
         wrong: what cannot be right.
@@ -119,6 +120,7 @@ class SeriesTotals:
     reads: int = 0
     writes: int = 0
     marked: int = 0
+    lists: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -202,6 +204,7 @@ class EventOracle:
         """Hold a list of events against what is known."""
         with self._lock:
             ceiling = set(self.attempted[customer])
+            self.totals.lists += 1
         events = [int(amount) for amount in amounts]
         in_order = sorted(events, reverse=True) if by_amount else newest_first(events)
         faults = [
