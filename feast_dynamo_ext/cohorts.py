@@ -34,6 +34,7 @@ from feast_dynamo_ext.dynamo.layouts.series import (
     cohort_text,
     time_bytes,
 )
+from feast_dynamo_ext.dynamo.query import items_of
 from feast_dynamo_ext.dynamo.retry import send
 from feast_dynamo_ext.dynamo.series_read import read_moment
 from feast_dynamo_ext.errors import (
@@ -442,6 +443,7 @@ class Cohort(Iterator[dict[str, Any]]):
         try:
             attempts = reader.policy.start()
             answer = await send(reader.transport, "Query", request, [index.table], attempts)
+            items = items_of(answer, index.table, sort=index.sort)
         except AwsError as error:
             said = str(error.__cause__ or error)
             if error.code in NO_INDEX and "index" in said.lower():
@@ -460,4 +462,4 @@ class Cohort(Iterator[dict[str, Any]]):
                 "`start`",
                 index.view, index.feature, MANY_PAGES, index.table,
             )  # fmt: skip
-        return answer["Items"], answer.get("LastEvaluatedKey")
+        return items, answer.get("LastEvaluatedKey")

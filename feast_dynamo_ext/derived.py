@@ -47,6 +47,8 @@ from feast_dynamo_ext.series_settings import (
     Series,
     WindowFeature,
     Windows,
+    kept,
+    refuse_longer_than_kept,
     short,
 )
 from feast_dynamo_ext.view_settings import ViewSettings, series_of
@@ -110,17 +112,12 @@ def windows(
     """
     subject = f"Feature view `{name}`"
     series, columns = _base(base, subject)
-    most = _most(base, series)
+    most = kept(series, base.ttl)
     features, fields = [], []
     for each in aggregations:
         feature = _window_feature(each, subject)
         where = f"{subject}, feature `{feature.name}`"
-        if most is not None and feature.window > most[1]:
-            raise ConfigError(
-                f"{where}: a window of {short(feature.window)} is longer than the {most[0]} of "
-                f"`{base.name}`, {short(most[1])}, so that events would be missing. Make it "
-                "shorter, or keep events longer."
-            )
+        refuse_longer_than_kept(f"{where}: a window of", feature.window, base.name, most)
         features.append(feature)
         fields.append(Field(name=feature.name, dtype=_type_of(feature, columns, base, where)))
     what = Windows(base=base.name, features=tuple(features), exclude_current=exclude_current)
@@ -168,13 +165,8 @@ def recent(
     """
     subject = f"Feature view `{name}`"
     series, columns = _base(base, subject)
-    most = _most(base, series)
-    if within is not None and most is not None and within > most[1]:
-        raise ConfigError(
-            f"{subject}: `within` of {short(within)} is longer than the {most[0]} of "
-            f"`{base.name}`, {short(most[1])}, so that events would be missing. Make it shorter, "
-            "or keep events longer."
-        )
+    most = kept(series, base.ttl)
+    refuse_longer_than_kept(f"{subject}: `within` of", within, base.name, most)
     if last is None and within is None:
         raise ConfigError(f"{subject}: recent events need `last`, `within`, or both.")
     suffix = f"last_{last}" if last is not None else short(within or timedelta(0))
@@ -233,13 +225,6 @@ def _base(base: FeatureView, subject: str) -> tuple[Series, dict[str, Any]]:
     if not base.features:
         raise ConfigError(f"{subject}: `{base.name}` has no `schema`. Declare its features.")
     return series, {field.name: field.dtype for field in base.features}
-
-
-def _most(base: FeatureView, series: Series) -> tuple[str, timedelta] | None:
-    """How far back events can be seen, and which setting says so; None for no limit."""
-    limits = [("`keep_for`", series.keep_for), ("`ttl`", base.ttl or None)]
-    given = [(name, limit) for name, limit in limits if limit is not None]
-    return min(given, key=lambda each: each[1]) if given else None
 
 
 def _column(column: str, columns: Mapping[str, Any], base: FeatureView, subject: str) -> Any:

@@ -61,6 +61,7 @@ from feast_dynamo_ext.errors import (
     AwsError,
     EntityKeyError,
     FeastDynamoError,
+    IncompleteReadError,
     IncompleteWriteError,
     OnlineStoreError,
 )
@@ -302,8 +303,9 @@ class DynamoOnlineStore(OnlineStore):
                 return layout.put(row, schema, kept_s, view.name, until_s)
             return to_item(row, schema, kept_s, view.name, until_s, marks)
 
+        copies = 1 if series is None else 1 + len(series.orders)
         for row, of_row in zip(rows, marks, strict=False):
-            if len(row.values) > MAY_BE_TOO_LARGE:
+            if len(row.values) * copies > MAY_BE_TOO_LARGE:
                 item(row, of_row, 0)  # raises before any is written
         try:
             await connection.schemas.declare(
@@ -608,11 +610,19 @@ async def _read(
     rows = read.read(packed, connection, may_be_partial=may_be_partial)
     # Both end before an error is raised: none is left behind in flight.
     found = await asyncio.gather(rows, events, return_exceptions=True)
-    for one in found:
-        if isinstance(one, BaseException):
-            raise one
+    failed = [one for one in found if isinstance(one, BaseException)]
+    if len(failed) > 1 and all(isinstance(one, IncompleteReadError) for one in failed):
+        raise _both(*failed) from failed[0]
+    if failed:
+        # What AWS refuses is mended first.
+        raise min(failed, key=lambda one: isinstance(one, IncompleteReadError))
     answers, of_series = found
     return answers, of_series  # type: ignore[return-value]
+
+
+def _both(rows: Any, events: Any) -> IncompleteReadError:
+    """One error that names what two parts of a read left."""
+    return IncompleteReadError(f"{rows} {events}", unread={**rows.unread, **events.unread})
 
 
 # What Feast raises of entity rows that it cannot convert, and of much else.

@@ -506,6 +506,8 @@ class _Events:
         self._written_by_us = written_by_us
         types = dict(zip(asked.view.schema.names, asked.view.schema.types, strict=True))
         self._kinds = {name: types[name] for name in asked.requested}
+        self._plain = tuple(name for name in asked.requested if types[name] in PLAIN)
+        self._others = tuple(name for name in asked.requested if types[name] not in PLAIN)
 
     def answer(
         self,
@@ -554,21 +556,21 @@ class _Events:
         if bounds.last is not None and not bounds.descending:
             items = items[::-1]
         try:
-            columns = series_read.values_of(items, asked.requested, asked.view, self._book)
-            lists = [self._listed(name, columns.get(name), len(items)) for name in asked.requested]
+            plain = series_read.python_values_of(items, self._plain, asked.view, self._book)
+            columns = series_read.values_of(items, self._others, asked.view, self._book)
+            lists = [
+                plain[name] if name in plain else self._listed(name, columns.get(name, ()))
+                for name in asked.requested
+            ]
             times = [sort_time(item) for item in items]
         except series_read.UNEXPLAINED as error:
             self._book.warn(asked.view.table, series_read.explained(asked.view, error))
             return self._nothing(None), None, "unread", False
         return lists, times, "found" if items else "none", is_cut
 
-    def _listed(self, name: str, values: Sequence[Value] | None, count: int) -> list[Any]:
-        if values is None:
-            return [None] * count
-        kind = self._kinds[name]
-        if kind in PLAIN:
-            return [series_read.python_of(value) for value in values]
-        return [feast_value_type_to_python_type(value, ValueType[kind]) for value in values]
+    def _listed(self, name: str, values: Sequence[Value]) -> list[Any]:
+        kind = ValueType[self._kinds[name]]
+        return [feast_value_type_to_python_type(value, kind) for value in values]
 
 
 def _python_of(value: Value) -> Any:

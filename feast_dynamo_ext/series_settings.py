@@ -290,3 +290,35 @@ def short(duration: timedelta) -> str:
         if not duration % size:
             return f"{duration // size}{unit}"
     raise AssertionError(duration)
+
+
+def kept(series: Series, ttl: timedelta | None) -> tuple[str, timedelta] | None:
+    """How far back events of a base view can be seen, and which setting says so.
+
+    None for no limit.
+    """
+    limits = [("keep_for", series.keep_for), ("ttl", ttl or None)]
+    given = [(name, limit) for name, limit in limits if limit is not None]
+    return min(given, key=lambda each: each[1]) if given else None
+
+
+def refuse_longer_than_kept(
+    what: str, back: timedelta | None, base: str, limit: tuple[str, timedelta] | None
+) -> None:
+    """Refuse to look further back than events can be seen.
+
+    Args:
+        what: looks back, with its view and what goes before the time.
+        back: how far; None for as far as there are events.
+        base: name of the base view.
+        limit: of `kept`.
+
+    Raises:
+        ConfigError: names the setting that is shorter.
+    """
+    if back is not None and limit is not None and back > limit[1]:
+        raise ConfigError(
+            f"{what} {short(back)} is longer than the `{limit[0]}` of `{base}`, "
+            f"{short(limit[1])}, so that events would be missing. Make it shorter, or keep events "
+            "longer."
+        )

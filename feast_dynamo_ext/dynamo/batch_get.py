@@ -19,7 +19,7 @@ from feast_dynamo_ext.dynamo.retry import Pending, Transport, UnprocessedItems, 
 from feast_dynamo_ext.errors import AwsUnavailableError, IncompleteReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
     from feast_dynamo_ext.dynamo.retry import RetryPolicy
@@ -332,14 +332,32 @@ class Reader:
             + (f"feature view {views[table]} (table {table})" if table in views else table)
             for table, count in unread.items()
         )
-        budget = self.policy.budget
-        spent = ", and this process may send no more again" if budget and budget.is_spent else ""
-        return IncompleteReadError(
-            f"Could not read {what} within {self.policy.deadline_s:g} s or "
-            f"{self.policy.max_failures or 'any number of'} failed attempts{spent}. "
-            f"Last answer: {result.cause} {_advice(result.cause)}",
-            unread=unread,
-        )
+        return incomplete_error(what, unread, self.policy, result.cause)
+
+
+def incomplete_error(
+    what: str, unread: Mapping[str, int], policy: RetryPolicy, cause: Exception | None
+) -> IncompleteReadError:
+    """The error that something is left unread.
+
+    Args:
+        what: is left, in words.
+        unread: how much of each table.
+        policy: of the read.
+        cause: the last failure; None where none failed, and there was more to read than time.
+    """
+    spent = ", and this process may send no more again" if _is_spent(policy) else ""
+    last = "None failed, and there is more to read" if cause is None else f"Last answer: {cause}"
+    return IncompleteReadError(
+        f"Could not read {what} within {policy.deadline_s:g} s or "
+        f"{policy.max_failures or 'any number of'} failed attempts{spent}. {last}"
+        f"{'.' if cause is None else ''} {_advice(cause)}",
+        unread=unread,
+    )
+
+
+def _is_spent(policy: RetryPolicy) -> bool:
+    return policy.budget is not None and policy.budget.is_spent
 
 
 def _advice(cause: Exception | None) -> str:

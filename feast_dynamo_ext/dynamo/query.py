@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.retry import RetryPolicy, Transport
     from feast_dynamo_ext.dynamo.transport import Answer
 
+TIME_TEXT = 12
+"""Characters of a sort key in base64 that hold its event time."""
+
 FIRST_US, LAST_US = -LOWEST, LOWEST - 2
 """Event times that a sort key may have, but for the last, which has no next."""
 
@@ -140,7 +143,7 @@ class QueryResult:
     Attributes:
         found: the events of each query, in the order asked for.
         unread: queries that were not read to their end.
-        cause: the last failure, if any.
+        cause: the last failure; None where none failed, and there was more to read than time.
     """
 
     found: dict[EntityQuery, list[JsonItem]] = field(default_factory=dict)
@@ -181,16 +184,22 @@ class Queries:
             await self._one(queries[0], result, began)
             return result
         room = asyncio.Semaphore(self.at_once)
+        refused: list[BaseException] = []
 
         async def in_turn(query: EntityQuery) -> None:
             async with room:
-                await self._one(query, result, began)
+                if refused:
+                    return  # the others would be refused alike
+                try:
+                    await self._one(query, result, began)
+                except BaseException as error:
+                    refused.append(error)
+                    raise
 
-        # All of them end before an error is raised: none is left behind in flight.
-        outcomes = await asyncio.gather(*map(in_turn, queries), return_exceptions=True)
-        for outcome in outcomes:
-            if outcome is not None:
-                raise outcome
+        # All in flight end before an error is raised: none is left behind.
+        await asyncio.gather(*map(in_turn, queries), return_exceptions=True)
+        if refused:
+            raise refused[0]
         return result
 
     async def _one(self, query: EntityQuery, result: QueryResult, started_s: float) -> None:
@@ -198,6 +207,9 @@ class Queries:
         request, found = query.request(), []
         stretch = query.stretch
         while True:
+            if not attempts.left_s():  # its turn, or that of its next page, comes too late
+                result.unread.append(query)
+                return
             try:
                 answer = await send(self.transport, "Query", request, [query.table], attempts)
                 items = _own_items(answer, query)
@@ -224,20 +236,8 @@ def _own_items(answer: Answer, query: EntityQuery) -> list[JsonItem]:
     Raises:
         AwsUnavailableError: it is not the answer to this request.
     """
-    try:
-        items: list[JsonItem] = answer["Items"]
-        is_own = all(item[KEY]["B"] == query.key for item in items)
-    except (KeyError, TypeError, AttributeError):
-        is_own = False
-    if not is_own:
-        raise AwsUnavailableError(
-            f"dynamodb Query on {query.table}: the answer is not the one to this request (it has "
-            "events of another entity, or lacks what every answer has). A proxy may have mixed "
-            "requests up.",
-            service="dynamodb",
-            operation="Query",
-        )
     stretch = query.stretch
+    items = items_of(answer, query.table, query.key)
     if stretch.index is not None or not items:
         return items
     ends = (items[0], items[-1])
@@ -246,6 +246,38 @@ def _own_items(answer: Answer, query: EntityQuery) -> list[JsonItem]:
     return [item for item in items if sort_time(item) <= stretch.last_us]
 
 
+def items_of(
+    answer: Answer, table: str, key: str | None = None, sort: str = SORT
+) -> list[JsonItem]:
+    """The items of an answer to a Query.
+
+    Args:
+        answer: as it came.
+        table: the table that was asked.
+        key: the entity key in base64 that all items must have; None for any.
+        sort: the attribute that all items must have besides.
+
+    Raises:
+        AwsUnavailableError: it is not the answer to this request.
+    """
+    try:
+        items: list[JsonItem] = answer["Items"]
+        is_own = all(
+            sort in item and (item[KEY]["B"] == key if key else KEY in item) for item in items
+        )
+    except (KeyError, TypeError, AttributeError):
+        is_own = False
+    if not is_own:
+        raise AwsUnavailableError(
+            f"dynamodb Query on {table}: the answer is not the one to this request (it has "
+            "items of another entity, or lacks what every answer has). A proxy may have mixed "
+            "requests up.",
+            service="dynamodb",
+            operation="Query",
+        )
+    return items
+
+
 def sort_time(item: Mapping[str, Mapping[str, str]]) -> int:
     """The event time of an item, microseconds since 1970 UTC."""
-    return time_of(a2b_base64(item[SORT]["B"]))
+    return time_of(a2b_base64(item[SORT]["B"][:TIME_TEXT]))

@@ -14,12 +14,20 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 from google.protobuf.message import DecodeError
 
 from feast_dynamo_ext.arrow_types import VALUE_FIELD
+from feast_dynamo_ext.dynamo.batch_get import incomplete_error
 from feast_dynamo_ext.dynamo.entity_events import EntityEvents, NullInListError, aggregate, listed
-from feast_dynamo_ext.dynamo.layouts.packed import CREATED_TIME, VALUES, split, unpack
+from feast_dynamo_ext.dynamo.layouts.packed import (
+    CREATED_TIME,
+    FINGERPRINT,
+    VALUES,
+    split,
+    unpack,
+)
 from feast_dynamo_ext.dynamo.query import EntityQuery, Queries, Stretch, sort_time
 from feast_dynamo_ext.dynamo.read import (
     NOT_FOUND,
@@ -30,7 +38,7 @@ from feast_dynamo_ext.dynamo.read import (
     time_entry,
     vector_head,
 )
-from feast_dynamo_ext.errors import IncompleteReadError, ItemFormatError
+from feast_dynamo_ext.errors import ItemFormatError
 from feast_dynamo_ext.series_settings import RecentFeature, WindowFeature, Windows
 from feast_dynamo_ext.timestamps import MICROSECOND, micros_of, moment_of
 
@@ -44,8 +52,10 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.dynamo.layouts.packed import JsonItem
     from feast_dynamo_ext.dynamo.query import QueryResult
     from feast_dynamo_ext.dynamo.read import ReadRow, ViewRead
-    from feast_dynamo_ext.dynamo.schemas import SchemaCache
+    from feast_dynamo_ext.dynamo.retry import RetryPolicy
+    from feast_dynamo_ext.dynamo.schemas import Column, SchemaCache
     from feast_dynamo_ext.dynamo.views import KnownDerived, KnownView
+    from feast_dynamo_ext.errors import IncompleteReadError
 
 logger = logging.getLogger(__name__)
 
@@ -142,10 +152,7 @@ class SeriesAnswers:
         items = self._known(items)[::-1]  # the oldest first
         features = [derived.features[name] for name in read.requested]
         needed = dict.fromkeys(each.column for each in features if each.column)
-        columns = {
-            name: [python_of(value) for value in values]
-            for name, values in values_of(items, tuple(needed), view, self._book).items()
-        }
+        columns = python_values_of(items, tuple(needed), view, self._book)
         for name in needed:
             columns.setdefault(name, [None] * len(items))
         oldest = None if view.ttl_s is None else now_us - view.ttl_s * 1_000_000
@@ -168,7 +175,10 @@ def _created_us(item: JsonItem) -> int:
     return -(2**63) if found is None else int(found["N"])
 
 
-UNEXPLAINED = (ItemFormatError, NullInListError, OverflowError, IndexError, DecodeError)
+UNEXPLAINED = (
+    *(ItemFormatError, NullInListError, OverflowError),
+    *(IndexError, KeyError, DecodeError),
+)
 """What events raise whose values are not what their schema says."""
 
 
@@ -212,29 +222,65 @@ def _computed(
 def values_of(
     items: Sequence[JsonItem], names: tuple[str, ...], view: KnownView, book: SchemaCache
 ) -> dict[str, Sequence[Value]]:
-    """The values of features of events, in their order; a feature that no event has is left out.
+    """The values of features of events, in their order.
 
     Raises:
         ItemFormatError: an item that nobody can explain.
     """
+    return {name: unpack(column) for name, column in _columns(items, names, view, book).items()}
+
+
+def python_values_of(
+    items: Sequence[JsonItem], names: tuple[str, ...], view: KnownView, book: SchemaCache
+) -> dict[str, list[Any]]:
+    """The same as Python has them; None of a null.
+
+    Raises: as `values_of`.
+    """
+    columns = _columns(items, names, view, book).items()
+    return {name: _python_values(column, len(items)) for name, column in columns}
+
+
+def _columns(
+    items: Sequence[JsonItem], names: tuple[str, ...], view: KnownView, book: SchemaCache
+) -> dict[str, bytes]:
+    """The values of each feature as a message that has them all; none without items."""
     if not names or not items:
         return {}
+    places: dict[str, list[Column | None]] = {}  # most events are of one schema
     cells: list[list[bytes]] = []
-    lacking = RepeatedValue(val=[Value()]).SerializeToString()
     for item in items:
-        columns = book.columns_of(view.table, item, view.schema, names)
+        fingerprint = item[FINGERPRINT]["B"] if FINGERPRINT in item else ""
+        columns = places.get(fingerprint)
+        if columns is None:
+            columns = book.columns_of(view.table, item, view.schema, names)
+            places[fingerprint] = columns
         stored = split(a2b_base64(item[VALUES]["B"]))
-        cells.append([lacking if each is None else each.cell_of(stored) for each in columns])
+        cells.append([NULL_CELL if each is None else each.cell_of(stored) for each in columns])
     return {
-        name: unpack(b"".join(column))
+        name: b"".join(column)
         for name, column in zip(names, zip(*cells, strict=True), strict=True)
     }
 
 
-def python_of(value: Value) -> Any:
-    """A value as Python has it; None of a null."""
-    field = value.WhichOneof("val")
-    return None if field is None else getattr(value, field)
+NULL_CELL = RepeatedValue(val=[Value()]).SerializeToString()
+DOUBLE_CELL = RepeatedValue(val=[Value(double_val=1.0)]).SerializeToString()
+DOUBLES = np.dtype(
+    {"names": ["double"], "formats": ["<f8"], "offsets": [3], "itemsize": len(DOUBLE_CELL)}
+)
+
+
+def _python_values(column: bytes, count: int) -> list[Any]:
+    size = len(DOUBLE_CELL)
+    if len(column) == size * count and all(
+        column[at::size] == DOUBLE_CELL[at : at + 1] * count for at in range(size - 8)
+    ):
+        doubles: list[Any] = np.frombuffer(column, DOUBLES)["double"].tolist()
+        return doubles
+    return [
+        None if (field := value.WhichOneof("val")) is None else getattr(value, field)
+        for value in unpack(column)
+    ]
 
 
 # The reads of a request
@@ -334,7 +380,7 @@ async def fetch_events(
     runner = Queries(reader.transport, reader.policy, reader.workers)
     result = await runner.run(queries, started_s)
     if result.unread:
-        error = incomplete(result, reads)
+        error = incomplete(result, reads, reader.policy)
         if not may_be_partial:
             raise error from result.cause
         logger.warning("%s They are marked INVALID (on_partial: mark).", error)
@@ -345,7 +391,9 @@ async def fetch_events(
     return result
 
 
-def incomplete(result: QueryResult, reads: Sequence[ViewRead]) -> IncompleteReadError:
+def incomplete(
+    result: QueryResult, reads: Sequence[ViewRead], policy: RetryPolicy
+) -> IncompleteReadError:
     """The error that entities are left unread, naming tables and counts."""
     views = {one.view.table: one.view.answers_as for one in reads}
     unread: dict[str, int] = {}
@@ -355,11 +403,7 @@ def incomplete(result: QueryResult, reads: Sequence[ViewRead]) -> IncompleteRead
         f"events of {count} entities of feature view {views[table]} (table {table})"
         for table, count in sorted(unread.items())
     )
-    return IncompleteReadError(
-        f"Could not read {what} before the deadline. Last answer: {result.cause} Raise "
-        "`read_deadline_ms` or the table's capacity, or read fewer entities at once.",
-        unread=unread,
-    )
+    return incomplete_error(what, unread, policy, result.cause)
 
 
 def read_row(view: ViewRead, row: RowAnswer) -> ReadRow:

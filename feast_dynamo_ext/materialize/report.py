@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from feast_dynamo_ext.cost.prices import WRITE_UNITS
 from feast_dynamo_ext.errors import FeastDynamoError
 from feast_dynamo_ext.figures import count, dollars, duration, table
+from feast_dynamo_ext.materialize.hot_keys import hot_lines
 from feast_dynamo_ext.progress import Task
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
 Step = Literal["waiting", "reading", "writing", "done", "failed"]
@@ -44,6 +46,8 @@ class ViewReport:
         throttles: requests that DynamoDB throttled, in whole or in part.
         units: write units consumed, as DynamoDB counts them; where it does not say, as the sizes
             of the items that were sent to it say.
+        hot: write units of the partition keys that had so many that they set the run's pace, one
+            of each cohort and of the table; see `hot_keys`.
         started_s: when work on it began, seconds of a monotonic clock; None before.
         ended_s: when it ended; None before.
         error: why it failed.
@@ -65,6 +69,7 @@ class ViewReport:
     failed: int = 0
     throttles: int = 0
     units: float = 0.0
+    hot: Mapping[str, int] = field(default_factory=dict)
     started_s: float | None = None
     ended_s: float | None = None
     error: BaseException | None = None
@@ -166,7 +171,7 @@ STATES = {
 
 
 def as_text(report: RunReport) -> str:
-    """The table of a run that has ended, and below it why views failed.
+    """The table of a run that has ended, and below it hot partition keys, and why views failed.
 
     Columns: rows of history read; incomplete rows, without a key or event time, which are left
     out; rows written, skipped as older than what the table holds, skipped as past their ttl,
@@ -183,7 +188,8 @@ def as_text(report: RunReport) -> str:
     total = _row("total", report.views, shown, _overall(report)) if several else None
     headers = ["feature view", *shown, "dollars", "time", "state"]
     text = table(headers, rows, total, words=("feature view", "state"))
-    return "\n".join([text, *(f"\n{line}" for line in failures(report))])
+    hot = [line for view in report.views for line in hot_lines(view.view, view.hot)]
+    return "\n".join([text, *(f"\n{line}" for line in (*hot, *failures(report)))])
 
 
 def as_json(report: RunReport) -> dict[str, Any]:
@@ -191,8 +197,9 @@ def as_json(report: RunReport) -> dict[str, Any]:
 
     Returns:
         ``{"views": [...], "total": {...}}``. A view has ``view``, ``table``, ``start`` and
-        ``end`` (ISO 8601), ``state``, ``to_write`` (null where it was not known yet), ``error``
-        (null or a text), and as the total has: ``read``, ``incomplete``, ``written``, ``older``,
+        ``end`` (ISO 8601), ``state``, ``to_write`` (null where it was not known yet), ``hot_keys``
+        (``cohort``, null for the table's own key, and ``units`` of each), ``error`` (null or a
+        text), and as the total has: ``read``, ``incomplete``, ``written``, ``older``,
         ``expired``, ``deleted``, ``failed`` (null where a view failed before it was known how many
         there are), ``resumed`` (rows), ``throttles`` (requests), ``units``, ``dollars``,
         ``seconds`` (null where it did not begin).
@@ -260,5 +267,6 @@ def _view_json(view: ViewReport) -> dict[str, Any]:
         "state": STATES[view.step],
         "to_write": view.to_write,
         **_figures([view]),
+        "hot_keys": [{"cohort": name or None, "units": units} for name, units in view.hot.items()],
         "error": None if view.error is None else reason(view.error),
     }

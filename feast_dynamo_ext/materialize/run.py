@@ -37,6 +37,7 @@ from feast_dynamo_ext.materialize.checkpoint import (
     RunIdentity,
     view_fingerprint,
 )
+from feast_dynamo_ext.materialize.hot_keys import HotKeys
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
 from feast_dynamo_ext.materialize.newest_rows import say_why_nothing
 from feast_dynamo_ext.view_settings import series_of
@@ -147,7 +148,9 @@ class ViewWriting:
         self._next = asyncio.Lock()
         self._blocks = self._read_blocks()
         self._failed: list[BaseException] = []
+        self._hot = HotKeys()
         await asyncio.gather(*(self._lane() for _ in range(LANES)), return_exceptions=True)
+        report.hot = self._hot.units
         if self._failed:
             raise self._failed[0]
 
@@ -168,6 +171,7 @@ class ViewWriting:
 
     def _prepare(self, block: EncodedBlock) -> None:
         _ = block.units
+        self._hot.add(block, is_series=self.spool.is_series)
         if self.method == "overwrite":
             _ = block.puts
 

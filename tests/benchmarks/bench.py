@@ -30,6 +30,7 @@ import offline
 import offline_bars
 import report
 import series_reads
+import series_requests
 import series_windows
 import stream_changes
 import tables
@@ -51,7 +52,7 @@ HERE = Path(__file__).parent
 OUR_PYTHON = Path(sys.executable)
 FEAST_PYTHON = HERE.parents[1] / ".venv-bench" / "bin" / "python"
 REGION = "us-east-1"
-SERIES = ("online", "training")
+SERIES = ("online", "requests", "training")
 CHECKED = 100  # entities whose answers are compared: more keys than one request holds
 
 
@@ -211,6 +212,11 @@ def _run_series(
         reads = series_reads.run(server.endpoint, rounds, options.scale)
         print(series_reads.report(reads), flush=True)
         found["online"], held = series_reads.as_json(reads), series_reads.held(reads)
+    if "requests" in cases:
+        large = series_requests.run(server.endpoint, rounds, options.scale)
+        print(series_requests.report(large), flush=True)
+        found["requests"] = series_requests.as_json(large)
+        held += series_requests.held(large)
     if "training" in cases:
         runs = series_windows.run(max(1, rounds // 2), options.scale)
         print(series_windows.report(runs), flush=True)

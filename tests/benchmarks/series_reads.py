@@ -85,7 +85,7 @@ def run(endpoint: str, rounds: int, scale: float = 1.0) -> Rounds:
         shop.check()
         for number in range(rounds + 1):  # the first one warms up
             for case, ways in cases.items():
-                taken = _in_turns(ways, calls, number)
+                taken = in_turns(ways, calls, number)
                 if number:
                     for way, figures in taken.items():
                         found[case][way].append(figures)
@@ -97,7 +97,7 @@ def run(endpoint: str, rounds: int, scale: float = 1.0) -> Rounds:
         return {case: dict(ways) for case, ways in found.items()}
 
 
-def _in_turns(
+def in_turns(
     ways: dict[str, Callable[[int], object]], calls: int, number: int
 ) -> dict[str, Figures]:
     times: dict[str, list[float]] = defaultdict(list)

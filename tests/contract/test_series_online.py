@@ -13,25 +13,37 @@ import pytest
 from feast import FeatureService, Field
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64
-from series_repo import CUSTOMER, DAY, T, series_repo
+from series_shop import CUSTOMER, DAY, SeriesShop, lists_and_sums, purchases_view
 
 from feast_dynamo_ext.dynamo.series_read import as_of
+from feast_dynamo_ext.errors import ItemTooLargeError
 
 pytestmark = pytest.mark.server
 
 
+NAME = "purchases"
+
+
+def opened(open_store, dynamodb, folder, **series):
+    """A shop with purchases, and views of lists and windows over them."""
+    shop = SeriesShop.open(open_store, dynamodb, folder)
+    base = purchases_view(NAME, folder, keep_for=90 * DAY, **series)
+    shop.apply(base, *lists_and_sums(base))
+    return shop
+
+
 @pytest.fixture
 def repo(open_store, dynamodb, tmp_path):
-    made = series_repo(open_store, dynamodb, tmp_path)
+    made = opened(open_store, dynamodb, tmp_path)
     yield made
     made.store.teardown()
 
 
 def test_events_are_kept_and_listed(repo):
-    repo.write(*[(1, day, day, 10.0 + day, f"c{day % 2}") for day in range(5)])
-    repo.write((2, 40, 1, 5.5, None), (2, 40, 2, 6.5, "b"))
-    assert len(repo.items()) == 7
-    name = repo.name
+    repo.buy(NAME, *[(1, day, day, 10.0 + day, f"c{day % 2}") for day in range(5)])
+    repo.buy(NAME, (2, 40, 1, 5.5, None), (2, 40, 2, 6.5, "b"))
+    assert len(repo.items(NAME)) == 7
+    name = NAME
     found = repo.read(
         [
             f"{name}_last:amount_last_3",
@@ -49,7 +61,7 @@ def test_events_are_kept_and_listed(repo):
         3,
         None,
     )
-    micros = [int((T - day * DAY).timestamp() * 1e6) for day in (0, 1, 2, 40)]
+    micros = [int((repo.now - day * DAY).timestamp() * 1e6) for day in (0, 1, 2, 40)]
     assert found == {
         "customer_id": [1, 2, 3, None],
         "amount_last_3": [[10.0, 11.0, 12.0], [6.5, 5.5], [], None],
@@ -66,9 +78,9 @@ def test_events_are_kept_and_listed(repo):
 
 def test_an_event_is_one_item_however_often_it_is_written(repo):
     for amount in (1.0, 2.0):
-        repo.write((1, 1, 7, amount, "a"), (1, 1, 8, amount, "a"))
-    assert len(repo.items()) == 2
-    name = repo.name
+        repo.buy(NAME, (1, 1, 7, amount, "a"), (1, 1, 8, amount, "a"))
+    assert len(repo.items(NAME)) == 2
+    name = NAME
     assert repo.read([f"{name}_last:amount_last_3"], 1)["amount_last_3"] == [[2.0, 2.0]]
     assert repo.read([f"{name}:amount", f"{name}:purchase_id"], 1) == {
         "customer_id": [1],
@@ -78,9 +90,9 @@ def test_an_event_is_one_item_however_often_it_is_written(repo):
 
 
 def test_late_events_stand_in_their_place(repo):
-    repo.write((1, 1, 2, 2.0, "a"))
-    repo.write((1, 3, 1, 1.0, "b"))
-    name = repo.name
+    repo.buy(NAME, (1, 1, 2, 2.0, "a"))
+    repo.buy(NAME, (1, 3, 1, 1.0, "b"))
+    name = NAME
     assert repo.read([f"{name}_last:amount_last_3"], 1)["amount_last_3"] == [[2.0, 1.0]]
     assert math.isclose(repo.read([f"{name}_spend:sum_amount_30d"], 1)["sum_amount_30d"][0], 3.0)
 
@@ -95,17 +107,17 @@ def test_all_events_of_a_window_are_materialized_once_each(repo):
     corrected = [(1, 3, 2, -1.0, None, 2), (1, 3, 2, -2.0, None, 1)]
     gone = (1, 95, 1, 1.0, "a", 0)
     for _ in range(2):
-        repo.materialize(*rows, *corrected, gone)
-        assert len(repo.items()) == len(rows)
-    name = repo.name
+        repo.materialize(NAME, *rows, *corrected, gone)
+        assert len(repo.items(NAME)) == len(rows)
+    name = NAME
     found = repo.read([f"{name}_spend:count_7d", f"{name}_spend:sum_amount_30d"], 1, 7)
     assert found["count_7d"] == [8, 8]
     assert found["sum_amount_30d"] == [2 * 406.0 - 102.0 - 1.0, 5612.0]
 
 
 def test_services_and_on_demand_views_take_them_as_any_other(repo):
-    name, store = repo.name, repo.store
-    repo.write((1, 1, 1, 10.0, "a"), (1, 2, 2, 20.0, "b"))
+    name, store = NAME, repo.store
+    repo.buy(NAME, (1, 1, 1, 10.0, "a"), (1, 2, 2, 20.0, "b"))
     base, spend = store.get_feature_view(name), store.get_feature_view(f"{name}_spend")
 
     @on_demand_feature_view(
@@ -118,7 +130,7 @@ def test_services_and_on_demand_views_take_them_as_any_other(repo):
     store.apply([CUSTOMER, base, spend, computed, service])
     wanted = store.get_feature_service("scores")
     rows = [{"customer_id": 1}]
-    with as_of(T):
+    with as_of(repo.now):
         found = store.get_online_features(wanted, rows)
         same = asyncio.run(store.get_online_features_async(wanted, rows))
         full = store.get_online_features(wanted, rows, full_feature_names=True).to_dict()
@@ -130,43 +142,80 @@ def test_services_and_on_demand_views_take_them_as_any_other(repo):
     names = list(found.proto.metadata.feature_names.val)
     for feature in ("amount", "count_7d"):
         (stamp,) = found.proto.results[names.index(feature)].event_timestamps
-        assert stamp.ToDatetime(dt.timezone.utc) == T - DAY
+        assert stamp.ToDatetime(dt.timezone.utc) == repo.now - DAY
 
 
 def test_materialized_and_pushed_events_have_the_same_orders_and_cohorts(
     open_store, dynamodb, tmp_path
 ):
-    repo = series_repo(
+    repo = opened(
         open_store, dynamodb, tmp_path, orders=("amount", "category"), cohorts=("category",)
     )
     rows = [(1, 1, 1, 5.0, "b"), (1, 2, 2, -3.5, "a"), (1, 3, 3, 4.0, None), (2, 1, 4, 1.0, "a")]
-    repo.materialize(*((*row, 0) for row in rows))
-    made = sorted(repo.items(), key=repr)
+    repo.materialize(NAME, *((*row, 0) for row in rows))
+    made = sorted(repo.items(NAME), key=repr)
     for item in made:
-        repo.client.delete_item(TableName=repo.table, Key={name: item[name] for name in "ks"})
-    repo.write(*rows)
-    pushed = sorted(repo.items(), key=repr)
+        repo.client.delete_item(
+            TableName=repo.table(NAME), Key={name: item[name] for name in "ks"}
+        )
+    repo.buy(NAME, *rows)
+    pushed = sorted(repo.items(NAME), key=repr)
     # A push keeps rows a day at least; when a row may go is all that differs.
     assert [{**item, "x": 0} for item in made] == [{**item, "x": 0} for item in pushed]
     found = repo.client.query(
-        TableName=repo.table,
+        TableName=repo.table(NAME),
         IndexName="cohort_category",
         KeyConditionExpression="g_category = :a",
         ExpressionAttributeValues={":a": {"S": "=a"}},
     )
     assert found["Count"] == 2
     ordered = repo.client.query(
-        TableName=repo.table,
+        TableName=repo.table(NAME),
         IndexName="order_amount",
         KeyConditionExpression="k = :k",
         ExpressionAttributeValues={":k": next(i["k"] for i in made if len(i["s"]["B"]) > 8)},
     )
     assert ordered["Count"] in (1, 3)
     # An event whose category is taken back leaves the cohort and the order.
-    repo.write((1, 1, 1, 5.0, None))
-    (item,) = [each for each in repo.items() if each.get("o_amount") == made_of(made, 5.0)]
+    repo.buy(NAME, (1, 1, 1, 5.0, None))
+    (item,) = [each for each in repo.items(NAME) if each.get("o_amount") == made_of(made, 5.0)]
     assert not {"g_category", "o_category"} & item.keys()
     repo.store.teardown()
+
+
+def test_an_event_that_is_too_large_with_its_orders_is_refused_before_any_is_written(
+    open_store, dynamodb, tmp_path
+):
+    repo = opened(open_store, dynamodb, tmp_path, orders=("amount", "purchase_id"))
+    fits, small = (1, 1, 1, 5.0, "x" * 135_000), (2, 1, 1, 5.0, "x")
+    repo.buy(NAME, fits)
+    (item,) = repo.items(NAME)
+    repo.client.delete_item(TableName=repo.table(NAME), Key={name: item[name] for name in "ks"})
+    if dynamodb.name == "dynamodb_local":  # moto has no such limit
+        item["v"]["B"] += b"x" * 2_000
+        with pytest.raises(repo.client.exceptions.ClientError, match="Item size"):
+            repo.client.put_item(TableName=repo.table(NAME), Item=item)
+    large = (1, 1, 2, 5.0, "x" * 137_000)
+    with pytest.raises(ItemTooLargeError, match="as much for each of its 2 orders"):
+        repo.buy(NAME, small, large)
+    with pytest.raises(ItemTooLargeError, match="as much for each of its 2 orders"):
+        repo.materialize(NAME, (*small, 0), (*large, 0))
+    assert repo.items(NAME) == []
+    # What has no value in an order is not in its index.
+    repo.buy(NAME, (1, 1, 2, None, "x" * 137_000))
+    assert len(repo.items(NAME)) == 1
+    repo.store.teardown()
+
+
+def test_an_entity_that_sets_the_pace_of_a_run_is_said(repo, capsys):
+    large = "x" * 390_000  # 381 write units
+    days = [number / 8 for number in range(160)]
+    repo.materialize(NAME, *((1, day, at, 1.0, large, 0) for at, day in enumerate(days)))
+    (report,) = repo.store.provider.batch_engine.report.views
+    assert report.written == 160
+    assert list(report.hot) == [""]
+    assert 160 * 381 <= report.hot[""] <= 160 * 382
+    assert f"{NAME}: one entity took {report.hot['']:,} write units" in capsys.readouterr().out
 
 
 def made_of(items, amount):

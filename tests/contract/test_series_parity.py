@@ -22,7 +22,7 @@ from feast.types import Float64, Int64, String
 from hypothesis import given
 from hypothesis import strategies as st
 from repos import open_repo_config
-from series_repo import CUSTOMER
+from series_shop import CUSTOMER
 
 from feast_dynamo_ext import Series, ViewSettings, recent, windows
 from feast_dynamo_ext.dynamo.series_read import as_of

@@ -157,7 +157,7 @@ def test_derived_views_have_no_table(store):
         f"{store.project}.purchases"
     ]
     shorter = view(keep_for=7 * DAY)
-    with pytest.raises(ConfigError, match="goes 30d back, and `keep_for` of `purchases` is 7d"):
+    with pytest.raises(ConfigError, match=r"of 30d is longer than the `keep_for` of .*, 7d"):
         store.apply([CUSTOMER, shorter, spend])
     with pytest.raises(ConfigError, match="which keeps the newest row of each entity alone"):
         store.apply([CUSTOMER, view(settings=ViewSettings()), spend])
@@ -174,3 +174,18 @@ def test_a_precomputed_service_with_features_of_a_series_is_read_from_its_views(
         "feature service scores is read from its views: features of ['last'] are computed of "
         "events at each request"
     ) in caplog.text
+
+
+def test_a_table_of_a_series_that_no_registry_knows_is_looked_at_by_its_own_keys(
+    store, open_store, dynamodb, tmp_path, caplog
+):
+    store.apply([CUSTOMER, view()])
+    online = {"region": "us-east-1", "endpoint_url": dynamodb.endpoint}
+    other = open_store(store.project, online=online, registry={"path": str(tmp_path / "other.db")})
+    other.teardown()
+    left = [name for name in store.client.list_tables()["TableNames"] if store.project in name]
+    if dynamodb.has_tags:
+        assert left == []
+    else:
+        assert left == [f"{store.project}.purchases"]
+        assert "nothing says which project made it" in caplog.text

@@ -48,10 +48,11 @@ class Backend:
 
     async def send(self, data: bytes) -> Plain:
         while self._idle:
+            connection = self._idle.pop()
             try:
-                return await self._exchange(self._idle.pop(), data)
-            except (ConnectionError, asyncio.IncompleteReadError):  # noqa: PERF203
-                continue  # closed while it was idle
+                return await self._exchange(connection, data)
+            except (ConnectionError, asyncio.IncompleteReadError):
+                connection[1].close()  # closed by the other side while it was idle
         return await self._exchange(await asyncio.open_connection(*self._address), data)
 
     async def _exchange(self, connection: Any, data: bytes) -> Plain:

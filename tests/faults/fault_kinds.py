@@ -123,6 +123,10 @@ def partial(operation: str, body: dict[str, Any], dice: random.Random) -> Partia
         return _of_items(body["RequestItems"], dice)
     if operation == "BatchExecuteStatement":
         return _of_statements(body, dice)
+    if operation == "Query":
+        # A page ends where DynamoDB likes: its answer says where to go on.
+        most = min(dice.randint(1, 3), body.get("Limit", 3))
+        return Partial({**body, "Limit": most}, lambda answer: answer)
     return None
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.types import Float64, Int64, String
 
+from feast_dynamo_ext import Series, ViewSettings
 from feast_dynamo_ext.dynamo.layouts.packed import RESERVED_PREFIX, SCHEMA_KEY_PREFIX
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ END = START + dt.timedelta(days=30)
 SIGKILLED = -9
 RUN = Path(__file__).with_name("kill_run.py")
 VIEWS = ("orders", "rates", "visits")
+SERIES = ("events",)
+"""Of a shop that keeps each event."""
 
 YAML = """\
 project: {project}
@@ -68,7 +71,7 @@ def write_history(folder: Path, keys: int) -> None:
             "text": [f"row {one}" for one in order],
         }
     )
-    for source in ("orders", "visits"):
+    for source in ("orders", "visits", "events"):
         (folder / source).mkdir(parents=True)
         half = rows // 2
         frame[:half].to_parquet(folder / source / "a.parquet", index=False)
@@ -77,8 +80,8 @@ def write_history(folder: Path, keys: int) -> None:
     frame[:50].to_parquet(folder / "rates" / "a.parquet", index=False)
 
 
-def definitions(history: Path) -> list[Any]:
-    """A view with one key, one with two and a ttl, one without any."""
+def definitions(history: Path, views: tuple[str, ...] = VIEWS) -> list[Any]:
+    """A view with one key, one with two and a ttl, one without any; or one that keeps all."""
     customer = Entity(name="customer", join_keys=["cid"], value_type=ValueType.INT64)
     shop = Entity(name="shop", join_keys=["sid"], value_type=ValueType.STRING)
     cid, sid = Field(name="cid", dtype=Int64), Field(name="sid", dtype=String)
@@ -88,7 +91,13 @@ def definitions(history: Path) -> list[Any]:
         Field(name="text", dtype=String),
     ]
 
-    def view(name: str, entities: list[Entity], keys: list[Field], ttl: dt.timedelta) -> Any:
+    def view(
+        name: str,
+        entities: list[Entity],
+        keys: list[Field],
+        ttl: dt.timedelta,
+        tags: dict[str, str] | None = None,
+    ) -> Any:
         source = FileSource(
             name=name,
             path=str(history / name),
@@ -96,17 +105,23 @@ def definitions(history: Path) -> list[Any]:
             created_timestamp_column="made",
         )
         return FeatureView(
-            name=name, entities=entities, schema=[*keys, *features], source=source, ttl=ttl
+            name=name,
+            entities=entities,
+            schema=[*keys, *features],
+            source=source,
+            ttl=ttl,
+            tags=tags,
         )
 
     none, century = dt.timedelta(0), dt.timedelta(days=36_500)
-    return [
-        customer,
-        shop,
+    series = Series(tie_breaker="text", orders=["total"], cohorts=["count"])
+    made = [
         view("orders", [customer], [cid], none),
         view("visits", [customer, shop], [cid, sid], century),
         view("rates", [], [], none),
+        view("events", [customer], [cid], none, ViewSettings(series=series).tags()),
     ]
+    return [customer, shop, *(each for each in made if each.name in views)]
 
 
 @dataclass(frozen=True)
@@ -117,35 +132,54 @@ class Shop:
         folder: of feature_store.yaml.
         project: prefix of its tables.
         client: boto3's client of its DynamoDB.
+        views: their names.
     """
 
     folder: Path
     project: str
     client: Any
+    views: tuple[str, ...] = VIEWS
 
     @classmethod
-    def open(cls, folder: Path, history: Path, endpoint: str, way: str = "partiql") -> Shop:
+    def open(
+        cls,
+        folder: Path,
+        history: Path,
+        endpoint: str,
+        way: str = "partiql",
+        views: tuple[str, ...] = VIEWS,
+    ) -> Shop:
         """Make the repo and its tables."""
         project = f"k{uuid.uuid4().hex[:12]}"
         folder.mkdir(parents=True)
         text = YAML.format(project=project, folder=folder, endpoint=endpoint, way=way)
         (folder / "feature_store.yaml").write_text(text)
         client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=endpoint)
-        shop = cls(folder, project, client)
-        shop.store().apply(definitions(history))
+        shop = cls(folder, project, client, views)
+        shop.store().apply(definitions(history, views))
         shutil.copy(folder / "registry.db", folder / "applied.db")
         return shop
 
     def renew(self) -> None:
         """Empty its tables, and forget what was materialized."""
-        for view in VIEWS:
+        for view in self.views:
             name = f"{self.project}.{view}"
+            made = self.client.describe_table(TableName=name)["Table"]
+            indexes = {
+                kind: [
+                    {part: each[part] for part in ("IndexName", "KeySchema", "Projection")}
+                    for each in made[kind]
+                ]
+                for kind in ("LocalSecondaryIndexes", "GlobalSecondaryIndexes")
+                if kind in made
+            }
             self.client.delete_table(TableName=name)
             self.client.create_table(
                 TableName=name,
-                KeySchema=[{"AttributeName": "k", "KeyType": "HASH"}],
-                AttributeDefinitions=[{"AttributeName": "k", "AttributeType": "B"}],
+                KeySchema=made["KeySchema"],
+                AttributeDefinitions=made["AttributeDefinitions"],
                 BillingMode="PAY_PER_REQUEST",
+                **indexes,
             )
         shutil.copy(self.folder / "applied.db", self.folder / "registry.db")
 
@@ -154,16 +188,18 @@ class Shop:
         return FeatureStore(repo_path=str(self.folder))
 
     def items(self) -> dict[str, dict[bytes, Any]]:
-        """Each view's rows and schema items as they are, by key."""
+        """Each view's rows and schema items as they are, by key, with their sort key."""
         return {
-            view: {key: item for key, item in self._scan(view).items() if not _is_control(key)}
-            for view in VIEWS
+            view: {
+                key: item for key, item in self._scan(view).items() if not _is_control(item["k"])
+            }
+            for view in self.views
         }
 
     def control_items(self) -> list[dict[str, Any]]:
         """Leases and progress of all views."""
-        found = [self._scan(view) for view in VIEWS]
-        return [item for items in found for key, item in items.items() if _is_control(key)]
+        found = [item for view in self.views for item in self._scan(view).values()]
+        return [item for item in found if _is_control(item["k"]) and "kind" in item]
 
     def rows_done(self) -> dict[str, int]:
         """How many rows the recorded progress of each view speaks of."""
@@ -173,7 +209,7 @@ class Shop:
                 for item in self._scan(view).values()
                 if "rows_done" in item
             )
-            for view in VIEWS
+            for view in self.views
         }
 
     def states(self) -> dict[str, tuple[str, int]]:
@@ -182,7 +218,7 @@ class Shop:
         A view that was done when another's run was killed is materialized once more.
         """
         store = self.store()
-        views = [store.get_feature_view(name) for name in VIEWS]
+        views = [store.get_feature_view(name) for name in self.views]
         return {
             view.name: (view.state.name, len(set(view.materialization_intervals)))
             for view in views
@@ -190,7 +226,7 @@ class Shop:
 
     def close(self) -> None:
         """Delete its tables."""
-        for view in VIEWS:
+        for view in self.views:
             self.client.delete_table(TableName=f"{self.project}.{view}")
         self.client.close()
 
@@ -198,11 +234,15 @@ class Shop:
         pages = self.client.get_paginator("scan").paginate(
             TableName=f"{self.project}.{view}", ConsistentRead=True
         )
-        return {item["k"]["B"]: item for page in pages for item in page["Items"]}
+        return {
+            item["k"]["B"] + item.get("s", {}).get("B", b""): item
+            for page in pages
+            for item in page["Items"]
+        }
 
 
-def _is_control(key: bytes) -> bool:
-    return key.startswith(RESERVED_PREFIX) and not key.startswith(SCHEMA_KEY_PREFIX)
+def _is_control(key: dict[str, bytes]) -> bool:
+    return key["B"].startswith(RESERVED_PREFIX) and not key["B"].startswith(SCHEMA_KEY_PREFIX)
 
 
 @dataclass(frozen=True)

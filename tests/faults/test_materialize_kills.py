@@ -9,8 +9,10 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import pytest
-from kill_shop import END, SIGKILLED, START, VIEWS, Runs, Shop, write_history
+from feast.infra.key_encoding_utils import deserialize_entity_key
+from kill_shop import END, SERIES, SIGKILLED, START, VIEWS, Runs, Shop, write_history
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,8 +71,13 @@ def open_shop(tmp_path, history, aws_environment):
     """Opens shops with tables of their own."""
     opened = []
 
-    def open_shop(endpoint: str, way: str = "partiql", of: Path = history) -> Shop:
-        opened.append(Shop.open(tmp_path / f"shop-{len(opened)}", of, endpoint, way))
+    def open_shop(
+        endpoint: str,
+        way: str = "partiql",
+        of: Path = history,
+        views: tuple[str, ...] = VIEWS,
+    ) -> Shop:
+        opened.append(Shop.open(tmp_path / f"shop-{len(opened)}", of, endpoint, way, views))
         return opened[-1]
 
     yield open_shop
@@ -86,7 +93,7 @@ def assert_as_undisturbed(shop: Shop, expected) -> None:
     }
     assert found == expected
     assert shop.control_items() == []
-    assert shop.states() == DONE
+    assert shop.states() == dict.fromkeys(shop.views, ("AVAILABLE_ONLINE", 1))
 
 
 def assert_resumed(ended, recorded) -> None:
@@ -179,6 +186,54 @@ def test_restart_writes_all_again(server, open_shop, dynamodb_local):
     assert ended.status == 0, ended.said
     assert_resumed(ended, dict.fromkeys(VIEWS, 0))
     assert_as_undisturbed(shop, expected)
+
+
+def events_of(folder: Path) -> set[tuple[int, str]]:
+    """Customer and text of each event of the history."""
+    frame = pd.read_parquet(folder / "events")
+    return set(zip(frame["cid"], frame["text"], strict=True))
+
+
+@pytest.mark.dynamodb_local
+@pytest.mark.timeout(300)
+def test_of_a_series_that_is_killed_no_event_is_lost_or_there_twice(
+    server, open_shop, dynamodb_local, history
+):
+    shop = open_shop(dynamodb_local, views=SERIES)
+    for _ in range(2):  # the first one warms DynamoDB Local up
+        shop.renew()
+        whole = server.start(shop, **MANY_BUCKETS).end()
+        assert whole.status == 0, whole.said
+    assert whole.counts["events"]["written"] == 3 * KEYS
+    expected = shop.items()
+    rows = [item for item in expected["events"].values() if "v" in item]
+    assert len(rows) == 3 * KEYS == len(events_of(history))
+    told_apart = {
+        (
+            deserialize_entity_key(
+                row["k"]["B"], entity_key_serialization_version=3
+            ).entity_values[0].int64_val,
+            row["s"]["B"][8:].decode(),
+        )
+        for row in rows
+    }  # fmt: skip
+    assert told_apart == events_of(history)
+    chance = random.Random(6)  # noqa: S311 - the same each time
+    length_s, resumed = whole.seconds, 0
+    for _ in range(3):
+        shop.renew()
+        for moment in (chance.uniform(0.3, 0.9), chance.uniform(0.1, 0.6), None):
+            recorded = shop.rows_done()
+            share = 1 - 0.7 * recorded["events"] / (3 * KEYS)
+            after_s = None if moment is None else moment * share * length_s
+            ended = server.start(shop, **MANY_BUCKETS).end(after_s)
+            if ended.status != SIGKILLED:
+                break
+        assert ended.status == 0, ended.said
+        assert_resumed(ended, recorded)
+        assert_as_undisturbed(shop, expected)
+        resumed += recorded["events"]
+    assert resumed > 0
 
 
 # The real command

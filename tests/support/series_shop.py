@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pandas as pd
 from feast import Entity, FeatureView, Field, FileSource, PushSource, ValueType
+from feast.aggregation import Aggregation
 from feast.data_source import PushMode
 from feast.types import Float64, Int64, String
 from repos import REGION
 
-from feast_dynamo_ext import ViewSettings
+from feast_dynamo_ext import ViewSettings, recent, windows
+from feast_dynamo_ext.dynamo.series_read import as_of
 from feast_dynamo_ext.errors import ThrottledError
 from feast_dynamo_ext.series_settings import Series
 
@@ -72,6 +74,35 @@ def customers_view(
     """The newest row of each customer, to be found by segment."""
     tags = ViewSettings(cohorts=cohorts).tags()
     return view_of(name, folder, tags, ttl, segment=String, visits=Int64)
+
+
+def lists_and_sums(base: FeatureView) -> list[FeatureView]:
+    """Views of the last three events, and of windows up to 90 days."""
+    sums = (
+        ("amount", "sum", 30),
+        ("amount", "mean", 30),
+        ("category", "count_distinct", 30),
+        ("", "count", 7),
+        ("amount", "max", 90),
+        ("", "time_since_last", 90),
+    )
+    return [
+        recent(
+            base,
+            name=f"{base.name}_last",
+            last=3,
+            features=["amount", "category"],
+            fill={"category": "?"},
+        ),
+        windows(
+            base,
+            name=f"{base.name}_spend",
+            aggregations=[
+                Aggregation(column=column, function=function, time_window=days * DAY)
+                for column, function, days in sums
+            ],
+        ),
+    ]
 
 
 @dataclass
@@ -146,6 +177,23 @@ class SeriesShop:
     def micros(self, *days: float) -> list[int]:
         return [int(self.time(each).timestamp() * 1_000_000) for each in days]
 
+    def table(self, view: str) -> str:
+        return f"{self.store.project}.{view}"
+
+    def read(self, features: list[str], *customers: int | None) -> dict[str, list[Any]]:
+        """Features of customers as of now."""
+        rows = [{"customer_id": customer} for customer in customers]
+        with as_of(self.now):
+            return self.store.get_online_features(features, rows).to_dict()
+
+    def materialize(self, view: str, *purchases: tuple[Any, ...]) -> None:
+        """Have (customer, days ago, number, amount, category, days late) as history, and do it."""
+        rows = self.rows(("purchase_id", "amount", "category", "late"), purchases)
+        frame = pd.DataFrame(rows).assign(note=None)
+        frame["created"] += pd.to_timedelta(frame.pop("late"), unit="D")
+        frame.to_parquet(f"{self.folder}/{view}.parquet")
+        self.store.materialize(self.now - 100 * DAY, self.now)
+
     def buy(self, view: str, *purchases: tuple[Any, ...]) -> None:
         """Push (customer, days ago, number, amount, category, note)."""
         names = ("purchase_id", "amount", "category", "note")
@@ -185,5 +233,5 @@ class SeriesShop:
 
     def items(self, view: str) -> list[dict[str, Any]]:
         """The rows or events of a view's table."""
-        found = self.client.scan(TableName=f"{self.store.project}.{view}")["Items"]
+        found = self.client.scan(TableName=self.table(view))["Items"]
         return [item for item in found if "f" in item]

@@ -142,6 +142,7 @@ def test_json():
         "deleted": 0,
         "failed": 10,
         "resumed": 0,
+        "hot_keys": [],
         "throttles": 2,
         "units": 2_400.0,
         "dollars": 0.0015,

@@ -40,7 +40,7 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     RowSchema,
     to_item,
 )
-from feast_dynamo_ext.dynamo.layouts.series import SORT
+from feast_dynamo_ext.dynamo.layouts.series import ORDER, SORT, refuse_too_large_with_orders
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -428,21 +428,24 @@ class EncodedRows:
 
 
 def refuse_too_large(rows: EncodedRows, view: str) -> None:
-    """Raise what `packed.to_item` would raise for one of the rows, before any of them is written.
+    """Raise what the layout would raise for one of the rows, before any of them is written.
 
     Args:
         rows: the rows.
         view: name of the feature view, for errors.
 
     Raises:
-        ItemTooLargeError: over DynamoDB's 400 KB an item.
+        ItemTooLargeError: over DynamoDB's 400 KB an item, its entries in local indexes included.
     """
-    for at in np.flatnonzero(rows.sizes() > MAX_ITEM_BYTES)[:1]:
+    orders = [values for name, (_, values) in rows.marks.items() if name.startswith(ORDER)]
+    copies = 1 + sum(each.is_valid().to_numpy(zero_copy_only=False) for each in orders)
+    for at in np.flatnonzero(rows.sizes() * copies > MAX_ITEM_BYTES)[:1]:
         row = int(at)
         created = None if rows.created_us is None else rows.created_us[row].as_py()
         key, values = rows.keys[row].as_py(), rows.values[row].as_py()
         whole = Row(key, values, rows.event_us[row].as_py(), created)
         to_item(whole, rows.schema, rows.ttl_s, view, marks=rows.marks_of(row))
+        refuse_too_large_with_orders(rows.item(row), view)
 
 
 def _json_texts(values: pa.LargeStringArray) -> pa.LargeBinaryArray:

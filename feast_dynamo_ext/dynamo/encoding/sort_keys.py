@@ -27,6 +27,7 @@ from feast_dynamo_ext.dynamo.layouts.series import (
     MAX_SORT_BYTES,
     ORDER,
     SORT,
+    check_key_bytes,
     cohort_attributes,
 )
 from feast_dynamo_ext.errors import ColumnTypeError
@@ -161,9 +162,4 @@ class EventColumns:
             return as_declared(column, kind)
 
     def _check(self, keys: pa.LargeBinaryArray, most: int, names: str) -> None:
-        longest = int(lengths_of(keys).max(initial=0))
-        if longest > most:
-            raise ColumnTypeError(
-                f"Feature view `{self.view}`: an event's `{names}` makes a key of {longest:,} "
-                f"bytes; DynamoDB's holds at most {most:,}. Shorten it in the source."
-            )
+        check_key_bytes(self.view, names, int(lengths_of(keys).max(initial=0)), most)

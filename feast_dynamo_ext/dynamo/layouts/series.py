@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import base64
 import struct
-from binascii import b2a_base64
+from binascii import a2b_base64, b2a_base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feast_dynamo_ext.dynamo.layouts import Layout
 from feast_dynamo_ext.dynamo.layouts.packed import (
+    KEY,
     MAX_ITEM_BYTES,
     VALUES_BYTES_THAT_FIT,
     Row,
@@ -65,6 +66,8 @@ ORDER_INDEX, COHORT_INDEX = "order_", "cohort_"
 # https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
 MAX_SORT_BYTES = 1_024
 MAX_COHORT_BYTES = 2_048
+MAX_MARKS_BYTES = 48 * 1_024
+"""Of sort key, orders and cohorts of an event: 6 sort keys and 20 partition keys of indexes."""
 
 TIE_BREAKER_ITEM = b"tie_breaker"
 """Name of the control item that says by which features events are told apart."""
@@ -161,7 +164,7 @@ def check_key_bytes(view: str, name: str, size: int, most: int) -> None:
     if size > most:
         raise ColumnTypeError(
             f"Feature view `{view}`: `{name}` of a row makes a key of {size:,} bytes; "
-            f"DynamoDB's holds at most {most:,}. Nothing was written. Shorten it."
+            f"DynamoDB's holds at most {most:,}. Shorten it."
         )
 
 
@@ -322,18 +325,39 @@ def to_event_item(
     """The item of an event; see `packed.to_item`.
 
     Raises:
-        ItemTooLargeError: over DynamoDB's 400 KB an item.
+        ItemTooLargeError: over DynamoDB's 400 KB an item, its entries in local indexes included.
     """
     row = Row(event.key, event.values, event.event_us, event.created_us)
     packed = to_item(row, schema, kept_s, view, kept_until_s)
     item = {**packed, SORT: {"B": _text(event.sort)}, **event.marks}
-    if len(event.values) > VALUES_BYTES_THAT_FIT and item_bytes(item) > MAX_ITEM_BYTES:
-        raise ItemTooLargeError(
-            f"Feature view `{view}`: the event of {sorted(entity_of(event.key))} at event time "
-            f"{event.event_us} us takes {item_bytes(item):,} bytes; DynamoDB holds at most "
-            f"{MAX_ITEM_BYTES:,} an item. Split the view, or shorten its largest feature."
-        )
+    copies = 1 + sum(name.startswith(ORDER) for name in event.marks)
+    if copies * (len(event.values) + MAX_MARKS_BYTES) > VALUES_BYTES_THAT_FIT:
+        refuse_too_large_with_orders(item, view)
     return item
+
+
+def refuse_too_large_with_orders(item: JsonItem, view: str) -> None:
+    """Refuse an event that DynamoDB would: its entries in local indexes count with its item.
+
+    An entry has all attributes of the item, so each order takes as much as the item does. See
+    https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/LSI.html
+
+    Raises:
+        ItemTooLargeError: over DynamoDB's 400 KB, entries included.
+    """
+    orders = sum(name.startswith(ORDER) for name in item)
+    size = item_bytes(item)
+    if (1 + orders) * size <= MAX_ITEM_BYTES:
+        return
+    with_orders = f", and as much for each of its {orders} orders" if orders else ""
+    fewer = ", declare fewer orders" if orders else ""
+    key, sort = (a2b_base64(item[name]["B"]) for name in (KEY, SORT))
+    raise ItemTooLargeError(
+        f"Feature view `{view}`: the event of {sorted(entity_of(key))} at event time "
+        f"{time_of(sort)} us takes {size:,} bytes{with_orders}; DynamoDB holds at most "
+        f"{MAX_ITEM_BYTES:,} an item, with its entries in local indexes. Split the view{fewer}, "
+        "or shorten its largest feature."
+    )
 
 
 def control_keys(keys: Iterable[str]) -> list[JsonItem]:

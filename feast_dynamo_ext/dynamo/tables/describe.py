@@ -15,7 +15,7 @@ from feast_dynamo_ext import aws
 from feast_dynamo_ext.aws import ERROR_BY_CODE, translated
 from feast_dynamo_ext.dynamo.control_items import ABSENT, ControlItem
 from feast_dynamo_ext.dynamo.layouts.packed import OWNER_ITEM
-from feast_dynamo_ext.dynamo.layouts.series import TIE_BREAKER_ITEM
+from feast_dynamo_ext.dynamo.layouts.series import SORT, TIE_BREAKER_ITEM
 from feast_dynamo_ext.errors import (
     AccessDeniedError,
     AwsUnavailableError,
@@ -299,6 +299,10 @@ def read_owner(
     tags = Skipped("tags", "") if described is None else read_tags(clients, spec, described)
     known = None if isinstance(tags, Skipped) else tags
     looks = known is None or spec.may_be_anothers
+    if described is not None:
+        # Its own keys, whatever a view of this name is declared as now, or none is.
+        keys = {each["AttributeName"] for each in described["KeySchema"]}
+        spec = dataclasses.replace(spec, is_series=SORT in keys)
     return Owner(_owner_item(clients, spec) if looks else None, known)
 
 

@@ -9,7 +9,7 @@ from feast_dynamo_ext.columns import tombstones_of
 from feast_dynamo_ext.config import did_you_mean
 from feast_dynamo_ext.dynamo.layouts.series import AS_COHORTS, IN_BYTES
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.series_settings import short
+from feast_dynamo_ext.series_settings import kept, refuse_longer_than_kept
 from feast_dynamo_ext.view_settings import ViewSettings
 
 if TYPE_CHECKING:
@@ -118,14 +118,8 @@ def _check_derived(view: Any, derived: Any, by_name: Mapping[str, Any], where: s
             f"{where} is derived from `{base.name}`, which keeps the newest row of each entity "
             "alone. Give it ViewSettings(series=...), or remove the derived view."
         )
-    longest = derived.what.longest
-    for name, limit in (("keep_for", series.keep_for), ("ttl", base.ttl or None)):
-        if limit is not None and longest is not None and longest > limit:
-            raise ConfigError(
-                f"{where}: goes {short(longest)} back, and `{name}` of `{base.name}` is "
-                f"{short(limit)}, so that events would be missing. Make it anew of the base view "
-                "as it is declared now."
-            )
+    limit, longest = kept(series, base.ttl), derived.what.longest
+    refuse_longer_than_kept(f"{where}: what it computes of", longest, base.name, limit)
     names = {field.name for field in base.features}
     missing = [column for column in derived.what.columns if column not in names]
     if missing:
