@@ -171,7 +171,8 @@ def with_event_columns(
         for view in store.list_all_feature_views()
         if getattr(view, "batch_source", None) == source
     ]
-    found = event_columns(store.config, views) - {*columns.keys, columns.event_time}
+    known = {each.name for each in columns.columns} - {*columns.keys, columns.event_time}
+    found = event_columns(store.config, views) & known
     return replace(columns, event_columns=found)
 
 
