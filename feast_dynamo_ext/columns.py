@@ -58,7 +58,8 @@ is known where the stream delivers it again; null in rows of exports and scans."
 
 PUT, DELETE, EXPIRE, MOVE = "put", "delete", "expire", "move"
 """What a change was: an item as it then stood; or a tombstone, which holds what stood before: the
-item was deleted, was deleted after its own TTL, or got another event time."""
+item was deleted, was deleted after its own TTL, or got another event time. In a stream's rows it
+may be another join key or tie-breaker of a series, too."""
 
 RESERVED = "_feast_"
 """How names of columns begin that are no attributes of a captured table."""

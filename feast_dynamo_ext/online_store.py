@@ -66,7 +66,7 @@ from feast_dynamo_ext.errors import (
     OnlineStoreError,
 )
 from feast_dynamo_ext.forks import Lock
-from feast_dynamo_ext.view_settings import ViewSettings, series_of, view_tombstones
+from feast_dynamo_ext.view_settings import ViewSettings, series_in, series_of, view_tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -229,7 +229,7 @@ class DynamoOnlineStore(OnlineStore):
 
         def packed() -> tuple[RowSchema, Sequence[Row | Event]]:
             schema = schema_of_rows(table, data)
-            return schema, winners(table, schema, packed_rows(table.name, schema, data))
+            return schema, winners(config, table, schema, packed_rows(table.name, schema, data))
 
         schema, rows = await asyncio.to_thread(packed)
         await self._write(config, table, schema, rows, progress)
@@ -242,7 +242,8 @@ class DynamoOnlineStore(OnlineStore):
         Raises: as `online_write_batch`.
         """
         await self.connection(config).refuse_anothers(config, view)
-        return await self._write(config, view, schema, winners(view, schema, rows), None)
+        newest = await asyncio.to_thread(winners, config, view, schema, rows)
+        return await self._write(config, view, schema, newest, None)
 
     def write_rows(
         self,
@@ -259,7 +260,7 @@ class DynamoOnlineStore(OnlineStore):
 
         Raises: as `online_write_batch`.
         """
-        newest = winners(view, schema, rows)
+        newest = winners(config, view, schema, rows)
         self.refuse_anothers(config, view)
         return self.connection(config).loops.run(
             self._write(config, view, schema, newest, progress)
@@ -679,13 +680,16 @@ def write_order(view: Any) -> Order:
     return "written" if tombstones is not None and tombstones.is_applied else "event"
 
 
-def winners(view: Any, schema: RowSchema, rows: Iterable[Row]) -> Sequence[Row | Event]:
+def winners(
+    config: RepoConfig, view: Any, schema: RowSchema, rows: Iterable[Row]
+) -> Sequence[Row | Event]:
     """Of rows of a view the one of each key that wins; of a series the one of each event.
 
     Raises:
         ColumnTypeError: a row that is no event of the series.
+        OfflineStoreError, AwsError: see `series_in`.
     """
-    series = ViewSettings.from_view(view).series
+    series = series_in(config, view)
     if series is not None:
         return newest_per_event(map(EventMaker.from_series(view.name, series, schema), rows))
     by_written = write_order(view) == "written"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from feast_dynamo_ext.columns import Tombstones, tombstones_of
+from feast_dynamo_ext.columns import Tombstones, join_keys, stored_names, tombstones_of
 from feast_dynamo_ext.config import SettingsModel, refuse_unknown
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.series_settings import (
@@ -26,7 +26,7 @@ from feast_dynamo_ext.series_settings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 
 PREFIX = "feast_dynamo_ext."
@@ -238,7 +238,8 @@ class ViewSettings(SettingsModel):
     deletes: Literal["apply", "ignore"] | None = None
     """Of a view over a `DynamoDBTableSource`: whether deleting an item ends its entity's features,
     in training and online, or changes nothing. `apply` needs join keys that are the captured
-    table's key: deleting one of many items must not empty their entity. Default: `apply`."""
+    table's key: deleting one of many items must not empty their entity. A `series` needs no
+    such keys. Default: `apply`."""
 
     series: Series | None = None
     """Keep every event of an entity, and not its newest row alone: see `Series`."""
@@ -320,6 +321,41 @@ def series_of(view: Any) -> Series | None:
         ConfigError: as `ViewSettings.from_view`.
     """
     return ViewSettings.from_view(view).series
+
+
+def series_in(config: Any, view: Any) -> Series | None:
+    """How a view's events lie, the tie-breaker included that a captured table's key says.
+
+    Args:
+        config: the repo's.
+        view: the view.
+
+    Raises:
+        ConfigError: as `ViewSettings.from_view`.
+        OfflineStoreError, AwsError: the captured table's key cannot be found out.
+    """
+    series = series_of(view)
+    item_keys = getattr(getattr(view, "batch_source", None), "item_keys", None)
+    if series is None or series.tie_breaker or item_keys is None:
+        return series
+    return series.model_copy(update={"tie_breaker": beside_event(view, item_keys(config))})
+
+
+def beside_event(view: Any, keys: Iterable[str]) -> tuple[str, ...]:
+    """What a captured table's key has beside a view's join keys and event time.
+
+    Args:
+        view: over the table.
+        keys: columns of the history that have the table's key attributes.
+
+    Returns:
+        Features by the names that the view has for them, in the order of the keys.
+    """
+    source = view.batch_source
+    stored = stored_names(source)
+    named = {stored[field.name]: field.name for field in view.features}
+    known = {source.timestamp_field, *(stored[name] for name in join_keys(view))}
+    return tuple(named.get(key, key) for key in keys if key not in known)
 
 
 def refuse_needless_deletes(view: Any) -> None:

@@ -18,6 +18,7 @@ from feast_dynamo_ext.capture.table_source import DynamoDBTableSource, attribute
 from feast_dynamo_ext.capture.values.attribute_types import CapturedColumns
 from feast_dynamo_ext.columns import WRITTEN, join_keys, stored_names
 from feast_dynamo_ext.config import did_you_mean
+from feast_dynamo_ext.dynamo.layouts.series import IN_BYTES
 from feast_dynamo_ext.errors import (
     ConfigError,
     ResourceNotFoundError,
@@ -36,7 +37,7 @@ from feast_dynamo_ext.parquet.iceberg.table_schema import (
     create_table,
 )
 from feast_dynamo_ext.parquet.iceberg.view_table import full_name
-from feast_dynamo_ext.view_settings import ViewSettings
+from feast_dynamo_ext.view_settings import ViewSettings, beside_event, derived_of, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -147,6 +148,9 @@ def check_view(view: Any, facts: DynamoTable) -> None:
     Raises:
         ConfigError: says what to write.
     """
+    if series_of(view) is not None:
+        _check_events(view, facts)
+        return
     stored, of_table = stored_names(view.batch_source), facts.key_columns(view.batch_source)
     keys = {stored[name] for name in join_keys(view)}
     if ViewSettings.from_view(view).deletes == "ignore" or keys == set(of_table):
@@ -159,6 +163,41 @@ def check_view(view: Any, facts: DynamoTable) -> None:
         "would end the features of their entity. Say that deletions change nothing: "
         '`tags=ViewSettings(deletes="ignore").tags()`. Or give the entity the key of the table.'
     )
+
+
+def _check_events(view: Any, facts: DynamoTable) -> None:
+    """Refuse a series whose sort keys would not tell all items of the table apart.
+
+    Raises:
+        ConfigError: says what to write.
+    """
+    series = series_of(view)
+    if series is None:
+        return
+    where = f"Feature view `{view.name}` keeps every event of the table `{facts.name}`"
+    of_table = facts.key_columns(view.batch_source)
+    needed = beside_event(view, of_table)
+    named = series.tie_breaker or needed
+    missing = [name for name in needed if name not in named]
+    if missing:
+        raise ConfigError(
+            f"{where}, and its `tie_breaker` {list(named)} leaves out `{missing[0]}` of the "
+            "table's key: two items could be one event. Name it too, or leave `tie_breaker` out: "
+            "it is the rest of the table's key then."
+        )
+    types = {field.name: field.dtype.to_value_type().name for field in view.features}
+    for name in needed:
+        if name not in types:
+            raise ConfigError(
+                f"{where}, whose items are told apart by `{name}` of the table's key, which is "
+                "no feature of the view. Add it to the view's `schema`."
+            )
+        if types[name] not in IN_BYTES - {"UNIX_TIMESTAMP"}:
+            raise ConfigError(
+                f"{where}, whose items are told apart by `{name}` of the table's key, a "
+                f"{types[name]}, of which no sort key is made. Declare it as Int64, String or "
+                "Bytes."
+            )
 
 
 def check_features(view: Any, source: DynamoDBTableSource, facts: DynamoTable) -> None:
@@ -271,6 +310,8 @@ def check_captured(
         for warning in check_table(source, facts):
             logger.warning("%s", warning)
         for view in of_source:
+            if derived_of(view) is not None:
+                continue  # it has the columns of its base view
             check_view(view, facts)
             check_features(view, source, facts)
         full_name(f"DynamoDBTableSource `{source.name}`", source.name, config, '`name="%s"`')

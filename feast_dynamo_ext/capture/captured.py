@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.capture.apply_checks import (
@@ -19,6 +19,7 @@ from feast_dynamo_ext.capture.exports.missing_items import MissingItems
 from feast_dynamo_ext.capture.exports.sync import Capture, CaptureProgress
 from feast_dynamo_ext.capture.history import CapturedHistory
 from feast_dynamo_ext.capture.stream.online_changes import OnlineChanges, dynamo_store
+from feast_dynamo_ext.capture.stream.online_events import event_columns
 from feast_dynamo_ext.capture.stream.stream_leases import (
     ShardLeases,
     lease_table,
@@ -131,7 +132,7 @@ def worker_of(
     if table.stream != IMAGES:
         logger.warning("%s: %s", subject, about_stream(table))
     columns, history = history_of(source, table, config)
-    reader = RecordReader(columns)
+    reader = RecordReader(with_event_columns(columns, source, store))
     client = dynamodb_client(config)
     leases = ShardLeases(client, lease_table(config), source.name, LeaseSettings(lease_s=lease_s))
     make_lease_table(client, leases.table)
@@ -155,6 +156,24 @@ def worker_of(
         settings,
         table=lambda: table_identity(client, table.name),
     )
+
+
+def with_event_columns(
+    columns: CapturedColumns, source: DynamoDBTableSource, store: FeatureStore
+) -> CapturedColumns:
+    """The columns of a source, and which of them tell events of the registry's series apart.
+
+    Raises:
+        OfflineStoreError, AwsError: see `series_in`.
+    """
+    views = [
+        view
+        for view in store.list_all_feature_views()
+        if getattr(view, "batch_source", None) == source
+    ]
+    known = {each.name for each in columns.columns} - {*columns.keys, columns.event_time}
+    found = event_columns(store.config, views) & known
+    return replace(columns, event_columns=found)
 
 
 def columns_of(source: DynamoDBTableSource, table: DynamoTable) -> CapturedColumns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from feast_dynamo_ext import aws
 from feast_dynamo_ext.dynamo.tables.describe import UNSUPPORTED
@@ -19,9 +19,18 @@ from feast_dynamo_ext.errors import (
 if TYPE_CHECKING:
     from feast import RepoConfig
 
-    from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
-
 logger = logging.getLogger(__name__)
+
+
+class DeclaredTable(Protocol):
+    """A table as a `DynamoDBTableSource` declares it."""
+
+    name: str
+    table: str
+
+    def column_of(self, attribute: str) -> str:
+        """The column of the history that has an attribute."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class DynamoTable:
     expiry: str | None
 
     @classmethod
-    def from_table(cls, client: Any, source: DynamoDBTableSource) -> DynamoTable:
+    def from_table(cls, client: Any, source: DeclaredTable) -> DynamoTable:
         """What there is.
 
         Raises:
@@ -90,7 +99,7 @@ class DynamoTable:
             None if expiry is None else _expiry(expiry),
         )
 
-    def key_columns(self, source: DynamoDBTableSource) -> tuple[str, ...]:
+    def key_columns(self, source: DeclaredTable) -> tuple[str, ...]:
         """Columns of the history that have its key attributes, the partition key first."""
         return tuple(source.column_of(name) for name, _ in self.keys)
 

@@ -26,7 +26,7 @@ from pydantic import field_validator
 
 from feast_dynamo_ext import _feast
 from feast_dynamo_ext.capture.apply_checks import check_history
-from feast_dynamo_ext.capture.captured import history_of
+from feast_dynamo_ext.capture.captured import history_of, with_event_columns
 from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
 from feast_dynamo_ext.capture.stream.lambda_image import refuse_local
 from feast_dynamo_ext.capture.stream.online_changes import OnlineChanges, ViewOutcome
@@ -158,7 +158,7 @@ class CapturedSource:
             )
         return cls(
             source,
-            RecordReader(columns),
+            RecordReader(with_event_columns(columns, source, store)),
             OnlineChanges.from_store(store, source) if "online" in writes else None,
             history if "history" in writes else None,
         )

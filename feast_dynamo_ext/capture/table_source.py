@@ -36,6 +36,8 @@ Partition = Literal["day", "month", "none"]
 # Where Feast's registry finds the class again; stays when the module moves.
 CLASS_TYPE = "feast_dynamo_ext.DynamoDBTableSource"
 
+_ITEM_KEYS: dict[tuple[str, ...], tuple[str, ...]] = {}
+
 TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 OTHER_SCHEME = re.compile(r"(?!s3://)[A-Za-z][A-Za-z0-9+.-]+:")
 S3_URI = re.compile(r"s3://[a-z0-9][a-z0-9.-]+/.+")
@@ -153,6 +155,32 @@ class DynamoDBTableSource(IcebergSource):
         return Tombstones(
             ends=frozenset({DELETE, EXPIRE} if self.expiry == "delete" else {DELETE})
         )
+
+    def item_keys(self, config: RepoConfig) -> tuple[str, ...]:
+        """Columns of the history that have the table's key attributes, the partition key first.
+
+        The history says it, else DynamoDB; both are asked once in a process.
+
+        Raises:
+            ConfigError: there is no such table.
+            OfflineStoreError: the catalog refuses. AwsError: DynamoDB did.
+        """
+        known = (str(config.repo_path), config.project, self.name, self.table, self.history)
+        if known not in _ITEM_KEYS:
+            _ITEM_KEYS[known] = self._item_keys(config)
+        return _ITEM_KEYS[known]
+
+    def _item_keys(self, config: RepoConfig) -> tuple[str, ...]:
+        from feast_dynamo_ext.capture.dynamo_table import DynamoTable, dynamodb_client
+        from feast_dynamo_ext.errors import SourceNotFoundError
+        from feast_dynamo_ext.parquet.iceberg.commits import TableHandle
+        from feast_dynamo_ext.parquet.iceberg.table_schema import TableLayout
+
+        try:
+            return TableLayout.item_keys(TableHandle.from_source(self, config).load())
+        except SourceNotFoundError:
+            facts = DynamoTable.from_table(dynamodb_client(config), self)
+            return facts.key_columns(self)
 
     def _check(self) -> None:
         for problem in _problems(self):

@@ -53,7 +53,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from feast_dynamo_ext.aws import aws_error
-from feast_dynamo_ext.dynamo.encoding.requests import Try, delete_request, put_request
+from feast_dynamo_ext.dynamo.encoding.requests import (
+    Try,
+    delete_request,
+    end_request,
+    put_request,
+)
 from feast_dynamo_ext.dynamo.retry import PASSING, no_table, send
 from feast_dynamo_ext.dynamo.row_batch import Outcome, keys_of
 from feast_dynamo_ext.errors import (
@@ -239,10 +244,37 @@ async def by_put_item(
         return Outcome(written=1)
 
 
+@dataclass(frozen=True)
+class Deletion:
+    """One row to be deleted, as a request of its own: a batch has no conditions.
+
+    Attributes:
+        key: serialized entity key.
+        written_us: when the deletion was written, microseconds since 1970 UTC.
+        sort: of one event of a series, its sort key.
+        until_s: of an event, until when its place says that it was ended, seconds since 1970 UTC;
+            None for not at all.
+        units: write units.
+    """
+
+    key: bytes
+    written_us: int
+    sort: bytes | None = None
+    until_s: int | None = None
+    units: int = 1
+
+    def request(self, table: str) -> tuple[str, dict[str, Any]]:
+        """The operation, and what it takes."""
+        if self.sort is None or self.until_s is None:
+            return "DeleteItem", delete_request(table, self.key, self.written_us, self.sort)
+        request = end_request(table, self.key, self.written_us, self.sort, self.until_s)
+        return "PutItem", request
+
+
 async def delete_item(
-    transport: Transport, table: str, key: bytes, written_us: int, policy: RetryPolicy
+    transport: Transport, table: str, deletion: Deletion, policy: RetryPolicy
 ) -> Outcome:
-    """Delete one entity's row, unless a row was written there after the deletion.
+    """Delete one entity's row, or one event, unless one was written there after the deletion.
 
     An answer that was lost is made good by sending again: what is gone stays gone, and what was
     written there meanwhile was written later.
@@ -253,10 +285,11 @@ async def delete_item(
     Raises: as `by_partiql`.
     """
     attempts = policy.start()
-    request = delete_request(table, key, written_us)
+    operation, request = deletion.request(table)
+    key = deletion.key
     while True:
         try:
-            await send(transport, "DeleteItem", request, [table], attempts)
+            await send(transport, operation, request, [table], attempts)
         except PASSING as failure:
             return Outcome(unwritten=(key,), cause=failure)
         except AwsError as error:

@@ -204,7 +204,8 @@ class Queries:
 
     async def _one(self, query: EntityQuery, result: QueryResult, started_s: float) -> None:
         attempts = self.policy.start(started_s)
-        request, found = query.request(), []
+        request, ended = query.request(), 0
+        found: list[JsonItem] = []
         stretch = query.stretch
         while True:
             if not attempts.left_s():  # its turn, or that of its next page, comes too late
@@ -212,12 +213,14 @@ class Queries:
                 return
             try:
                 answer = await send(self.transport, "Query", request, [query.table], attempts)
-                items = _own_items(answer, query)
+                met = _own_items(answer, query)
             except PASSING as failure:
                 result.unread.append(query)
                 result.cause = failure
                 return
-            found += items
+            # What has no values says that an event was deleted there.
+            found += (item for item in met if FINGERPRINT in item)
+            ended += sum(FINGERPRINT not in item for item in met)
             last = answer.get("LastEvaluatedKey")
             is_full = stretch.limit is not None and len(found) >= stretch.limit
             if last is None or is_full:
@@ -226,7 +229,7 @@ class Queries:
             if stretch.is_filtered:
                 request.pop("Limit", None)  # which counts before the filter
             elif stretch.limit is not None:
-                request["Limit"] = stretch.limit - len(found)
+                request["Limit"] = stretch.limit - len(found) + ended
         result.found[query] = found[: stretch.limit]
 
 

@@ -19,6 +19,7 @@ from feast_dynamo_ext.columns import ENTITYLESS_JOIN_KEYS, ENTITYLESS_VALUES
 from feast_dynamo_ext.dynamo.keys import KeyEncoder
 from feast_dynamo_ext.dynamo.layouts.packed import Row, RowSchema, pack
 from feast_dynamo_ext.dynamo.newest_wins import (
+    Deletion,
     WriteStrategy,
     by_partiql,
     by_put_item,
@@ -153,13 +154,18 @@ def _packed(values: Mapping[str, ValueProto], names: Sequence[str]) -> bytes:
     return packed
 
 
-@dataclass(frozen=True)
-class _Deletion:
-    """One row to be deleted, as a request of its own: a batch has no conditions."""
+NOTED_S = 48 * 3_600
+"""How long an event's place says that it was deleted: twice as long as streams keep changes."""
 
-    key: bytes
-    written_us: int
-    units: int = 1
+
+def _each_deletion(deletions: Deletions, now_s: int) -> Iterator[Deletion]:
+    sorts: Sequence[bytes | None] = [None] * len(deletions)
+    if deletions.sorts is not None:
+        sorts = deletions.sorts.to_pylist()
+    keys, times = deletions.keys.to_pylist(), deletions.written_us.to_pylist()
+    for key, written_us, sort in zip(keys, times, sorts, strict=True):
+        is_noted = deletions.is_noted and written_us // 1_000_000 + NOTED_S > now_s
+        yield Deletion(key, written_us, sort, now_s + NOTED_S if is_noted else None)
 
 
 T = TypeVar("T")
@@ -228,9 +234,12 @@ class Writer:
     ) -> Outcome:
         """Delete rows of entities, but for those that were written after the deletion.
 
+        Where an event of a series was deleted within the last `NOTED_S`, its place says so for as
+        long, and takes nothing that was written before.
+
         Args:
             table: table name.
-            deletions: the entities, and when they were deleted.
+            deletions: the entities, or events, and when they were deleted.
             on_outcome: given the outcome of each request.
 
         Returns:
@@ -238,13 +247,12 @@ class Writer:
 
         Raises: as `write`, but for IncompleteWriteError.
         """
-        pairs = zip(deletions.keys.to_pylist(), deletions.written_us.to_pylist(), strict=True)
-        batches = (_Deletion(key, written_us) for key, written_us in pairs)
+        now_s = int(time.time())
 
-        async def delete(transport: Transport, batch: _Deletion) -> Outcome:
-            return await delete_item(transport, table, batch.key, batch.written_us, self.policy)
+        async def delete(transport: Transport, batch: Deletion) -> Outcome:
+            return await delete_item(transport, table, batch, self.policy)
 
-        return await self._each(delete, batches, on_outcome)
+        return await self._each(delete, _each_deletion(deletions, now_s), on_outcome)
 
     async def write_batches(
         self, table: str, batches: Iterator[RowBatch], on_outcome: OnOutcome, method: WriteMethod

@@ -136,22 +136,29 @@ class Position:
         return cls(history, max(settled, default=0))
 
     @classmethod
-    def read(cls, client: Any, table: str) -> Position | None:
+    def read(cls, client: Any, table: str, *, is_series: bool = False) -> Position | None:
         """The position that the last run noted in a view's table; None where there is none.
+
+        Args:
+            client: boto3's.
+            table: the view's.
+            is_series: whether it keeps every event.
 
         Raises:
             AwsError: AWS refused, or there is no such table.
         """
-        held = ControlItem(client, table, CAPTURED).read()
+        held = ControlItem(client, table, CAPTURED, is_series).read()
         return None if held is None else cls(held["history"], held["sequence"])
 
-    def note(self, client: Any, table: str) -> None:
+    def note(self, client: Any, table: str, *, is_series: bool = False) -> None:
         """Note it, once all rows up to there are settled. The lease must be held.
+
+        Args: as `read`.
 
         Raises:
             AwsError: AWS refused.
         """
-        item = ControlItem(client, table, CAPTURED)
+        item = ControlItem(client, table, CAPTURED, is_series)
         held = item.read()
         is_same = held is not None and held["history"] == self.history
         if held is not None and is_same and held["sequence"] >= self.sequence:

@@ -270,7 +270,7 @@ def holder(client: Any, table: str, *, is_series: bool = False) -> Holder | None
     return None if values is None else Holder.parse(values, table)
 
 
-def is_gone(client: Any, table: str, settings: LeaseSettings) -> bool:
+def is_gone(client: Any, table: str, settings: LeaseSettings, *, is_series: bool = False) -> bool:
     """Whether no run is alive that holds the lease of a view's table.
 
     Answers at once where nobody holds it, its holder's process was on this machine, or there is
@@ -280,7 +280,7 @@ def is_gone(client: Any, table: str, settings: LeaseSettings) -> bool:
         AwsError: AWS refused.
     """
     watch = Watch(settings)
-    while (held := _holder_if_any(client, table)) is not None:
+    while (held := _holder_if_any(client, table, is_series=is_series)) is not None:
         is_alive = watch.look(held)
         if is_alive is not None:
             return not is_alive
@@ -292,9 +292,9 @@ def _holder_of(item: ControlItem) -> Holder | None:
     return holder(item.client, item.table, is_series=item.is_series)
 
 
-def _holder_if_any(client: Any, table: str) -> Holder | None:
+def _holder_if_any(client: Any, table: str, *, is_series: bool) -> Holder | None:
     try:
-        return holder(client, table)
+        return holder(client, table, is_series=is_series)
     except ResourceNotFoundError:
         return None
 

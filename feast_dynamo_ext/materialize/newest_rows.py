@@ -41,6 +41,7 @@ from feast_dynamo_ext.materialize.spool import Spool, bucket_count
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore, engine_for
 from feast_dynamo_ext.online_store import write_order
 from feast_dynamo_ext.parquet.source import ParquetSource
+from feast_dynamo_ext.retrieval.changed_events import changed_events
 from feast_dynamo_ext.retrieval.changed_rows import changed_rows
 from feast_dynamo_ext.retrieval.inputs import checked_source, with_tombstones
 from feast_dynamo_ext.retrieval.plan import declared_columns, plan_rows
@@ -52,13 +53,15 @@ from feast_dynamo_ext.timestamps import (
     micros_of,
     moment_of,
 )
-from feast_dynamo_ext.view_settings import ViewSettings, series_of, view_tombstones
+from feast_dynamo_ext.view_settings import ViewSettings, series_in, view_tombstones
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import numpy as np
     from feast import RepoConfig
     from feast.infra.common.materialization_job import MaterializationTask
+    from numpy.typing import NDArray
 
     from feast_dynamo_ext.duckdb_connection import Limits
     from feast_dynamo_ext.dynamo.encoding.requests import Order
@@ -134,6 +137,9 @@ def window_of(task: MaterializationTask, lookback_s: int, *, is_incremental: boo
 def _before(moment: datetime, seconds: int) -> datetime:
     return moment - timedelta(seconds=min(seconds, (moment - EARLIEST) // timedelta(seconds=1)))
 
+
+ENDED = "_feast_ended_at"
+"""Column of deleted events: when each was ended."""
 
 MOST_THREADS = 4
 """Of finding the newest rows, unless the offline store says. Each thread of DuckDB needs memory of
@@ -366,22 +372,7 @@ class History:
             OfflineStoreError: the history cannot be read; see the subclasses. Or it is of another
                 offline store.
         """
-        columns = self._columns
-        if self._source is None:
-            raise OfflineStoreError(
-                f"Feature view `{self._view.name}` keeps every event, and its history is of an "
-                "offline store that gives the newest rows alone. Set `offline_store: type: "
-                "feast_dynamo_ext.S3ParquetOfflineStore`."
-            )
-        plan = plan_rows(
-            self._view.batch_source,
-            columns.keys,
-            columns.features,
-            columns.event_time,
-            columns.created_time,
-        )
-        plan = replace(plan, view=self._view.name, folder_types=declared_columns(self._view))
-        source = checked_source(plan, self._source)
+        plan, source = self._plan_of_events()
         engine = replace(
             engine_for(self._config.offline_store, "within"), memory_limit=memory_limit
         )
@@ -400,9 +391,90 @@ class History:
             read,
             expired,
             len(positions),
-            _with_keys(batches, columns.keys, self._view.name),
+            _with_keys(batches, self._columns.keys, self._view.name),
             whole=None if read else self._source,
         )
+
+    @contextlib.contextmanager
+    def changed_events(
+        self,
+        window: Window,
+        events: EventColumns,
+        not_before: datetime | None,
+        memory_limit: str,
+        scanned: Callable[[int], object] | None = None,
+        since: Position | None = None,
+    ) -> Iterator[Newest]:
+        """Of a captured table, whose items are events: what changed in the window.
+
+        Args:
+            window: event times and times of writing that count.
+            events: which columns tell events apart.
+            not_before: events before that are counted as expired and left out.
+            memory_limit: of finding them.
+            scanned: called with numbers of rows as they are looked at.
+            since: rows that came after this count too.
+
+        Raises:
+            OfflineStoreError: the history cannot be read; see the subclasses. Or it is of another
+                offline store.
+        """
+        plan, source = self._plan_of_events()
+        engine = engine_for(self._config.offline_store, "newest")
+        threads = engine.threads or min(MOST_THREADS, os.cpu_count() or 1)
+        engine = replace(engine, memory_limit=memory_limit, threads=threads)
+        known = self.position
+        is_same = since is not None and known is not None and since.history == known.history
+        number = since.sequence if since is not None and is_same else None
+        breaker = [events.stored[name] for name in events.series.tie_breaker]
+        start, end = assume_utc(window.start), assume_utc(window.end)
+        with changed_events(
+            plan, breaker, source, start, end, engine, not_before, number, scanned
+        ) as (found, ended):
+            columns = self._columns
+            of_event = list(dict.fromkeys([*columns.keys, *breaker, columns.event_time]))
+            gone = source.fetch_each(of_event, ended.positions)
+            yield Newest(
+                found.read,
+                found.expired,
+                found.rows,
+                _with_keys(
+                    source.fetch_each(plan.feature_columns, found.positions),
+                    columns.keys,
+                    self._view.name,
+                ),
+                whole=None if found.read else source,
+                deletions=found.deletions,
+                deleted=_with_times(gone, ended.written, source, of_event),
+            )
+
+    def _plan_of_events(self) -> tuple[ViewPlan, ParquetSource]:
+        """What is read of a view that keeps every event, and its source.
+
+        Raises:
+            OfflineStoreError: it is of another offline store, or lacks a column.
+        """
+        columns = self._columns
+        if self._source is None:
+            raise OfflineStoreError(
+                f"Feature view `{self._view.name}` keeps every event, and its history is of an "
+                "offline store that gives the newest rows alone. Set `offline_store: type: "
+                "feast_dynamo_ext.S3ParquetOfflineStore`."
+            )
+        plan = plan_rows(
+            self._view.batch_source,
+            columns.keys,
+            columns.features,
+            columns.event_time,
+            columns.created_time,
+        )
+        plan = replace(
+            plan,
+            view=self._view.name,
+            folder_types=declared_columns(self._view),
+            tombstones=view_tombstones(self._view),
+        )
+        return plan, checked_source(plan, self._source)
 
     @contextlib.contextmanager
     def _changed(
@@ -457,6 +529,21 @@ class History:
         return Newest(table.num_rows, expired, kept.num_rows, iter(kept.to_batches()))
 
 
+def _with_times(
+    batches: Iterator[pa.RecordBatch],
+    written: NDArray[np.int64],
+    source: ParquetSource,
+    columns: list[str],
+) -> Iterator[pa.RecordBatch]:
+    """The rows, with a column of times behind the others."""
+    kind, start = source.schema.field(WRITTEN).type, 0
+    for batch in batches:
+        part = written[start : start + batch.num_rows]
+        start += batch.num_rows
+        times = pa.array(part, pa.int64()).cast(kind)
+        yield batch.select(columns).append_column(ENDED, times)
+
+
 def _with_keys(
     batches: Iterator[pa.RecordBatch], keys: tuple[str, ...], view: str
 ) -> Iterator[pa.RecordBatch]:
@@ -507,7 +594,7 @@ class Encoder:
     def from_view(cls, config: RepoConfig, view: Any, columns: Columns) -> Encoder:
         """The encoder of a view as it is declared now."""
         schema, kept_s = RowSchema.from_view(view), kept_seconds(config, view)
-        series, events = series_of(view), None
+        series, events = series_in(config, view), None
         if series is not None:
             kinds = {field.name: field.dtype.to_value_type() for field in view.features}
             stored = stored_names(view.batch_source)
@@ -573,7 +660,13 @@ class Encoder:
             EntityKeyError: a key that cannot be one.
         """
         name, where = batch.schema.names[-1], f"Feature view `{self.view.name}`"
-        return Deletions(self.keys_of(batch), micros(name, batch.column(name), where))
+        written_us = micros(name, batch.column(name), where)
+        if self.events is None:
+            return Deletions(self.keys_of(batch), written_us)
+        event_time = self.columns.event_time
+        event_us = micros(event_time, batch.column(event_time), where)
+        sorts = self.events.sort_keys(batch, event_us)
+        return Deletions(self.keys_of(batch), written_us, sorts)
 
     def not_before(self) -> datetime | None:
         """The first event time at which a row is not past its ttl now.
@@ -738,7 +831,12 @@ class ViewReading:
         self, scanned: Callable[[int], object] | None = None
     ) -> contextlib.AbstractContextManager[Newest]:
         not_before = self.encoder.not_before()
-        if self.encoder.events is not None:
+        events = self.encoder.events
+        if events is not None and view_tombstones(self.encoder.view) is not None:
+            return self.history.changed_events(
+                self.window, events, not_before, self.memory_limit, scanned, self.since
+            )
+        if events is not None:
             return self.history.every(self.window, not_before, self.memory_limit, scanned)
         return self.history.newest(self.window, not_before, self.memory_limit, scanned, self.since)
 

@@ -230,6 +230,9 @@ class ViewWriting:
             done.checked(table)
 
         delete = self._writer.delete(table, block, on_outcome)
+        if self.spool.is_series:
+            await delete
+            return
         schema, keys = self.spool.schema, block.keys.to_pylist
         await with_vectors(self.connection, table, schema, keys, delete)
 
@@ -366,7 +369,9 @@ class Run:
         report, reading = run.report, run.reading()
         is_series = reading.encoder.events is not None
         position = reading.history.position
-        since = position and Position.read(self.connection.client, report.table)
+        since = position and Position.read(
+            self.connection.client, report.table, is_series=is_series
+        )
         if run.is_incremental:
             reading = replace(reading, since=since)
         start_us, end_us = reading.window.micros
@@ -435,7 +440,8 @@ class Run:
         position = self._positions.pop(report.view, None)
         if position is not None:
             client = self.connection.client
-            await shared.in_thread(partial(position.note, client, report.table))
+            note = partial(position.note, client, report.table, is_series=spool.is_series)
+            await shared.in_thread(note)
         await shared.in_thread(fill_services)
 
 

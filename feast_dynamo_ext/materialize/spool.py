@@ -156,7 +156,12 @@ class Spool:
         Raises: as `add`.
         """
         values, times = pa.nulls(len(deletions), pa.large_binary()), deletions.written_us
-        marks = [pa.nulls(len(deletions), MARK_TYPES[kind]) for kind in self._marks.values()]
+        marks = [
+            deletions.sorts
+            if name == SORT and deletions.sorts is not None
+            else pa.nulls(len(deletions), MARK_TYPES[kind])
+            for name, kind in self._marks.items()
+        ]
         self._bins.add(
             pa.record_batch([deletions.keys, values, times, times, *marks], schema=self._layout)
         )
@@ -176,7 +181,8 @@ class Spool:
             if table.column("values").null_count:
                 is_row = table.column("values").is_valid()
                 rows, gone = table.filter(is_row), table.filter(pc.invert(is_row))
-                yield Deletions(*(gone.column(name).combine_chunks() for name in GONE))
+                names = (*GONE, MARK + SORT) if self.is_series else GONE
+                yield Deletions(*(gone.column(name).combine_chunks() for name in names))
             if not len(rows):
                 continue
             key, values, event_us, created_us, *marks = (
@@ -196,17 +202,20 @@ class Spool:
             )
 
     def _newest(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Of the rows of a bucket the newest one of each event, by created time, then the last."""
+        """Of the rows of a bucket the newest one of each event, by created time, then the last.
+
+        An event that was deleted and written at one time was written: an item that was there
+        twice, under another key between, is there.
+        """
         table = pa.Table.from_batches(batches, self._layout)
         if not len(table):
             return
         columns = [table[name] for name in ("key", MARK + SORT, "created_us")]
-        numbered = pa.table(
-            [*columns, np.arange(len(table))], ["key", "sort", "created_us", "row"]
-        )
+        columns += [table["values"].is_valid(), np.arange(len(table))]
+        numbered = pa.table(columns, ["key", "sort", "created_us", "is_row", "row"])
         with registered(self._duckdb, "events", numbered):
             kept = self._duckdb.execute(
-                "SELECT max_by(row, (coalesce(created_us, ?), row)) AS row FROM events "
+                "SELECT max_by(row, (coalesce(created_us, ?), is_row, row)) AS row FROM events "
                 "GROUP BY key, sort ORDER BY row",
                 [LOWEST],
             ).fetchnumpy()["row"]

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 from feast import FeatureStore
-from followed import FollowedShop, until
+from followed import BEGUN, FollowedShop, rows_of, until, view_of
 from repos import REGION, write_repo_yaml
+
+from feast_dynamo_ext import Series, ViewSettings, online_series
 
 TIMES = int(os.environ.get("FAULT_TIMES", "1"))
 KILLS = 3 if TIMES == 1 else 2 * TIMES
@@ -36,6 +38,9 @@ def test_each_change_is_there_once_whoever_is_killed(tmp_path, fork_server, dyna
     )
     store = FeatureStore(repo_path=str(tmp_path))
     shop = FollowedShop.make(store, dynamodb_local, name, tmp_path)
+    series = view_of(shop.source, f"series_{name}")
+    series.tags = ViewSettings(series=Series()).tags()
+    store.apply([series])
     dice, log = random.Random(11), tmp_path / "run.log"  # noqa: S311 - no secret
     amount, pause = 0, threading.Event()
 
@@ -73,6 +78,9 @@ def test_each_change_is_there_once_whoever_is_killed(tmp_path, fork_server, dyna
     until(shop.is_captured)
     change()
     until(lambda: shop.online(list(range(ORDERS))) == shop.held(list(range(ORDERS))))
+    fitting = sorted(set(range(ORDERS)) - misfits_of(shop))
+    until(lambda: events(shop, fitting) == [held(shop, order) for order in fitting])
+    assert fitting
     program.send_signal(signal.SIGTERM)
     assert program.wait() == 0, log.read_text()
     assert committed == KILLS
@@ -82,3 +90,29 @@ def test_each_change_is_there_once_whoever_is_killed(tmp_path, fork_server, dyna
         f"\n{KILLS} kills, {len(shop.log):,} changes: {shop.history.rows():,} rows, "
         f"{shop.misfits():,} in quarantine, nothing lost, nothing twice"
     )
+
+
+def misfits_of(shop: FollowedShop) -> set[int]:
+    """Orders with a change that went to quarantine: what follows it says of another event."""
+    return {change.order for change in shop.log if rows_of(change) is None}
+
+
+def events(shop: FollowedShop, orders: list[int]) -> list[list[tuple[int, int | None]]]:
+    """The events (seconds, amount) of orders that are online."""
+    found = online_series(
+        shop.store,
+        [f"series_{shop.source.name}:amount"],
+        [{"order": order} for order in orders],
+        last=100,
+    ).to_dict()
+    pairs = zip(found["event_time"], found["amount"], strict=True)
+    return [
+        [(int((time - BEGUN).total_seconds()), amount) for time, amount in zip(*each, strict=True)]
+        for each in pairs
+    ]
+
+
+def held(shop: FollowedShop, order: int) -> list[tuple[int, int | None]]:
+    """The event that an order is by the log; none where it was deleted."""
+    rows = shop.expected().get(order)
+    return [rows[-1][:2]] if rows and rows[-1][2] == "put" else []

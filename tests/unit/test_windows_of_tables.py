@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import captured
 import duckdb
 import pyarrow as pa
-from captured import Change, Table
+from captured import Change, Table, events_of
 from examples import cases
 from feast import FeatureView, Field
 from feast.aggregation import Aggregation
@@ -65,39 +65,6 @@ def logs(draw) -> list[Change]:
         else:
             table.delete(item, written, expired=what == "expire")
     return table.log
-
-
-def events_of(
-    log: Sequence[Change],
-    moment: int,
-    *,
-    ends: frozenset[str],
-    known: bool,
-    applies: bool,
-) -> list[Change]:
-    """Of each item the put that is its event at a moment, if any; in no order."""
-    found = []
-    for item in dict.fromkeys(change.item for change in log):
-        rows = [row for row in log if row.item == item and row.change in {"put", *ends}]
-        era, eras, now = 0, [], 0
-        for place, row in enumerate(rows):
-            before = rows[place - 1] if place else None
-            moved = (
-                before is not None
-                and before.change == row.change == "put"
-                and row.event < before.event
-            )
-            if applies and (row.change != "put" or moved):
-                era += 1
-                now = era if row.written <= moment else now
-            eras.append(era)
-        puts = [
-            row
-            for row, of in zip(rows, eras, strict=True)
-            if row.change == "put" and of == now and (not known or row.written <= moment)
-        ]
-        found += puts[-1:]
-    return found
 
 
 def expected(

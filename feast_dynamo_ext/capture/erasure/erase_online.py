@@ -19,13 +19,21 @@ from feast_dynamo_ext.capture.values.attribute_types import MOMENT
 from feast_dynamo_ext.columns import CHANGE, PUT, WRITTEN, join_keys, stored_names
 from feast_dynamo_ext.dynamo.encoding.requests import Deletions
 from feast_dynamo_ext.dynamo.keys import encode_keys
-from feast_dynamo_ext.dynamo.layouts.packed import CREATED_TIME, EVENT_TIME, KEY, RowSchema
+from feast_dynamo_ext.dynamo.layouts.packed import (
+    CREATED_TIME,
+    EVENT_TIME,
+    FINGERPRINT,
+    KEY,
+    RowSchema,
+)
+from feast_dynamo_ext.dynamo.layouts.series import SORT
 from feast_dynamo_ext.dynamo.precomputed.maintain import with_vectors
 from feast_dynamo_ext.dynamo.views import table_name
 from feast_dynamo_ext.errors import ColumnTypeError, ResourceNotFoundError
 from feast_dynamo_ext.materialize.lease import Lease, LeaseSettings
 from feast_dynamo_ext.parquet.iceberg.commits import pause
 from feast_dynamo_ext.parquet.iceberg.erase import Keys, rows_of
+from feast_dynamo_ext.view_settings import series_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -114,7 +122,8 @@ class OnlineViews:
             for view in list(self.views):
                 name = table_name(self.config, view)
                 try:
-                    lease = Lease.acquire(client, name, view.name, settings)
+                    is_series = series_of(view) is not None
+                    lease = Lease.acquire(client, name, view.name, settings, is_series=is_series)
                 except ResourceNotFoundError:
                     self.views = [each for each in self.views if each.name != view.name]
                     continue
@@ -152,7 +161,7 @@ class OnlineViews:
             OnlineRows(
                 view.name,
                 table_name(self.config, view),
-                len(present),
+                len({key for key, _ in present}),
                 source=self._other_source(view),
             )
             for view in self.views
@@ -190,19 +199,20 @@ class OnlineViews:
             found.setdefault(key, set()).add((moments[0], moments[1]))
         return found
 
-    def _present(self, view: Any) -> list[bytes]:
-        """Entity keys whose rows are online and are somebody's."""
+    def _present(self, view: Any) -> list[tuple[bytes, bytes | None]]:
+        """Entity keys whose rows are online and are somebody's; of a series those of events."""
         found = self._found.get(view.name)
         if found is None:
             return []
         client, name = self.store.connection(self.config).client, table_name(self.config, view)
         keys, present = found.encoded.to_pylist(), []
+        items_of = _events if series_of(view) is not None else _items
         for at in range(0, len(keys), AT_ONCE):
             try:
-                items = _items(client, name, keys[at : at + AT_ONCE])
+                items = list(items_of(client, name, keys[at : at + AT_ONCE]))
             except ResourceNotFoundError:
                 return []
-            for key, event, created in items:
+            for key, sort, event, created in items:
                 times = None if found.times is None else found.times.get(key, set())
                 # A row that does not say when it was written is known by its event time.
                 if (
@@ -210,7 +220,7 @@ class OnlineViews:
                     or (event, created) in times
                     or (created is None and any(event == each for each, _ in times))
                 ):
-                    present.append(key)
+                    present.append((key, sort))
         return present
 
     def delete(self, written_us: int) -> dict[str, int]:
@@ -229,21 +239,21 @@ class OnlineViews:
         later = {}
         for view in self.views:
             present = self._present(view)
-            keys = pa.array(present, pa.large_binary())
+            keys = pa.array([key for key, _ in present], pa.large_binary())
             if not present:
                 continue
             times = pa.array([written_us] * len(keys), pa.int64())
             table = table_name(self.config, view)
-            outcome = connection.loops.run(
-                with_vectors(
-                    connection,
-                    table,
-                    RowSchema.from_view(view),
-                    keys.to_pylist,
-                    connection.writer.delete(table, Deletions(keys, times)),
-                )
-            ).checked(table)
-            self._found[view.name].deleted.update(present)
+            is_series = series_of(view) is not None
+            sorts = pa.array([sort for _, sort in present], pa.large_binary())
+            # Nothing of somebody stays, not even where an event of theirs was.
+            gone = Deletions(keys, times, sorts if is_series else None, is_noted=False)
+            delete = connection.writer.delete(table, gone)
+            if not is_series:
+                schema = RowSchema.from_view(view)
+                delete = with_vectors(connection, table, schema, keys.to_pylist, delete)
+            outcome = connection.loops.run(delete).checked(table)
+            self._found[view.name].deleted.update(keys.to_pylist())
             later[view.name] = outcome.older
         return later
 
@@ -321,7 +331,7 @@ def _encoded(view: Any, keys: pa.Table) -> pa.LargeBinaryArray:
 
 def _items(
     client: Any, table: str, keys: Sequence[bytes]
-) -> Iterator[tuple[bytes, int, int | None]]:
+) -> Iterator[tuple[bytes, None, int, int | None]]:
     """Of some entity keys those that are there: with event time and, if it has one, written."""
     names = {"#k": KEY, "#t": EVENT_TIME, "#c": CREATED_TIME}
     wanted: dict[str, Any] = {
@@ -341,6 +351,7 @@ def _items(
                 created = item.get(CREATED_TIME)
                 yield (
                     item[KEY]["B"],
+                    None,
                     int(item[EVENT_TIME]["N"]),
                     None if created is None else int(created["N"]),
                 )
@@ -348,6 +359,39 @@ def _items(
         if wanted:
             pause(attempt)
             attempt += 1
+
+
+def _events(
+    client: Any, table: str, keys: Sequence[bytes]
+) -> Iterator[tuple[bytes, bytes, int, int | None]]:
+    """Of some entity keys of a series all that is there, the places of deleted events too."""
+    pages = client.get_paginator("query")
+    for key in keys:
+        with translated("dynamodb", f"table {table}"):
+            for page in pages.paginate(
+                TableName=table,
+                KeyConditionExpression="#k = :k",
+                ProjectionExpression="#k, #s, #t, #c, #f",
+                ExpressionAttributeNames={
+                    "#k": KEY,
+                    "#s": SORT,
+                    "#t": EVENT_TIME,
+                    "#c": CREATED_TIME,
+                    "#f": FINGERPRINT,
+                },
+                ExpressionAttributeValues={":k": {"B": key}},
+                ConsistentRead=True,
+            ):
+                for item in page["Items"]:
+                    if EVENT_TIME in item:
+                        # Where an event was deleted, its own time of writing is not known.
+                        created = item.get(CREATED_TIME) if FINGERPRINT in item else None
+                        yield (
+                            key,
+                            item[SORT]["B"],
+                            int(item[EVENT_TIME]["N"]),
+                            None if created is None else int(created["N"]),
+                        )
 
 
 def _distinct(rows: pa.Table) -> pa.Table:

@@ -9,6 +9,7 @@ row is written, or deleted, a batch::
                                                          -> delete, unless a later one is there
 
 So a batch that is delivered again changes nothing, and one from before is undone with the next.
+Of a view that keeps every event each event is a row of its own: see `online_events`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import pyarrow.compute as pc
 
 from feast_dynamo_ext.capture.erasure.erased_keys import ErasedLately
 from feast_dynamo_ext.capture.history import CapturedHistory
+from feast_dynamo_ext.capture.stream.online_events import EventsPlan, changed_events
 from feast_dynamo_ext.columns import CHANGE, CHANGE_ID, MOVE, PUT, WRITTEN
 from feast_dynamo_ext.dynamo.encoding.requests import Deletions, EncodedRows
 from feast_dynamo_ext.dynamo.precomputed.maintain import with_vectors
@@ -169,6 +171,10 @@ class OnlineView:
         Raises:
             EntityKeyError: a key that cannot be one. ColumnTypeError: of another type.
         """
+        events = self.encoder.events
+        if events is not None:
+            kept = changed_events(self.encoder, events, self.rule, rows)
+            return kept, self.encoder.keys_of(kept)
         kinds = [PUT, MOVE, *sorted(self.rule.ends)] if self.rule.is_applied else [PUT]
         wanted = pc.is_in(rows.column(CHANGE), value_set=pa.array(kinds))
         for name in self.encoder.columns.keys:
@@ -248,10 +254,14 @@ class OnlineChanges:
     async def _apply(self, view: OnlineView, rows: pa.RecordBatch) -> ViewOutcome:
         try:
             changes, keys = view.changes(rows)
-            with self.duck.cursor() as duck:
-                latest_us = latest_event_us(self.config)
-                plan = _Plan.from_changes(view, changes, keys, latest_us, duck)
-            put, gone = plan.encoded(view, changes, keys)
+            latest_us, encoder = latest_event_us(self.config), view.encoder
+            plan: _Plan | EventsPlan
+            if encoder.events is not None:
+                plan = EventsPlan.from_changes(encoder, encoder.events, changes, keys, latest_us)
+            else:
+                with self.duck.cursor() as duck:
+                    plan = _Plan.from_changes(view, changes, keys, latest_us, duck)
+            put, gone = plan.encoded(encoder, changes, keys)
         except NOT_ONLINE as error:
             if rows.num_rows > 1:
                 return await self._by_halves(view, rows)
@@ -288,7 +298,9 @@ class OnlineChanges:
         method: WriteMethod = self.config.online_store.newest_wins_with
 
         async def write() -> Outcome:
-            await connection.schemas.declare(view.table, schema, connection.writer)
+            await connection.schemas.declare(
+                view.table, schema, connection.writer, is_series=view.encoder.events is not None
+            )
             batches = EncodedBlock(rows).batches()
             return await connection.writer.write_batches(view.table, batches, None, method)
 
@@ -313,6 +325,8 @@ class OnlineChanges:
 
         listed, schema = keys.to_pylist, view.encoder.schema
         try:
+            if view.encoder.events is not None:
+                return await written()  # no precomputed service has features of a series
             return await with_vectors(self.connection, view.table, schema, listed, written())
         except IncompleteWriteError as error:
             return replace(done, unwritten=tuple(error.unwritten), cause=error)
@@ -387,7 +401,7 @@ class _Plan:
         return cls(rows, gone, int(is_expired.sum()), ahead)
 
     def encoded(
-        self, view: OnlineView, changes: pa.RecordBatch, keys: pa.LargeBinaryArray
+        self, encoder: Encoder, changes: pa.RecordBatch, keys: pa.LargeBinaryArray
     ) -> tuple[EncodedRows, Deletions]:
         """What is written, and what is deleted.
 
@@ -397,7 +411,7 @@ class _Plan:
         gone = pa.array(self.deleted)
         written = changes.column(WRITTEN).take(gone).cast(pa.int64())
         return (
-            view.encoder(changes.take(pa.array(self.rows))),
+            encoder(changes.take(pa.array(self.rows))),
             Deletions(keys.take(gone), written),
         )
 

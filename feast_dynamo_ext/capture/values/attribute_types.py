@@ -102,12 +102,15 @@ class CapturedColumns:
         keys: names of the key attributes' columns: partition key, sort key.
         event_time: name of the event time's column.
         expiry: the table's TTL attribute, or None.
+        event_columns: further columns by which readers tell events apart: an update that changes
+            one ends an event, as one that changes the event time does.
     """
 
     columns: tuple[CapturedColumn, ...]
     keys: tuple[str, ...]
     event_time: str
     expiry: str | None = None
+    event_columns: frozenset[str] = frozenset()
 
     @property
     def schema(self) -> pa.Schema:

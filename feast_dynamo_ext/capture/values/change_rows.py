@@ -6,7 +6,8 @@ A row of history is a `put`, what the item is from then on, or a tombstone of an
     ------  -----           ----
     -       E: item         put at E
     E       E: item         put at E                              (the newest written wins)
-    E       F: item         move at E, put at F                   (the event at E is no more)
+    E       F: item         move at E, put at F                   (the event at E is no more; E may
+                                                                  be F: see `event_columns`)
     E       -               delete at E, with the values before
     ?       -               delete at the moment of the deletion: only the key is known
 
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from feast_dynamo_ext.arrow_types import numbers
 from feast_dynamo_ext.capture.values.attribute_types import (
@@ -137,7 +139,10 @@ def change_rows(
     old_times, old_known = _times(before.arrays[at])
     new_times, _ = _times(after.arrays[at])
     old_known &= before.present
-    moved = before.present & after.present & old_known & (old_times != new_times)
+    is_other = old_times != new_times
+    for place in (names.index(name) for name in columns.event_columns):
+        is_other |= _differs(before.arrays[place], after.arrays[place])
+    moved = before.present & after.present & old_known & is_other
     gone = ~after.present
     # Keys of a tombstone are those of the change; event times of its item, where it says them.
     key_names = [column.name for column in columns.of_keys.columns]
@@ -172,6 +177,13 @@ def put_rows(
     """The rows of items as they are."""
     rows = len(written)
     return _batch(columns, arrays, written, np.full(rows, PUT), np.ones(rows, bool), None)
+
+
+def _differs(before: pa.Array, after: pa.Array) -> NDArray[np.bool_]:
+    """Where a value that there was is another one, or none; what there was not ended nothing."""
+    same = pc.equal(before, after).fill_null(False)
+    found: NDArray[np.bool_] = np.asarray(pc.and_not(before.is_valid(), same))
+    return found
 
 
 def _times(array: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

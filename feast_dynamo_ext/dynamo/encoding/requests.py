@@ -40,7 +40,12 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     RowSchema,
     to_item,
 )
-from feast_dynamo_ext.dynamo.layouts.series import ORDER, SORT, refuse_too_large_with_orders
+from feast_dynamo_ext.dynamo.layouts.series import (
+    ORDER,
+    SORT,
+    refuse_too_large_with_orders,
+    time_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -217,7 +222,9 @@ def put_request(table: str, item: JsonItem, order: Order = "event") -> dict[str,
     }
 
 
-def delete_request(table: str, key: bytes, written_us: int) -> dict[str, Any]:
+def delete_request(
+    table: str, key: bytes, written_us: int, sort: bytes | None = None
+) -> dict[str, Any]:
     """The DeleteItem of an entity, on the condition that nothing was written there later.
 
     What others put there under its key, and is no row, is no row of the entity: it stays.
@@ -226,14 +233,50 @@ def delete_request(table: str, key: bytes, written_us: int) -> dict[str, Any]:
         table: table name.
         key: serialized entity key.
         written_us: when the deletion was written, microseconds since 1970 UTC.
+        sort: of one event of a series, its sort key.
     """
     return {
         "TableName": table,
-        "Key": {KEY: {"B": b2a_base64(key, newline=False).decode()}},
+        "Key": _key_of(key, sort),
         "ConditionExpression": f"attribute_not_exists({KEY}) OR {IS_NOT_WRITTEN_LATER}",
         "ExpressionAttributeNames": NAMES,
         "ExpressionAttributeValues": {":w": {"N": str(written_us)}},
     }
+
+
+def end_request(
+    table: str, key: bytes, written_us: int, sort: bytes, until_s: int
+) -> dict[str, Any]:
+    """The PutItem that ends one event, on the condition that nothing was written there later.
+
+    In the event's place is then what says when it was ended, so that nothing that was written
+    before comes back there. It has no values, and is no row to any reader.
+
+    Args:
+        table: table name.
+        key: serialized entity key.
+        written_us: when the deletion was written, microseconds since 1970 UTC.
+        sort: the event's sort key.
+        until_s: when DynamoDB may delete it, seconds since 1970 UTC.
+    """
+    item = {
+        **_key_of(key, sort),
+        EVENT_TIME: {"N": str(time_of(sort))},
+        CREATED_TIME: {"N": str(written_us)},
+        EXPIRY: {"N": str(until_s)},
+    }
+    return {
+        "TableName": table,
+        "Item": item,
+        "ConditionExpression": f"{IS_NEW} OR {IS_NOT_WRITTEN_LATER}",
+        "ExpressionAttributeNames": NAMES,
+        "ExpressionAttributeValues": {":w": {"N": str(written_us)}},
+    }
+
+
+def _key_of(key: bytes, sort: bytes | None) -> JsonItem:
+    parts = {KEY: key} if sort is None else {KEY: key, SORT: sort}
+    return {name: {"B": b2a_base64(each, newline=False).decode()} for name, each in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -241,12 +284,16 @@ class Deletions:
     """Entities whose rows are to be deleted. Arrays of the same length, without nulls.
 
     Attributes:
-        keys: serialized entity keys, distinct.
+        keys: serialized entity keys, distinct; of a series not, but together with `sorts`.
         written_us: when each deletion was written, microseconds since 1970 UTC.
+        sorts: of a series the sort keys of the events that are to be deleted; else None.
+        is_noted: whether the place of an event says for a while that it was ended.
     """
 
     keys: pa.LargeBinaryArray
     written_us: pa.Int64Array
+    sorts: pa.LargeBinaryArray | None = None
+    is_noted: bool = True
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -17,6 +17,9 @@ All bytes are in the order of the values: an event time is 8 bytes, big-endian, 
 lowest. So one Query has the events of a stretch of time, and two events of one microsecond are
 apart by their tie-breakers.
 
+Where an event of a captured table was deleted, an item with the keys, t, c and x alone says so for
+a while: nothing that was written before c takes its place. It is no event to readers.
+
 Schema items and control items have the sort key `00`, which is shorter than any event's.
 """
 

@@ -48,7 +48,7 @@ from feast_dynamo_ext.errors import (
     TablesFailedError,
     TableTakenError,
 )
-from feast_dynamo_ext.view_settings import TableSettings, ViewSettings, aws_tags
+from feast_dynamo_ext.view_settings import TableSettings, ViewSettings, aws_tags, series_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -289,7 +289,7 @@ def table_spec(config: RepoConfig, view: Any) -> TableSpec:
     settings = own.table.with_defaults(
         store.table or TableSettings(), f"Feature view `{view.name}`"
     )
-    series = own.series
+    series = series_in(config, view)
     tags = {**(store.tags or {}), **aws_tags(getattr(view, "tags", None))}
     name = table_name(config, view)
     return TableSpec(

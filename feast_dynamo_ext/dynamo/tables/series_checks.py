@@ -38,7 +38,9 @@ def check_series(views: Iterable[Any]) -> None:
         where = f"Feature view `{view.name}`"
         if settings.series is not None:
             _check_source(view, where)
-            _check_one(settings.series, types, where)
+            # The key of a captured table tells its items apart: see `apply_checks.check_series`.
+            is_captured = tombstones_of(getattr(view, "batch_source", None)) is not None
+            _check_one(settings.series, types, where, is_captured=is_captured)
         if settings.cohorts:
             _check_names("cohorts", settings.cohorts, types, AS_COHORTS, where)
             _check_index("cohorts", settings.cohorts, where)
@@ -47,12 +49,6 @@ def check_series(views: Iterable[Any]) -> None:
 
 
 def _check_source(view: Any, where: str) -> None:
-    if tombstones_of(getattr(view, "batch_source", None)) is not None:
-        raise ConfigError(
-            f"{where} keeps every event of a `DynamoDBTableSource`, whose items change and are "
-            "deleted: series over captured tables are not there yet. Keep the newest rows "
-            "(without `series`), or define the series on another source."
-        )
     if getattr(view, "feature_transformation", None) is not None:
         raise ConfigError(
             f"{where} keeps every event, and transforms its rows: a series takes rows of its "
@@ -60,8 +56,8 @@ def _check_source(view: Any, where: str) -> None:
         )
 
 
-def _check_one(series: Any, types: Mapping[str, str], where: str) -> None:
-    if not series.tie_breaker:
+def _check_one(series: Any, types: Mapping[str, str], where: str, *, is_captured: bool) -> None:
+    if not series.tie_breaker and not is_captured:
         raise ConfigError(
             f"{where} keeps every event, and has no `tie_breaker`: of two events of one entity "
             "and microsecond one would be lost. Name a feature that tells them apart, as the "

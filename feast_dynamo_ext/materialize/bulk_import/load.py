@@ -22,6 +22,7 @@ from feast_dynamo_ext import aws
 from feast_dynamo_ext.cost.estimate import Cost, Recommendation, Sizes, load_costs, recommend
 from feast_dynamo_ext.dynamo.encoding.requests import EncodedRows
 from feast_dynamo_ext.dynamo.layouts.packed import KEY, RESERVED_PREFIX, RowSchema, to_schema_item
+from feast_dynamo_ext.dynamo.layouts.series import to_series_schema_item
 from feast_dynamo_ext.dynamo.precomputed.vectors import precomputed_services
 from feast_dynamo_ext.dynamo.tables.apply import table_spec
 from feast_dynamo_ext.dynamo.tables.describe import WAIT, TableClients, describe
@@ -50,6 +51,7 @@ from feast_dynamo_ext.materialize.newest_rows import Window
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStoreConfig
 from feast_dynamo_ext.online_store import DynamoOnlineStoreConfig, write_method
 from feast_dynamo_ext.progress import Task
+from feast_dynamo_ext.view_settings import series_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -218,7 +220,7 @@ def require_empty(client: Any, spec: TableSpec) -> None:
                     f"Table {spec.name} (feature view `{spec.view}`) holds rows, so it is not "
                     "replaced. Load into it with `feast materialize`."
                 )
-    if not is_gone(client, spec.name, LeaseSettings()):
+    if not is_gone(client, spec.name, LeaseSettings(), is_series=spec.is_series):
         raise AlreadyRunningError(
             f"Feature view `{spec.view}` is being materialized into table {spec.name}, so it is "
             "not replaced. Wait for that run."
@@ -337,7 +339,9 @@ class _Run:
                 f"Feature view `{self._target.spec.view}` has no row in this window that is not "
                 "past its ttl: there is nothing to load."
             )
-        schema = schema_line(to_schema_item(self._target.schema))
+        is_series = self._target.spec.is_series
+        schema_item = to_series_schema_item if is_series else to_schema_item
+        schema = schema_line(schema_item(self._target.schema))
         lines = itertools.chain([schema], map(row_lines, itertools.chain([first], batches)))
         s3, file_bytes = self._clients.s3, self._settings.file_bytes
         with self._progress.writing() as on_written:
@@ -554,6 +558,12 @@ class BulkLoader:
             raise ConfigError(
                 f"Feature view `{view.name}` is transformed on its way into the table, which "
                 "`feast materialize` does and a bulk load does not."
+            )
+        series = series_of(view)
+        if series is not None and series.orders:
+            raise ConfigError(
+                f"Feature view `{view.name}` has `orders`, which are local indexes, and an import "
+                "makes a table without any. Use `feast materialize`, or leave `orders` out."
             )
         services = precomputed_services(self._store.registry, self._store.project, view=view.name)
         if services:

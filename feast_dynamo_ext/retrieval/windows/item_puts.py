@@ -57,7 +57,7 @@ def items_of(view: ViewPlan, source: ParquetSource) -> tuple[str, ...]:
     return source.item_keys or tuple(dict.fromkeys([*joined, *breaker]))
 
 
-def _by_item(view: ViewPlan, items: tuple[str, ...]) -> ViewPlan:
+def by_item(view: ViewPlan, items: tuple[str, ...]) -> ViewPlan:
     """A plan of which the keys are those of items."""
     plain = without_eras(replace(view, derived=None, ttl=None))
     return replace(plain, keys=tuple((name, name) for name in items), key_kinds=())
@@ -84,7 +84,7 @@ def counting_puts(
         OfflineStoreError: the history cannot be read, or memory or disk were not enough.
     """
     view = history.view
-    plan = _by_item(view, items_of(view, history.source))
+    plan = by_item(view, items_of(view, history.source))
     keys = key_columns(plan)
     with connected(limits, "Finding which items count") as duck:
         condition = "true"
