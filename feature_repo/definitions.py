@@ -6,9 +6,10 @@ import os
 from datetime import timedelta
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-from feast.types import Float64, Int64, UnixTimestamp
+from feast.aggregation import Aggregation
+from feast.types import Float64, Int64, String, UnixTimestamp
 
-from feast_dynamo_ext import DynamoDBTableSource, ViewSettings
+from feast_dynamo_ext import DynamoDBTableSource, Series, ViewSettings, recent, windows
 
 BUCKET = os.environ.get("FEATURE_BUCKET", "feast-dynamo-demo")
 
@@ -50,6 +51,22 @@ customer_lifetime_source = FileSource(
     timestamp_field="event_timestamp",
     created_timestamp_column="created_timestamp",
     description="A row for each day a customer bought; written by history.py.",
+)
+
+customer_purchases_source = FileSource(
+    name="customer_purchases_source",
+    path=f"s3://{BUCKET}/history/customer_purchases/",
+    timestamp_field="event_timestamp",
+    created_timestamp_column="created_timestamp",
+    description="The purchases themselves, a row each; written by history.py.",
+)
+
+customer_segment_source = FileSource(
+    name="customer_segment_source",
+    path=f"s3://{BUCKET}/history/customer_segment/",
+    timestamp_field="event_timestamp",
+    created_timestamp_column="created_timestamp",
+    description="A row for each day a customer's segment changed; written by history.py.",
 )
 
 last_purchase = FeatureView(
@@ -115,8 +132,67 @@ customer_lifetime = FeatureView(
     description="What a customer bought since the first purchase.",
 )
 
+customer_purchases = FeatureView(
+    name="customer_purchases",
+    entities=[customer],
+    ttl=timedelta(0),
+    schema=[
+        Field(name="customer_id", dtype=Int64),
+        Field(name="number", dtype=Int64, description="Of the customer's purchases of that day."),
+        Field(name="items", dtype=Int64, description="Items of the purchase."),
+        Field(name="amount", dtype=Float64, description="Its amount."),
+    ],
+    source=customer_purchases_source,
+    # Of data of 1998, `keep_for` would have DynamoDB delete every purchase. A shop of today keeps
+    # what its longest window needs: keep_for=timedelta(days=90).
+    tags=ViewSettings(series=Series(tie_breaker="number")).tags(),
+    description="Every purchase of a customer, kept online by time.",
+)
+
+purchases_90d = windows(
+    customer_purchases,
+    name="purchases_90d",
+    aggregations=[
+        Aggregation(function="count", time_window=timedelta(days=90)),
+        Aggregation(column="items", function="sum", time_window=timedelta(days=90)),
+        Aggregation(column="amount", function="sum", time_window=timedelta(days=90)),
+        Aggregation(column="amount", function="mean", time_window=timedelta(days=90)),
+        Aggregation(function="time_since_last", time_window=timedelta(days=90)),
+    ],
+    description="What customer_90d says, computed of the purchases at the request.",
+)
+
+recent_purchases = recent(
+    customer_purchases,
+    name="recent_purchases",
+    last=5,
+    within=timedelta(days=90),
+    features=["items", "amount"],
+    fill={"items": 0},  # never null in this shop
+    description="The last five purchases of 90 days, the newest first.",
+)
+
+customer_segment = FeatureView(
+    name="customer_segment",
+    entities=[customer],
+    ttl=timedelta(0),
+    schema=[
+        Field(name="customer_id", dtype=Int64),
+        Field(name="segment", dtype=String, description="new, returning or loyal."),
+    ],
+    source=customer_segment_source,
+    tags=ViewSettings(cohorts=("segment",)).tags(),
+    description="How often a customer has bought, by which customers are found.",
+)
+
 repurchase_v1 = FeatureService(
     name="repurchase_v1",
     features=[customer_90d, customer_lifetime],
     description="Inputs of the model that predicts a purchase within 60 days.",
+)
+
+repurchase_at_request = FeatureService(
+    name="repurchase_at_request",
+    features=[purchases_90d, customer_lifetime],
+    description="The same inputs, those of 90 days computed at the request; see service.py.",
 )

@@ -3,7 +3,8 @@
 It begins with the table of an application: its purchases are captured into history, features
 and labels are made of it, a point-in-time training set, and a model, all by one command. New
 purchases change an online answer, and a second run of that command trains on them. The model is
-served behind HTTP. Each step says what it did and how long it took; what it starts it stops, also
+served behind HTTP, and by a service of the shop's own that computes features from the purchases at
+the request. Each step says what it did and how long it took; what it starts it stops, also
 when a step fails or on Ctrl-C.
 """
 
@@ -16,22 +17,42 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tarfile
-import tempfile
 import time
-import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import application
 import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import xgboost as xgb
+from commands import (
+    REPO,
+    WORK,
+    fail,
+    feast,
+    feast_dynamo,
+    feast_serve,
+    following,
+    posted,
+    served,
+)
+from demo_service import (
+    BUCKET,
+    COMPARED,
+    PURCHASES,
+    SEGMENTS,
+    compare_service,
+    materialize_purchases,
+    newest_rows,
+    open_store,
+    read_units,
+    when_known,
+)
 from purchases import load_purchases
+from service import booster_of
 from tabulate import tabulate
 
 from feast_dynamo_ext import aws, local, sagemaker
@@ -40,13 +61,11 @@ from feast_dynamo_ext.errors import FeastDynamoError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-REPO = Path(__file__).resolve().parent
-WORK = REPO.parent / ".feast-dynamo" / "demo"
-BUCKET = "feast-dynamo-demo"
 SERVICE = "repurchase_v1"
 VIEWS = ("customer_90d", "customer_lifetime")
+OF_PURCHASES = (PURCHASES, SEGMENTS)
+TABLES = (*VIEWS, "last_purchase", *OF_PURCHASES)
 PIPELINE = "repurchase"
-COMPARED = 200
 NEW = 500
 # moto takes about 800 rows a second: this many keep the demo at about three minutes on it.
 CUSTOMERS_ON_MOTO = 2_000
@@ -67,7 +86,7 @@ class Demo:
     def step(self, title: str) -> Iterator[list[str]]:
         """Announce a step; afterwards print its time and the facts it appended."""
         self.step_number += 1
-        print(f"\n\033[1m[{self.step_number}/8] {title}\033[0m", flush=True)
+        print(f"\n\033[1m[{self.step_number}/9] {title}\033[0m", flush=True)
         started = time.monotonic()
         facts: list[str] = []
         yield facts
@@ -91,6 +110,8 @@ class Demo:
             self.compare_runs(first, second, facts)
         with self.step("The model behind HTTP looks its features up") as facts:
             self.serve_model(second, facts)
+        with self.step("A service computes features from the purchases at the request") as facts:
+            self.serve_purchases(second, when_known(later), facts)
         with self.step("The same every day, on SageMaker") as facts:
             self.schedule(facts)
         self.note_made(second)
@@ -208,8 +229,17 @@ class Demo:
             ("endpoint's archive", os.path.relpath(archive), f"{size / 1024:,.0f} KB")
         )
 
+    def serve_purchases(self, run: dict[str, Any], moment: pd.Timestamp, facts: list[str]) -> None:
+        """Step 8: features of one customer and scores of a segment, compared with history."""
+        materialize_purchases(moment)
+        figures = compare_service(Path(run["model"]["path"]), moment, self.settings)
+        if self.on_dynamodb_local:  # moto counts no bytes
+            figures += read_units(self.dynamodb)
+        print(tabulate(figures, tablefmt="rounded_grid"))
+        facts.append("each feature is that of training, and of the batch job; each score as well")
+
     def schedule(self, facts: list[str]) -> None:
-        """Step 8: the pipeline and what starts it, as AWS has them."""
+        """Step 9: the pipeline and what starts it, as AWS has them."""
         feast_dynamo("refresh", PIPELINE, "--schedule", "rate(1 day)")
         found = aws.client("scheduler", self.settings).get_schedule(Name=PIPELINE)
         pipeline = aws.client("sagemaker", self.settings).describe_pipeline(PipelineName=PIPELINE)
@@ -224,12 +254,16 @@ class Demo:
     def note_made(self, run: dict[str, Any]) -> None:
         """What is there at the end."""
         made: list[tuple[str, str, str]] = []
-        for name in (application.TABLE, *(f"shop.{view}" for view in (*VIEWS, "last_purchase"))):
-            pages = self.dynamodb.get_paginator("scan").paginate(TableName=name, Select="COUNT")
-            # One item of each table of ours says what its rows stand for.
-            items = sum(page["Count"] for page in pages) - name.startswith("shop.")
+        for name in (application.TABLE, *(f"shop.{view}" for view in TABLES)):
+            # Some items of our tables say what the others stand for: they are no rows.
+            is_row = {"FilterExpression": "attribute_exists(f)"}
+            filters = is_row if name.startswith("shop.") else {}
+            pages = self.dynamodb.get_paginator("scan").paginate(
+                TableName=name, Select="COUNT", **filters
+            )
+            items = sum(page["Count"] for page in pages)
             made.append(("DynamoDB table", name, f"{items:,} items"))
-        for view in VIEWS:
+        for view in (*VIEWS, *OF_PURCHASES):
             folder = f"s3://{BUCKET}/history/{view}/"
             filesystem, path = aws.filesystem(folder, self.settings)
             rows = pads.dataset(path, filesystem=filesystem).count_rows()
@@ -247,35 +281,6 @@ class Demo:
         feast_dynamo(
             *("training-set", "report", run["training_set"]), *("--to", str(WORK / "report.html"))
         )
-
-
-def feast(*arguments: str) -> None:
-    """Run the real `feast` command in the repo."""
-    print(f"      $ feast {' '.join(arguments)}", flush=True)
-    subprocess.run([Path(sys.executable).parent / "feast", *arguments], cwd=REPO, check=True)
-
-
-def feast_dynamo(*arguments: str) -> None:
-    """Run the real `feast-dynamo` command in the repo."""
-    print(f"      $ feast-dynamo {' '.join(arguments)}", flush=True)
-    command = [Path(sys.executable).parent / "feast-dynamo", *arguments]
-    subprocess.run(command, cwd=REPO, check=True)
-
-
-def open_store() -> Any:
-    """The feature store of this repo."""
-    from feast import FeatureStore
-
-    return FeatureStore(REPO)
-
-
-def newest_rows(view: str, settings: aws.AwsSettings) -> pd.DataFrame:
-    """Offline: each customer's newest row, straight from the files, with none of our join."""
-    filesystem, path = aws.filesystem(f"s3://{BUCKET}/history/{view}", settings)
-    rows = pads.dataset(path, filesystem=filesystem, partitioning="hive").to_table().to_pandas()
-    newest = rows.sort_values(["event_timestamp", "created_timestamp"], kind="stable")
-    times = ["event_timestamp", "created_timestamp", "event_month"]
-    return newest.groupby("customer_id").tail(1).set_index("customer_id").drop(columns=times)
 
 
 def online_by_sdk(customers: list[int]) -> dict[str, list[Any]]:
@@ -321,27 +326,6 @@ def until_served(
         time.sleep(0.02)
 
 
-@contextlib.contextmanager
-def following(table: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A really started `feast-dynamo capture stream`, which commits what it read at its end."""
-    command = ["feast-dynamo", "capture", "stream", table]
-    print(f"      $ {' '.join(command)}", flush=True)
-    with (WORK / "stream.log").open("w") as log:
-        worker = subprocess.Popen(
-            [Path(sys.executable).parent / command[0], *command[1:]],
-            cwd=REPO,
-            stdout=None,
-            stderr=log,
-        )
-        try:
-            yield worker
-        finally:
-            worker.terminate()
-            code = worker.wait(timeout=60)
-    if code:
-        fail(f"following the stream ended with {code}; its log: {WORK / 'stream.log'}")
-
-
 def online_by_http(url: str, customers: list[int]) -> dict[str, list[Any]]:
     """The same through `feast serve`."""
     body = {"feature_service": SERVICE, "entities": {"customer_id": customers}}
@@ -359,72 +343,6 @@ def served_scores(archive: Path, customers: list[int]) -> list[float]:
     return [prediction["score"] for prediction in decoded["predictions"]]
 
 
-def booster_of(archive: Path) -> xgb.Booster:
-    """The model that a job left."""
-    with tarfile.open(archive) as packed, tempfile.TemporaryDirectory() as folder:
-        packed.extract("model.json", folder, filter="data")
-        return xgb.Booster(model_file=str(Path(folder, "model.json")))
-
-
-def posted(url: str, body: dict[str, Any]) -> Any:
-    """What a server of ours answers to JSON."""
-    request = urllib.request.Request(  # noqa: S310 - our own server
-        url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - our own server
-        return json.load(answer)
-
-
-def feast_serve() -> contextlib.AbstractContextManager[str]:
-    """A really started `feast serve` on a free port; gives its URL."""
-    return served(["feast", "serve", "-h", "127.0.0.1", "--no-access-log"], "", "/health")
-
-
-@contextlib.contextmanager
-def served(command: list[str], port_variable: str, health: str) -> Iterator[str]:
-    """A server on a free port, which an environment variable or else `-p` says; gives its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    url = f"http://127.0.0.1:{port}"
-    command = command if port_variable else [*command, "-p", port]
-    print(f"      $ {' '.join(command)}", flush=True)
-    log_path = WORK / f"{command[0]}-{command[1]}.log"
-    with log_path.open("w") as log:
-        server = subprocess.Popen(
-            [Path(sys.executable).parent / command[0], *command[1:]],
-            cwd=REPO,
-            env=os.environ | ({port_variable: port} if port_variable else {}),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            wait_until_healthy(server, f"{url}{health}", log_path)
-            yield url
-        finally:
-            server.terminate()
-            server.wait(timeout=30)
-
-
-def wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Wait until a server answers."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and server.poll() is None:
-        if is_healthy(url):
-            return
-        time.sleep(0.2)
-    fail(f"The server did not answer; its log: {log}")
-
-
-def is_healthy(url: str) -> bool:
-    """Whether a server answers."""
-    try:
-        urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - our own
-    except OSError:
-        return False
-    return True
-
-
 def compare(
     way: str,
     customers: list[int],
@@ -434,10 +352,10 @@ def compare(
     """Fail at any difference between what is served and the newest history."""
     for view, rows in expected.items():
         for name in rows.columns:
-            for customer, served in zip(customers, answer[name], strict=True):
+            for customer, value in zip(customers, answer[name], strict=True):
                 known = rows[name].get(customer)
-                if not same(served, known):
-                    fail(f"{way}: {view}:{name} of customer {customer}: {served}, not {known}")
+                if not same(value, known):
+                    fail(f"{way}: {view}:{name} of customer {customer}: {value}, not {known}")
 
 
 def same(served: Any, known: Any) -> bool:
@@ -445,11 +363,6 @@ def same(served: Any, known: Any) -> bool:
     if known is None or (isinstance(known, float) and math.isnan(known)):
         return served is None
     return bool(served == known)
-
-
-def fail(message: str) -> NoReturn:
-    """End the demo with an error."""
-    raise FeastDynamoError(message)
 
 
 def main() -> int:

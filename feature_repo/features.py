@@ -20,7 +20,7 @@ from feast_dynamo_ext.aws import AwsSettings, filesystem
 
 
 def main() -> None:
-    """Write the history of both views, and the entity rows of the training set."""
+    """Write the history of all views, and the entity rows of the training set."""
     root = f"s3://{os.environ.get('FEATURE_BUCKET', 'feast-dynamo-demo')}"
     settings = AwsSettings(region=os.environ.get("AWS_REGION"))
     bought = captured_purchases(FeatureStore(Path(__file__).parent))

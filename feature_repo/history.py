@@ -1,4 +1,4 @@
-"""Purchases become dated feature history: Parquet on S3, the offline side of the two views.
+"""Purchases become dated feature history: Parquet on S3, the offline side of the views.
 
 Time runs in whole UTC days. The snapshot of day D knows every purchase dated D or before and none
 after. Its rows carry::
@@ -23,6 +23,14 @@ first of every month would be brand new whenever labels.py cuts, and a fortnight
 **customer_lifetime** has one row for each day with a purchase, counts all purchases so far, and
 never goes stale: `first_purchase_age_days` and `mean_gap_days` run to the newest purchase, not to
 today (the recency of the customer-lifetime-value literature), and change only with a purchase.
+
+**customer_purchases** has the purchases themselves, of which the windows of a request are made. Of
+a purchase only the day is known, so its event timestamp is the last microsecond of that day: at
+the midnight that ends day D, a window of 90 days holds the purchases dated in (D - 90 days, D], as
+above. `number` tells those of a customer and day apart. They are known 2 h after that midnight.
+
+**customer_segment** has a row for each day on which a customer's segment changed: `new` with one
+order, `returning` from the second one on, `loyal` from the tenth.
 
 An order is one line of the purchases; orders of 0 and several a day count. Money is added up in
 whole cents, so sums are exact and do not depend on the order of the rows.
@@ -81,6 +89,16 @@ SCHEMAS = {
             *TIMES,
         ]
     ),
+    "customer_purchases": pa.schema(
+        [
+            ("customer_id", pa.int64()),
+            ("number", pa.int64()),  # of the customer's purchases of that day, from 1 on
+            ("items", pa.int64()),
+            ("amount", pa.float64()),
+            *TIMES,
+        ]
+    ),
+    "customer_segment": pa.schema([("customer_id", pa.int64()), ("segment", pa.string()), *TIMES]),
 }
 
 # One row a customer and day: the windows below run over days.
@@ -155,7 +173,47 @@ WINDOW so_far AS (PARTITION BY customer_id ORDER BY day)
 ORDER BY customer_id, event_timestamp
 """
 
-QUERIES = {"customer_90d": CUSTOMER_90D, "customer_lifetime": CUSTOMER_LIFETIME}
+CUSTOMER_PURCHASES = """
+SELECT
+  customer_id,
+  row_number() OVER (PARTITION BY customer_id, date ORDER BY items, amount) AS number,
+  items,
+  amount,
+  (date + 1)::TIMESTAMP - INTERVAL 1 MICROSECOND AS event_timestamp,
+  (date + 1)::TIMESTAMP + INTERVAL 2 HOUR AS created_timestamp
+FROM purchases
+ORDER BY customer_id, event_timestamp, number
+"""
+
+CUSTOMER_SEGMENT = """
+WITH counted AS (
+  SELECT
+    customer_id, day,
+    sum(orders) OVER (PARTITION BY customer_id ORDER BY day) AS orders
+  FROM daily
+),
+segments AS (
+  SELECT
+    *,
+    CASE WHEN orders >= 10 THEN 'loyal' WHEN orders >= 2 THEN 'returning' ELSE 'new' END AS segment
+  FROM counted
+)
+SELECT
+  customer_id,
+  segment,
+  (day + 1)::TIMESTAMP AS event_timestamp,
+  (day + 1)::TIMESTAMP + INTERVAL 2 HOUR AS created_timestamp
+FROM segments
+QUALIFY segment IS DISTINCT FROM lag(segment) OVER (PARTITION BY customer_id ORDER BY day)
+ORDER BY customer_id, event_timestamp
+"""
+
+QUERIES = {
+    "customer_90d": CUSTOMER_90D,
+    "customer_lifetime": CUSTOMER_LIFETIME,
+    "customer_purchases": CUSTOMER_PURCHASES,
+    "customer_segment": CUSTOMER_SEGMENT,
+}
 
 BY_MONTH = pads.partitioning(pa.schema([("event_month", pa.string())]), flavor="hive")
 
@@ -163,7 +221,7 @@ BY_MONTH = pads.partitioning(pa.schema([("event_month", pa.string())]), flavor="
 def build_history(
     purchases: pd.DataFrame | pa.Table, until: date | None = None
 ) -> dict[str, pa.Table]:
-    """Compute the history of both views.
+    """Compute the history of all views.
 
     The history until a day is exactly what the longer history says up to that day: no row looks
     ahead.
@@ -223,8 +281,10 @@ def write_history(
 def _with_month(table: pa.Table) -> pa.Table:
     wall_clock = table["event_timestamp"].cast(pa.timestamp("us"))
     month = pc.strftime(wall_clock, format="%Y-%m")
+    order = ["event_month", "customer_id", "event_timestamp"]
+    order += [name for name in ("number",) if name in table.column_names]
     return table.append_column("event_month", month).sort_by(
-        [(name, "ascending") for name in ("event_month", "customer_id", "event_timestamp")]
+        [(name, "ascending") for name in order]
     )
 
 

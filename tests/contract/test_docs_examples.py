@@ -31,6 +31,7 @@ from feast import (
 from feast.types import Float64, Int64
 from repos import REGION, write_repo_yaml
 
+from feast_dynamo_ext import cohort
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.local import start_moto, stop
 from feast_dynamo_ext.sagemaker import (
@@ -234,6 +235,12 @@ def as_user(tmp_path, small_shop, monkeypatch, fork_server):
             f"feature_repo/{script[0]}", *script[1:], env=environment(small_shop)
         ).check_returncode()
     keys = {name: new_user(name) for name in NAMES}
+    for name, actions in OF_SERIES.items():
+        statement = {"Effect": "Allow", "Action": actions, "Resource": "*"}
+        document = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        boto3.client("iam").put_user_policy(
+            UserName=f"{name}-None", PolicyName="series", PolicyDocument=document
+        )
     enforce(server.endpoint)
 
     def as_user(name: str) -> None:
@@ -256,6 +263,13 @@ NAMES = (
     "training_job",
     "teardown",
 )
+
+# What the page says that series need beside; the repo has one.
+OF_SERIES = {
+    "apply": ["dynamodb:GetItem", "dynamodb:PutItem"],
+    "plan": ["dynamodb:GetItem"],
+    "serve": ["dynamodb:Query"],
+}
 
 
 # Feast's registry on S3 leaves its temporary files to the garbage collector.
@@ -290,6 +304,10 @@ def test_each_command_runs_under_its_policy(as_user, small_shop, fork_server):
     service = store.get_feature_service("repurchase_v1")
     served = store.get_online_features(features=service, entity_rows=CUSTOMERS).to_dict()
     assert (served["orders_90d"], served["lifetime_spend"]) == ([0, 0], [100.5, 75.11])
+    at_request = store.get_feature_service("repurchase_at_request")
+    served = store.get_online_features(features=at_request, entity_rows=CUSTOMERS).to_dict()
+    assert (served["count_90d"], served["lifetime_spend"]) == ([0, 0], [100.5, 75.11])
+    assert len([*cohort(store, "customer_segment", segment="returning", limit=2)]) == 2
 
     as_user("historical")
     moments = pd.to_datetime(["1997-03-01", "1997-09-01"], utc=True)

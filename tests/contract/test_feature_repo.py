@@ -28,6 +28,7 @@ from feast_dynamo_ext.errors import ColumnNotFoundError, ColumnTypeError, Depend
 
 REPO = Path(__file__).parents[2] / "feature_repo"
 MODULES = ("purchases", "history", "labels", "definitions")
+VIEWS = ("customer_90d", "customer_lifetime", "customer_purchases", "customer_segment")
 DAY = dt.timedelta(days=1)
 
 
@@ -186,6 +187,35 @@ def expected_lifetime(customer, purchases):
         }
 
 
+def expected_purchases(customer, purchases):
+    numbers: dict[dt.date, int] = {}
+    for day, items, cents in purchases:
+        numbers[day] = numbers.get(day, 0) + 1
+        yield {
+            "customer_id": customer,
+            "number": numbers[day],
+            "items": items,
+            "amount": cents / 100,
+            "event_timestamp": midnight(day) + DAY - dt.timedelta(microseconds=1),
+            "created_timestamp": midnight(day) + DAY + dt.timedelta(hours=2),
+        }
+
+
+def expected_segment(customer, purchases):
+    before = None
+    for day in sorted({p[0] for p in purchases}):
+        orders = sum(p[0] <= day for p in purchases)
+        segment = "new" if orders < 2 else "returning" if orders < 10 else "loyal"
+        if segment != before:
+            yield {
+                "customer_id": customer,
+                "segment": segment,
+                "event_timestamp": midnight(day) + DAY,
+                "created_timestamp": midnight(day) + DAY + dt.timedelta(hours=2),
+            }
+        before = segment
+
+
 def test_cdnow_is_what_the_docs_say(cdnow):
     assert cdnow.num_rows == 69_659
     assert pc.count_distinct(cdnow["customer_id"]).as_py() == 23_570
@@ -197,11 +227,13 @@ def test_row_counts_of_the_real_shop(cdnow_history):
     assert {view: table.num_rows for view, table in cdnow_history.items()} == {
         "customer_90d": 361_014,
         "customer_lifetime": 67_591,
+        "customer_purchases": 69_659,
+        "customer_segment": 36_035,
     }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("view", ["customer_90d", "customer_lifetime"])
+@pytest.mark.parametrize("view", VIEWS)
 def test_history_of_200_customers_equals_counting_by_hand(cdnow_history, sampled, view):
     table = cdnow_history[view]
     found = table.filter(pc.is_in(table["customer_id"], pa.array(sampled))).to_pylist()
@@ -210,7 +242,11 @@ def test_history_of_200_customers_equals_counting_by_hand(cdnow_history, sampled
         if view == "customer_90d":
             expected += expected_90d(customer, sampled[customer], d("1998-06-30"))
         else:
-            expected += expected_lifetime(customer, sampled[customer])
+            expected += {
+                "customer_lifetime": expected_lifetime,
+                "customer_purchases": expected_purchases,
+                "customer_segment": expected_segment,
+            }[view](customer, sampled[customer])
     assert found == expected
 
 
@@ -245,6 +281,10 @@ def test_history_is_one_sorted_file_a_month(repo, tmp_path):
         "customer_lifetime/event_month=2024-01/part-0.parquet",
         "customer_lifetime/event_month=2024-04/part-0.parquet",
         "customer_lifetime/event_month=2024-05/part-0.parquet",
+        "customer_purchases/event_month=2024-01/part-0.parquet",
+        "customer_purchases/event_month=2024-04/part-0.parquet",
+        "customer_segment/event_month=2024-01/part-0.parquet",
+        "customer_segment/event_month=2024-05/part-0.parquet",
     ]
     january = pq.read_table(tmp_path / files[0], partitioning=None)
     assert january.schema.equals(history["customer_90d"].schema)
@@ -391,7 +431,7 @@ def test_feast_imports_only_the_definitions():
     assert [file.name for file in get_repo_files(REPO)] == ["definitions.py"]
 
 
-@pytest.mark.parametrize("view", ["customer_90d", "customer_lifetime"])
+@pytest.mark.parametrize("view", VIEWS)
 def test_a_view_has_the_columns_of_its_history(repo, view):
     feature_view = getattr(repo.definitions, view)
     declared = {
@@ -403,6 +443,31 @@ def test_a_view_has_the_columns_of_its_history(repo, view):
     assert written == declared | {"event_timestamp": utc, "created_timestamp": utc}
     assert feature_view.batch_source.timestamp_field == "event_timestamp"
     assert feature_view.batch_source.created_timestamp_column == "created_timestamp"
+
+
+def test_the_service_computes_the_inputs_that_the_model_was_trained_on(repo):
+    service = importlib.import_module("service")
+    features = pd.DataFrame(
+        {
+            "mean_gap_days": [None, 11.5],
+            "first_purchase_age_days": [0, 23],
+            "lifetime_spend": [7.5, 60.0],
+            "lifetime_orders": [1, 3],
+            # Nothing in 90 days; and twice, the newest at the end of the day before yesterday.
+            "time_since_last_90d": [None, 2 * 86_400.000001],
+            "mean_amount_90d": [None, 20.25],
+            "sum_amount_90d": [None, 40.5],
+            "sum_items_90d": [None, 5],
+            "count_90d": [0, 2],
+        }
+    )
+    made = service.inputs(features)
+    of_views = (repo.definitions.customer_90d, repo.definitions.customer_lifetime)
+    assert list(made) == [field.name for view in of_views for field in view.features]
+    nulls = ["mean_basket_90d", "mean_gap_days"]
+    assert made.loc[0, nulls].isna().all()
+    assert made.loc[0].drop(nulls).tolist() == [0, 0, 0, 90, 1, 7.5, 0]
+    assert made.loc[1].tolist() == [2, 5, 40.5, 20.25, 2, 3, 60.0, 23, 11.5]
 
 
 def test_sources_are_in_the_bucket_of_the_environment(monkeypatch):
