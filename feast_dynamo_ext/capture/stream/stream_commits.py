@@ -33,7 +33,8 @@ from feast_dynamo_ext.capture.stream.stream_positions import (
 )
 from feast_dynamo_ext.capture.values.change_rows import QUARANTINE
 from feast_dynamo_ext.errors import CaptureError, LeaseLostError, NotCommittedError
-from feast_dynamo_ext.parquet.iceberg.ledger import Progress
+from feast_dynamo_ext.materialize.lease import random_text
+from feast_dynamo_ext.parquet.iceberg.ledger import Progress, has_commit
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -121,6 +122,8 @@ class StreamCommits:
     _committed_s: float = field(default_factory=time.monotonic)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+    _tried: tuple[str, int, int] = ("", 0, 0)
+    _me: str = field(default_factory=random_text)
 
     # Reading
 
@@ -278,15 +281,20 @@ class StreamCommits:
                 break
             progress = self._progress(states, tree)
             if all(states.get(each.source) == each.after for each in progress):
-                break  # the answer to it was lost
+                # The answer to it was lost, or another worker had read as much.
+                commit_id, rows, misfits = self._tried
+                if commit_id and has_commit(self.history.handle.load(), commit_id, is_kept=True):
+                    self._count(rows, misfits)
+                break
             try:
-                rows, misfits = self._append(progress)
+                self._append(progress)
             except NotCommittedError:
                 if attempt == ATTEMPTS - 1:
                     raise
                 continue
-            self._count(rows, misfits)
+            self._count(*self._tried[1:])
             break
+        self._tried = ("", 0, 0)
         with self._changed:
             for shard, position in self._pending_to.items():
                 if shard in self._shards:
@@ -328,14 +336,16 @@ class StreamCommits:
             found.append(Progress(source, states.get(source), None))
         return found
 
-    def _append(self, progress: Sequence[Progress]) -> tuple[int, int]:
-        """Rows and quarantined records that were new."""
+    def _append(self, progress: Sequence[Progress]) -> None:
+        """Commit, and keep by which id, with how many new rows and quarantined records."""
         parts = [part.made for part in self._pending]
-        said = [[each.source, each.before, each.after] for each in progress]
+        # Of two workers that read the same, one alone has committed it.
+        said = [self._me, *([each.source, each.before, each.after] for each in progress)]
         commit_id = f"stream/{hashlib.sha256(json.dumps(said).encode()).hexdigest()}"
         if not parts:
+            self._tried = commit_id, 0, 0
             self.history.handle.append(iter(()), commit_id, *progress)
-            return 0, 0
+            return
         rows = pa.Table.from_batches([part.rows for part in parts])
         misfits = pa.Table.from_batches([part.quarantine for part in parts], QUARANTINE)
         look = Look.from_changes(rows, misfits)
@@ -348,8 +358,8 @@ class StreamCommits:
         new, bad = (without(known.ids, part) for part in (rows, misfits))
         new, bad, _ = known.without_erased(new, bad)
         self.history.add_misfits(bad, known, look)
+        self._tried = commit_id, new.num_rows, bad.num_rows
         self.history.handle.append(new, commit_id, *progress, check=known.check_of(look))
-        return new.num_rows, bad.num_rows
 
     def _count(self, rows: int, misfits: int) -> None:
         done = self.committed
