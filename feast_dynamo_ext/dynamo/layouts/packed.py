@@ -69,6 +69,13 @@ def split(packed: bytes) -> list[bytes]:
     return cells
 
 
+def value_of(cell: bytes) -> Value:
+    """The value that an entry of `split` is."""
+    at = 2 if cell[1] < LONG_VARINT else read_varint(cell, 1)[1]
+    value: Value = Value.FromString(cell[at:])
+    return value
+
+
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
     """A number and where it ends."""
     value = shift = 0

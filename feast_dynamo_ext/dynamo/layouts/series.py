@@ -46,7 +46,7 @@ from feast_dynamo_ext.dynamo.layouts.packed import (
     split,
     to_item,
     to_schema_item,
-    unpack,
+    value_of,
 )
 from feast_dynamo_ext.errors import ColumnTypeError, ItemTooLargeError
 
@@ -82,6 +82,8 @@ IN_BYTES = frozenset(
     {"INT32", "INT64", "FLOAT", "DOUBLE", "STRING", "BYTES", "BOOL", "UNIX_TIMESTAMP"}
 )
 """Value types that have bytes in their order."""
+INTEGERS = frozenset({"int32_val", "int64_val", "unix_timestamp_val"})
+"""Fields of a value that hold an integer."""
 AS_COHORTS = frozenset({"INT32", "INT64", "STRING", "BOOL"})
 """Value types by which entities can be found."""
 
@@ -123,14 +125,14 @@ def value_bytes(value: Value, *, is_last: bool) -> bytes | None:
     if field is None:
         return None
     held = getattr(value, field)
+    if field in INTEGERS:
+        return integer_bytes(held)
     if field in {"string_val", "bytes_val"}:
         data = held.encode() if field == "string_val" else held
         return data if is_last else ended(data)
     if field == "bool_val":
         return bytes((held,))
-    if field in {"double_val", "float_val"}:
-        return None if held != held else float_bytes(held)  # noqa: PLR0124 - NaN
-    return integer_bytes(held)
+    return None if held != held else float_bytes(held)  # noqa: PLR0124 - NaN
 
 
 def cohort_text(value: Value) -> str | None:
@@ -197,7 +199,7 @@ class CohortMarker:
         cells = split(row.values)
         marks: JsonItem = {}
         for name, at in self.cohorts:
-            marks |= cohort_mark(self.view, name, unpack(cells[at])[0])
+            marks |= cohort_mark(self.view, name, value_of(cells[at]))
         return marks
 
 
@@ -263,39 +265,35 @@ class EventMaker:
         Raises:
             ColumnTypeError: a tie-breaker is null, or a sort key would be too long.
         """
-        wanted = (*self.tie_breaker, *self.orders, *self.cohorts)
-        values: dict[str, Value] = {}
-        if wanted:
-            cells = split(row.values)
-            values = {name: unpack(cells[at])[0] for name, at in wanted}
-        time = time_bytes(row.event_us)
-        sort = time + self._tie_breaker(values)
-        marks: JsonItem = {}
-        for name, _ in self.orders:
-            data = value_bytes(values[name], is_last=False)
-            if data is not None:
-                check_key_bytes(self.view, name, len(data) + len(time), MAX_SORT_BYTES)
-                marks[ORDER + name] = {"B": _text(data + time)}
-        for name, _ in self.cohorts:
-            marks |= cohort_mark(self.view, name, values[name])
-        return Event(row.key, row.values, row.event_us, row.created_us, sort, marks)
-
-    def _tie_breaker(self, values: dict[str, Value]) -> bytes:
-        parts = []
-        for at, (name, _) in enumerate(self.tie_breaker):
-            data = value_bytes(values[name], is_last=at == len(self.tie_breaker) - 1)
+        cells = split(row.values)
+        sort = time = time_bytes(row.event_us)
+        left = len(self.tie_breaker)
+        for name, at in self.tie_breaker:
+            left -= 1
+            data = value_bytes(value_of(cells[at]), is_last=not left)
             if data is None:
                 raise ColumnTypeError(
                     f"Feature view `{self.view}`: the tie-breaker `{name}` of an event is null, "
                     "so nothing tells it from others of its time. Nothing was written. Fill it, "
                     "or leave the row out."
                 )
-            parts.append(data)
-        found = b"".join(parts)
-        if found:
+            sort += data
+        if len(sort) > MAX_SORT_BYTES:
             names = ", ".join(name for name, _ in self.tie_breaker)
-            check_key_bytes(self.view, names, len(found) + 8, MAX_SORT_BYTES)
-        return found
+            check_key_bytes(self.view, names, len(sort), MAX_SORT_BYTES)
+        marks = self._marks(cells, time) if self.orders or self.cohorts else {}
+        return Event(row.key, row.values, row.event_us, row.created_us, sort, marks)
+
+    def _marks(self, cells: Sequence[bytes], time: bytes) -> JsonItem:
+        marks: JsonItem = {}
+        for name, at in self.orders:
+            data = value_bytes(value_of(cells[at]), is_last=False)
+            if data is not None:
+                check_key_bytes(self.view, name, len(data) + len(time), MAX_SORT_BYTES)
+                marks[ORDER + name] = {"B": _text(data + time)}
+        for name, at in self.cohorts:
+            marks |= cohort_mark(self.view, name, value_of(cells[at]))
+        return marks
 
 
 def _text(data: bytes) -> str:
@@ -330,10 +328,12 @@ def to_event_item(
     Raises:
         ItemTooLargeError: over DynamoDB's 400 KB an item, its entries in local indexes included.
     """
-    row = Row(event.key, event.values, event.event_us, event.created_us)
-    packed = to_item(row, schema, kept_s, view, kept_until_s)
-    item = {**packed, SORT: {"B": _text(event.sort)}, **event.marks}
-    copies = 1 + sum(name.startswith(ORDER) for name in event.marks)
+    item = to_item(event, schema, kept_s, view, kept_until_s)
+    item[SORT] = {"B": _text(event.sort)}
+    copies = 1
+    if event.marks:
+        item |= event.marks
+        copies += sum(name.startswith(ORDER) for name in event.marks)
     if copies * (len(event.values) + MAX_MARKS_BYTES) > VALUES_BYTES_THAT_FIT:
         refuse_too_large_with_orders(item, view)
     return item
