@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     from feast.infra.registry.base_registry import BaseRegistry
     from numpy.typing import NDArray
 
+    from feast_dynamo_ext.retrieval.inputs import EntityRows
+    from feast_dynamo_ext.retrieval.plan import PitPlan
+
     Found = tuple[ParquetSource, NDArray[np.int64]]
 
 logger = logging.getLogger(__name__)
@@ -109,6 +112,17 @@ class S3ParquetOfflineStoreConfig(AwsConfigModel):
     """How entity rows are matched with history: `stream` reads it once and keeps one row an entity
     row; `duckdb` joins in DuckDB, which spills to disk. `auto` takes `stream`."""
 
+    engine: Literal["local", "spark"] = "local"
+    """Where entity rows are joined: `local`, on this machine; `spark`, on the Spark session that
+    is active, or a new one (extra `[spark]`). The answers are the same."""
+
+    spark_conf: dict[str, str] = Field(default_factory=dict)
+    """Settings of a new Spark session, for example `spark.master` or `spark.executor.memory`.
+    Default: none; Spark then runs on this machine, unless the platform says where."""
+
+    spark_remote: str | None = Field(default=None, pattern=r"sc://.+")
+    """A Spark Connect server, `sc://host:port`. Default: none."""
+
     staging_location: str | None = None
     """Where `to_remote_storage()` of a retrieval writes its Parquet files: an s3:// URI, or a
     folder; a relative path counts from the feature repo. Default: none, no exports."""
@@ -131,7 +145,7 @@ class S3ParquetOfflineStoreConfig(AwsConfigModel):
         """The `catalog`, or its defaults."""
         return self.catalog or CatalogConfig()
 
-    def engine(self) -> OnePassEngine | DuckDbEngine:
+    def engine_here(self) -> OnePassEngine | DuckDbEngine:
         """The engine that matches entity rows, with these settings."""
         return engine_for(self, "matcher")
 
@@ -194,7 +208,7 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
             created_by_entity_time=kwargs.get("filter_by_created_timestamp", False),
             bases=bases,
         )
-        engine = config.offline_store.engine()
+        engine = config.offline_store.engine_here()
         opened: dict[str, ParquetSource] = {}
         open_source = _opener(config, opened)
         entities = EntityRequest(
@@ -203,9 +217,10 @@ class S3ParquetOfflineStore(MonitoringHooks, OfflineStore):
         odfvs = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
         check_request_data(entities, odfvs)
         first, last = entities.range()
-        return ParquetRetrievalJob(
+        kind, run = _joining(config.offline_store, plan, entities, open_source)
+        return kind(
             config=config,
-            run=lambda: join(plan, entities, engine, open_source),
+            run=run,
             views=tuple(feature_views),
             bases=tuple({base.name: base for base in bases.values()}.values()),
             entities=entities,
@@ -377,6 +392,24 @@ def _opener(
         return opened[data_source.name]
 
     return open_source
+
+
+def _joining(
+    settings: S3ParquetOfflineStoreConfig,
+    plan: PitPlan,
+    entities: EntityRows,
+    open_source: Callable[[DataSource], ParquetSource],
+) -> tuple[type[ParquetRetrievalJob], Callable[[], Result]]:
+    """The job's class, and what joins: on this machine or on Spark."""
+    if settings.engine == "local":
+        return ParquetRetrievalJob, lambda: join(
+            plan, entities, settings.engine_here(), open_source
+        )
+    from feast_dynamo_ext.retrieval.spark.job import SparkRetrievalJob, join_on_spark
+
+    return SparkRetrievalJob, lambda: join_on_spark(
+        plan, entities, open_source, settings.spark_conf, settings.spark_remote
+    )
 
 
 def _columns_of(data_source: DataSource, config: RepoConfig) -> list[str]:

@@ -186,7 +186,7 @@ def compute_metrics(
     source = source.within(event_time, first, last)
     tombstones = tombstones_of(data_source)
     rows = Rows(source, event_time, first, last, tombstones.change if tombstones else None)
-    engine: DuckDbEngine = config.offline_store.engine()
+    engine: DuckDbEngine = config.offline_store.engine_here()
     metrics: list[dict[str, Any]] = []
     with connected(engine, "Counting the metrics") as connection:
         for start in range(0, len(columns), COLUMNS_AT_ONCE):

@@ -252,7 +252,7 @@ class SourceDataset:
             ColumnTypeError: they have types that do not go together.
         """
         types = partition_types(files)
-        fragments = _fragments(place, files, types)
+        fragments = made_fragments(place, files, types)
         errors = ReadErrors(place, files)
         footers = read_footers(fragments[:1] + fragments[1:][-1:], errors)
         # What files have themselves is no column of their folders.
@@ -260,7 +260,7 @@ class SourceDataset:
         of_folders = {name: kind for name, kind in types.items() if name not in inside}
         of_folders = _with_inner_types(of_folders, footers)
         if types != of_folders:
-            types, fragments = of_folders, _fragments(place, files, of_folders)
+            types, fragments = of_folders, made_fragments(place, files, of_folders)
         schema = widened(pa.schema([]), footers, place.uri, types)
         _check_inside(footers, files, inside, place.uri)
         schema = pa.schema([*schema, *(pa.field(name, kind) for name, kind in types.items())])
@@ -271,7 +271,7 @@ class SourceDataset:
     @classmethod
     def of_table(cls, place: Place, table: TableFiles) -> SourceDataset:
         """The files of a Delta or Iceberg table, with the schema that its log says."""
-        fragments = _fragments(place, table.files, table.partitions)
+        fragments = made_fragments(place, table.files, table.partitions)
         dataset = _dataset(fragments, without_view_layouts(table.schema), place)
         return cls(
             place, table.files, dataset, frozenset(table.partitions), settled=True, table=table
@@ -422,7 +422,7 @@ class SourceDataset:
         schema = pa.schema(
             [column.with_type(types.get(column.name, column.type)) for column in self.schema]
         )
-        parts = _fragments(self.place, self.files, types)
+        parts = made_fragments(self.place, self.files, types)
         dataset = _dataset(parts, schema, self.place)
         return replace(self, dataset=dataset, checked=frozenset())
 
@@ -540,9 +540,10 @@ def _may_hold(values: list[Any], said: tuple[Any, Any] | None) -> bool:
     return at < len(values) and bool(values[at] <= said[1])
 
 
-def _fragments(
+def made_fragments(
     place: Place, files: Iterable[FileState], types: Mapping[str, pa.DataType]
 ) -> list[Any]:
+    """The files as pyarrow's fragments, which say the columns of their folders' names."""
     make = FORMAT.make_fragment
     return [
         make(file.path, place.filesystem, partition_expression(file, types), file_size=file.size)

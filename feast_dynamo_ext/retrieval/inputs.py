@@ -41,6 +41,7 @@ from feast_dynamo_ext.key_types import (
 )
 from feast_dynamo_ext.parquet.source import ROW
 from feast_dynamo_ext.retrieval.plan import without_eras
+from feast_dynamo_ext.retrieval.spark.relations import collected, is_spark_frame
 from feast_dynamo_ext.timestamps import (
     EPOCH,
     HIGHEST,
@@ -72,7 +73,7 @@ TOGETHER = 1 << 20
 """Rows of a batch whose keys are no integers."""
 
 FORMS = (
-    "a pandas DataFrame, an Arrow table, reader or dataset, a Polars DataFrame or LazyFrame, a "
+    "a pandas DataFrame, an Arrow table, reader or dataset, a Polars or Spark DataFrame, a "
     "path or s3:// URI of Parquet or CSV, SQL that begins with SELECT, WITH or FROM, or None with "
     "`start_date` and `end_date`"
 )
@@ -165,6 +166,8 @@ def _arrow(frame: Any) -> pa.Table:
     try:
         if isinstance(frame, ds.Dataset):
             return frame.to_table()
+        if is_spark_frame(frame):
+            return collected(frame)
         if not _exports_arrow(frame) and callable(getattr(frame, "collect", None)):
             frame = frame.collect()  # a Polars LazyFrame
         if _exports_arrow(frame):

@@ -298,6 +298,17 @@ class ParquetRetrievalJob(RetrievalJob):
             AwsError: S3 refused; what was written is removed.
             DestinationError: a disk did, likewise.
         """
+        folder = self.new_staging_folder()
+        files = files_of(folder, self.config.offline_store.aws())
+        rows = self._rows(None)
+        return write_parts(files, folder, "part", rows.schema, rows.batches())
+
+    def new_staging_folder(self) -> str:
+        """A new folder below `staging_location`.
+
+        Raises:
+            ConfigError: it is not set.
+        """
         location = self.config.offline_store.staging_location
         if location is None:
             raise ConfigError(
@@ -305,10 +316,7 @@ class ParquetRetrievalJob(RetrievalJob):
                 "feature_store.yaml: an s3:// URI or a folder for the files."
             )
         root = FileSource.get_uri_for_file_path(self.config.repo_path, location)
-        folder = f"{root.rstrip('/')}/{self.config.project}/{uuid.uuid4().hex}"
-        files = files_of(folder, self.config.offline_store.aws())
-        rows = self._rows(None)
-        return write_parts(files, folder, "part", rows.schema, rows.batches())
+        return f"{root.rstrip('/')}/{self.config.project}/{uuid.uuid4().hex}"
 
     def persist(
         self,

@@ -62,7 +62,7 @@ def join(
         OfflineStoreError: see its subclasses.
     """
     plan, sources = opened(plan, open_source)
-    schema = _schema(plan, entities.table.schema, sources)
+    schema = result_schema(plan, entities.table.schema, sources)
     rows, at_once = len(entities.times), rows_at_once(plan, sources, engine.entity_bytes)
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -213,7 +213,7 @@ def _slice(entities: EntityRows, start: int, rows: int) -> EntityRows:
     )
 
 
-def _schema(plan: PitPlan, entities: pa.Schema, sources: list[ParquetSource]) -> pa.Schema:
+def result_schema(plan: PitPlan, entities: pa.Schema, sources: list[ParquetSource]) -> pa.Schema:
     """The schema of the result.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+SMALL_SPARK = {
+    "spark.master": "local[2]",
+    "spark.sql.shuffle.partitions": "2",
+    "spark.default.parallelism": "2",
+}
+
 PLANS: tuple[dict[str, Any], ...] = (
     {"join_plan": "stream", "memory_limit": "256MB"},
     # Entity rows are joined in blocks of a few.
     {"join_plan": "stream", "memory_limit": "2KB", "threads": 1},
     {"join_plan": "duckdb", "memory_limit": "256MB"},
+    *(
+        [{"engine": "spark", "join_plan": "auto", "spark_conf": SMALL_SPARK}]
+        if "SPARK" in os.environ
+        else []
+    ),
 )
-"""Settings of the offline store; each case goes through each of them."""
+"""Settings of the offline store; each case goes through each of them. `make test-spark` adds the
+last one."""
 
 US, MS, SECOND = 10**3, 10**6, 10**9
 HOUR, DAY = 3_600 * SECOND, 86_400 * SECOND
