@@ -12,10 +12,10 @@ JAVA_AND_NPM := $(shell command -v java >/dev/null 2>&1 && command -v npm >/dev/
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast feast-pre lint types bench soak fuzz walks docs clean
+.PHONY: help demo test test-spark test-fast feast-pre lint types bench soak fuzz walks docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo $(VENV)/.dynamodb-local ## the whole job on a real shop's purchases, on an embedded AWS
 	@$(BIN)/python feature_repo/demo.py
@@ -23,6 +23,14 @@ demo: $(VENV)/.demo $(VENV)/.dynamodb-local ## the whole job on a real shop's pu
 # Two at once, which take tests from each other: the longest files have the fewest tests.
 test: $(VENV)/.dev $(VENV)/.dynamodb-local .venv-sdk/.ready $(if $(filter pre,$(FEAST)),feast-pre) ## run all tests, or those of T=path (FEAST=pre: on Feast's pre-release)
 	@$(BIN)/python -m pytest $(or $(T),--numprocesses 2 --dist worksteal) $(ARGS)
+
+# All generated cases of the join, and those of executors, on each Spark: SPARK=4.3.0 for one.
+test-spark: $(VENV)/.dev $(VENV)/.dynamodb-local $(foreach version,$(or $(SPARK),3.5.9 4.3.0),.venv-spark/$(version)/.ready) ## the join's tests on Spark 3.5 and 4.3
+	@for version in $(or $(SPARK),3.5.9 4.3.0); do \
+		PYTHONPATH=.venv-spark/$$version SPARK=$$version FUZZ_TIMES=$${FUZZ_TIMES:-0.05} $(BIN)/python -m pytest \
+			-W ignore::pytest.PytestUnraisableExceptionWarning -W ignore::ResourceWarning -W ignore::DeprecationWarning \
+			tests/unit/test_point_in_time*.py tests/contract/test_spark_join.py $(ARGS) || exit 1; \
+	done
 
 # A tenth of the usual cases for generated tests.
 test-fast: $(VENV)/.dev ## tests without servers, in under a minute
@@ -57,7 +65,7 @@ docs: $(VENV)/.dev .venv-docs/.ready ## the site of docs/ in site/, its generate
 	else echo "No npm here: the site's search works where it is served, not from a disk."; fi
 
 clean: ## remove what was installed and cached
-	rm -rf .venv .venv-bench .venv-docs .venv-feast-pre .venv-sdk site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .feast-dynamo
+	rm -rf .venv .venv-bench .venv-docs .venv-feast-pre .venv-sdk .venv-spark site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .feast-dynamo
 
 $(BIN)/python:
 	@echo "Creating $(VENV) ..."
@@ -105,6 +113,12 @@ WORKER := .venv-docs/package/shim/index.js
 	@echo "Installing the core of SageMaker's SDK to compare with (once, seconds) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--target .venv-sdk/packages --upgrade --requirement tests/support/sdk_requirements.txt
+	@touch $@
+
+# Beside the environment, as each is of one version.
+.venv-spark/%/.ready: | $(BIN)/python
+	@echo "Installing Spark $* to test on (once, under a minute) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target .venv-spark/$* pyspark==$*
 	@touch $@
 
 # What builds the site has nothing to do with what the package runs on.

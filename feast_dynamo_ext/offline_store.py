@@ -116,7 +116,7 @@ class S3ParquetOfflineStoreConfig(AwsConfigModel):
     """Where entity rows are joined: `local`, on this machine; `spark`, on the Spark session that
     is active, or a new one (extra `[spark]`). The answers are the same."""
 
-    spark_conf: dict[str, str] = Field(default_factory=dict)
+    spark_conf: dict[str, str] | None = None
     """Settings of a new Spark session, for example `spark.master` or `spark.executor.memory`.
     Default: none; Spark then runs on this machine, unless the platform says where."""
 
@@ -405,10 +405,10 @@ def _joining(
         return ParquetRetrievalJob, lambda: join(
             plan, entities, settings.engine_here(), open_source
         )
-    from feast_dynamo_ext.retrieval.spark.job import SparkRetrievalJob, join_on_spark
+    from feast_dynamo_ext.retrieval.spark.spark_job import SparkRetrievalJob, join_on_spark
 
     return SparkRetrievalJob, lambda: join_on_spark(
-        plan, entities, open_source, settings.spark_conf, settings.spark_remote
+        plan, entities, open_source, settings.spark_conf or {}, settings.spark_remote
     )
 
 

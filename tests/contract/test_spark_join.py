@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import runpy
 import tempfile
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pit_cases import HOUR, MICROSECONDS, SMALL_SPARK, Case, ViewCase, check
 from pit_oracle import HistoryRow
 from pit_strategies import cases_of
 from repos import REGION, NoRegistry, repo_config
-from views import customer_view, parquet_files
+from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
 from feast_dynamo_ext.offline_store import S3ParquetOfflineStore
@@ -54,7 +55,7 @@ def spark_alone():
         active.stop()
 
 
-@cases(10)
+@cases(6)
 @given(case=cases_of())
 def test_views_keys_and_times_of_all_kinds_equal_plain_loops(case):
     with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +151,7 @@ def asked(folder, view, entities, **offline):
 
 
 def test_the_answer_is_that_of_one_machine_in_each_form(tmp_path, shop, monkeypatch):
-    monkeypatch.setattr("feast_dynamo_ext.retrieval.spark.rows.BLOCK_ROWS", 100)
+    monkeypatch.setattr("feast_dynamo_ext.retrieval.spark.rows.BLOCK_ROWS", 200)
     monkeypatch.setattr("feast_dynamo_ext.retrieval.spark.source_parts.PART_BYTES", 20_000)
     view, entities = shop
     expected = asked(tmp_path, view, entities).to_arrow()
@@ -162,7 +163,7 @@ def test_the_answer_is_that_of_one_machine_in_each_form(tmp_path, shop, monkeypa
 
     frame = job.to_spark_df()
     assert frame.columns == expected.column_names
-    assert frame.rdd.getNumPartitions() == 7
+    assert frame.rdd.getNumPartitions() == 4
     found = pa.Table.from_pylist([row.asDict() for row in frame.collect()])
     for name in ("cid", "value", "vector", "note"):
         assert found.column(name).to_pylist() == expected.column(name).to_pylist()
@@ -170,6 +171,20 @@ def test_the_answer_is_that_of_one_machine_in_each_form(tmp_path, shop, monkeypa
     uris = job.to_remote_storage()
     written = pa.concat_tables([pq.read_table(uri) for uri in uris])
     assert written.equals(expected.cast(written.schema))
+
+
+def test_the_lines_of_the_page_run(shop, tmp_path, open_store):
+    view, entities = shop
+    offline = {**ON_SPARK, "staging_location": str(tmp_path / "joined")}
+    store = open_store("spark_page", offline=offline)
+    store.registry.apply_entity(CUSTOMER, store.project)
+    store.registry.apply_feature_view(view, store.project)
+    page = Path(__file__).parents[2] / "docs" / "snippets" / "spark.py"
+    features = ["orders:value", "orders:note"]
+    joined = runpy.run_path(str(page))["joined"]
+    frame, files, table = joined(store, entities, features)
+    assert frame.count() == table.num_rows == len(entities)
+    assert sum(pq.read_metadata(file).num_rows for file in files) == len(entities)
 
 
 def test_entity_rows_are_a_spark_frame_too(tmp_path, shop):

@@ -365,6 +365,11 @@ def test_the_settings_of_a_view_on_the_page_are_settings():
     assert shown["churn"].precompute_online is True
 
 
+def test_the_block_of_the_offline_store_on_spark_is_accepted():
+    block = yaml.safe_load((DOCS / "snippets" / "spark.yaml").read_text())["offline_store"]
+    assert S3ParquetOfflineStoreConfig(**block).engine == "spark"
+
+
 @pytest.mark.parametrize("name", ["online_store", "table_settings"])
 def test_blocks_of_the_online_store_on_the_page_are_accepted(name):
     block = yaml.safe_load((DOCS / "snippets" / f"{name}.yaml").read_text())["online_store"]
