@@ -152,7 +152,7 @@ def asked(folder, view, entities, **offline):
 
 def test_the_answer_is_that_of_one_machine_in_each_form(tmp_path, shop, monkeypatch):
     monkeypatch.setattr("feast_dynamo_ext.retrieval.spark.rows.BLOCK_ROWS", 200)
-    monkeypatch.setattr("feast_dynamo_ext.retrieval.spark.source_parts.PART_BYTES", 20_000)
+    monkeypatch.setattr("feast_dynamo_ext.retrieval.spark.source_parts.PART_BYTES", 60_000)
     view, entities = shop
     expected = asked(tmp_path, view, entities).to_arrow()
     job = asked(tmp_path, view, entities, staging_location="out", **ON_SPARK)
