@@ -267,6 +267,12 @@ class EntityRows:
                 f"Entity rows{origin}: {column.null_count:,} rows have no `{event_time}`; a "
                 "point-in-time join needs one in each. Drop or fill them."
             )
+        return cls.of_checked(table, event_time, origin)
+
+    @classmethod
+    def of_checked(cls, table: pa.Table, event_time: str, origin: Origin = MEMORY) -> EntityRows:
+        """Entity rows that were checked before."""
+        column = table.column(event_time)
         if pa.types.is_date(column.type):
             column = column.cast(pa.timestamp("s"))
         times = column.cast(pa.int64()).to_numpy()

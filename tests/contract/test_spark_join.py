@@ -14,6 +14,7 @@ import pit_cases
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import series_cases
 from examples import cases
 from feast import FileSource
 from feast.types import Array, Float64, Int64, String
@@ -22,6 +23,7 @@ from pit_cases import HOUR, MICROSECONDS, SMALL_SPARK, Case, ViewCase, check
 from pit_oracle import HistoryRow
 from pit_strategies import cases_of
 from repos import REGION, NoRegistry, repo_config
+from series_strategies import series_cases as generated_series
 from views import CUSTOMER, customer_view, parquet_files
 
 from feast_dynamo_ext.errors import ColumnTypeError, OfflineStoreError
@@ -43,10 +45,10 @@ START = dt.datetime(2026, 3, 1, tzinfo=dt.timezone.utc)
 def spark_alone():
     """Each case is asked of Spark alone: other tests ask the other plans."""
     plans = pit_cases.PLANS
-    pit_cases.PLANS = (ON_SPARK,)
+    pit_cases.PLANS = series_cases.PLANS = (ON_SPARK,)
     pit_cases.plan_config.cache_clear()
     yield
-    pit_cases.PLANS = plans
+    pit_cases.PLANS = series_cases.PLANS = plans
     pit_cases.plan_config.cache_clear()
     from pyspark.sql import SparkSession
 
@@ -60,6 +62,15 @@ def spark_alone():
 def test_views_keys_and_times_of_all_kinds_equal_plain_loops(case):
     with tempfile.TemporaryDirectory() as folder:
         check(case, Path(folder))
+
+
+@cases(6)
+@given(case=generated_series())
+def test_windows_and_lists_are_those_of_the_definition(tmp_path_factory, case):
+    folder = tmp_path_factory.mktemp("series")
+    series_cases.write_rows(case, folder)
+    base = series_cases.base_of(case, series_cases.file_source(folder, case))
+    series_cases.check(case, series_cases.views_of(case, base), sql=False)
 
 
 def rows_of(*rows):

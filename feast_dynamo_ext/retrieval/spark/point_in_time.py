@@ -26,128 +26,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feast_dynamo_ext.errors import OfflineStoreError
-from feast_dynamo_ext.retrieval.inputs import History, MatchInput, key_names
-from feast_dynamo_ext.retrieval.join import prune
+from feast_dynamo_ext.retrieval.inputs import key_names
 from feast_dynamo_ext.retrieval.spark.carried import carried_type, carry, spark_type
 from feast_dynamo_ext.retrieval.spark.relations import in_chunks, read_by_executors
-from feast_dynamo_ext.retrieval.spark.source_parts import head_of, parts_of
+from feast_dynamo_ext.retrieval.spark.views import NUMBER, OF_ENTITY, OF_HISTORY
 from feast_dynamo_ext.timestamps import NANOSECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from feast_dynamo_ext.parquet.source import ParquetSource
     from feast_dynamo_ext.retrieval.inputs import EntityRows
-    from feast_dynamo_ext.retrieval.plan import PitPlan, ViewPlan
-    from feast_dynamo_ext.retrieval.spark.source_parts import SourceHead, SourcePart
-    from feast_dynamo_ext.timestamps import Axis
-
-NUMBER = "n"
-"""The column of an entity row's number, and of a history row's position."""
-
-OF_HISTORY, OF_ENTITY = 0, 1
-"""Which side a row is of; at one time, history comes first."""
+    from feast_dynamo_ext.retrieval.spark.views import Parts, ViewOnSpark
 
 TIME_BITS = "decimal(30, 0)"
 """Of times in nanoseconds, where two units meet."""
-
-
-@dataclass(frozen=True)
-class ViewOnSpark:
-    """One view of a join, ready to be read by executors.
-
-    Attributes:
-        at: its number in the plan.
-        view: its plan.
-        history: its narrow columns.
-        match: the entity rows as they are compared with it.
-        head: what the parts of its source have in common.
-        parts: these.
-        tie: the column whose greatest value wins among rows of equal times; None for positions.
-    """
-
-    at: int
-    view: ViewPlan
-    history: History
-    match: MatchInput
-    head: SourceHead
-    parts: tuple[SourcePart, ...]
-    tie: str | None
-
-    @classmethod
-    def from_plan(
-        cls, at: int, plan: PitPlan, source: ParquetSource, entities: EntityRows
-    ) -> ViewOnSpark:
-        """One view of a plan.
-
-        Raises:
-            OfflineStoreError: what is not joined on Spark yet, by name; see also its subclasses.
-        """
-        view = plan.views[at]
-        _refuse_what_is_missing(view, source)
-        pruned = prune(view, source, entities)
-        history = History.from_view(view, pruned)
-        match = MatchInput.from_entities(
-            entities, history, created_by_entity_time=plan.created_by_entity_time
-        )
-        tie = source.ties.sequence if source.ties is not None else None
-        columns = {*view.narrow_columns, *view.feature_columns, *([tie] if tie else [])}
-        parts = tuple(parts_of(pruned, columns))
-        return cls(at, view, history, match, head_of(pruned), parts, tie)
-
-    @property
-    def key_types(self) -> list[pa.DataType]:
-        """The types in which keys travel."""
-        return [carried_type(key.type) for key in self.match.keys]
-
-    @property
-    def features(self) -> list[tuple[str, pa.DataType]]:
-        """(column of the source, its type)."""
-        schema = self.history.source.schema
-        return [(name, schema.field(name).type) for name in self.view.feature_columns]
-
-    def is_like(self, other: ViewOnSpark) -> bool:
-        """Whether the entity rows are compared with both in the same way."""
-        mine, theirs = self.match, other.match
-        return (
-            self.key_types == other.key_types
-            and (mine.known is None) == (theirs.known is None)
-            and self.history.axis == other.history.axis
-            and self.history.created_axis == other.history.created_axis
-            and bool((mine.latest == theirs.latest).all())
-            and all(map(_are_equal, mine.keys, theirs.keys))
-        )
-
-
-def _are_equal(one: Any, other: Any) -> bool:
-    return bool(carry(one).equals(carry(other)))
-
-
-def _refuse_what_is_missing(view: ViewPlan, source: ParquetSource) -> None:
-    """Refuse what one machine joins and Spark does not yet."""
-    why = ""
-    if view.derived is not None:
-        why = "it is derived of events (`recent`, `windows`)"
-    elif view.has_eras:
-        why = "items of the table that its source captures were deleted, which ends their features"
-    elif source.ties is not None and not _is_decided(source, source.ties.sequence):
-        why = (
-            "its source is an Iceberg table in which not every row has a sequence, so what rows "
-            "hold decides between equal ones"
-        )
-    if why:
-        raise OfflineStoreError(
-            f"Feature view `{view.view}` is not joined on Spark yet: {why}. Set `engine: local` "
-            "in the offline_store block of feature_store.yaml, or leave its features out."
-        )
-
-
-def _is_decided(source: ParquetSource, sequence: str | None) -> bool:
-    bounds = source.parts.bounds
-    if sequence is None or bounds is None:
-        return False
-    return not any(bounds.may_hold_null(file.path, sequence) for file in source.files)
 
 
 @dataclass(frozen=True)
@@ -201,7 +93,7 @@ class Group:
         ).where(f.col("s") == OF_ENTITY)
         columns = []
         for one in self.views:
-            for place in range(len(one.features)):
+            for place in range(len(one.outputs)):
                 value = f.col(f"m{one.at}")[f"f{place}"]
                 if one.view.ttl:
                     value = f.when(f.col(f"m{one.at}")["t"] >= f.col(f"lo{one.at}"), value)
@@ -235,7 +127,7 @@ class Group:
     def _history(self, spark: Any, one: ViewOnSpark) -> Any:
         row = [("t", "bigint")]
         row += [
-            (f"f{at}", spark_type(carried_type(kind))) for at, (_, kind) in enumerate(one.features)
+            (f"f{at}", spark_type(carried_type(kind))) for at, (_, kind) in enumerate(one.outputs)
         ]
         struct = f"struct<{', '.join(f'{name}: {kind}' for name, kind in row)}>"
         columns = [
@@ -248,64 +140,37 @@ class Group:
         columns += [(NUMBER, "bigint"), (f"p{one.at}", struct)]
         if self._units is not None:
             columns.append(("a", "bigint" if len({*self._units}) == 1 else TIME_BITS))
-        reader = PartReader(
-            one.at,
-            one.view,
-            one.head,
-            one.parts,
-            one.history.axis,
-            one.history.created_axis,
-            one.tie,
-            self._units,
-        )
+        reader = NewestReader(one.at, one.for_executors(), one.tie, self._units)
         return read_by_executors(spark, len(one.parts), reader, columns)
 
 
 @dataclass(frozen=True)
-class PartReader:
-    """Reads parts of one view's history, on executors.
+class NewestReader:
+    """Makes rows of history of a view's parts, on executors.
 
     Attributes:
         at: the view's number in the plan.
-        view: its plan.
-        head: what the parts have in common.
-        parts: these.
-        axis: of event times.
-        created_axis: of created times; None where there are none.
+        parts: its history.
         tie: see `ViewOnSpark`.
         units: of event and created time, where rows count once both are past.
     """
 
     at: int
-    view: ViewPlan
-    head: SourceHead
-    parts: tuple[SourcePart, ...]
-    axis: Axis
-    created_axis: Axis | None
+    parts: Parts
     tie: str | None
     units: tuple[str, str] | None
 
     def __call__(self, number: int) -> Iterator[pa.RecordBatch]:
         """The rows of a part that count.
 
-        Raises:
-            SourceReadError: a file cannot be read, or changed since it was listed.
-            ColumnTypeError: a key or a time that cannot be compared.
+        Raises: as `Parts.each`.
         """
-        part = self.parts[number]
-        source = part.open(self.head)
-        history = History(self.view, source, self.axis, self.created_axis)
-        names = self.view.feature_columns
+        names = self.parts.view.feature_columns
         beside = [*names, *([self.tie] if self.tie else [])]
+        return self.parts.each(number, self._made, beside)
 
-        def made(narrow: pa.RecordBatch, start: int) -> pa.RecordBatch:
-            return self._made(narrow, part.start + start, len(names))
-
-        yield from history.each(made, 1, beside)
-        source.check_unchanged()
-
-    def _made(self, narrow: pa.RecordBatch, start: int, features: int) -> pa.RecordBatch:
-        keys = key_names(self.view)
+    def _made(self, narrow: pa.RecordBatch, start: int) -> pa.RecordBatch:
+        keys, features = key_names(self.parts.view), len(self.parts.view.feature_columns)
         t, c = narrow.column("t"), narrow.column("c")
         position = pa.array(np.arange(start, start + narrow.num_rows))
         values = [narrow.column(f"v{at}") for at in range(features)]
@@ -338,37 +203,3 @@ def _in_ns(times: pa.Array, unit: str) -> pa.Array:
     """Times in nanoseconds, which 64 bits do not hold of all units."""
     step = pa.scalar(Decimal(NANOSECONDS[unit]), pa.decimal128(10, 0))
     return pc.multiply(times.cast(pa.decimal128(19, 0)), step).cast(pa.decimal128(30, 0))
-
-
-# The result
-
-
-def groups_of(
-    plan: PitPlan, sources: Sequence[ParquetSource], entities: EntityRows
-) -> list[Group]:
-    """The views of a plan, by how they are compared.
-
-    Raises:
-        OfflineStoreError: what is not joined on Spark yet, by name; see also its subclasses.
-    """
-    groups: list[list[ViewOnSpark]] = []
-    for at, source in enumerate(sources):
-        one = ViewOnSpark.from_plan(at, plan, source, entities)
-        for group in groups:
-            if group[0].is_like(one):
-                group.append(one)
-                break
-        else:
-            groups.append([one])
-    return [Group(tuple(group), entities) for group in groups]
-
-
-def joined(spark: Any, groups: Sequence[Group], entities: EntityRows) -> Any:
-    """Entity rows, e0, e1 ..., and what each sees, v0_0 ..., with their numbers n; in no order."""
-    table = entities.table
-    own = {f"e{at}": column for at, column in enumerate(table.columns)}
-    numbers = pa.array(np.arange(table.num_rows))
-    relation = in_chunks(spark, pa.table({NUMBER: numbers, **own}))
-    for group in groups:
-        relation = relation.join(group.found(spark), NUMBER)
-    return relation

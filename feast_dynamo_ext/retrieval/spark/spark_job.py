@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import pyarrow as pa
 
 from feast_dynamo_ext.errors import OfflineStoreError, UnsupportedTypeError
 from feast_dynamo_ext.retrieval.engines.base import Result
 from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 from feast_dynamo_ext.retrieval.join import opened, result_schema
+from feast_dynamo_ext.retrieval.spark.derived import Derived
 from feast_dynamo_ext.retrieval.spark.failures import told
-from feast_dynamo_ext.retrieval.spark.point_in_time import groups_of, joined
+from feast_dynamo_ext.retrieval.spark.point_in_time import Group
+from feast_dynamo_ext.retrieval.spark.relations import in_chunks
 from feast_dynamo_ext.retrieval.spark.rows import (
     Finish,
     ResultColumn,
@@ -23,9 +26,10 @@ from feast_dynamo_ext.retrieval.spark.rows import (
     written_by_executors,
 )
 from feast_dynamo_ext.retrieval.spark.session import spark_session
+from feast_dynamo_ext.retrieval.spark.views import NUMBER, ViewOnSpark
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from feast.data_source import DataSource
 
@@ -64,28 +68,55 @@ def join_on_spark(
     """
     plan, sources = opened(plan, open_source)
     schema = result_schema(plan, entities.table.schema, sources)
-    groups = groups_of(plan, sources, entities)
+    views = [
+        ViewOnSpark.from_plan(at, plan, source, entities) for at, source in enumerate(sources)
+    ]
     spark = spark_session(conf, remote)
-    relation = joined(spark, groups, entities)
+    relation = _joined(spark, views, entities)
     own = [
         ResultColumn(field.name, f"e{at}", field.type)
         for at, field in enumerate(entities.table.schema)
     ]
-    features = [
-        ResultColumn(
-            name,
-            f"v{at}_{view.feature_columns.index(column)}",
-            source.schema.field(column).type,
-            kind,
-            view.view,
-        )
-        for at, (view, source) in enumerate(zip(plan.views, sources, strict=True))
-        for column, name, kind in view.declared
-    ]
+    features = [column for one in views for column in _features(one)]
     finish = Finish((*own, *features), schema)
     rows = entities.table.num_rows
     ordered = in_blocks(spark, relation, rows)
     return SparkResult(schema, rows, partial(batches_of, ordered, finish), ordered, finish)
+
+
+def _features(one: ViewOnSpark) -> Iterator[ResultColumn]:
+    """The result's columns of a view."""
+    view = one.view
+    if view.derived is not None:
+        for at, output in enumerate(view.derived.outputs):
+            yield ResultColumn(output.name, f"v{one.at}_{at}", one.outputs[at])
+        return
+    for column, name, kind in view.declared:
+        at = view.feature_columns.index(column)
+        yield ResultColumn(name, f"v{one.at}_{at}", one.outputs[at], kind, view.view)
+
+
+def _joined(spark: Any, views: Sequence[ViewOnSpark], entities: EntityRows) -> Any:
+    """Entity rows, e0, e1 ..., and what each sees, v0_0 ..., with their numbers n; in no order."""
+    found: list[Any] = [
+        Derived(one, entities).found(spark) for one in views if one.view.derived is not None
+    ]
+    groups: list[list[ViewOnSpark]] = []
+    for one in views:
+        if one.view.derived is None:
+            alike = next((group for group in groups if group[0].is_like(one)), None)
+            if alike is None:
+                groups.append([one])
+            else:
+                alike.append(one)
+    found += [Group(tuple(group), entities).found(spark) for group in groups]
+    table = entities.table
+    own = {f"e{at}": column for at, column in enumerate(table.columns)}
+    numbers = pa.array(np.arange(table.num_rows))
+    relation = in_chunks(spark, pa.table({NUMBER: numbers, **own}))
+    for each in found:
+        relation = relation.join(each, NUMBER)
+    return relation
 
 
 @dataclass
