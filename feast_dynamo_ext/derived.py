@@ -167,6 +167,10 @@ def recent(
     series, columns = _base(base, subject)
     most = kept(series, base.ttl)
     refuse_longer_than_kept(f"{subject}: `within` of", within, base.name, most)
+    if last is not None and (type(last) is not int or last < 1):
+        raise ConfigError(
+            f"{subject}: `last` is `{last}`, but must be a whole number of at least 1."
+        )
     if last is None and within is None:
         raise ConfigError(f"{subject}: recent events need `last`, `within`, or both.")
     suffix = f"last_{last}" if last is not None else short(within or timedelta(0))

@@ -314,6 +314,20 @@ def derived_of(view: Any) -> Derived | None:
     return ViewSettings.from_view(view).derived
 
 
+def refuse_derived(view: Any) -> None:
+    """Refuse to write rows of a derived view: they would go to its base view's history or nowhere.
+
+    Raises:
+        ConfigError: names both views; or as `ViewSettings.from_view`.
+    """
+    derived = derived_of(view)
+    if derived is not None:
+        raise ConfigError(
+            f"Feature view `{view.name}` is computed of the events of `{derived.base}`, and has "
+            f"no rows of its own. Write events of `{derived.base}`."
+        )
+
+
 def series_of(view: Any) -> Series | None:
     """How a view's events lie; None where only the newest row of each entity is kept.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.timestamps import MICROSECOND
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.series_settings import Recent, RecentFeature, WindowFeature, Windows
 
 SECOND_US = 1_000_000
+FLOATS = frozenset({"FLOAT_LIST", "DOUBLE_LIST"})
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,20 @@ def _fsum(values: Sequence[float]) -> float:
 
 
 def _mean(values: Sequence[Any]) -> float:
-    if isinstance(values[0], int):
-        return float(sum(values) / len(values))
-    total = _fsum(values)
-    return total / len(values) if math.isfinite(total) else fmean(values)
+    total = sum(values) if isinstance(values[0], int) else _fsum(values)
+    return float(total / len(values))
 
 
 def _std(values: Sequence[Any]) -> float | None:
     count = len(values)
     if count < 2:  # noqa: PLR2004 - of a sample
         return None
-    mean = _mean(values)
-    return math.sqrt(_fsum([(each - mean) ** 2 for each in values]) / (count - 1))
+    # From the first, as training has it: what large values differ by is not rounded away.
+    off = [float(each - values[0]) for each in values]
+    mean = _mean(off)
+    # By products: a power of a float beyond a double's range is an error in Python.
+    squares = _fsum([(each - mean) * (each - mean) for each in off])
+    return math.sqrt(squares / (count - 1))
 
 
 FUNCTIONS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
@@ -121,9 +123,16 @@ FUNCTIONS: Mapping[str, Callable[[Sequence[Any]], Any]] = {
 
 
 def listed(
-    feature: RecentFeature, recent: Recent, events: EntityEvents, now_us: int, *, is_float: bool
+    feature: RecentFeature, recent: Recent, events: EntityEvents, now_us: int, kind: str
 ) -> list[Any]:
     """The list of one feature's values.
+
+    Args:
+        feature: the list.
+        recent: the view's definition.
+        events: the entity's.
+        now_us: as of when, microseconds since 1970 UTC.
+        kind: name of the list's value type.
 
     Raises:
         NullInListError: a null, and nothing that stands for it.
@@ -137,8 +146,10 @@ def listed(
     if recent.newest_first:
         values.reverse()
     if feature.column and None in values:
-        fill = math.nan if is_float and feature.fill is None else feature.fill
+        fill: Any = math.nan if kind in FLOATS and feature.fill is None else feature.fill
         if fill is None:
             raise NullInListError(feature)
+        if kind == "BYTES_LIST" and isinstance(fill, str):
+            fill = fill.encode()
         values = [fill if each is None else each for each in values]
     return values

@@ -48,6 +48,7 @@ from feast_dynamo_ext.timestamps import (
     micros_of,
     times_of_objects,
 )
+from feast_dynamo_ext.view_settings import refuse_derived
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -76,8 +77,9 @@ def rows_of_frame(
         ColumnNotFoundError: the frame lacks a column.
         ColumnTypeError: a value does not fit its column, or an event time is null.
         EntityKeyError: a key that cannot be one.
-        ConfigError: the view has no batch source.
+        ConfigError: the view has no batch source, or no rows of its own.
     """
+    refuse_derived(view)
     on_demand = hasattr(view, "source_feature_view_projections")
     if not on_demand:
         if view.batch_source is None:

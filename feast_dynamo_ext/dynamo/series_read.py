@@ -39,7 +39,7 @@ from feast_dynamo_ext.dynamo.read import (
     vector_head,
 )
 from feast_dynamo_ext.errors import ItemFormatError
-from feast_dynamo_ext.series_settings import RecentFeature, WindowFeature, Windows
+from feast_dynamo_ext.series_settings import Recent, RecentFeature, WindowFeature, Windows
 from feast_dynamo_ext.timestamps import MICROSECOND, micros_of, moment_of
 
 if TYPE_CHECKING:
@@ -58,8 +58,6 @@ if TYPE_CHECKING:
     from feast_dynamo_ext.errors import IncompleteReadError
 
 logger = logging.getLogger(__name__)
-
-FLOATS = frozenset({"FLOAT_LIST", "DOUBLE_LIST"})
 
 _AS_OF: ContextVar[int | None] = ContextVar("as_of", default=None)
 
@@ -152,7 +150,13 @@ class SeriesAnswers:
         items = self._known(items)[::-1]  # the oldest first
         features = [derived.features[name] for name in read.requested]
         needed = dict.fromkeys(each.column for each in features if each.column)
-        columns = python_values_of(items, tuple(needed), view, self._book)
+        columns = python_values_of(
+            items,
+            tuple(needed),
+            view,
+            self._book,
+            times_by=1_000_000 if isinstance(derived.definition, Recent) else 1,
+        )
         for name in needed:
             columns.setdefault(name, [None] * len(items))
         oldest = None if view.ttl_s is None else now_us - view.ttl_s * 1_000_000
@@ -205,7 +209,7 @@ def _computed(
     what = derived.definition
     if isinstance(feature, RecentFeature):
         recent: Any = what
-        values = listed(feature, recent, events, now_us, is_float=kind in FLOATS)
+        values = listed(feature, recent, events, now_us, kind)
         made = Value()
         getattr(made, VALUE_FIELD[kind]).val.extend(values)
         if not values:
@@ -231,14 +235,26 @@ def values_of(
 
 
 def python_values_of(
-    items: Sequence[JsonItem], names: tuple[str, ...], view: KnownView, book: SchemaCache
+    items: Sequence[JsonItem],
+    names: tuple[str, ...],
+    view: KnownView,
+    book: SchemaCache,
+    *,
+    times_by: int = 1,
 ) -> dict[str, list[Any]]:
     """The same as Python has them; None of a null.
+
+    Args:
+        items: the events.
+        names: of features.
+        view: theirs.
+        book: what their values stand for.
+        times_by: by what times of features are multiplied, which are whole seconds.
 
     Raises: as `values_of`.
     """
     columns = _columns(items, names, view, book).items()
-    return {name: _python_values(column, len(items)) for name, column in columns}
+    return {name: _python_values(column, len(items), times_by) for name, column in columns}
 
 
 def _columns(
@@ -263,6 +279,7 @@ def _columns(
     }
 
 
+TIME_FIELD = VALUE_FIELD["UNIX_TIMESTAMP"]
 NULL_CELL = RepeatedValue(val=[Value()]).SerializeToString()
 DOUBLE_CELL = RepeatedValue(val=[Value(double_val=1.0)]).SerializeToString()
 DOUBLES = np.dtype(
@@ -270,17 +287,19 @@ DOUBLES = np.dtype(
 )
 
 
-def _python_values(column: bytes, count: int) -> list[Any]:
+def _python_values(column: bytes, count: int, times_by: int) -> list[Any]:
     size = len(DOUBLE_CELL)
     if len(column) == size * count and all(
         column[at::size] == DOUBLE_CELL[at : at + 1] * count for at in range(size - 8)
     ):
         doubles: list[Any] = np.frombuffer(column, DOUBLES)["double"].tolist()
         return doubles
-    return [
-        None if (field := value.WhichOneof("val")) is None else getattr(value, field)
-        for value in unpack(column)
-    ]
+    values: list[Any] = []
+    for value in unpack(column):
+        field = value.WhichOneof("val")
+        found: Any = None if field is None else getattr(value, field)
+        values.append(found * times_by if field == TIME_FIELD else found)
+    return values
 
 
 # The reads of a request

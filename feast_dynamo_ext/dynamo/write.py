@@ -30,6 +30,7 @@ from feast_dynamo_ext.dynamo.retry import Transport, UnprocessedItems, drain
 from feast_dynamo_ext.dynamo.row_batch import Outcome, in_batches, keys_of
 from feast_dynamo_ext.errors import ColumnTypeError, WindowError
 from feast_dynamo_ext.timestamps import micros_of
+from feast_dynamo_ext.view_settings import refuse_derived
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,7 +56,12 @@ FeastRow = tuple[EntityKeyProto, dict[str, ValueProto], datetime, datetime | Non
 
 
 def schema_of_rows(view: Any, data: Iterable[FeastRow]) -> RowSchema:
-    """The view's schema, and any further values that rows carry (on-demand views do)."""
+    """The view's schema, and any further values that rows carry (on-demand views do).
+
+    Raises:
+        ConfigError: the view has no rows of its own.
+    """
+    refuse_derived(view)
     declared = RowSchema.from_view(view)
     known = set(declared.names)
     extra: dict[str, str] = {}

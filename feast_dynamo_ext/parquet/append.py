@@ -50,6 +50,7 @@ from feast_dynamo_ext.parquet.scan import FileChangedError, ReadErrors
 from feast_dynamo_ext.parquet.source import ParquetSource, uri_of
 from feast_dynamo_ext.parquet.writer import open_writer, write_parts
 from feast_dynamo_ext.storage import FileReplacedError, discard, files_of, settings_of
+from feast_dynamo_ext.view_settings import refuse_derived
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -447,11 +448,13 @@ def append_rows(view: Any, config: RepoConfig, table: pa.Table) -> list[str]:
         URIs of the new files, or of the one file; the name of an Iceberg table.
 
     Raises:
+        ConfigError: the view is derived, and has no rows of its own.
         ColumnNotFoundError: a column is missing.
         ColumnTypeError: a value does not fit its column.
         OfflineStoreError: the source is not of Parquet files.
         DestinationError: the disk refused; nothing is kept. AwsError: S3 did.
     """
+    refuse_derived(view)
     if tombstones_of(view.batch_source) is not None:
         raise OfflineStoreError(
             f"Feature view `{view.name}`: the history of its source `{view.batch_source.name}` is "

@@ -9,14 +9,18 @@ import asyncio
 import datetime as dt
 import math
 
+import pandas as pd
 import pytest
 from feast import FeatureService, Field
+from feast.aggregation import Aggregation
+from feast.data_source import PushMode
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Float64
-from series_shop import CUSTOMER, DAY, SeriesShop, lists_and_sums, purchases_view
+from feast.types import Bytes, Float64, Int64, UnixTimestamp
+from series_shop import CUSTOMER, DAY, SeriesShop, lists_and_sums, purchases_view, view_of
 
+from feast_dynamo_ext import Series, ViewSettings, recent, windows
 from feast_dynamo_ext.dynamo.series_read import as_of
-from feast_dynamo_ext.errors import ItemTooLargeError
+from feast_dynamo_ext.errors import ConfigError, ItemTooLargeError
 
 pytestmark = pytest.mark.server
 
@@ -113,6 +117,57 @@ def test_all_events_of_a_window_are_materialized_once_each(repo):
     found = repo.read([f"{name}_spend:count_7d", f"{name}_spend:sum_amount_30d"], 1, 7)
     assert found["count_7d"] == [8, 8]
     assert found["sum_amount_30d"] == [2 * 406.0 - 102.0 - 1.0, 5612.0]
+
+
+def test_times_are_listed_in_microseconds_and_bytes_are_filled_as_in_training(
+    open_store, dynamodb, tmp_path
+):
+    shop = SeriesShop.open(open_store, dynamodb, tmp_path)
+    tags = ViewSettings(series=Series(tie_breaker="number")).tags()
+    base = view_of(
+        "letters", tmp_path, tags, dt.timedelta(0), number=Int64, sent=UnixTimestamp, seal=Bytes
+    )
+    lists = recent(
+        base, name="last", last=2, features=["sent", "seal"], fill={"sent": -1, "seal": "?"}
+    )
+    ends = windows(
+        base,
+        name="ends",
+        aggregations=[Aggregation(column="sent", function="max", time_window=2 * DAY)],
+    )
+    shop.apply(base, lists, ends)
+    sent = dt.datetime(1960, 5, 1, tzinfo=dt.timezone.utc)
+    rows = shop.rows(("number", "sent", "seal"), [(1, 0, 1, sent, None), (1, 1, 2, None, b"s")])
+    frame = pd.DataFrame(rows)
+    frame.to_parquet(f"{tmp_path}/letters.parquet")
+    shop.store.push("letters_push", frame, to=PushMode.ONLINE)
+    names = ["last:sent_last_2", "last:seal_last_2", "ends:max_sent_2d"]
+    expected = {
+        "sent_last_2": [int(sent.timestamp()) * 10**6, -1],
+        "seal_last_2": [b"?", b"s"],
+        "max_sent_2d": sent,
+    }
+    online = shop.read(names, 1)
+    entities = pd.DataFrame({"customer_id": [1], "event_timestamp": [shop.now]})
+    training = shop.store.get_historical_features(entities, names).to_arrow().to_pylist()[0]
+    for name, value in expected.items():
+        assert online[name] == [value]
+        assert training[name] == value
+    shop.store.teardown()
+
+
+def test_rows_are_not_written_to_derived_views(repo):
+    path = repo.folder / f"{NAME}.parquet"
+    repo.materialize(NAME, (1, 1, 1, 10.0, "a", 0))
+    event = pd.read_parquet(path)
+    spend = f"{NAME}_spend"
+    refused = f"`{spend}` is computed of the events of `{NAME}`"
+    with pytest.raises(ConfigError, match=refused):
+        repo.store.write_to_offline_store(spend, event)
+    assert len(pd.read_parquet(path)) == 1
+    sums = {field.name: 1 for field in repo.store.get_feature_view(spend).features}
+    with pytest.raises(ConfigError, match=refused):
+        repo.store.write_to_online_store(spend, event.assign(**sums))
 
 
 def test_services_and_on_demand_views_take_them_as_any_other(repo):

@@ -195,3 +195,9 @@ def test_a_registry_gives_back_what_was_declared():
 )
 def test_durations_are_short_in_names(duration, text):
     assert short(duration) == text
+
+
+@pytest.mark.parametrize("last", [0, -1, 2.0, True, "2"])
+def test_how_many_events_are_listed_is_a_whole_number(last):
+    with pytest.raises(ConfigError, match=f"`lists`: `last` is `{last}`, but must be a whole"):
+        recent(base(), name="lists", last=last, features=["amount"])

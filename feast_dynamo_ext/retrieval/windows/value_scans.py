@@ -161,6 +161,8 @@ def _deviation(
     counts: NDArray[np.generic], sums: NDArray[np.float64], squares: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     rest = squares - sums * sums / np.maximum(counts, 1)
+    # Of squares beyond a double nothing can be taken away.
+    rest = np.where(np.isposinf(squares), np.inf, rest)
     found: NDArray[np.float64] = np.sqrt(np.maximum(rest, 0) / np.maximum(counts - 1, 1))
     return found
 
