@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -202,7 +202,7 @@ def expected(case: SeriesCase) -> dict[str, list[Any]]:
         is_null = None in keys
 
         def events(span: float, keys: tuple[Any, ...] = keys, moment: int = moment) -> list[Row]:
-            return counting(
+            rows = counting(
                 case.rows,
                 keys,
                 moment,
@@ -210,6 +210,7 @@ def expected(case: SeriesCase) -> dict[str, list[Any]]:
                 exclude_current=case.exclude_current,
                 known=known,
             )
+            return [replace(row, values=_in_seconds(row.values)) for row in rows]
 
         for span in (span for span in case.spans if span <= most):
             rows = events(min(span, most))
@@ -227,6 +228,12 @@ def expected(case: SeriesCase) -> dict[str, list[Any]]:
             name = f"list_{column}"
             found.setdefault(name, []).append(None if is_null else made)
     return found
+
+
+def _in_seconds(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as events have them: Feast's times are whole seconds."""
+    sent = values["sent"]
+    return {**values, "sent": None if sent is None else sent.replace(microsecond=0)}
 
 
 def _micros(value: Any) -> int:

@@ -23,7 +23,8 @@ TIES = {
 AMOUNTS = (None, float("nan"), 0.0, -0.0, 0.1, -2.5, 1e16, 3.0, 1.0)
 PIECES = (None, 0, 1, -7, 2**53 + 1, 2**58, -(2**58))
 NOTES = (None, "", "a", "ä", "B", "\U0001f600", "a\x00")
-SENT = (None, *(dt.datetime(2026, 1, day, tzinfo=dt.timezone.utc) for day in (1, 2)))
+DAYS = tuple(dt.datetime(2026, 1, day, tzinfo=dt.timezone.utc) for day in (1, 2))
+SENT = (None, *DAYS, *(day + dt.timedelta(microseconds=at) for day in DAYS for at in (1, 999_999)))
 
 time_types = st.builds(pa.timestamp, st.sampled_from(sorted(UNIT_NS)), st.sampled_from(ZONES))
 

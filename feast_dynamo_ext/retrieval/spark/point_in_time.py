@@ -126,9 +126,7 @@ class Group:
 
     def _history(self, spark: Any, one: ViewOnSpark) -> Any:
         row = [("t", "bigint")]
-        row += [
-            (f"f{at}", spark_type(carried_type(kind))) for at, (_, kind) in enumerate(one.outputs)
-        ]
+        row += [(f"f{at}", spark_type(carried_type(kind))) for at, kind in enumerate(one.outputs)]
         struct = f"struct<{', '.join(f'{name}: {kind}' for name, kind in row)}>"
         columns = [
             *self._keys,

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from feast.value_type import ValueType
 
-from feast_dynamo_ext.arrow_types import naming, one_array
+from feast_dynamo_ext.arrow_types import PER_SECOND, naming, one_array, seconds
 from feast_dynamo_ext.declared import name_of
 from feast_dynamo_ext.declared_values import as_declared
 from feast_dynamo_ext.errors import ColumnTypeError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from feast_dynamo_ext.declared import Declared
     from feast_dynamo_ext.parquet.source import ParquetSource
     from feast_dynamo_ext.retrieval.inputs import History
     from feast_dynamo_ext.retrieval.windows.derived_plan import DerivedPlan, Output
@@ -98,7 +101,8 @@ class EventOutputs:
         for name, kind in plan.value_columns:
             column = found.pop(name)
             with naming(name, name_of(kind), column.type, view):
-                columns[name] = EventColumn(one_array(as_declared(column, kind)))
+                values = one_array(as_declared(column, kind))
+                columns[name] = EventColumn(_as_online(values, kind))
         listed = []
         for output in plan.outputs:
             if output.is_list and output.column:
@@ -164,6 +168,14 @@ class EventOutputs:
             whole + rest / per_second,
         )
         return pa.array(seconds, mask=nothing)
+
+
+def _as_online(values: pa.Array, kind: Declared) -> pa.Array:
+    """Values as events have them online, where times are whole seconds."""
+    if kind is not ValueType.UNIX_TIMESTAMP or not pa.types.is_timestamp(values.type):
+        return values
+    ticks = pc.multiply(seconds(values), PER_SECOND[values.type.unit])
+    return ticks.cast(values.type)
 
 
 def _seconds(times: Numbers, unit: str) -> tuple[Numbers, Numbers]:

@@ -142,7 +142,12 @@ class EventsSql:
         columns = ["e.r AS entity", "e.hi", "h.t", "h.r"]
         columns += [f"{tie} AS b{place}" for place, tie in enumerate(self._ties)]
         for place, (column, kind) in enumerate(self.plan.value_columns):
-            columns.append(f"{self.value(column, kind)[0]} AS v{place}")
+            expression, stored = self.value(column, kind)
+            if kind is ValueType.UNIX_TIMESTAMP and pa.types.is_timestamp(stored):
+                # Online, times are whole seconds.
+                name = type_name(stored)
+                expression = f"CAST(date_trunc('second', {expression}) AS {name})"
+            columns.append(f"{expression} AS v{place}")
         if self.known or self.items:
             on.append("h.since <= e.known AND (h.until IS NULL OR e.known < h.until)")
         return (
