@@ -28,7 +28,7 @@ from feast_dynamo_ext.errors import (
 from feast_dynamo_ext.online_store import DynamoOnlineStore
 from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 from feast_dynamo_ext.retrieval.plan import materialized_by_feast
-from feast_dynamo_ext.view_settings import refuse_needless_deletes
+from feast_dynamo_ext.view_settings import derived_of, refuse_needless_deletes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -268,9 +268,23 @@ class DynamoProvider(PassthroughProvider):
         _ = self.batch_engine
         views = list(kwargs.get("tables_to_keep", ()))
         self._check_captured(views, makes=True)
-        check_series(views)
+        check_series([*views, *self._registered_on(views, kwargs.get("tables_to_delete", ()))])
         self._check_columns(views)
         super().update_infra(*args, **kwargs)
+
+    def _registered_on(self, views: Sequence[Any], removed: Iterable[Any]) -> list[Any]:
+        """Derived views of an earlier apply over bases that are applied now."""
+        bases = {view.name for view in views}
+        gone = bases | {view.name for view in removed}
+        registered = self._own_registry().list_feature_views(self.repo_config.project)
+        self._registry = None  # it is about to change
+        return [
+            view
+            for view in registered
+            if view.name not in gone
+            and (derived := derived_of(view)) is not None
+            and derived.base in bases
+        ]
 
     def plan_infra(self, config: RepoConfig, desired_registry_proto: RegistryProto) -> Infra:
         """What `update_infra` would do, at `feast plan`."""

@@ -166,7 +166,8 @@ def test_derived_views_have_no_table(store):
         name="spend",
         aggregations=[Aggregation(column="amount", function="sum", time_window=30 * DAY)],
     )
-    store.apply([CUSTOMER, base, spend, recent(base, name="last", last=2, features=["amount"])])
+    last = recent(base, name="last", last=2, features=["amount"])
+    store.apply([CUSTOMER, base, spend, last])
     tables = table_names(store.client)
     assert [name for name in tables if name.startswith(f"{store.project}.")] == [
         f"{store.project}.purchases"
@@ -176,6 +177,12 @@ def test_derived_views_have_no_table(store):
         store.apply([CUSTOMER, shorter, spend])
     with pytest.raises(ConfigError, match="which keeps the newest row of each entity alone"):
         store.apply([CUSTOMER, view(settings=ViewSettings()), spend])
+    # Views of an earlier apply count as well, but for those that are removed.
+    for changed in (shorter, view(settings=ViewSettings())):
+        with pytest.raises(ConfigError, match="Feature view `(spend|last)`"):
+            store.apply([CUSTOMER, changed])
+    store.apply([CUSTOMER, shorter], objects_to_delete=[spend, last], partial=False)
+    assert described(store)["TableStatus"] == "ACTIVE"
 
 
 def test_a_precomputed_service_with_features_of_a_series_is_read_from_its_views(store, caplog):
