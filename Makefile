@@ -29,7 +29,8 @@ test-spark: $(VENV)/.dev $(VENV)/.dynamodb-local $(foreach version,$(or $(SPARK)
 	@for version in $(or $(SPARK),3.5.9 4.3.0); do \
 		PYTHONPATH=.venv-spark/$$version SPARK=$$version FUZZ_TIMES=$${FUZZ_TIMES:-0.05} $(BIN)/python -m pytest \
 			-W ignore::pytest.PytestUnraisableExceptionWarning -W ignore::ResourceWarning -W ignore::DeprecationWarning \
-			tests/unit/test_point_in_time*.py tests/contract/test_spark_join.py $(ARGS) || exit 1; \
+			tests/unit/test_point_in_time*.py tests/unit/test_windows.py tests/unit/test_windows_of_tables.py \
+			tests/unit/test_captured_reads.py tests/contract/test_spark_join.py $(ARGS) || exit 1; \
 	done
 
 # A tenth of the usual cases for generated tests.

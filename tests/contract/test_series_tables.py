@@ -179,7 +179,7 @@ def test_derived_views_have_no_table(store):
         store.apply([CUSTOMER, view(settings=ViewSettings()), spend])
     # Views of an earlier apply count as well, but for those that are removed.
     for changed in (shorter, view(settings=ViewSettings())):
-        with pytest.raises(ConfigError, match="Feature view `(spend|last)`"):
+        with pytest.raises(ConfigError, match=r"Feature view `(spend|last)`"):
             store.apply([CUSTOMER, changed])
     store.apply([CUSTOMER, shorter], objects_to_delete=[spend, last], partial=False)
     assert described(store)["TableStatus"] == "ACTIVE"

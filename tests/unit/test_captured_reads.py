@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import captured
@@ -16,6 +17,7 @@ from feast.types import Int64
 from history_tables import append_unsequenced
 from hypothesis import given
 from hypothesis import strategies as st
+from pit_cases import SMALL_SPARK
 from repos import NoRegistry, repo_config
 
 from feast_dynamo_ext import ViewSettings
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 
-ENGINES = ("stream", "duckdb")
+ENGINES = ("stream", "duckdb", *(["spark"] if "SPARK" in os.environ else []))
+"""Plans of one machine; `make test-spark` adds Spark."""
 LAST = 120
+ON_SPARK = {"engine": "spark", "spark_conf": SMALL_SPARK}
 
 
 def config_of(folder: Path, **more: Any) -> Any:
@@ -44,7 +48,7 @@ def retrieval(
     folder: Path, views: list[Any], pairs: Any, *, known: bool = False, plan: str = "auto"
 ) -> ParquetRetrievalJob:
     return S3ParquetOfflineStore.get_historical_features(
-        config_of(folder, join_plan=plan),
+        config_of(folder, **(ON_SPARK if plan == "spark" else {"join_plan": plan})),
         views,
         [f"{view.name}:value" for view in views],
         None if pairs is None else captured.entity_rows(pairs),

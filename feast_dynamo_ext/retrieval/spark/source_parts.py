@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from feast_dynamo_ext.aws import AwsSettings
-    from feast_dynamo_ext.parquet.listing import TableFiles
+    from feast_dynamo_ext.parquet.listing import FileView, TableFiles
+    from feast_dynamo_ext.parquet.scan import RowGroup
     from feast_dynamo_ext.storage import FileState
 
 PART_BYTES = 64 << 20
@@ -51,17 +52,39 @@ class SourceHead:
 
 
 @dataclass(frozen=True)
+class KnownViews:
+    """How the files of a part are read, without the table that says it; see `Views`.
+
+    Attributes:
+        by_path: the view of each file; None for as it stands.
+    """
+
+    by_path: Mapping[str, FileView | None]
+
+    @property
+    def are_plain(self) -> bool:
+        """See `Views.are_plain`."""
+        return all(view is None for view in self.by_path.values())
+
+    def of(self, fragment: Any) -> FileView | None:
+        """See `Views.of`."""
+        return self.by_path[fragment.path]
+
+
+@dataclass(frozen=True)
 class SourcePart:
     """Some row groups.
 
     Attributes:
         files: the files that they are of, as they were listed.
+        views: how each file is read; None for as it stands.
         groups: numbers of the row groups, a file.
         start: position of the first row in the source.
         rows: how many rows count.
     """
 
     files: tuple[FileState, ...]
+    views: tuple[FileView | None, ...]
     groups: tuple[tuple[int, ...], ...]
     start: int
     rows: int
@@ -80,7 +103,11 @@ class SourcePart:
         for fragment, groups in zip(made, self.groups, strict=True):
             with errors.of_file(fragment.path):
                 fragments.append(fragment.subset(row_group_ids=list(groups)))
-        table = None if head.table is None else replace(head.table, files=self.files)
+        table = head.table
+        if table is not None:
+            paths = (file.path for file in self.files)
+            views = KnownViews(dict(zip(paths, self.views, strict=True)))
+            table = replace(table, files=self.files, views=views)
         parts = SourceDataset(
             place,
             self.files,
@@ -97,7 +124,7 @@ def head_of(source: ParquetSource) -> SourceHead:
     """What all parts of a source have in common."""
     table = source.table
     if table is not None:
-        table = replace(table, files=(), bounds=None)
+        table = replace(table, files=(), bounds=None, views=None, deletes=frozenset())
     kinds = {name: source.schema.field(name).type for name in source.of_folders}
     settings = replace(source.settings, credentials=None)
     return SourceHead(source.uri, settings, source.schema, kinds, table, source.parts.checked)
@@ -119,7 +146,7 @@ def parts_of(source: ParquetSource, columns: Collection[str]) -> Iterator[Source
     dataset = source.parts.readable(columns)
     errors = ReadErrors(source.place, source.files, is_table=source.parts.of_log)
     files = {file.path: file for file in source.files}
-    taken: list[tuple[str, int]] = []
+    taken: list[tuple[RowGroup, int]] = []
     start = rows = size = 0
     for group in row_groups(dataset, errors.of_file, source.parts.views):
         (info,) = group.fragment.row_groups
@@ -127,7 +154,7 @@ def parts_of(source: ParquetSource, columns: Collection[str]) -> Iterator[Source
         if taken and size + more > PART_BYTES:
             yield _part(files, taken, start, rows)
             taken, start, rows, size = [], start + rows, 0, 0
-        taken.append((group.path, info.id))
+        taken.append((group, info.id))
         rows += group.rows
         size += more
     if taken:
@@ -135,14 +162,17 @@ def parts_of(source: ParquetSource, columns: Collection[str]) -> Iterator[Source
 
 
 def _part(
-    files: Mapping[str, FileState], taken: Sequence[tuple[str, int]], start: int, rows: int
+    files: Mapping[str, FileState], taken: Sequence[tuple[RowGroup, int]], start: int, rows: int
 ) -> SourcePart:
-    by_path: dict[str, list[int]] = {}
-    for path, group in taken:
-        by_path.setdefault(path, []).append(group)
+    groups: dict[str, list[int]] = {}
+    views: dict[str, FileView | None] = {}
+    for group, number in taken:
+        groups.setdefault(group.path, []).append(number)
+        views[group.path] = group.view
     return SourcePart(
-        tuple(files[path] for path in by_path),
-        tuple(tuple(groups) for groups in by_path.values()),
+        tuple(files[path] for path in groups),
+        tuple(views[path] for path in groups),
+        tuple(map(tuple, groups.values())),
         start,
         rows,
     )

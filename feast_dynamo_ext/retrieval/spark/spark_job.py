@@ -13,7 +13,7 @@ from feast_dynamo_ext.errors import OfflineStoreError, UnsupportedTypeError
 from feast_dynamo_ext.retrieval.engines.base import Result
 from feast_dynamo_ext.retrieval.job import ParquetRetrievalJob
 from feast_dynamo_ext.retrieval.join import opened, result_schema
-from feast_dynamo_ext.retrieval.spark.derived import Derived
+from feast_dynamo_ext.retrieval.spark.buckets import Bucketed
 from feast_dynamo_ext.retrieval.spark.failures import told
 from feast_dynamo_ext.retrieval.spark.point_in_time import Group
 from feast_dynamo_ext.retrieval.spark.relations import in_chunks
@@ -98,12 +98,10 @@ def _features(one: ViewOnSpark) -> Iterator[ResultColumn]:
 
 def _joined(spark: Any, views: Sequence[ViewOnSpark], entities: EntityRows) -> Any:
     """Entity rows, e0, e1 ..., and what each sees, v0_0 ..., with their numbers n; in no order."""
-    found: list[Any] = [
-        Derived(one, entities).found(spark) for one in views if one.view.derived is not None
-    ]
+    found: list[Any] = [Bucketed(one, entities).found(spark) for one in views if one.in_buckets]
     groups: list[list[ViewOnSpark]] = []
     for one in views:
-        if one.view.derived is None:
+        if not one.in_buckets:
             alike = next((group for group in groups if group[0].is_like(one)), None)
             if alike is None:
                 groups.append([one])

@@ -41,6 +41,7 @@ class ViewOnSpark:
         head: what the parts of its source have in common.
         parts: these.
         tie: the column whose greatest value wins among rows of equal times; None for positions.
+        is_decided: whether it, or positions, say which of equal rows wins, and not what they hold.
     """
 
     at: int
@@ -50,6 +51,7 @@ class ViewOnSpark:
     head: SourceHead
     parts: tuple[SourcePart, ...]
     tie: str | None
+    is_decided: bool
 
     @classmethod
     def from_plan(
@@ -61,7 +63,7 @@ class ViewOnSpark:
             OfflineStoreError: what is not joined on Spark yet, by name; see also its subclasses.
         """
         view = plan.views[at]
-        _refuse_what_is_missing(view, source)
+        _refuse_what_is_missing(view)
         pruned = prune(view, source, entities)
         history = History.from_view(view, pruned)
         match = MatchInput.from_entities(
@@ -70,7 +72,13 @@ class ViewOnSpark:
         tie = source.ties.sequence if source.ties is not None else None
         columns = {*view.narrow_columns, *view.feature_columns, *([tie] if tie else [])}
         parts = tuple(parts_of(pruned, columns))
-        return cls(at, view, history, match, head_of(pruned), parts, tie)
+        is_decided = source.ties is None or _is_decided(source, tie)
+        return cls(at, view, history, match, head_of(pruned), parts, tie, is_decided)
+
+    @property
+    def in_buckets(self) -> bool:
+        """Whether it is joined bucket by bucket; see `buckets`."""
+        return self.view.derived is not None or self.view.has_eras or not self.is_decided
 
     @property
     def key_types(self) -> list[pa.DataType]:
@@ -110,22 +118,13 @@ def _are_equal(one: Any, other: Any) -> bool:
     return bool(carry(one).equals(carry(other)))
 
 
-def _refuse_what_is_missing(view: ViewPlan, source: ParquetSource) -> None:
+def _refuse_what_is_missing(view: ViewPlan) -> None:
     """Refuse what one machine joins and Spark does not yet."""
-    why = ""
     if view.has_events_of_items:
-        why = "its events are items of a captured table, whose changes count together"
-    elif view.has_eras:
-        why = "items of the table that its source captures were deleted, which ends their features"
-    elif source.ties is not None and not _is_decided(source, source.ties.sequence):
-        why = (
-            "its source is an Iceberg table in which not every row has a sequence, so what rows "
-            "hold decides between equal ones"
-        )
-    if why:
         raise OfflineStoreError(
-            f"Feature view `{view.view}` is not joined on Spark yet: {why}. Set `engine: local` "
-            "in the offline_store block of feature_store.yaml, or leave its features out."
+            f"Feature view `{view.view}` is not joined on Spark yet: its events are items of a "
+            "captured table, whose changes count together. Set `engine: local` in the "
+            "offline_store block of feature_store.yaml, or leave its features out."
         )
 
 

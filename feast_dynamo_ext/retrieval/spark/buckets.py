@@ -1,11 +1,12 @@
-"""Lists and windows of events on Spark: each bucket of keys by the code of one machine.
+"""What a window of Spark does not say, on Spark: each bucket of keys by the code of one machine.
 
-Rows and entity rows of a key meet in one partition, entity rows first. A task writes its rows to
-its own disk as they come, in the order of the history, and then computes the view of them as of a
-small history::
+That are lists and windows of events, items of captured tables that were deleted, and tables in
+which what rows hold decides between equal ones. Rows and entity rows of a key meet in one
+partition, entity rows first. A task writes its rows to its own disk as they come, in the order of
+the history, and then joins its entity rows with them as with a small history::
 
     parts --> keys, 0, n, columns --+
-    entity rows --> keys, 1, n, ----+--> by keys --> a file of the task --> `derived_features`
+    entity rows --> keys, 1, n, ----+--> by keys --> a file of the task --> a join of one machine
 
 So lists, aggregates, late rows and ties are those of one machine, and a task holds in memory what
 `TASK_BYTES` says.
@@ -28,7 +29,8 @@ from feast_dynamo_ext.arrow_types import one_array, without_dictionary
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.duckdb_connection import Limits
 from feast_dynamo_ext.parquet.listing import Place, TableFiles
-from feast_dynamo_ext.retrieval.inputs import EntityRows, key_names
+from feast_dynamo_ext.retrieval.engines.one_pass import OnePassEngine
+from feast_dynamo_ext.retrieval.inputs import EntityRows
 from feast_dynamo_ext.retrieval.join import read_features
 from feast_dynamo_ext.retrieval.spark.carried import carried_type, carry, restore, spark_type
 from feast_dynamo_ext.retrieval.spark.failures import told
@@ -55,8 +57,8 @@ GROUP_ROWS = 1 << 17
 
 
 @dataclass(frozen=True)
-class Derived:
-    """A derived view of a join.
+class Bucketed:
+    """A view of a join whose keys are joined bucket by bucket.
 
     Attributes:
         one: the view.
@@ -69,8 +71,12 @@ class Derived:
     @property
     def _columns(self) -> list[str]:
         """Columns of the source that are needed."""
-        view, tie = self.one.view, self.one.tie
-        wanted = [*view.narrow_columns, *view.feature_columns, *([tie] if tie else [])]
+        view, source = self.one.view, self.one.history.source
+        wanted = [*view.narrow_columns, *view.feature_columns, *sorted(source.internal)]
+        if view.tombstones is not None:
+            wanted.append(view.tombstones.written)
+        if not self.one.is_decided:  # by what rows hold
+            wanted += source.schema.names
         return list(dict.fromkeys(wanted))
 
     def found(self, spark: Any) -> Any:
@@ -108,7 +114,9 @@ class Derived:
         table = self.one.head.table
         if table is None:
             return None
-        return TableFiles((), pa.schema([]), {}, ties=table.ties, internal=table.internal)
+        return TableFiles(
+            (), pa.schema([]), {}, ties=table.ties, internal=table.internal, keys=table.keys
+        )
 
     @property
     def _own(self) -> pa.Table:
@@ -139,16 +147,16 @@ class RowReader:
     columns: tuple[str, ...]
 
     def __call__(self, number: int) -> Iterator[pa.RecordBatch]:
-        """The rows of a part that have keys and an event time.
+        """The rows of a part that have keys.
 
         Raises: as `Parts.each`.
         """
         return self.parts.each(number, self._made, self.columns)
 
     def _made(self, narrow: pa.RecordBatch, start: int) -> pa.RecordBatch:
-        keys, rows = key_names(self.parts.view), narrow.num_rows
-        columns = {f"k{at}": carry(narrow.column(name)) for at, name in enumerate(keys)}
-        counts = reduce(pc.and_, (each.is_valid() for each in [*columns.values(), narrow["t"]]))
+        keys, rows = max(1, len(self.parts.view.keys)), narrow.num_rows
+        columns = {f"k{at}": carry(narrow.column(f"k{at}")) for at in range(keys)}
+        counts = reduce(pc.and_, (each.is_valid() for each in columns.values()))
         columns["s"] = pa.array(np.full(rows, OF_HISTORY, dtype=np.int8))
         columns[NUMBER] = pa.array(np.arange(start, start + rows))
         for at in range(len(self.columns)):
@@ -159,12 +167,12 @@ class RowReader:
 
 @dataclass(frozen=True)
 class BucketTask:
-    """Computes a derived view for the entity rows of some keys, on executors.
+    """Joins the entity rows of some keys with a view, on executors.
 
     Attributes:
         view: its plan.
         schema: of the rows of history.
-        table: see `Derived._table`.
+        table: see `Bucketed._table`.
         own: schema of the entity rows.
         event_time: name of the entity rows' time.
         is_known: whether only what was created by the entity row's time counts.
@@ -190,20 +198,32 @@ class BucketTask:
                 return
             asked = pa.Table.from_batches(questions)
             entities = self._entities(asked)
-            found = derived_features(
-                self.view,
-                self._source(folder, rows),
+            found = self._joined(self._source(folder, rows), entities, folder)
+            numbers = one_array(asked.column(NUMBER))
+            for start in range(0, asked.num_rows, BATCH_ROWS):
+                columns = [carry(column.slice(start, BATCH_ROWS)) for column in found]
+                yield [numbers.slice(start, BATCH_ROWS), *columns]
+
+    def _joined(
+        self, source: ParquetSource, entities: EntityRows, folder: str
+    ) -> list[pa.Array | pa.ChunkedArray]:
+        view, limits = self.view, Limits(None, 1, folder)
+        if view.derived is not None:
+            return derived_features(
+                view,
+                source,
                 entities,
-                Limits(None, 1, folder),
+                limits,
                 read_features,
                 known=self.is_known,
                 threads=1,
                 most_bytes=TASK_BYTES,
             )
-            numbers = one_array(asked.column(NUMBER))
-            for start in range(0, asked.num_rows, BATCH_ROWS):
-                columns = [carry(column.slice(start, BATCH_ROWS)) for column in found]
-                yield [numbers.slice(start, BATCH_ROWS), *columns]
+        engine = OnePassEngine(limits.memory_limit, limits.threads, limits.spill_folder)
+        match = engine.matcher(entities, created_by_entity_time=self.is_known)
+        names = view.feature_columns
+        found = read_features(source, names, match(view, source, 1), 1)
+        return [found[name] for name in names]
 
     def _written(
         self, batches: Iterator[pa.RecordBatch], questions: list[pa.RecordBatch], path: Path
@@ -241,7 +261,7 @@ class BucketTask:
     def _source(self, folder: str, rows: int) -> ParquetSource:
         files = Place.from_uri(folder, AwsSettings()).files(self.view.view)
         groups = pq.read_metadata(Path(folder) / "rows.parquet").num_row_groups
-        part = SourcePart(files, (tuple(range(groups)),), 0, rows)
+        part = SourcePart(files, (None,), (tuple(range(groups)),), 0, rows)
         return part.open(
             SourceHead(folder, AwsSettings(), self.schema, {}, self.table, frozenset())
         )
