@@ -149,7 +149,6 @@ def _job_command(
     """
 
     def decorate(make: Callable[..., JobService]) -> Any:
-        @functools.wraps(make)
         def run(output: Output, repo: Path, region: str | None, **choices: Any) -> None:
             checked = tuple(choices["command"])
             check_command(checked, click.get_current_context().find_root().command)
@@ -157,13 +156,15 @@ def _job_command(
             _run(make(packed, **choices), packed, choices, output)
 
         # Those of the service come first in its help.
-        of_service = list(make.__click_params__)
-        run.__click_params__ = []
+        made: Any = make
+        of_service = list(made.__click_params__)
+        made.__click_params__.clear()
+        decorated: Any = functools.wraps(make)(run)
         for option in reversed(OPTIONS):
-            run = option(run)
-        run.__click_params__.extend(of_service)
+            decorated = option(decorated)
+        decorated.__click_params__.extend(of_service)
         settings = {"allow_interspersed_args": False}
-        return submit.command(name, short_help=short_help, context_settings=settings)(run)
+        return submit.command(name, short_help=short_help, context_settings=settings)(decorated)
 
     return decorate
 

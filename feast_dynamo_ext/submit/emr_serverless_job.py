@@ -134,7 +134,8 @@ class EmrServerlessJob:
         if settings.archive is not None:
             if not settings.archive.endswith(ARCHIVES):
                 raise ConfigError(
-                    f"`{settings.archive}` is no archive that Spark unpacks: {', '.join(ARCHIVES)}."
+                    f"`{settings.archive}` is no archive that Spark unpacks. It takes "
+                    f"{', '.join(ARCHIVES)}."
                 )
             spark["spark.archives"] = f"{settings.archive}#{ENVIRONMENT}"
             spark |= dict.fromkeys(PYTHON_OF, PYTHON)

@@ -188,8 +188,8 @@ def _pinned(requirement: Requirement, python: str | None) -> str:
 
 def _is_for(name: str, python: str | None) -> bool:
     """Whether the version of a package that is installed here is for a Python."""
-    needs = metadata.metadata(name).get("Requires-Python")
-    return python is None or not needs or SpecifierSet(needs).contains(f"{python}.0")
+    needs = metadata.metadata(name).get_all("Requires-Python") or []
+    return python is None or all(SpecifierSet(each).contains(f"{python}.0") for each in needs)
 
 
 def _installed(name: str) -> str | None:
