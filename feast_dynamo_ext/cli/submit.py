@@ -515,7 +515,8 @@ def _missing(command: click.Command, context: click.Context, words: list[str]) -
     given, _, _ = command.make_parser(context).parse_args(list(words))
     for parameter in command.get_params(context):
         value = given.get(parameter.name or "")
-        if parameter.required and value in (None, (), "") and not parameter.envvar:
+        is_missing = value is None or parameter.value_is_missing(value)
+        if parameter.required and is_missing and not parameter.envvar:
             return parameter.make_metavar(context)
     return ""
 

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext import aws as aws_access
-from feast_dynamo_ext.errors import ConfigError
+from feast_dynamo_ext.errors import ConfigError, ResourceNotFoundError
 from feast_dynamo_ext.job_following import CloudWatchLog, GzipLog
 from feast_dynamo_ext.sagemaker.request_check import check_request
 from feast_dynamo_ext.sagemaker.training_job import job_name, request_token
@@ -170,12 +170,15 @@ class EmrServerlessJob:
     def find(self) -> SubmittedJob | None:
         """See `JobService`: the newest run of that name, of the last seven days."""
         client = aws_access.client("emr-serverless", self._aws)
-        with aws_access.translated("emr-serverless", self.subject):
-            pages = client.get_paginator("list_job_runs").paginate(
-                applicationId=self._settings.application,
-                createdAtAfter=datetime.now(timezone.utc) - FOUND_WITHIN,
-            )
-            found = [run for page in pages for run in page["jobRuns"] if self._is_ours(run)]
+        pages = client.get_paginator("list_job_runs").paginate(
+            applicationId=self._settings.application,
+            createdAtAfter=datetime.now(timezone.utc) - FOUND_WITHIN,
+        )
+        try:
+            with aws_access.translated("emr-serverless", self.subject):
+                found = [run for page in pages for run in page["jobRuns"] if self._is_ours(run)]
+        except ResourceNotFoundError:  # of the application, which a start says with more reason
+            return None
         newest = max(found, key=lambda run: run["createdAt"], default=None)
         return None if newest is None else self.look(newest["id"])
 
