@@ -111,6 +111,7 @@ ERROR_BY_CODE: dict[str, type[AwsError]] = {
     "Throttling": ThrottledError,
     "TooManyRequestsException": ThrottledError,
     "LimitExceededException": ThrottledError,
+    "ConcurrentRunsExceededException": ThrottledError,
     "SlowDown": ThrottledError,
     "InternalServerError": AwsUnavailableError,
     "InternalFailure": AwsUnavailableError,

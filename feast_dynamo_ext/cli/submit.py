@@ -45,7 +45,7 @@ def submit() -> None:
 
     This package, as it is installed here, and the repo, without caches, environments and secrets,
     are uploaded once below --destination. The request is held against AWS's service model before
-    anything is sent. The same command again finds the job that it started.
+    anything is sent. The same command again follows the job that it started, while that runs.
 
     \b
     feast-dynamo submit glue --role glue-features --destination s3://my-features/jobs \\
@@ -89,7 +89,11 @@ OPTIONS = (
     ),
     click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=pairs),
     click.option("--name", metavar="NAME", help="Base of the job's name. Default: the command."),
-    click.option("--token", default="", help="Another token starts another job of the same."),
+    click.option(
+        "--token",
+        default="",
+        help="With the same token, the job runs once. Default: once at a time.",
+    ),
     click.option(
         "--wheel",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -487,10 +491,13 @@ def check_command(words: Sequence[str], ours: click.Command) -> None:
         _check_words(program, cli, rest)
 
 
-def _check_words(name: str, command: click.Command, words: list[str]) -> None:
+def _check_words(
+    name: str, command: click.Command, words: list[str], parent: click.Context | None = None
+) -> None:
     from feast_dynamo_ext.config import did_you_mean
 
-    context = click.Context(command, info_name=name)
+    # As click makes it: a command keeps the help option that its first context gave it.
+    context = click.Context(command, parent, name, **command.context_settings)
     try:
         _, left, _ = command.make_parser(context).parse_args(list(words))
     except click.UsageError as error:
@@ -507,7 +514,7 @@ def _check_words(name: str, command: click.Command, words: list[str]) -> None:
     if found is None:
         hint = did_you_mean(left[0], command.list_commands(context), "It has")
         raise click.UsageError(f"`{name}` has no command `{left[0]}`. {hint}")
-    _check_words(f"{name} {left[0]}", found, left[1:])
+    _check_words(f"{name} {left[0]}", found, left[1:], context)
 
 
 def _missing(command: click.Command, context: click.Context, words: list[str]) -> str:
@@ -534,7 +541,7 @@ def _run(service: JobService, packed: _Packed, choices: dict[str, Any], output: 
     sent = [upload.size for upload in service.uploads if upload.send(packed.aws.s3)]
     if sent:
         output.note(f"Uploaded {counted(len(sent), 'file')} ({short(sum(sent))}B).")
-    found = submit_job(service, poll_s=choices["poll_s"])
+    found = submit_job(service, only_once=bool(choices["token"]), poll_s=choices["poll_s"])
     job = found.job
     output.note(f"{'Started' if found.is_new else 'Found'} {service.subject}: {job.console}")
     if not choices["wait"]:

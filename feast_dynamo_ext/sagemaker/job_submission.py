@@ -122,15 +122,10 @@ def _find(name: str, aws: AwsSettings) -> TrainingJob | None:
     except ResourceNotFoundError:
         return None
     except AwsError as error:
-        if is_not_there(error):
+        # SageMaker has no code of its own for it; the other words are of a stand-in.
+        if "Validation" in error.code and NOT_THERE.search(str(error)):
             return None
         raise
-
-
-def is_not_there(error: AwsError) -> bool:
-    """Whether SageMaker says that there is no such job."""
-    # It has no code of its own for it; the other words are of a stand-in.
-    return "Validation" in error.code and NOT_THERE.search(str(error)) is not None
 
 
 def _refuse_other(job: TrainingJob, request: Mapping[str, Any]) -> None:

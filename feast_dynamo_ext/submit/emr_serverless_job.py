@@ -185,11 +185,14 @@ class EmrServerlessJob:
     def _is_ours(self, run: Mapping[str, Any]) -> bool:
         return run.get("name") == self.name
 
-    def start(self) -> SubmittedJob:
+    def start(self, previous: SubmittedJob | None) -> SubmittedJob:
         """See `JobService`: the client token makes a second start the same."""
         role, aws = self._settings.role, self._aws
+        request = dict(self._request)
+        if previous is not None:
+            request["clientToken"] = request_token(request, previous.id)
         with translated_start("emr-serverless", PRINCIPAL, self.subject, role, aws) as client:
-            run_id = client.start_job_run(**self._request)["jobRunId"]
+            run_id = client.start_job_run(**request)["jobRunId"]
         return self.look(run_id)
 
     def look(self, job_id: str) -> SubmittedJob:

@@ -1,4 +1,4 @@
-"""A command as a job of AWS Glue: one job definition for each thing to run, and one run of it.
+"""A command as a job of AWS Glue: a job definition for each thing to run, and one run at a time.
 
 Glue has no token that makes StartJobRun idempotent. So what runs is part of the definition's name,
 and a definition has one run at a time: a start that is sent twice is refused.
@@ -180,7 +180,7 @@ class GlueJob:
             return None
         return self._described(found[0]) if found else None
 
-    def start(self) -> SubmittedJob:
+    def start(self, previous: SubmittedJob | None) -> SubmittedJob:
         """See `JobService`: define the job, if it is not, and run it."""
         role = self._settings.role
         with translated_start("glue", PRINCIPAL, self.subject, role, self._aws) as client:
@@ -195,8 +195,8 @@ class GlueJob:
                 run_id = client.start_job_run(**self._start)["JobRunId"]
             except client.exceptions.ConcurrentRunsExceededException:
                 found = self.find()
-                if found is None:
-                    raise
+                if found is None or (previous is not None and found.id == previous.id):
+                    raise  # it is not listed yet
                 return found
         return self.look(run_id)
 

@@ -6,14 +6,16 @@ from there, with what it requires, and leaves the reason of a failure where Sage
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext import aws as aws_access
-from feast_dynamo_ext.errors import AwsError, ConfigError
+from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.job_following import CloudWatchLog
-from feast_dynamo_ext.sagemaker.job_submission import host_of_stream, is_not_there
+from feast_dynamo_ext.sagemaker.job_submission import host_of_stream
 from feast_dynamo_ext.sagemaker.request_check import check_request
 from feast_dynamo_ext.sagemaker.training_job import job_name, request_token
 from feast_dynamo_ext.submit.submitted_job import SubmittedJob, console_url, translated_start
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 PRINCIPAL = "sagemaker.amazonaws.com"
 LOG_GROUP = "/aws/sagemaker/ProcessingJobs"
+MOST_BASE_CHARS, NEXT_CHARS = 40, 8
+"""Of a name: it has 63, with 12 of the digest of the inputs, and those of the job before."""
+
 PYTHON, SPARK_PYTHON = "3.10", "3.12"
 """Of AWS's scikit-learn and Spark containers."""
 
@@ -109,7 +114,8 @@ class ProcessingJob:
         self._conf = self._configuration(bundle)
         self.uploads = (*([self._conf] if self._conf else []), *self._files.uploads)
         request = self._made()
-        self.name = job_name(name or bundle.base_name, request_token(request, token))
+        words = (name or bundle.base_name)[:MOST_BASE_CHARS]
+        self.name = job_name(words, request_token(request, token))
         self.subject = f"processing job `{self.name}`"
         self._request = {"ProcessingJobName": self.name, **request}
         if tags:
@@ -185,24 +191,29 @@ class ProcessingJob:
         check_request("CreateProcessingJob", self._request, subject=self.subject)
 
     def find(self) -> SubmittedJob | None:
-        """See `JobService`: SageMaker has each name once, for ever."""
-        try:
-            return self.look(self.name)
-        except AwsError as error:
-            if error.code == "ResourceNotFound" or is_not_there(error):
-                return None
-            raise
+        """See `JobService`: the newest job whose name begins with this one's."""
+        client = aws_access.client("sagemaker", self._aws)
+        with aws_access.translated("sagemaker", self.subject):
+            found = client.list_processing_jobs(
+                NameContains=self.name, SortBy="CreationTime", SortOrder="Descending"
+            )["ProcessingJobSummaries"]
+        newest = max(found, key=lambda job: job["CreationTime"], default=None)
+        return None if newest is None else self.look(newest["ProcessingJobName"])
 
-    def start(self) -> SubmittedJob:
-        """See `JobService`."""
+    def start(self, previous: SubmittedJob | None) -> SubmittedJob:
+        """See `JobService`: SageMaker has a name once, so the next one follows from the last."""
         role, aws = self._settings.role, self._aws
-        with translated_start("sagemaker", PRINCIPAL, self.subject, role, aws) as client:
-            try:
-                client.create_processing_job(**self._request)
-            except client.exceptions.ResourceInUse:
-                # Somebody else was quicker, or this very call has been sent before.
-                return self.look(self.name)
-        return self.look(self.name)
+        name = self.name
+        if previous is not None:
+            name += f"-{hashlib.sha256(previous.name.encode()).hexdigest()[:NEXT_CHARS]}"
+        request = {**self._request, "ProcessingJobName": name}
+        with (
+            translated_start("sagemaker", PRINCIPAL, self.subject, role, aws) as client,
+            # Somebody else may have been quicker, or this very call have been sent before.
+            contextlib.suppress(client.exceptions.ResourceInUse),
+        ):
+            client.create_processing_job(**request)
+        return self.look(name)
 
     def look(self, job_id: str) -> SubmittedJob:
         """See `JobService`."""

@@ -189,7 +189,8 @@ def program_of(command: Sequence[str]) -> list[str]:
     """
     if not command or command[0] not in PROGRAMS:
         raise JobError(f"A job runs {', '.join(PROGRAMS)}, and not `{' '.join(command)}`.")
-    return [sys.executable, *PROGRAMS[command[0]], *command[1:]]
+    # Absolute, as the command runs in another folder.
+    return [os.path.abspath(sys.executable), *PROGRAMS[command[0]], *command[1:]]  # noqa: PTH100 - no link is followed
 
 
 def run_program(
@@ -239,6 +240,8 @@ def _passed_on(process: subprocess.Popen[str]) -> Iterator[None]:
 def _environment(job: dict[str, Any]) -> dict[str, str]:
     """Of the command: that of this process, the job's own, and its region where none is set."""
     found = {**os.environ, "PYTHONUNBUFFERED": "1", **job["environment"]}
+    paths = filter(None, found.get("PYTHONPATH", "").split(os.pathsep))
+    found["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths))
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         found.setdefault(name, job["region"])
     return found

@@ -1,14 +1,16 @@
 """A job of one command, whatever the service: started once, followed, or stopped.
 
-    request, token -> the job's name -> is there such a job? -- no --> start it
-                                             | yes                        |
-                                             v                            v
+    request, token -> the job's name -> is one of it under way? -- no --> start it
+                                             | yes                          |
+                                             v                              v
                                       follow: status and log until it has ended
                                              v
                               done, or one error with the job's own reason
 
 A job's name follows from what it is made of. So the same command, run again after an answer was
-lost or its terminal closed, finds the job that it started, and starts nothing twice.
+lost or its terminal closed, finds the job that it started, and starts nothing twice. Once that has
+ended, the same command starts the next: each night, for example. With a token of its own it runs
+once, whatever has become of it.
 """
 
 from __future__ import annotations
@@ -110,11 +112,11 @@ class JobService(Protocol):
         ...
 
     def find(self) -> SubmittedJob | None:
-        """The job, if it was started before."""
+        """The newest job of the same inputs, also one that has ended."""
         ...
 
-    def start(self) -> SubmittedJob:
-        """Start the job; where it was started before, gives that one."""
+    def start(self, previous: SubmittedJob | None) -> SubmittedJob:
+        """Start a job after another, which has ended; sent twice, it starts one."""
         ...
 
     def look(self, job_id: str) -> SubmittedJob:
@@ -147,30 +149,38 @@ class JobSubmission:
     is_new: bool
 
 
-def submit_job(service: JobService, *, poll_s: float = POLL_S) -> JobSubmission:
-    """Start a job, or find the one that was started with the same inputs.
+def submit_job(
+    service: JobService, *, only_once: bool = False, poll_s: float = POLL_S
+) -> JobSubmission:
+    """Start a job, or find the one with the same inputs that is under way.
 
-    A call whose answer was lost is not sent again before the job has been looked for.
+    A call whose answer was lost is not sent again before the job has been looked for, and then as
+    one that the service takes for the same.
+
+    Args:
+        service: the job.
+        only_once: whether one that has ended is the one that is wanted, too.
+        poll_s: seconds between two calls.
 
     Raises:
         RequestError: what AWS's service model does not allow; nothing was sent.
         AwsError: the service refused.
     """
     service.check()
-    found = service.find()
-    if found is not None:
-        return JobSubmission(found, is_new=False)
+    before = service.find()
+    if before is not None and (only_once or not before.has_ended):
+        return JobSubmission(before, is_new=False)
     waits = Waits(poll_s)
     for failed in range(1, MOST_STARTS):
         try:
-            return JobSubmission(service.start(), is_new=True)
+            return JobSubmission(service.start(before), is_new=True)
         except (ThrottledError, AwsUnavailableError) as error:  # noqa: PERF203
             logger.info("Looking for what was started: %s", error)
             waits.wait(failed)
             found = waits.answer(service.find)
-            if found is not None:
+            if found is not None and (before is None or found.id != before.id):
                 return JobSubmission(found, is_new=True)
-    return JobSubmission(service.start(), is_new=True)
+    return JobSubmission(service.start(before), is_new=True)
 
 
 def follow_job(
@@ -196,8 +206,7 @@ def follow_job(
     why = ended.reason.rstrip(".\n ") or "the service gives no reason"
     ending = f" The end of its log: {' | '.join(log.last)}" if log.last else ""
     raise SubmittedJobError(
-        f"{service.subject} ended as {ended.status}: {why}.{ending} The same command finds this "
-        "job again; another --token starts a new one.",
+        f"{service.subject} ended as {ended.status}: {why}.{ending}",
         name=ended.name,
         status=ended.status,
         failure_reason=ended.reason,

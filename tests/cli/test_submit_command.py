@@ -59,7 +59,7 @@ def keys(bucket: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_moto_takes_the_job_which_is_followed_and_found_again(kind, options, bucket, repo):
-    command = [*options(kind), "--json", "--", *COMMAND]
+    command = [*options(kind), "--json", "--token", "1", "--", *COMMAND]
     first = run(*command)
     answer = json.loads(first.stdout)
     assert answer["name"].startswith("feast-dynamo-materialize-")
@@ -85,6 +85,10 @@ def test_moto_takes_the_job_which_is_followed_and_found_again(kind, options, buc
     assert json.loads(again.stdout)["id"] == answer["id"]
     assert "Found " in again.stderr
     assert "Uploaded" not in again.stderr
+    assert keys(bucket) == before
+    without = [word for word in command if word not in ("--token", "1")]
+    nightly = [json.loads(run(*without).stdout) for _ in range(3)]
+    assert len({job["id"] for job in nightly}) == 3
     assert keys(bucket) == before
     (repo / "views.py").write_text("VIEWS = 2\n")
     other = run(*command)

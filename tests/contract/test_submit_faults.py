@@ -113,9 +113,43 @@ def test_a_job_is_started_once_and_followed_with_its_log_to_its_end(kind, server
     assert news.lines == [(host, "one"), (host, "two")]
     assert (ended.name, ended.has_succeeded) == (made.name, True)
     assert ended.console.startswith("https://us-east-1.console.aws.amazon.com/")
-    again = submit_job(made, poll_s=0)
-    assert (again.is_new, again.job.id) == (False, found.job.id)
     assert server.count(START[kind]) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_job_is_found_while_it_runs_and_started_anew_when_it_has_ended(kind, server, job):
+    made = job(kind)
+    first = submit_job(made, poll_s=0)
+    again = submit_job(made, poll_s=0)
+    assert (again.is_new, again.job.id) == (False, first.job.id)
+    follow_job(made, first.job, News().news, poll_s=0)
+    once = submit_job(made, only_once=True, poll_s=0)
+    assert (once.is_new, once.job.id, once.job.has_ended) == (False, first.job.id, True)
+    assert server.count(START[kind]) == 1
+    # An answer that is lost starts no third one.
+    server.faults = [(START[kind], None)]
+    second = submit_job(made, poll_s=0)
+    assert second.is_new
+    assert second.job.id != first.job.id
+    assert server.runs == [first.job.id, second.job.id]
+    found = submit_job(made, poll_s=0)
+    assert (found.is_new, found.job.id) == (False, second.job.id)
+    assert server.count(START[kind]) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_that_start_the_next_job_at_once_follow_one(kind, server, job):
+    made = job(kind)
+    first = submit_job(made, poll_s=0).job
+    first = follow_job(made, first, News().news, poll_s=0)
+    one = made.start(first)
+    if kind == "glue":
+        server.runs.reverse()  # the newest is not listed yet
+        with pytest.raises(AwsError, match=r"ConcurrentRunsExceeded"):
+            made.start(first)
+        server.runs.reverse()
+    assert made.start(first).id == one.id
+    assert server.runs == [first.id, one.id]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,7 +167,6 @@ def test_a_job_that_fails_is_one_error_with_its_own_reason_and_the_end_of_its_lo
     text = str(error.value)
     assert f"`{made.name}` ended as {status}: " in text
     assert "JobError: no rows. The end of its log: one | two" in text
-    assert "another --token starts a new one" in text
     assert (error.value.name, error.value.status) == (made.name, status)
 
 
@@ -183,9 +216,10 @@ def test_two_that_start_a_glue_job_at_once_follow_one_run(server, job):
 def test_two_that_start_a_processing_job_at_once_follow_one(server, job):
     made = job("processing")
     server.CreateProcessingJob(made.requests["CreateProcessingJob"])
-    server.faults = [("DescribeProcessingJob", "ResourceNotFound")]
+    # That of the other was not listed yet.
+    server.ListProcessingJobs = lambda _body: (200, {"ProcessingJobSummaries": []})
     assert submit_job(made, poll_s=0).job.name == made.name
-    assert server.count("CreateProcessingJob") == 1
+    assert server.runs == [made.name]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,6 +1,6 @@
 """Glue, EMR Serverless, SageMaker Processing and their logs that answer from a script.
 
-What moto has no stages, faults, lost answers or logs for. One job of each is enough: all runs go
+What moto has no stages, faults, lost answers or logs for. One job is enough: each of its runs goes
 through the same `states`, one a look.
 """
 
@@ -11,7 +11,6 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-RUN = "jr_1"
 EMR_PATH = re.compile(r"/applications/(\w+)/jobruns(?:/(\w+))?")
 
 
@@ -36,7 +35,8 @@ class SubmitServer:
         self.requests: list[tuple[str, dict]] = []
         self.jobs: dict[str, dict] = {}
         self.runs: list[str] = []
-        self.looks = 0
+        self.tokens: dict[str, str] = {}
+        self.looks, self.has_ended = 0, False
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -90,6 +90,7 @@ class SubmitServer:
     def _state(self) -> dict:
         state = self.states[min(self.looks, len(self.states) - 1)]
         self.looks += 1
+        self.has_ended = self.looks >= len(self.states)
         return {"state": state, **(self.extra if self.looks >= len(self.states) else {})}
 
     # Glue
@@ -107,26 +108,39 @@ class SubmitServer:
 
     def StartJobRun(self, body: dict) -> tuple[int, dict]:  # noqa: N802 - as AWS calls it
         if "applicationId" in body:
-            if not self.runs:
-                self.runs.append("1")
-                self.jobs["1"] = body
-            arn = "arn:aws:emr-serverless:us-east-1:123456789012:/applications/00f/jobruns/1"
-            return 200, {"applicationId": "00f", "jobRunId": "1", "arn": arn}
+            token = body["clientToken"]
+            if token not in self.tokens:
+                self.tokens[token] = str(len(self.tokens) + 1)
+                self._next(self.tokens[token])
+                self.jobs[self.tokens[token]] = body
+            run = self.tokens[token]
+            arn = f"arn:aws:emr-serverless:us-east-1:123456789012:/applications/00f/jobruns/{run}"
+            return 200, {"applicationId": "00f", "jobRunId": run, "arn": arn}
         if body["JobName"] not in self.jobs:
             return refusal("EntityNotFoundException", "no such job")
-        if self.runs:
+        if self.runs and not self.has_ended:
             return refusal("ConcurrentRunsExceededException", "one is running")
-        self.runs.append(RUN)
-        return 200, {"JobRunId": RUN}
+        self._next(f"jr_{len(self.runs) + 1}")
+        return 200, {"JobRunId": self.runs[-1]}
+
+    def _next(self, run: str) -> None:
+        self.runs.append(run)
+        self.looks, self.has_ended = 0, False
 
     def GetJobRuns(self, body: dict) -> tuple[int, dict]:  # noqa: N802 - as AWS calls it
         if body["JobName"] not in self.jobs:
             return refusal("EntityNotFoundException", "no such job")
-        return 200, {"JobRuns": [{"Id": run, "JobRunState": "RUNNING"} for run in self.runs]}
+        state = self.states[-1] if self.has_ended else "RUNNING"
+        runs = [{"Id": run, "JobRunState": state} for run in reversed(self.runs)]
+        return 200, {"JobRuns": runs}
 
     def GetJobRun(self, body: dict) -> tuple[int, dict]:  # noqa: N802 - as AWS calls it
         found = self._state()
-        run = {"Id": RUN, "JobRunState": found.pop("state"), "LogGroupName": "/aws-glue/jobs/"}
+        run = {
+            "Id": body["RunId"],
+            "JobRunState": found.pop("state"),
+            "LogGroupName": "/aws-glue/jobs/",
+        }
         return 200, {"JobRun": {**run, "ExecutionTime": 61, **found}}
 
     def BatchStopJobRun(self, body: dict) -> tuple[int, dict]:  # noqa: N802 - as AWS calls it
@@ -135,8 +149,9 @@ class SubmitServer:
     # EMR Serverless
 
     def ListJobRuns(self, body: dict) -> tuple[int, dict]:  # noqa: N802 - as AWS calls it
-        runs = [{"id": run, "name": self.jobs[run]["name"], "createdAt": 1.0} for run in self.runs]
-        return 200, {"jobRuns": [{"id": "0", "name": "other", "createdAt": 2.0}, *runs]}
+        names = {run: self.jobs[run]["name"] for run in self.runs}
+        runs = [{"id": run, "name": names[run], "createdAt": float(run)} for run in names]
+        return 200, {"jobRuns": [{"id": "0", "name": "other", "createdAt": 9.0}, *runs]}
 
     def GetEmrRun(self, body: dict) -> tuple[int, dict]:  # noqa: N802 - as AWS calls it
         return 200, {"jobRun": {**self._state(), "totalExecutionDurationSeconds": 61}}
@@ -151,6 +166,7 @@ class SubmitServer:
         if name in self.jobs:
             return refusal("ResourceInUse", "names must be unique")
         self.jobs[name] = body
+        self._next(name)
         arn = f"arn:aws:sagemaker:us-east-1:123456789012:processing-job/{name}"
         return 200, {"ProcessingJobArn": arn}
 
@@ -160,6 +176,13 @@ class SubmitServer:
         found = self._state()
         job = {"ProcessingJobName": body["ProcessingJobName"], "ProcessingStartTime": 1.0}
         return 200, {**job, "ProcessingJobStatus": found.pop("state"), **found}
+
+    def ListProcessingJobs(self, body: dict) -> tuple[int, dict]:  # noqa: N802 - as AWS calls it
+        names = [name for name in self.runs if body["NameContains"] in name]
+        found = [
+            {"ProcessingJobName": name, "CreationTime": float(at)} for at, name in enumerate(names)
+        ]
+        return 200, {"ProcessingJobSummaries": found[::-1]}
 
     def StopProcessingJob(self, body: dict) -> tuple[int, dict]:  # noqa: N802 - as AWS calls it
         return 200, {}
