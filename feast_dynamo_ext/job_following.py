@@ -39,9 +39,6 @@ LONGEST_WAIT_S = 60.0
 MOST_REFUSALS = 20
 """Throttled or failed calls in a row after which following a job is given up."""
 
-READS_AFTER_END = 2
-"""Of the log, that must find nothing new: it comes some seconds late."""
-
 
 class FollowedJob(Protocol):
     """A job as it was looked at."""
@@ -60,11 +57,13 @@ class Log(Protocol):
 
     Attributes:
         last: the end of it.
-        is_readable: False once it was refused, or where there is none.
+        is_readable: False once it was refused.
+        quiet_reads: that must find nothing new once the job has ended: its log comes late.
     """
 
     last: deque[str]
     is_readable: bool
+    quiet_reads: int
 
     def read(self) -> int:
         """Show what is new; gives the number of lines."""
@@ -126,7 +125,7 @@ def follow(
             break
         waits.wait()
     quiet = 0
-    while quiet < READS_AFTER_END and log.is_readable:
+    while quiet < log.quiet_reads and log.is_readable:
         waits.wait()
         quiet = 0 if waits.answer(log.read) else quiet + 1
     return job
@@ -134,6 +133,8 @@ def follow(
 
 class CloudWatchLog:
     """A job's log in CloudWatch: a stream for each host."""
+
+    quiet_reads = 2
 
     def __init__(
         self,
@@ -223,6 +224,8 @@ class CloudWatchLog:
 class GzipLog:
     """A job's log in one gzip file on S3, which is replaced by a longer one now and then."""
 
+    quiet_reads = 6
+
     def __init__(
         self,
         uri: str,
@@ -286,15 +289,3 @@ def _unzipped(data: bytes) -> bytes:
             break
         data = part.unused_data
     return found
-
-
-class NoLog:
-    """The log of a job that keeps none that can be read."""
-
-    def __init__(self) -> None:
-        self.last: deque[str] = deque(maxlen=LAST_LINES)
-        self.is_readable = False
-
-    def read(self) -> int:
-        """Nothing."""
-        return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 from submit_repo import bundle_of, write_submit_repo
@@ -123,6 +125,51 @@ def test_a_package_that_pip_cannot_install_is_a_reason(run):
     assert code == 70
     assert error.startswith("The package could not be installed: ")
     assert "no-such==" in error
+
+
+@pytest.mark.slow
+def test_pip_installs_the_package_before_the_command_runs(run, tmp_path, monkeypatch):
+    target = tmp_path / "installed"
+    # What the command needs besides is here already.
+    for name, value in (("NO_INDEX", "1"), ("NO_DEPS", "1"), ("TARGET", str(target))):
+        monkeypatch.setenv(f"PIP_{name}", value)
+    where = "import feast_dynamo_ext; print(feast_dynamo_ext.__file__)"
+    environment = {"PYTHONPATH": str(target)}
+    code, out, error = run(
+        *("python", "-c", where), package="install", requirements=(), environment=environment
+    )
+    assert (code, error) == (0, "")
+    assert out.splitlines()[-1] == f"{target}/feast_dynamo_ext/__init__.py"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("pyspark") is None, reason="PySpark is not installed")
+def test_a_session_that_the_command_opens_is_that_of_the_job(tmp_path):
+    """spark-submit starts the entry script, whose command is a process of its own."""
+    import pyspark
+
+    repo = write_submit_repo(tmp_path / "repo")
+    (repo / "count.py").write_text(
+        "from pyspark.sql import SparkSession\n"
+        "session = SparkSession.builder.getOrCreate()\n"
+        "print(session.range(100).count(), session.conf.get('spark.of.job'))\n"
+    )
+    packed = bundle_of(repo, command=("python", "count.py")).files("installed")
+    (tmp_path / "repo.tar.gz").write_bytes(packed.repo.data)
+    job = json.loads(packed.job.data) | {"repo": str(tmp_path / "repo.tar.gz")}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    home = str(Path(pyspark.__file__).parent)
+    command = [f"{home}/bin/spark-submit", "--master", "local[1]", "--conf", "spark.of.job=yes"]
+    command += ["--conf", "spark.ui.enabled=false", str(ENTRY)]
+    done = subprocess.run(
+        [*command, "--feast-dynamo-job", str(tmp_path / "job.json")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_HOME": home},
+    )
+    assert done.stdout.splitlines()[-1] == "100 yes"
 
 
 def tar_of(name: str) -> bytes:
