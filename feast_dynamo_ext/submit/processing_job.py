@@ -34,7 +34,7 @@ MOST_BASE_CHARS, NEXT_CHARS = 40, 8
 """Of a name: it has 63, with 12 of the digest of the inputs, and those of the job before."""
 
 PYTHON, SPARK_PYTHON = "3.10", "3.12"
-"""Of AWS's scikit-learn and Spark containers."""
+"""Of AWS's scikit-learn and Spark containers, as their Dockerfiles say."""
 
 ENDED = frozenset({"Completed", "Failed", "Stopped"})
 CONTAINER = "/opt/ml/processing"

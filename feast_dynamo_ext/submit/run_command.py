@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 OLDEST_PYTHON = (3, 10)
 LAST_LINES = 5
-MOST_REASON_CHARS = 1_000
+MOST_REASON_CHARS, MOST_SAID_CHARS = 1_000, 700
+"""Of a failure's reason, of which SageMaker keeps 1 KB, and of what the command printed."""
+
 FAILED, NOT_RUN = 1, 70
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -110,7 +112,8 @@ def run(job_uri: str, inputs: str | None, folder: Path) -> None:
     _say(f"feast-dynamo job: {' '.join(command)}")
     code, last = run_program(program_of(command), repo, environment)
     if code:
-        said = f": {' | '.join(last)}" if last else ""
+        # The end of it: what went wrong comes last.
+        said = f": {' | '.join(last)[-MOST_SAID_CHARS:]}" if last else ""
         raise JobError(f"`{' '.join(command)}` ended with exit code {code}{said}", code)
 
 

@@ -93,6 +93,16 @@ def test_a_command_that_fails_ends_the_job_with_its_code_and_a_reason(run, tmp_p
     assert message.read_text() == error.rstrip()
 
 
+def test_a_reason_ends_with_what_went_wrong_however_much_was_printed(run, tmp_path):
+    message = tmp_path / "message"
+    text = "print('x' * 5_000); raise SystemExit('error: no rows')"
+    run("python", "-c", text, options=("--feast-dynamo-message", message))
+    reason = message.read_text()
+    assert reason.startswith("`python -c ")
+    assert reason.endswith("error: no rows")
+    assert len(reason) <= 1_000
+
+
 def test_glue_gets_the_reason_as_an_exception(run):
     code, _, error = run(
         "python", "script.py", "7", options=("--feast-dynamo-on-failure", "raise")
