@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import datetime, timezone
 from pathlib import Path
 
 import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from feast import FeatureStore
 from submit_repo import COMMAND, ROLE, write_submit_repo
 from submit_server import SubmitServer
 
@@ -221,6 +225,60 @@ def test_the_job_that_was_uploaded_runs_from_s3(options, bucket, moto_endpoint, 
     assert failed.returncode == 70
     assert f"{missing} cannot be read: " in failed.stderr
     assert "needs s3:GetObject" in failed.stderr
+
+
+VIEWS = """
+from datetime import timedelta
+
+from feast import Entity, FeatureView, Field
+from feast.types import Float64, Int64
+from feast.value_type import ValueType
+
+from feast_dynamo_ext import S3ParquetSource
+
+customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
+orders = FeatureView(
+    name="orders",
+    entities=[customer],
+    schema=[Field(name="customer_id", dtype=Int64), Field(name="spend", dtype=Float64)],
+    source=S3ParquetSource(path="s3://{bucket}/history/", timestamp_field="event_timestamp"),
+    ttl=timedelta(0),
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_repo_is_applied_and_materialized_by_the_jobs_that_were_submitted(
+    options, repo, bucket, tmp_path
+):
+    """What each service would start, started here: package and repo come from S3 alone."""
+    put_item = {"region": "us-east-1", "newest_wins_with": "put_item"}  # moto's PartiQL
+    write_submit_repo(repo, bucket, project=f"p{abs(hash(bucket)):x}"[:12], online=put_item)
+    (repo / "views.py").write_text(VIEWS.replace("{bucket}", bucket))
+    times = [datetime(2026, 1, day, tzinfo=timezone.utc) for day in (2, 3, 20)]
+    history = pa.table({"customer_id": [1, 2, 1], "event_timestamp": times, "spend": [1.0, 2, 3]})
+    pq.write_table(history, tmp_path / "part.parquet")
+    boto3.client("s3").upload_file(tmp_path / "part.parquet", bucket, "history/part.parquet")
+    application = options("emr-serverless")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    known: set[str] = set()
+    for command in (["feast", "apply"], [*COMMAND]):
+        run(*application, "--no-wait", "--", *command)
+        (key,) = {key for key in keys(bucket) if key.endswith("/job.json")} - known
+        known.add(key)
+        done = subprocess.run(
+            [sys.executable, "-I", ENTRY, "--feast-dynamo-job", f"s3://{bucket}/{key}"],
+            capture_output=True,
+            text=True,
+            cwd=elsewhere,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    store = FeatureStore(repo_path=str(repo))
+    answer = store.get_online_features(["orders:spend"], [{"customer_id": n} for n in (1, 2, 3)])
+    assert answer.to_dict()["spend"] == [3.0, 2.0, None]
+    assert sorted(path.name for path in repo.iterdir()) == ["feature_store.yaml", "views.py"]
 
 
 PROGRAM = "from feast_dynamo_ext.cli.main import main; main(prog_name='feast-dynamo')"
