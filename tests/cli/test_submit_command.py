@@ -61,6 +61,7 @@ def keys(bucket: str) -> list[str]:
     return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_moto_takes_the_job_which_is_followed_and_found_again(kind, options, bucket, repo):
     command = [*options(kind), "--json", "--token", "1", "--", *COMMAND]

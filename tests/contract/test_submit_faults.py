@@ -101,6 +101,7 @@ def logged(server: SubmitServer, kind: str, name: str) -> str:
     return "algo-1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_job_is_started_once_and_followed_with_its_log_to_its_end(kind, server, job):
     made = job(kind)
@@ -116,6 +117,7 @@ def test_a_job_is_started_once_and_followed_with_its_log_to_its_end(kind, server
     assert server.count(START[kind]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_job_is_found_while_it_runs_and_started_anew_when_it_has_ended(kind, server, job):
     made = job(kind)
@@ -137,6 +139,7 @@ def test_the_same_job_is_found_while_it_runs_and_started_anew_when_it_has_ended(
     assert server.count(START[kind]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_that_start_the_next_job_at_once_follow_one(kind, server, job):
     made = job(kind)
@@ -152,6 +155,7 @@ def test_two_that_start_the_next_job_at_once_follow_one(kind, server, job):
     assert server.runs == [first.id, one.id]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_job_that_fails_is_one_error_with_its_own_reason_and_the_end_of_its_log(
     kind, server, job
@@ -170,6 +174,7 @@ def test_a_job_that_fails_is_one_error_with_its_own_reason_and_the_end_of_its_lo
     assert (error.value.name, error.value.status) == (made.name, status)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_throttling_while_a_job_is_followed_is_waited_out(kind, server, job):
     made = job(kind)
