@@ -101,6 +101,7 @@ ERROR_BY_CODE: dict[str, type[AwsError]] = {
     "AccessDeniedException": AccessDeniedError,
     "403": AccessDeniedError,
     "ResourceNotFoundException": ResourceNotFoundError,
+    "EntityNotFoundException": ResourceNotFoundError,
     "NoSuchBucket": ResourceNotFoundError,
     "NoSuchKey": ResourceNotFoundError,
     "404": ResourceNotFoundError,
@@ -110,9 +111,13 @@ ERROR_BY_CODE: dict[str, type[AwsError]] = {
     "Throttling": ThrottledError,
     "TooManyRequestsException": ThrottledError,
     "LimitExceededException": ThrottledError,
+    "ConcurrentRunsExceededException": ThrottledError,
     "SlowDown": ThrottledError,
     "InternalServerError": AwsUnavailableError,
     "InternalFailure": AwsUnavailableError,
+    "InternalServerException": AwsUnavailableError,
+    "InternalServiceException": AwsUnavailableError,
+    "OperationTimeoutException": AwsUnavailableError,
     "ServiceUnavailable": AwsUnavailableError,
 }
 

@@ -7,6 +7,7 @@ import logging
 import re
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
 
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import (
@@ -24,11 +25,30 @@ from feast_dynamo_ext.aws import AwsSettings, refuse_no_url
 from feast_dynamo_ext.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from feast.repo_config import RepoConfig
     from pydantic_core import ErrorDetails
     from typing_extensions import Self
+
+
+_SECRET = re.compile(r"password|passwd|secret|token|credential|access_key|private_key", re.I)
+
+
+def secret_keys(path: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """Keys of yaml whose values are secrets, by their names or as a user within a URL.
+
+    Args:
+        path: what stands before each of them, for example `online_store`.
+        values: keys and values, which may have others within.
+    """
+    for key, value in values.items():
+        where = f"{path}.{key}" if path else str(key)
+        if isinstance(value, dict):
+            yield from secret_keys(where, value)
+        has_user = isinstance(value, str) and "@" in urlsplit(value).netloc
+        if has_user or (value and _SECRET.search(str(key))):
+            yield where
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str, prefix: str = "") -> str:

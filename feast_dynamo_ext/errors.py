@@ -44,6 +44,7 @@ Where a caller would expect a builtin, the error is that builtin too::
     ├── UnsupportedTypeError             a value or type that cannot be kept    (TypeError)
     ├── TrainingSetError                 a training set SageMaker cannot read   (ValueError)
     ├── TrainingJobError                 a training job that failed or stopped  (RuntimeError)
+    ├── SubmittedJobError                a submitted command that failed        (RuntimeError)
     ├── ServingError                     a model that cannot be served          (RuntimeError)
     ├── InvocationError                  a request that an endpoint refuses     (ValueError)
     ├── PipelineError                    a pipeline's step that failed          (RuntimeError)
@@ -362,6 +363,22 @@ class TrainingJobError(FeastDynamoError, RuntimeError):
         name: of the job.
         status: `Failed` or `Stopped`.
         failure_reason: SageMaker's words; empty where there are none.
+    """
+
+    def __init__(
+        self, message: str, *, name: str = "", status: str = "", failure_reason: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.name, self.status, self.failure_reason = name, status, failure_reason
+
+
+class SubmittedJobError(FeastDynamoError, RuntimeError):
+    """A command that failed, or was stopped, in a job of Glue, EMR Serverless or SageMaker.
+
+    Attributes:
+        name: of the job.
+        status: the service's word, for example `FAILED`.
+        failure_reason: the service's words; empty where there are none.
     """
 
     def __init__(

@@ -19,6 +19,7 @@ from feast_dynamo_ext.cli.pipeline import pipeline
 from feast_dynamo_ext.cli.refresh import refresh
 from feast_dynamo_ext.cli.repo import InOrder
 from feast_dynamo_ext.cli.start import docs, init
+from feast_dynamo_ext.cli.submit import submit
 from feast_dynamo_ext.cli.train import train
 from feast_dynamo_ext.cli.training_sets import training_set
 from feast_dynamo_ext.errors import FeastDynamoError
@@ -63,6 +64,7 @@ main.add_command(train)
 main.add_command(refresh)
 main.add_command(pipeline)
 main.add_command(endpoint)
+main.add_command(submit)
 main.add_command(docs)
 
 if __name__ == "__main__":

@@ -201,6 +201,28 @@ def age_in(text: str) -> float:
     return float(int(found[1]) * SECONDS[found[2]])
 
 
+def age_s(_context: Any, _option: Any, text: str | None) -> int | None:
+    """The callback of an option that takes an age: seconds, or None."""
+    return None if text is None else int(age_in(text))
+
+
+def pairs(_context: Any, _option: Any, given: Sequence[str]) -> dict[str, str]:
+    """The callback of an option that takes KEY=VALUE, several times.
+
+    Raises:
+        click.BadParameter: one is no such pair, or of a key that is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"`{text}` is not KEY=VALUE.")
+        if name in found:
+            raise click.BadParameter(f"`{name}` is given twice.")
+        found[name] = value
+    return found
+
+
 def is_repo(repo: Path) -> bool:
     """Whether Feast finds a feature_store.yaml there, or by the environment."""
     return _yaml_path(repo).exists() or bool(os.environ.get(YAML_VARIABLE))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from feast_dynamo_ext.cli.job_progress import JobProgress, sigterm_as_exit
 from feast_dynamo_ext.cli.repo import (
     FiniteFloat,
     Output,
-    age_in,
+    age_s,
     aws_access,
     json_option,
+    pairs,
     region_option,
     repo_option,
 )
@@ -27,32 +26,13 @@ from feast_dynamo_ext.cli.set_checks import output_of
 from feast_dynamo_ext.errors import ConfigError, TrainingSetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from feast_dynamo_ext.sagemaker.job_source import SourceCode
-    from feast_dynamo_ext.sagemaker.job_submission import Shown
     from feast_dynamo_ext.sagemaker.training_job import Spot, TrainingJob, Vpc
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
 NO_ROLE = "arn:aws:iam::000000000000:role/none"
 NO_IMAGE = "none"
 LOCAL_INSTANCE = "ml.m5.xlarge"
-
-
-def _pairs(_context: Any, _option: Any, given: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise click.BadParameter(f"`{text}` is not KEY=VALUE.")
-        if name in found:
-            raise click.BadParameter(f"`{name}` is given twice.")
-        found[name] = value
-    return found
-
-
-def _age(_context: Any, _option: Any, text: str | None) -> int | None:
-    return None if text is None else int(age_in(text))
 
 
 @click.command("train", short_help="Train a model on a training set, on SageMaker or here.")
@@ -73,18 +53,18 @@ def _age(_context: Any, _option: Any, text: str | None) -> int | None:
 @click.option("--instance-type", default=LOCAL_INSTANCE, show_default=True)
 @click.option("--instances", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--volume-gb", type=click.IntRange(min=1), default=30, show_default=True)
-@click.option("--max-runtime", metavar="AGE", default="24h", callback=_age, show_default=True)
-@click.option("--set", "hyperparameters", multiple=True, metavar="KEY=VALUE", callback=_pairs)
-@click.option("--env", "environment", multiple=True, metavar="KEY=VALUE", callback=_pairs)
-@click.option("--metric", "metrics", multiple=True, metavar="NAME=REGEX", callback=_pairs)
-@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=_pairs)
+@click.option("--max-runtime", metavar="AGE", default="24h", callback=age_s, show_default=True)
+@click.option("--set", "hyperparameters", multiple=True, metavar="KEY=VALUE", callback=pairs)
+@click.option("--env", "environment", multiple=True, metavar="KEY=VALUE", callback=pairs)
+@click.option("--metric", "metrics", multiple=True, metavar="NAME=REGEX", callback=pairs)
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=pairs)
 @click.option("--format", "file_format", metavar="NAME", help="Default: the first the set has.")
 @click.option(
     "--split", "splits", multiple=True, metavar="NAME", help="Default: all but the test split."
 )
 @click.option("--sharded", is_flag=True, help="Each instance reads train files of its own.")
 @click.option("--input-mode", type=click.Choice(["File", "FastFile"]), default="File")
-@click.option("--spot", "max_wait", metavar="AGE", callback=_age, help="On spot; longest wait.")
+@click.option("--spot", "max_wait", metavar="AGE", callback=age_s, help="On spot; longest wait.")
 @click.option("--checkpoints", metavar="URI", help="Kept there while a job on spot runs.")
 @click.option("--retries", type=click.IntRange(0, 30), default=0, show_default=True)
 @click.option("--kms-key", metavar="KEY", help="Encrypts the model.")
@@ -178,10 +158,11 @@ class _Job:
         if not self._choices["wait"]:
             self._output.show(_shown(found.job, ""), f"{name}: {found.job.status}")
             return
-        progress = _Progress(self._output)
+        progress = JobProgress()
+        shown = job_submission.Shown(progress.status, progress.line, self._output.note)
         try:
             job = job_submission.follow_training_job(
-                name, self._aws, progress.shown(), poll_s=self._choices["poll_s"]
+                name, self._aws, shown, poll_s=self._choices["poll_s"]
             )
         except KeyboardInterrupt:
             self._output.note(f"\nThe job goes on. The same command follows {name} again.")
@@ -212,9 +193,9 @@ class _Job:
         kept = self._choices["work_dir"] or Path(tempfile.mkdtemp(prefix="feast-dynamo-train-"))
         self._output.note(f"Running training job {request['TrainingJobName']} in {kept}.")
         try:
-            with _terminated():
+            with sigterm_as_exit():
                 done = run_training_job(
-                    request, work_dir=kept, aws=self._s3, source=source, on_line=_Progress.line
+                    request, work_dir=kept, aws=self._s3, source=source, on_line=JobProgress().line
                 )
         except (KeyboardInterrupt, SystemExit):
             config = request.get("CheckpointConfig")
@@ -383,50 +364,3 @@ def _shown(job: TrainingJob, lineage: str, log: str = "") -> dict[str, Any]:
         "lineage": lineage,
         "log": log,
     }
-
-
-@contextlib.contextmanager
-def _terminated() -> Iterator[None]:
-    """SIGTERM ends a job as Ctrl-C does: its hosts are stopped, its checkpoints kept."""
-
-    def leave(number: int, _frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class _Progress:
-    """A line of progress on stderr, which a terminal shows in place, below the job's log."""
-
-    def __init__(self, output: Output) -> None:
-        self._output, self._started = output, time.monotonic()
-        self._last = ""
-        self._is_terminal = sys.stderr.isatty()
-
-    def shown(self) -> Shown:
-        from feast_dynamo_ext.sagemaker.job_submission import Shown
-
-        return Shown(self.status, self._line, self._output.note)
-
-    def status(self, job: TrainingJob) -> None:
-        text = f"{job.name}: {job.status}, {job.secondary_status}"
-        if self._is_terminal:
-            after = f" {time.monotonic() - self._started:,.0f} s"
-            click.echo(f"\r\x1b[K{text}{after}", err=True, nl=job.has_ended)
-        elif text != self._last:
-            click.echo(text, err=True)
-        self._last = text
-
-    def _line(self, host: str, text: str) -> None:
-        if self._is_terminal:
-            click.echo("\r\x1b[K", err=True, nl=False)
-        self.line(host, text)
-
-    @staticmethod
-    def line(host: str, text: str) -> None:
-        """A line of the job's log."""
-        click.echo(f"{host} | {text}", err=True)

@@ -16,7 +16,7 @@ from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from feast_dynamo_ext.aws import AwsSettings
@@ -66,7 +66,7 @@ def pack_source(path: Path, entry: str | None = None) -> SourceCode:
         raise ConfigError(f"{path} is a file: name its folder to start `{entry}` of it.")
     folder = path.parent if path.is_file() else path
     entry = path.name if path.is_file() else (entry or "train.py")
-    files = [path] if path.is_file() else _files_in(folder)
+    files = [path] if path.is_file() else list(files_in(folder))
     by_name = {file.relative_to(folder).as_posix(): file for file in files}
     if not ENTRY.fullmatch(entry) or {".", ".."} & set(entry.split("/")):
         raise ConfigError(
@@ -81,10 +81,29 @@ def pack_source(path: Path, entry: str | None = None) -> SourceCode:
             f"{folder} holds {size / 1e6:,.0f} MB, too much for the source of a script. Name the "
             "script alone, or a folder of sources."
         )
+    packed = archive_of(by_name)
+    return SourceCode(entry, packed.data, packed.sha256)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Files packed as tar.gz; equal files give equal bytes.
+
+    Attributes:
+        data: the tar.gz.
+        sha256: of the tar before it was compressed, as compressors differ.
+    """
+
+    data: bytes = field(repr=False)
+    sha256: str
+
+
+def archive_of(by_name: Mapping[str, Path]) -> Archive:
+    """Pack files by their path within the archive."""
     buffer = io.BytesIO()
     _tar(by_name, buffer)
     packed = buffer.getvalue()
-    return SourceCode(entry, gzip.compress(packed, mtime=0), hashlib.sha256(packed).hexdigest())
+    return Archive(gzip.compress(packed, mtime=0), hashlib.sha256(packed).hexdigest())
 
 
 def write_archive(by_name: Mapping[str, Path], file: NewFile) -> None:
@@ -93,19 +112,29 @@ def write_archive(by_name: Mapping[str, Path], file: NewFile) -> None:
         _tar(by_name, packed)
 
 
-def _files_in(folder: Path) -> list[Path]:
-    files = []
-    for found in sorted(folder.rglob("*")):
-        within = found.relative_to(folder).parts
-        if LEFT_OUT & set(within):
+def files_in(
+    folder: Path, leaves_out: Callable[[Path], bool] = lambda _path: False
+) -> Iterator[Path]:
+    """The files of a folder and of those below it, in order, but for caches and `.git`.
+
+    Args:
+        folder: the folder.
+        leaves_out: whether a file, or a folder with all that is in it, is passed over besides.
+
+    Raises:
+        ConfigError: a link, which would lead nowhere.
+    """
+    for found in sorted(folder.iterdir()):
+        if found.name in LEFT_OUT or leaves_out(found):
             continue
         if found.is_symlink():
             raise ConfigError(
                 f"{found} is a link, which a container cannot follow. Copy the file."
             )
-        if found.is_file():
-            files.append(found)
-    return files
+        if found.is_dir():
+            yield from files_in(found, leaves_out)
+        elif found.is_file():
+            yield found
 
 
 def _tar(by_name: Mapping[str, Path], target: io.BufferedIOBase) -> None:
@@ -133,8 +162,22 @@ def upload_source(source: SourceCode, folder: str, aws: AwsSettings) -> str:
     if not folder.startswith("s3://"):
         raise ConfigError(f"Sources of a job are uploaded to S3, and `{folder}` is not on it.")
     uri = f"{folder.rstrip('/')}/{source.sha256}/sourcedir.tar.gz"
-    storage = files_of(uri, aws)
-    if storage.find(uri) is None:
-        with storage.new_file(uri, "application/gzip") as file:
-            file.write(source.archive)
+    upload_once(uri, source.archive, "application/gzip", aws)
     return uri
+
+
+def upload_once(uri: str, data: bytes, content_type: str, aws: AwsSettings) -> bool:
+    """Write a file whose name has the hash of its content, unless it is there.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        AwsError: S3 refused.
+    """
+    storage = files_of(uri, aws)
+    if storage.find(uri) is not None:
+        return False
+    with storage.new_file(uri, content_type) as file:
+        file.write(data)
+    return True

@@ -14,23 +14,18 @@ closed for example, finds the job that it started and follows that.
 from __future__ import annotations
 
 import json
-import logging
 import re
-import threading
-from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext import aws as aws_access
 from feast_dynamo_ext.errors import (
-    AccessDeniedError,
     AwsError,
-    AwsUnavailableError,
     ConfigError,
     ResourceNotFoundError,
-    ThrottledError,
     TrainingJobError,
 )
+from feast_dynamo_ext.job_following import POLL_S, CloudWatchLog, follow
 from feast_dynamo_ext.sagemaker.request_check import java_pattern
 from feast_dynamo_ext.sagemaker.training_job import (
     check_training_job,
@@ -40,29 +35,17 @@ from feast_dynamo_ext.sagemaker.training_job import (
 from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections import deque
+    from collections.abc import Callable, Mapping
 
     from feast_dynamo_ext.aws import AwsSettings
     from feast_dynamo_ext.sagemaker.training_job import TrainingJob
     from feast_dynamo_ext.sagemaker.training_set import TrainingSet
 
-Answer = TypeVar("Answer")
-
-logger = logging.getLogger(__name__)
-
 NOT_THERE = re.compile("resource not found|could not find", re.IGNORECASE)
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 LINEAGE = "lineage.json"
 LINEAGE_VERSION = 1
-LAST_LINES = 20
-POLL_S = 5.0
-LONGEST_WAIT_S = 60.0
-MOST_REFUSALS = 20
-"""Throttled or failed calls in a row after which following a job is given up."""
-
-READS_AFTER_END = 2
-"""Of the log, that must find nothing new: it comes some seconds late."""
-
 TAG_SET = "feast-dynamo:training-set"
 TAG_MANIFEST = "feast-dynamo:manifest"
 TAG_TOKEN = "feast-dynamo:token"  # noqa: S105 - the name of a tag
@@ -214,21 +197,23 @@ def follow_training_job(
             log.
         AwsError: SageMaker refused, or kept failing.
     """
-    waits = _Waits(poll_s)
-    log = _Log(name, aws, shown)
-    while True:
-        job = waits.answer(lambda: describe_training_job(name, aws))
-        shown.status(job)
-        waits.answer(log.read)
-        if job.has_ended:
-            break
-        waits.wait()
-    quiet = 0
-    while quiet < READS_AFTER_END and log.is_readable:
-        waits.wait()
-        quiet = 0 if waits.answer(log.read) else quiet + 1
+    log = CloudWatchLog(
+        f"training job `{name}`",
+        LOG_GROUP,
+        f"{name}/",
+        aws,
+        line=shown.line,
+        note=shown.note,
+        host_of=host_of_stream,
+    )
+    job = follow(lambda: describe_training_job(name, aws), log, shown.status, poll_s=poll_s)
     refuse_unsuccessful(job, log.last)
     return job
+
+
+def host_of_stream(name: str) -> str:
+    """The host that writes a log stream of SageMaker's, for example `algo-1-1690000000`."""
+    return name.rpartition("-")[0]
 
 
 def refuse_unsuccessful(job: TrainingJob, last_lines: deque[str] | tuple[str, ...] = ()) -> None:
@@ -248,94 +233,6 @@ def refuse_unsuccessful(job: TrainingJob, last_lines: deque[str] | tuple[str, ..
         status=job.status,
         failure_reason=job.failure_reason,
     )
-
-
-class _Waits:
-    """Between two looks: `poll_s`, and longer the more calls in a row have failed."""
-
-    def __init__(self, poll_s: float) -> None:
-        self._poll_s = poll_s
-        self._event = threading.Event()
-
-    def wait(self, failed: int = 0) -> None:
-        self._event.wait(min(self._poll_s * 2**failed, max(LONGEST_WAIT_S, self._poll_s)))
-
-    def answer(self, call: Callable[[], Answer]) -> Answer:
-        """What a call gives, sent again while AWS asks to slow down or does not answer."""
-        failed = 0
-        while True:
-            try:
-                return call()
-            except (ThrottledError, AwsUnavailableError) as error:  # noqa: PERF203
-                failed += 1
-                if failed == MOST_REFUSALS:
-                    raise
-                logger.info("Asking again: %s", error)
-                self.wait(failed)
-
-
-class _Log:
-    """A job's log in CloudWatch: a stream for each host, read on from where it was left.
-
-    Attributes:
-        last: the end of it, at most 20 lines.
-        is_readable: False once it was refused.
-    """
-
-    def __init__(self, name: str, aws: AwsSettings, shown: Shown) -> None:
-        self._name, self._shown = name, shown
-        self._client = aws_access.client("logs", aws)
-        self._tokens: dict[str, str] = {}
-        self.last: deque[str] = deque(maxlen=LAST_LINES)
-        self.is_readable = True
-
-    def read(self) -> int:
-        """Show what is new; gives the number of lines."""
-        if not self.is_readable:
-            return 0
-        try:
-            with aws_access.translated("logs", f"the log of training job `{self._name}`"):
-                return sum(self._read(stream) for stream in self._streams())
-        except ResourceNotFoundError:  # no job has written a log in this account yet
-            return 0
-        except AccessDeniedError as error:
-            self.is_readable = False
-            self._shown.note(f"The job is followed without its log: {error}")
-            return 0
-
-    def _streams(self) -> Iterator[str]:
-        options: dict[str, Any] = {
-            "logGroupName": LOG_GROUP,
-            "logStreamNamePrefix": f"{self._name}/",
-        }
-        while True:
-            found = self._client.describe_log_streams(**options)
-            yield from sorted(stream["logStreamName"] for stream in found["logStreams"])
-            if not found.get("nextToken"):
-                return
-            options["nextToken"] = found["nextToken"]
-
-    def _read(self, stream: str) -> int:
-        # `<job>/algo-1-1690000000`
-        host = stream.removeprefix(f"{self._name}/").rpartition("-")[0]
-        count = 0
-        while True:
-            token = self._tokens.get(stream)
-            found = self._client.get_log_events(
-                logGroupName=LOG_GROUP,
-                logStreamName=stream,
-                startFromHead=True,
-                **({"nextToken": token} if token else {}),
-            )
-            # Kept before its lines are shown: no call is made twice for one page.
-            self._tokens[stream] = found["nextForwardToken"]
-            for event in found["events"]:
-                text = event["message"].rstrip("\n")
-                self._shown.line(host, text)
-                self.last.append(text)
-                count += 1
-            if found["nextForwardToken"] == token or not found["events"]:
-                return count
 
 
 # -- lineage ----------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import subprocess
+import sys
 import threading
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +22,8 @@ from botocore.exceptions import ClientError
 from click.testing import CliRunner
 from enforced_iam import enforce, policy_of, statements
 from repos import write_repo_yaml
+from submit_repo import write_submit_repo
+from submit_server import SubmitServer
 
 from feast_dynamo_ext.aws import AwsSettings
 from feast_dynamo_ext.cli.main import main
@@ -34,6 +38,7 @@ from feast_dynamo_ext.sagemaker.pipeline.registration import register_model
 from feast_dynamo_ext.sagemaker.pipeline.repo_parts import read_parts
 from feast_dynamo_ext.sagemaker.pipeline.steps import OPERATIONS, all_steps
 from feast_dynamo_ext.sagemaker.training_job import Spot, training_job_request
+from feast_dynamo_ext.submit.job_bundle import ENTRY
 
 pytestmark = pytest.mark.server  # a moto of its own, that refuses
 
@@ -42,6 +47,8 @@ SET = "s3://my-features/training/churn"
 # What moto does not ask for: roles that are handed over, tags of a new job, uploads that are given
 # up, and a service that works for itself.
 UNCHECKED = {"iam:PassRole", "sagemaker:AddTags", "s3:AbortMultipartUpload"}
+# What moto does not know, or a job that ends well does not ask for.
+OF_A_STOP = {"glue:BatchStopJobRun", "emr-serverless:CancelJobRun", "sagemaker:StopProcessingJob"}
 OF_SAGEMAKER = ("ecr:", "logs:", "cloudwatch:")
 
 
@@ -382,3 +389,113 @@ def test_a_job_reads_and_writes_with_its_role_and_not_with_less(
     else:
         done = run_training_job(made, work_dir=tmp_path / "w", aws=AwsSettings())
         assert done.job.status == "Completed"
+
+
+# -- submitted commands -----------------------------------------------------------------------
+
+SUBMIT = {
+    "submit_glue": "glue",
+    "submit_emr_serverless": "emr-serverless",
+    "submit_processing": "processing",
+}
+
+
+@pytest.fixture
+def submit(server, tmp_path, monkeypatch):
+    """Submits a command, which is another one for each token; with a log that may be read."""
+    write_submit_repo(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    logs = boto3.client("logs")
+    for group in ("test/log/output", "/aws/sagemaker/ProcessingJobs"):
+        with contextlib.suppress(logs.exceptions.ResourceAlreadyExistsException):
+            logs.create_log_group(logGroupName=group)
+
+    def submit(policy: str, token: str):
+        options = ["submit", SUBMIT[policy], "--role", JOB_ROLE, "--poll", "0", "--token", token]
+        options += ["--destination", "s3://my-features/jobs", "--env", f"TOKEN={token}"]
+        if policy == "submit_emr_serverless":
+            client = boto3.client("emr-serverless")
+            made = client.create_application(type="SPARK", releaseLabel="emr-7.9.0", name="a")
+            options += ["--application", made["applicationId"]]
+            # A log that is there for whichever run.
+            client.start_job_run(
+                applicationId=made["applicationId"], clientToken="t", executionRoleArn=JOB_ROLE
+            )
+        return lambda: CliRunner().invoke(main, [*options, "feast-dynamo", "docs"])
+
+    return submit
+
+
+JOB_ROLE = "arn:aws:iam::123456789012:role/features-job"
+
+
+@pytest.mark.parametrize(
+    ("policy", "sid", "action"),
+    [
+        (policy, sid, action)
+        for policy in ("submit_glue", "submit_processing")  # moto misreads EMR's signatures
+        for sid, action in [("", ""), *actions(policy)]
+        if action not in OF_A_STOP and sid != "ReadLogs"
+    ],
+)
+def test_a_command_is_submitted_with_its_policy_and_not_with_less(
+    policy, sid, action, as_user, submit
+):
+    run = submit(policy, f"{policy}{sid}{action}".replace(":", "-"))
+    as_user(policy, sid, action)
+    found = run()
+    if not action:
+        assert found.exit_code == 0, found.output
+        assert "without its log" not in found.stderr
+    else:
+        assert found.exit_code == 1, (sid, action, found.output)
+        assert "AccessDenied" in found.stderr
+        assert "Traceback" not in found.output
+
+
+@pytest.mark.parametrize("policy", ["submit_glue", "submit_processing"])
+def test_a_submitted_command_is_followed_without_its_log_where_that_may_not_be_read(
+    policy, as_user, submit
+):
+    run = submit(policy, f"{policy}-log")
+    as_user(policy, "ReadLogs", "logs:DescribeLogStreams")
+    found = run()
+    assert found.exit_code == 0, found.output
+    assert "The job is followed without its log" in found.stderr
+
+
+@pytest.mark.parametrize("policy", SUBMIT)
+def test_a_policy_of_submit_allows_what_is_called_and_no_more(policy, submit, monkeypatch):
+    kind = SUBMIT[policy]
+    services = {"glue": "glue", "emr-serverless": "emr-serverless", "processing": "sagemaker"}
+    ends = {"glue": "SUCCEEDED", "emr-serverless": "SUCCESS", "processing": "Completed"}
+    run = submit(policy, f"calls-{kind}")
+    calls = SubmitServer([ends[kind]])
+    name = services[kind].replace("-", "_").upper()
+    monkeypatch.setenv(f"AWS_ENDPOINT_URL_{name}", calls.endpoint)
+    try:
+        assert run().exit_code == 0
+    finally:
+        calls.close()
+    found = {operation.replace("GetEmrRun", "GetJobRun") for operation, _ in calls.requests}
+    of_policy = {action for _, action in actions(policy) if action not in OF_A_STOP}
+    allowed = {action for action in of_policy if action.startswith(f"{services[kind]}:")}
+    assert {f"{services[kind]}:{operation}" for operation in found} == allowed
+    stops = {action for _, action in actions(policy)} & OF_A_STOP
+    assert len(stops) == 1
+
+
+@pytest.mark.parametrize("action", ["", "s3:GetObject"])
+def test_the_role_of_a_job_reads_what_was_uploaded(action, as_user, submit, tmp_path):
+    submit("submit_glue", f"role-{action}")()
+    listed = boto3.client("s3").list_objects_v2(Bucket="my-features", Prefix="jobs/jobs/")
+    newest = max(listed["Contents"], key=lambda entry: entry["LastModified"])["Key"]
+    as_user("submit_role", "ReadJobs" if action else "", action)
+    given = [sys.executable, ENTRY, "--feast-dynamo-job", f"s3://my-features/{newest}"]
+    done = subprocess.run(given, capture_output=True, text=True, check=False)
+    if action:
+        assert done.returncode == 70
+        assert "AccessDenied" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "Quickstart" in done.stdout

@@ -196,8 +196,8 @@ def test_every_policy_is_on_the_page():
         json.loads(block) for block in blocks((DOCS / "reference" / "iam.md").read_text(), "json")
     ]
     policies = sorted((DOCS / "snippets" / "iam").glob("*.json"))
-    assert len(policies) == 33
-    assert len(shown) == 33
+    assert len(policies) == 37
+    assert len(shown) == 37
     for policy in policies:
         assert json.loads(policy.read_text()) in shown
 

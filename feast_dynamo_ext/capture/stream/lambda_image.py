@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from feast_dynamo_ext.capture.table_source import DynamoDBTableSource
 from feast_dynamo_ext.errors import ConfigError
-from feast_dynamo_ext.parquet.iceberg.catalog import SQLITE
+from feast_dynamo_ext.local_state import has_local_catalog, local_registry
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -37,10 +37,8 @@ def refuse_local(store: FeatureStore) -> None:
     Raises:
         ConfigError: names the setting.
     """
-    registry: Any = store.config.registry
-    path = str(getattr(registry, "path", "") or "")
-    is_path = getattr(registry, "registry_type", "file") in {"file", "sql"}
-    if is_path and ("://" not in path or path.startswith(("sqlite:", "file:"))):
+    path = local_registry(store.config)
+    if path is not None:
         raise ConfigError(
             f"`registry` of feature_store.yaml is the file `{path}`, which a function in Lambda "
             "does not see change. Put it on S3: `registry: s3://bucket/registry.db`."
@@ -51,8 +49,7 @@ def refuse_local(store: FeatureStore) -> None:
             "offline_store of feature_store.yaml is another one. Histories of captured tables are "
             "kept by `type: feast_dynamo_ext.S3ParquetOfflineStore`."
         )
-    catalog = config.catalog_config()
-    if catalog.type == "sql" and (catalog.uri or SQLITE).startswith(SQLITE):
+    if has_local_catalog(store.config):
         raise ConfigError(
             "offline_store of feature_store.yaml: `catalog` is a file of SQLite, which in Lambda "
             "is gone with the function. Take `catalog: {type: glue, warehouse: "

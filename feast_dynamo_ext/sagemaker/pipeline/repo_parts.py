@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 
 from feast_dynamo_ext.errors import ConfigError
 from feast_dynamo_ext.sagemaker.declared_sets import definition_named
-from feast_dynamo_ext.sagemaker.job_source import SourceCode, pack_source, upload_source
-from feast_dynamo_ext.storage import files_of
+from feast_dynamo_ext.sagemaker.job_source import (
+    SourceCode,
+    pack_source,
+    upload_once,
+    upload_source,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,7 +119,4 @@ def upload_code(declaration: PipelineDeclaration, parts: RepoParts, aws: AwsSett
     output = declaration.output.rstrip("/")
     upload_source(parts.training, f"{output}/code", aws)
     uri = parts.evaluation_uri(output)
-    storage = files_of(uri, aws)
-    if storage.find(uri) is None:
-        with storage.new_file(uri, "text/x-python") as file:
-            file.write(parts.evaluation)
+    upload_once(uri, parts.evaluation, "text/x-python", aws)

@@ -14,7 +14,6 @@ import dataclasses
 import gzip
 import hashlib
 import io
-import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from feast_dynamo_ext.config import secret_keys
 from feast_dynamo_ext.errors import ConfigError, ServingError
 from feast_dynamo_ext.sagemaker.serving.bodies import RequestColumn
 from feast_dynamo_ext.sagemaker.serving.opening import references_of, refuse_changed
@@ -54,7 +54,6 @@ from feast_dynamo_ext.sagemaker.serving.toolkit import model_fn, transform_fn
 __all__ = ["model_fn", "transform_fn"]
 '''
 REQUIREMENTS = "requirements.txt"
-_SECRET = re.compile(r"password|passwd|secret|token|credential|access_key|private_key", re.I)
 
 # Feast's type of a value, by its name in upper case -> how a request writes it.
 _KINDS = {
@@ -431,16 +430,11 @@ def store_yaml(store: FeatureStore) -> str:
 
 
 def _refuse_secrets(path: str, values: Mapping[str, Any]) -> None:
-    for key, value in values.items():
-        where = f"{path}.{key}"
-        if isinstance(value, dict):
-            _refuse_secrets(where, value)
-        has_user = isinstance(value, str) and "@" in urlsplit(value).netloc
-        if has_user or (value and _SECRET.search(key)):
-            raise ConfigError(
-                f"feature_store.yaml: `{where}` holds a secret, which a model's archive may not. "
-                "Give the endpoint's role the permission instead."
-            )
+    for where in secret_keys(path, values):
+        raise ConfigError(
+            f"feature_store.yaml: `{where}` holds a secret, which a model's archive may not. "
+            "Give the endpoint's role the permission instead."
+        )
 
 
 __all__ = [

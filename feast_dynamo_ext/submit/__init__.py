@@ -1,0 +1,1 @@
+"""Commands of a feature repo as jobs on AWS: Glue, EMR Serverless and SageMaker Processing."""
