@@ -36,7 +36,7 @@ from feast_dynamo_ext.retrieval.spark.carried import carried_type, carry, restor
 from feast_dynamo_ext.retrieval.spark.failures import told
 from feast_dynamo_ext.retrieval.spark.relations import ddl, in_chunks, read_by_executors
 from feast_dynamo_ext.retrieval.spark.source_parts import SourceHead, SourcePart
-from feast_dynamo_ext.retrieval.spark.views import NUMBER, OF_ENTITY, OF_HISTORY
+from feast_dynamo_ext.retrieval.spark.spark_view import NUMBER, OF_ENTITY, OF_HISTORY
 from feast_dynamo_ext.retrieval.windows.windows_join import derived_features
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from feast_dynamo_ext.parquet.source import ParquetSource
     from feast_dynamo_ext.retrieval.plan import ViewPlan
-    from feast_dynamo_ext.retrieval.spark.views import Parts, ViewOnSpark
+    from feast_dynamo_ext.retrieval.spark.spark_view import Parts, ViewOnSpark
 
 TASK_BYTES = 256 << 20
 """Of events that a task holds in memory; of more it makes several passes over its file."""

@@ -29,14 +29,14 @@ import pyarrow.compute as pc
 from feast_dynamo_ext.retrieval.inputs import key_names
 from feast_dynamo_ext.retrieval.spark.carried import carried_type, carry, spark_type
 from feast_dynamo_ext.retrieval.spark.relations import in_chunks, read_by_executors
-from feast_dynamo_ext.retrieval.spark.views import NUMBER, OF_ENTITY, OF_HISTORY
+from feast_dynamo_ext.retrieval.spark.spark_view import NUMBER, OF_ENTITY, OF_HISTORY
 from feast_dynamo_ext.timestamps import NANOSECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from feast_dynamo_ext.retrieval.inputs import EntityRows
-    from feast_dynamo_ext.retrieval.spark.views import Parts, ViewOnSpark
+    from feast_dynamo_ext.retrieval.spark.spark_view import Parts, ViewOnSpark
 
 TIME_BITS = "decimal(30, 0)"
 """Of times in nanoseconds, where two units meet."""

@@ -18,7 +18,7 @@ from feast_dynamo_ext.parquet.writer import write_file
 from feast_dynamo_ext.retrieval.spark.carried import restore
 from feast_dynamo_ext.retrieval.spark.failures import raised_again, told
 from feast_dynamo_ext.retrieval.spark.relations import streamed
-from feast_dynamo_ext.retrieval.spark.views import NUMBER
+from feast_dynamo_ext.retrieval.spark.spark_view import NUMBER
 from feast_dynamo_ext.storage import files_of
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from feast_dynamo_ext.retrieval.spark.rows import (
     written_by_executors,
 )
 from feast_dynamo_ext.retrieval.spark.session import spark_session
-from feast_dynamo_ext.retrieval.spark.views import NUMBER, ViewOnSpark
+from feast_dynamo_ext.retrieval.spark.spark_view import NUMBER, ViewOnSpark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
