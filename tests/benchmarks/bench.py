@@ -32,6 +32,7 @@ import report
 import series_reads
 import series_requests
 import series_windows
+import spark_joins
 import stream_changes
 import tables
 import tabulate
@@ -120,6 +121,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 results[name], more = _run_capture(rounds, options)
             elif name == "series":
                 results[name], more = _run_series(server, rounds, options)
+            elif name == "spark":
+                results[name], more = _run_spark(rounds, options)
             elif name == "stream":
                 results[name], more = _run_stream(server, rounds, options)
             elif name == "sets":
@@ -192,6 +195,13 @@ def _run_capture(rounds: int, options: argparse.Namespace) -> tuple[dict[str, An
     found = capture_files.run(rounds, options.scale)
     print(capture_files.report(found, options.scale), flush=True)
     return {"rounds": rounds, "runs": capture_files.as_json(found)}, bars.of_capture(found)
+
+
+def _run_spark(rounds: int, options: argparse.Namespace) -> tuple[dict[str, Any], bars.Held]:
+    growth = not options.case or "growth" in options.case
+    found = spark_joins.run(rounds, options.scale, growth=growth)
+    print(spark_joins.report(found), flush=True)
+    return {"rounds": rounds, "runs": spark_joins.as_json(found)}, spark_joins.held(found)
 
 
 def _run_stream(
@@ -316,7 +326,7 @@ def _sizes(server: Server, part: Part) -> dict[str, dict[str, list[int]]]:
 @contextlib.contextmanager
 def _server_of(parts: Collection[str]) -> Iterator[Server | None]:
     """DynamoDB Local, where a part needs it."""
-    if set(parts) <= {"offline", "tables", "sets", "capture"}:
+    if set(parts) <= {"offline", "tables", "sets", "capture", "spark"}:
         yield None
         return
     with tempfile.TemporaryDirectory() as name:
@@ -351,8 +361,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--case",
         action="append",
-        choices=[*(case.name for case in offline.cases(full=True)), *tables.NAMES, *SERIES],
-        help="offline, tables, series: this case alone; may be repeated",
+        choices=[
+            *(case.name for case in offline.cases(full=True)),
+            *(*tables.NAMES, *SERIES, *spark_joins.CASES),
+        ],
+        help="offline, tables, series, spark: this case alone; may be repeated",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     return parser.parse_args()

@@ -121,5 +121,7 @@ PARTS = {
     "series": Part("every event: lists and windows at the request, and in training", (), rounds=5),
     # See `stream_changes.py`; it makes its own tables.
     "stream": Part("the stream of a table, 200 changes a second", (), rounds=3),
+    # See `spark_joins.py`.
+    "spark": Part("3 views of 10 M rows on Spark, 1 M entity rows, on local files", (), rounds=1),
     "tables": Part("history tables of an SQL catalog, on local files", (), rounds=3),
 }

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from feast_dynamo_ext import errors
-from feast_dynamo_ext.errors import FeastDynamoError, OfflineStoreError
+from feast_dynamo_ext.errors import DependencyError, FeastDynamoError, OfflineStoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ def raised_again(iterate: Callable[[], Iterator[T]]) -> Iterator[T]:
 
     Raises:
         FeastDynamoError: an executor raised it.
+        DependencyError: executors lack a package.
         OfflineStoreError: Spark failed.
     """
     try:
@@ -60,6 +62,12 @@ def _as_it_was(error: Exception) -> FeastDynamoError:
         # Of a traceback of Python the last line says what it was.
         said = [line for line in lines if re.match(r"[A-Za-z_.]+(Error|Exception): ", line)]
         why = [*said, *lines, "no message"][0]
+        if why.startswith("ModuleNotFoundError"):
+            return DependencyError(
+                f"Spark's executors run a Python that lacks a package: {why}. Install "
+                "feast-dynamo-ext there. On this machine, set PYSPARK_PYTHON to this "
+                f"environment's Python before the session is made: {sys.executable}."
+            )
         return OfflineStoreError(
             f"Spark failed: {why.rstrip('.')}. Its log says more. `engine: local` joins without "
             "Spark."
