@@ -63,13 +63,19 @@ class Group:
         types = map(spark_type, self._first.key_types)
         return [(f"k{at}", kind) for at, kind in enumerate(types)]
 
-    def found(self, spark: Any) -> Any:
-        """Each entity row's number, and the columns v0_0, v0_1 ... of what it sees, by view."""
+    def found(self, spark: Any, own: pa.Table | None = None) -> Any:
+        """Each entity row's number, and the columns v0_0, v0_1 ... of what it sees, by view.
+
+        Args:
+            spark: the session.
+            own: columns of the entity rows that go along.
+        """
         from pyspark.sql import Window
         from pyspark.sql import functions as f
 
         relations = [self._history(spark, one) for one in self.views]
-        relations.append(self._questions(spark))
+        relations.append(self._questions(spark, own))
+        along = own.column_names if own is not None else []
         united = reduce(lambda one, other: one.unionByName(other, True), relations)
         by_keys = Window.partitionBy(*[name for name, _ in self._keys])
         # Spark puts nulls first, which lose to every value.
@@ -88,6 +94,7 @@ class Group:
         seen = united.select(
             NUMBER,
             "s",
+            *along,
             *[f"lo{one.at}" for one in self.views if one.view.ttl],
             *[newest[one.at].alias(f"m{one.at}") for one in self.views],
         ).where(f.col("s") == OF_ENTITY)
@@ -98,7 +105,7 @@ class Group:
                 if one.view.ttl:
                     value = f.when(f.col(f"m{one.at}")["t"] >= f.col(f"lo{one.at}"), value)
                 columns.append(value.alias(f"v{one.at}_{place}"))
-        return seen.select(NUMBER, *columns)
+        return seen.select(NUMBER, *along, *columns)
 
     @property
     def _units(self) -> tuple[str, str] | None:
@@ -108,7 +115,7 @@ class Group:
             return None
         return history.axis.unit, history.created_axis.unit
 
-    def _questions(self, spark: Any) -> Any:
+    def _questions(self, spark: Any, own: pa.Table | None) -> Any:
         match = self._first.match
         rows = len(match.latest)
         columns: dict[str, Any] = {f"k{at}": key for at, key in enumerate(match.keys)}
@@ -122,6 +129,8 @@ class Group:
             columns["a"] = match.latest
             if len({*self._units}) > 1:
                 columns["a"] = _in_ns(pa.array(self.entities.times), self.entities.unit)
+        if own is not None:
+            columns |= dict(zip(own.column_names, own.columns, strict=True))
         return in_chunks(spark, pa.table(columns))
 
     def _history(self, spark: Any, one: ViewOnSpark) -> Any:

@@ -78,10 +78,7 @@ def _is_here(settings: Mapping[str, str]) -> bool:
         return True
     if "spark.master" in settings or "SPARK_REMOTE" in os.environ:
         return False
-    from pyspark import SparkContext
-
-    context = SparkContext._active_spark_context
-    return context is None and "SPARK_CONF_DIR" not in os.environ and not _submitted()
+    return "SPARK_CONF_DIR" not in os.environ and not _submitted()
 
 
 def _submitted() -> bool:

@@ -96,24 +96,34 @@ def _features(one: ViewOnSpark) -> Iterator[ResultColumn]:
         yield ResultColumn(name, f"v{one.at}_{at}", one.outputs[at], kind, view.view)
 
 
-def _joined(spark: Any, views: Sequence[ViewOnSpark], entities: EntityRows) -> Any:
-    """Entity rows, e0, e1 ..., and what each sees, v0_0 ..., with their numbers n; in no order."""
-    found: list[Any] = [Bucketed(one, entities).found(spark) for one in views if one.in_buckets]
+def _alike(views: Sequence[ViewOnSpark]) -> list[tuple[ViewOnSpark, ...]]:
+    """The views by how entity rows are compared with them."""
     groups: list[list[ViewOnSpark]] = []
     for one in views:
-        if not one.in_buckets:
-            alike = next((group for group in groups if group[0].is_like(one)), None)
-            if alike is None:
-                groups.append([one])
-            else:
-                alike.append(one)
-    found += [Group(tuple(group), entities).found(spark) for group in groups]
-    table = entities.table
-    own = {f"e{at}": column for at, column in enumerate(table.columns)}
-    numbers = pa.array(np.arange(table.num_rows))
-    relation = in_chunks(spark, pa.table({NUMBER: numbers, **own}))
-    for each in found:
-        relation = relation.join(each, NUMBER)
+        group = next((group for group in groups if group[0].is_like(one)), None)
+        if group is None:
+            groups.append([one])
+        else:
+            group.append(one)
+    return list(map(tuple, groups))
+
+
+def _joined(spark: Any, views: Sequence[ViewOnSpark], entities: EntityRows) -> Any:
+    """Entity rows, e0, e1 ..., and what each sees, v0_0 ..., with their numbers n; in no order."""
+    groups = _alike([one for one in views if not one.in_buckets])
+    columns = entities.table.columns
+    own = pa.table(list(columns), names=[f"e{at}" for at in range(len(columns))])
+    found = [Group(group, entities) for group in groups]
+    if found:  # the entity rows' columns go along with the first
+        relation = found[0].found(spark, own)
+    else:
+        numbers = pa.array(np.arange(own.num_rows))
+        relation = in_chunks(spark, own.append_column(NUMBER, numbers))
+    for group in found[1:]:
+        relation = relation.join(group.found(spark), NUMBER)
+    for one in views:
+        if one.in_buckets:
+            relation = relation.join(Bucketed(one, entities).found(spark), NUMBER)
     return relation
 
 
