@@ -179,6 +179,10 @@ def test_the_answer_is_that_of_one_machine_in_each_form(tmp_path, shop, monkeypa
     for name in ("cid", "value", "vector", "note"):
         assert found.column(name).to_pylist() == expected.column(name).to_pylist()
 
+    explained = job.explain()
+    assert [(view.plan, view.files) for view in explained.views] == [("spark", 2)]
+    assert "sorted by keys and time together" in str(explained)
+
     uris = job.to_remote_storage()
     written = pa.concat_tables([pq.read_table(uri) for uri in uris])
     assert written.equals(expected.cast(written.schema))

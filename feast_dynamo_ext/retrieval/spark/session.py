@@ -28,12 +28,18 @@ QUIET = {
 }
 """Settings of a session on this machine, where nobody says others."""
 
+ELSEWHERE = (
+    *("SPARK_HOME", "SPARK_CONF_DIR", "SPARK_REMOTE"),
+    *("SPARK_ENV_LOADED", "PYSPARK_GATEWAY_PORT"),
+)
+"""Variables of the environment by which EMR, Glue or spark-submit say where Spark is."""
+
 
 def spark_session(conf: Mapping[str, str], remote: str | None) -> Any:
     """The active session, or a new one.
 
     Args:
-        conf: Spark's settings; of an active session those that can change while it lives.
+        conf: settings of a new session.
         remote: address of a Spark Connect server, ``sc://host:port``; None for none.
 
     Raises:
@@ -51,14 +57,14 @@ def spark_session(conf: Mapping[str, str], remote: str | None) -> Any:
     active = None if remote else SparkSession.getActiveSession()
     if active is not None:
         return active
-    # Workers would take the system's Python.
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName("feast-dynamo")
     settings = dict(conf)
     if remote:
         builder = builder.remote(remote)
     elif _is_here(settings):
         settings = {**QUIET, "spark.master": HERE, **settings}
+        # Workers would take the system's Python; a cluster's have their own.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("SPARK_LOCAL_IP", settings["spark.driver.bindAddress"])
     for name, value in settings.items():
         builder = builder.config(name, value)
@@ -76,11 +82,4 @@ def _is_here(settings: Mapping[str, str]) -> bool:
     """Whether neither settings nor the platform say where the cluster is."""
     if settings.get("spark.master", "").startswith("local"):
         return True
-    if "spark.master" in settings or "SPARK_REMOTE" in os.environ:
-        return False
-    return "SPARK_CONF_DIR" not in os.environ and not _submitted()
-
-
-def _submitted() -> bool:
-    """Whether spark-submit, Glue or EMR started this process."""
-    return any(name in os.environ for name in ("PYSPARK_GATEWAY_PORT", "SPARK_ENV_LOADED"))
+    return "spark.master" not in settings and not any(name in os.environ for name in ELSEWHERE)

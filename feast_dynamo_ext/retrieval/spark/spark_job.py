@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from feast.data_source import DataSource
 
     from feast_dynamo_ext.parquet.source import ParquetSource
+    from feast_dynamo_ext.retrieval.explain import Explanation
     from feast_dynamo_ext.retrieval.inputs import EntityRows
-    from feast_dynamo_ext.retrieval.plan import PitPlan
+    from feast_dynamo_ext.retrieval.plan import PitPlan, ViewPlan
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,20 @@ def join_on_spark(
     rows = entities.table.num_rows
     ordered = in_blocks(spark, relation, rows)
     return SparkResult(schema, rows, partial(batches_of, ordered, finish), ordered, finish)
+
+
+BY_WINDOW = (
+    "rows and entity rows are sorted by keys and time together, once for all views of the same "
+    "keys, and a window finds what each entity row sees"
+)
+IN_BUCKETS = (
+    "rows and entity rows of some keys meet in a task, which joins them as one machine does"
+)
+OF_TASKS = "the executors', which spill to their disks"
+
+
+def _in_tasks(view: ViewPlan) -> bool:
+    return view.derived is not None or view.has_eras
 
 
 def _features(one: ViewOnSpark) -> Iterator[ResultColumn]:
@@ -156,6 +171,19 @@ class SparkRetrievalJob(ParquetRetrievalJob):
                 yield finish.batch(batch)
 
         return result.relation.mapInArrow(made, from_arrow_schema(finish.schema))
+
+    def explain(self) -> Explanation:
+        """What the retrieval will read and how Spark will join it; no rows are read.
+
+        Raises: as of one machine.
+        """
+        found = super().explain()
+        planned = [] if self.plan is None else getattr(self.plan, "views", [])
+        views = tuple(
+            replace(view, plan="spark", why=IN_BUCKETS if _in_tasks(plan) else BY_WINDOW)
+            for view, plan in zip(found.views, planned, strict=True)
+        )
+        return replace(found, views=views, memory=OF_TASKS)
 
     def to_remote_storage(self) -> list[str]:
         """Write the rows as Parquet files below `staging_location`, by the executors.
