@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import gc
 import runpy
 import tempfile
 from pathlib import Path
@@ -50,11 +51,18 @@ def spark_alone():
     yield
     pit_cases.PLANS = series_cases.PLANS = plans
     pit_cases.plan_config.cache_clear()
+    from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
     active = SparkSession.getActiveSession()
     if active is not None:
         active.stop()
+        # Else its sockets are found open in tests of others, whenever they are collected.
+        gateway, SparkContext._gateway, SparkContext._jvm = SparkContext._gateway, None, None
+        gateway.shutdown()
+        gateway.proc.stdin.close()
+        gateway.proc.wait()
+        gc.collect()
 
 
 @cases(6)
