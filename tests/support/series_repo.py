@@ -20,6 +20,7 @@ from feast_dynamo_ext.dynamo.series_read import as_of
 from feast_dynamo_ext.series_settings import Series
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 NUMBERS = itertools.count()
@@ -40,33 +41,12 @@ class SeriesRepo:
 
     def write(self, *purchases: tuple[Any, ...]) -> None:
         """Push (customer, days before T, number, amount, category)."""
-        rows = [
-            {
-                "customer_id": customer,
-                "event_timestamp": T - days * DAY,
-                "purchase_id": number,
-                "amount": amount,
-                "category": category,
-                "created": T - days * DAY,
-            }
-            for customer, days, number, amount, category in purchases
-        ]
-        self.store.push(f"{self.name}_push", pd.DataFrame(rows), to=PushMode.ONLINE)
+        frame = _frame((*purchase, 0) for purchase in purchases)
+        self.store.push(f"{self.name}_push", frame, to=PushMode.ONLINE)
 
     def materialize(self, *purchases: tuple[Any, ...]) -> None:
         """Have them as history, and materialize it."""
-        rows = [
-            {
-                "customer_id": customer,
-                "event_timestamp": T - days * DAY,
-                "purchase_id": number,
-                "amount": amount,
-                "category": category,
-                "created": T - days * DAY + late * DAY,
-            }
-            for customer, days, number, amount, category, late in purchases
-        ]
-        pd.DataFrame(rows).to_parquet(self.path)
+        _frame(purchases).to_parquet(self.path)
         self.store.materialize(T - 100 * DAY, T)
 
     def read(self, features: list[str], *customers: int | None) -> dict[str, list[Any]]:
@@ -77,6 +57,23 @@ class SeriesRepo:
     def items(self) -> list[dict[str, Any]]:
         found = self.client.scan(TableName=self.table)["Items"]
         return [item for item in found if "f" in item]
+
+
+def _frame(purchases: Iterable[tuple[Any, ...]]) -> pd.DataFrame:
+    """Rows of (customer, days before T, number, amount, category, days until it was created)."""
+    return pd.DataFrame(
+        [
+            {
+                "customer_id": customer,
+                "event_timestamp": T - days * DAY,
+                "purchase_id": number,
+                "amount": amount,
+                "category": category,
+                "created": T - days * DAY + late * DAY,
+            }
+            for customer, days, number, amount, category, late in purchases
+        ]
+    )
 
 
 def views_of(name: str, path: str, **series: Any) -> list[Any]:

@@ -66,16 +66,17 @@ def in_chunks(spark: Any, table: pa.Table) -> Any:
     return relation.mapInArrow(unpacked, ddl(columns))
 
 
-def _packed(table: pa.Table, start: int = 0, rows: int | None = None) -> bytearray:
+def _packed(table: pa.Table, start: int = 0, rows: int | None = None) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table.slice(start, rows).combine_chunks())
-    return bytearray(sink.getvalue())
+    packed: bytes = sink.getvalue().to_pybytes()
+    return packed
 
 
 def packed_batches(batch: pa.RecordBatch) -> pa.RecordBatch:
     """A batch as one value of the column `PACKED`."""
-    packed = bytes(_packed(pa.Table.from_batches([batch])))
+    packed = _packed(pa.Table.from_batches([batch]))
     return pa.RecordBatch.from_arrays([pa.array([packed], pa.binary())], [PACKED])
 
 
